@@ -13,6 +13,10 @@ from tempovlm.engine.threads import prepare
 # Before any test module imports torch: spinning threads would make tests slow beside other processes.
 prepare()
 
+# Before Triton is imported, and with it its own library: without a GPU, kernels run in its interpreter.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.layers import RMSNorm, rotate
+from tempovlm.model.layers import RMSNorm, norm_rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Span:
     Attributes:
         start: tokens already in the cache.
         cos: and `sin`: rotary tables for these tokens, (B, T, 1, W).
-        mask: (B, 1, T, start + T), True where a token may look; None means plainly causal.
+        mask: (B, 1, T, start + T), True where a token may look, or added to the scores; None means plainly causal.
     """
 
     start: int
@@ -49,10 +49,9 @@ class Attention(nn.Module):
         """What this block adds to (B, T, D); reads and writes entry `step` of the cache if there is one."""
         B, T, D = x.shape
         q, k, v = self.qkv(self.norm(x)).split(D, dim=-1)
-        heads = (B, T, self.num_heads, D // self.num_heads)
-        q = rotate(self.q_norm(q).view(heads), span.cos, span.sin).transpose(1, 2)
-        k = rotate(self.k_norm(k).view(heads), span.cos, span.sin).transpose(1, 2)
-        v = v.view(heads).transpose(1, 2)
+        q = norm_rotate(self.q_norm, q, span.cos, span.sin).transpose(1, 2)
+        k = norm_rotate(self.k_norm, k, span.cos, span.sin).transpose(1, 2)
+        v = v.view(B, T, self.num_heads, -1).transpose(1, 2)
         if cache is not None:
             k, v = cache.write(step, span.start, k, v)
         causal = span.mask is None and T > 1

@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; same shape and type out."""
-        if x.is_cuda and x.dtype == torch.float32:
+        if x.is_cuda and (x.dtype == torch.float32 or x.requires_grad):
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         # On a CPU the library's norm is a chain of a dozen operations; these five take half the time.
         x32 = x.float()
@@ -54,6 +54,41 @@ class Rotary(nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, float32, (B, T, 1, head width), for positions (B, T)."""
         return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
+
+
+def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Norm of (B, T, D), then the rotary embedding of its heads: (B, T, heads, head width)."""
+    heads = (*x.shape[:2], -1, cos.shape[-1])
+    if x.is_cuda and x.requires_grad:
+        from tempovlm.model.kernels import training
+
+        return training.norm_rotate(x, norm.weight, cos, sin, norm.eps).view(heads)
+    return rotate(norm(x).view(heads), cos, sin)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's activation: x · sigmoid(1.702 x) (Radford et al. 2021)."""
+    if x.is_cuda and x.requires_grad:
+        from tempovlm.model.kernels import training
+
+        return training.quick_gelu(x)
+    return x * torch.sigmoid(1.702 * x)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """SiLU of the first half of the last dimension times the second half (Shazeer 2020, arXiv 2002.05202)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def gated_swiglu(gate_up: Tensor, weights: Tensor) -> Tensor:
+    """SwiGLU of every expert times its weight: (N, E·2F) and (N, E) to (N, E·F)."""
+    if gate_up.is_cuda:
+        from tempovlm.model.kernels import training
+
+        return training.gated_swiglu(gate_up, weights)
+    hidden = swiglu(gate_up.unflatten(-1, (weights.shape[-1], -1)))
+    return (hidden * weights.unsqueeze(-1)).flatten(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

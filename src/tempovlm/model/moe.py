@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.layers import RMSNorm
+from tempovlm.model.layers import RMSNorm, gated_swiglu, swiglu
 
 GATHER_LIMIT = 4
 """Up to this many tokens, fetching experts token by token beats sorting tokens into groups."""
@@ -75,11 +75,5 @@ class MoE(nn.Module):
         """Sum over each token's experts by running all of them; differentiable."""
         E, F2, D = self.gate_up.shape
         gates = x.new_zeros(x.shape[0], E).scatter(1, experts, weights)
-        hidden = swiglu(F.linear(x, self.gate_up.view(E * F2, D)).view(-1, E, F2)) * gates.unsqueeze(-1)
-        return F.linear(hidden.flatten(1), self.down.permute(1, 0, 2).reshape(D, -1))
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """SiLU of the first half of the last dimension times the second half (Shazeer 2020, arXiv 2002.05202)."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+        hidden = gated_swiglu(F.linear(x, self.gate_up.view(E * F2, D)), gates)
+        return F.linear(hidden, self.down.permute(1, 0, 2).reshape(D, -1))

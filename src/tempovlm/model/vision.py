@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempovlm.model.config import ModelConfig, VisionConfig
+from tempovlm.model.layers import quick_gelu, swiglu
 
 
 class VisionBlock(nn.Module):
@@ -33,8 +34,7 @@ class VisionBlock(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(y.transpose(1, 2).reshape(C, T, W))
-        hidden = self.up(self.mlp_norm(x))
-        return x + self.down(hidden * torch.sigmoid(1.702 * hidden))
+        return x + self.down(quick_gelu(self.up(self.mlp_norm(x))))
 
 
 class VisionTransformer(nn.Module):
@@ -93,8 +93,7 @@ class Projector(nn.Module):
         s, p = self.side, self.pool
         windows = x.view(C, s, p, s, p, W).permute(0, 1, 3, 2, 4, 5).reshape(C * s * s, p * p, W)
         pooled = self._attend(windows).view(C, s * s, -1)
-        gate, up = self.gate_up(pooled).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(pooled)))
 
     def _attend(self, windows: Tensor) -> Tensor:
         """Mean-query attention within each window: (windows, p², features) to (windows, width)."""

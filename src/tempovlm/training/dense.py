@@ -21,6 +21,7 @@ from tempovlm.training.pictures import PictureBatch
 NOTHING_WEIGHT = 0.1
 """Weight of the class 'nothing here', which most patches are."""
 
+_ALL = slice(None)
 MIN_COVER = 0.3
 """Share of a cell that a box must cover to be its label."""
 
@@ -34,8 +35,8 @@ class DenseLabels:
     colors: Tensor
 
 
-def dense_labels(batch: PictureBatch, grid: Grid, vision: VisionConfig) -> DenseLabels:
-    """Labels of all crops of all pictures, in the order in which their patches are cut."""
+def dense_labels(batch: PictureBatch, grid: Grid, vision: VisionConfig, pictures: slice = _ALL) -> DenseLabels:
+    """Labels of all crops of some pictures, in the order in which their patches are cut."""
     parts = []
     for canvas, whole in (((vision.crop_size,) * 2, True), (grid.canvas(vision), False)):
         if not whole and (grid.rows, grid.cols) == (1, 1):
@@ -43,9 +44,11 @@ def dense_labels(batch: PictureBatch, grid: Grid, vision: VisionConfig) -> Dense
         scale, top, left, _, _ = fit(batch.images.shape[1], batch.images.shape[2], *canvas)
         shift = torch.tensor([left, top, left, top], device=batch.images.device)
         cells = (canvas[0] // vision.patch_size, canvas[1] // vision.patch_size)
-        chars = _label(batch.char_boxes * scale + shift, (batch.char_ids,), cells, vision.patch_size, 2)
-        boxes = batch.shape_boxes * scale + shift
-        shapes = _label(boxes, (batch.shape_ids, batch.color_ids), cells, vision.patch_size, 1)
+        boxes = batch.char_boxes[pictures] * scale + shift
+        chars = _label(boxes, (batch.char_ids[pictures],), cells, vision.patch_size, 2)
+        boxes = batch.shape_boxes[pictures] * scale + shift
+        kinds = (batch.shape_ids[pictures], batch.color_ids[pictures])
+        shapes = _label(boxes, kinds, cells, vision.patch_size, 1)
         stacked = torch.stack([chars[0][..., 0::2], chars[0][..., 1::2], *shapes], dim=-1)
         g, w = vision.grid, vision.window
         parts.append(stacked.unfold(1, g, w).unfold(2, g, w).permute(0, 1, 2, 4, 5, 3).flatten(1, 2))

@@ -24,10 +24,17 @@ from tempovlm.model.tiling import Grid, choose_grid, cut_batch
 from tempovlm.model.vlm import Molmo
 from tempovlm.training.pictures import IGNORE, PictureBatch
 
+ALIGN = 16
+"""Rows are padded to a multiple of this, as fast attention under a mask demands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """What the vision side made of a batch: kept features (B·U, P, ·), tokens (B·C, G, D) and the grid."""
+    """What the vision side made of a batch of pictures with `C` crops, `U` of them distinct.
+
+    Attributes:
+        features: (B, U, P, features). tokens: (B·C, G, D). distinct: (B, U, G, D). grid: how all were cut.
+    """
 
     features: Tensor
     tokens: Tensor
@@ -36,16 +43,16 @@ class Vision:
 
 
 def see(model: Molmo, batch: PictureBatch, tier: str) -> Vision:
-    """Run the vision side of a whole batch at a tier; `distinct` are the tokens of crops that differ."""
+    """Run the vision side of a whole batch at a tier."""
     vision = model.config.vision
     grid = choose_grid(tier, batch.images.shape[1], batch.images.shape[2], vision)
     crops = cut_batch(batch.images, grid, vision, exact=True)
     B, U = crops.patches.shape[:2]
-    features = model.vision(crops.patches.flatten(0, 1))
-    every = features.view(B, U, *features.shape[1:])[:, crops.index].flatten(0, 1)
+    features = model.vision(crops.patches.flatten(0, 1).to(model.vision.positions.dtype)).unflatten(0, (B, U))
+    every = features[:, crops.index].flatten(0, 1)
     masks = crops.masks.expand(B, -1, -1).flatten(0, 1)
     tokens = model.projector(every, masks)
-    distinct = tokens.view(B, -1, *tokens.shape[1:])[:, :U].flatten(0, 1)
+    distinct = tokens.unflatten(0, (B, -1))[:, :U]
     return Vision(features, tokens, distinct, grid)
 
 
@@ -53,22 +60,26 @@ def read(
     model: Molmo, batch: PictureBatch, seen: Vision, plan: Plan, tokenizer: Tokenizer
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits (A, V) and targets (A,) at the answers' places, the (B, S) mask of those places, the balance term."""
-    B = batch.tokens.shape[0]
+    B, S = batch.tokens.shape
     device, vision = batch.tokens.device, model.config.vision
     image = torch.tensor([tokenizer.end, *image_tokens(seen.grid, vision, tokenizer)], device=device)
-    stream = torch.cat((image.expand(B, -1), batch.tokens), dim=1)
-    length, width = image.shape[0], stream.shape[1]
+    length = image.shape[0]
+    spare = -(length + S) % ALIGN
+    tokens, segments, offsets = (F.pad(x, (0, spare)) for x in (batch.tokens, batch.segments, batch.offsets))
+    stream = torch.cat((image.expand(B, -1), tokens), dim=1)
+    width = stream.shape[1]
     slots = feature_slots(seen.grid, vision).to(device)
     places = torch.arange(B, device=device)[:, None] * width + torch.where(slots >= 0, slots + 1, 0)
     places = torch.where(slots >= 0, places, -1).flatten()
     x = model.embed(stream, seen.tokens, places)
-    positions = torch.cat((torch.arange(length, device=device).expand(B, -1), length + batch.offsets), dim=1)
-    segments = torch.cat((torch.zeros(B, length, dtype=torch.long, device=device), batch.segments), dim=1)
+    positions = torch.cat((torch.arange(length, device=device).expand(B, -1), length + offsets), dim=1)
+    segments = torch.cat((torch.zeros(B, length, dtype=torch.long, device=device), segments), dim=1)
     padding = torch.arange(width, device=device) >= length
     segments = torch.where(padding & (segments == 0), -1, segments)
-    hidden, balance = forward_elastic(model.decoder, x, positions, plan, packed_mask(segments))
+    mask = torch.zeros((), dtype=x.dtype, device=device).where(packed_mask(segments), -torch.inf)
+    hidden, balance = forward_elastic(model.decoder, x, positions, plan, mask)
     answers = batch.targets != IGNORE
-    return model.decoder.logits(hidden[:, length:][answers]), batch.targets[answers], answers, balance
+    return model.decoder.logits(hidden[:, length : length + S][answers]), batch.targets[answers], answers, balance
 
 
 def packed_mask(segments: Tensor) -> Tensor:
@@ -114,8 +125,8 @@ def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
     tier = "high" if size < 0.5 else "medium" if size < 0.75 else "low"
     top_k = space.top_ks[int(k * len(space.top_ks))]
     num_blocks = space.block_counts[int(n * len(space.block_counts))]
-    if kind < 0.7:
-        fixed = space.native if kind < 0.6 else space.cheapest if kind < 0.65 else space.largest
+    if kind < 0.8:
+        fixed = space.native if kind < 0.7 else space.cheapest if kind < 0.75 else space.largest
         top_k, num_blocks = fixed.top_k, fixed.num_blocks
     return KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
 

@@ -23,8 +23,13 @@ from tempovlm.tasks.synthetic import DATASETS, SIZES, Scene, SceneQuestion, make
 MIXTURE = {"text_vqa": 0.35, "coco_2014_vqa": 0.2, "okvqa": 0.1, "science_qa_img": 0.35}
 """Share of each stand-in among the training pictures: what is harder to learn is shown more often."""
 
+OPEN_STYLE = STYLES["coco_2014_vqa"]
 GENERAL_STYLE = 0.25
-"""Share of training pictures asked in the general style, which a user who names none gets."""
+"""Share of training pictures asked in the style of open questions, which a user who names none gets."""
+
+OPEN_FORM = 0.5
+"""Share of multiple choice questions of the training pictures that are asked without their options, the answer
+being the option's text: finding it in the picture is learned far sooner than finding its letter at once."""
 
 MAX_BOXES = 96
 IGNORE = -100
@@ -89,10 +94,18 @@ class Pictures(IterableDataset[PictureBatch]):
             make_scene(str(name), self.split, start + i, seed=self.seed, size=size) for i, name in enumerate(names)
         ]
         general = rng.random(self.batch) < (GENERAL_STYLE if self.split == "train" else 0.0)
-        styles = np.where(general, "vqa2", [STYLES[str(name)] for name in names])
-        rows = [pack_questions(s.questions, str(n), tokenizer) for s, n in zip(scenes, styles, strict=True)]
+        styles = [OPEN_STYLE if g else STYLES[str(name)] for g, name in zip(general, names, strict=True)]
+        asked = [[self.word(q, s, rng) for q in scene.questions] for scene, s in zip(scenes, styles, strict=True)]
+        rows = [pack_questions(prompts, tokenizer) for prompts in asked]
         datasets = torch.tensor([DATASETS.index(str(name)) for name in names])
         return collate(scenes, rows, datasets)
+
+    def word(self, item: SceneQuestion, style: str, rng: np.random.Generator) -> tuple[str, str]:
+        """A question's prompt and its answer; in training a choice may be put as an open question."""
+        if item.options and self.split == "train" and rng.random() < OPEN_FORM:
+            return prompt_text(item.question, OPEN_STYLE), item.options[item.answer_index]
+        text = choice_question(item.question, item.options) if item.options else item.question
+        return prompt_text(text, style), item.answer
 
 
 def picture_loader(pictures: Pictures, workers: int) -> DataLoader[PictureBatch]:
@@ -107,13 +120,12 @@ def picture_loader(pictures: Pictures, workers: int) -> DataLoader[PictureBatch]
     )
 
 
-def pack_questions(questions: tuple[SceneQuestion, ...], style: str, tokenizer: Tokenizer) -> np.ndarray:
-    """(4, S) tokens, segments, offsets and targets of a picture's questions with their answers."""
+def pack_questions(asked: list[tuple[str, str]], tokenizer: Tokenizer) -> np.ndarray:
+    """(4, S) tokens, segments, offsets and targets of a picture's prompts with their answers."""
     parts = []
-    for number, item in enumerate(questions, start=1):
-        text = choice_question(item.question, item.options) if item.options else item.question
-        prompt = tokenizer.encode(prompt_text(text, style))
-        answer = [*tokenizer.encode(item.answer), tokenizer.end]
+    for number, (text, said) in enumerate(asked, start=1):
+        prompt = tokenizer.encode(text)
+        answer = [*tokenizer.encode(said), tokenizer.end]
         tokens = np.array([*prompt, *answer[:-1]])
         targets = np.full(len(tokens), IGNORE)
         targets[len(prompt) - 1 :] = answer

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from tempovlm.tasks.synthetic import alphabet, vocabulary
 from tempovlm.training.dense import DenseHead, dense_labels
 from tempovlm.training.elastic import read, sample_plan, sample_setting, see
 from tempovlm.training.model_card import write_card
+from tempovlm.training.muon import Muon
 from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures, picture_loader
 from tempovlm.training.pocket_eval import outcomes, tabulate, validation_batches
 from tempovlm.training.tokenizer import build_tokenizer
@@ -42,9 +44,9 @@ from tempovlm.training.tokenizer import build_tokenizer
 class Recipe:
     """Everything that a run depends on; written beside its results."""
 
-    steps: int = 12000
+    steps: int = 11000
     decay_steps: int = 3000
-    vision_steps: int = 1200
+    vision_steps: int = 1000
     batch: int = 256
     passes: int = 2
     lr: float = 1.2e-3
@@ -52,7 +54,7 @@ class Recipe:
     warmup: int = 300
     dense_weight: float = 0.25
     balance_weight: float = 0.01
-    elastic_after: int = 2500
+    elastic_after: int = 5000
     seed: int = 0
     validation_seed: int = 20_000
     validation_batches: int = 8
@@ -65,6 +67,25 @@ class Pupil(nn.Module):
         super().__init__()
         self.model = Molmo(config)
         self.head = DenseHead(config)
+
+
+def working_copy(pupil: Pupil) -> Pupil:
+    """The pupil in bfloat16, which computes; float32 weights stay behind to take the updates."""
+    copy = deepcopy(pupil).bfloat16()
+    copy.model.decoder.rotary.reset()
+    return copy
+
+
+def hand_over(working: Pupil, pupil: Pupil) -> None:
+    """Give the gradients of the working copy, in float32, to the weights that take the updates."""
+    pairs = [*zip(working.parameters(), pupil.parameters(), strict=True)]
+    for _, own in pairs:
+        own.grad = None
+    used = [(worked.grad, own) for worked, own in pairs if worked.grad is not None]
+    gradients = [torch.empty_like(own) for _, own in used]
+    torch._foreach_copy_(gradients, [gradient for gradient, _ in used])
+    for (_, own), gradient in zip(used, gradients, strict=True):
+        own.grad = gradient
 
 
 def initialise(model: Molmo, seed: int) -> None:
@@ -83,21 +104,30 @@ def initialise(model: Molmo, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def optimiser(pupil: Pupil, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; matrices decay, and the decoder is a group of its own, so that its warm-up can start later."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def optimisers(pupil: Pupil, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices inside the network, AdamW for all else: norms, embeddings, routers, read-outs.
+
+    The decoder's parameters are groups of their own (`late`), so that their warm-up can start later.
+    """
+    muon: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    adam: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in pupil.named_parameters():
-        late = ".decoder." in name
-        decays = parameter.dim() >= 2 and "embedding" not in name and "positions" not in name
-        groups.setdefault((late, decays), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": recipe.decay if decays else 0.0, "late": late}
-            for (late, decays), members in groups.items()
-        ],
-        lr=recipe.lr,
-        betas=(0.9, 0.98),
-        fused=torch.cuda.is_available(),
+        late, matrix = ".decoder." in name, parameter.dim() >= 2
+        edge = any(part in name for part in ("embedding", "positions", "router", "head."))
+        if matrix and not edge:
+            muon[late].append(parameter)
+        else:
+            decays = matrix and "embedding" not in name and "positions" not in name
+            adam.setdefault((late, decays), []).append(parameter)
+    decay = recipe.decay
+    return (
+        Muon([{"params": p, "weight_decay": decay, "late": late} for late, p in muon.items()], recipe.lr),
+        torch.optim.AdamW(
+            [{"params": p, "weight_decay": decay * decays, "late": late} for (late, decays), p in adam.items()],
+            lr=recipe.lr,
+            betas=(0.9, 0.98),
+            fused=torch.cuda.is_available(),
+        ),
     )
 
 
@@ -128,10 +158,11 @@ class Trainer:
         self.pupil = Pupil(config)
         initialise(self.pupil.model, recipe.seed)
         self.pupil.to(device)
+        self.working = working_copy(self.pupil) if device.type == "cuda" else self.pupil
         self.model, self.config = self.pupil.model, config
         self.space = KnobSpace.for_model(config.shape)
         self.ranking = Ranking.evenly_spaced(config.num_blocks)
-        self.optimiser = optimiser(self.pupil, recipe)
+        self.optimisers = optimisers(self.pupil, recipe)
         self.draws = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
         self.resume()
@@ -142,7 +173,8 @@ class Trainer:
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.pupil.load_state_dict(state["pupil"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
             self.draws.set_state(state["draws"].cpu())
             self.step = state["step"]
             if state["steps"] != self.recipe.steps and self.step > state["steps"] - self.recipe.decay_steps:
@@ -154,7 +186,7 @@ class Trainer:
         """Write the state beside the old one and swap, so that a kill leaves one of them whole."""
         state = {
             "pupil": self.pupil.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "draws": self.draws.get_state(),
             "step": self.step,
             "steps": self.recipe.steps,
@@ -173,23 +205,23 @@ class Trainer:
     def losses(self, batch: PictureBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one batch and the figures to log."""
         knobs = self.setting()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            seen = see(self.model, batch, knobs.tier)
-            labels = dense_labels(batch, seen.grid, self.config.vision)
-            patch, pooled, chars = self.pupil.head(seen.features, seen.distinct, labels)
-            figures = {"patch": patch, "pooled": pooled, "chars": chars}
-            if self.step < self.recipe.vision_steps:
-                return patch + pooled, figures
-            plan = sample_plan(knobs, self.ranking, self.config, self.draws)
-            logits, targets, _, balance = read(self.model, batch, seen, plan, self.tokenizer)
-            answer = F.cross_entropy(logits.float(), targets)
-            figures |= {
-                "answer": answer,
-                "balance": balance,
-                "tokens": (logits.argmax(-1) == targets).float().mean(),
-            }
-            dense = self.recipe.dense_weight * (patch + pooled)
-            return answer + dense + self.recipe.balance_weight * balance, figures
+        seen = see(self.working.model, batch, knobs.tier)
+        alone = self.step < self.recipe.vision_steps
+        # Once the answers teach too, labels of every fourth picture are enough, and a good deal cheaper.
+        every = 1 if alone else min(4, len(batch.images))
+        some = slice(int(torch.randint(every, (), generator=self.draws)), None, every)
+        labels = dense_labels(batch, seen.grid, self.config.vision, some)
+        features, tokens = seen.features[some].flatten(0, 1), seen.distinct[some].flatten(0, 1)
+        patch, pooled, chars = self.working.head(features, tokens, labels)
+        figures = {"patch": patch, "pooled": pooled, "chars": chars}
+        if alone:
+            return patch + pooled, figures
+        plan = sample_plan(knobs, self.ranking, self.config, self.draws)
+        logits, targets, _, balance = read(self.working.model, batch, seen, plan, self.tokenizer)
+        answer = F.cross_entropy(logits.float(), targets)
+        figures |= {"answer": answer, "balance": balance, "tokens": (logits.argmax(-1) == targets).float().mean()}
+        dense = self.recipe.dense_weight * (patch + pooled)
+        return answer + dense + self.recipe.balance_weight * balance, figures
 
     def train(self, workers: int, max_minutes: float, log_every: int) -> bool:
         """Run until the steps are done or the minutes are; True when all steps are done."""
@@ -215,13 +247,20 @@ class Trainer:
 
     def advance(self, batch: PictureBatch, sums: dict[str, Tensor]) -> None:
         """One optimiser step; running means of its figures go to `sums`, without waiting for the device."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, group["late"], self.recipe)
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(self.step, group["late"], self.recipe)
+        self.working.zero_grad(set_to_none=True)
+        if self.working is not self.pupil:
+            with torch.no_grad():
+                torch._foreach_copy_([*self.working.parameters()], [*self.pupil.parameters()])
         loss, figures = self.losses(batch)
         loss.backward()
+        if self.working is not self.pupil:
+            hand_over(self.working, self.pupil)
         nn.utils.clip_grad_norm_(self.pupil.parameters(), 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
         for name, value in figures.items():
             sums[name] = value.detach() if name not in sums else 0.9 * sums[name] + 0.1 * value.detach()

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,11 +17,11 @@ from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.config import POCKET, VisionConfig
 from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer, feature_slots, image_tokens
 from tempovlm.model.tiling import choose_grid, cut_crops
-from tempovlm.tasks.synthetic import CHARSET, alphabet, vocabulary
+from tempovlm.tasks.synthetic import CHARSET, SceneQuestion, alphabet, vocabulary
 from tempovlm.training.dense import dense_labels
 from tempovlm.training.elastic import packed_mask, read, sample_plan, sample_setting, see
 from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures
-from tempovlm.training.pocket import Recipe, Trainer, learning_rate, main
+from tempovlm.training.pocket import Recipe, Trainer, hand_over, learning_rate, main, working_copy
 from tempovlm.training.tokenizer import build_tokenizer
 
 TINY = replace(
@@ -83,6 +84,45 @@ def test_a_question_does_not_see_its_neighbours() -> None:
     assert mask[4].tolist() == [True, True, False, False, True, False]
     assert mask[3].tolist() == [True, True, True, True, False, False]
     assert mask[5].tolist() == [True, True, False, False, False, True]
+
+
+def test_half_of_the_training_choices_are_put_as_open_questions(trainer: Trainer) -> None:
+    options = ("north", "south", "east")
+    item = SceneQuestion(
+        question="which way?", answers=("b",) * 10, answer="b", template="t", options=options, answer_index=1
+    )
+    rng = np.random.default_rng(0)
+    tokenizer = trainer.out / "tokenizer.json"
+    said = Counter(
+        Pictures(tokenizer, split, 2, 0, 0, 1).word(item, "science_qa", rng)
+        for split in ("train", "val")
+        for _ in range(100)
+    )
+    (closed, letter), (opened, word) = sorted(said, key=lambda pair: len(pair[0]), reverse=True)
+    assert (letter, word) == ("b", "south")
+    assert "B: south" in closed
+    assert "south" not in opened
+    assert 130 < said[(closed, letter)] < 170  # all 100 of validation and half of training
+
+
+def test_gradients_of_the_bfloat16_copy_are_those_of_the_weights(trainer: Trainer, batch: PictureBatch) -> None:
+    pupil, working = trainer.pupil, working_copy(trainer.pupil)
+    found = []
+    for candidate in (pupil, working):
+        seen = see(candidate.model, batch, "low")
+        plan = Plan.build(KnobConfig(tier="low", top_k=4, num_blocks=4), trainer.ranking, TINY.shape)
+        logits, targets, _, _ = read(candidate.model, batch, seen, plan, trainer.tokenizer)
+        candidate.zero_grad()
+        torch.nn.functional.cross_entropy(logits.float(), targets).backward()
+        found.append([p.grad.clone() if p.grad is not None else None for p in candidate.parameters()])
+    hand_over(working, pupil)
+    for plain, handed, own in zip(found[0], found[1], pupil.parameters(), strict=True):
+        assert (plain is None) == (handed is None) == (own.grad is None)
+        if plain is not None and handed is not None and own.grad is not None:
+            assert own.grad.dtype == torch.float32
+            torch.testing.assert_close(own.grad, handed.float())
+            assert (plain - own.grad).norm() <= 0.25 * plain.norm() + 1e-6
+    pupil.zero_grad()
 
 
 def test_dense_labels_stand_where_the_boxes_are(batch: PictureBatch) -> None:
