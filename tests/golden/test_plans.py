@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
+from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.vlm import Molmo
 
 QUESTIONS = ("what is the color?", "is there a dog", "how many dogs are there in the sign (a) 4 (b) 12?", "stop")
@@ -46,11 +48,17 @@ def counted(model: Molmo) -> Iterator[list[tuple[int, int, int]]]:
         block.moe.register_forward_pre_hook(watch(i))  # type: ignore[union-attr, arg-type]
         for i, block in enumerate(model.decoder.blocks)
     ]
-    try:
+    visit = NarrowDecoder._visit
+
+    def watched(self: NarrowDecoder, block: object, x: np.ndarray, top_k: int) -> np.ndarray:
+        seen.append((next(i for i, own in enumerate(self.blocks) if own is block), 1, top_k))
+        return visit(self, block, x, top_k)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NarrowDecoder, "_visit", watched)
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.mark.parametrize(("tier", "top_k", "num_blocks"), [("low", 2, 3), ("medium", 5, 4), ("high", 6, 6)])

@@ -19,6 +19,7 @@ from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
 from tempovlm.latency.clock import Reading, StageClock, stage_clock
+from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
 
@@ -36,7 +37,7 @@ class Engine:
         exact: bool = False,
     ) -> None:
         shape = model.config.shape
-        self.runner = Runner(model, tokenizer, exact)
+        self.runner = Runner(model, tokenizer, exact, NarrowDecoder.of(model.decoder))
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name = name
