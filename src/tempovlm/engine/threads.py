@@ -1,4 +1,4 @@
-"""Threads of a CPU and how they wait; set before torch is imported.
+"""Threads of a CPU and how they wait, and how freed memory is kept; set before torch is imported.
 
 With this a busy neighbour slows us in proportion and not tenfold.
 
@@ -8,6 +8,7 @@ process hold up each other: measured here, a factor of 2 to 10. Imports no torch
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ _PASSIVE = {
     "KMP_BLOCKTIME": "0",
 }
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of the C library's mallopt
+_KEPT_BYTES = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 512 << 20}
+"""Arrays up to the first size come from the heap; up to the second of it stays when they are freed."""
+
 
 def prepare(threads: int | None = None) -> int:
     """Set the OpenMP environment, or torch's thread count if torch is already there; return the count.
@@ -29,6 +34,7 @@ def prepare(threads: int | None = None) -> int:
     Where torch was imported before without a passive wait policy, the default is one thread: a single thread
     waits for nobody, which costs a sixth of the speed on an idle machine and saves the deadline on a busy one.
     """
+    keep_memory()
     count = threads if threads is not None else default_threads()
     if threads is None and "torch" in sys.modules and not _is_passive():
         count = 1
@@ -42,6 +48,18 @@ def prepare(threads: int | None = None) -> int:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(count))
     return count
+
+
+def keep_memory() -> bool:
+    """Let the process keep the memory that its arrays free; False where the C library is not glibc.
+
+    Else every activation beyond some 100 kB is mapped, paged in and unmapped again by the operation that makes it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all(mallopt(name, value) == 1 for name, value in _KEPT_BYTES.items())
 
 
 def _is_passive() -> bool:
