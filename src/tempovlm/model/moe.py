@@ -9,6 +9,8 @@ Shapes: `N` tokens, `D` width, `E` experts, `K` top-k, `F` expert width.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,17 +61,18 @@ class MoE(nn.Module):
         """Sum over each token's experts, one pass over each expert that any token visits."""
         K = experts.shape[1]
         order = experts.view(-1).argsort()
-        counts = torch.bincount(experts.view(-1), minlength=self.router.out_features).tolist()
+        ends = torch.bincount(experts.view(-1), minlength=self.router.out_features).cumsum(0).tolist()
+        parts = [(e, slice(start, end)) for e, (start, end) in enumerate(pairwise([0, *ends])) if end > start]
         rows = order // K
-        inputs, scale = x[rows], weights.view(-1)[order].unsqueeze(-1)
-        outputs = torch.empty_like(inputs)
-        end = 0
-        for expert, count in enumerate(counts):
-            if count:
-                start, end = end, end + count
-                hidden = swiglu(F.linear(inputs[start:end], self.gate_up[expert]))
-                torch.mm(hidden, self.down[expert].t(), out=outputs[start:end])
-        return torch.zeros_like(x).index_add_(0, rows, outputs.mul_(scale))
+        inputs = x.index_select(0, rows)
+        hidden = x.new_empty(len(rows), self.gate_up.shape[1])
+        for expert, part in parts:
+            torch.mm(inputs[part], self.gate_up[expert].t(), out=hidden[part])
+        hidden = swiglu(hidden).mul_(weights.view(-1)[order].unsqueeze(-1))
+        outputs = inputs  # not needed any more, and as large
+        for expert, part in parts:
+            torch.mm(hidden[part], self.down[expert].t(), out=outputs[part])
+        return torch.zeros_like(x).index_add_(0, rows, outputs)
 
     def dense(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """Sum over each token's experts by running all of them; differentiable."""
