@@ -94,7 +94,7 @@ def load(
         engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress
     )
     if warmup:
-        warm_up(engine)
+        warm_up(engine, progress=progress)
     return loaded
 
 
@@ -373,10 +373,18 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def warm_up(engine: Engine) -> None:
-    """Answer at the cheapest and the native setting, so that nothing is done for the first time later."""
+def warm_up(engine: Engine, *, progress: bool = False) -> None:
+    """Answer at the cheapest and the native setting, so that nothing is done for the first time later.
+
+    On CUDA the decode steps of all settings are captured first.
+    """
     from tempovlm.control.guard import Guard
     from tempovlm.profiling.calibration import sample_requests
+    from tempovlm.profiling.progress import progress_bar
+
+    if engine.runner.graphs is not None:
+        with progress_bar("capturing decode steps", show=progress) as advance:
+            engine.warmup(advance=advance)
 
     requests = sample_requests(seed=1, max_new_tokens=3)
     for _ in range(_WARM_UP_ROUNDS):

@@ -6,7 +6,7 @@ request: streams with different plans interleave on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tempovlm.control.guard import Choice, Guard
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
@@ -37,7 +38,7 @@ class Engine:
         exact: bool = False,
     ) -> None:
         shape = model.config.shape
-        self.runner = Runner(model, tokenizer, exact, NarrowDecoder.of(model.decoder))
+        self.runner = Runner(model, tokenizer, exact, NarrowDecoder.of(model.decoder), graph_decoder(model))
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name = name
@@ -57,6 +58,12 @@ class Engine:
         """
         self.space.validate(knobs)
         return self._plans[knobs]
+
+    def warmup(self, knobs: Iterable[KnobConfig] | None = None, advance: Advance | None = None) -> int:
+        """Capture the decode steps of some settings, all unless told; how many graphs that are, 0 on a CPU."""
+        if self.runner.graphs is None:
+            return 0
+        return self.runner.graphs.warmup((self.plan(one) for one in knobs or self.space), advance)
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
         """Answer a request; the guard's policy chooses the setting, the native one without a guard."""
@@ -91,17 +98,21 @@ class Engine:
         clock.mark("projector")
         choice = guard.choose_compute(request, tier, ready.sight(vision), clock.elapsed_ms())
         clock.mark("control")
-        state = run.prefill(ready.prompt, vision, self._plans[choice.knobs], request.max_new_tokens)
-        token, transcript = sample(state.logits), Transcript(request, run.tokenizer)
-        first = transcript.add(int(token))
-        clock.mark("prefill")
-        yield from first
-        while not (transcript.finish or self._interrupt(transcript, request, choice, clock, cancel)):
-            token = sample(run.decode(token, state, len(transcript.tokens)))
-            next_token = transcript.add(int(token))
-            clock.mark("decode")
-            yield from next_token
+        with run.lane() as lane:
+            plan = self._plans[choice.knobs]
+            state = run.prefill(ready.prompt, vision, plan, request.max_new_tokens, lane)
+            token, transcript = sample(state.logits), Transcript(request, run.tokenizer)
+            first, steps = transcript.add(int(token)), run.steps(token, state, sample, request)
+            clock.mark("prefill")
+            yield from first
+            while not (transcript.finish or self._interrupt(transcript, request, choice, clock, cancel)):
+                made = next(steps)
+                next_token = transcript.add(made.token)
+                clock.mark("decode", made.event)
+                yield from next_token
         yield build_answer(self, request, choice, ready, transcript, clock.read())
+        if run.graphs is not None:
+            run.graphs.settle()
 
     def _interrupt(
         self,

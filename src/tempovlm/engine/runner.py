@@ -7,8 +7,9 @@ Shapes: `C` crops, `P` patches, `G` tokens of a crop, `T` tokens, `D` width, `V`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
+from tempovlm.engine.graphs import GraphDecoder, Lane, Made
+from tempovlm.engine.sampling import Sampler
 from tempovlm.model.cache import KVCache
 from tempovlm.model.image import open_image
 from tempovlm.model.narrow import NARROW, NarrowDecoder
@@ -48,6 +51,7 @@ class Decoding:
     plan: Plan
     cache: KVCache
     length: int
+    lane: Lane | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,14 @@ class Runner:
     Attributes:
         exact: resize pictures in float32, as published, and not in uint8, which is several times faster.
         narrow: decodes for a narrow model on a CPU; None for all others.
+        graphs: decodes on CUDA; without it, and where its lanes are taken, the model does.
     """
 
     model: Molmo
     tokenizer: Tokenizer
     exact: bool = False
     narrow: NarrowDecoder | None = None
+    graphs: GraphDecoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -121,14 +127,22 @@ class Runner:
             if narrow:
                 torch.set_num_threads(before)
 
+    def lane(self) -> AbstractContextManager[Lane | None]:
+        """What one request decodes on while the block runs; None where it needs nothing of its own."""
+        return nullcontext() if self.graphs is None else self.graphs.lane()
+
     @torch.inference_mode()
-    def prefill(self, prompt: Prompt, features: Tensor | None, plan: Plan, max_new_tokens: int) -> Decoding:
-        """Read the prompt; the cache has room for all tokens that follow."""
+    def prefill(
+        self, prompt: Prompt, features: Tensor | None, plan: Plan, max_new_tokens: int, lane: Lane | None = None
+    ) -> Decoding:
+        """Read the prompt; the cache, the lane's if there is one, has room for all tokens that follow."""
         tokens = prompt.tokens.to(self.device)
         slots = None if prompt.slots is None else prompt.slots.to(self.device)
         capacity = len(tokens) + max_new_tokens
         with self._threads():
             x = self.model.embed(tokens.unsqueeze(0), features, slots)
+            if lane is not None:
+                return Decoding(lane.prompts.read(x, plan), plan, lane.cache_for(plan), len(tokens), lane)
             cache = KVCache.allocate(self.model.config, len(plan.steps), 1, capacity, x)
             return Decoding(self.model.prefill(x, plan, cache), plan, cache, len(tokens))
 
@@ -140,3 +154,13 @@ class Runner:
             return self.narrow.decode(int(token), state.plan, state.cache, start)
         with self._threads():
             return self.model.decode(token, state.plan, state.cache, start)
+
+    def steps(self, first: Tensor, state: Decoding, sample: Sampler, request: Request) -> Iterator[Made]:
+        """The tokens after the `first` (1,), one for each step, for as long as they are asked for."""
+        if self.graphs is not None and state.lane is not None:
+            yield from self.graphs.steps(state.lane, first, state.plan, state.length, request)
+            return
+        token = first
+        for number in count(1):
+            token = sample(self.decode(token, state, number))
+            yield Made(int(token))

@@ -32,7 +32,7 @@ def sampler_for(request: Request, device: torch.device) -> Sampler:
     return sample
 
 
-def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+def nucleus(probabilities: Tensor, top_p: float | Tensor) -> Tensor:
     """Zero all but the fewest likeliest tokens whose mass reaches `top_p` (Holtzman et al., arXiv 1904.09751)."""
     ordered, order = probabilities.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered

@@ -44,8 +44,11 @@ class Reading:
 class StageClock(Protocol):
     """Starts when it is made: a request is accepted."""
 
-    def mark(self, stage: str) -> None:
-        """End a lap: the time since the last mark was spent on `stage`."""
+    def mark(self, stage: str, at: torch.cuda.Event | None = None) -> None:
+        """End a lap: the time since the last mark was spent on `stage`.
+
+        It ends now, or at a device's event, recorded with timing, after which other work was started already.
+        """
 
     def elapsed_ms(self) -> float:
         """Time since acceptance, the work already given to the device included: waits for it."""
@@ -68,8 +71,9 @@ class HostClock:
         self._stages: list[str] = []
         self._borders_ms = [now_ms()]
 
-    def mark(self, stage: str) -> None:
+    def mark(self, stage: str, at: torch.cuda.Event | None = None) -> None:
         """End a lap of `stage`."""
+        del at  # a host has no device's events
         self._stages.append(stage)
         self._borders_ms.append(now_ms())
         self._total_ms = self.elapsed_ms()
@@ -107,10 +111,10 @@ class CudaClock:
         event.record(self._stream)
         return event
 
-    def mark(self, stage: str) -> None:
+    def mark(self, stage: str, at: torch.cuda.Event | None = None) -> None:
         """End a lap of `stage`."""
         self._stages.append(stage)
-        self._events.append(self._event())
+        self._events.append(at or self._event())
         self._total_ms = now_ms() - self._start_ms
 
     def elapsed_ms(self) -> float:
@@ -119,7 +123,7 @@ class CudaClock:
         return now_ms() - self._start_ms
 
     def read(self) -> Reading:
-        """The laps and the total; waits for the device."""
-        self._stream.synchronize()
+        """The laps and the total; waits for the last mark, not for what was started after it."""
+        self._events[-1].synchronize()
         spans = zip(self._stages, self._events, self._events[1:], strict=False)
         return Reading(tuple(Lap(stage, start.elapsed_time(end)) for stage, start, end in spans), self._total_ms)

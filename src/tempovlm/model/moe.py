@@ -2,13 +2,15 @@
 
 Three ways to compute the same sum, chosen by the caller's situation: `grouped` visits each expert once with
 all its tokens (prefill), `gathered` fetches the few experts that a few tokens visit (decode), `dense` runs all
-experts and zeroes the unused ones (training on a GPU, where few large products beat many small ones).
+experts and zeroes the unused ones (training on a GPU, where few large products beat many small ones). On CUDA in
+bfloat16, where a look at the counts would stall the device, `kernels.prefill` groups tokens instead.
 
 Shapes: `N` tokens, `D` width, `E` experts, `K` top-k, `F` expert width.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
@@ -20,6 +22,9 @@ from tempovlm.model.layers import RMSNorm, gated_swiglu, swiglu
 
 GATHER_LIMIT = 4
 """Up to this many tokens, fetching experts token by token beats sorting tokens into groups."""
+
+HAS_TRITON = find_spec("triton") is not None
+"""Whether the kernels can be imported that keep the choice of experts on a GPU."""
 
 
 class MoE(nn.Module):
@@ -37,6 +42,10 @@ class MoE(nn.Module):
         """What the experts add to (B, T, D), each token visiting its `top_k` best."""
         flat = self.norm(x).view(-1, x.shape[-1])
         weights, experts = self.route(flat, top_k)
+        if HAS_TRITON and flat.is_cuda and flat.dtype == torch.bfloat16 and not flat.requires_grad:
+            from tempovlm.model.kernels import prefill
+
+            return prefill.grouped(flat, weights, experts, self.gate_up, self.down).view_as(x)
         if flat.shape[0] <= GATHER_LIMIT:
             return self.gathered(flat, weights, experts).view_as(x)
         return self.grouped(flat, weights, experts).view_as(x)

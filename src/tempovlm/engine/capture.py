@@ -1,0 +1,138 @@
+"""Work on CUDA captured as graphs: how a capture is taken, and the graphs of prompts of bucketed lengths.
+
+A prompt is padded on the right to the next bucket. Attention is causal, so no real token sees the padding; what is
+read is the last real token, whose place is a number on the device. Padding is zeros, which all visit the same
+experts. Past a length the device is busier than the host that feeds it, and a graph gains nothing.
+
+Shapes: `T` tokens, `D` width, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tempovlm.core.plan import Plan, Step
+from tempovlm.model.cache import KVCache
+from tempovlm.model.vlm import Molmo
+
+FINE, FINE_LIMIT, COARSE = 64, 512, 128
+"""Buckets are multiples of the first number up to the second, and of the third from there on."""
+
+GRAPH_LIMIT = 1536
+"""Longer prompts are read without a graph."""
+
+MAX_GRAPHS = 256
+"""Prompts' graphs of one lane; the one that was not used for longest goes first."""
+
+Key = tuple[tuple[Step, ...], int]
+"""What a prompt's graph depends on: the steps of a plan, and the bucket."""
+
+
+def bucket_of(length: int) -> int:
+    """The padded length of a prompt."""
+    step = FINE if length <= FINE_LIMIT else COARSE
+    return -(-length // step) * step
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Takes captures, all on one stream and out of one pool of memory: graphs that share it must not overlap."""
+
+    device: torch.device
+    stream: torch.cuda.Stream
+    pool: Any
+
+    @classmethod
+    def on(cls, device: torch.device) -> Recorder | None:
+        """A recorder for a CUDA device; None for a CPU."""
+        if device.type != "cuda":
+            return None
+        return cls(device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
+
+    def graph(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """A graph of what `run` starts; it runs once before, so that what is compiled or allocated once is."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            run()
+            self.stream.synchronize()
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self.stream)
+        return graph
+
+
+class PromptReader:
+    """Reads prompts into one cache, by graphs where they are captured.
+
+    Attributes:
+        wanted: what was read without a graph since the last capture, where one could have served.
+    """
+
+    def __init__(self, model: Molmo, cache: KVCache, recorder: Recorder | None) -> None:
+        like, config = model.decoder.embedding, model.config
+        self._model, self._cache, self._recorder = model, cache, recorder
+        # The experts of other types look at counts on the host.
+        self._is_graphed = recorder is not None and like.dtype == torch.bfloat16
+        self._limit = min(GRAPH_LIMIT, cache.capacity)
+        self._x = torch.zeros(1, self._limit, config.width, dtype=like.dtype, device=like.device)
+        self._last = torch.zeros(1, dtype=torch.int64, device=like.device)
+        self._logits = torch.zeros(1, config.embedding_size, dtype=like.dtype, device=like.device)
+        self._graphs: dict[Key, torch.cuda.CUDAGraph] = {}
+        self.wanted: dict[Key, Plan] = {}
+
+    @torch.inference_mode()
+    def read(self, x: Tensor, plan: Plan) -> Tensor:
+        """Logits (1, V) after the last of the embeddings (1, T, D); fills the cache."""
+        bucket = bucket_of(x.shape[1])
+        if not self._is_graphed or bucket > self._limit:
+            return self._model.prefill(x, plan, self._entries(plan))
+        key = plan.steps, bucket
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            self.wanted[key] = plan
+            return self._model.prefill(x, plan, self._entries(plan))
+        self._graphs[key] = graph  # as the one that was used last
+        self.pad(x, bucket)
+        with torch.cuda.device_of(x):
+            graph.replay()
+        return self._logits.clone()
+
+    def pad(self, x: Tensor, bucket: int) -> None:
+        """Put embeddings (1, T, D) and zeros up to the bucket where `run` reads them."""
+        T = x.shape[1]
+        self._x[:, :T].copy_(x)
+        self._x[:, T:bucket].zero_()
+        self._last.fill_(T - 1)
+
+    @torch.inference_mode()
+    def run(self, plan: Plan, bucket: int) -> Tensor:
+        """What a graph holds: the padded prompt through the plan's blocks, its last real token's logits."""
+        decoder = self._model.decoder
+        positions = torch.arange(bucket, device=self._x.device).unsqueeze(0)
+        hidden = decoder(self._x[:, :bucket], positions, plan, self._entries(plan))
+        return self._logits.copy_(decoder.logits(hidden.index_select(1, self._last)[:, 0]))
+
+    def capture(self, plan: Plan, length: int) -> None:
+        """Capture a plan for all prompts of this length's bucket; nothing may be using the cache."""
+        bucket = bucket_of(length)
+        key = plan.steps, bucket
+        self.wanted.pop(key, None)
+        if self._recorder is None or not self._is_graphed or key in self._graphs or bucket > self._limit:
+            return
+        self._graphs[key] = self._recorder.graph(lambda: self.run(plan, bucket))
+        while len(self._graphs) > MAX_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+
+    def _entries(self, plan: Plan) -> KVCache:
+        used = len(plan.steps)
+        return KVCache(self._cache.keys[:used], self._cache.values[:used])

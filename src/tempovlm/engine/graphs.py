@@ -1,0 +1,234 @@
+"""Decode steps on CUDA as captured graphs, keyed by plan, over a cache and buffers whose addresses never change.
+
+A `Lane` is what one request at a time decodes on: cache, step buffers and its graphs. Requests that are stepped
+alternately take a lane each; where none is free, the caller decodes without one. A plan whose step was never
+captured runs kernel by kernel at once and is captured behind, between requests. Token, position and noise live on
+the device; the host reads tokens from pinned memory, at most one step late, so that the device never waits for it.
+The module can be imported where there is no CUDA and no Triton. Knows no clock, no budget and no policy.
+
+Shapes: `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tempovlm.core.plan import Plan, Step
+from tempovlm.core.request import Request
+from tempovlm.engine.capture import PromptReader, Recorder
+from tempovlm.engine.sampling import nucleus
+from tempovlm.model.cache import KVCache
+from tempovlm.model.vlm import Molmo
+
+if TYPE_CHECKING:
+    from tempovlm.model.kernels.decode import StepBuffers, Tiling
+
+Key = tuple[tuple[Step, ...], bool]
+"""What a graph depends on: the steps of a plan, and whether tokens are drawn."""
+
+Advance = Callable[[int, int], None]
+"""Called with the graphs that are captured and the graphs that there are to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A token on the host, and the end of its step where the device is busy with the next one already."""
+
+    token: int
+    event: torch.cuda.Event | None = None
+
+
+class Lane:
+    """One request's cache, buffers and graphs.
+
+    Attributes:
+        cache: entries of every block for one row. on: what a step reads and writes. prompts: fills the cache.
+        wanted: steps that ran without a graph since the last capture.
+    """
+
+    def __init__(self, model: Molmo, recorder: Recorder | None, tiling: Tiling | None = None) -> None:
+        from tempovlm.model.kernels import decode
+
+        config, like = model.config, model.decoder.embedding
+        self._decoder, self._kernels, self._recorder = model.decoder, decode, recorder
+        self.is_cuda = like.is_cuda
+        capacity, device = config.max_sequence_length, like.device
+        self.cache = KVCache.allocate(config, config.num_blocks, 1, capacity, like)
+        self.prompts = PromptReader(model, self.cache, recorder)
+        self.on: StepBuffers = decode.StepBuffers.allocate(config, config.num_experts, device, tiling)
+        self._noise = torch.ones_like(self.on.logits)
+        self._temperature, self._top_p = torch.ones(2, 1, 1, device=device)
+        self._generator = torch.Generator(device)
+        self._made = torch.empty(capacity, dtype=torch.int64, pin_memory=self.is_cuda)
+        self._graphs: dict[Key, torch.cuda.CUDAGraph] = {}
+        self.wanted: dict[Key, Plan] = {}
+
+    def cache_for(self, plan: Plan) -> KVCache:
+        """The entries of a plan's steps, in order; what an earlier request left there is never read."""
+        used = len(plan.steps)
+        return KVCache(self.cache.keys[:used], self.cache.values[:used])
+
+    def has_graph(self, plan: Plan, *, is_drawn: bool = False) -> bool:
+        """Whether a step of this plan is captured."""
+        return (plan.steps, is_drawn) in self._graphs
+
+    def steps(self, first: Tensor, plan: Plan, length: int, request: Request, *, ahead: bool) -> Iterator[Made]:
+        """The tokens after the `first` (1,) of a request whose prompt of `length` tokens is in the cache.
+
+        With `ahead`, a step starts before the token of the one before it is read; none starts that
+        `max_new_tokens` forbids.
+        """
+        key = plan.steps, request.temperature > 0
+        self._start(first, length, request)
+        under_way: deque[tuple[int, torch.cuda.Event | None]] = deque()
+        started, total = 0, request.max_new_tokens - 1
+        while started < total or under_way:
+            while started < total and len(under_way) < 1 + ahead:
+                under_way.append((started, self._step(key, plan, started)))
+                started += 1
+            place, event = under_way.popleft()
+            if event is not None:
+                event.synchronize()
+            yield Made(int(self._made[place]), event if under_way else None)
+
+    def _start(self, first: Tensor, length: int, request: Request) -> None:
+        self.on.token.copy_(first)
+        self.on.position.fill_(length)
+        if request.temperature > 0:
+            self._temperature.fill_(request.temperature)
+            self._top_p.fill_(request.top_p)
+            self._generator.manual_seed(request.seed)
+            self._draw_noise()  # the first token was drawn with the seed's first numbers
+
+    def _draw_noise(self) -> None:
+        self._noise.exponential_(generator=self._generator)
+
+    def _step(self, key: Key, plan: Plan, index: int) -> torch.cuda.Event | None:
+        """Start one step, and the copy of its token to place `index` on the host."""
+        _, is_drawn = key
+        if is_drawn:
+            self._draw_noise()
+        self.start_step(plan, is_drawn=is_drawn)
+        self._made[index : index + 1].copy_(self.on.token, non_blocking=True)
+        if not self.is_cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.on.x.device))
+        return event
+
+    def start_step(self, plan: Plan, *, is_drawn: bool = False) -> None:
+        """Replace the token by the next one and count the position on; by a graph where one is captured."""
+        key = plan.steps, is_drawn
+        graph = self._graphs.get(key)
+        with torch.cuda.device_of(self.on.x):
+            if graph is not None:
+                graph.replay()
+            else:
+                self._run(plan, is_drawn)
+                self.wanted[key] = plan
+
+    @torch.inference_mode()
+    def _run(self, plan: Plan, is_drawn: bool) -> None:
+        """The kernels of one step."""
+        self._kernels.forward(self._decoder, plan, self.cache_for(plan), self.on)
+        if not is_drawn:
+            self._kernels.pick(self.on)
+            return
+        # argmax(p / e) with exponential e is a draw from p (the Gumbel trick), and needs no host.
+        kept = nucleus((self.on.logits / self._temperature).softmax(dim=-1), self._top_p)
+        self.on.token.copy_((kept / self._noise).argmax(dim=-1))
+        self.on.position.add_(1)
+
+    def capture(self, plan: Plan, *, is_drawn: bool = False) -> None:
+        """Capture a step of a plan; the lane must not be in use."""
+        key = plan.steps, is_drawn
+        self.wanted.pop(key, None)
+        if key in self._graphs or self._recorder is None:
+            return
+        self.on.position.zero_()
+        self._graphs[key] = self._recorder.graph(lambda: self._run(plan, is_drawn))
+
+    def wait(self) -> None:
+        """Return when the device has done what this lane started."""
+        if self.is_cuda:
+            torch.cuda.current_stream(self.on.x.device).synchronize()
+
+
+class GraphDecoder:
+    """The lanes of one model.
+
+    Args:
+        model: must not move afterwards: graphs hold its addresses.
+        lanes: requests that decode at a time; each costs a cache of the model's whole context.
+        ahead: start a step before the token of the one before it is read. A step is then wasted where an answer
+            ends with the end token, and no time is lost between steps.
+        tiling: of the kernels, for measurements.
+    """
+
+    def __init__(self, model: Molmo, *, lanes: int = 2, ahead: bool = True, tiling: Tiling | None = None) -> None:
+        recorder = Recorder.on(model.decoder.embedding.device)
+        self.ahead = ahead
+        self._lanes = tuple(Lane(model, recorder, tiling) for _ in range(lanes))
+        self._free = list(self._lanes)
+
+    @contextmanager
+    def lane(self) -> Iterator[Lane | None]:
+        """A lane for one request, None where all are taken; free again when the block ends."""
+        try:
+            lane = self._free.pop()
+        except IndexError:
+            yield None
+            return
+        try:
+            yield lane
+        finally:
+            lane.wait()
+            self._free.append(lane)
+
+    def steps(self, lane: Lane, first: Tensor, plan: Plan, length: int, request: Request) -> Iterator[Made]:
+        """The tokens after the first one; not ahead of a request that may stop at its deadline."""
+        may_run_ahead = self.ahead and (request.budget_ms is None or request.on_deadline == "finish")
+        return lane.steps(first, plan, length, request, ahead=may_run_ahead)
+
+    def settle(self) -> None:
+        """Capture, on the lanes that are free, the steps and prompts that ran without a graph."""
+        for lane in list(self._free):
+            for (_, bucket), plan in list(lane.prompts.wanted.items()):
+                lane.prompts.capture(plan, bucket)
+            for (_, is_drawn), plan in list(lane.wanted.items()):
+                lane.capture(plan, is_drawn=is_drawn)
+
+    def warmup(self, plans: Iterable[Plan], advance: Advance | None = None, lengths: Collection[int] = ()) -> int:
+        """Capture greedy steps of all plans on all lanes, and prompts of some lengths; how many graphs that are.
+
+        Plans of equal steps, which differ in their vision tier only, share a graph. No request may be running.
+        """
+        distinct = {plan.steps: plan for plan in plans}
+        wanted = (None, *lengths)
+        jobs = [(lane, plan, length) for plan in distinct.values() for lane in self._lanes for length in wanted]
+        for done, (lane, plan, length) in enumerate(jobs, 1):
+            if length is None:
+                lane.capture(plan)
+            else:
+                lane.prompts.capture(plan, length)
+            if advance is not None:
+                advance(done, len(jobs))
+        return len(jobs)
+
+
+def graph_decoder(model: Molmo) -> GraphDecoder | None:
+    """A decoder for a model on CUDA; None on a CPU and where Triton is not installed."""
+    if not model.decoder.embedding.is_cuda:
+        return None
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return None
+    return GraphDecoder(model)

@@ -1,0 +1,58 @@
+"""The engine's benchmark on the pocket, as short as it gets: every row that the issue names, with its floor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+NAMES = (
+    "decode_k8_b16_ctx700",
+    "decode_k4_b8_ctx700",
+    "prefill_t336_k8_b16",
+    "prefill_t1250_k8_b16",
+    "prefill_t2030_k8_b16",
+    "vision_c1",
+    "vision_c7",
+    "vision_c13",
+    "preprocess_1080p_high",
+    "answer_1080p_high_k8_b16_n10",
+    "answer_low_k4_b8_n3",
+    "setting_low_k4_b8",
+    "setting_high_k8_b16",
+    "setting_high_k12_b16",
+)
+
+
+def test_quick_run_on_the_pocket(repo_root: Path, tmp_path: Path) -> None:
+    script, out = repo_root / "benchmarks" / "engine.py", tmp_path / "engine.json"
+    words = ["--model", "pocket", "--device", "cpu", "--quick", "--random-weights", "--json", str(out)]
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["stamp"]["weights"] == "random"
+    assert tuple(row["name"] for row in record["rows"]) == NAMES
+    for row in record["rows"]:
+        if row["ms_median"] is None:
+            assert "context" in row["reason"]
+            continue
+        assert row["ms_p10"] <= row["ms_median"] <= row["ms_p90"]
+        assert row["floor_ms"] >= 0
+        assert (row["bytes"] > 0) == (row["name"] != "preprocess_1080p_high")
+    first = record["rows"][0]
+    assert {"eager", "loop"} <= first["peers"].keys()
+    tokens = {row["name"]: row["tokens"] for row in record["rows"] if "tokens" in row}
+    assert tokens["answer_1080p_high_k8_b16_n10"] == 10
+    assert tokens["answer_low_k4_b8_n3"] == 3
+    for name in NAMES:
+        assert name in done.stdout
+
+
+def test_other_models_have_no_weights_of_their_own(repo_root: Path) -> None:
+    script = repo_root / "benchmarks" / "engine.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--model", "molmoe-1b"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--random-weights" in done.stderr
