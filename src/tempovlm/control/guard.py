@@ -92,7 +92,7 @@ class Guard:
             allowed = tuple(i for i in self.choices if profile.upper_total_ms(i) <= left_ms)
         feasible = None if profile is None else bool(allowed)
         choices = self._settings(allowed or (self._cheapest(),))
-        question = Question(text=request.question, choices=choices, image_size=image_size)
+        question = Question(text=request.question, choices=choices, image_size=image_size, budget_ms=left_ms)
         tiers = {knobs.tier for knobs in choices}
         wanted = self.policy.choose_tier(question, left_ms) if len(tiers) > 1 else choices[0].tier
         return TierChoice(self._lower(wanted, tiers), question, feasible)

@@ -20,11 +20,13 @@ class Question:
         text: the user's question.
         choices: the settings still allowed, cheapest index first; a choice outside is corrected by the guard.
         image_size: height and width of the picture in pixels; None without a picture.
+        budget_ms: what was left of the budget at the first choice; None where there is no budget.
     """
 
     text: str
     choices: tuple[KnobConfig, ...]
     image_size: tuple[int, int] | None = None
+    budget_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ words, and nothing of photographs.
 - data: scenes drawn by `tempovlm.tasks.synthetic` while it trained (`data_source: synthetic`); validation has
   words and combinations that training never showed
 - recipe: `python -m tempovlm.training.pocket`; vision on dense labels first ({vision_steps} steps), then all
-  parts, Muon and AdamW, learning rate {lr}, {dense_weight} × the dense loss, {balance_weight} × the load-balance term,
-  seed {seed}; the full recipe is in `accuracy.json`
+  parts, Muon and AdamW, learning rate {lr}, {dense_weight} × the dense loss, {balance_weight} × the
+  load-balance term, seed {seed}; the full recipe is in `accuracy.json`
 - answers: {mean} tokens on average with the end token, at most {p97} in 97 % of cases
 - blocks in the order in which a depth takes them: {ranking}
 """

@@ -1,0 +1,90 @@
+"""Exp 3 and 4: train the two-stage controller, first the tier by labels, then top-k and depth by GRPO."""
+
+from __future__ import annotations
+
+import sys
+from argparse import BooleanOptionalAction, Namespace
+from dataclasses import fields
+from pathlib import Path
+
+import tempovlm
+from tempovlm.profiling import entry
+
+SHARED = ("results_dirs", "datasets", "output_dir", "latency_estimator_path", "train_split", "data_dir")
+
+
+def flags() -> entry.FlagParser:
+    """The script's flags."""
+    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    add = parser.add_argument
+    add("--results_dir", nargs="+", type=Path, required=True, dest="results_dirs", help="core experiment's")
+    add("--dataset_names", nargs="+", required=True, help="data sets")
+    add("--model_path", required=True, help="pocket, a model folder, or a hub id")
+    add("--output_dir", type=Path, default=Path("checkpoints/two_stage_controller"), help="for both stages")
+    add("--stage", choices=("stage1", "stage2"), required=True, help="stage2 needs a trained stage1")
+    add("--latency_estimator_path", type=Path, help="checkpoint of Exp 1; measured latencies unless told")
+    add("--batch_size", type=int, help="64 rows in stage1 and 32 questions in stage2 unless told")
+    add("--num_epochs_stage1", type=int, default=50, help="passes over the training questions")
+    add("--num_epochs_stage2", type=int, default=100, help="likewise")
+    add("--lr", type=float, default=1e-4, help="learning rate at the start")
+    add("--train_split", type=float, default=0.8, help="share of the pictures for training")
+    add("--knob1_variant", default="language", help="budget, language or glance: what stage1 looks at")
+    add("--knob1_loss", default="label", help="label: the best setting's tier; value: what a tier is worth")
+    add("--budgets_per_question", type=int, default=8, help="drawn in an epoch of stage1")
+    add("--hidden_dim", type=int, default=128, help="units of a hidden layer")
+    add("--grad_accum", type=int, default=1, help="batches to a step")
+    add("--lr_schedule", default="cosine", help="cosine or constant")
+    add("--stage1_checkpoint", type=Path, help="for stage2; that of --output_dir unless told")
+    add("--group_size", "--num_generations", type=int, default=5, help="settings drawn for a question")
+    add("--num_iterations", type=int, default=2, help="steps on the same draws")
+    add("--epsilon", type=float, default=0.2, help="how far the ratio of probabilities may pay off")
+    add("--beta", type=float, default=0.0, help="weight of the KL divergence to the start")
+    add("--scale_rewards", help="group, batch or none; as --loss_type implies unless told")
+    add("--loss_type", default="grpo", help="grpo or dr_grpo")
+    add("--entropy_coef", type=float, default=0.01, help="weight of the entropy")
+    add("--alpha", type=float, default=1.0, help="weight of accuracy in the reward")
+    add("--penalty", type=float, default=0.5, help="weight of lateness; the seed document's beta")
+    add("--accuracy_source", default="table", help="table, or online: run the model at what is drawn")
+    add("--mask_infeasible", action=BooleanOptionalAction, default=True, help="draw what the guard would allow")
+    add("--data_dir", type=Path, help="folder of the data sets")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--seed", type=int, default=42, help="of the split, the start and all draws")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Train one stage, write everything, and print its report."""
+    args = flags().parse_args(argv)
+    args.datasets = entry.check_datasets(args.dataset_names, "dataset_names")
+    args.batch_size = (64 if args.stage == "stage1" else 32) if args.batch_size is None else args.batch_size
+    args.num_epochs = getattr(args, f"num_epochs_{args.stage}")
+    model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
+    args.device = str(model.engine.device)
+    own = Namespace(engine=model.engine, weights=model.weights, **{name: getattr(args, name) for name in SHARED})
+    sys.stdout.write(first_stage(args, own) if args.stage == "stage1" else second_stage(args, own))
+
+
+def first_stage(args: Namespace, own: Namespace) -> str:
+    """Exp 3; torch is imported once `load` has set the threads."""
+    from tempovlm.training import two_stage
+    from tempovlm.training.controller_loop import FitOptions
+    from tempovlm.training.two_stage_report import render
+
+    own.options = FitOptions(**{f.name: getattr(args, f.name) for f in fields(FitOptions) if f.name in args})
+    extra = {name: getattr(args, name) for name in ("knob1_variant", "knob1_loss", "budgets_per_question")}
+    job = two_stage.Stage1Job(**vars(own), **extra)
+    return render(two_stage.run_job(job)) + f"{job.folder / two_stage.CHECKPOINT}\n"
+
+
+def second_stage(args: Namespace, own: Namespace) -> str:
+    """Exp 4, likewise."""
+    from tempovlm.training.grpo_loop import options_from
+    from tempovlm.training.stage2 import CHECKPOINT, Stage2Job, render, run_job
+
+    own.options, own.loop = options_from(vars(args))
+    extra = {name: getattr(args, name) for name in ("hidden_dim", "stage1_checkpoint")}
+    return render(run_job(Stage2Job(**vars(own), **extra))) + f"{own.output_dir / CHECKPOINT}\n"
+
+
+if __name__ == "__main__":
+    entry.run(main)

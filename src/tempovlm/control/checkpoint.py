@@ -1,0 +1,220 @@
+"""Files of learned controllers: tensors and plain values, bound to a knob space and to a model's weights.
+
+A controller's outputs are indices into a knob space, and its inputs are features of one model; a file says both
+and is refused where either differs. A file of both stages holds both, so that it serves alone. Knows which parts
+each kind has, and no training.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
+
+SCHEMA = "tempovlm.controller/1"
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "supervised": ("controller",),
+    "two_stage_stage1": ("knob1",),
+    "two_stage": ("knob1", "knob2knob3"),
+    "llm_based": ("controller",),
+}
+"""Kind of controller → the names of its networks."""
+
+_NETWORKS = "tempovlm.control.networks"
+CLASSES: dict[str, str] = {
+    "SupervisedController": _NETWORKS,
+    "Knob1PredictorBudget": _NETWORKS,
+    "Knob1PredictorBudgetLanguage": _NETWORKS,
+    "Knob1PredictorBudgetLanguageGlance": _NETWORKS,
+    "Knob2Knob3Predictor": _NETWORKS,
+    "LLMBasedController": "tempovlm.control.llm_based",
+}
+"""Class of a network → the module that defines it. Nothing else is ever built from a file."""
+
+_FIELDS = ("kind", "networks", "space", "knob_space", "weights", "stamp", "options", "metrics")
+
+
+class Sized(Protocol):
+    """A network that can say with what its constructor was called."""
+
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedController:
+    """What a file holds.
+
+    Attributes:
+        kind: one of `PARTS`. networks: by name, in evaluation mode.
+        weights: hash of the weights of the model whose features it reads; None where it reads none.
+        stamp: of the measurements that it learned from. options: of its training. metrics: what it reached.
+    """
+
+    kind: str
+    networks: Mapping[str, nn.Module]
+    weights: str | None = None
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_controller(
+    path: Path,
+    *,
+    kind: str,
+    networks: Mapping[str, nn.Module],
+    space: KnobSpace,
+    weights: str | None = None,
+    stamp: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a controller, whole or not at all.
+
+    Args:
+        path: of the file.
+        kind: one of `PARTS`, which names the networks that must be there.
+        networks: by name; each has `sizes`, the keywords of its constructor.
+        space: the settings that its outputs index.
+        weights: hash of the model's weights; None for a controller that reads no features.
+        stamp: of the measurements behind it.
+        options: of its training; what is no plain value is written as text.
+        metrics: what it reached.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if set(networks) != set(PARTS[kind]):
+        raise ValueError(f"kind {kind} has the networks {PARTS[kind]}, not {tuple(networks)}")
+    record = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "networks": {name: _record(net) for name, net in networks.items()},
+        "space": {
+            "tiers": list(space.tiers),
+            "top_ks": list(space.top_ks),
+            "block_counts": list(space.block_counts),
+            "native_top_k": space.native_top_k,
+        },
+        "knob_space": space.fingerprint,
+        "weights": weights,
+        "stamp": _plain(stamp),
+        "options": _plain(options),
+        "metrics": _plain(metrics),
+    }
+    write_tensors(path, record)
+
+
+def _record(net: nn.Module) -> dict[str, Any]:
+    name = type(net).__name__
+    if name not in CLASSES:
+        raise ValueError(f"{name} is not among the classes that a file may hold")
+    sizes = getattr(net, "sizes", {})
+    state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
+    return {"class": name, "sizes": dict(sizes), "state": state}
+
+
+def _plain(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dict(values or {}), default=str))
+    return plain
+
+
+def write_tensors(path: Path, record: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all; folders are made.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(record), buffer)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(buffer.getvalue())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Any]:
+    """A file of tensors and plain values; nothing in it is run.
+
+    Args:
+        path: the file.
+        what: it should be, for the message.
+
+    Raises:
+        UserError: missing, cut off, or no such file.
+    """
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of a {what}") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: damaged, or no {what} ({reason[:120]})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: no {what}, but a {type(record).__name__}")
+    return record
+
+
+def load_controller(path: Path, space: KnobSpace, weights: str | None = None) -> SavedController:
+    """Read what `save_controller` wrote.
+
+    Args:
+        path: the file.
+        space: the settings that the caller's indices mean.
+        weights: hash of the caller's model; None does not ask.
+
+    Raises:
+        UserError: missing, damaged, of an unknown kind, of another knob space or of another model.
+    """
+    record = read_tensors(path, "controller checkpoint")
+    if record.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: field schema is not {SCHEMA}; give a checkpoint of a controller, or train it again"
+        )
+    missing = [name for name in _FIELDS if name not in record]
+    if missing:
+        raise UserError(f"{path}: field {missing[0]} is missing; train the controller again")
+    kind = record["kind"]
+    if kind not in PARTS:
+        raise UserError(f"{path}: field kind is {kind!r}, which is unknown; known are {', '.join(PARTS)}")
+    if record["knob_space"] != space.fingerprint:
+        raise UserError(
+            f"{path}: field knob_space is {record['knob_space']}, this model's is {space.fingerprint}: trained "
+            "for other settings; train a controller for this model"
+        )
+    if None not in (weights, record["weights"]) and record["weights"] != weights:
+        raise UserError(
+            f"{path}: field weights is {record['weights']}, this model's is {weights}: trained on another model's "
+            "features; train a controller for this model"
+        )
+    try:
+        networks = {name: _built(record["networks"][name]) for name in PARTS[kind]}
+        extra = {name: dict(record[name]) for name in ("stamp", "options", "metrics")}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged, field networks cannot be used ({reason[:120]})") from None
+    return SavedController(kind=kind, networks=networks, weights=record["weights"], **extra)
+
+
+def _built(record: Mapping[str, Any]) -> nn.Module:
+    name = record["class"]
+    cls = getattr(importlib.import_module(CLASSES[name]), name)
+    net: nn.Module = cls(**record["sizes"])
+    state: dict[str, Tensor] = record["state"]
+    net.load_state_dict(state)
+    return net.eval().requires_grad_(False)

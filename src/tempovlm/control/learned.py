@@ -1,0 +1,222 @@
+"""Learned controllers as policies: features of the request, logits, and the best of the settings still allowed.
+
+What the guard masked is never chosen: the heads' joint is maximised over the allowed settings only, not each head
+by itself. Networks run on the CPU in inference mode; only pooled features come from the model's device. A policy
+holds nothing of any request. Shapes: `K` settings of the knob space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tempovlm.control.checkpoint import SavedController, load_controller
+from tempovlm.control.networks import (
+    Knob1PredictorBudget,
+    Knob1PredictorBudgetLanguage,
+    Knob1PredictorBudgetLanguageGlance,
+    Knob2Knob3Predictor,
+    KnobLogits,
+    SupervisedController,
+    tier_logits,
+)
+from tempovlm.control.observation import Encodes, HasDecoder, language_feature, question_ids, vision_feature
+from tempovlm.control.policies import prior_accuracy
+from tempovlm.control.policy import Features, Policy, Question
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig, KnobSpace
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Features of requests, from a model's tokenizer and its token embeddings."""
+
+    model: HasDecoder
+    tokenizer: Encodes
+
+    def language(self, question: str) -> Tensor:
+        """(1, L) of a question."""
+        return language_feature(self.model, question_ids(self.tokenizer, question)).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class LearnedPolicy:
+    """What the learned policies share: a knob space, and where each setting's knobs stand in it."""
+
+    space: KnobSpace
+    name: str
+
+    @cached_property
+    def places(self) -> dict[KnobConfig, tuple[int, int, int]]:
+        """Setting → index of its tier, top-k and number of blocks."""
+        space = self.space
+        return {
+            knobs: (
+                space.tiers.index(knobs.tier),
+                space.top_ks.index(knobs.top_k),
+                space.block_counts.index(knobs.num_blocks),
+            )
+            for knobs in space
+        }
+
+    def best_tier(self, logits: Tensor, choices: Sequence[KnobConfig]) -> str:
+        """The tier of the highest logit (1, 3) among those that a choice has."""
+        row = logits[0].tolist()
+        return max(
+            dict.fromkeys(knobs.tier for knobs in choices), key=lambda tier: row[self.space.tiers.index(tier)]
+        )
+
+    def best_compute(self, top_k: Tensor, num_blocks: Tensor, choices: Sequence[KnobConfig]) -> KnobConfig:
+        """The choice of the highest joint logit of (1, 5) and (1, 5); the first of equals."""
+        return self._best(([0.0] * len(self.space.tiers), top_k[0].tolist(), num_blocks[0].tolist()), choices)
+
+    def best(self, logits: KnobLogits, choices: Sequence[KnobConfig]) -> KnobConfig:
+        """The choice of the highest joint logit of all three knobs; the first of equals, which is the cheapest."""
+        return self._best([row[0].tolist() for row in logits], choices)
+
+    def _best(self, rows: Sequence[Sequence[float]], choices: Sequence[KnobConfig]) -> KnobConfig:
+        tiers, top_ks, blocks = rows
+
+        def joint(knobs: KnobConfig) -> float:
+            i, j, k = self.places[knobs]
+            return tiers[i] + top_ks[j] + blocks[k]
+
+        return max(choices, key=joint)
+
+
+@dataclass(frozen=True)
+class SupervisedPolicy(LearnedPolicy):
+    """Exp 2: the budget decides everything; both choices are parts of one answer to the whole budget."""
+
+    net: SupervisedController
+
+    def choose_tier(self, question: Question, budget_ms: float) -> str:
+        """The tier of the best setting."""
+        return self._choose(question.choices, budget_ms).tier
+
+    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
+        """Top-k and depth of the best setting of the tier, for the budget that the first choice knew."""
+        if features is None:
+            choices = tuple(knobs for knobs in self.space if knobs.tier == tier)
+        else:
+            choices, first_ms = features.choices, features.question.budget_ms
+            budget_ms = budget_ms if first_ms is None else first_ms
+        knobs = self._choose(choices, budget_ms)
+        return knobs.top_k, knobs.num_blocks
+
+    @torch.inference_mode()
+    def _choose(self, choices: Sequence[KnobConfig], budget_ms: float) -> KnobConfig:
+        return self.best(self.net(torch.tensor([budget_ms])), choices)
+
+
+@dataclass(frozen=True)
+class Stage1Policy(LearnedPolicy):
+    """Exp 3: the network chooses the tier; of the tier's settings, the one nearest to the trained model runs."""
+
+    knob1: Knob1PredictorBudget | Knob1PredictorBudgetLanguage
+    reader: Reader
+
+    @torch.inference_mode()
+    def choose_tier(self, question: Question, budget_ms: float) -> str:
+        """The most likely tier of those that are allowed."""
+        blind = isinstance(self.knob1, Knob1PredictorBudget)
+        language = torch.empty(1, 0) if blind else self.reader.language(question.text)
+        logits = tier_logits(self.knob1, language, torch.tensor([budget_ms]), None)
+        return self.best_tier(logits, question.choices)
+
+    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
+        """The most compute that is allowed, up to the trained top-k."""
+        choices = features.choices if features else tuple(knobs for knobs in self.space if knobs.tier == tier)
+        knobs = max(choices, key=self._prior.__getitem__)
+        return knobs.top_k, knobs.num_blocks
+
+    @cached_property
+    def _prior(self) -> dict[KnobConfig, float]:
+        return prior_accuracy(self.space)
+
+
+@dataclass(frozen=True)
+class TwoStagePolicy(Stage1Policy):
+    """Exp 3 and 4: the tier by question and budget, top-k and depth by picture, question and what is left."""
+
+    knob2knob3: Knob2Knob3Predictor
+
+    @torch.inference_mode()
+    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
+        """The most likely pair of those that are allowed; without features, as stage 1 alone."""
+        if features is None:
+            return super().choose_compute(features, tier, budget_ms)
+        tokens, sizes = features.sight.vision, self.knob2knob3.sizes
+        vision = torch.zeros(sizes["vision_width"]) if tokens is None else vision_feature(tokens)
+        top_k, num_blocks = self.knob2knob3(
+            vision.unsqueeze(0),
+            self.reader.language(features.question.text),
+            torch.tensor([budget_ms]),
+            torch.tensor([self.space.tiers.index(tier)]),
+        )
+        knobs = self.best_compute(top_k, num_blocks, features.choices)
+        return knobs.top_k, knobs.num_blocks
+
+
+def policy_from_checkpoint(
+    path: Path, space: KnobSpace, model: HasDecoder, tokenizer: Encodes, weights: str | None = None
+) -> Policy:
+    """The policy of a checkpoint, whatever its kind.
+
+    Args:
+        path: of the checkpoint.
+        space: the model's settings.
+        model: whose token embeddings are the language feature.
+        tokenizer: of the same model.
+        weights: hash of its weights; None does not ask whether the controller was trained on them.
+
+    Raises:
+        UserError: the file cannot be used with this model, or its first stage looks at the picture.
+    """
+    saved = load_controller(path, space, weights)
+    return policy_of(saved, space, Reader(model, tokenizer), path)
+
+
+def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Path) -> Policy:
+    """The policy around the networks of a file.
+
+    Raises:
+        UserError: no policy of this module runs networks of this kind.
+    """
+    name = str(saved.options.get("policy", saved.kind))
+    if saved.kind == "supervised":
+        return SupervisedPolicy(space, name, _of(saved, "controller", SupervisedController, path))
+    if saved.kind in ("two_stage_stage1", "two_stage"):
+        knob1 = _first_stage(saved, path)
+        if saved.kind == "two_stage_stage1":
+            return Stage1Policy(space, name, knob1, reader)
+        second = _of(saved, "knob2knob3", Knob2Knob3Predictor, path)
+        return TwoStagePolicy(space, name, knob1, reader, second)
+    raise UserError(f"{path}: field kind is {saved.kind}, which no policy here runs; give one of another kind")
+
+
+def _first_stage(saved: SavedController, path: Path) -> Knob1PredictorBudget | Knob1PredictorBudgetLanguage:
+    net = saved.networks["knob1"]
+    if isinstance(net, Knob1PredictorBudgetLanguageGlance):
+        raise UserError(
+            f"{path}: its first stage glances at the picture, which is encoded only after the tier is chosen; "
+            "train with --knob1_variant language or budget to answer with it"
+        )
+    if isinstance(net, Knob1PredictorBudget):
+        return net
+    return _of(saved, "knob1", Knob1PredictorBudgetLanguage, path)
+
+
+def _of(saved: SavedController, part: str, cls: type[Net], path: Path) -> Net:
+    net = saved.networks[part]
+    if not isinstance(net, cls):
+        raise UserError(f"{path}: its {part} is a {type(net).__name__}, which does not belong there")
+    return net

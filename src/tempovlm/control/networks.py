@@ -1,0 +1,230 @@
+"""The networks of the learned controllers: what a question, a picture and a budget say about the knobs.
+
+They answer in logits over the values of each knob, in the order of the knob space, and know neither which settings
+are allowed nor what any setting takes. Small on purpose: at batch 1 on a CPU a network is a few dozen operations,
+because its time is taken from the budget.
+
+Shapes: `B` batch, `L` width of the language feature, `V` width of the vision feature, `H` hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tempovlm.control.encoding import LatencyBudgetEncoder
+
+HIDDEN_DIM = 128
+
+DROPOUT = 0.1
+"""Of features of questions and pictures, of which there are few; budgets are drawn afresh and need none."""
+
+_TIER_WIDTH = 8
+
+
+class KnobLogits(NamedTuple):
+    """Logits of each knob: (B, 3), (B, 5), (B, 5) in the space of a full-size model."""
+
+    tier: Tensor
+    top_k: Tensor
+    num_blocks: Tensor
+
+
+class Standardiser(nn.Module):
+    """Features (B, F) of mean 0 and spread 1, by what training data showed; unchanged before `fit`.
+
+    Saved with the network, so that serving standardises as training did.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Take mean and spread of training features (N, F); constant columns become 0."""
+        spread = values.float().std(dim=0, unbiased=False)
+        self.mean.copy_(values.float().mean(dim=0))
+        self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), torch.zeros_like(spread)))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, F) to (B, F), no further than 5 spreads from the mean."""
+        return ((values - self.mean) * self.scale).clamp(-5, 5)
+
+
+class _Feature(nn.Module):
+    """A standardised feature (B, F), thinned in training, as hidden units (B, H)."""
+
+    def __init__(self, width: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.standard = Standardiser(width)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.linear = nn.Linear(width, hidden_dim)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.linear(self.dropout(self.standard(values)))
+
+
+def _trunk(hidden_dim: int, outputs: int) -> nn.Sequential:
+    """What stands on the sum of the inputs' hidden units."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, outputs))
+
+
+class SupervisedController(nn.Module):
+    """Exp 2: the budget alone, to all three knobs."""
+
+    def __init__(
+        self,
+        hidden_dim: int = HIDDEN_DIM,
+        num_tiers: int = 3,
+        num_top_ks: int = 5,
+        num_block_counts: int = 5,
+    ) -> None:
+        super().__init__()
+        self.sizes = {
+            "hidden_dim": hidden_dim,
+            "num_tiers": num_tiers,
+            "num_top_ks": num_top_ks,
+            "num_block_counts": num_block_counts,
+        }
+        self.budget = LatencyBudgetEncoder(hidden_dim)
+        self.trunk = _trunk(hidden_dim, num_tiers + num_top_ks + num_block_counts)
+        self.heads = (num_tiers, num_top_ks, num_block_counts)
+
+    def forward(self, budget_ms: Tensor) -> KnobLogits:
+        """Budgets (B,) to the logits of tier, top-k and number of blocks."""
+        return KnobLogits(*self.trunk(self.budget(budget_ms)).split(self.heads, dim=-1))
+
+
+class Knob1PredictorBudget(nn.Module):
+    """Exp 3's first variant: the budget alone, to the tier."""
+
+    def __init__(self, hidden_dim: int = HIDDEN_DIM, num_tiers: int = 3) -> None:
+        super().__init__()
+        self.sizes = {"hidden_dim": hidden_dim, "num_tiers": num_tiers}
+        self.budget = LatencyBudgetEncoder(hidden_dim)
+        self.trunk = _trunk(hidden_dim, num_tiers)
+
+    def forward(self, budget_ms: Tensor) -> Tensor:
+        """Budgets (B,) to logits (B, 3)."""
+        return self.trunk(self.budget(budget_ms))
+
+
+class Knob1PredictorBudgetLanguage(nn.Module):
+    """Exp 3 by default: the question and the budget, to the tier."""
+
+    def __init__(self, language_width: int, hidden_dim: int = HIDDEN_DIM, num_tiers: int = 3) -> None:
+        super().__init__()
+        self.sizes = {"language_width": language_width, "hidden_dim": hidden_dim, "num_tiers": num_tiers}
+        self.budget = LatencyBudgetEncoder(hidden_dim)
+        self.language = _Feature(language_width, hidden_dim)
+        self.trunk = _trunk(hidden_dim, num_tiers)
+
+    def fit_inputs(self, language: Tensor) -> None:
+        """Standardise by training features (N, L)."""
+        self.language.standard.fit(language)
+
+    def forward(self, language: Tensor, budget_ms: Tensor) -> Tensor:
+        """Questions (B, L) and budgets (B,) to logits (B, 3)."""
+        return self.trunk(self.language(language) + self.budget(budget_ms))
+
+
+class Knob1PredictorBudgetLanguageGlance(nn.Module):
+    """Exp 3's third variant: a look at the pooled tokens of the global crop beside question and budget."""
+
+    def __init__(
+        self, language_width: int, vision_width: int, hidden_dim: int = HIDDEN_DIM, num_tiers: int = 3
+    ) -> None:
+        super().__init__()
+        self.sizes = {
+            "language_width": language_width,
+            "vision_width": vision_width,
+            "hidden_dim": hidden_dim,
+            "num_tiers": num_tiers,
+        }
+        self.budget = LatencyBudgetEncoder(hidden_dim)
+        self.language = _Feature(language_width, hidden_dim)
+        self.glance = _Feature(vision_width, hidden_dim)
+        self.trunk = _trunk(hidden_dim, num_tiers)
+
+    def fit_inputs(self, language: Tensor, glance: Tensor) -> None:
+        """Standardise by training features (N, L) and (N, V)."""
+        self.language.standard.fit(language)
+        self.glance.standard.fit(glance)
+
+    def forward(self, language: Tensor, budget_ms: Tensor, glance: Tensor) -> Tensor:
+        """Questions (B, L), budgets (B,) and glances (B, V) to logits (B, 3)."""
+        return self.trunk(self.language(language) + self.glance(glance) + self.budget(budget_ms))
+
+
+Knob1Predictor = Knob1PredictorBudget | Knob1PredictorBudgetLanguage | Knob1PredictorBudgetLanguageGlance
+
+
+def tier_logits(net: Knob1Predictor, language: Tensor, budget_ms: Tensor, glance: Tensor | None) -> Tensor:
+    """Logits (B, 3) of any variant; each takes what it reads.
+
+    Raises:
+        ValueError: the variant glances and there is no glance.
+    """
+    if isinstance(net, Knob1PredictorBudget):
+        return net(budget_ms)
+    if isinstance(net, Knob1PredictorBudgetLanguage):
+        return net(language, budget_ms)
+    if glance is None:
+        raise ValueError(f"{type(net).__name__} needs a glance at the picture")
+    return net(language, budget_ms, glance)
+
+
+class Knob2Knob3Predictor(nn.Module):
+    """Exp 4: what is seen, what is asked and what is left of the budget, to top-k and number of blocks."""
+
+    def __init__(
+        self,
+        vision_width: int,
+        language_width: int,
+        hidden_dim: int = HIDDEN_DIM,
+        num_top_ks: int = 5,
+        num_block_counts: int = 5,
+        num_tiers: int = 3,
+    ) -> None:
+        super().__init__()
+        self.sizes = {
+            "vision_width": vision_width,
+            "language_width": language_width,
+            "hidden_dim": hidden_dim,
+            "num_top_ks": num_top_ks,
+            "num_block_counts": num_block_counts,
+            "num_tiers": num_tiers,
+        }
+        self.budget = LatencyBudgetEncoder(hidden_dim)
+        self.language = _Feature(language_width, hidden_dim)
+        self.vision = _Feature(vision_width, hidden_dim)
+        self.tier = nn.Embedding(num_tiers, _TIER_WIDTH)
+        self.of_tier = nn.Linear(_TIER_WIDTH, hidden_dim, bias=False)
+        self.trunk = _trunk(hidden_dim, num_top_ks + num_block_counts)
+        self.heads = (num_top_ks, num_block_counts)
+
+    def fit_inputs(self, vision: Tensor, language: Tensor) -> None:
+        """Standardise by training features (N, V) and (N, L)."""
+        self.vision.standard.fit(vision)
+        self.language.standard.fit(language)
+
+    def forward(self, vision: Tensor, language: Tensor, budget_ms: Tensor, tier: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (B, V), questions (B, L), milliseconds left (B,), tier indices (B,) to logits (B, 5) each."""
+        x = self.vision(vision) + self.language(language) + self.budget(budget_ms) + self.of_tier(self.tier(tier))
+        top_k, num_blocks = self.trunk(x).split(self.heads, dim=-1)
+        return top_k, num_blocks
+
+
+class TwoStageController(nn.Module):
+    """Both stages: the tier before the picture is encoded, top-k and depth after."""
+
+    def __init__(self, knob1: Knob1Predictor, knob2knob3: Knob2Knob3Predictor) -> None:
+        super().__init__()
+        self.knob1, self.knob2knob3 = knob1, knob2knob3

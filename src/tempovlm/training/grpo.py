@@ -1,0 +1,194 @@
+"""Group-relative policy optimisation of one choice among settings: advantages and the loss, as pure functions.
+
+For every question and budget the policy draws a group of settings; what counts is how much better each is than its
+group (DeepSeekMath, Shao et al. 2024, arXiv 2402.03300). There is one action to an episode: its log-probability is
+that of the whole setting, the sum over the knobs that were drawn. Option names are trl's. Knows no network.
+
+Shapes: `B` groups (a question with a budget), `G` choices of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tempovlm.core.errors import UserError
+from tempovlm.training.reward import ALPHA, PENALTY
+
+SCALES = ("group", "batch", "none")
+LOSS_TYPES = ("grpo", "dr_grpo")
+ACCURACY_SOURCES = ("table", "online")
+
+_STD_FLOOR = 1e-4
+"""Added to a standard deviation, as trl does."""
+
+_NO_SPREAD = 1e-6
+"""Rewards of a group that differ by no more are taken as equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoOptions:
+    """What is optimised, by trl's names.
+
+    Attributes:
+        num_generations: choices drawn for a question and a budget; also called group size.
+        num_iterations: gradient steps on the same draws. From the second one on the policy differs from the one
+            that drew, so the ratio and its clipping matter.
+        epsilon: how far the ratio of new to old probability may pay off on either side of 1.
+        beta: weight of the KL divergence to the policy at the start of the training; 0 leaves it out.
+        scale_rewards: what a reward less its group's mean is divided by: the standard deviation of the `group`,
+            that of the whole `batch`, or `none`. None takes what the loss type stands for.
+        loss_type: `grpo` divides by the group's spread. `dr_grpo` (Liu et al. 2025, arXiv 2503.20783) does not,
+            since that makes questions count most whose answers differ least. The other thing that paper removes, a
+            division by the length of the answer, does not exist here: every episode has one action.
+        entropy_coef: weight of the policy's entropy, which is added to what is maximised.
+        alpha, penalty: weights of the reward's accuracy and of its overshoot.
+        accuracy_source: `table` looks accuracies up, `online` runs the model at the settings that are drawn.
+        mask_infeasible: draw only from the settings that the guard would allow, as it will be when serving (the
+            gradient stays unbiased: Huang and Ontañón 2022, arXiv 2006.14171). Without it the reward's penalty
+            has to teach what fits, and it does not forbid: being late by a fifth of the budget costs 0.1, which a
+            better answer outweighs, so the policy learns to prefer what the guard will then refuse. With it the
+            penalty is all but never earned, and time is learned only where the mask leaves a choice; on a machine
+            that was not calibrated, where nothing is masked, such a policy is not to be relied upon. Reports give
+            the adherence with and without the mask.
+    """
+
+    num_generations: int = 5
+    num_iterations: int = 2
+    epsilon: float = 0.2
+    beta: float = 0.0
+    scale_rewards: str | None = None
+    loss_type: str = "grpo"
+    entropy_coef: float = 0.01
+    alpha: float = ALPHA
+    penalty: float = PENALTY
+    accuracy_source: str = "table"
+    mask_infeasible: bool = True
+
+    @property
+    def group_size(self) -> int:
+        """The seed document's name for the number of generations."""
+        return self.num_generations
+
+    @property
+    def scaling(self) -> str:
+        """What rewards are divided by, where it was left open too."""
+        if self.scale_rewards is not None:
+            return self.scale_rewards
+        return "none" if self.loss_type == "dr_grpo" else "group"
+
+    def check(self) -> None:
+        """Raise a `UserError` that names the first flag whose value makes no sense."""
+        if self.num_generations < 2:
+            raise UserError(f"--group_size {self.num_generations}: must be at least 2, or nothing is compared")
+        if self.num_iterations < 1:
+            raise UserError(f"--num_iterations {self.num_iterations}: must be at least 1")
+        if not 0 < self.epsilon < 1:
+            raise UserError(f"--epsilon {self.epsilon}: must lie between 0 and 1")
+        for name in ("beta", "entropy_coef", "alpha", "penalty"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"--{name} {value}: must be a number of at least 0")
+        for name, legal in (
+            ("scale_rewards", (*SCALES, None)),
+            ("loss_type", LOSS_TYPES),
+            ("accuracy_source", ACCURACY_SOURCES),
+        ):
+            if getattr(self, name) not in legal:
+                choices = ", ".join(str(choice) for choice in legal if choice is not None)
+                raise UserError(f"--{name} {getattr(self, name)}: choose from {choices}")
+
+
+def advantages(rewards: Tensor, scale_rewards: str = "group") -> Tensor:
+    """(B, G) rewards less their group's mean, divided as `scale_rewards` says; a group without spread gets zeros.
+
+    Standard deviations are those of a sample (divided by their count less one), as in trl.
+
+    Raises:
+        ValueError: an unknown scale.
+    """
+    if scale_rewards not in SCALES:
+        raise ValueError(f"scale_rewards {scale_rewards!r}: choose from {', '.join(SCALES)}")
+    # Means of equal numbers differ from them by rounding, which a division by almost nothing would blow up.
+    has_spread = rewards.amax(dim=1, keepdim=True) - rewards.amin(dim=1, keepdim=True) > _NO_SPREAD
+    centred = torch.where(has_spread, rewards - rewards.mean(dim=1, keepdim=True), torch.zeros_like(rewards))
+    if scale_rewards == "group":
+        return centred / (rewards.std(dim=1, keepdim=True) + _STD_FLOOR)
+    if scale_rewards == "batch":
+        return centred / (rewards.std() + _STD_FLOOR)
+    return centred
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoLoss:
+    """Scalars: the loss with its gradient, and what to watch, detached.
+
+    Attributes:
+        clip_fraction: share of choices whose ratio is clipped, so that they give no gradient.
+        kl: estimated divergence from the reference; 0 without one.
+        flat_groups: share of groups without any advantage.
+        ratio: mean of new over old probability.
+    """
+
+    loss: Tensor
+    clip_fraction: Tensor
+    kl: Tensor
+    flat_groups: Tensor
+    ratio: Tensor
+
+
+def k3_divergence(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """Estimate of KL(policy ‖ reference) at draws from the policy: r - 1 - log r, with r = reference / policy.
+
+    Never negative and without bias: J. Schulman, "Approximating KL divergence", 2020, where it is called k3.
+    """
+    log_ratio = ref_log_probs - log_probs
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def grpo_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    options: GrpoOptions,
+    ref_log_probs: Tensor | None = None,
+    entropy: Tensor | None = None,
+) -> GrpoLoss:
+    """The clipped surrogate, negated, with the KL term and the entropy bonus.
+
+    Args:
+        log_probs: (B, G) of the settings that were drawn, under the policy that learns.
+        old_log_probs: (B, G) under the policy that drew them.
+        advantages: (B, G) constants.
+        options: clip range and weights.
+        ref_log_probs: (B, G) under the reference; needed where `options.beta` is not 0.
+        entropy: (B,) of the policy; needed where `options.entropy_coef` is not 0.
+
+    Raises:
+        ValueError: what a weight needs is missing.
+    """
+    ratio = (log_probs - old_log_probs.detach()).exp()
+    clipped = ratio.clamp(1 - options.epsilon, 1 + options.epsilon)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    kl = log_probs.new_zeros(())
+    if options.beta:
+        if ref_log_probs is None:
+            raise ValueError("beta is not 0: the reference's log-probabilities are needed")
+        kl = k3_divergence(log_probs, ref_log_probs.detach()).mean()
+        loss = loss + options.beta * kl
+    if options.entropy_coef:
+        if entropy is None:
+            raise ValueError("entropy_coef is not 0: the policy's entropy is needed")
+        loss = loss - options.entropy_coef * entropy.mean()
+    too_good = (ratio > 1 + options.epsilon) & (advantages > 0)
+    too_bad = (ratio < 1 - options.epsilon) & (advantages < 0)
+    return GrpoLoss(
+        loss=loss,
+        clip_fraction=(too_good | too_bad).float().mean(),
+        kl=kl.detach(),
+        flat_groups=(advantages == 0).all(dim=1).float().mean(),
+        ratio=ratio.detach().mean(),
+    )

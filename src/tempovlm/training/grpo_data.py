@@ -1,0 +1,198 @@
+"""From result files to what GRPO learns on: questions, what settings take, budgets, and a split by picture.
+
+What both experiments share. Training budgets are drawn anew at every epoch; those that choose the epoch and those
+of the report are drawn once, for other pictures. Knows no network.
+
+Shapes: `N` questions, `B` questions under budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tempovlm.core.errors import UserError
+from tempovlm.engine.engine import Engine
+from tempovlm.latency.estimator import load_estimator
+from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.profiling.progress import progress_bar
+from tempovlm.profiling.store import read_results
+from tempovlm.tasks.base import Sample
+from tempovlm.training.actors import Shared
+from tempovlm.training.controller_data import (
+    Split,
+    budget_range,
+    draw_budgets,
+    extract_features,
+    find_samples,
+    obtain_features,
+    read_table,
+    split_images,
+)
+from tempovlm.training.grpo import GrpoOptions
+from tempovlm.training.grpo_loop import LoopOptions, Task, make_batch
+from tempovlm.training.rollout import (
+    AccuracySource,
+    Batch,
+    OnlineAccuracy,
+    TableAccuracy,
+    World,
+    measured_costs,
+    predicted_costs,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIXED_BUDGETS = 8
+"""Budgets for every question of the validation and of the test."""
+
+_SAME = ("hardware", "device", "threads")
+"""Fields of the stamps of timed results that must agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoJob:
+    """What to learn from and where to leave it.
+
+    Attributes:
+        engine: with the model whose features the controller sees. weights: hash of its weights.
+        results_dirs: of the core experiment. datasets: which of its data sets.
+        latency_estimator_path: predicts latencies; None takes the measured ones.
+        train_split: share of the pictures to learn from.
+        data_dir: folder of the pictures; None takes the usual one.
+        hidden_dim: units of the networks' hidden layers.
+        max_new_tokens: cap on answers, where accuracy comes from running the model.
+    """
+
+    engine: Engine
+    weights: str
+    results_dirs: Sequence[Path]
+    datasets: Sequence[str]
+    output_dir: Path
+    options: GrpoOptions
+    loop: LoopOptions
+    latency_estimator_path: Path | None = None
+    train_split: float = 0.8
+    data_dir: Path | None = None
+    hidden_dim: int = 128
+    max_new_tokens: int = 16
+
+    def check(self) -> None:
+        """Raise a `UserError` that names the first flag whose value makes no sense."""
+        self.options.check()
+        self.loop.check()
+        for name in ("hidden_dim", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Material:
+    """Questions, in the table's order, and everything that is known about them."""
+
+    table: DecisionTable
+    samples: Sequence[Sample]
+    world: World
+    split: Split
+    limits_ms: tuple[float, float]
+    stamp: Mapping[str, Any]
+
+    def task(self, job: GrpoJob, loop: LoopOptions) -> Task:
+        """What to learn, and the budgets that choose the epoch."""
+        return Task(
+            world=self.world,
+            rows=_rows(self.split.train),
+            validation=self.fixed_batch(_rows(self.split.validation), job),
+            draw=lambda rows, rng: draw_budgets(rng, len(rows), self.limits_ms),
+            options=job.options,
+            loop=loop,
+        )
+
+    def test_batch(self, job: GrpoJob) -> Batch:
+        """Questions about pictures that neither learning nor the choice of the epoch saw."""
+        return self.fixed_batch(_rows(self.split.test), job)
+
+    def fixed_batch(self, rows: NDArray[np.int64], job: GrpoJob) -> Batch:
+        """Every question under several budgets, under the guard's mask, as served."""
+        every = np.repeat(rows, FIXED_BUDGETS)
+        budgets = draw_budgets(np.random.default_rng([job.loop.seed, len(rows)]), len(every), self.limits_ms)
+        return make_batch(self.world, torch.as_tensor(every), torch.as_tensor(budgets), mask=True)
+
+
+def _rows(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.flatnonzero(mask)
+
+
+def gather(job: GrpoJob) -> Material:
+    """Read and check everything.
+
+    Raises:
+        UserError: a flag makes no sense, or results, estimator or pictures are missing or do not fit together.
+    """
+    job.check()
+    space = job.engine.space
+    estimator = None
+    if job.latency_estimator_path is not None:
+        estimator = load_estimator(job.latency_estimator_path, space)
+    frame = read_results(list(job.results_dirs), list(job.datasets), space)
+    _check_weights(frame, job.weights)
+    table = read_table(frame, space, job.datasets)
+    if estimator is None:
+        _check_device(frame)
+        costs = measured_costs(table, frame)
+    else:
+        costs = predicted_costs(table, frame, estimator)
+    samples = find_samples(table, job.data_dir)
+    accuracy: AccuracySource = TableAccuracy(torch.tensor(table.accuracy))
+    if job.options.accuracy_source == "online":
+        accuracy = OnlineAccuracy(job.engine, samples, job.max_new_tokens)
+    split = split_images(table.image_id, job.train_split, job.loop.seed)
+    return Material(
+        table=table,
+        samples=samples,
+        world=World(space, costs, accuracy),
+        split=split,
+        limits_ms=budget_range(costs.latency_ms[split.train]),
+        stamp=frame.attrs["stamp"] or {},
+    )
+
+
+def _check_weights(frame: pd.DataFrame, weights: str) -> None:
+    """Results of another model say nothing about this one; the predecessor's files name no weights."""
+    for path, stamp in frame.attrs["stamps"].items():
+        found = (stamp or {}).get("weights")
+        if found is not None and found != weights:
+            raise UserError(f"{path}: field weights is {found}, those of --model_path are {weights}")
+
+
+def _check_device(frame: pd.DataFrame) -> None:
+    timed = set(frame[frame["T_total"].notna()]["source"])
+    stamps = [stamp for path, stamp in frame.attrs["stamps"].items() if stamp and str(Path(path).parent) in timed]
+    for name in _SAME:
+        found = sorted({str(stamp[name]) for stamp in stamps})
+        if len(found) > 1:
+            raise UserError(
+                f"--results_dir: field {name} of the timed results differs ({', '.join(found)}); give those of "
+                "one machine, or --latency_estimator_path"
+            )
+
+
+def see(job: GrpoJob, material: Material) -> Shared:
+    """Features of all questions on the training device, stored beside the results when first made."""
+
+    def extract() -> Any:
+        with progress_bar("looking at the pictures") as advance:
+            return extract_features(job.engine, material.samples, advance)
+
+    found = obtain_features(job.results_dirs[0], job.weights, material.samples, extract)
+    language, vision, glance = (
+        torch.as_tensor(array, device=job.loop.device) for array in (found.language, found.vision, found.glance)
+    )
+    return Shared(language, vision, glance)

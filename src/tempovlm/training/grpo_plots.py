@@ -1,0 +1,80 @@
+"""Figures of a GRPO training: rewards and knobs by epoch, and accuracy against latency by budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tempovlm.training.estimator_plots import describe
+
+KNOBS = ("tier", "top_k", "num_blocks")
+
+_log = logging.getLogger("tempovlm")
+
+
+def draw(folder: Path, history: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> None:
+    """Write `training.png`, `knobs.png` and `trade_off.png`; where matplotlib is not installed, say so and do not.
+
+    Args:
+        folder: that exists.
+        history: an epoch's record each.
+        report: with `by_budget`, `policies` and the stamp.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        _log.warning("matplotlib is not installed: no figures; pip install 'tempovlm[experiments]'")
+        return
+    panels: tuple[tuple[str, float, Callable[[Any], None]], ...] = (
+        ("training", 11.0, lambda figure: _training(figure, history)),
+        ("knobs", 11.0, lambda figure: _knobs(figure, history)),
+        ("trade_off", 6.4, lambda figure: _trade_off(figure, report)),
+    )
+    for name, width, fill in panels:
+        figure = Figure(figsize=(width, 3.8), layout="constrained")
+        fill(figure)
+        figure.suptitle(describe(report["stamp"]), fontsize=8)
+        figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+def _training(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    epochs = [record["epoch"] for record in history]
+    reward, entropy, groups = figure.subplots(1, 3)
+    reward.plot(epochs, [record["train"]["reward"] for record in history], label="draws, training")
+    reward.plot(epochs, [record["val"]["reward"] for record in history], label="best choices, validation")
+    reward.set_ylabel("reward")
+    entropy.plot(epochs, [record["entropy"] for record in history])
+    entropy.set_ylabel("entropy, nats")
+    groups.plot(epochs, [record["flat_groups"] for record in history], label="groups without spread")
+    groups.plot(epochs, [record["clip_fraction"] for record in history], label="clipped choices")
+    groups.plot(epochs, [1 - record["train"]["adherence"] for record in history], label="late draws")
+    groups.set_ylabel("share")
+    for axes in (reward, groups):
+        axes.legend(fontsize=7)
+    for axes in (reward, entropy, groups):
+        axes.set_xlabel("epoch")
+
+
+def _knobs(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    epochs = [record["epoch"] for record in history]
+    for axes, knob in zip(figure.subplots(1, len(KNOBS), sharey=True), KNOBS, strict=True):
+        values = list(history[0]["val"]["knobs"][knob])
+        axes.stackplot(
+            epochs, [[r["val"]["knobs"][knob][value] for r in history] for value in values], labels=values
+        )
+        axes.set_title(knob.replace("_", " "), fontsize=9)
+        axes.set_xlabel("epoch")
+        axes.legend(fontsize=7, loc="lower left")
+
+
+def _trade_off(figure: Any, report: Mapping[str, Any]) -> None:
+    axes = figure.add_subplot()
+    for name in ("policy", "table", "oracle"):
+        points = [(row[name]["latency_ms"], row[name]["accuracy"]) for row in report["by_budget"]]
+        axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("mean latency of a fifth of the budgets, ms")
+    axes.set_ylabel("accuracy")
+    axes.legend(fontsize=7)

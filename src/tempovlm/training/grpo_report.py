@@ -1,0 +1,197 @@
+"""What a GRPO training came to: its choices beside a table's, the best fixed setting's and the oracle's.
+
+All are judged on the same questions under the same budgets, with the latencies that the reward counted; measured
+adherence is the judge's business. Knows no training.
+
+Shapes: `N` questions, `B` questions under budgets, `K` settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tempovlm.control.policies import TIE
+from tempovlm.evaluation.statistics import clustered_bootstrap, utilisation, wilson_interval
+from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.training.grpo import GrpoOptions
+from tempovlm.training.grpo_loop import Task, Trained, evaluate, make_batch, measures
+from tempovlm.training.reward import reward
+from tempovlm.training.rollout import MASKED, Batch, Rollout, TableAccuracy, World, outcome
+
+BUDGET_BINS = 5
+
+_LATE_SHARE = 10
+"""The reward at the end is the mean of the last tenth of the epochs."""
+
+
+def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable) -> dict[str, Any]:
+    """The best weights on the validation questions, beside what needs no learning.
+
+    Returns:
+        `policies` (name → measures), `by_budget`, `gain` over the table and the best fixed setting with intervals,
+        `reward` of the validation before training and in the last epochs (those of the training differ from
+        epoch to epoch by their budgets), `best_epoch`.
+    """
+    batch, options = task.validation, task.options
+    world = World(table.space, task.world.costs, TableAccuracy(torch.tensor(table.accuracy)))
+    free = make_batch(task.world, batch.rows, batch.budget_ms, mask=False)
+    found = {
+        "policy": evaluate(policy, task.world, batch, options),
+        "policy, nothing masked": evaluate(policy, task.world, free, options),
+        "table": _of(world, batch, table_choice(table, task.rows, world, batch), options),
+        "fixed": _of(world, batch, fixed_choice(task, world, batch), options),
+        "oracle": _of(world, batch, oracle_choice(world, batch, options), options),
+    }
+    images = table.image_id[batch.rows.numpy()].tolist()
+    rewards = [record["val"]["reward"] for record in trained.history]
+    last = rewards[-max(1, len(rewards) // _LATE_SHARE) :]
+    return {
+        "best_epoch": trained.best_epoch,
+        "reward": {"start": trained.start_reward, "end": float(np.mean(last))},
+        "policies": {name: _measures(task.world, one) for name, one in found.items()},
+        "by_budget": by_budget(found, batch),
+        "gain": {name: gain(found["policy"], found[name], images) for name in ("table", "fixed", "oracle")},
+    }
+
+
+def _of(world: World, batch: Batch, settings: Tensor, options: GrpoOptions) -> Rollout:
+    return outcome(world, batch, settings, torch.zeros(settings.shape), options)
+
+
+def table_choice(table: DecisionTable, train: NDArray[np.int64], world: World, batch: Batch) -> Tensor:
+    """(B, 1) of the allowed settings the one most accurate in training, the cheaper one of a tie."""
+    accuracy = torch.as_tensor(table.accuracy[train].mean(axis=0))
+    cost_ms = world.latency_ms[torch.as_tensor(train)].median(dim=0).values
+    allowed = world.allowed(batch.rows, batch.budget_ms)
+    scores = torch.where(allowed, accuracy, MASKED)
+    near = allowed & (scores >= scores.amax(dim=1, keepdim=True) - TIE)
+    return torch.where(near, cost_ms, -MASKED).argmin(dim=1, keepdim=True)
+
+
+def fixed_choice(task: Task, world: World, batch: Batch) -> Tensor:
+    """(B, 1) the one setting whose mean reward in training was highest, whatever the budget."""
+    rows = torch.as_tensor(task.rows)
+    budgets = torch.as_tensor(task.draw(task.rows, np.random.default_rng(task.loop.seed)), dtype=torch.float64)
+    mean = _all_rewards(world, make_batch(world, rows, budgets, mask=False), task.options).mean(dim=0)
+    return mean.argmax().expand(len(batch.rows), 1)
+
+
+def oracle_choice(world: World, batch: Batch, options: GrpoOptions) -> Tensor:
+    """(B, 1) of the allowed settings the one of the highest reward, which only hindsight knows."""
+    rewards = _all_rewards(world, batch, options)
+    if batch.allowed is not None:
+        rewards = rewards.masked_fill(~batch.allowed, MASKED)
+    return rewards.argmax(dim=1, keepdim=True)
+
+
+def _all_rewards(world: World, batch: Batch, options: GrpoOptions) -> Tensor:
+    """(B, K) rewards of all settings."""
+    every = torch.arange(len(world.space)).expand(len(batch.rows), -1)
+    accuracy, latency_ms = world.accuracy(batch.rows, every), world.latency_ms[batch.rows]
+    return reward(accuracy, latency_ms, batch.budget_ms, alpha=options.alpha, penalty=options.penalty)
+
+
+def _measures(world: World, found: Rollout) -> dict[str, Any]:
+    """Means, knob shares, and adherence where the cheapest setting fits, with its interval (Wilson, 95 %).
+
+    Utilisation is over the requests for which a slower setting existed.
+    """
+    feasible = world.latency_ms[found.batch.rows].amin(dim=1) <= found.batch.budget_ms
+    in_time = int(found.in_time[feasible].sum())
+    count = int(feasible.sum())
+    rows, taken = found.batch.rows, found.latency_ms.flatten()
+    slower = (taken < world.latency_ms[rows].amax(dim=1)).tolist()
+    return measures(world, [found]) | {
+        "utilisation": utilisation(taken.tolist(), found.batch.budget_ms.tolist(), slower),
+        "requests": len(feasible),
+        "feasible_requests": count,
+        "feasible_adherence": in_time / count if count else None,
+        "feasible_adherence_interval": list(wilson_interval(in_time, count)) if count else None,
+    }
+
+
+def gain(policy: Rollout, other: Rollout, images: Sequence[str]) -> dict[str, Any]:
+    """Mean differences, question by question, with 95 % intervals clustered by picture."""
+    result: dict[str, Any] = {}
+    for name, ours, theirs in (
+        ("accuracy", policy.accuracy, other.accuracy),
+        ("reward", policy.rewards, other.rewards),
+    ):
+        difference = (ours - theirs).flatten().tolist()
+        interval = clustered_bootstrap(difference, images)
+        result[name] = {"mean": float(np.mean(difference)), "interval": list(interval)}
+    return result
+
+
+def by_budget(found: Mapping[str, Rollout], batch: Batch) -> list[dict[str, Any]]:
+    """Accuracy, latency and adherence of every policy in equally many requests from tight to wide budgets."""
+    order = batch.budget_ms.argsort()
+    result = []
+    for part in order.tensor_split(min(BUDGET_BINS, len(order))):
+        budgets = batch.budget_ms[part]
+        row: dict[str, Any] = {"budget_ms": [float(budgets.min()), float(budgets.max())], "requests": len(part)}
+        for name, one in found.items():
+            row[name] = {
+                "accuracy": float(one.accuracy[part].mean()),
+                "latency_ms": float(one.latency_ms[part].mean()),
+                "adherence": float(one.in_time[part].double().mean()),
+            }
+        result.append(row)
+    return result
+
+
+def targets(report: Mapping[str, Any], *, on_gpu: bool) -> list[dict[str, Any]]:
+    """Rows of the table seed target / ours / measured."""
+    found, won = report["policies"]["policy"], report["gain"]["table"]["accuracy"]
+    rises = report["reward"]["end"] - report["reward"]["start"]
+    on_time, share = found["feasible_adherence"], found["utilisation"]
+    adherence, used = (0.99, 0.8) if on_gpu else (0.97, 0.65)
+    is_on_time = None if on_time is None else on_time >= adherence
+    is_used = None if share is None else used <= share < 1
+    rows = [
+        ("validation reward, end less start", "rises", "> 0", rises, "", rises > 0),
+        ("accuracy less a table's", "> 0", "interval > 0", won["mean"], "", won["interval"][0] > 0),
+        ("adherence where feasible, expected", "> 80 %", f"≥ {adherence:g}", on_time, "", is_on_time),
+        ("latency / budget where slower ones existed", "< 1", f"≥ {used:g}", share, "", is_used),
+    ]
+    names = ("name", "seed_target", "our_target", "measured", "unit", "met")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The policies', the budgets' and the targets' tables as text."""
+    lines = [f"{'policy':<24} {'reward':>8} {'accuracy':>9} {'latency ms':>11} {'in time':>8} {'of budget':>10}"]
+    for name, one in report["policies"].items():
+        lines.append(
+            f"{name:<24} {one['reward']:>8.4f} {one['accuracy']:>9.4f} {one['latency_ms']:>11.2f} "
+            f"{one['adherence']:>8.1%} {_percent(one['utilisation']):>10}"
+        )
+    for name, one in report["gain"].items():
+        low, high = one["accuracy"]["interval"]
+        lines.append(f"accuracy less that of {name}: {one['accuracy']['mean']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    lines += ["", f"{'budget ms':<20} {'policy':>8} {'table':>8} {'oracle':>8} {'in time':>8}   (accuracy)"]
+    for row in report["by_budget"]:
+        low, high = row["budget_ms"]
+        cells = " ".join(f"{row[name]['accuracy']:>8.4f}" for name in ("policy", "table", "oracle"))
+        lines.append(f"{f'{low:.1f} to {high:.1f}':<20} {cells} {row['policy']['adherence']:>8.1%}")
+    return "\n".join([*lines, "", render_targets(report["targets"])]) + "\n"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def render_targets(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table seed target / ours / measured / met."""
+    lines = [f"{'target':<44} {'seed':>8} {'ours':>14} {'measured':>12}"]
+    for row in rows:
+        verdict = {True: "met", False: "not met", None: "not measured"}[row["met"]]
+        value = "-" if row["measured"] is None else f"{row['measured']:.4g} {row['unit']}".strip()
+        lines.append(f"{row['name']:<44} {row['seed_target']:>8} {row['our_target']:>14} {value:>12}  {verdict}")
+    return "\n".join(lines)

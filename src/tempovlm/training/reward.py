@@ -1,0 +1,37 @@
+"""What a choice of setting was worth: accuracy, less a penalty for the time beyond the budget. Knows no policy.
+
+reward = alpha · accuracy - penalty · max(0, latency - budget) / budget
+
+The seed document calls the penalty's weight beta; here beta is what GRPO and trl call beta, the weight of the KL
+term. Shapes: `B` questions with a budget each, `G` choices of a group.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+ALPHA = 1.0
+PENALTY = 0.5
+
+
+def overshoot(latency_ms: Tensor, budget_ms: Tensor) -> Tensor:
+    """Share of the budget by which (B, G) latencies exceed the (B,) budgets; 0 for those in time.
+
+    Raises:
+        ValueError: a budget is not a positive number.
+    """
+    if not bool((budget_ms > 0).all()):
+        raise ValueError("budgets must be positive numbers of milliseconds")
+    budget_ms = budget_ms.unsqueeze(-1)
+    return (latency_ms - budget_ms).clamp(min=0) / budget_ms
+
+
+def reward(
+    accuracy: Tensor, latency_ms: Tensor, budget_ms: Tensor, *, alpha: float = ALPHA, penalty: float = PENALTY
+) -> Tensor:
+    """(B, G) rewards of (B, G) accuracies from 0 to 1 and latencies under (B,) budgets.
+
+    Raises:
+        ValueError: a budget is not a positive number.
+    """
+    return alpha * accuracy - penalty * overshoot(latency_ms, budget_ms)

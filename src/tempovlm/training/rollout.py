@@ -1,0 +1,256 @@
+"""Draws groups of settings from a policy and looks at what came of them: accuracy, latency, reward.
+
+A `World` knows what every setting takes for every question and asks an accuracy source what it is worth: the core
+experiment's table, or the model itself, which then runs only what was drawn, and nothing twice. Latency is what
+the estimator predicts or what was measured. Knows no network.
+
+Shapes: `N` questions, `K` settings, `T` tiers, `B` groups of a batch, `G` choices of a group.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.engine.engine import Engine
+from tempovlm.latency.cores import LEVELS
+from tempovlm.latency.estimator import LatencyEstimator
+from tempovlm.latency.features import Workload
+from tempovlm.profiling.batched import Job, answer_settings
+from tempovlm.profiling.decisions import DecisionTable, Floats
+from tempovlm.tasks.base import Sample
+from tempovlm.training.controller_data import median_latency_ms, setting_latency_ms
+from tempovlm.training.grpo import GrpoOptions
+from tempovlm.training.reward import reward
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MASKED = -1e9
+"""A logarithm of no probability; finite, so that a row in which everything is masked has no gradient of NaN."""
+
+LEAST_LEFT = 0.01
+"""Share of the budget that counts as left where looking at the picture took all of it: its logarithm is needed."""
+
+_log = logging.getLogger("tempovlm")
+
+
+class AccuracySource(Protocol):
+    """Says how good the answers at some settings are."""
+
+    def __call__(self, rows: Tensor, settings: Tensor) -> Tensor:
+        """Accuracies (B, G) of questions (B,) at settings (B, G), both indices on the CPU."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TableAccuracy:
+    """Accuracies (N, K) of the core experiment."""
+
+    values: Tensor
+
+    def __call__(self, rows: Tensor, settings: Tensor) -> Tensor:
+        """Look them up."""
+        return self.values[rows.unsqueeze(1), settings]
+
+
+class OnlineAccuracy:
+    """Runs the model at what was asked for and not answered before.
+
+    A question that fails at a setting counts as answered wrongly there; it is counted and logged.
+    """
+
+    def __init__(
+        self, engine: Engine, samples: Sequence[Sample], max_new_tokens: int = 16, known: Tensor | None = None
+    ) -> None:
+        """Answer `samples`, in the table's order; `known` (N, K) holds NaN where nothing was asked yet."""
+        self.engine, self.samples, self.max_new_tokens = engine, samples, max_new_tokens
+        size = (len(samples), len(engine.space))
+        self.known = torch.full(size, torch.nan, dtype=torch.float64) if known is None else known.clone()
+        self.runs = self.failures = 0
+
+    def __call__(self, rows: Tensor, settings: Tensor) -> Tensor:
+        """Run what is missing, one encoding for a picture's settings of a tier."""
+        pairs = set(
+            zip(rows.repeat_interleave(settings.shape[1]).tolist(), settings.flatten().tolist(), strict=True)
+        )
+        missing: dict[tuple[int, str], list[int]] = {}
+        for row, setting in sorted(pairs):
+            if torch.isnan(self.known[row, setting]):
+                tier = self.engine.space.settings[setting].tier
+                missing.setdefault((row, tier), []).append(setting)
+        for (row, _), wanted in missing.items():
+            self._run(row, wanted)
+        return self.known[rows.unsqueeze(1), settings]
+
+    def _run(self, row: int, wanted: list[int]) -> None:
+        space, job = self.engine.space, Job(self.samples[row], self.max_new_tokens)
+        for found in answer_settings(self.engine, [job], [space.settings[i] for i in wanted]):
+            index = space.index(KnobConfig(tier=found.tier, top_k=found.top_k, num_blocks=found.num_blocks))
+            self.runs += 1
+            if found.accuracy is None:
+                self.failures += 1
+                _log.warning(
+                    "%s %s at %s: %s", found.dataset, found.question_id, space.settings[index], found.error
+                )
+            self.known[row, index] = found.accuracy or 0.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Costs:
+    """What settings take, in milliseconds.
+
+    Attributes:
+        latency_ms: (N, K) whole answers, as the reward counts them.
+        upper_ms: (N, K) what an answer hardly ever exceeds, as the guard counts it: without knowing its length.
+        prefix_ms: (N, T) opening and looking at the picture: what is gone when the second choice is made.
+    """
+
+    latency_ms: Floats
+    upper_ms: Floats
+    prefix_ms: Floats
+
+
+def predicted_costs(table: DecisionTable, frame: pd.DataFrame, estimator: LatencyEstimator) -> Costs:
+    """What the estimator predicts, with what opening a picture takes where totals were measured.
+
+    The upper time is that of an answer as long as 99 % of the table's answers.
+
+    Args:
+        table: the questions.
+        frame: what `profiling.store.read_results` returned.
+        estimator: of this machine and model.
+    """
+    latency_ms, top = setting_latency_ms(table, frame, estimator), LEVELS[-1]
+    longest = float(np.quantile(table.output_tokens, top)) - 1
+    per_tier = len(table.space) // len(table.space.tiers)
+    upper_ms, prefix_ms = [], []
+    for i in range(len(table)):
+        tilings = [(int(r), int(c)) if r else None for r, c in table.crops[i]]
+        tokens = [int(count) for count in table.vision_tokens[i]]
+        times = estimator.predict(Workload.of_request(table.space, tokens, int(table.text_tokens[i]), tilings))
+        opening_ms = latency_ms[i] - times.total_ms(table.output_tokens[i] - 1)
+        look_ms = opening_ms + times.stage_ms("vision_encoder") + times.stage_ms("projector")
+        upper_ms.append(opening_ms + times.total_ms(longest, top))
+        prefix_ms.append(look_ms[::per_tier])
+    return Costs(latency_ms, np.stack(upper_ms), np.stack(prefix_ms))
+
+
+def measured_costs(table: DecisionTable, frame: pd.DataFrame) -> Costs:
+    """What was measured: a question's own median where there is one, else the setting's.
+
+    Args:
+        table: the questions.
+        frame: what `profiling.store.read_results` returned.
+
+    Raises:
+        UserError: a setting was never measured.
+    """
+    space, every = table.space, (len(table), 1)
+    medians = median_latency_ms(frame, space)
+    timed = frame[frame["T_total"].notna()]
+    upper = timed.groupby(["tier", "top_k", "num_blocks"])["T_total"].quantile(LEVELS[-1]).to_dict()
+    upper_ms = np.array([upper[k.tier, k.top_k, k.num_blocks] for k in space])
+    look = timed[["T_preprocess", "T_vision_encoder", "T_projector"]].astype(float).fillna(0.0).sum(axis=1)
+    prefix_ms = look.groupby(timed["tier"]).median().reindex(space.tiers).to_numpy(dtype=float)
+    latency_ms = np.where(np.isnan(table.latency_ms), medians, table.latency_ms)
+    return Costs(latency_ms, np.tile(upper_ms, every), np.tile(prefix_ms, every))
+
+
+class World:
+    """The questions of a table, what their settings take and what they are worth."""
+
+    def __init__(self, space: KnobSpace, costs: Costs, accuracy: AccuracySource) -> None:
+        self.space, self.costs, self.accuracy = space, costs, accuracy
+        self.latency_ms, self.upper_ms, self.prefix_ms = (
+            torch.as_tensor(values, dtype=torch.float64)
+            for values in (costs.latency_ms, costs.upper_ms, costs.prefix_ms)
+        )
+
+    def allowed(self, rows: Tensor, budget_ms: Tensor) -> Tensor:
+        """(B, K) the settings that the guard would let through; the cheapest where none would."""
+        fits = self.upper_ms[rows] <= budget_ms.unsqueeze(1)
+        cheapest = torch.nn.functional.one_hot(self.latency_ms[rows].argmin(dim=1), len(self.space)).bool()
+        return torch.where(fits.any(dim=1, keepdim=True), fits, cheapest)
+
+    def left_ms(self, rows: Tensor, budget_ms: Tensor) -> Tensor:
+        """(B, T) what is left of (B,) budgets after looking at the picture at each tier."""
+        every = budget_ms.unsqueeze(1)
+        return torch.maximum(every - self.prefix_ms[rows], LEAST_LEFT * every)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Questions under budgets, as a policy sees them; all on the CPU.
+
+    Attributes:
+        rows: (B,) questions. budget_ms: (B,). left_ms: (B, T) of the budget at the second choice.
+        allowed: (B, K) settings that may be chosen; None allows all.
+        tiers: (B,) tiers that were chosen from outside, -1 where the policy chooses; None leaves all to it.
+    """
+
+    rows: Tensor
+    budget_ms: Tensor
+    left_ms: Tensor
+    allowed: Tensor | None = None
+    tiers: Tensor | None = None
+
+
+Actor = Callable[[Batch], Tensor]
+"""A policy: log-probabilities (B, K) of the settings, which sum to 1 where nothing was chosen from outside."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rollout:
+    """Groups that were drawn: all (B, G) but the batch, on the CPU."""
+
+    batch: Batch
+    settings: Tensor
+    log_probs: Tensor
+    accuracy: Tensor
+    latency_ms: Tensor
+    rewards: Tensor
+
+    @property
+    def in_time(self) -> Tensor:
+        """Whether each answer took no longer than its budget."""
+        return self.latency_ms <= self.batch.budget_ms.unsqueeze(1)
+
+
+def draw_settings(log_probs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(B, G) settings drawn with replacement from the distributions (B, K)."""
+    return torch.multinomial(log_probs.exp().cpu(), count, replacement=True, generator=generator)
+
+
+@torch.no_grad()
+def roll_out(
+    actor: Actor, world: World, batch: Batch, options: GrpoOptions, generator: torch.Generator
+) -> Rollout:
+    """Draw a group for every question and see what came of it."""
+    log_probs = actor(batch)
+    settings = draw_settings(log_probs, options.num_generations, generator)
+    return outcome(world, batch, settings, chosen_log_probs(log_probs, settings).cpu(), options)
+
+
+def chosen_log_probs(log_probs: Tensor, settings: Tensor) -> Tensor:
+    """(B, G) of the settings that were drawn, from those of all settings (B, K)."""
+    return log_probs.gather(1, settings.to(log_probs.device))
+
+
+def outcome(world: World, batch: Batch, settings: Tensor, log_probs: Tensor, options: GrpoOptions) -> Rollout:
+    """What settings (B, G) were worth."""
+    accuracy = world.accuracy(batch.rows, settings).double()
+    latency_ms = world.latency_ms[batch.rows.unsqueeze(1), settings]
+    rewards = reward(accuracy, latency_ms, batch.budget_ms, alpha=options.alpha, penalty=options.penalty)
+    return Rollout(batch, settings, log_probs, accuracy, latency_ms, rewards)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """(B,) of distributions (B, K), in nats."""
+    return -(log_probs.exp() * log_probs).sum(dim=1)

@@ -1,0 +1,145 @@
+"""What the first stage learns from: results, latencies and features that belong together, and labelled rows.
+
+A label is the tier of the most accurate setting that fits a budget, question by question. Knows no network.
+Shapes: `N` questions, `K` settings, `T` tiers, `R` rows, of which each is a question with a budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
+from tempovlm.engine.engine import Engine
+from tempovlm.latency.estimator import load_estimator
+from tempovlm.profiling.decisions import DecisionTable, Floats
+from tempovlm.profiling.progress import progress_bar
+from tempovlm.profiling.store import read_results
+from tempovlm.training import controller_data as material
+from tempovlm.training.controller_data import FeatureTable, Ints, Mask, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything that controllers learn from: answers, latencies (N, K), features, and the split of questions.
+
+    Attributes:
+        weights: hash of the model's weights.
+        stamp: of the measurements.
+    """
+
+    table: DecisionTable
+    latency_ms: Floats
+    features: FeatureTable
+    split: Split
+    weights: str
+    stamp: Mapping[str, Any]
+
+    @property
+    def space(self) -> KnobSpace:
+        """The settings."""
+        return self.table.space
+
+    @property
+    def limits_ms(self) -> tuple[float, float]:
+        """What budgets are feasible, by the questions of training."""
+        return material.budget_range(self.latency_ms[self.split.train])
+
+
+def load_material(
+    engine: Engine,
+    weights: str,
+    results_dirs: Sequence[Path],
+    datasets: Sequence[str],
+    *,
+    latency_estimator_path: Path | None = None,
+    train_split: float = 0.8,
+    seed: int = 42,
+    data_dir: Path | None = None,
+) -> Material:
+    """Read results, predict latencies, and look at every picture once, or take what is stored of it.
+
+    Args:
+        engine: with the model whose features are used.
+        weights: hash of that model's weights.
+        results_dirs: of the core experiment.
+        datasets: which of its data sets.
+        latency_estimator_path: of Exp 1; measured medians of the settings unless told.
+        train_split: share of the pictures to learn from.
+        seed: of the split.
+        data_dir: folder of the data sets.
+
+    Raises:
+        UserError: results, estimator or data set are missing, damaged, or do not belong together.
+    """
+    space, path = engine.space, latency_estimator_path
+    estimator = None if path is None else load_estimator(path, space)
+    frame = read_results(results_dirs, datasets, space)
+    stamps = {name: stamp for name, stamp in frame.attrs["stamps"].items() if stamp}
+    for name, stamp in stamps.items():
+        if stamp["weights"] != weights:
+            raise UserError(f"{name}: field weights is {stamp['weights']}, those of --model_path are {weights}")
+    table = material.read_table(frame, space, datasets)
+    latency_ms = material.setting_latency_ms(table, frame, estimator)
+    split = material.split_images(table.image_id, train_split, seed)
+    samples = material.find_samples(table, data_dir)
+
+    def extract() -> FeatureTable:
+        with progress_bar(f"looking at the pictures of {len(samples)} questions") as advance:
+            return material.extract_features(engine, samples, advance)
+
+    features = material.obtain_features(Path(results_dirs[0]), weights, samples, extract)
+    first = (estimator.stamp if estimator else None) or next(iter(stamps.values()), {})
+    return Material(table, latency_ms, features, split, weights, dict(first))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to learn from.
+
+    Attributes:
+        question: (R,) places in the table. budget_ms: (R,).
+        tier: (R,) index of the tier of the best setting.
+        value: (R, T) what each tier is worth, see `tier_values`.
+    """
+
+    question: Ints
+    budget_ms: Floats
+    tier: Ints
+    value: Floats
+
+    def __len__(self) -> int:
+        return len(self.question)
+
+
+def label(data: Material, question: Ints, budget_ms: Floats) -> Rows:
+    """The tier of the best setting of each question and budget."""
+    best = material.best_setting(data.table.accuracy[question], data.latency_ms[question], budget_ms)
+    tier = best.setting // (len(data.space) // len(data.space.tiers))
+    return Rows(question, budget_ms, tier, tier_values(data, question, budget_ms))
+
+
+def tier_values(data: Material, question: Ints, budget_ms: Floats) -> Floats:
+    """(R, T) accuracy of each question at each tier's best setting; 0 where no setting of the tier fits.
+
+    Which setting of a tier is best is told by the mean over the questions of training, so a question's own luck
+    at one setting or another does not count, as it does in the label.
+    """
+    shape = (len(question), len(data.space.tiers), -1)
+    fits = data.latency_ms[question] <= budget_ms[:, None]
+    usual = data.table.accuracy[data.split.train].mean(axis=0)
+    ranked = np.where(fits, usual, -1.0).reshape(shape)
+    place = ranked.argmax(axis=2)[..., None]
+    own = data.table.accuracy[question].reshape(shape)
+    return np.where(np.take_along_axis(ranked, place, 2) >= 0, np.take_along_axis(own, place, 2), 0.0).squeeze(2)
+
+
+def draw_rows(data: Material, part: Mask, per_question: int, rng: np.random.Generator) -> Rows:
+    """Every question of a part with so many budgets, log-uniform over what is feasible."""
+    question = np.repeat(np.flatnonzero(part), per_question)
+    return label(data, question, material.draw_budgets(rng, len(question), data.limits_ms))

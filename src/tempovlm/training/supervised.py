@@ -1,0 +1,330 @@
+"""Exp 2: a controller that knows nothing but the budget, taught by a table of measured settings.
+
+The table's best setting is a staircase over the budget: what the network can learn is where its steps are. Budgets
+are drawn over the whole feasible range and split into two parts. The table is the same for both, so the validation
+says how well the staircase was learned and not how well the table holds for other pictures.
+
+Shapes: `N` budgets, `K` settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tempovlm.control.checkpoint import save_controller
+from tempovlm.control.networks import SupervisedController
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import TIERS, KnobSpace
+from tempovlm.evaluation.files import write_atomic
+from tempovlm.profiling.decisions import Floats
+from tempovlm.training.controller_data import best_setting, budget_range, draw_budgets
+from tempovlm.training.controller_loop import SCORE, FitOptions, fit
+
+CHECKPOINT = "best_supervised_controller.pt"
+SCHEMA = "tempovlm.supervised_report/1"
+KNOBS = ("tier", "top_k", "num_blocks")
+
+NUM_BUDGETS = 20_000
+"""Drawn in all; neighbours are then 0.02 % apart where the range is a factor of 50."""
+
+BINS = 10
+"""Of the budgets, equally wide in the logarithm."""
+
+QUANTILES = ("mean", "p50", "p95", "p99")
+
+_ACCURACY, _REGRET = 0.9, 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedJob:
+    """What to learn and where to leave it.
+
+    Attributes:
+        profiling_results: files of Exp 7; of several data sets the mean by their number of questions is taken.
+        latency_quantile: which total of a setting must fit the budget; a budget is a promise, so a high one.
+    """
+
+    profiling_results: Sequence[Path]
+    output_dir: Path
+    options: FitOptions
+    train_split: float = 0.8
+    num_budgets: int = NUM_BUDGETS
+    latency_quantile: str = "p95"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Accuracy (K,) and total (K,) of every setting, and what they were measured on."""
+
+    space: KnobSpace
+    accuracy: Floats
+    latency_ms: Floats
+    stamp: Mapping[str, Any]
+
+
+def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:
+    """The settings of one or several `profiling_results.json`.
+
+    Raises:
+        UserError: a file is missing, damaged, incomplete, or of another model or machine than the first.
+    """
+    if quantile not in QUANTILES:
+        raise UserError(f"--latency_quantile {quantile}: choose from {', '.join(QUANTILES)}")
+    files = {path: _records(path) for path in paths}
+    first = next(iter(files))
+    stamps = {path: rows[0].get("stamp") or {} for path, rows in files.items()}
+    for path, stamp in stamps.items():
+        for name in ("weights", "hardware", "device", "knob_space"):
+            if stamp.get(name) != stamps[first].get(name):
+                raise UserError(f"{path}: field {name} of its stamp is not that of {first}; give results of one")
+    space = _space_of(files[first], stamps[first].get("knob_space"), first)
+    parts = [_columns(path, rows, space, quantile) for path, rows in files.items()]
+    counts = np.array([float(rows[0].get("num_samples") or 1) for rows in files.values()])
+    accuracy, latency_ms = (np.average([part[i] for part in parts], axis=0, weights=counts) for i in (0, 1))
+    return Table(space, accuracy, latency_ms, stamps[first])
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; profiling_with_importance.py writes it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read, or is half-written ({error})") from None
+    if not isinstance(records, list) or not records or not all(isinstance(row, dict) for row in records):
+        raise UserError(f"{path}: no list of settings; give a profiling_results.json of Exp 7")
+    for row in records:
+        for name in (*KNOBS, "accuracy", "T_total"):
+            if row.get(name) is None:
+                raise UserError(f"{path}: field {name} of a setting is missing; profile with latency and accuracy")
+    return records
+
+
+def _space_of(records: Sequence[Mapping[str, Any]], fingerprint: str | None, path: Path) -> KnobSpace:
+    """The space whose values the records have; its native top-k is the one that the fingerprint tells."""
+    top_ks, blocks = (tuple(sorted({int(row[name]) for row in records})) for name in KNOBS[1:])
+    if fingerprint is None:
+        return KnobSpace(TIERS, top_ks, blocks, top_ks[len(top_ks) // 2])
+    for native in top_ks:
+        space = KnobSpace(TIERS, top_ks, blocks, native)
+        if space.fingerprint == fingerprint:
+            return space
+    raise UserError(
+        f"{path}: field knob_space of its stamp is {fingerprint}, which its settings do not make; profile all"
+    )
+
+
+def _columns(path: Path, records: Sequence[Mapping[str, Any]], space: KnobSpace, quantile: str) -> list[Floats]:
+    """Accuracy and total of each setting, in the space's order."""
+    known = {(row["tier"], int(row["top_k"]), int(row["num_blocks"])): row for row in records}
+    columns: list[list[float]] = [[], []]
+    for knobs in space:
+        row = known.get((knobs.tier, knobs.top_k, knobs.num_blocks))
+        if row is None:
+            raise UserError(f"{path}: setting {knobs} is missing; profile all {len(space)} settings")
+        total = row["T_total"] if quantile == "mean" else row.get(f"T_total_{quantile}", row["T_total"])
+        if not 0 <= row["accuracy"] <= 1 or not 0 < total < np.inf:
+            raise UserError(f"{path}: setting {knobs} has accuracy {row['accuracy']} and T_total {total}")
+        columns[0].append(float(row["accuracy"]))
+        columns[1].append(float(total))
+    return [np.array(column) for column in columns]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Budgets (N,) with the best setting of each, and the index of each of its knobs (N, 3)."""
+
+    budget_ms: Floats
+    setting: NDArray[np.int64]
+    knobs: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: Table, budget_ms: Floats) -> Labelled:
+        """Label budgets by a table."""
+        accuracy, latency_ms = (
+            np.tile(column, (len(budget_ms), 1)) for column in (table.accuracy, table.latency_ms)
+        )
+        setting = best_setting(accuracy, latency_ms, budget_ms).setting
+        return cls(budget_ms, setting, knob_indices(table.space)[setting])
+
+
+def knob_indices(space: KnobSpace) -> NDArray[np.int64]:
+    """(K, 3) index of each setting's tier, top-k and number of blocks among the legal values."""
+    shape = len(space.tiers), len(space.top_ks), len(space.block_counts)
+    return np.stack(np.unravel_index(np.arange(len(space)), shape), axis=1)
+
+
+class BudgetLesson:
+    """Cross-entropy of the three heads, the budgets of training in a new order every epoch."""
+
+    def __init__(self, net: SupervisedController, table: Table, train: Labelled, other: Labelled) -> None:
+        self.net, self.table, self.other = net, table, other
+        self.device = next(net.parameters()).device
+        self.rows = self._tensors(train)
+        self.held_out = self._tensors(other)
+
+    def _tensors(self, rows: Labelled) -> tuple[Tensor, Tensor]:
+        budgets = torch.tensor(rows.budget_ms, dtype=torch.float32, device=self.device)
+        return budgets, torch.tensor(rows.knobs, device=self.device)
+
+    def draw(self, rng: np.random.Generator) -> Sequence[Tensor]:
+        """All budgets of training, shuffled."""
+        order = torch.from_numpy(rng.permutation(len(self.rows[0]))).to(self.device)
+        return [column[order] for column in self.rows]
+
+    def loss(self, *batch: Tensor) -> Tensor:
+        """Sum over the knobs."""
+        budgets, knobs = batch
+        logits = self.net(budgets)
+        return torch.stack([F.cross_entropy(row, knobs[:, i]) for i, row in enumerate(logits)]).sum()
+
+    def judge(self) -> Mapping[str, float]:
+        """Loss and accuracies on the other budgets; the score is the share that is right in all three knobs."""
+        loss = self.loss(*self.held_out).item()
+        found = measure(self.net, self.table, self.other)
+        names = (*KNOBS, "overall")
+        own = {f"val_{name}": float(found[name]) for name in names}
+        return {"val_loss": loss, SCORE: own["val_overall"], **own, "val_regret_points": found["regret_points"]}
+
+
+@torch.no_grad()
+def measure(net: SupervisedController, table: Table, rows: Labelled) -> dict[str, float]:
+    """Shares of right heads, of all three together, and what the choices lose in accuracy points.
+
+    The loss is of the choice as it is served: the best joint logit among the settings that fit the budget.
+    """
+    device = next(net.parameters()).device
+    logits = net(torch.tensor(rows.budget_ms, dtype=torch.float32, device=device))
+    heads = [row.double().cpu().numpy() for row in logits]
+    right = np.stack([row.argmax(axis=1) for row in heads], axis=1) == rows.knobs
+    places = knob_indices(table.space)
+    joint = sum(row[:, places[:, i]] for i, row in enumerate(heads))
+    fits = table.latency_ms <= rows.budget_ms[:, None]
+    fits |= ~fits.any(axis=1, keepdims=True) & (table.latency_ms == table.latency_ms.min())
+    chosen = np.where(fits, joint, -np.inf).argmax(axis=1)
+    lost = table.accuracy[rows.setting] - table.accuracy[chosen]
+    return {
+        **{name: float(right[:, i].mean()) for i, name in enumerate(KNOBS)},
+        "overall": float(right.all(axis=1).mean()),
+        "served": float((chosen == rows.setting).mean()),
+        "regret_points": float(100 * lost.mean()),
+    }
+
+
+def by_budget(net: SupervisedController, table: Table, rows: Labelled) -> list[dict[str, float]]:
+    """The same in each of `BINS` ranges of the budget."""
+    edges = bin_edges(rows.budget_ms)
+    place = np.digitize(rows.budget_ms, edges[1:-1])
+    result = []
+    for i in range(BINS):
+        here = place == i
+        if here.any():
+            part = Labelled(rows.budget_ms[here], rows.setting[here], rows.knobs[here])
+            ends = {"from_ms": round(edges[i], 3), "to_ms": round(edges[i + 1], 3), "budgets": int(here.sum())}
+            result.append(ends | measure(net, table, part))
+    return result
+
+
+def bin_edges(budget_ms: Floats) -> Floats:
+    """(BINS + 1,) ends of ranges that are equally wide in the logarithm."""
+    return np.geomspace(budget_ms.min(), budget_ms.max() * (1 + 1e-9), BINS + 1)
+
+
+def run_job(job: SupervisedJob) -> dict[str, Any]:
+    """Train and write the checkpoint and `report.json`; returns the report.
+
+    Raises:
+        UserError: wrong input, or the folder cannot be written.
+    """
+    options = job.options
+    options.check()
+    if not 0 < job.train_split < 1:
+        raise UserError(f"--train_split {job.train_split}: must be between 0 and 1")
+    table = read_profile_table(job.profiling_results, job.latency_quantile)
+    limits_ms = budget_range(table.latency_ms)
+    budgets = draw_budgets(np.random.default_rng(options.seed), max(job.num_budgets, 2), limits_ms)
+    count = min(max(round(job.train_split * len(budgets)), 1), len(budgets) - 1)
+    train, other = Labelled.of(table, budgets[:count]), Labelled.of(table, budgets[count:])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        net = SupervisedController(
+            options.hidden_dim, len(table.space.tiers), len(table.space.top_ks), len(table.space.block_counts)
+        ).to(options.device)
+    data = {"accuracy": table.accuracy.tolist(), "latency_ms": table.latency_ms.tolist(), "budgets": len(budgets)}
+    data["train_split"] = job.train_split
+    fitted = fit(net, BudgetLesson(net, table, train, other), options, job.output_dir, data)
+    found = measure(net, table, other)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "profiling_results": [str(path) for path in job.profiling_results],
+        "latency_quantile": job.latency_quantile,
+        "budget_range_ms": list(limits_ms),
+        "budgets": {"train": len(train.budget_ms), "validation": len(other.budget_ms)},
+        "settings_that_are_best_somewhere": len(np.unique(train.setting)),
+        "best_epoch": fitted.best_epoch,
+        "validation": found,
+        "by_budget": by_budget(net, table, other),
+        "options": asdict(options),
+        "knob_space": table.space.fingerprint,
+        "stamp": dict(table.stamp),
+        "targets": targets(found),
+    }
+    save_controller(
+        job.output_dir / CHECKPOINT,
+        kind="supervised",
+        networks={"controller": net},
+        space=table.space,
+        weights=table.stamp.get("weights"),
+        stamp=table.stamp,
+        options={**asdict(options), "train_split": job.train_split, "latency_quantile": job.latency_quantile},
+        metrics=found,
+    )
+    write_atomic(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def targets(found: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Rows 'seed target / ours / measured'; an accuracy is met as well where labels tie: by the regret."""
+    rows = []
+    for name, title, seed in (
+        ("overall", "overall accuracy", "> 60 %"),
+        ("tier", "tier accuracy", "> 70 %"),
+        ("top_k", "top-k accuracy", "> 65 %"),
+        ("num_blocks", "blocks accuracy", "> 65 %"),
+    ):
+        met = found[name] >= _ACCURACY or found["regret_points"] <= _REGRET
+        measured, ours = round(100 * found[name], 2), f"≥ {_ACCURACY:.0%} or regret ≤ {_REGRET}"
+        row = {"name": title, "seed_target": seed, "our_target": ours, "measured": measured, "unit": "%"}
+        rows.append(row | {"met": met})
+    regret = round(found["regret_points"], 3)
+    last = {"name": "regret", "seed_target": "-", "our_target": f"≤ {_REGRET}", "measured": regret}
+    return [*rows, {**last, "unit": "points", "met": regret <= _REGRET}]
+
+
+def render_targets(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The seed document's expected figures beside the measured ones, as text."""
+    lines = [f"{'target':<34} {'seed':>8}  {'ours':<24} {'measured':>10}"]
+    for row in rows:
+        verdict = {True: "met", False: "not met", None: "not measured"}[row["met"]]
+        value = "-" if row["measured"] is None else f"{row['measured']:g} {row['unit']}"
+        lines.append(f"{row['name']:<34} {row['seed_target']:>8}  {row['our_target']:<24} {value:>10}  {verdict}")
+    return "\n".join(lines) + "\n"
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Accuracy by budget and the targets' table as text."""
+    lines = [f"{'budget ms':>19}  overall    tier   top-k  blocks  regret"]
+    for row in report["by_budget"]:
+        shares = "  ".join(f"{row[name]:6.1%}" for name in ("overall", *KNOBS))
+        lines.append(f"{row['from_ms']:>8.1f} - {row['to_ms']:>8.1f}   {shares}  {row['regret_points']:6.2f}")
+    return "\n".join(lines) + "\n\n" + render_targets(report["targets"])

@@ -1,0 +1,143 @@
+"""Learned policies: only allowed settings, the joint of the heads, the right features, and behind the guard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_model
+from tempovlm.control.checkpoint import save_controller
+from tempovlm.control.guard import Guard, measure_control_ms
+from tempovlm.control.learned import LearnedPolicy, SupervisedPolicy, TwoStagePolicy, policy_from_checkpoint
+from tempovlm.control.networks import (
+    Knob1PredictorBudgetLanguage,
+    Knob1PredictorBudgetLanguageGlance,
+    Knob2Knob3Predictor,
+    KnobLogits,
+    SupervisedController,
+)
+from tempovlm.control.observation import language_feature, question_ids, vision_feature, vision_width
+from tempovlm.control.policy import Features, Policy, Question, Sight
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.request import Request
+from tempovlm.engine.engine import Engine
+
+SPACE = tiny_model.SPACE
+WIDTH = tiny_model.CONFIG.width
+SIZES = {"num_top_ks": len(SPACE.top_ks), "num_block_counts": len(SPACE.block_counts)}
+
+
+def second_stage() -> Knob2Knob3Predictor:
+    return Knob2Knob3Predictor(vision_width(WIDTH), WIDTH, 16, **SIZES)
+
+
+@pytest.fixture
+def two_stage(engine: Engine, tmp_path: Path) -> Policy:
+    torch.manual_seed(0)
+    nets = {"knob1": Knob1PredictorBudgetLanguage(WIDTH, 16), "knob2knob3": second_stage()}
+    save_controller(tmp_path / "both.pt", kind="two_stage", networks=nets, space=SPACE, weights="abc")
+    runner = engine.runner
+    return policy_from_checkpoint(tmp_path / "both.pt", SPACE, runner.model, runner.tokenizer, "abc")
+
+
+@pytest.fixture
+def supervised(engine: Engine, tmp_path: Path) -> Policy:
+    torch.manual_seed(0)
+    nets = {"controller": SupervisedController(16, **SIZES)}
+    save_controller(tmp_path / "one.pt", kind="supervised", networks=nets, space=SPACE)
+    return policy_from_checkpoint(tmp_path / "one.pt", SPACE, engine.runner.model, engine.runner.tokenizer)
+
+
+def look(choices: tuple[KnobConfig, ...], budget_ms: float | None = None, seed: int = 0) -> Features:
+    question = Question(text="what does the sign say?", choices=SPACE.settings, budget_ms=budget_ms)
+    vision = torch.randn(3, 36, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return Features(question=question, choices=choices, sight=Sight(vision, 100, 12))
+
+
+def test_a_policy_chooses_among_what_is_allowed(two_stage: Policy, supervised: Policy) -> None:
+    for policy in (two_stage, supervised):
+        for count in (1, 2, 7):
+            for start in range(0, len(SPACE) - count, 5):
+                choices = SPACE.settings[start : start + count]
+                question = Question(text="how many dogs?", choices=choices)
+                tier = policy.choose_tier(question, 40.0)
+                allowed = tuple(knobs for knobs in choices if knobs.tier == tier)
+                assert allowed
+                top_k, blocks = policy.choose_compute(look(allowed), tier, 30.0)
+                assert KnobConfig(tier=tier, top_k=top_k, num_blocks=blocks) in allowed
+
+
+def test_the_joint_is_maximised_and_not_each_head() -> None:
+    # The best top-k and the best depth are each allowed, but not together.
+    policy = LearnedPolicy(SPACE, "x")
+    top_ks, blocks = SPACE.top_ks, SPACE.block_counts
+    scores = torch.zeros(1, len(top_ks)), torch.zeros(1, len(blocks))
+    scores[0][0, 1], scores[1][0, 1] = 2.0, 3.0
+    choices = tuple(
+        k for k in SPACE if k.tier == "low" and not (k.top_k == top_ks[1] and k.num_blocks == blocks[1])
+    )
+    best = policy.best_compute(*scores, choices)
+    assert (best.top_k, best.num_blocks) == (top_ks[0], blocks[1])
+    logits = KnobLogits(torch.tensor([[0.0, 0.0, 9.0]]), *scores)
+    assert policy.best(logits, SPACE.settings) == KnobConfig(tier="high", top_k=top_ks[1], num_blocks=blocks[1])
+    assert policy.best_tier(logits.tier, choices) == "low"
+
+
+def test_the_second_stage_sees_the_picture_and_what_is_left(two_stage: Policy) -> None:
+    assert isinstance(two_stage, TwoStagePolicy)
+    net, features = two_stage.knob2knob3, look(SPACE.settings[: len(SPACE) // 3])
+    ids = question_ids(two_stage.reader.tokenizer, features.question.text)
+    language = language_feature(two_stage.reader.model, ids).unsqueeze(0)
+    seen = vision_feature(features.sight.vision).unsqueeze(0)
+    logits = net(seen, language, torch.tensor([33.0]), torch.tensor([0]))
+    want = two_stage.best_compute(*logits, features.choices)
+    assert two_stage.choose_compute(features, "low", 33.0) == (want.top_k, want.num_blocks)
+
+
+def test_supervision_answers_the_budget_of_the_first_choice(supervised: Policy) -> None:
+    assert isinstance(supervised, SupervisedPolicy)
+    # An untrained network says nearly the same to every budget: let it speak up.
+    supervised.net.budget.mlp[0].weight.mul_(20)
+    supervised.net.trunk[-1].bias.zero_()
+    choices = tuple(knobs for knobs in SPACE if knobs.tier == "low")
+    budgets = [20.0 * 1.3**i for i in range(12)]
+    alone = [supervised.choose_compute(look(choices), "low", budget_ms) for budget_ms in budgets]
+    assert len(set(alone)) > 1
+    assert [supervised.choose_compute(look(choices, b), "low", 1.0) for b in budgets] == alone
+
+
+def test_the_guard_measures_and_asks(two_stage: Policy, supervised: Policy) -> None:
+    for policy in (two_stage, supervised):
+        assert measure_control_ms(policy, SPACE) > 0
+        guard = Guard.around(policy, SPACE, tiny_model.make_profile())
+        request = Request(images=(), question="what?", budget_ms=60.0)
+        chosen = guard.choose_tier(request, (84, 112), 1.0)
+        assert chosen.question.budget_ms is not None
+        choice = guard.choose_compute(request, chosen, Sight(None, 0, 0), 10.0)
+        assert choice.knobs in SPACE
+        assert choice.policy == policy.name
+
+
+def test_a_first_stage_alone_runs_what_is_nearest_to_the_trained_model(engine: Engine, tmp_path: Path) -> None:
+    net, path = Knob1PredictorBudgetLanguage(WIDTH, 16), tmp_path / "first.pt"
+    save_controller(path, kind="two_stage_stage1", networks={"knob1": net}, space=SPACE)
+    policy = policy_from_checkpoint(path, SPACE, engine.runner.model, engine.runner.tokenizer)
+    low = tuple(knobs for knobs in SPACE if knobs.tier == "low")
+    native = SPACE.native
+    assert policy.choose_compute(look(low), "low", 10.0) == (native.top_k, native.num_blocks)
+
+
+def test_a_glance_cannot_be_served(engine: Engine, tmp_path: Path) -> None:
+    net = Knob1PredictorBudgetLanguageGlance(WIDTH, vision_width(WIDTH), 16)
+    save_controller(tmp_path / "g.pt", kind="two_stage_stage1", networks={"knob1": net}, space=SPACE)
+    with pytest.raises(UserError, match=r"g\.pt: its first stage glances"):
+        policy_from_checkpoint(tmp_path / "g.pt", SPACE, engine.runner.model, engine.runner.tokenizer)
+
+
+def test_features_of_nothing_are_zeros(engine: Engine) -> None:
+    assert not language_feature(engine.runner.model, []).any()
+    tokens = torch.tensor([[[1.0, 4.0], [3.0, 0.0]]])
+    assert vision_feature(tokens).tolist() == [2.0, 2.0, 3.0, 4.0]

@@ -1,0 +1,197 @@
+"""Two-epoch runs of the scripts of Exp 2 and 3 on the tiny model, and what they say to wrong input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scripts import ROOT, script
+
+import stamps
+import tiny_model
+from tempovlm.api import TempoVLM
+from tempovlm.control.checkpoint import load_controller
+from tempovlm.control.learned import policy_from_checkpoint
+from tempovlm.core.errors import UserError
+from tempovlm.core.records import SweepRow
+from tempovlm.model.weights import weights_hash
+from tempovlm.profiling.store import write_rows
+from tempovlm.tasks.catalog import load_samples
+
+SPACE = tiny_model.SPACE
+SUPERVISED = "controller/train_supervised_controller"
+TWO_STAGE = "controller/train_two_stage_controller"
+FEW = ["--hidden_dim", "8", "--device", "cpu", "--batch_size", "16"]
+
+
+def write_results(folder: Path, bed: Path, weights: str) -> Path:
+    """What a core experiment on the tiny model might have found."""
+    rng = np.random.default_rng(0)
+    stamp = replace(stamps.STAMP, weights=weights, knob_space=SPACE.fingerprint)
+    for dataset in ("text_vqa", "okvqa"):
+        rows = []
+        for sample in load_samples(dataset, "train", data_dir=bed):
+            for i, knobs in enumerate(SPACE):
+                total = tiny_model.nominal_ms(SPACE, i)
+                times = dict.fromkeys(("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_decode"), 0.0)
+                rows.append(
+                    SweepRow(
+                        dataset=dataset,
+                        split="train",
+                        question_id=str(sample.question_id),
+                        image_id=str(sample.image_id),
+                        template=sample.template,
+                        tier=knobs.tier,
+                        top_k=knobs.top_k,
+                        num_blocks=knobs.num_blocks,
+                        tiling=(2, 2),
+                        vision_tokens=100,
+                        text_tokens=12,
+                        output_tokens=1,
+                        accuracy=float(rng.random() < 0.3 + 0.02 * i),
+                        prediction="x",
+                        **times,
+                        T_LLM_prefill=total,
+                        T_total=total,
+                    )
+                )
+        write_rows(folder, dataset, rows, stamp)
+    return folder
+
+
+@pytest.fixture
+def results(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> Path:
+    """Of the tiny model."""
+    return write_results(tmp_path / "results", small_bed, weights_hash(tiny_folder))
+
+
+def two_stage(folder: Path, bed: Path, results: Path, out: Path, *more: str) -> list[str]:
+    base = ["--results_dir", str(results), "--dataset_names", "text_vqa", "okvqa", "--model_path", str(folder)]
+    base += ["--output_dir", str(out), "--stage", "stage1", "--data_dir", str(bed), "--num_epochs_stage1", "2"]
+    return [*base, "--budgets_per_question", "2", "--train_split", "0.5", *FEW, *more]
+
+
+def profile(folder: Path) -> Path:
+    stamp = replace(stamps.STAMP, knob_space=SPACE.fingerprint).to_json()
+    rows = [
+        {"tier": k.tier, "top_k": k.top_k, "num_blocks": k.num_blocks, "accuracy": i / 100, "stamp": stamp}
+        | {"T_total": tiny_model.nominal_ms(SPACE, i)}
+        for i, k in enumerate(SPACE)
+    ]
+    path = folder / "profiling_results.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_exp_2(tmp_path: Path, model: TempoVLM, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["--profiling_results", str(profile(tmp_path)), "--output_dir", str(out), "--num_epochs", "2"]
+    script(SUPERVISED).main([*words, "--num_budgets", "100", "--grad_accum", "2", *FEW])
+    path = out / "best_supervised_controller.pt"
+    assert load_controller(path, SPACE).kind == "supervised"
+    assert len((out / "training_log.jsonl").read_text().splitlines()) == 2
+    report = json.loads((out / "report.json").read_text())
+    assert report["targets"][0]["name"] == "overall accuracy"
+    said = capsys.readouterr().out
+    assert "> 60 %" in said
+    assert str(path) in said
+    runner = model.engine.runner
+    assert policy_from_checkpoint(path, SPACE, runner.model, runner.tokenizer).name == "supervised"
+
+
+@pytest.mark.parametrize("variant", ["budget", "language", "glance"])
+def test_exp_3(
+    variant: str,
+    tiny_folder: Path,
+    small_bed: Path,
+    results: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = two_stage(tiny_folder, small_bed, results, tmp_path / "out", "--knob1_variant", variant)
+    script(TWO_STAGE).main(words)
+    folder = tmp_path / "out" / "stage1"
+    path = folder / "best_stage1_checkpoint.pt"
+    assert load_controller(path, SPACE, weights_hash(tiny_folder)).kind == "two_stage_stage1"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["variant"] == variant
+    assert report["questions"]["train"] > 0
+    assert "> 75 %" in capsys.readouterr().out
+    stored = list((results / ".features").iterdir())
+    assert len(stored) == 1
+    # A second run takes up where the first ended: at the end.
+    before = (folder / "training_log.jsonl").read_text()
+    script(TWO_STAGE).main(words)
+    assert (folder / "training_log.jsonl").read_text() == before
+    assert list((results / ".features").iterdir()) == stored
+
+
+def test_the_second_stage_takes_up_the_first(
+    tiny_folder: Path, small_bed: Path, results: Path, tmp_path: Path
+) -> None:
+    words = two_stage(tiny_folder, small_bed, results, tmp_path / "one", "--knob1_loss", "value")
+    script(TWO_STAGE).main(words)
+    first = tmp_path / "one" / "stage1" / "best_stage1_checkpoint.pt"
+    words = two_stage(tiny_folder, small_bed, results, tmp_path / "two", "--num_epochs_stage2", "2")
+    script(TWO_STAGE).main([*words, "--stage", "stage2", "--stage1_checkpoint", str(first)])
+    saved = load_controller(tmp_path / "two" / "stage2" / "best_stage2_checkpoint.pt", SPACE)
+    assert saved.kind == "two_stage"
+    want = load_controller(first, SPACE).networks["knob1"].state_dict()
+    assert all(torch.equal(value, want[name]) for name, value in saved.networks["knob1"].state_dict().items())
+    with pytest.raises(UserError, match="stage1"):
+        script(TWO_STAGE).main([*words, "--stage", "stage2"])
+
+
+def test_flags_of_the_seed_document() -> None:
+    base = ["--results_dir", "r", "--dataset_names", "okvqa", "--model_path", "m", "--stage", "stage1"]
+    args = script(TWO_STAGE).flags().parse_args(base)
+    assert (args.num_epochs_stage1, args.num_epochs_stage2, args.lr, args.group_size) == (50, 100, 1e-4, 5)
+    assert (args.train_split, args.seed, args.knob1_variant, args.batch_size) == (0.8, 42, "language", None)
+    args = script(SUPERVISED).flags().parse_args(["--profiling_results", "p", "--output_dir", "o"])
+    assert (args.batch_size, args.num_epochs, args.lr, args.train_split, args.seed) == (64, 50, 1e-4, 0.8, 42)
+
+
+def test_results_of_another_model(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:
+    other = write_results(tmp_path / "results", small_bed, "another")
+    with pytest.raises(UserError, match=r"field weights is another, those of --model_path are"):
+        script(TWO_STAGE).main(two_stage(tiny_folder, small_bed, other, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--results_dir", "nowhere"], "nowhere: no such results directory"),
+        (["--dataset_names", "vqa9"], "--dataset_names vqa9"),
+        (["--latency_estimator_path", "absent.pt"], "absent.pt: no such file"),
+        (["--batch_size", "0"], "--batch_size 0"),
+        (["--knob1_variant", "x"], "--knob1_variant x"),
+        (["--train_split", "1.5"], "--train_split 1.5"),
+        (["--stage", "stage3"], "stage3"),
+    ],
+)
+def test_wrong_input_is_named(
+    more: list[str], message: str, tiny_folder: Path, small_bed: Path, results: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        script(TWO_STAGE).main([*two_stage(tiny_folder, small_bed, results, tmp_path / "out"), *more])
+    assert message in str(caught.value)
+
+
+def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "experiments" / f"{SUPERVISED}.py"),
+        "--profiling_results",
+        "absent.json",
+    ]
+    command += ["--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "absent.json: no such file" in done.stderr

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripts import ROOT, script
+
+import stamps
+import tempovlm
+from tempovlm.control.checkpoint import load_controller
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.records import SweepRow
+from tempovlm.model.config import POCKET
+from tempovlm.profiling.store import write_rows
+from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.training.grpo import GrpoOptions
+from tempovlm.training.grpo_loop import LoopOptions, options_from
+
+SCRIPT = "controller/train_controller_v2"
+SPACE = KnobSpace.for_model(POCKET.shape)
+FEW = ["--num_epochs", "2", "--hidden_dim", "8", "--device", "cpu", "--latency_source", "measured"]
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_testbed(tmp_path_factory.mktemp("beds") / "bed", 4, 1, seed=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def results(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up answers of the pocket."""
+    weights = tempovlm.load("pocket", device="cpu", calibrate=False, warmup=False).weights
+    rng, rows = np.random.default_rng(0), []
+    for sample in load_samples("okvqa", "train", data_dir=bed):
+        for i, knobs in enumerate(SPACE):
+            rows.append(
+                SweepRow(
+                    dataset="okvqa",
+                    split="train",
+                    question_id=str(sample.question_id),
+                    image_id=str(sample.image_id),
+                    template=sample.template,
+                    tier=knobs.tier,
+                    top_k=knobs.top_k,
+                    num_blocks=knobs.num_blocks,
+                    tiling=(1, 1),
+                    vision_tokens=72,
+                    text_tokens=15,
+                    output_tokens=2,
+                    accuracy=float(rng.random() < i / 75),
+                    prediction="dog",
+                    T_preprocess=1.0,
+                    T_vision_encoder=2.0,
+                    T_projector=1.0,
+                    T_LLM_prefill=5.0,
+                    T_LLM_decode=1.0,
+                    T_decode_per_token=1.0,
+                    T_total=10.0 + i,
+                )
+            )
+    folder = tmp_path_factory.mktemp("results")
+    stamp = replace(stamps.STAMP, model="pocket", weights=weights, knob_space=SPACE.fingerprint)
+    write_rows(folder, "okvqa", rows, stamp)
+    return folder
+
+
+def words(bed: Path, results: Path, out: Path, *more: str) -> list[str]:
+    base = ["--results_dir", str(results), "--dataset_names", "okvqa", "--model_path", "pocket"]
+    return [*base, "--data_dir", str(bed), "--output_dir", str(out), *FEW, *more]
+
+
+def test_two_stages_and_two_seeds(
+    bed: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(SCRIPT).main(words(bed, results, tmp_path, "--seeds", "1", "2", "--group_size", "3"))
+    printed = capsys.readouterr().out
+    assert "seed" in printed
+    assert "validation reward, end less start" in printed
+    assert printed.endswith(f"{tmp_path / 'best_controller.pt'}\n")
+    assert load_controller(tmp_path / "best_controller.pt", SPACE).kind == "two_stage"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["options"]["num_generations"] == 3
+    assert [row["seed"] for row in report["seeds"]["runs"]] == [1, 2]
+
+
+def test_the_llm_based_one(bed: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script(SCRIPT).main(words(bed, results, tmp_path, "--architecture", "llm_based", "--num_llm_blocks", "1"))
+    assert "own time" in capsys.readouterr().out
+    assert load_controller(tmp_path / "best_controller.pt", SPACE).kind == "llm_based"
+
+
+def test_the_seed_documents_defaults() -> None:
+    args = script(SCRIPT).flags().parse_args(["--results_dir", "r", "--dataset_names", "d", "--model_path", "m"])
+    grpo, loop = options_from({**vars(args), "device": "cpu"})
+    assert grpo == GrpoOptions()
+    assert (grpo.num_generations, grpo.alpha, grpo.penalty) == (5, 1.0, 0.5)
+    assert loop == LoopOptions(batch_size=64, num_epochs=100, lr=1e-4, seed=42)
+    assert args.train_split == 0.8
+    assert args.output_dir == Path("checkpoints/controller/grpo")
+    assert args.latency_estimator_path == Path("checkpoints/latency_estimator/best_latency_estimator.pt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--group_size", "1"], "--group_size 1"),
+        (["--architecture", "mlp"], "--architecture mlp"),
+        (["--estimator_only"], "--estimator_only"),
+        (["--dataset_names", "vqa9"], "--dataset_names vqa9"),
+        (["--latency_source", "estimator", "--latency_estimator_path", "none.pt"], "none.pt: no such file"),
+        (["--results_dir", "nowhere"], "nowhere: no such results directory"),
+    ],
+)
+def test_wrong_flags_are_named(bed: Path, results: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        script(SCRIPT).main(words(bed, results, tmp_path, *flags))
+
+
+def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "experiments" / f"{SCRIPT}.py")]
+    command += words(tmp_path, tmp_path / "nowhere", tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no such results directory" in done.stderr

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tempovlm.training.reward import ALPHA, PENALTY, overshoot, reward
+
+
+def test_the_seed_documents_weights() -> None:
+    assert (ALPHA, PENALTY) == (1.0, 0.5)
+
+
+def test_only_time_beyond_the_budget_costs() -> None:
+    accuracy = torch.tensor([[1.0, 1.0, 0.3], [0.0, 0.6, 1.0]])
+    latency_ms = torch.tensor([[100.0, 150.0, 50.0], [80.0, 40.0, 20.0]])
+    found = reward(accuracy, latency_ms, torch.tensor([100.0, 20.0]))
+    # Half over the budget costs 0.25; 4 and 2 times the budget cost 1.5 and 0.5; in time costs nothing.
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.75, 0.3], [-1.5, 0.1, 1.0]]))
+
+
+def test_weights_scale_their_terms() -> None:
+    arguments = (torch.tensor([[0.5]]), torch.tensor([[30.0]]), torch.tensor([20.0]))
+    torch.testing.assert_close(reward(*arguments, alpha=2.0, penalty=0.1), torch.tensor([[0.95]]))
+    torch.testing.assert_close(overshoot(*arguments[1:]), torch.tensor([[0.5]]))
+
+
+@pytest.mark.parametrize("budget_ms", [0.0, -1.0, float("nan")])
+def test_a_budget_must_be_positive(budget_ms: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        reward(torch.ones(1, 1), torch.ones(1, 1), torch.tensor([budget_ms]))

@@ -1,0 +1,159 @@
+"""Exp 3 on a made-up world in which the question says which tier it needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+import tiny_model
+from tempovlm.control.checkpoint import load_controller
+from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
+from tempovlm.core.errors import UserError
+from tempovlm.engine.engine import Engine
+from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.training import two_stage
+from tempovlm.training.controller_data import FeatureTable, split_images
+from tempovlm.training.controller_loop import LOG, FitOptions
+from tempovlm.training.stage1_data import Material, draw_rows, label
+from tempovlm.training.two_stage import Stage1Job
+from tempovlm.training.two_stage_report import confusion, lost_points, render, served_tier, worth
+
+SPACE = tiny_model.SPACE
+PER_TIER = len(SPACE) // 3
+LATENCY_MS = np.geomspace(10.0, 100.0, len(SPACE))
+FAST = FitOptions(num_epochs=6, batch_size=32, lr=5e-3, hidden_dim=16)
+
+
+def world(questions: int = 180) -> Material:
+    """Odd questions need the high tier and even ones suffer from it; their language says which is which."""
+    rng = np.random.default_rng(0)
+    needs = np.arange(questions) % 2 == 1
+    accuracy = np.ones((questions, len(SPACE)))
+    accuracy[needs, : 2 * PER_TIER] = 0.0
+    accuracy[~needs, 2 * PER_TIER :] = 0.0
+    language = rng.standard_normal((questions, 6)).astype(np.float32)
+    language[:, 2] = np.where(needs, 2.0, -2.0)
+    names = np.array([f"q{i}" for i in range(questions)])
+    images = np.array([f"i{i // 2}" for i in range(questions)])
+    table = DecisionTable(
+        space=SPACE,
+        split="train",
+        dataset=np.array(["okvqa", "text_vqa", "okvqa"] * (questions // 3)),
+        question_id=names,
+        image_id=images,
+        template=names,
+        text_tokens=np.full(questions, 12.0),
+        vision_tokens=np.full((questions, 3), 100.0),
+        crops=np.full((questions, 3, 2), 2),
+        accuracy=accuracy,
+        output_tokens=np.full((questions, len(SPACE)), 3.0),
+        latency_ms=np.full((questions, len(SPACE)), np.nan),
+        left_out=0,
+        stamps={},
+    )
+    glance = rng.standard_normal((questions, 4)).astype(np.float32)
+    features = FeatureTable(language, glance, np.stack([glance] * 3, axis=1))
+    latency_ms = np.tile(LATENCY_MS, (questions, 1))
+    return Material(table, latency_ms, features, split_images(images, 0.6, 1), "abc", {"hardware": "x"})
+
+
+def job(folder: Path, variant: str = "language", loss: str = "label", options: FitOptions = FAST) -> Stage1Job:
+    return Stage1Job(
+        engine=cast("Engine", None),
+        weights="abc",
+        results_dirs=[],
+        datasets=[],
+        output_dir=folder,
+        options=options,
+        knob1_variant=variant,
+        knob1_loss=loss,
+    )
+
+
+def test_the_seed_documents_settings() -> None:
+    options = Stage1Job.__dataclass_fields__
+    assert options["train_split"].default == 0.8
+    assert (options["knob1_variant"].default, options["knob1_loss"].default) == ("language", "label")
+    assert two_stage.CHECKPOINT == "best_stage1_checkpoint.pt"
+
+
+def test_labels_and_values_by_hand() -> None:
+    data, high_ms = world(), float(LATENCY_MS[2 * PER_TIER])
+    rows = label(data, np.array([0, 1, 1]), np.array([1e3, 1e3, high_ms - 0.1]))
+    # Question 1 is right at the high tier alone; where that does not fit, nothing is, and the cheapest ties.
+    assert rows.tier.tolist() == [0, 2, 0]
+    assert rows.value.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_budgets_of_every_question() -> None:
+    data = world()
+    rows = draw_rows(data, data.split.validation, 3, np.random.default_rng(0))
+    assert sorted(set(rows.question)) == np.flatnonzero(data.split.validation).tolist()
+    assert len(rows) == 3 * data.split.validation.sum()
+    assert (data.limits_ms[0] <= rows.budget_ms).all()
+    assert (rows.budget_ms <= data.limits_ms[1]).all()
+
+
+@pytest.mark.parametrize("loss", ["label", "value"])
+def test_the_question_is_used(tmp_path: Path, loss: str) -> None:
+    report = two_stage.train_stage1(job(tmp_path, loss=loss), world())
+    blind = two_stage.train_stage1(job(tmp_path / "blind", "budget", loss), world())
+    assert report["worth"]["interval_points"][0] > 5
+    assert abs(blind["worth"]["ahead_points"]) < 10
+    if loss == "label":
+        assert report["accuracy"] > 0.9 > blind["accuracy"]
+        assert report["budget_only"]["interval_points"][0] > 0
+        assert abs(report["gradient_boosting"]["ahead_points"]) < 5
+    assert report["lost_points"] < 5 < blind["lost_points"]
+    total = sum(sum(row.values()) for row in report["confusion"].values())
+    assert total == sum(row["rows"] for row in report["tier_by_budget"])
+    assert set(report["by_dataset"]) == {"okvqa", "text_vqa"}
+    assert json.loads((tmp_path / "stage1" / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert "gradient boosting" in render(report)
+    logged = [json.loads(line) for line in (tmp_path / "stage1" / LOG).read_text().splitlines()]
+    assert [record["epoch"] for record in logged] == list(range(1, FAST.num_epochs + 1))
+
+
+def test_a_checkpoint_with_its_inputs_standardised(tmp_path: Path) -> None:
+    data = world()
+    two_stage.train_stage1(job(tmp_path, "glance", options=replace(FAST, num_epochs=1)), data)
+    saved = load_controller(tmp_path / "stage1" / two_stage.CHECKPOINT, SPACE, "abc")
+    net = saved.networks["knob1"]
+    assert saved.kind == "two_stage_stage1"
+    assert isinstance(net, Knob1PredictorBudgetLanguageGlance)
+    seen = data.features.take(data.split.train)
+    np.testing.assert_allclose(net.language.standard.mean.numpy(), seen.language.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(net.glance.standard.mean.numpy(), seen.glance.mean(axis=0), atol=1e-5)
+    assert saved.options["knob1_variant"] == "glance"
+
+
+def test_metrics_by_hand() -> None:
+    data = world()
+    rows = label(data, np.array([0, 1, 1]), np.array([1e3, 1e3, 15.0]))
+    chosen = np.array([0, 0, 2])
+    assert confusion(data, rows.tier, chosen)["high"] == {"low": 1, "medium": 0, "high": 0}
+    # 15 ms lets the low tier through only, whatever the logits say.
+    logits = np.array([[0.0, 1.0, 2.0]] * 3)
+    assert served_tier(data, rows, logits).tolist() == [2, 2, 0]
+    assert lost_points(data, rows, np.array([0, 0, 0])) == pytest.approx(100 / 3)
+    images = data.table.image_id[rows.question].tolist()
+    assert worth(data, rows, np.array([0, 0, 0]), images, 0)["by_budget_alone"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"knob1_variant": "taste"}, "--knob1_variant taste"),
+        ({"knob1_loss": "mse"}, "--knob1_loss mse"),
+        ({"budgets_per_question": 0}, "--budgets_per_question 0"),
+        ({"options": replace(FAST, hidden_dim=0)}, "--hidden_dim 0"),
+    ],
+)
+def test_wrong_flags_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(job(tmp_path), **changes).check()  # type: ignore[arg-type]
