@@ -19,9 +19,11 @@ COMMANDS = {
     "answer": "answer a question about a picture within a budget in milliseconds",
     "bench": "run a data set at several budgets: accuracy, adherence, latency quantiles",
     "calibrate": "measure what each knob setting costs on this machine and store it",
+    "evaluate": "judge policies on recorded answers against baselines, and write a report",
     "demo": "answer example pictures at three budgets and write an HTML report",
     "data": "make, check or download the data sets",
     "model": "show what a model is and costs, or write a random one",
+    "report": "write the table of promised against measured figures from the result files",
 }
 
 _HELP = """\

@@ -1,0 +1,269 @@
+"""Exp 8: a data set answered within budgets by a loaded model and its controller, sample by sample, resumable.
+
+Measuring and summarising are those of `tempovlm bench`; this adds what the experiment's file must say beside them,
+keeps what is done on disk, and prints the trade-off. It knows the model only by its `answer`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.request import Answer
+from tempovlm.core.stamp import Stamp
+from tempovlm.evaluation import bench, statistics
+from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.evaluation.summary import Record, rounded, summarise
+from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
+from tempovlm.profiling.progress import progress_bar
+from tempovlm.tasks.base import Sample
+from tempovlm.tasks.catalog import load_samples
+
+SCHEMA = "tempovlm.adaptive_inference/1"
+
+
+class Loaded(bench.Model, Protocol):
+    """A model that knows what it runs on."""
+
+    @property
+    def profile(self) -> Any:
+        """What calibration knows; None before it."""
+
+    def stamp(self, data_source: str | None = None) -> Stamp:
+        """What its figures belong to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to answer.
+
+    Attributes:
+        datasets: mixed in equal parts. num_samples: questions in all, each answered at every budget.
+        on_deadline: whether a late answer is finished or stopped. data_dir: of the data; None takes the default.
+        controller: what chooses, as the user named it.
+        seed: picks the questions and the order of the budgets.
+    """
+
+    datasets: tuple[str, ...]
+    budgets_ms: tuple[float, ...]
+    num_samples: int
+    controller: str
+    on_deadline: Literal["finish", "stop"] = "finish"
+    max_new_tokens: int = 16
+    data_dir: Path | None = None
+    seed: int = 42
+
+    def conditions(self, stamp: Stamp) -> dict[str, Any]:
+        """What must be the same for all records of a file; the number of questions may grow."""
+        fields = {name: value for name, value in asdict(self).items() if name not in ("num_samples", "data_dir")}
+        same = {name: getattr(stamp, name) for name in ("hardware", "device", "weights", "knob_space")}
+        return json.loads(json.dumps({**fields, **same}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The model with one more option in each request."""
+
+    model: Loaded
+    on_deadline: str
+
+    @property
+    def space(self) -> KnobSpace:
+        return self.model.space
+
+    def answer(
+        self,
+        image: Any,
+        question: str,
+        budget_ms: float | None = None,
+        *,
+        knobs: KnobConfig | None = None,
+        max_new_tokens: int = 16,
+        style: str = "vqa2",
+    ) -> Answer:
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "style": style,
+            "on_deadline": self.on_deadline,
+        }
+        return self.model.answer(image, question, budget_ms, knobs=knobs, **options)
+
+
+def mixed_samples(plan: Plan) -> list[Sample]:
+    """Validation questions of the data sets in turn."""
+    names = plan.datasets
+    counts = [len(range(i, plan.num_samples, len(names))) for i in range(len(names))]
+    columns = [
+        load_samples(name, "val", data_dir=plan.data_dir, num_samples=count, seed=plan.seed)
+        for name, count in zip(names, counts, strict=True)
+        if count
+    ]
+    longest = max(len(column) for column in columns)
+    return [column[i] for i in range(longest) for column in columns if i < len(column)]
+
+
+def default_path(datasets: Sequence[str], budgets_ms: Sequence[float]) -> Path:
+    """`results/adaptive_inference/{dataset}_{budget}.json`; several of either are joined."""
+    budgets = "-".join(f"{budget_ms:g}" for budget_ms in budgets_ms)
+    return Path("results/adaptive_inference") / f"{'+'.join(datasets)}_{budgets}.json"
+
+
+def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
+    """Answer what is not answered yet, with a bar and the time left, and write the result file.
+
+    Raises:
+        UserError: the data or the output cannot be used.
+    """
+    samples = mixed_samples(plan)
+    stamp = model.stamp(", ".join(sorted({sample.data_source for sample in samples})))
+    make_folder(path.parent)
+    kept = path.with_name(f".{path.name}.records.jsonl")
+    records = _resume(kept, plan.conditions(stamp))
+    asked = {(r.dataset, r.question_id) for r in records}
+    left = [s for s in samples if (s.dataset, str(s.question_id)) not in asked]
+    steps = bench.BenchPlan(
+        budgets_ms=plan.budgets_ms,
+        fixed=None,
+        slower_existed=bench.slower_than(model.space, model.profile),
+        seed=plan.seed,
+        max_new_tokens=plan.max_new_tokens,
+    )
+    with machine_lock(), kept.open("a", encoding="utf-8") as file, progress_bar("answering questions") as advance:
+        busy = busy_cores()
+        for done, sample in enumerate(left):
+            advance(len(samples) - len(left) + done, len(samples))
+            rows = list(bench.measure(_Asked(model, plan.on_deadline), [sample], steps))
+            # A question's rows go out in one write, so that a kill leaves all of them or a torn last line.
+            file.write("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+            file.flush()
+            records += rows
+    wanted = {(s.dataset, str(s.question_id)) for s in samples}
+    records = [r for r in records if (r.dataset, r.question_id) in wanted]
+    result = _result(model, plan, records, stamp)
+    result["busy"] = None if busy is None else busy >= BUSY_CORES
+    write_atomic(path, json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n")
+    kept.unlink(missing_ok=True)
+    return result
+
+
+def _resume(path: Path, conditions: Mapping[str, Any]) -> list[Record]:
+    """Records of the whole questions of an interrupted run; the file is made where there is none.
+
+    Raises:
+        UserError: that run was another one.
+    """
+    first = {"conditions": dict(conditions)}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records: list[Record] = []
+    if lines:
+        before = _conditions(lines[0])
+        if before is None or before != first["conditions"]:
+            differs = [name for name in conditions if before is None or before.get(name) != conditions[name]]
+            raise UserError(
+                f"{path}: left by an interrupted run with another {', '.join(differs)}: repeat that command to "
+                "finish it, remove the file, or give another --output_path"
+            )
+        for line in lines[1:]:
+            try:
+                records.append(Record(**json.loads(line)))
+            except (ValueError, TypeError):
+                break
+    counts: dict[tuple[str, str], int] = {}
+    for record in records:
+        key = (record.dataset, record.question_id)
+        counts[key] = counts.get(key, 0) + 1
+    whole = [r for r in records if counts[r.dataset, r.question_id] == len(conditions["budgets_ms"])]
+    write_atomic(path, "\n".join([json.dumps(first), *(json.dumps(r.to_json()) for r in whole)]) + "\n")
+    return whole
+
+
+def _conditions(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)["conditions"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) -> dict[str, Any]:
+    summary = summarise(records)
+    for row in summary["budgets"]:
+        row.update(_more([r for r in records if r.budget_ms == row["budget_ms"]]))
+    if not any(r.error is None for r in records):
+        raise UserError(f"--dataset: no question could be answered; the first failure: {records[0].error}")
+    space = model.space
+    return {
+        "schema": SCHEMA,
+        "budgets": summary["budgets"],
+        "num_failed": summary["num_failed"],
+        "failures": summary["failures"],
+        "dataset": list(plan.datasets),
+        "controller": plan.controller,
+        "on_deadline": plan.on_deadline,
+        "max_new_tokens": plan.max_new_tokens,
+        "seed": plan.seed,
+        "model": stamp.model,
+        "device": stamp.device,
+        "data_source": stamp.data_source,
+        "knob_space": {
+            "tier": list(space.tiers),
+            "top_k": list(space.top_ks),
+            "num_blocks": list(space.block_counts),
+        },
+        "stamp": stamp.to_json(),
+        "samples": [record.to_json() for record in records],
+    }
+
+
+def _more(records: Sequence[Record]) -> dict[str, Any]:
+    """Of one budget: mean latency, shares of each knob's values, and the answers stopped at the deadline."""
+    done = [r for r in records if r.error is None]
+    stopped = [r for r in done if r.finish_reason == "deadline"]
+    tiers, top_ks, blocks = statistics.marginals(statistics.shares(r.knobs for r in done if r.knobs))
+    return {
+        "mean_ms": statistics.mean(r.total_ms for r in done),
+        "knob_shares": {"tier": tiers, "top_k": top_ks, "num_blocks": blocks},
+        "stopped": {
+            "num": len(stopped),
+            "accuracy": statistics.mean(r.score for r in stopped),
+            "adherence": statistics.mean(r.on_time for r in stopped),
+        },
+    }
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The trade-off as text, a line a budget, beside what the seed document expects."""
+    about = f"{', '.join(result['dataset'])} ({result['data_source']}), {result['model']} on {result['device']}"
+    lines = [f"{about}, controller {result['controller']}", ""]
+    lines += [
+        f"{'budget':>8} {'right':>8} {'on time':>8} {'interval':>15} {'used':>7}"
+        + "".join(f" {name:>7}" for name in ("mean", "p50", "p95", "p99"))
+    ]
+    for row in result["budgets"]:
+        low, high = row["adherence_wilson"]
+        times = "".join(_cell(row[name], 7, "ms") for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms"))
+        interval = f"{100 * low:.1f}-{100 * high:.1f}"
+        lines.append(
+            f"{row['budget_ms']:>8g}{_cell(row['accuracy'], 8)}{_cell(row['adherence'], 8)} {interval:>15}"
+            f"{_cell(row['utilisation'], 7)}{times}"
+        )
+    stopped = sum(row["stopped"]["num"] for row in result["budgets"])
+    lines += ["", f"stopped at the deadline: {stopped}; failed: {result['num_failed']}", ""]
+    lines += [f"{'target':<24} {'seed':>8} {'measured':>10}"]
+    feasible = [row for row in result["budgets"] if (row["feasible_share"] or 0) >= 0.5]
+    least = min((row["adherence"] for row in feasible), default=None)
+    measured = "none feasible" if least is None else f"{100 * least:.1f} %"
+    verdict = "not measured" if least is None else "met" if least > 0.8 else "not met"
+    lines.append(f"{'adherence, least':<24} {'> 80 %':>8} {measured:>10}  {verdict}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None, width: int, unit: str = "%") -> str:
+    if value is None:
+        return f" {'-':>{width}}"
+    return f" {value:>{width}.1f}" if unit == "ms" else f" {100 * value:>{width}.1f}"

@@ -1,0 +1,213 @@
+"""The results table: every promised figure beside what the repository's result files say, as JSON and Markdown.
+
+Nothing is filled in: a figure whose file is absent is listed as not measured, with the command that makes it, and
+every verdict is `is_met` of the measured value. The output depends on the files alone, so that two runs agree byte
+for byte. It measures nothing and reads nothing but result files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tempovlm.core.errors import UserError
+from tempovlm.evaluation.result_files import ResultFile, read_result, shipped_weights
+from tempovlm.evaluation.targets import TARGETS, AbsentError, Bound, Reading, Source, Target, is_met, sources
+
+JSON_FILE, MARKDOWN_FILE = "docs/results.json", "docs/results.md"
+
+Files = Mapping[str, ResultFile | None]
+
+_HEAD = """\
+# Results
+
+Every figure that this project promised, beside what was measured. `tempovlm report` makes this page and
+`results.json` from the stamped result files in the repository and from nothing else; a test fails when they
+differ. *Ours* is this project's target, *seed* that of the experiment protocol that it implements. A figure
+without a result file is listed as not measured. Verdicts are computed from unrounded values, and what was measured
+with other weights than those that are shipped has none.
+
+Generated pictures (`synthetic`) and random weights say so in the last table: such accuracies do not compare with
+published ones, and random weights have no accuracy. How times are taken, and which file is which, is in
+[measuring.md](measuring.md).
+"""
+
+_VERDICTS = {True: "met", False: "**missed**"}
+_DASH = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A target with its verdict.
+
+    Attributes:
+        measured: None where there is nothing to read. met: None where there is nothing to judge.
+        reason: why there is no verdict, or by which bound a target was met; None otherwise.
+        command: what makes the missing figure; None where nothing is missing.
+        data_source, hardware: from the file's stamp; None without a file.
+    """
+
+    target: Target
+    measured: float | None
+    met: bool | None
+    reason: str | None
+    command: str | None
+    data_source: str | None
+    hardware: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of `results.json`."""
+        target = self.target
+        return {
+            "name": target.name,
+            "experiment": target.experiment,
+            "seed_target": target.seed,
+            "our_target": target.our_target,
+            "measured": self.measured,
+            "unit": target.unit,
+            "met": self.met,
+            "reason": self.reason,
+            "source_file": target.source.path,
+            "data_source": self.data_source,
+            "hardware": self.hardware,
+        }
+
+
+def build(repository: Path) -> dict[str, str]:
+    """The text of both files by their path in the repository.
+
+    Raises:
+        UserError: a result file is broken, without a stamp, or not of the model and machine that it is for.
+    """
+    shipped = shipped_weights(repository)
+    files = {source.path: read_result(repository, source, shipped) for source in sources()}
+    rows = [judge_row(target, files[target.source.path], shipped) for target in TARGETS]
+    record = {"targets": [row.to_json() for row in rows]}
+    return {
+        JSON_FILE: json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        MARKDOWN_FILE: markdown(rows, files, shipped),
+    }
+
+
+def judge_row(target: Target, file: ResultFile | None, shipped: str | None) -> Row:
+    """Read a target's value and judge it.
+
+    Args:
+        target: what to judge.
+        file: its result file; None where it is absent.
+        shipped: hash of the shipped pocket's weights.
+
+    Raises:
+        UserError: the file holds something else than a number there.
+    """
+    source = target.source
+    if file is None:
+        return Row(target, None, None, f"not measured yet: {source.command}", source.command, None, None)
+    origin = file.origin
+    about = (origin.data_source, origin.machine)
+    try:
+        reading = target.measure(file.content)
+    except AbsentError as absent:
+        reason = f"not measured yet: {source.path}: {absent}; {source.command}"
+        return Row(target, None, None, reason, source.command, *about)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
+    except (AttributeError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise UserError(f"{source.path}: not the layout that {target.name} is read from ({error})") from None
+    if source.needs_shipped_weights and shipped is not None and origin.weights != shipped:
+        stale = f"not measured yet with the shipped weights {shipped}, the value is of {origin.weights}"
+        reason = f"{stale}: {source.command}"
+        return Row(target, reading.value, None, reason, source.command, *about)
+    return Row(target, reading.value, is_met(target, reading), _why(target, reading), None, *about)
+
+
+def _why(target: Target, reading: Reading) -> str | None:
+    """Names the second bound where it decided."""
+    if target.other is None or reading.other is None or target.bound.holds(reading.value):
+        return None
+    verdict = "kept" if target.other.holds(reading.other) else "missed too"
+    return f"second bound {target.other.text('')} {verdict}: {shown(reading.other, target.other)}"
+
+
+def shown(value: float, bound: Bound) -> str:
+    """A value with four digits, or with all where four would change the verdict."""
+    text = f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return text if bound.holds(float(text)) == bound.holds(value) else repr(value)
+
+
+def markdown(rows: Sequence[Row], files: Files, shipped: str | None) -> str:
+    """The page: a summary, a table for each experiment, what is missing, and the origin of every file."""
+    experiments = list(dict.fromkeys(row.target.experiment for row in rows))
+    parts = [_HEAD, _summary(rows, experiments)]
+    parts += [_section(name, [row for row in rows if row.target.experiment == name]) for name in experiments]
+    parts += [_missing(rows), _origins(files, shipped)]
+    return "\n".join(parts)
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    cells = [tuple(head), ("---",) * len(head), *lines]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in cells)
+
+
+def _summary(rows: Sequence[Row], experiments: Sequence[str]) -> str:
+    lines = []
+    for name in (*experiments, None):
+        mine = [row.met for row in rows if name in (None, row.target.experiment)]
+        counts = (mine.count(True), mine.count(False), mine.count(None), len(mine))
+        lines.append((name or "all", *map(str, counts)))
+    return _table(("experiment", "met or reported", "missed", "no verdict yet", "in all"), lines)
+
+
+def _section(name: str, rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        target = row.target
+        value = _DASH if row.measured is None else f"{shown(row.measured, target.bound)} {target.unit}".strip()
+        lines.append((f"{target.about} `{target.name}`", target.seed, target.our_target, value, _verdict(row)))
+    notes = [f"- `{row.target.name}`: {row.reason}\n" for row in rows if row.command is None and row.reason]
+    table = _table(("figure", "seed", "ours", "measured", "verdict"), lines)
+    return f"## {name}\n\n{table}" + ("\n" + "".join(notes) if notes else "")
+
+
+def _verdict(row: Row) -> str:
+    if row.met is None:
+        return "not measured" if row.measured is None else "of other weights"
+    return "reported" if row.target.bound.sign == "any" else _VERDICTS[row.met]
+
+
+def _missing(rows: Sequence[Row]) -> str:
+    """Each file that is missing or lacks something, and what makes it."""
+    missing: dict[Source, list[Row]] = {}
+    for row in rows:
+        if row.command is not None:
+            missing.setdefault(row.target.source, []).append(row)
+    lines = []
+    for source, mine in missing.items():
+        reasons = "; ".join(dict.fromkeys(_short(row) for row in mine))
+        lines.append((f"`{source.path}`", str(len(mine)), reasons, f"`{source.command}`"))
+    return "## Not measured yet\n\n" + _table(("file", "figures", "why", "command that makes it"), lines)
+
+
+def _short(row: Row) -> str:
+    """A reason without the file and the command, which stand beside it."""
+    reason = str(row.reason).removesuffix(str(row.command)).rstrip(":; ").removeprefix("not measured yet")
+    return reason.removeprefix(": ").removeprefix(f"{row.target.source.path}: ").strip() or "no such file"
+
+
+def _origins(files: Files, shipped: str | None) -> str:
+    lines = []
+    for path, file in files.items():
+        if file is None:
+            continue
+        origin = file.origin
+        weights = f"`{origin.weights}`"
+        if str(origin.model).startswith("pocket") and shipped not in (None, origin.weights):
+            weights += " (not the shipped pocket's)"
+        about = (origin.model, origin.data_source, origin.machine, origin.device, origin.torch, origin.commit)
+        lines.append((f"`{path}`", weights, *(cell or _DASH for cell in about), (origin.created or _DASH)[:10]))
+    head = ("file", "weights", "model", "data", "hardware", "device", "torch", "commit", "made")
+    note = f"The shipped pocket has the weights `{shipped}`.\n\n" if shipped else ""
+    return f"## Where the figures come from\n\n{note}" + _table(head, lines)

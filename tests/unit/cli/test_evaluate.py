@@ -1,0 +1,264 @@
+"""`tempovlm evaluate` from results directories to the report's files, on a small test bed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from torch import nn
+
+import stamps
+import tiny_model
+from tempovlm.cli import evaluate
+from tempovlm.cli.main import COMMANDS, help_text
+from tempovlm.control.checkpoint import save_controller
+from tempovlm.control.llm_based import LLMBasedController
+from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
+from tempovlm.core.errors import UserError
+from tempovlm.core.records import SweepRow
+from tempovlm.model.weights import weights_hash
+from tempovlm.profiling.store import write_rows
+from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.synthetic.testbed import make_testbed
+
+SPACE = tiny_model.SPACE
+DATASET = "text_vqa"
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of a few pictures."""
+    return make_testbed(tmp_path_factory.mktemp("bed") / "bed", 6, 8, seed=1, progress=False)
+
+
+def write(
+    folder: Path, bed: Path, split: str, weights: str = "0123456789ab", *, measured: bool = True, seed: int = 0
+) -> Path:
+    """Results in which dearer settings are right more often and take longer."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for sample in load_samples(DATASET, split, data_dir=bed):
+        for i, knobs in enumerate(SPACE):
+            total_ms = tiny_model.nominal_ms(SPACE, i)
+            times = ("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_prefill", "T_LLM_decode", "T_total")
+            parts = dict(zip(times, (1.0, 2.0, 1.0, total_ms - 5.0, 1.0, total_ms), strict=True))
+            rows.append(
+                SweepRow(
+                    dataset=DATASET,
+                    split=split,
+                    question_id=sample.question_id,
+                    image_id=sample.image_id,
+                    template="t",
+                    tier=knobs.tier,
+                    top_k=knobs.top_k,
+                    num_blocks=knobs.num_blocks,
+                    tiling=(1, 1 + SPACE.tiers.index(knobs.tier)),
+                    vision_tokens=50 * (1 + SPACE.tiers.index(knobs.tier)),
+                    text_tokens=12,
+                    output_tokens=2,
+                    accuracy=float(rng.random() < total_ms / 50),
+                    prediction="x",
+                    T_decode_per_token=1.0 if measured else None,
+                    repeats={**{name: (value,) for name, value in parts.items()}, "T_control": (0.0,)}
+                    if measured
+                    else None,
+                    step_ms=((1.0,),) if measured else None,
+                    **(parts if measured else {}),
+                )
+            )
+    stamp = replace(stamps.STAMP, knob_space=SPACE.fingerprint, weights=weights)
+    write_rows(folder, DATASET, rows, stamp)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tiny_folder: Path, bed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Training, judged and twin results of the tiny model."""
+    root, weights = tmp_path_factory.mktemp("results"), weights_hash(tiny_folder)
+    return {
+        "train": write(root / "train", bed, "train", weights),
+        "val": write(root / "val", bed, "val", weights, seed=1),
+        "twin": write(root / "twin", bed, "val", weights, measured=False, seed=2),
+    }
+
+
+def words(folder: Path, results: dict[str, Path], out: Path, *more: str) -> list[str]:
+    base = ["--results_dir", str(results["val"]), "--train_results_dir", str(results["train"])]
+    return [*base, "--model", str(folder), "--output_dir", str(out), "--draws", "50", *more]
+
+
+def judged(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "judge.json").read_text())
+    return found
+
+
+def test_all_baselines_are_judged_and_every_file_is_written(
+    tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = ["--twin_results_dir", str(results["twin"]), "--data_dir", str(bed), "--budgets", "40", "20", "30"]
+    evaluate.main(
+        words(tiny_folder, results, tmp_path, *twin, "--policies", *evaluate.BASELINE_DEFAULTS, "oracle")
+    )
+    report = judged(tmp_path)
+    assert report["budgets_ms"] == [20.0, 30.0, 40.0]
+    assert list(report["policies"]) == [*evaluate.BASELINE_DEFAULTS, "oracle"]
+    assert report["oracle"]["kind"] == "noise-corrected"
+    assert report["data_source"] == "synthetic"
+    assert report["stamp"]["weights"] == report["weights"] == weights_hash(tiny_folder)
+    assert list(report["shuffled"]) == ["knn", "linucb"]
+    assert list(report["ablation"]) == ["table"]
+    assert report["latency"]["scored_by"].startswith("measured")
+    assert set(report["provenance"]["stamps"]) == {"judged", "train", "twin"}
+    questions = report["num_questions"]
+    rows = pd.read_parquet(tmp_path / "judge.parquet")
+    assert len(rows) == len(report["policies"]) * 3 * questions
+    part = rows[(rows["policy"] == "oracle") & (rows["budget_ms"] == 40.0)]
+    oracle = report["policies"]["oracle"]["by_budget"][-1]
+    assert part["accuracy"].mean() == pytest.approx(oracle["accuracy"]["value"])
+    assert part["latency_ms"].mean() == pytest.approx(oracle["mean_latency_ms"])
+    assert part["measured_ms"].max() <= 40.0
+    page = (tmp_path / "judge.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert report["headline"].startswith("table ")
+    assert {"frontier.svg", "gain.svg"} <= {path.name for path in tmp_path.iterdir()}
+    assert "best static mixture" in capsys.readouterr().out
+
+
+def networks(kind: str) -> dict[str, nn.Module]:
+    """Untrained networks of a kind, for the tiny model."""
+    width, heads = tiny_model.CONFIG.width, (len(SPACE.top_ks), len(SPACE.block_counts))
+    if kind == "supervised":
+        return {"controller": SupervisedController(16, len(SPACE.tiers), *heads)}
+    if kind == "llm_based":
+        sizes = {"num_top_ks": heads[0], "num_block_counts": heads[1]}
+        return {"controller": LLMBasedController(width, 16, num_blocks=1, num_tiers=len(SPACE.tiers), **sizes)}
+    return {
+        "knob1": Knob1PredictorBudgetLanguage(width, 16, len(SPACE.tiers)),
+        "knob2knob3": Knob2Knob3Predictor(2 * width, width, 16, *heads, len(SPACE.tiers)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["supervised", "two_stage", "llm_based"])
+def test_a_checkpoint_is_judged_and_is_what_the_headline_is_about(
+    kind: str,
+    tiny_folder: Path,
+    bed: Path,
+    results: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "kept" / "best.pt"
+    save_controller(path, kind=kind, networks=networks(kind), space=SPACE)
+    more = [
+        "--policies",
+        "table",
+        str(path),
+        "--data_dir",
+        str(bed),
+        "--shuffles",
+        "1",
+        "--json",
+        "--device",
+        "cpu",
+    ]
+    evaluate.main(words(tiny_folder, results, tmp_path / "out", *more))
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["subject"] == str(path)
+    assert len(report["budgets_ms"]) == 6
+    rows = report["policies"][str(path)]["by_budget"]
+    assert all(row["adherence"] == 1.0 for row in rows if row["fallback_rate"] == 0.0)
+    own_ms = report["policies"][str(path)]["control_ms"]
+    assert own_ms > 0
+    assert report["policies"]["table"]["control_ms"] == 0
+    assert list(report["ablation"]) == [str(path), "table"]
+    assert list(report["shuffled"]) == [str(path)]
+    assert report["oracle"]["kind"] == "plain"
+    assert "kept/best.pt" in printed.err
+
+
+def test_a_controllers_own_time_is_part_of_its_latency(
+    tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "best.pt"
+    save_controller(path, kind="supervised", networks=networks("supervised"), space=SPACE)
+    more = ["--policies", str(path), "--data_dir", str(bed), "--shuffles", "0", "--budgets", "60", "16"]
+    taken = []
+    for control_ms in ("0", "4"):
+        evaluate.main(words(tiny_folder, results, tmp_path / "out", *more, "--control_ms", control_ms))
+        taken.append(judged(tmp_path / "out")["policies"][str(path)]["by_budget"])
+    (tight, loose), (tight_charged, loose_charged) = taken
+    assert loose_charged["mean_latency_ms"] == pytest.approx(loose["mean_latency_ms"] + 4)
+    assert (tight["fallback_rate"], tight_charged["fallback_rate"]) == (0.0, 1.0)
+
+
+def test_a_table_needs_no_data(tiny_folder: Path, results: dict[str, Path], tmp_path: Path) -> None:
+    evaluate.main(
+        words(tiny_folder, results, tmp_path, "--policies", "table", "--data_dir", str(tmp_path / "none"))
+    )
+    assert judged(tmp_path)["shuffled"] == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--policies", "magic"], "--policies magic"),
+        (["--policies", "absent.pt"], "absent.pt: no such file"),
+        (["--policies", "table", "--budgets", "0"], "0.0"),
+        (["--policies", "table", "--budgets", "soon"], "--budgets soon"),
+        (["--policies", "table", "--level", "1"], "--level 1"),
+        (["--policies", "table", "--control_ms", "-1"], "--control_ms -1"),
+        (["--policies", "table", "--shuffles", "-1"], "--shuffles -1"),
+        (["--policies", "table", "--ablate", "knn"], "--ablate knn"),
+        (["--policies", "table", "--dataset_names", "imagenet"], "imagenet: unknown data set"),
+        (["--policies", "table", "--latency_estimator_path", "absent.pt"], "absent.pt: no such file"),
+        (["--policies", "table", "--results_dir", "absent"], "absent: no such results directory"),
+        (["--policies", "table", "--model", "absent"], "--model absent"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(
+    tiny_folder: Path, results: dict[str, Path], tmp_path: Path, more: Sequence[str], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        evaluate.main(words(tiny_folder, results, tmp_path, *more))
+
+
+def test_without_training_questions_it_says_which_flag_is_missing(
+    tiny_folder: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    base = ["--results_dir", str(results["val"]), "--model", str(tiny_folder), "--output_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="--train_results_dir: needed"):
+        evaluate.main([*base, "--policies", "table"])
+
+
+def test_other_data_than_that_of_the_results_is_named(
+    tiny_folder: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    other = make_testbed(tmp_path / "other", 1, 1, seed=9, progress=False)
+    with pytest.raises(UserError, match="--data_dir: question"):
+        evaluate.main(words(tiny_folder, results, tmp_path, "--policies", "knn", "--data_dir", str(other)))
+
+
+def test_results_of_another_model_are_refused(
+    tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    other = {name: write(tmp_path / name, bed, name) for name in ("train", "val")}
+    mixed = {**results, "train": other["train"]}
+    with pytest.raises(UserError, match="field weights of the stamps differs"):
+        evaluate.main(words(tiny_folder, mixed, tmp_path / "out", "--policies", "table"))
+    path = tmp_path / "best.pt"
+    save_controller(path, kind="supervised", networks=networks("supervised"), space=SPACE)
+    with pytest.raises(UserError, match="name the model that was measured"):
+        evaluate.main(words(tiny_folder, other, tmp_path / "out", "--policies", str(path), "--data_dir", str(bed)))
+    evaluate.main(words(tiny_folder, other, tmp_path / "out", "--policies", "table"))
+
+
+def test_the_command_is_listed() -> None:
+    assert "evaluate" in COMMANDS
+    assert "evaluate" in help_text()

@@ -1,0 +1,157 @@
+"""The judge's page and files: what they say, that they carry everything, and that names cannot break them."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from decision_worlds import COST_MS, SPACE, K, content_world, parity
+
+from tempovlm.control.baselines import NearestNeighbours
+from tempovlm.core.errors import UserError
+from tempovlm.evaluation import judge, judge_figures, judge_report, offline
+
+BUDGETS = (14.0, 24.0, 40.0)
+NAME = "some/<folder>/best&.pt"
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[judge.Trial, dict[str, Any], list[judge.Outcome]]:
+    """A policy that reads content, with an awkward name, and the cheapest setting."""
+    world = content_world(80)
+    latency_ms = np.tile(COST_MS, (len(world), 1))
+    trial = judge.Trial(
+        table=world,
+        decided_ms=latency_ms,
+        scored_ms=latency_ms,
+        budgets_ms=BUDGETS,
+        mixture=offline.StaticMixture.fit(world.accuracy.mean(axis=0), COST_MS),
+        oracle=offline.Oracle(world),
+        oracle_kind="noise-corrected",
+        draws=100,
+    )
+    neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
+    rules = {"cheap": offline.Static(0), NAME: offline.Scored(neighbours, parity)}
+    report, outcomes = judge.judge_all(trial, rules, looking=[NAME], ablated=[NAME])
+    about = {
+        "subject": NAME,
+        "data_source": "synthetic",
+        "datasets": ["okvqa"],
+        "num_questions": len(world),
+        "num_images": len(world),
+        "budgets_ms": list(BUDGETS),
+        "draws": 100,
+        "latency": {"decided_by": "a <clock>", "scored_by": "a clock"},
+        "knob_space": {"tier": SPACE.tiers, "top_k": SPACE.top_ks, "num_blocks": SPACE.block_counts},
+        "provenance": {"stamps": {"judged": {"hardware": "a <fake> machine"}}},
+    }
+    return trial, {**about, **report}, outcomes
+
+
+class Tags(HTMLParser):
+    """Checks that tags close in order, and notes whatever would be fetched."""
+
+    VOID = ("meta", "br", "circle", "line", "rect", "path")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+
+def test_the_page_is_whole_and_fetches_nothing(made: Any) -> None:
+    page = judge_report.render(made[1])
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert tags.fetched == []
+    assert "<script" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "prefers-color-scheme:dark" in page
+    assert "a &lt;fake&gt; machine" in page
+    assert "a &lt;clock&gt;" in page
+    assert "<folder>" not in page
+    for part in ("Shuffled", "One, two and three knobs", "noise-corrected oracle", "data source: synthetic"):
+        assert part in page
+
+
+def test_headline_says_who_wins_by_how_much_and_what_is_closed(made: Any) -> None:
+    text = judge_report.headline(made[1])
+    # Only at 40 ms does the dearest setting fit, and there half of the questions gain.
+    assert "beats the best static mixture" in text
+    assert "+16.7 points" in text
+    assert "above it at 1 of 3 budgets" in text
+    assert "closes 100 % of the gap to the noise-corrected oracle" in text
+
+
+def test_headline_says_plainly_where_a_policy_does_not_win(made: Any) -> None:
+    report = {**made[1], "subject": "cheap"}
+    text = judge_report.headline(report)
+    assert "does not differ from" in text
+    assert "above it at 0 of 3 budgets" in text
+    assert "closes" not in text or "closes 0 %" in text
+    losing = json.loads(json.dumps(report))
+    losing["policies"]["cheap"]["against_mixture"] = {"value": -0.05, "interval": [-0.07, -0.02]}
+    losing["policies"]["cheap"]["by_budget"][0]["against_mixture"]["interval"] = [-0.2, -0.1]
+    losing["policies"]["cheap"]["gap_closed"] = None
+    text = judge_report.headline(losing)
+    assert "loses to" in text
+    assert "below it at 1" in text
+    assert "no gap" in text
+
+
+def test_figures_are_xml_and_show_every_policy(made: Any) -> None:
+    for draw in (judge_figures.frontier, judge_figures.gaps):
+        root = ElementTree.fromstring(draw(made[1]))
+        texts = " ".join("".join(node.itertext()) for node in root.iter())
+        assert "cheap" in texts
+        assert "<folder>/best&.pt" in texts
+        assert "nan" not in draw(made[1])
+
+
+def test_a_long_name_is_cut_at_its_start() -> None:
+    assert judge_figures.short("checkpoints/controller/grpo/best_controller.pt") == "grpo/best_controller.pt"
+    assert judge_figures.short("a/" + "x" * 50).startswith("…x")
+    assert len(judge_figures.short("a/" + "x" * 50)) == 28
+
+
+def test_rows_hold_every_choice(made: Any) -> None:
+    trial, report, outcomes = made
+    rows = pd.read_parquet(io.BytesIO(judge_report.rows_as_parquet(trial, outcomes)))
+    assert len(rows) == 2 * len(BUDGETS) * len(trial.table)
+    reader = rows[(rows["policy"] == NAME) & (rows["budget_ms"] == 40.0)].set_index("question_id")
+    assert reader.loc["q0000", "setting"] == str(SPACE.cheapest)
+    assert reader.loc["q0001", "setting"] == str(SPACE.settings[K - 1])
+    assert reader["accuracy"].mean() == report["policies"][NAME]["by_budget"][-1]["accuracy"]["value"]
+
+
+def test_files_are_written_and_a_folder_that_cannot_be_is_named(made: Any, tmp_path: Path) -> None:
+    trial, report, outcomes = made
+    paths = judge_report.write(tmp_path / "out", report, trial, outcomes)
+    assert {p.name for p in paths} == {p.name for p in (tmp_path / "out").iterdir()}
+    stored = json.loads((tmp_path / "out" / "judge.json").read_text())
+    assert stored["headline"] == judge_report.headline(report)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        judge_report.write(tmp_path / "file", report, trial, outcomes)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_fakes import SHIPPED, put, stamp
+
+from tempovlm.core.errors import UserError
+from tempovlm.evaluation.result_files import read_result
+from tempovlm.evaluation.results_report import Row, judge_row, shown
+from tempovlm.evaluation.summary import Record, rounded, summarise
+from tempovlm.evaluation.targets import TARGETS, Bound, Reading, Source, Target, is_met
+from tempovlm.evaluation.targets.base import REPORTED, field
+from tempovlm.evaluation.targets.engine import reversals
+
+H200 = {"hardware": "NVIDIA H200", "device": "cuda/bfloat16", "model": "molmoe-1b, random weights"}
+
+
+def target(bound: Bound, **fields: Any) -> Target:
+    about = {"name": "x", "about": "x", "experiment": "x", "unit": "%", "measure": field("x")}
+    return Target(**(about | {"bound": bound, "source": Source(path="x.json", command="make x")} | fields))
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "met"),
+    [
+        (Bound("≤", 6), 6.0, True),
+        (Bound("≤", 6), 6.0000001, False),
+        (Bound("<", 6), 6.0, False),
+        (Bound("≥", 90), 89.99999, False),
+        (Bound(">", 0), 0.0, False),
+        (REPORTED, -1.0, True),
+    ],
+)
+def test_a_verdict_is_of_the_unrounded_value(bound: Bound, value: float, met: bool) -> None:
+    assert is_met(target(bound), Reading(value)) is met
+    assert bound.holds(float(shown(value, bound))) is met
+
+
+def test_no_reading_has_no_verdict() -> None:
+    assert is_met(target(REPORTED), None) is None
+
+
+def test_either_of_two_bounds_is_enough() -> None:
+    both = target(Bound("≥", 90), other=Bound("≤", 0.3))
+    assert is_met(both, Reading(60, 0.3)) is True
+    assert is_met(both, Reading(60, 0.31)) is False
+    assert is_met(both, Reading(95, 5)) is True
+    assert is_met(both, Reading(60)) is False
+
+
+NAMED = {one.name: one for one in TARGETS}
+
+
+def judged(name: str, content: Any, tmp_path: Path) -> Row:
+    """The row of a target whose file holds this."""
+    one = NAMED[name]
+    put(tmp_path, one.source.path, content)
+    return judge_row(one, read_result(tmp_path, one.source, SHIPPED), SHIPPED)
+
+
+def engine_file(time_ms: Callable[[int, int, int], float]) -> dict[str, Any]:
+    rows = [
+        {"name": f"{tier}/k{k}/b{n}", "ms_median": time_ms(t, k, n), "decode_ms_median": float(k)}
+        for t, tier in enumerate(("low", "medium", "high"))
+        for k in (4, 6, 8, 10, 12)
+        for n in (8, 10, 12, 14, 16)
+    ]
+    rows.append({"name": "decode_k8_b16_ctx700", "ms_median": 0.8, "decode_ms_median": 0.8})
+    return {"rows": rows, "stamp": stamp(**H200)}
+
+
+def test_engine_rows_have_a_first_target_and_a_goal(tmp_path: Path) -> None:
+    record = engine_file(lambda t, _k, n: 10.0 * t + n)
+    assert judged("decode_k8_b16_ctx700_first", record, tmp_path).met is True
+    assert judged("decode_k8_b16_ctx700_goal", record, tmp_path).met is False
+    absent = judged("vision_c7_goal", record, tmp_path)
+    assert absent.met is None
+    assert "there is no row vision_c7" in str(absent.reason)
+    assert judged("monotone_tier_and_depth", record, tmp_path).met is True
+    assert judged("monotone_top_k_decode", record, tmp_path).met is True
+
+
+def test_a_knob_that_buys_no_time_is_counted(tmp_path: Path) -> None:
+    record = engine_file(lambda t, _k, n: 10.0 * t + (n if (t, n) != (2, 16) else 12.5))
+    row = judged("monotone_tier_and_depth", record, tmp_path)
+    assert (row.measured, row.met) == (5, False)
+    assert reversals({(0, 4, 8): 1.0, (1, 4, 8): 0.981}, 0) == 0
+    assert reversals({(0, 4, 8): 1.0, (1, 4, 8): 0.979}, 0) == 1
+    del record["rows"][7]
+    assert "74 of 75 settings" in str(judged("monotone_tier_and_depth", record, tmp_path).reason)
+
+
+def estimator_report() -> dict[str, Any]:
+    stages = ("vision_encoder", "projector", "prefill", "decode_per_token")
+    errors = {"mae_ms": 0.04, "r2": 0.995, "median_ape": 0.02, "p95_ape": 0.06}
+    part = {stage: dict(errors) for stage in stages}
+    shares = {stage: {"0.5": 0.53, "0.9": 0.88, "0.99": 0.985} for stage in stages}
+    return {
+        "winner": "mlp",
+        "candidates": {"mlp": {"test": part, "held_out": copy.deepcopy(part)}, "nearest": {}},
+        "judged": {"mlp": {"predict_ms": 0.15}},
+        "coverage": {"test": shares},
+        "transfer": {"curve": [{"measurements": 25, "median_ape": {s: {"median": 0.04} for s in stages}}]},
+        "stamp": stamp(**H200),
+    }
+
+
+def test_estimator_rows_read_the_winner(tmp_path: Path) -> None:
+    record = estimator_report()
+    names = [name for name in NAMED if name.startswith("exp1_") and name.endswith("_h200")]
+    names = [name for name in names if NAMED[name].source.path.endswith("report.json")]
+    assert len(names) == 18
+    for name in names:
+        assert judged(name, record, tmp_path).met is True, name
+    record["candidates"]["mlp"]["held_out"]["prefill"] |= {"p95_ape": 0.0601, "r2": 0.98}
+    record["coverage"]["test"]["projector"]["0.99"] = 0.9799
+    record["transfer"] = None
+    assert judged("exp1_prefill_p95_images_h200", record, tmp_path).met is True
+    assert judged("exp1_prefill_p95_settings_h200", record, tmp_path).met is False
+    assert judged("exp1_r2_prefill_h200", record, tmp_path).met is False
+    assert judged("exp1_coverage_p99_h200", record, tmp_path).met is False
+    assert judged("exp1_transfer_h200", record, tmp_path).met is None
+
+
+def test_supervised_rows_are_met_by_accuracy_or_by_regret(tmp_path: Path) -> None:
+    shares = {"overall": 0.7, "tier": 0.95, "top_k": 0.8, "num_blocks": 0.8, "regret_points": 0.2}
+    record = {"validation": shares, "stamp": stamp()}
+    row = judged("exp2_overall", record, tmp_path)
+    assert (row.measured, row.met) == (70, True)
+    assert row.reason == "second bound ≤ 0.3 kept: 0.2"
+    shares["regret_points"] = 0.4
+    assert judged("exp2_overall", record, tmp_path).met is False
+    assert judged("exp2_tier", record, tmp_path).met is True
+
+
+def test_the_first_stage_is_held_against_ceiling_and_floor(tmp_path: Path) -> None:
+    boosting = {"accuracy": 0.82, "ahead_points": -2.0, "interval_points": [-3.0, 0.5]}
+    floor = {"accuracy": 0.7, "ahead_points": 3.0, "interval_points": [0.1, 5.0]}
+    record = {"accuracy": 0.8, "gradient_boosting": boosting, "budget_only": floor, "stamp": stamp()}
+    for name in ("exp3_tier_accuracy", "exp3_ceiling_gap", "exp3_gain_over_budget_only"):
+        assert judged(name, record, tmp_path).met is True
+    boosting["ahead_points"], floor["interval_points"] = -2.1, [0.0, 5.0]
+    assert judged("exp3_ceiling_gap", record, tmp_path).measured == 2.1
+    for name in ("exp3_ceiling_gap", "exp3_gain_over_budget_only"):
+        assert judged(name, record, tmp_path).met is False
+    record["gradient_boosting"] = None
+    assert judged("exp3_ceiling_gap", record, tmp_path).met is None
+
+
+def judge_file(low: float, kind: str = "noise-corrected") -> dict[str, Any]:
+    def policy(area: float) -> dict[str, Any]:
+        gains = [{"against_mixture": {"value": 0.02, "interval": [low, 0.03]}} for _ in range(5)]
+        return {"by_budget": gains, "gap_closed": {"value": 0.5}, "area": {"value": area}}
+
+    folders = {
+        "checkpoints/two_stage_controller/stage2/best_stage2_checkpoint.pt": 0.8,
+        "checkpoints/controller/supervised/best_supervised_controller.pt": 0.75,
+    }
+    policies = {name: policy(area) for name, area in folders.items()}
+    return {"policies": policies, "oracle": {"kind": kind}, "stamp": stamp()}
+
+
+def test_controllers_are_judged_by_intervals(tmp_path: Path) -> None:
+    good = judge_file(0.001)
+    assert judged("judge_two_stage_above_mixture_cpu", good, tmp_path).met is True
+    assert judged("judge_two_stage_gap_closed_cpu", good, tmp_path).met is True
+    gain = judged("judge_two_stage_over_supervised_cpu", good, tmp_path)
+    assert (gain.measured, gain.met) == (5, True)
+    assert "was not judged" in str(judged("judge_end_to_end_gap_closed_cpu", good, tmp_path).reason)
+    weak = judge_file(0.0, kind="plain")
+    assert judged("judge_two_stage_above_mixture_cpu", weak, tmp_path).met is False
+    assert "not noise-corrected" in str(judged("judge_two_stage_gap_closed_cpu", weak, tmp_path).reason)
+
+
+def test_adherence_is_that_of_the_worst_feasible_budget(tmp_path: Path) -> None:
+    def row(budget_ms: float, upper: float, feasible: float = 1.0, used: float | None = 0.8) -> dict[str, Any]:
+        about = {"budget_ms": budget_ms, "num_samples": 1000, "feasible_share": feasible, "utilisation": used}
+        return about | {"adherence_wilson": [0.9, upper], "stages_ms": {"control": 1.0}}
+
+    record = {"budgets": [row(5, 0.1, 0.0), row(100, 0.971), row(200, 0.98, used=None)]}
+    record |= {"stamp": stamp(), "on_deadline": "finish"}
+    assert judged("exp8_adherence_cpu", record, tmp_path).measured == 97.1
+    assert judged("exp8_utilisation_cpu", record, tmp_path).met is True
+    assert judged("exp8_control_cost_cpu", record, tmp_path).measured == 1
+    record["budgets"].append(row(50, 0.96))
+    assert judged("exp8_adherence_cpu", record, tmp_path).met is False
+    assert judged("exp8_control_cost_cpu", record, tmp_path).met is False
+    stopped = record | {"on_deadline": "stop"}
+    assert judged("exp8_adherence_cpu", stopped, tmp_path).met is None
+
+
+def test_a_controllers_training_is_read_from_its_report(tmp_path: Path) -> None:
+    gains = {name: {"accuracy": {"mean": 0.02, "interval": [0.01, 0.03]}} for name in ("fixed", "table")}
+    over = {"over_seeds": {"accuracy": {"mean": -0.01, "interval": [-0.02, 0.0]}}}
+    seeds = {"runs": [{}] * 5, "accuracy": {"std": 0.004}}
+    record = {"reward": {"first": 0.4, "last": 0.6}, "gain": gains, "seeds": seeds, "compared": over}
+    record["stamp"] = stamp()
+    for name in NAMED:
+        if name.startswith(("exp4_", "exp5_")):
+            assert judged(name, record, tmp_path).met is True, name
+    assert judged("exp5_over_exp4", record, tmp_path).measured == -1
+    gains["table"]["accuracy"]["interval"] = [-0.01, 0.03]  # type: ignore[dict-item]
+    record["reward"] = {"first": 0.6, "last": 0.6}
+    for name in ("exp4_reward_rise", "exp4_over_table"):
+        assert judged(name, record, tmp_path).met is False
+
+
+def test_importances_are_read_from_both_files(tmp_path: Path) -> None:
+    estimate = {"estimate": 0.9, "low": 0.7, "high": 0.97}
+    record = {"summary": {"within_vqa": estimate, "difference": None}, "stamp": stamp()}
+    assert judged("exp6_vqa_correlation", record, tmp_path).met is False
+    assert judged("exp6_vqa_correlation_low", record, tmp_path).measured == 0.7
+    assert judged("exp6_task_difference", record, tmp_path).met is None
+    val = {"joint": {"8": {"accuracy": 0.6}, "16": {"accuracy": 0.8}}, "single": {"8": {"accuracy": 0.65}}}
+    merged = {"accuracy_by_depth": {"val": val}, "stamp": stamp()}
+    assert judged("exp6_joint_gain", merged, tmp_path).measured == 5
+
+
+def test_profiles_count_settings_and_questions(tmp_path: Path) -> None:
+    rows = [
+        {"tier": tier, "top_k": k, "num_blocks": n, "num_samples": 300, "stamp": stamp()}
+        for tier in ("low", "medium", "high")
+        for k in (4, 6, 8, 10, 12)
+        for n in (8, 10, 12, 14, 16)
+    ]
+    assert judged("exp7_settings_okvqa", rows, tmp_path).met is True
+    rows[3]["num_samples"] = 299
+    assert judged("exp7_questions_okvqa", rows, tmp_path).measured == 299
+    assert judged("exp7_settings_okvqa", rows[1:], tmp_path).met is False
+    rows[0]["stamp"] = None
+    with pytest.raises(UserError, match="has no stamp"):
+        judged("exp7_settings_okvqa", rows, tmp_path)
+
+
+def test_what_bench_and_the_pipeline_write_is_what_is_read(tmp_path: Path) -> None:
+    stages = {"preprocess": 1.0, "control": 0.5, "vision_encoder": 4.0, "projector": 1.0, "prefill": 20.0}
+    about: dict[str, Any] = {"dataset": "okvqa", "question_id": "1", "score": 1.0, "slower_existed": True}
+    records = [
+        Record(
+            run="fixed" if budget_ms is None else "budget",
+            image_id=str(i),
+            budget_ms=budget_ms,
+            knobs="high/k8/b16" if budget_ms is None else "low/k4/b8",
+            feasible=True,
+            timings_ms=stages | {"decode": 13.5, "total": 40.0},
+            **about,
+        )
+        for i in range(3)
+        for budget_ms in (60.0, 100.0, None)
+    ]
+    record = rounded(summarise(records)) | {"stamp": stamp(), "on_deadline": "finish"}
+    assert judged("pocket_latency_native", record, tmp_path).measured == 40
+    assert judged("pocket_latency_cheapest", record, tmp_path).measured == 40
+    assert judged("pocket_adherence_60ms", record, tmp_path).measured == 100
+    assert judged("pocket_utilisation_100ms", record, tmp_path).measured == 40
+    assert judged("exp8_requests_cpu", record, tmp_path).measured == 3
+    assert judged("exp8_utilisation_cpu", record, tmp_path).measured == 40
+    assert judged("exp8_control_cost_cpu", record, tmp_path).measured == pytest.approx(100 * 0.5 / 60)

@@ -1,0 +1,138 @@
+"""Exp 8's script: a smoke run on a tiny model, resuming, and the file that it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import script
+
+import tiny_model
+from tempovlm.control.checkpoint import save_controller
+from tempovlm.control.networks import SupervisedController
+from tempovlm.core.errors import UserError
+from tempovlm.evaluation import adaptive, bench
+
+SCRIPT = "controller/test_adaptive_inference"
+SPACE = tiny_model.SPACE
+
+
+def words(folder: Path, bed: Path, out: Path, *more: str) -> list[str]:
+    base = [
+        "--model_path",
+        str(folder),
+        "--dataset",
+        "text_vqa",
+        "okvqa",
+        "--data_dir",
+        str(bed),
+        "--device",
+        "cpu",
+    ]
+    return [*base, "--num_samples", "4", "--max_new_tokens", "2", "--output_path", str(out), *more]
+
+
+def test_a_checkpoint_answers_within_its_budgets(
+    tiny_folder: Path,
+    small_bed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempovlm.profiling.calibration.stored_profile", lambda *_: tiny_model.make_profile())
+    sizes = {"num_top_ks": len(SPACE.top_ks), "num_block_counts": len(SPACE.block_counts)}
+    network = SupervisedController(16, len(SPACE.tiers), **sizes)
+    path, out = tmp_path / "best.pt", tmp_path / "results" / "out.json"
+    save_controller(path, kind="supervised", networks={"controller": network}, space=SPACE)
+    more = ["--controller_path", str(path), "--latency_budget", "5000", "0.001", "5000"]
+    script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    result = json.loads(out.read_text())
+    tight, loose = result["budgets"]
+    assert (tight["budget_ms"], loose["budget_ms"]) == (0.001, 5000.0)
+    assert (tight["adherence"], loose["adherence"]) == (0.0, 1.0)
+    assert (tight["feasible_share"], loose["feasible_share"]) == (0.0, 1.0)
+    assert tight["knobs"] == {str(SPACE.cheapest): 1.0}
+    assert loose["mean_ms"] > 0
+    assert sum(loose["knob_shares"]["tier"].values()) == pytest.approx(1.0)
+    assert loose["stopped"]["num"] == 0
+    assert result["controller"] == str(path)
+    assert result["stamp"]["data_source"] == result["data_source"] == "synthetic"
+    assert len(result["samples"]) == 8
+    for sample in result["samples"]:
+        stages = sum(v for name, v in sample["timings_ms"].items() if name != "total")
+        assert stages == pytest.approx(sample["timings_ms"]["total"], rel=0.01)
+        assert {"knobs", "prediction", "score"} <= set(sample)
+    assert {sample["dataset"] for sample in result["samples"]} == {"text_vqa", "okvqa"}
+    printed = capsys.readouterr().out
+    assert "on time" in printed
+    assert printed.endswith(f"{out}\n")
+    assert [path.name for path in out.parent.iterdir()] == ["out.json"]
+
+
+def test_an_interrupted_run_answers_only_the_rest(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out.json", []
+    whole = bench.measure
+
+    def until_third(model: Any, samples: Any, plan: Any) -> Any:
+        asked.extend(sample.question_id for sample in samples)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return whole(model, samples, plan)
+
+    monkeypatch.setattr(bench, "measure", until_third)
+    more = ["--controller_path", "fixed", "--latency_budget", "5000"]
+    with pytest.raises(KeyboardInterrupt):
+        script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    assert not out.exists()
+    with (tmp_path / ".out.json.records.jsonl").open("a") as file:
+        file.write('{"run": "budg')
+    with pytest.raises(UserError, match="another max_new_tokens"):
+        script(SCRIPT).main(words(tiny_folder, small_bed, out, *more, "--max_new_tokens", "1"))
+    script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    assert len(asked) == 5
+    assert asked[3:] == [asked[2], asked[4]]
+    samples = json.loads(out.read_text())["samples"]
+    assert len({(s["dataset"], s["question_id"]) for s in samples}) == len(samples) == 4
+
+
+def test_stopped_answers_are_reported_apart(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    more = ["--controller_path", "fixed", "--latency_budget", "0.001", "--on_deadline", "stop"]
+    script(SCRIPT).main(words(tiny_folder, small_bed, out, *more, "--max_new_tokens", "6"))
+    row = json.loads(out.read_text())["budgets"][0]
+    assert row["stopped"]["num"] == row["num_samples"] == 4
+    assert row["stopped"]["adherence"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--controller_path", "absent.pt"], "--controller_path absent.pt: no such file"),
+        (["--latency_budget", "nan"], "nan"),
+        (["--latency_budget", "100", "-5"], "-5"),
+        (["--latency_budget", "soon"], "latency_budget"),
+        (["--dataset", "imagenet"], "--dataset imagenet: unknown data set"),
+        (["--num_samples", "0"], "--num_samples 0"),
+        (["--device", "cuda:x"], "--device cuda:x"),
+        (["--data_dir", "absent"], "absent"),
+        (["--on_deadline", "run"], "on_deadline"),
+    ],
+)
+def test_bad_input_is_named(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, more: list[str], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        script(SCRIPT).main(
+            words(tiny_folder, small_bed, tmp_path / "o.json", "--controller_path", "fixed", *more)
+        )
+
+
+def test_defaults_are_those_of_the_protocol() -> None:
+    args = script(SCRIPT).flags().parse_args([])
+    assert (args.dataset, args.num_samples, args.latency_budget) == (["text_vqa"], 100, [200.0])
+    path = adaptive.default_path(args.dataset, args.latency_budget)
+    assert path == Path("results/adaptive_inference/text_vqa_200.json")
