@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import CONFIG, build_model
 
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.model.cache import KVCache
 from tempovlm.model.narrow import NarrowDecoder
+from tiny_model import CONFIG, build_model
 
 PROMPT = 21
 
