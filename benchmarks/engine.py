@@ -262,8 +262,11 @@ class Bench:
                     if turn:
                         kept[name].append(answer)
                     advance(turn * len(jobs) + i + 1, (repeats + 1) * len(jobs))
-        for name, knobs, _ in jobs:
+        for name, knobs, count in jobs:
             found = kept[name]
+            if any(answer.num_output_tokens != count for answer in found):
+                self.skip(name, f"an answer ended before its {count} tokens")
+                continue
             stages = {stage: statistics.median(a.timings_ms[stage] for a in found) for stage in STAGES}
             self.add(
                 name,
@@ -290,12 +293,16 @@ class Bench:
 
 
 def make_engine(flags: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Engine, str]:
-    """The engine to measure and the hash of its weights."""
-    if not flags.random_weights:
+    """The engine to measure and the hash of its weights; an answer of it does not end before its row says so."""
+    if flags.random_weights:
+        model = fill(empty_model(PRESETS[flags.model], device, dtype))
+        engine, weights = engine_of(model, f"{flags.model}, random weights"), "random"
+    else:
         loaded = api.load(flags.model, device=flags.device, warmup=False)
-        return loaded.engine, loaded.weights
-    model = fill(empty_model(PRESETS[flags.model], device, dtype))
-    return engine_of(model, f"{flags.model}, random weights"), "random"
+        engine, weights = loaded.engine, loaded.weights
+    with torch.no_grad():
+        engine.runner.model.decoder.head.weight[engine.runner.tokenizer.end] = 0
+    return engine, weights
 
 
 def stamp(engine: Engine, weights: str) -> dict[str, Any]:

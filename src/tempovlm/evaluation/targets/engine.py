@@ -14,7 +14,6 @@ from tempovlm.evaluation.targets.base import (
     Source,
     Target,
     look_up,
-    number,
     row_named,
     value_at,
 )
