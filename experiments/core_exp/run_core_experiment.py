@@ -28,6 +28,7 @@ def flags() -> entry.FlagParser:
     add("--num_blocks", nargs="+", type=int, help="depths; all of the knob space unless told")
     add("--importance_scores_file", type=Path, help="which blocks run first; the model's own ranking unless told")
     add("--split", choices=("val", "train"), default="val", help="which questions")
+    add("--twins", action="store_true", help="ask about the pictures' twins, for the noise-corrected oracle")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--batch_size", type=int, default=32, help="questions answered together for accuracy")
     add("--latency_only", action="store_true", help="no batched accuracy: only the timed questions get rows")
@@ -71,8 +72,9 @@ def sweep(args: Namespace, names: list[str]) -> list[Path]:
         warmup=args.warmup,
         max_new_tokens=tuple(args.max_new_tokens),
         seed=args.seed,
+        twins=args.twins,
     )
-    samples, source = draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed)
+    samples, source = draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed, args.twins)
     conditions = plan.conditions(args.split)
     ledger = Ledger(args.output_dir, model.stamp(source), engine.ranking, conditions, args.format, share.rank)
     with ledger.opened(names):

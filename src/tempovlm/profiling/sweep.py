@@ -52,6 +52,7 @@ class SweepPlan:
         repeats: timed answers of each. warmup: answers before them that are thrown away.
         max_new_tokens: caps on generated tokens, given to the questions in turn.
         seed: of the order in which settings are timed.
+        twins: ask about each picture's twin, the same scene with other noise and a small shift.
     """
 
     settings: tuple[KnobConfig, ...]
@@ -61,6 +62,7 @@ class SweepPlan:
     warmup: int = 1
     max_new_tokens: tuple[int, ...] = (16,)
     seed: int = 42
+    twins: bool = False
 
     def __post_init__(self) -> None:
         least = (("latency_samples", 0), ("warmup", 0), ("repeats", 1))
@@ -77,7 +79,8 @@ class SweepPlan:
 
     def conditions(self, split: str) -> dict[str, Any]:
         """What must not change when a sweep is resumed."""
-        return {"split": split, "seed": self.seed, "max_new_tokens": list(self.max_new_tokens)}
+        caps = list(self.max_new_tokens)
+        return {"split": split, "seed": self.seed, "max_new_tokens": caps, "twins": self.twins}
 
     def latency_jobs(self, samples: Sequence[Sample]) -> list[Job]:
         """The first questions on different pictures; where there are too few pictures, the next questions."""
@@ -118,19 +121,31 @@ def choose_settings(
 
 
 def draw_samples(
-    datasets: Sequence[str], split: str, data_dir: Path | None, num_samples: int, seed: int
+    datasets: Sequence[str], split: str, data_dir: Path | None, num_samples: int, seed: int, twins: bool = False
 ) -> tuple[dict[str, list[Sample]], str]:
     """The same questions for every setting, by data set, and where their data is from.
 
+    With `twins` they are asked about the twins of their pictures.
+
     Raises:
-        UserError: a data set is missing, or not scored answer by answer.
+        UserError: a data set is missing, or not scored answer by answer, or a picture has no twin.
     """
     if "coco_caption" in datasets:
         raise UserError("--dataset_names coco_caption: captions are scored many at once, not answer by answer")
     drawn = {
         name: load_samples(name, split, data_dir=data_dir, num_samples=num_samples, seed=seed) for name in datasets
     }
+    drawn = {name: [_twin(sample) for sample in samples] for name, samples in drawn.items()} if twins else drawn
     return drawn, ", ".join(sorted({sample.data_source for some in drawn.values() for sample in some}))
+
+
+def _twin(sample: Sample) -> Sample:
+    """The same question about the twin of its picture."""
+    if sample.twin_path is None:
+        raise UserError(
+            f"--twins: {sample.image_path} of {sample.dataset} has no twin; generated validation sets do"
+        )
+    return replace(sample, image_path=sample.twin_path)
 
 
 def with_ranking(engine: Engine, scores: Path | None) -> Engine:

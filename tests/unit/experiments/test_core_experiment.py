@@ -12,7 +12,8 @@ import torch
 from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
-from tempovlm.profiling import entry, store
+from tempovlm.profiling import entry, store, sweep
+from tempovlm.tasks.base import Sample
 
 SCRIPT = "core_exp/run_core_experiment"
 FEW = ["--tiers", "low", "--top_k", "8", "--num_blocks", "8", "16"]
@@ -35,6 +36,33 @@ def test_a_sweep_on_the_pocket(small_bed: Path, tmp_path: Path, capsys: pytest.C
     assert len(store.read_results([tmp_path / "json"], ["text_vqa"])) == 4
     with pytest.raises(UserError, match="field seed is 42, this run's is 7"):
         main(words(small_bed, out, "--seed", "7"))
+
+
+def test_twins_are_other_pictures_of_the_same_questions(
+    small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    run = sweep.run_sweep
+
+    def watched(engine: object, datasets: dict[str, list[Sample]], *more: object) -> list[Path]:
+        seen.extend(sample.image_path for sample in datasets["text_vqa"])
+        return run(engine, datasets, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep, "run_sweep", watched)
+    main = script(SCRIPT).main
+    main(words(small_bed, tmp_path / "one"))
+    main(words(small_bed, tmp_path / "two", "--twins"))
+    own, twins = seen[:2], seen[2:]
+    assert [path.parent.name for path in twins] == ["twins", "twins"]
+    assert [path.name for path in twins] == [path.name for path in own]
+    ids = [
+        [row.question_id for row in store.read_rows(tmp_path / n / "text_vqa.parquet")[0]] for n in ("one", "two")
+    ]
+    assert ids[0] == ids[1]
+    with pytest.raises(UserError, match="field twins"):
+        main(words(small_bed, tmp_path / "two"))
+    with pytest.raises(UserError, match=r"--twins: .* has no twin"):
+        main(words(small_bed, tmp_path / "three", "--twins", "--split", "train"))
 
 
 def test_resumes_after_a_kill(small_bed: Path, tmp_path: Path) -> None:
