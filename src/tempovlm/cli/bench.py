@@ -141,7 +141,9 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     Returns:
         The result object and the records it was made from. After Ctrl-C it is `complete: false`.
     """
-    samples = load_mixed(args)
+    from tempovlm.tasks.catalog import load_mixed
+
+    samples = load_mixed(args.dataset, args.num_samples, data_dir=args.data_dir, seed=args.seed)
     model = load_model(args.model, args.device, args.policy, notes)
     if args.policy != "fixed":
         # Before the measurement's lock, which calibration takes itself.
@@ -155,21 +157,6 @@ def load_model(name: str, device: str, policy: str, notes: Console) -> TempoVLM:
 
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
         return tempovlm.load(name, device=device, policy=policy)
-
-
-def load_mixed(args: BenchArgs) -> list[Sample]:
-    """Validation questions of the data sets in turn, `num_samples` in all."""
-    from tempovlm.tasks.catalog import load_samples
-
-    names = args.dataset
-    counts = [len(range(i, args.num_samples, len(names))) for i in range(len(names))]
-    columns = [
-        load_samples(name, "val", data_dir=args.data_dir, num_samples=count, seed=args.seed)
-        for name, count in zip(names, counts, strict=True)
-        if count
-    ]
-    longest = max(len(column) for column in columns)
-    return [column[i] for i in range(longest) for column in columns if i < len(column)]
 
 
 def measure_all(

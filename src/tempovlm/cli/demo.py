@@ -139,6 +139,8 @@ def run_bench(
     model: TempoVLM, args: DemoArgs, budgets_ms: Sequence[float], folder: Path, notes: Console
 ) -> dict[str, Any]:
     """A short bench at the same budgets; its files go beside the report."""
+    from tempovlm.tasks.catalog import load_mixed
+
     bench_args = bench_command.BenchArgs(
         budgets=tuple(str(budget_ms) for budget_ms in budgets_ms),
         num_samples=args.num_samples,
@@ -147,7 +149,7 @@ def run_bench(
         seed=args.seed,
         output_dir=folder,
     )
-    samples = bench_command.load_mixed(bench_args)
+    samples = load_mixed(bench_args.dataset, args.num_samples, seed=args.seed)
     result, records = bench_command.measure_all(model, samples, bench_args, notes)
     if not result["complete"]:
         raise KeyboardInterrupt

@@ -7,7 +7,7 @@ setting and says so. A policy whose choice is not allowed is corrected towards t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tempovlm.control.policies import FIXED, FixedPolicy
@@ -95,7 +95,7 @@ class Guard:
         question = Question(text=request.question, choices=choices, image_size=image_size, budget_ms=left_ms)
         tiers = {knobs.tier for knobs in choices}
         wanted = self.policy.choose_tier(question, left_ms) if len(tiers) > 1 else choices[0].tier
-        return TierChoice(self._lower(wanted, tiers), question, feasible)
+        return TierChoice(lower_tier(self.space, wanted, choices), question, feasible)
 
     def choose_compute(self, request: Request, chosen: TierChoice, sight: Sight, elapsed_ms: float) -> Choice:
         """Top-k and depth, after `elapsed_ms` of looking at the picture."""
@@ -114,7 +114,7 @@ class Guard:
             features = Features(question=chosen.question, choices=choices, sight=sight)
             top_k, num_blocks = self.policy.choose_compute(features, chosen.tier, left_ms)
             wanted = KnobConfig(tier=chosen.tier, top_k=top_k, num_blocks=num_blocks)
-            knobs = wanted if wanted in choices else _nearest_below(wanted, choices)
+            knobs = wanted if wanted in choices else nearest_below(wanted, choices)
         return self._choice(knobs, feasible, elapsed_ms, self.policy.name)
 
     def _choice(self, knobs: KnobConfig, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
@@ -141,16 +141,17 @@ class Guard:
     def _settings(self, indices: tuple[int, ...]) -> tuple[KnobConfig, ...]:
         return tuple(self.space.settings[i] for i in indices)
 
-    def _lower(self, wanted: str, tiers: set[str]) -> str:
-        """The wanted tier if it is allowed, else the next lower one, else the lowest."""
-        order = self.space.tiers
-        allowed = [tier for tier in order if tier in tiers]
-        limit = order.index(wanted) if wanted in order else 0
-        below = [tier for tier in allowed if order.index(tier) <= limit]
-        return below[-1] if below else allowed[0]
+
+def lower_tier(space: KnobSpace, wanted: str, choices: Sequence[KnobConfig]) -> str:
+    """The wanted tier if a choice has it, else the next lower one that has, else the lowest."""
+    there = {knobs.tier for knobs in choices}
+    order = [tier for tier in space.tiers if tier in there]
+    limit = space.tiers.index(wanted) if wanted in space.tiers else 0
+    below = [tier for tier in order if space.tiers.index(tier) <= limit]
+    return below[-1] if below else order[0]
 
 
-def _nearest_below(wanted: KnobConfig, choices: tuple[KnobConfig, ...]) -> KnobConfig:
+def nearest_below(wanted: KnobConfig, choices: Sequence[KnobConfig]) -> KnobConfig:
     """The largest allowed setting that exceeds the wanted one in no knob, else the cheapest."""
     below = [k for k in choices if k.top_k <= wanted.top_k and k.num_blocks <= wanted.num_blocks]
     return max(below, key=lambda k: (k.num_blocks, k.top_k)) if below else choices[0]

@@ -21,8 +21,7 @@ from tempovlm.evaluation.files import make_folder, write_atomic
 from tempovlm.evaluation.summary import Record, rounded, summarise
 from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.progress import progress_bar
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.catalog import load_mixed
 
 SCHEMA = "tempovlm.adaptive_inference/1"
 
@@ -94,19 +93,6 @@ class _Asked:
         return self.model.answer(image, question, budget_ms, knobs=knobs, **options)
 
 
-def mixed_samples(plan: Plan) -> list[Sample]:
-    """Validation questions of the data sets in turn."""
-    names = plan.datasets
-    counts = [len(range(i, plan.num_samples, len(names))) for i in range(len(names))]
-    columns = [
-        load_samples(name, "val", data_dir=plan.data_dir, num_samples=count, seed=plan.seed)
-        for name, count in zip(names, counts, strict=True)
-        if count
-    ]
-    longest = max(len(column) for column in columns)
-    return [column[i] for i in range(longest) for column in columns if i < len(column)]
-
-
 def default_path(datasets: Sequence[str], budgets_ms: Sequence[float]) -> Path:
     """`results/adaptive_inference/{dataset}_{budget}.json`; several of either are joined."""
     budgets = "-".join(f"{budget_ms:g}" for budget_ms in budgets_ms)
@@ -119,7 +105,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
     Raises:
         UserError: the data or the output cannot be used.
     """
-    samples = mixed_samples(plan)
+    samples = load_mixed(plan.datasets, plan.num_samples, data_dir=plan.data_dir, seed=plan.seed)
     stamp = model.stamp(", ".join(sorted({sample.data_source for sample in samples})))
     make_folder(path.parent)
     kept = path.with_name(f".{path.name}.records.jsonl")

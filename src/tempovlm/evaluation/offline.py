@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempovlm.control.baselines import ConstantScores, Scorer, choose_best, varying
+from tempovlm.control.guard import lower_tier, nearest_below
 from tempovlm.control.policies import TIE
 from tempovlm.control.policy import Features, Policy, Question, Sight
 from tempovlm.core.errors import UserError
@@ -211,21 +212,6 @@ class PolicyRule:
         top_k, num_blocks = self.policy.choose_compute(features, tier, budget_ms - passed_ms)
         wanted = KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
         return self.space.index(wanted if wanted in same else nearest_below(wanted, same))
-
-
-def lower_tier(space: KnobSpace, wanted: str, choices: Sequence[KnobConfig]) -> str:
-    """The wanted tier if a choice has it, else the next lower one that has, else the lowest."""
-    there = {knobs.tier for knobs in choices}
-    order = [tier for tier in space.tiers if tier in there]
-    limit = space.tiers.index(wanted) if wanted in space.tiers else 0
-    below = [tier for tier in order if space.tiers.index(tier) <= limit]
-    return below[-1] if below else order[0]
-
-
-def nearest_below(wanted: KnobConfig, choices: Sequence[KnobConfig]) -> KnobConfig:
-    """The largest choice that exceeds the wanted setting in no knob, else the first."""
-    below = [k for k in choices if k.top_k <= wanted.top_k and k.num_blocks <= wanted.num_blocks]
-    return max(below, key=lambda k: (k.num_blocks, k.top_k)) if below else choices[0]
 
 
 def shuffled(rule: Rule, seed: int) -> Rule:

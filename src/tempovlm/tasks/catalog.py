@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -92,6 +93,20 @@ def load_samples(
     if table is not None:
         table.extract(order)
     return [samples[index] for index in order]
+
+
+def load_mixed(
+    datasets: Sequence[str], num_samples: int, *, data_dir: str | Path | None = None, seed: int = 0
+) -> list[Sample]:
+    """Validation questions of several data sets in turn, `num_samples` in all; the rest as `load_samples`."""
+    counts = [len(range(i, num_samples, len(datasets))) for i in range(len(datasets))]
+    columns = [
+        load_samples(name, "val", data_dir=data_dir, num_samples=count, seed=seed)
+        for name, count in zip(datasets, counts, strict=True)
+        if count
+    ]
+    longest = max(len(column) for column in columns)
+    return [column[i] for i in range(longest) for column in columns if i < len(column)]
 
 
 def _made_if_missing(root: Path, dataset: str) -> Path:

@@ -10,6 +10,7 @@ from bench_fakes import SPACE, FakeModel, sample
 
 from tempovlm.cli import bench, demo
 from tempovlm.core.errors import UserError
+from tempovlm.tasks import catalog
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """What both commands load, with a few questions as data."""
     fake = FakeModel()
     monkeypatch.setattr(bench, "load_model", lambda *_args: fake)
-    monkeypatch.setattr(bench, "load_mixed", lambda args: [sample(i) for i in range(args.num_samples)])
+    monkeypatch.setattr(catalog, "load_mixed", lambda _, count, **_more: [sample(i) for i in range(count)])
     return fake
 
 
