@@ -329,7 +329,6 @@ def measure(bench: Bench, quick: bool) -> None:
     for name, grid in VISIONS:
         bench.vision(name, grid)
     bench.preprocess("preprocess_1080p_high")
-    bench.engine.warmup()
     bench.answers(list(ANSWERS), bench.repeats)
     space = bench.engine.space
     settings = (space.cheapest, space.native, space.largest) if quick else tuple(space)
@@ -360,6 +359,9 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+    begin_ms = now_ms()
+    captured = engine.warmup()
+    warmup_ms = now_ms() - begin_ms
     measure(bench, flags.quick)
     record: dict[str, Any] = {
         "stamp": stamp(engine, weights),
@@ -372,6 +374,7 @@ def main() -> None:
         "rows": bench.rows,
     }
     if device.type == "cuda":
+        record |= {"warmup_ms": warmup_ms, "captured_graphs": captured}
         record["peak_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
     print(json.dumps({name: record[name] for name in record if name not in ("rows", "checks")}, indent=1))
     print(table(bench.rows))

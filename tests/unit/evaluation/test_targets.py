@@ -64,12 +64,12 @@ def judged(name: str, content: Any, tmp_path: Path) -> Row:
 
 def engine_file(time_ms: Callable[[int, int, int], float]) -> dict[str, Any]:
     rows = [
-        {"name": f"{tier}/k{k}/b{n}", "ms_median": time_ms(t, k, n), "decode_ms_median": float(k)}
+        {"name": f"{tier}/k{k}/b{n}", "ms_median": time_ms(t, k, n), "stages_ms": {"decode": float(k)}}
         for t, tier in enumerate(("low", "medium", "high"))
         for k in (4, 6, 8, 10, 12)
         for n in (8, 10, 12, 14, 16)
     ]
-    rows.append({"name": "decode_k8_b16_ctx700", "ms_median": 0.8, "decode_ms_median": 0.8})
+    rows.append({"name": "decode_k8_b16_ctx700", "ms_median": 0.8})
     return {"rows": rows, "stamp": stamp(**H200)}
 
 
