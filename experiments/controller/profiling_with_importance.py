@@ -12,8 +12,8 @@ from pathlib import Path
 
 import tempovlm
 from tempovlm.api import model_folder
+from tempovlm.core.paths import write_whole
 from tempovlm.profiling import entry
-from tempovlm.profiling.files import write_whole
 
 
 def flags() -> entry.FlagParser:

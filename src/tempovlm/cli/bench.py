@@ -250,14 +250,14 @@ def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> Non
     """Write the result, its records and the plot."""
     import json
 
+    from tempovlm.core.paths import write_whole
     from tempovlm.evaluation import charts
-    from tempovlm.evaluation.files import write_atomic
     from tempovlm.evaluation.summary import rounded
 
     lines = (json.dumps(rounded(record.to_json()), ensure_ascii=False) + "\n" for record in records)
-    write_atomic(folder / "records.jsonl", "".join(lines))
-    write_atomic(folder / "bench.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write_atomic(folder / "trade_off.svg", charts.trade_off(result))
+    write_whole(folder / "records.jsonl", "".join(lines))
+    write_whole(folder / "bench.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "trade_off.svg", charts.trade_off(result))
 
 
 def table(result: dict[str, Any]) -> Table:

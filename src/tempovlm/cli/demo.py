@@ -163,11 +163,11 @@ def write_report(
     folder: Path,
 ) -> None:
     """Write report.html."""
-    from tempovlm.evaluation.files import write_atomic
+    from tempovlm.core.paths import write_whole
     from tempovlm.evaluation.report import Report, render
 
     page = render(Report(examples=shown, bench=result, facts=result["stamp"]))
-    write_atomic(folder / "report.html", page)
+    write_whole(folder / "report.html", page)
 
 
 def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: int) -> None:
@@ -175,9 +175,9 @@ def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: 
 
     Where there is none, the last one looked at is drawn.
     """
+    from tempovlm.core.paths import write_whole
     from tempovlm.evaluation import showcase
     from tempovlm.evaluation.figure import answer_figure
-    from tempovlm.evaluation.files import write_atomic
 
     with tempfile.TemporaryDirectory() as folder:
         drawn = showcase.draw_examples(showcase.FIGURE, Path(folder), seed=seed)
@@ -185,7 +185,7 @@ def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: 
         example, shown = next(showcase.answer_examples(model, [next(candidates)], budgets_ms))
         while not showcase.is_telling(shown) and (candidate := next(candidates, None)):
             example, shown = next(showcase.answer_examples(model, [candidate], budgets_ms))
-        write_atomic(path, answer_figure(example, shown, footer(model.stamp(), shown)))
+        write_whole(path, answer_figure(example, shown, footer(model.stamp(), shown)))
 
 
 def footer(stamp: Stamp, shown: Sequence[Shown]) -> str:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     flags = console.parse(Flags, argv, "report", DESCRIPTION, EXAMPLES)
     if not (flags.repository / "docs").is_dir():
         raise UserError(f"--repository {flags.repository}: has no folder docs; give the root of the repository")
-    from tempovlm.evaluation.files import write_atomic
+    from tempovlm.core.paths import write_whole
     from tempovlm.evaluation.results_report import build
 
     texts = build(flags.repository)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(f"{' and '.join(texts)} are up to date\n")
         return
     for path, text in texts.items():
-        write_atomic(flags.repository / path, text)
+        write_whole(flags.repository / path, text)
         sys.stdout.write(f"{flags.repository / path}\n")
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import write_whole
 
 SCHEMA = "tempovlm.controller/1"
 
@@ -139,13 +140,7 @@ def write_tensors(path: Path, record: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(record), buffer)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(buffer.getvalue())
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    write_whole(path, buffer.getvalue())
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""Where this program keeps what it measured and made. Creates nothing by being imported or asked."""
+"""Where this program keeps what it measured and made, and how a file is written: whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from tempovlm.core.errors import UserError
 
 
 def cache_dir() -> Path:
@@ -20,18 +22,32 @@ def cache_dir() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "tempovlm"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is whole or absent, whenever the process ends.
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its name at the end; folders are made, a failure leaves none.
+
+    So `path` is whole or absent, whenever the process ends, and as readable as the user's other files.
 
     Raises:
-        OSError: the folder cannot be made or written to.
+        UserError: the folder cannot be made or written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write text or bytes, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    with whole(path) as part:
+        part.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)

@@ -14,10 +14,11 @@ from typing import Any, Literal, Protocol
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
 from tempovlm.evaluation import bench, statistics
-from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.summary import Record, rounded, summarise
 from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.progress import progress_bar
@@ -132,7 +133,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
     records = [r for r in records if (r.dataset, r.question_id) in wanted]
     result = _result(model, plan, records, stamp)
     result["busy"] = None if busy is None else busy >= BUSY_CORES
-    write_atomic(path, json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n")
     kept.unlink(missing_ok=True)
     return result
 
@@ -164,7 +165,7 @@ def _resume(path: Path, conditions: Mapping[str, Any]) -> list[Record]:
         key = (record.dataset, record.question_id)
         counts[key] = counts.get(key, 0) + 1
     whole = [r for r in records if counts[r.dataset, r.question_id] == len(conditions["budgets_ms"])]
-    write_atomic(path, "\n".join([json.dumps(first), *(json.dumps(r.to_json()) for r in whole)]) + "\n")
+    write_whole(path, "\n".join([json.dumps(first), *(json.dumps(r.to_json()) for r in whole)]) + "\n")
     return whole
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.core.paths import write_whole
 from tempovlm.evaluation import charts, judge_figures, svg
-from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.judge import Outcome, Trial
 from tempovlm.evaluation.report import flatten
 from tempovlm.evaluation.summary import rounded
@@ -45,11 +46,6 @@ tr.subject td:first-child{font-weight:600}
 details{margin:14px 0}summary{cursor:pointer;color:var(--muted)}
 @media print{.plot{break-inside:avoid}}
 """.replace("FONT", svg.FONT)
-
-_STYLE = (
-    f":root{{color-scheme:light dark;--page:#f6f7f9;{svg.VARIABLES}}}"
-    f"@media (prefers-color-scheme:dark){{:root{{--page:#0d1013;{svg.DARK_VARIABLES}}}}}{_CSS}{svg.CLASSES}"
-)
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -134,8 +130,8 @@ def write(folder: Path, report: dict[str, Any], trial: Trial, outcomes: Sequence
         "gain.svg": judge_figures.gaps(report),
     }
     for name, text in texts.items():
-        write_atomic(folder / name, text)
-    write_atomic(folder / "judge.parquet", rows_as_parquet(trial, outcomes))
+        write_whole(folder / name, text)
+    write_whole(folder / "judge.parquet", rows_as_parquet(trial, outcomes))
     return [folder / name for name in (*texts, "judge.parquet")]
 
 
@@ -174,7 +170,7 @@ def render(report: Mapping[str, Any]) -> str:
     """The whole page."""
     name = judge_figures.short(report["subject"])
     return _PAGE.format(
-        style=_STYLE,
+        style=svg.page_style(_CSS),
         headline=escape(headline(report)),
         lead=escape(_lead(report)),
         frontier=judge_figures.frontier(report, style=""),

@@ -48,11 +48,6 @@ main{padding:24px 14px 48px}}
 @media print{.card,.plot{break-inside:avoid}}
 """.replace("FONT", svg.FONT)
 
-_STYLE = (
-    f":root{{color-scheme:light dark;--page:#f6f7f9;{svg.VARIABLES}}}"
-    f"@media (prefers-color-scheme:dark){{:root{{--page:#0d1013;{svg.DARK_VARIABLES}}}}}{_CSS}{svg.CLASSES}"
-)
-
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -119,7 +114,7 @@ def render(report: Report) -> str:
     label = 'role="img" aria-label="colours of the stages"'
     key = f'<svg class="tv" width="600" height="18" {label}>{svg.stage_key(0, 13)}</svg>'
     return _PAGE.format(
-        style=_STYLE,
+        style=svg.page_style(_CSS),
         lead=escape(_LEAD),
         how=escape(_HOW),
         key=key,

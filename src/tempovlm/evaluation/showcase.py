@@ -16,9 +16,9 @@ from typing import Protocol
 from PIL import Image
 
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
 from tempovlm.evaluation.bench import Model
-from tempovlm.evaluation.files import write_atomic
 from tempovlm.tasks.base import STYLES, Sample, choice_question, score
 from tempovlm.tasks.synthetic import CHARSET, Scene, SceneQuestion, make_scene
 from tempovlm.tasks.synthetic.lexicon import SIGN_WORDS
@@ -162,7 +162,7 @@ def draw_examples(wanted: Wanted, folder: Path, *, seed: int = 0) -> Iterator[Ex
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{wanted.name}.jpg"
     for index, scene, question in find_scenes(wanted, seed):
-        write_atomic(path, jpeg(Image.fromarray(scene.image)))
+        write_whole(path, jpeg(Image.fromarray(scene.image)))
         yield _example(wanted, path, index, question)
 
 

@@ -180,3 +180,11 @@ def stage_key(x: float, y: float, *, deadline: bool = True) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3f}%"
+
+
+def page_style(css: str) -> str:
+    """The style sheet of a page with drawings, its own rules `css` among them; light or dark as the system is."""
+    return (
+        f":root{{color-scheme:light dark;--page:#f6f7f9;{VARIABLES}}}"
+        f"@media (prefers-color-scheme:dark){{:root{{--page:#0d1013;{DARK_VARIABLES}}}}}{css}{CLASSES}"
+    )

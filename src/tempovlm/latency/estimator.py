@@ -21,6 +21,7 @@ import numpy as np
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
 from tempovlm.core.units import now_ms
 from tempovlm.latency.cores import LEVELS, Arrays, Core, RooflineCore, core_from_arrays
@@ -184,13 +185,7 @@ class Estimator:
         }
         buffer = io.BytesIO()
         torch.save(record, buffer)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(buffer.getvalue())
-            part.replace(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        write_whole(path, buffer.getvalue())
 
 
 def _extra_arrays(estimator: Estimator) -> Arrays:

@@ -23,7 +23,7 @@ import numpy as np
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.paths import write_atomically
+from tempovlm.core.paths import write_whole
 
 SCHEMA = "tempovlm.profile/2"
 
@@ -273,9 +273,9 @@ class LatencyProfile:
         """Write the profile so that it is whole or absent.
 
         Raises:
-            OSError: the folder cannot be written to.
+            UserError: the folder cannot be written to.
         """
-        write_atomically(path, json.dumps(self.to_json()) + "\n")
+        write_whole(path, json.dumps(self.to_json()) + "\n")
 
 
 def load_profile(path: Path, space: KnobSpace, fingerprint: str, output: OutputLength) -> LatencyProfile | None:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tempovlm.control.guard import Guard
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import cache_dir
 from tempovlm.core.request import Request
@@ -78,8 +79,8 @@ def obtain_profile(
         profile = LatencyProfile(fingerprint(stamp), engine.space, output, measurements, busy, stamp.to_json())
         try:
             profile.save(profile_path(stamp))
-        except OSError as error:
-            _log.warning("the calibration cannot be stored (%s) and is kept in memory", error)
+        except UserError as error:
+            _log.warning("%s; the calibration is kept in memory", error)
     return profile
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.core.errors import UserError
-from tempovlm.core.paths import write_atomically
+from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.stamp import Stamp
 from tempovlm.engine.engine import Engine
@@ -299,10 +298,7 @@ def _write(study: Study, name: str, record: Mapping[str, Any]) -> None:
 
 
 def _write_at(path: Path, record: Mapping[str, Any]) -> None:
-    try:
-        write_atomically(path, json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def _draw(study: Study, trained: Mapping[str, Importance], held_out: Mapping[str, Importance]) -> None:

@@ -18,11 +18,11 @@ import numpy as np
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
 from tempovlm.model.tiling import CROPS_OF_TIER
-from tempovlm.profiling.files import write_whole
 
 PATTERN = "*_imgsizetier-*_crops*_topk*_blocks*.json"
 

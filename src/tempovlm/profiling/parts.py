@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import Key, SweepRow, better
 from tempovlm.core.stamp import Stamp
 from tempovlm.model.weights import read_config
 from tempovlm.profiling import legacy, store
-from tempovlm.profiling.files import write_whole
 from tempovlm.profiling.ranking import read_ranking
 
 MANIFEST = "sweep.json"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import whole
 from tempovlm.core.records import COLUMNS, REPEAT_FIELDS, TIME_FIELDS, SweepRow
 from tempovlm.core.stamp import Stamp
 from tempovlm.profiling import legacy
@@ -43,15 +44,8 @@ def write_rows(folder: Path, dataset: str, rows: Iterable[SweepRow], stamp: Stam
     about = {_STAMP: json.dumps(stamp.to_json()).encode(), _SCHEMA: SCHEMA.encode()}
     table = pa.Table.from_pylist([row.to_json() for row in rows], schema=_schema().with_metadata(about))
     path = folder / f"{dataset}.parquet"
-    part = path.with_name(f".{path.name}.part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
         pq.write_table(table, part, compression="zstd", compression_level=9)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -29,6 +29,7 @@ from tempovlm.control.observation import (
 from tempovlm.control.policies import TIE
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import whole
 from tempovlm.core.request import Request
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
@@ -297,10 +298,8 @@ def _stored(path: Path) -> FeatureTable | None:
 def _store(path: Path, table: FeatureTable) -> None:
     from safetensors.numpy import save_file
 
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(getattr(table, name)) for name in _TABLES}, part)
-        part.replace(path)
-    except OSError as error:
-        _log.warning("%s: features cannot be stored (%s)", path, error.strerror or error)
+        with whole(path) as part:
+            save_file({name: np.ascontiguousarray(getattr(table, name)) for name in _TABLES}, part)
+    except UserError as error:
+        _log.warning("%s; features are not stored", error)

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from tempovlm.control.checkpoint import read_tensors, write_tensors
 from tempovlm.control.networks import HIDDEN_DIM
 from tempovlm.core.errors import UserError
-from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.evaluation.files import make_folder
 from tempovlm.profiling.progress import progress_bar
+from tempovlm.training.log import training_log
 
 LAST = "last.pt"
-LOG = "training_log.jsonl"
 SCHEDULES = ("cosine", "constant")
 
 SCORE = "val_score"
@@ -124,7 +124,7 @@ def fit(net: nn.Module, lesson: Lesson, options: FitOptions, folder: Path, data:
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     key = _key(net, options, data)
     state = _resumed(folder / LAST, key, net, optimizer)
-    with epoch_log(folder, state.history) as log, progress_bar("training") as advance, _one_thread():
+    with training_log(folder, state.history) as log, progress_bar("training") as advance, _one_thread():
         for epoch in range(state.epoch + 1, options.num_epochs + 1):
             trained, lr = _epoch(net, lesson, optimizer, options, epoch)
             net.eval()
@@ -212,32 +212,3 @@ def _save(path: Path, key: str, state: _State, net: nn.Module, optimizer: torch.
     parts = {"epoch": state.epoch, "best_epoch": state.best_epoch, "best": state.best, "history": state.history}
     own = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
     write_tensors(path, {"schema": _SCHEMA, "key": key, **parts, **own})
-
-
-@contextmanager
-def epoch_log(folder: Path, history: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """Yields a function that writes an epoch's record to `training_log.jsonl`, and to TensorBoard if installed.
-
-    The file begins with the epochs that were trained before.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        board = None
-    else:
-        board = SummaryWriter(str(folder / "tensorboard"))
-    path = folder / LOG
-    write_atomic(path, "".join(json.dumps(record) + "\n" for record in history))
-
-    def log(record: Mapping[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if board is not None and name != "epoch":
-                board.add_scalar(name, value, record["epoch"])
-
-    try:
-        yield log
-    finally:
-        if board is not None:
-            board.close()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,20 @@ import numpy as np
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
-from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.evaluation.files import make_folder
 from tempovlm.latency.conformal import coverage
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES, CostTable
 from tempovlm.latency.recalibration import choose_measurements, recalibrate
 from tempovlm.model.config import MOLMOE_1B, PRESETS
-from tempovlm.training.estimator import Log, Options, error_metrics, stage_metrics
+from tempovlm.training.estimator import Options, error_metrics, stage_metrics
 from tempovlm.training.estimator_baselines import CHOICE_RULE, choose, fit_candidates
 from tempovlm.training.estimator_data import Rows, rows_from_frame, split_rows, thin
 from tempovlm.training.estimator_plots import draw_report, draw_transfer
+from tempovlm.training.log import training_log
 
 CHECKPOINT = "best_latency_estimator.pt"
 MOVED_CHECKPOINT = "recalibrated_latency_estimator.pt"
@@ -113,7 +114,7 @@ def run_job(job: Job) -> dict[str, Any]:
     rows = thin(source.rows, job.max_samples, job.options.seed)
     split = split_rows(rows, source.table.space, train_split=job.train_split, seed=job.options.seed)
     make_folder(job.output_dir)
-    with epoch_log(job.output_dir) as log:
+    with training_log(job.output_dir) as log:
         candidates = fit_candidates(source.table, split, job.options, source.stamp, log)
     winner, judged = choose(candidates, split)
     tested = {
@@ -143,33 +144,9 @@ def run_job(job: Job) -> dict[str, Any]:
     best.save(job.output_dir / CHECKPOINT)
     report["transfer"] = _transfer(job, best) if job.transfer_dirs else None
     report["targets"] = targets(report)
-    write_atomic(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
     draw_report(job.output_dir, candidates, split, winner, source.stamp)
     return report
-
-
-@contextmanager
-def epoch_log(folder: Path) -> Iterator[Log]:
-    """Yields a function that writes an epoch's record to `training_log.jsonl` and to TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with (folder / "training_log.jsonl").open("w", encoding="utf-8") as file:
-        board = SummaryWriter(str(folder / "tensorboard"))
-
-        def log(record: Mapping[str, Any]) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            for name in ("train_loss", "val_loss", "lr"):
-                board.add_scalar(name, record[name], record["epoch"])
-            for stage, metrics in record["stages"].items():
-                for name, value in metrics.items():
-                    if value is not None:
-                        board.add_scalar(f"{stage}/{name}", value, record["epoch"])
-
-        try:
-            yield log
-        finally:
-            board.close()
 
 
 def _metrics(estimator: Estimator, rows: Rows) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from tempovlm.evaluation.files import make_folder
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.training.controller_loop import SCHEDULES
 from tempovlm.training.grpo import GrpoLoss, GrpoOptions, advantages, grpo_loss
-from tempovlm.training.grpo_log import training_log
+from tempovlm.training.log import logged, training_log
 from tempovlm.training.rollout import (
     Batch,
     OnlineAccuracy,
@@ -138,9 +138,11 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
     run.resume(folder / STATE)
     if run.epoch == 0:
         run.start_reward = run.validate(0)["reward"]
-    with training_log(folder, run.epoch) as (log, history), progress_bar(title) as advance:
+    history: list[Mapping[str, Any]] = [*logged(folder, run.epoch)]
+    with training_log(folder, history) as log, progress_bar(title) as advance:
         for epoch in range(run.epoch + 1, task.loop.num_epochs + 1):
             record = run.train_epoch(epoch) | {"val": run.validate(epoch)}
+            history.append(record)
             log(record)
             run.save(folder / STATE)
             advance(epoch, task.loop.num_epochs)

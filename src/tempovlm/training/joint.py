@@ -24,10 +24,11 @@ from tempovlm.control.llm_based import LLMBasedController, Reading, glance_token
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
-from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.evaluation.files import make_folder
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.base import Sample
@@ -112,7 +113,7 @@ def run_job(job: JointJob) -> dict[str, Any]:
         "control_ms": control_ms(job, reading, best.actor),
     }
     _save(job, material, best, report)
-    write_atomic(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     draw(folder, best.trained.history, report)
     return report
 

@@ -20,7 +20,8 @@ from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.networks import Knob1Predictor, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.core.paths import write_whole
+from tempovlm.evaluation.files import make_folder
 from tempovlm.training.actors import Shared, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
 from tempovlm.training.grpo_loop import train
@@ -83,7 +84,7 @@ def run_job(job: Stage2Job) -> dict[str, Any]:
         options={"policy": "two_stage", **report["options"]},
         metrics=judged["policies"]["policy"],
     )
-    write_atomic(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     draw(folder, trained.history, report)
     return report
 

@@ -25,7 +25,7 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.networks import SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import TIERS, KnobSpace
-from tempovlm.evaluation.files import write_atomic
+from tempovlm.core.paths import write_whole
 from tempovlm.profiling.decisions import Floats
 from tempovlm.training.controller_data import best_setting, budget_range, draw_budgets
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
@@ -289,7 +289,7 @@ def run_job(job: SupervisedJob) -> dict[str, Any]:
         options={**asdict(options), "train_split": job.train_split, "latency_quantile": job.latency_quantile},
         metrics=found,
     )
-    write_atomic(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
     return report
 
 

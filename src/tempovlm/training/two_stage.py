@@ -31,8 +31,8 @@ from tempovlm.control.networks import (
 )
 from tempovlm.control.policies import TIE
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import write_whole
 from tempovlm.engine.engine import Engine
-from tempovlm.evaluation.files import write_atomic
 from tempovlm.profiling.decisions import Floats
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 from tempovlm.training.stage1_data import Material, Rows, draw_rows, load_material
@@ -233,5 +233,5 @@ def train_stage1(job: Stage1Job, data: Material) -> dict[str, Any]:
         },
         metrics={name: report[name] for name in ("accuracy", "accuracy_interval", "best_validation_score")},
     )
-    write_atomic(job.folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(job.folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report

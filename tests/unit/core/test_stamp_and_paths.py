@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.paths import cache_dir, write_atomically
+from tempovlm.core.paths import cache_dir, write_whole
 from tempovlm.core.stamp import Stamp
 
 STAMP = Stamp(**{field.name: field.name for field in fields(Stamp)})  # type: ignore[arg-type]
@@ -34,14 +34,14 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "file.json"
-    write_atomically(path, "old")
-    write_atomically(path, "whole")
+    write_whole(path, "old")
+    write_whole(path, "whole")
 
     def interrupted(*_: Path) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, "half")
+        write_whole(path, "half")
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]

@@ -10,8 +10,9 @@ import pytest
 from bench_fakes import SPACE, FakeModel, sample
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import write_whole
 from tempovlm.evaluation import bench, summary
-from tempovlm.evaluation.files import make_folder, write_atomic
+from tempovlm.evaluation.files import make_folder
 
 BUDGETS_MS = (50.0, 120.0, 1000.0)
 
@@ -143,9 +144,9 @@ def test_slower_without_a_profile() -> None:
 
 def test_files_are_whole_or_absent(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "a" / "b")
-    write_atomic(folder / "x.json", "{}")
+    write_whole(folder / "x.json", "{}")
     assert [path.name for path in folder.iterdir()] == ["x.json"]
     with pytest.raises(UserError, match="cannot be written"):
-        write_atomic(tmp_path / "none" / "x", "text")
+        write_whole(folder / "x.json" / "y", "text")
     with pytest.raises(UserError, match="--output_dir"):
         make_folder(folder / "x.json")

@@ -19,7 +19,8 @@ from tempovlm.control.networks import SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.training import supervised
 from tempovlm.training.controller_data import split_images
-from tempovlm.training.controller_loop import LAST, LOG, FitOptions
+from tempovlm.training.controller_loop import LAST, FitOptions
+from tempovlm.training.log import LOG
 from tempovlm.training.supervised import Labelled, SupervisedJob, Table
 
 SPACE = tiny_model.SPACE

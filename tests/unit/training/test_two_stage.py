@@ -18,7 +18,8 @@ from tempovlm.engine.engine import Engine
 from tempovlm.profiling.decisions import DecisionTable
 from tempovlm.training import two_stage
 from tempovlm.training.controller_data import FeatureTable, split_images
-from tempovlm.training.controller_loop import LOG, FitOptions
+from tempovlm.training.controller_loop import FitOptions
+from tempovlm.training.log import LOG
 from tempovlm.training.stage1_data import Material, draw_rows, label
 from tempovlm.training.two_stage import Stage1Job
 from tempovlm.training.two_stage_report import confusion, lost_points, render, served_tier, worth
