@@ -34,7 +34,8 @@ Every picture, question and answer in this folder was drawn by a program (`tempo
 {what} so that everything runs without a
 download; they are not those data, and figures measured on them say nothing about them. The files have the official
 names and keys; `template`, `held_out` and `image_id` of a problem are extra keys. `twins/` holds, for every
-validation picture, the same scene with other noise and a shift of a few pixels.
+validation picture, the same scene with other noise and a shift of a few pixels. The companies
+in the pictures are invented.
 
 - seed: {seed}
 - pictures for training: {num_train} a data set

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import string
 from functools import lru_cache
+from itertools import chain
 
-from tempovlm.tasks.synthetic import facts, science, science_charts
+from tempovlm.tasks.synthetic import companies, facts, science, science_charts
 from tempovlm.tasks.synthetic.lexicon import (
     CHARSET,
     COLORS,
@@ -27,7 +28,7 @@ feel mild tallest shortest most got lowest circuit switch warmer colder it see b
 not how many what which who where when is in the of on to does do did show player wear drive fast may for used with
 left right light lamp open closed food hot cold north south east west pet pets votes rain fruit bus car shop book
 ticket picture best you can have kind thing belong season need would use uses find grow live eat like sound make
-legs wheels made why an"""
+legs wheels made why an company"""
 
 
 def split_words(text: str) -> list[str]:
@@ -40,8 +41,8 @@ def split_words(text: str) -> list[str]:
 def vocabulary() -> tuple[str, ...]:
     """All whole words of two letters or more in questions, options and canonical answers of training, sorted.
 
-    Numbers, prices, codes and made-up names are not words: they are spelled from `alphabet`, as are the words
-    that are held out for validation.
+    Numbers, prices, codes and made-up names, those of companies too, are not words: they are spelled from
+    `alphabet`, as are the words that are held out for validation.
     """
     words: set[str] = set(SIGN_WORDS) | set(COLORS[:-1]) | set(ICONS) | set(_FRAME_WORDS.split())
     for shape in PLAIN_SHAPES:
@@ -54,10 +55,15 @@ def vocabulary() -> tuple[str, ...]:
             words.update(split_words(phrase.replace("{ref}", "")))
     for country, (capital, _, _) in facts.FLAGS.items():
         words |= {country, capital}
+    for known in companies.COMPANIES.values():
+        words.update(known.values())
+    about = (*companies.COMPANY_QUESTIONS.values(), companies.COMPANY_CLAUSES.values())
+    for phrase in chain.from_iterable(about):
+        words.update(split_words(phrase.replace("{ref}", "").replace("{answer}", "")))
     for topic, labels in science_charts.TOPICS.items():
         words |= {topic, *labels}
-    for chain in science.CHAINS:
-        words.update(chain)
+    for links in science.CHAINS:
+        words.update(links)
     return tuple(sorted(word for word in words if len(word) > 1 and word.isalpha()))
 
 
