@@ -125,8 +125,8 @@ def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
     tier = "high" if size < 0.5 else "medium" if size < 0.75 else "low"
     top_k = space.top_ks[int(k * len(space.top_ks))]
     num_blocks = space.block_counts[int(n * len(space.block_counts))]
-    if kind < 0.8:
-        fixed = space.native if kind < 0.7 else space.cheapest if kind < 0.75 else space.largest
+    if kind < 0.9:
+        fixed = space.native if kind < 0.82 else space.cheapest if kind < 0.85 else space.largest
         top_k, num_blocks = fixed.top_k, fixed.num_blocks
     return KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
 

@@ -203,6 +203,10 @@ def _beakers(canvas: Canvas, quiz: Quiz, split: str) -> None:
     answer = {"a": "b", "b": "a"}.get(answer, answer)
     others = [other for other in ("a", "b", "the same") if other != answer]
     quiz.choose("beaker_less", "which solution has fewer particles?", answer, others, held_out=held)
+    name, count = rng.choice((("a", first), ("b", second)))
+    wrong = [str(other) for other in range(2, 12) if abs(other - count) >= 2]
+    quiz.choose("beaker_count", f"how many particles are in solution {name}?", str(count), rng.sample(wrong, 2),
+                held_out=held)  # fmt: skip
 
 
 def _circuit(canvas: Canvas, quiz: Quiz, split: str) -> None:

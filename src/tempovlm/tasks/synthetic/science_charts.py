@@ -147,6 +147,10 @@ def heat(canvas: Canvas, quiz: Quiz, split: str) -> None:
     warm, cold = ("a", "b") if first > second else ("b", "a")
     quiz.choose("thermo_warmer", "which thermometer is warmer?", warm, [cold])
     quiz.choose("thermo_colder", "which thermometer is colder?", cold, [warm])
+    name, value = rng.choice((("a", first), ("b", second)))
+    wrong = [str(5 * other) for other in range(11) if abs(other - value) >= 2]
+    quiz.choose("thermo_value", f"what temperature does thermometer {name} show?", str(5 * value),
+                rng.sample(wrong, 2))  # fmt: skip
 
 
 def line_chart(canvas: Canvas, quiz: Quiz, split: str) -> None:
