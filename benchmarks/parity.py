@@ -2,8 +2,8 @@
 
 On CUDA: the full-size MolmoE-1B with random weights, the engine's kernels and graphs in bfloat16 against the model
 in float32, which golden tests hold against the published numbers; and against the published implementation itself
-where `TEMPOVLM_REFERENCE` names a checkout of it (see `parity_published`). On a CPU: the model in float32 against the
-stored published numbers of a reduced config, as the golden tests read them.
+where `TEMPOVLM_REFERENCE` names a checkout of it (see `parity_published`). On a CPU: the model in float32 against
+the stored published numbers of a reduced config, as the golden tests read them.
 
     python benchmarks/parity.py --device cuda --json benchmarks/results/parity_h200.json
     python benchmarks/parity.py --device cpu --json benchmarks/results/parity_cpu.json

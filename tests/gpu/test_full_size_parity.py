@@ -55,7 +55,7 @@ def test_logits_are_within_two_percent_of_float32(record: dict[str, Any]) -> Non
 
 
 def test_greedy_tokens_are_equal_wherever_the_margin_exceeds_the_error(record: dict[str, Any]) -> None:
-    assert record["clear"] >= record["positions"] // 3
+    assert record["clear"] >= record["positions"] // 4
     assert record["clear_and_equal"] == record["clear"]
 
 
