@@ -60,10 +60,12 @@ def test_greedy_tokens_are_equal_wherever_the_margin_exceeds_the_error(record: d
 
 
 def test_no_further_from_float32_than_the_published_bfloat16(record: dict[str, Any]) -> None:
+    """In float32 both are the same model, but for an expert that is swapped at equal router weights."""
     if "published_float32" not in record:
         pytest.skip(f"published implementation {record['published']}")
     same = record["published_float32"]["exact_against_it"]
-    assert same["max_relative_logit_error"] <= 1e-4
+    assert same["median_relative_logit_error"] <= 1e-4
+    assert same["relative_norm_error"] <= 1e-3
     assert same["clear_and_equal"] == same["clear"]
     ours = record["published_float32"]["fast_against_it"]
     theirs = record["published_autocast"]["it_against_exact"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def test_the_cases_have_the_lengths_and_crops_that_are_promised(runs: Any) -> No
     assert all((ready.crops.masks.frac() > 0).any() for ready in made if ready.crops is not None)
 
 
-def test_kernels_are_forced_token_by_token(runs: Any) -> None:
+def test_kernels_are_forced_token_by_token(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lane's kernels, in Triton's interpreter, follow tokens that are not their own."""
     pytest.importorskip("triton")
     if torch.cuda.is_available():
@@ -61,15 +62,21 @@ def test_kernels_are_forced_token_by_token(runs: Any) -> None:
     from tempovlm.engine.graphs import GraphDecoder
     from tempovlm.model.kernels.decode import Tile, Tiling
 
+    monkeypatch.setattr(runs, "STEPS", 3)
     tile = Tile(64, 64)
     tiling = Tiling(tile, tile, tile, tile, tile, tile, splits=2, tokens=64)
-    model = runs.random_model(replace(CONFIG, num_blocks=1), CPU, torch.float32)
-    graphs = GraphDecoder(model, lanes=1, tiling=tiling)
-    plain, plan = runs.runner(model), runs.native_plan(model.config)
+    model = runs.random_model(replace(CONFIG, num_blocks=1), CPU, torch.bfloat16)
+    exact = runs.in_float32(model)
+    plain, plan = runs.runner(exact), runs.native_plan(model.config)
+    row = runs.measure_case(plain, runs.runner(model, GraphDecoder(model, lanes=1, tiling=tiling)), runs.CASES[1])
+    assert row["clear_and_equal"] == row["clear"]
+    assert row["relative_norm_error"] < 2e-2
+    assert row["by_graphs"] is False
+    graphs = GraphDecoder(exact, lanes=1, tiling=tiling)
     ready = runs.prepared(plain, runs.CASES[0])
     forced = torch.arange(runs.STEPS) * 7 % model.config.embedding_size
     expected = runs.logits_along(plain, ready, plan, forced)
-    found = runs.compare(runs.logits_along(runs.runner(model, graphs), ready, plan, forced), expected)
+    found = runs.compare(runs.logits_along(runs.runner(exact, graphs), ready, plan, forced), expected)
     assert found["max_relative_logit_error"] < 1e-5
     assert not torch.equal(expected.argmax(-1)[:-1], forced)
 
@@ -89,6 +96,28 @@ def test_the_model_of_another_seed_is_far_away(runs: Any) -> None:
     one, other = (runs.random_model(CONFIG, CPU, torch.float32, seed) for seed in (0, 1))
     row = runs.measure_case(runs.runner(one), runs.runner(other), runs.CASES[0])
     assert row["max_relative_logit_error"] > 0.5
+
+
+@pytest.mark.skipif("TEMPOVLM_REFERENCE" not in os.environ, reason="needs the published implementation")
+def test_the_published_implementation_on_the_same_memory(runs: Any) -> None:
+    from tempovlm.model.config import MOLMOE_1B
+
+    vision = replace(MOLMOE_1B.vision, width=64, num_blocks=4, num_heads=4, mlp_width=128, feature_layers=(-2, -4))
+    config = replace(
+        CONFIG,
+        expert_width=64,
+        embedding_size=256,
+        additional_vocab_size=16,
+        max_sequence_length=512,
+        vision=vision,
+    )
+    exact = runs.random_model(config, CPU, torch.float32)
+    published, remark = importlib.import_module("parity_published").load(os.environ["TEMPOVLM_REFERENCE"], exact)
+    assert remark == "compared"
+    for case in runs.CASES[:2]:
+        row = runs.measure_case(runs.runner(exact), runs.runner(exact), case, published)
+        assert row["published_float32"]["fast_against_it"]["max_relative_logit_error"] < 1e-5
+        assert 1e-4 < row["published_autocast"]["it_against_exact"]["relative_norm_error"] < 5e-2
 
 
 def test_golden_numbers_on_a_cpu_and_the_reason_without_a_reference(
