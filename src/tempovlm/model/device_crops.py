@@ -2,10 +2,11 @@
 
 The result is that of the exact mode of `tiling.cut_crops`. Resizing is the antialiased bilinear interpolation of
 torch: every pixel of the result is a weighted sum along one side, then along the other, with triangular weights
-(the separable filter of Pillow, which torch follows). The sums are weighted embedding bags: two launches for both
-canvases together with one product for each tap, in float32 whatever the settings of matrix products are, where
-torch's own interpolation on CUDA refuses strong reductions for want of shared memory. Small tables of taps are made
-on the host and kept for pictures of the same size. Nothing here waits for the device.
+(the separable filter of Pillow, which torch follows). The sums are weighted embedding bags: one launch for the
+columns of both canvases and one for the rows of each, one product for each tap, and float32 whatever the settings
+of matrix products are. torch's own interpolation on CUDA rounds the weights in its own way and refuses strong
+reductions for want of shared memory. Small tables of taps are made on the host and kept for pictures of the same
+size. Nothing here waits for the device.
 
 Knows no tokens, no model and no request. Shapes: `U` distinct crops, `P` patches of a crop, `X` values of a patch.
 """
