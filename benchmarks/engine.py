@@ -46,8 +46,9 @@ from tempovlm.core.units import now_ms
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
 from tempovlm.model.config import PRESETS
+from tempovlm.model.device_crops import taps
 from tempovlm.model.prompt import Prompt
-from tempovlm.model.tiling import Grid, cut_batch
+from tempovlm.model.tiling import Crops, Grid, cut_batch, cut_crops
 from tempovlm.model.weights import empty_model
 from tempovlm.profiling.environment import collect_stamp
 from tempovlm.profiling.progress import progress_bar
@@ -225,15 +226,25 @@ class Bench:
         self.add(name, times_ms, self.floor.of(cost, "vision_encoder", "projector"))
 
     def preprocess(self, name: str) -> None:
-        """Decoded RGB in host memory to crops on the device."""
-        pixels, request = np.asarray(self.picture), Request(images=(), question=QUESTION)
+        """Decoded RGB in host memory to crops that the device has finished, by the host's clock."""
+        pixels, request, host = np.array(self.picture), Request(images=(), question=QUESTION), torch.device("cpu")
 
-        def once() -> None:
-            crops = self.run.prepare(pixels, "high", request).crops
+        def finish(crops: Crops | None) -> None:
             assert crops is not None
             crops.patches.to(self.device, self.run.dtype)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
 
-        self.add(name, self.times(once), {"floor_ms": 0.0, "bytes": 0.0, "flops": 0.0})
+        def prepare() -> None:
+            finish(self.run.prepare(pixels, "high", request).crops)
+
+        def on_host() -> None:
+            finish(cut_crops(pixels, "high", self.model.config.vision, exact=True))
+
+        self.add(name, timed(prepare, self.repeats, host), {"floor_ms": 0.0, "bytes": 0.0, "flops": 0.0})
+        self.peer("exact_on_host", timed(on_host, self.peer_repeats, host))
+        if self.device.type == "cuda":
+            self.peer("new_size", timed(prepare, self.peer_repeats, host, taps.cache_clear))
 
     def answer(self, knobs: KnobConfig, count: int) -> Answer:
         """A whole answer of `count` tokens."""

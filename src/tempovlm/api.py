@@ -59,7 +59,8 @@ def load(
         policy: `auto` or `table` (the most accurate setting that fits), `fixed` (native), or your own object.
         threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
-            several times faster; the pocket is fast and any other model exact unless told.
+            several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
+            pictures are always resized in float32, and exact adds the published padding rule.
         calibrate: measure this machine when the first budget comes and nothing is stored.
         warmup: answer a few times first, so that the first answer is as fast as the tenth.
         progress: show a bar on stderr while loading a large model and while measuring.

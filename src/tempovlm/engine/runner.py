@@ -21,6 +21,7 @@ from tempovlm.core.request import Request
 from tempovlm.engine.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.sampling import Sampler
 from tempovlm.model.cache import KVCache
+from tempovlm.model.device_crops import cut_on_device
 from tempovlm.model.image import open_image
 from tempovlm.model.narrow import NARROW, NarrowDecoder
 from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
@@ -59,7 +60,8 @@ class Runner:
     """Runs the stages of requests on one model; holds nothing of any request.
 
     Attributes:
-        exact: resize pictures in float32, as published, and not in uint8, which is several times faster.
+        exact: resize pictures in float32, as published, and not in uint8, which is several times faster on a CPU;
+            on CUDA all are resized in float32, and only the published padding rule is left to it.
         narrow: decodes for a narrow model on a CPU; None for all others.
         graphs: decodes on CUDA; without it, and where its lanes are taken, the model does.
     """
@@ -86,15 +88,21 @@ class Runner:
 
     @torch.inference_mode()
     def prepare(self, image: np.ndarray | None, tier: str, request: Request) -> Prepared:
-        """Cut the tier's crops and write the token stream."""
+        """Cut the tier's crops, on CUDA if the model is there, and write the token stream."""
         config = self.model.config
         with self._threads():
-            crops = None if image is None else cut_crops(image, tier, config.vision, exact=self.exact)
+            crops = None if image is None else self._cut(image, tier)
         grid = crops.grid if crops else None
         prompt = build_prompt(
             request.question, request.style, grid, config, self.tokenizer, request.max_new_tokens
         )
         return Prepared(crops, prompt)
+
+    def _cut(self, image: np.ndarray, tier: str) -> Crops:
+        vision = self.model.config.vision
+        if self.device.type == "cuda":
+            return cut_on_device(image, tier, vision, self.device, exact=self.exact)
+        return cut_crops(image, tier, vision, exact=self.exact)
 
     @torch.inference_mode()
     def encode(self, crops: Crops | None) -> Tensor | None:
