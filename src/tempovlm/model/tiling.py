@@ -98,23 +98,42 @@ def cut_crops(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool
     return Crops(patches, crops.index, crops.masks, grid, live_crops(patches) if exact else None)
 
 
+def cut_tiles(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool = False) -> Crops:
+    """As `cut_crops` where the global crop was cut before, which is the same at every tier.
+
+    `patches` and `live` are those of the tiles alone, (U - 1, …), while `index` and `masks` are of all crops. For
+    tiers of several tiles: that of one has none but the global crop.
+    """
+    grid = choose_grid(tier, image.shape[0], image.shape[1], vision)
+    planes = color_planes(torch.from_numpy(image).unsqueeze(0), exact=exact)
+    patches, masks = _cut_canvas(planes, grid, vision)
+    live = live_crops(patches[0]) if exact else None
+    return Crops(patches[0], torch.arange(grid.num_crops), masks, grid, live)
+
+
 def cut_batch(images: Tensor, grid: Grid, vision: VisionConfig, *, exact: bool) -> Crops:
     """As `cut_crops` for pictures (B, H, W, 3) of one size on any device: `patches` (B, U, P, X), masks shared.
 
     Every crop is taken for live: for training, where the published padding rule has no use.
     """
-    size, step = vision.crop_size, vision.window * vision.patch_size
     planes = color_planes(images, exact=exact)
-    whole, whole_mask = letterbox(planes, size, size)
+    whole, whole_mask = letterbox(planes, vision.crop_size, vision.crop_size)
     if (grid.rows, grid.cols) == (1, 1):
         patches = patchify(whole.unsqueeze(1), vision)
         index = torch.zeros(2, dtype=torch.long, device=images.device)
         return Crops(patches, index, shift_masks(_mask_patches(whole_mask.unsqueeze(0), vision)), grid)
+    tiles, masks = _cut_canvas(planes, grid, vision)
+    patches = torch.cat((patchify(whole.unsqueeze(1), vision), tiles), dim=1)
+    return Crops(patches, torch.arange(grid.num_crops, device=images.device), masks, grid)
+
+
+def _cut_canvas(planes: Tensor, grid: Grid, vision: VisionConfig) -> tuple[Tensor, Tensor]:
+    """The tiles' patches (B, tiles, P, X) of planes (B, 3, H, W), and the masks (C, P) of all crops."""
+    size, step = vision.crop_size, vision.window * vision.patch_size
     canvas, mask = letterbox(planes, *grid.canvas(vision))
     tiles = canvas.unfold(1, size, step).unfold(2, size, step).permute(0, 1, 2, 4, 5, 3).flatten(1, 2)
-    patches = torch.cat((patchify(whole.unsqueeze(1), vision), patchify(tiles, vision)), dim=1)
     masks = _mask_patches(mask.unfold(0, size, step).unfold(1, size, step).flatten(0, 1), vision)
-    return Crops(patches, torch.arange(grid.num_crops, device=images.device), shift_masks(masks), grid)
+    return patchify(tiles, vision), shift_masks(masks)
 
 
 def live_crops(patches: Tensor) -> Tensor:
