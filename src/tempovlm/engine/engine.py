@@ -124,7 +124,8 @@ class Engine:
             return guard.choose_tier(request, size, elapsed_ms), None
         clock.mark("control")
         glance = take_glance(self.runner, image, self.space.tiers[0], request, clock)
-        return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
+        with self.runner.small_work():
+            return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
 
     def _interrupt(
         self,

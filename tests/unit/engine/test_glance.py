@@ -25,7 +25,7 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import STAGES, Request
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
-from tempovlm.engine.glance import guarded, measure_split_ms, take_glance
+from tempovlm.engine.glance import guarded, measure_split_ms, take_glance, without_global
 from tempovlm.engine.runner import Runner
 from tempovlm.latency.clock import stage_clock
 from tempovlm.model.vision import VisionTransformer
@@ -131,6 +131,10 @@ def test_what_the_answer_sees_is_what_it_sees_without_a_glance(engine: Engine, t
     assert ready.prompt.tokens.tolist() == plain.prompt.tokens.tolist()
     tiles = ready.crops.patches if tier != SPACE.tiers[0] else ready.crops.patches[1:]
     torch.testing.assert_close(tiles, plain.crops.patches[1:], rtol=0, atol=0)
+    if tier != SPACE.tiers[0]:
+        spared = without_global(plain.crops)
+        assert (spared.live is None) == (ready.crops.live is None)
+        torch.testing.assert_close(spared.patches, tiles, rtol=0, atol=0)
     torch.testing.assert_close(ready.crops.masks, plain.crops.masks, rtol=0, atol=0)
     patches = run.encode(plain.crops)
     found = glance.encode(run, ready.crops)
@@ -274,9 +278,9 @@ def test_two_passes_are_compared_with_one(
     engine: Engine, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each pass takes a millisecond and each crop two: a second pass costs its millisecond.
-    def timed(run: Runner, crops: Any) -> float:
-        run.encode(crops)
-        return 1.0 + 2.0 * len(crops.patches)
+    def timed(run: Runner, crops: Any, patches: torch.Tensor) -> float:
+        run.encode(replace(crops, patches=patches))
+        return 1.0 + 2.0 * len(patches)
 
     monkeypatch.setattr("tempovlm.engine.glance._encode_ms", timed)
     assert measure_split_ms(engine.runner, SPACE.tiers) == {"low": 0.0, "medium": 1.0, "high": 1.0}
