@@ -115,7 +115,7 @@ class Guard:
         """Whether the policy glances and has something to choose, after `elapsed_ms` of opening the picture."""
         if request.budget_ms is None or not needs_glance(self.policy):
             return False
-        allowed = self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), glanced=True)
+        allowed = self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), glanced=False)
         return self._is_open(self._settings(allowed))
 
     def choose_tier(

@@ -241,6 +241,21 @@ def test_the_guard_counts_a_glance_once(kind: type[Wanting]) -> None:
         assert (knobs in chosen.question.choices) == (upper_ms <= chosen.question.budget_ms)
 
 
+@pytest.mark.parametrize("kind", [Wanting, WantingAtOnce])
+def test_nobody_is_asked_about_a_picture_unseen(kind: type[Wanting]) -> None:
+    policy, seen = kind(SPACE.largest), torch.zeros(1, 4, WIDTH)
+    guard = replace(unmasked(policy), profile=PROFILE, control_ms=1.0, split_ms={"medium": 9.0, "high": 9.0})
+    for budget_ms in range(10, 60):
+        one = request(budget_ms=float(budget_ms))
+        if guard.wants_glance(one, 1.0):
+            chosen = guard.choose_tier(one, None, PROFILE.p50_prefix_ms(0), seen)
+        else:
+            chosen = guard.choose_tier(one, None, 1.0)
+        assert chosen.feasible or chosen.tier == SPACE.cheapest.tier
+    assert policy.asked
+    assert all(question.glance is seen for question in policy.asked)
+
+
 def test_what_no_longer_fits_is_lowered() -> None:
     guard = replace(unmasked(WantingAtOnce(SPACE.largest)), profile=PROFILE, control_ms=2.0, second_ms=0.0)
     one = request(budget_ms=60.0)
