@@ -56,7 +56,7 @@ def load(
             `allenai/MolmoE-1B-0924`, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
-        policy: `auto` or `table` (the most accurate setting that fits), `fixed` (native), or your own object.
+        policy: `auto` or `table` (most accurate that fits), `fixed` (native), a checkpoint, or your own object.
         threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
             several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
@@ -66,7 +66,7 @@ def load(
         progress: show a bar on stderr while loading a large model and while measuring.
 
     Raises:
-        UserError: no such model, device or policy, or a damaged model folder.
+        UserError: no such model, device or policy, a damaged model folder, or a controller of another model.
     """
     check_policy(policy)
     folder, name = model_folder(model), "pocket" if model == "pocket" else Path(model).expanduser().name
@@ -115,6 +115,11 @@ class TempoVLM:
         self.engine = engine
         self.card = card
         self.weights = weights
+        if isinstance(policy, str | Path) and policy not in POLICIES:
+            from tempovlm.control.learned import policy_from_checkpoint
+
+            run = engine.runner
+            policy = policy_from_checkpoint(Path(policy), engine.space, run.model, run.tokenizer, weights)
         self._wanted = policy
         self._may_calibrate, self._progress = may_calibrate, progress
         self._profile: LatencyProfile | None = None
@@ -300,12 +305,12 @@ class TempoVLM:
     def _policy_guard(self) -> Guard:
         """The policy within its guard; measures the machine first if nothing is known about it."""
         if self._guard is None:
-            from tempovlm.control.guard import Guard
             from tempovlm.control.policies import TablePolicy
+            from tempovlm.engine.glance import guarded
 
             profile, wanted = self.profile or self.calibrate(), self._wanted
             policy = TablePolicy(profile, self.accuracy) if isinstance(wanted, str | Path) else wanted
-            self._guard = Guard.around(policy, self.space, profile)
+            self._guard = guarded(self.engine.runner, self.space, policy, profile)
         return self._guard
 
 
@@ -344,14 +349,13 @@ def model_folder(model: str) -> Path:
 
 
 def check_policy(policy: str | Path | Policy) -> None:
-    """Raise a `UserError` unless the policy is one of `POLICIES` or an object."""
-    if not isinstance(policy, str | Path) or policy in POLICIES:
+    """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    if not isinstance(policy, str | Path) or policy in POLICIES or Path(policy).is_file():
         return
-    if Path(policy).exists():
-        raise UserError(
-            f"--policy {policy}: checkpoints of learned policies are not supported; use auto, table or fixed"
-        )
-    raise UserError(f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}")
+    raise UserError(
+        f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "
+        "checkpoint of a controller"
+    )
 
 
 def pick_device(device: str) -> torch.device:

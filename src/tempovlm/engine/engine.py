@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
-from tempovlm.control.guard import Choice, Guard
+from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
@@ -88,11 +89,11 @@ class Engine:
         run, sample = self.runner, sampler_for(request, self.device)
         image = run.open(request)
         clock.mark("preprocess")
-        tier = guard.choose_tier(request, image_size(image), clock.elapsed_ms())
+        tier, glance = self._choose_tier(request, guard, image, clock)
         clock.mark("control")
-        ready = run.prepare(image, tier.tier, request)
+        ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
         clock.mark("preprocess")
-        patches = run.encode(ready.crops)
+        patches = glance.encode(run, ready.crops) if glance else run.encode(ready.crops)
         clock.mark("vision_encoder")
         vision = run.project(patches, ready.crops)
         clock.mark("projector")
@@ -113,6 +114,18 @@ class Engine:
         yield build_answer(self, request, choice, ready, transcript, clock.read())
         if run.graphs is not None:
             run.graphs.settle()
+
+    def _choose_tier(
+        self, request: Request, guard: Guard, image: np.ndarray | None, clock: StageClock
+    ) -> tuple[TierChoice, Glance | None]:
+        """The first choice, after a glance at the picture where the policy needs one to choose by."""
+        size, elapsed_ms = image_size(image), clock.elapsed_ms()
+        if image is None or not guard.wants_glance(request, elapsed_ms):
+            return guard.choose_tier(request, size, elapsed_ms), None
+        clock.mark("control")
+        glance = take_glance(self.runner, image, self.space.tiers[0], request, clock)
+        with self.runner.small_work():
+            return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
 
     def _interrupt(
         self,

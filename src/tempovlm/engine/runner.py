@@ -135,6 +135,10 @@ class Runner:
             if narrow:
                 torch.set_num_threads(before)
 
+    def small_work(self) -> AbstractContextManager[None]:
+        """What small work beside the stages, such as a policy's, runs in: on one thread where that ends sooner."""
+        return self._threads()
+
     def lane(self) -> AbstractContextManager[Lane | None]:
         """What one request decodes on while the block runs; None where it needs nothing of its own."""
         return nullcontext() if self.graphs is None else self.graphs.lane()

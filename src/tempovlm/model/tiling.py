@@ -100,6 +100,20 @@ def cut_crops(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool
     return Crops(patches, crops.index, crops.masks, grid, live_crops(patches) if exact else None)
 
 
+def cut_tiles(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool = False) -> Crops:
+    """As `cut_crops` where the global crop was cut before, which is the same at every tier.
+
+    `patches` and `live` are those of the tiles alone, (U - 1, …), while `index` and `masks` are of all crops. For
+    tiers of several tiles: that of one has none but the global crop.
+    """
+    height, width, _ = image.shape
+    grid = choose_grid(tier, height, width, vision)
+    planes = color_planes(torch.from_numpy(image).unsqueeze(0), exact=exact)
+    patches = cut_canvases([letterbox(planes, *grid.canvas(vision))], vision)[0]
+    index, masks = index_and_masks(height, width, grid, vision, planes.device)
+    return Crops(patches, index, masks, grid, live_crops(patches) if exact else None)
+
+
 def cut_batch(images: Tensor, grid: Grid, vision: VisionConfig, *, exact: bool) -> Crops:
     """As `cut_crops` for pictures (B, H, W, 3) of one size on any device: `patches` (B, U, P, X), masks shared.
 
