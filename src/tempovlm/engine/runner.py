@@ -108,8 +108,8 @@ class Runner:
         if crops is None:
             return None
         with self._threads(small=len(crops.patches) <= FEW_CROPS):
-            patches = crops.patches.to(self.device, self.dtype)
-            live = None if crops.live is None else crops.live.to(self.device)
+            patches = crops.patches.to(self.device, self.dtype, non_blocking=True)
+            live = None if crops.live is None else crops.live.to(self.device, non_blocking=True)
             run = self.model.vision if self.vision is None else self.vision.encode
             every = run(patches) if self.features is None else self.features.features(patches, run)
             return only_live(every, live)
@@ -120,9 +120,11 @@ class Runner:
         if patches is None or crops is None:
             return None
         with self._threads(small=len(patches) <= FEW_CROPS):
-            every = patches if len(crops.index) == len(patches) else patches[crops.index.to(self.device)]
+            masks = crops.masks.to(self.device, non_blocking=True)  # no wait for the vision transformer
+            index = None if len(crops.index) == len(patches) else crops.index.to(self.device, non_blocking=True)
+            every = patches if index is None else patches.index_select(0, index)
             run = self.model.projector if self.vision is None else self.vision.project
-            return run(every, crops.masks.to(self.device))
+            return run(every, masks)
 
     def settle(self) -> None:
         """Capture, between requests, what ran without a graph."""

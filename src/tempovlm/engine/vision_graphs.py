@@ -69,15 +69,15 @@ class Stage:
 
     @torch.inference_mode()
     def __call__(self, *values: Tensor) -> Tensor:
-        """The function of values whose first dimension is the crops; the caller owns the result."""
+        """The function of values on the device whose first dimension is the crops; the caller owns the result."""
         count = len(values[0])
         graph = self._graphs.get(count)
         if graph is None:
             if self._recorder is not None and count <= len(self._output):
                 self.wanted.add(count)
-            return self._run(*(value.to(self._output.device) for value in values))
+            return self._run(*values)
         for own, value in zip(self._inputs, values, strict=True):
-            own[:count].copy_(value, non_blocking=True)
+            own[:count].copy_(value)
         with torch.cuda.device_of(self._output):
             graph.replay()
         return self._output[:count].clone()
