@@ -221,9 +221,17 @@ class Bench:
         pixels = torch.from_numpy(np.array(self.picture)).unsqueeze(0)
         crops = cut_batch(pixels, grid, self.model.config.vision, exact=False)
         ready = replace(crops, patches=crops.patches[0].to(self.device, self.run.dtype))
-        times_ms = self.times(lambda: self.run.project(self.run.encode(ready), ready))
+
+        def both(run: Runner) -> Tensor | None:
+            return run.project(run.encode(ready), ready)
+
+        both(self.run)
+        self.run.settle()
+        times_ms = self.times(lambda: both(self.run))
         cost = self.cost(self.plan(8, 16), num_crops=grid.num_crops, distinct_crops=len(ready.patches))
         self.add(name, times_ms, self.floor.of(cost, "vision_encoder", "projector"))
+        if self.run.vision is not None:
+            self.peer("kernels_without_graph", self.times(lambda: both(self.plain), few=True))
 
     def preprocess(self, name: str) -> None:
         """Decoded RGB in host memory to crops that the device has finished, by the host's clock."""

@@ -48,6 +48,7 @@ def load(
     calibrate: bool = True,
     warmup: bool = True,
     progress: bool = True,
+    feature_cache_mb: float = 0.0,
 ) -> TempoVLM:
     """Load a model and everything that it needs to answer within a budget.
 
@@ -64,6 +65,7 @@ def load(
         calibrate: measure this machine when the first budget comes and nothing is stored.
         warmup: answer a few times first, so that the first answer is as fast as the tenth.
         progress: show a bar on stderr while loading a large model and while measuring.
+        feature_cache_mb: megabytes for features of pictures, so that none is encoded twice; 0 keeps none.
 
     Raises:
         UserError: no such model, device or policy, a damaged model folder, or a controller of another model.
@@ -82,21 +84,20 @@ def load(
 
     torch.set_num_threads(count)
     where = pick_device(device)
-    if dtype is None:
-        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
     with progress_bar(f"loading {name}", show=progress and is_large) as advance:
         weights = load_model(folder, where, dtype, advance)
     exact = name != "pocket" if exact is None else exact
-    engine = Engine(weights, tokenizer, ranking=card.ranking, name=name, exact=exact)
-    loaded = TempoVLM(
-        engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress
+    engine = Engine(
+        weights, tokenizer, ranking=card.ranking, name=name, exact=exact, feature_cache_mb=feature_cache_mb
     )
+    vlm = TempoVLM(engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
-    return loaded
+    return vlm
 
 
 class TempoVLM:
@@ -381,14 +382,14 @@ def pick_device(device: str) -> torch.device:
 def warm_up(engine: Engine, *, progress: bool = False) -> None:
     """Answer at the cheapest and the native setting, so that nothing is done for the first time later.
 
-    On CUDA the decode steps of all settings are captured first.
+    On CUDA the graphs of all settings are captured first.
     """
     from tempovlm.control.guard import Guard
     from tempovlm.profiling.calibration import sample_requests
     from tempovlm.profiling.progress import progress_bar
 
-    if engine.runner.graphs is not None:
-        with progress_bar("capturing decode steps", show=progress) as advance:
+    if engine.device.type == "cuda":
+        with progress_bar("capturing graphs", show=progress) as advance:
             engine.warmup(advance=advance)
 
     requests = sample_requests(seed=1, max_new_tokens=3)

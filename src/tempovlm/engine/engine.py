@@ -15,11 +15,13 @@ from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
+from tempovlm.engine.vision_graphs import vision_graphs
 from tempovlm.latency.clock import Reading, StageClock, stage_clock
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
@@ -37,9 +39,18 @@ class Engine:
         ranking: Ranking | None = None,
         name: str = "model",
         exact: bool = False,
+        feature_cache_mb: float = 0.0,
     ) -> None:
         shape = model.config.shape
-        self.runner = Runner(model, tokenizer, exact, NarrowDecoder.of(model.decoder), graph_decoder(model))
+        self.runner = Runner(
+            model,
+            tokenizer,
+            exact,
+            NarrowDecoder.of(model.decoder),
+            graph_decoder(model),
+            vision_graphs(model),
+            FeatureCache.of(feature_cache_mb),
+        )
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name = name
@@ -61,10 +72,13 @@ class Engine:
         return self._plans[knobs]
 
     def warmup(self, knobs: Iterable[KnobConfig] | None = None, advance: Advance | None = None) -> int:
-        """Capture the decode steps of some settings, all unless told; how many graphs that are, 0 on a CPU."""
-        if self.runner.graphs is None:
-            return 0
-        return self.runner.graphs.warmup((self.plan(one) for one in knobs or self.space), advance)
+        """Capture what some settings need, all unless told; how many graphs that are, 0 on a CPU."""
+        plans, captured = [self.plan(one) for one in knobs or self.space], 0
+        if self.runner.vision is not None:
+            captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
+        if self.runner.graphs is not None:
+            captured += self.runner.graphs.warmup(plans, advance)
+        return captured
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
         """Answer a request; the guard's policy chooses the setting, the native one without a guard."""
@@ -112,8 +126,7 @@ class Engine:
                 clock.mark("decode", made.event)
                 yield from next_token
         yield build_answer(self, request, choice, ready, transcript, clock.read())
-        if run.graphs is not None:
-            run.graphs.settle()
+        run.settle()
 
     def _choose_tier(
         self, request: Request, guard: Guard, image: np.ndarray | None, clock: StageClock

@@ -18,14 +18,17 @@ from torch import Tensor
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
+from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.sampling import Sampler
+from tempovlm.engine.vision_graphs import VisionGraphs
 from tempovlm.model.cache import KVCache
 from tempovlm.model.device_crops import cut_on_device
 from tempovlm.model.image import open_image
 from tempovlm.model.narrow import NARROW, NarrowDecoder
 from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
 from tempovlm.model.tiling import Crops, cut_crops
+from tempovlm.model.vision import only_live
 from tempovlm.model.vlm import Molmo
 
 FEW_CROPS = 2
@@ -64,6 +67,7 @@ class Runner:
             on CUDA all are resized in float32, and only the published padding rule is left to it.
         narrow: decodes for a narrow model on a CPU; None for all others.
         graphs: decodes on CUDA; without it, and where its lanes are taken, the model does.
+        vision: encodes and projects on CUDA. features: of pictures seen before; None forgets every picture.
     """
 
     model: Molmo
@@ -71,6 +75,8 @@ class Runner:
     exact: bool = False
     narrow: NarrowDecoder | None = None
     graphs: GraphDecoder | None = None
+    vision: VisionGraphs | None = None
+    features: FeatureCache | None = None
 
     @property
     def device(self) -> torch.device:
@@ -110,8 +116,11 @@ class Runner:
         if crops is None:
             return None
         with self._threads(small=len(crops.patches) <= FEW_CROPS):
-            live = None if crops.live is None else crops.live.to(self.device)
-            return self.model.vision(crops.patches.to(self.device, self.dtype), live)
+            patches = crops.patches.to(self.device, self.dtype, non_blocking=True)
+            live = None if crops.live is None else crops.live.to(self.device, non_blocking=True)
+            run = self.model.vision if self.vision is None else self.vision.encode
+            every = run(patches) if self.features is None else self.features.features(patches, run)
+            return only_live(every, live)
 
     @torch.inference_mode()
     def project(self, patches: Tensor | None, crops: Crops | None) -> Tensor | None:
@@ -119,8 +128,21 @@ class Runner:
         if patches is None or crops is None:
             return None
         with self._threads(small=len(patches) <= FEW_CROPS):
-            every = patches if len(crops.index) == len(patches) else patches[crops.index.to(self.device)]
-            return self.model.projector(every, crops.masks.to(self.device))
+            masks = crops.masks.to(self.device, non_blocking=True)  # no wait for the vision transformer
+            index = None if len(crops.index) == len(patches) else crops.index.to(self.device, non_blocking=True)
+            every = patches if index is None else patches.index_select(0, index)
+            run = self.model.projector if self.vision is None else self.vision.project
+            return run(every, masks)
+
+    def settle(self) -> None:
+        """Capture, between requests, what ran without a graph."""
+        for graphs in (self.vision, self.graphs):
+            if graphs is not None:
+                graphs.settle()
+
+    def measured(self) -> AbstractContextManager[None]:
+        """Run every stage in full while the block runs, for a picture seen before too."""
+        return nullcontext() if self.features is None else self.features.bypassed()
 
     @contextmanager
     def _threads(self, *, small: bool = True) -> Iterator[None]:
