@@ -88,7 +88,7 @@ class Engine:
         run, sample = self.runner, sampler_for(request, self.device)
         image = run.open(request)
         clock.mark("preprocess")
-        tier = guard.choose_tier(request, image_size(image), clock.elapsed_ms())
+        tier = guard.choose_tier(request, image_size(image), _passed_ms(request, guard, clock))
         clock.mark("control")
         ready = run.prepare(image, tier.tier, request)
         clock.mark("preprocess")
@@ -96,7 +96,7 @@ class Engine:
         clock.mark("vision_encoder")
         vision = run.project(patches, ready.crops)
         clock.mark("projector")
-        choice = guard.choose_compute(request, tier, ready.sight(vision), clock.elapsed_ms())
+        choice = guard.choose_compute(request, tier, ready.sight(vision), _passed_ms(request, guard, clock))
         clock.mark("control")
         with run.lane() as lane:
             plan = self._plans[choice.knobs]
@@ -133,6 +133,13 @@ class Engine:
 def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
     """Height and width of pixels (H, W, 3)."""
     return None if image is None else (image.shape[0], image.shape[1])
+
+
+def _passed_ms(request: Request, guard: Guard, clock: StageClock) -> float:
+    """What has passed since acceptance; 0 where no choice and no prediction hangs on it: a device is not waited for."""
+    if request.budget_ms is None and guard.profile is None:
+        return 0.0
+    return clock.elapsed_ms()
 
 
 def _is_late(request: Request, choice: Choice, clock: StageClock) -> bool:
