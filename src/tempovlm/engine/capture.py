@@ -23,8 +23,8 @@ from tempovlm.model.vlm import Molmo
 FINE, FINE_LIMIT, COARSE = 64, 512, 128
 """Buckets are multiples of the first number up to the second, and of the third from there on."""
 
-GRAPH_LIMIT = 1536
-"""Longer prompts are read without a graph."""
+GRAPH_LIMIT = 2048
+"""Longer prompts are read without a graph: their activations would stay reserved."""
 
 MAX_GRAPHS = 256
 """Prompts' graphs of one lane; the one that was not used for longest goes first."""
