@@ -136,7 +136,7 @@ def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
 
 
 def _passed_ms(request: Request, guard: Guard, clock: StageClock) -> float:
-    """What has passed since acceptance; 0 where no choice and no prediction hangs on it: a device is not waited for."""
+    """Time since acceptance; 0 where no choice or prediction hangs on it: a device is not waited for."""
     if request.budget_ms is None and guard.profile is None:
         return 0.0
     return clock.elapsed_ms()

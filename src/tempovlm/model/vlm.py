@@ -30,8 +30,8 @@ class Molmo(nn.Module):
         """Embed tokens (B, T) and add image features at their places; (B, T, D).
 
         `slots` holds, for each of the (C·G) feature rows, a flat index into B·T, or -1 for a feature that has
-        no place. Features are added to, and do not replace, the embedding of the patch token. Slots that lie on the
-        host are looked through there, and a GPU is not waited for.
+        no place. Features are added to, and do not replace, the embedding of the patch token. Slots on the host
+        are looked through there, and a GPU is not waited for.
         """
         x = self.decoder.embed(tokens)
         if features is None or slots is None:
