@@ -249,7 +249,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How every product is cut, by whole rows so that all loads start at once, and how a head's context is split."""
+    """How every product is cut, by whole rows so that all loads start at once, and how the context is split."""
 
     qkv: Tile = Tile(4, 2048, 8)
     out: Tile = Tile(4, 2048, 8)
