@@ -73,7 +73,7 @@ def _choose(scores_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.
         left = tl.where(e == chosen, -1.0, left)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # else a prompt of another length may have to be compiled for
 def _sort(experts_ptr, tokens_ptr, order_ptr, places_ptr, ends_ptr, M, K, C: tl.constexpr):
     # A program finds the rows of its expert, after those of all experts before it: a stable counting sort.
     expert, entry = tl.program_id(0), tl.arange(0, C)
@@ -163,7 +163,7 @@ def sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
         rows of each expert end (E,); all int32.
     """
     M = experts.numel()
-    tokens, order, places = torch.empty(3, M, dtype=torch.int32, device=experts.device)
+    tokens, order, places = (torch.empty(M, dtype=torch.int32, device=experts.device) for _ in range(3))
     ends = torch.empty(num_experts, dtype=torch.int32, device=experts.device)
     with torch.cuda.device_of(experts):
         _sort[(num_experts,)](experts, tokens, order, places, ends, M, experts.shape[1], ENTRIES, num_warps=8)
