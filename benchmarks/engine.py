@@ -3,8 +3,9 @@
 A floor is the larger of bytes over copy bandwidth and operations over matrix rate, both measured in the same run
 on the same device; bytes and operations are those of `core/cost.py`. Peers run in the same process: `eager` is
 this project's model operation by operation, `loop` a generic library's way (a Python loop over the experts that
-are hit, a cache that is concatenated). Before anything is timed, `engine_reference` checks outputs against float32
-and a graph's tokens against its kernels'. Random weights measure time and nothing else.
+are hit, a cache that is concatenated), and last, on a GPU with `--peers`, transformers' decoder. Before anything
+is timed, `engine_reference` checks outputs against float32 and a graph's tokens against its kernels'. A row that
+fails is reported and the others go on; the file is written after each. Random weights measure nothing but time.
 
     python benchmarks/engine.py --model molmoe-1b --random-weights --json benchmarks/results/engine_h200.json
     python benchmarks/engine.py --model pocket --device cpu --json benchmarks/results/engine_cpu.json
@@ -16,11 +17,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
+import math
 import statistics
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,12 +38,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from engine_peers import add_transformers
 from engine_reference import QUESTION, check, engine_of, fill, loop_forward
 from engine_table import slower_where_faster_was_due, table
+from engine_timing import FEW, measure_floor, spread, timed
 from tempovlm import api
 from tempovlm.control.guard import Guard
 from tempovlm.core.cost import Cost, plan_cost
 from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.core.units import now_ms
@@ -61,79 +68,14 @@ ANSWERS = (
     ("answer_low_k4_b8_n3", KnobConfig(tier="low", top_k=4, num_blocks=8), 3),
 )
 SETTING_TOKENS = 10
-FEW = 3
-"""Repeats of a quick run, whose figures are good for nothing else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """What the device can do at most: bytes moved (read and written) and operations, for each millisecond."""
-
-    bytes_per_ms: float
-    flops_per_ms: float
-
-    def of(self, cost: Cost, *stages: str) -> dict[str, float]:
-        """Bytes, operations and least time of some stages, one after the other."""
-        floor_ms = sum(
-            max(cost.bytes[stage] / self.bytes_per_ms, cost.flops[stage] / self.flops_per_ms) for stage in stages
-        )
-        return {
-            "floor_ms": floor_ms,
-            "bytes": sum(cost.bytes[stage] for stage in stages),
-            "flops": sum(cost.flops[stage] for stage in stages),
-        }
-
-
-def spread(times_ms: list[float]) -> dict[str, float]:
-    """Median, tenth and ninetieth percentile."""
-    low, high = np.quantile(times_ms, (0.1, 0.9))
-    return {"ms_median": statistics.median(times_ms), "ms_p10": float(low), "ms_p90": float(high)}
-
-
-def timed(
-    run: Callable[[], Any], repeats: int, device: torch.device, before: Callable[[], Any] = lambda: None
-) -> list[float]:
-    """Times of a call by the device's own clock, after a few warm ones; `before` is called untimed each time."""
-    for _ in range(1 + 2 * (repeats > FEW)):
-        before()
-        run()
-    if device.type == "cpu":
-        times_ms = []
-        for _ in range(repeats):
-            before()
-            begin_ms = now_ms()
-            run()
-            times_ms.append(now_ms() - begin_ms)
-        return times_ms
-    pairs = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before()
-        begin.record()
-        run()
-        end.record()
-        pairs.append((begin, end))
-    torch.cuda.synchronize(device)
-    return [begin.elapsed_time(end) for begin, end in pairs]
-
-
-def measure_floor(device: torch.device, dtype: torch.dtype, repeats: int) -> Floor:
-    """A large copy and a large matrix product."""
-    large = device.type == "cuda"
-    values = torch.ones((1 << 30 if large else 1 << 26) // 4, device=device)
-    target = torch.empty_like(values)
-    copy_ms = statistics.median(timed(lambda: target.copy_(values), repeats, device))
-    side = 8192 if large else 1024
-    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    product_ms = statistics.median(timed(lambda: a @ b, repeats, device))
-    return Floor(2 * values.nbytes / copy_ms, 2 * side**3 / product_ms)
 
 
 class Bench:
     """One model on one device, and the rows that were measured so far."""
 
-    def __init__(self, engine: Engine, repeats: int, setting_repeats: int) -> None:
+    def __init__(self, engine: Engine, repeats: int, setting_repeats: int, end_ms: float = math.inf) -> None:
         run = engine.runner
+        self.end_ms = end_ms
         self.engine, self.run, self.model = engine, run, run.model
         self.device, self.shape = run.device, run.model.config.shape
         self.plain = Runner(run.model, run.tokenizer)
@@ -166,6 +108,29 @@ class Bench:
         """Keep a row that this model cannot have."""
         empty = dict.fromkeys(("ms_median", "ms_p10", "ms_p90", "floor_ms", "bytes", "flops"))
         self.rows.append({"name": name, **empty, "peers": {}, "reason": reason})
+
+    def attempt(self, names: Sequence[str], run: Callable[[], None]) -> None:
+        """Run what keeps these rows; a failure is written where they stand, and so is time that has run out."""
+        failure = "not measured: the time that --max_minutes allows is over"
+        if now_ms() < self.end_ms:
+            try:
+                run()
+                return
+            except Exception as error:  # noqa: BLE001 - whatever fails, the other rows are measured
+                failure = " ".join(f"failed: {type(error).__name__}: {error}".split())[:300]
+        print(f"{names[0]}{' and others' * (len(names) > 1)}: {failure}", file=sys.stderr, flush=True)
+        kept = {row["name"]: row for row in self.rows}
+        for name in names:
+            if name in kept:
+                kept[name]["failure"] = failure
+            else:
+                self.skip(name, failure)
+
+    @property
+    def failures(self) -> list[str]:
+        """Names of the rows that failed as a whole or in part."""
+        reasons = {row["name"]: str(row.get("failure", row.get("reason", ""))) for row in self.rows}
+        return [name for name, reason in reasons.items() if reason.startswith("failed")]
 
     def token(self) -> Tensor:
         """Some token."""
@@ -276,6 +241,8 @@ class Bench:
         kept: dict[str, list[Answer]] = {name: [] for name, _, _ in jobs}
         with progress_bar("answers") as advance:
             for turn in range(repeats + 1):
+                if turn > 1 and now_ms() > self.end_ms:
+                    break
                 for i, (name, knobs, count) in enumerate(jobs):
                     answer = self.answer(knobs, count)
                     if turn:
@@ -339,24 +306,54 @@ def stamp(engine: Engine, weights: str) -> dict[str, Any]:
     return base | found
 
 
-def measure(bench: Bench, quick: bool) -> None:
-    """All rows."""
-    for name, top_k, num_blocks, context in DECODES:
-        bench.decode(name, top_k, num_blocks, context)
-    for name, length in PREFILLS:
-        bench.prefill(name, length)
-    for name, grid in VISIONS:
-        bench.vision(name, grid)
-    bench.preprocess("preprocess_1080p_high")
-    bench.answers(list(ANSWERS), bench.repeats)
+def measure(bench: Bench, quick: bool, save: Callable[[], None]) -> None:
+    """All rows; `save` is called after each."""
+
+    def row(run: Callable[..., None], name: str, *how: Any) -> None:
+        bench.attempt([name], lambda: run(name, *how))
+        save()
+
+    def answers(jobs: list[tuple[str, KnobConfig, int]], repeats: int) -> None:
+        bench.attempt([name for name, _, _ in jobs], lambda: bench.answers(jobs, repeats))
+        save()
+
+    for decode in DECODES:
+        row(bench.decode, *decode)
+    for prefill in PREFILLS:
+        row(bench.prefill, *prefill)
+    if bench.device.type == "cuda":  # what the peers took is no memory of the engine's
+        with contextlib.suppress(RuntimeError):  # a fault of the device stays, and the rows that follow report it
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(bench.device)
+    for vision in VISIONS:
+        row(bench.vision, *vision)
+    row(bench.preprocess, "preprocess_1080p_high")
+    for job in ANSWERS:
+        answers([job], bench.repeats)
     space = bench.engine.space
     settings = (space.cheapest, space.native, space.largest) if quick else tuple(space)
-    jobs = [(f"setting_{k.tier}_k{k.top_k}_b{k.num_blocks}", k, SETTING_TOKENS) for k in settings]
-    bench.answers(jobs, bench.setting_repeats)
+    answers(
+        [(f"setting_{k.tier}_k{k.top_k}_b{k.num_blocks}", k, SETTING_TOKENS) for k in settings],
+        bench.setting_repeats,
+    )
 
 
-def main() -> None:
-    """Check, measure, print and write."""
+def record_of(bench: Bench, **known: Any) -> dict[str, Any]:
+    """What is written: the rows so far, and what they belong to."""
+    return {
+        **known,
+        "floor": {
+            "copy_gb_per_s": bench.floor.bytes_per_ms / 1e6,
+            "product_tflop_per_s": bench.floor.flops_per_ms / 1e9,
+        },
+        "failures": bench.failures,
+        "not_monotone": slower_where_faster_was_due(bench.rows),
+        "rows": bench.rows,
+    }
+
+
+def read_flags() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(PRESETS), default="pocket")
     parser.add_argument("--random-weights", "--random_weights", action="store_true")
@@ -364,42 +361,54 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--setting-repeats", "--setting_repeats", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="few repeats and three settings: not for figures")
+    parser.add_argument("--peers", action="store_true", help="also time transformers' decoder, on a GPU")
+    parser.add_argument("--max_minutes", "--max-minutes", type=float, help="start no row after so many minutes")
     parser.add_argument("--json", type=Path, help="file to write")
     flags = parser.parse_args()
-    device = api.pick_device(flags.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if flags.model != "pocket" and not flags.random_weights:
         parser.error(f"--model {flags.model} needs --random-weights: its weights are not part of the package")
-    checks = check(flags.model, device, dtype)
-    print("self-checks passed:", json.dumps(checks))
-    engine, weights = make_engine(flags, device, dtype)
-    repeats, setting_repeats = (FEW, 1) if flags.quick else (flags.repeats, flags.setting_repeats)
-    bench = Bench(engine, repeats, setting_repeats)
-    if device.type == "cuda":
+    return flags
+
+
+def warm_up(engine: Engine) -> dict[str, Any]:
+    """Capture every decode step, counting memory from here on; what that took."""
+    if engine.device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(engine.device)
     begin_ms = now_ms()
     captured = engine.warmup()
-    warmup_ms = now_ms() - begin_ms
-    measure(bench, flags.quick)
-    record: dict[str, Any] = {
-        "stamp": stamp(engine, weights),
-        "floor": {
-            "copy_gb_per_s": bench.floor.bytes_per_ms / 1e6,
-            "product_tflop_per_s": bench.floor.flops_per_ms / 1e9,
-        },
-        "checks": checks,
-        "not_monotone": slower_where_faster_was_due(bench.rows),
-        "rows": bench.rows,
-    }
+    return {"warmup_ms": now_ms() - begin_ms, "captured_graphs": captured} if captured else {}
+
+
+def main() -> None:
+    """Check, measure, print and write; the exit status is 1 where a row failed."""
+    flags, begin_ms = read_flags(), now_ms()
+    device = api.pick_device(flags.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    checks = check(flags.model, device, dtype)
+    print("self-checks passed:", json.dumps(checks), flush=True)
+    engine, weights = make_engine(flags, device, dtype)
+    repeats, setting_repeats = (FEW, 1) if flags.quick else (flags.repeats, flags.setting_repeats)
+    end_ms = math.inf if flags.max_minutes is None else begin_ms + flags.max_minutes * 60e3
+    bench = Bench(engine, repeats, setting_repeats, end_ms)
+    known = {"stamp": stamp(engine, weights), "checks": checks, **warm_up(engine)}
+
+    def save() -> None:
+        if flags.json:
+            write_whole(flags.json, json.dumps(record_of(bench, **known), indent=1) + "\n")
+
+    measure(bench, flags.quick, save)
     if device.type == "cuda":
-        record |= {"warmup_ms": warmup_ms, "captured_graphs": captured}
-        record["peak_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+        known["peak_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+    if flags.peers:
+        left_s = max((end_ms - now_ms()) / 1e3, 0.0)
+        known["transformers"] = add_transformers(bench.rows, engine.runner.model, bench.peer_repeats, left_s, save)
+    save()
+    record = record_of(bench, **known)
     print(json.dumps({name: record[name] for name in record if name not in ("rows", "checks")}, indent=1))
     print(table(bench.rows))
-    if flags.json:
-        flags.json.parent.mkdir(parents=True, exist_ok=True)
-        flags.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    sys.exit(1 if bench.failures else 0)
 
 
 if __name__ == "__main__":

@@ -137,9 +137,8 @@ class Ragged:
         """Embed each prompt, pad, and run the plan over all of them."""
         embedded = []
         for one, features in zip(ready, vision, strict=True):
-            slots = None if one.prompt.slots is None else one.prompt.slots.to(run.device)
-            tokens = one.prompt.tokens.to(run.device).unsqueeze(0)
-            embedded.append(run.model.embed(tokens, features, slots)[0])
+            tokens = one.prompt.tokens.to(run.device, non_blocking=True).unsqueeze(0)
+            embedded.append(run.model.embed(tokens, features, one.prompt.slots)[0])
         x = torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True)
         lengths = torch.tensor([len(row) for row in embedded], device=run.device)
         B, T, _ = x.shape

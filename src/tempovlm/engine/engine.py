@@ -111,7 +111,7 @@ class Engine:
         clock.mark("vision_encoder")
         vision = run.project(patches, ready.crops)
         clock.mark("projector")
-        choice = guard.choose_compute(request, tier, ready.sight(vision), clock.elapsed_ms())
+        choice = guard.choose_compute(request, tier, ready.sight(vision), _passed_ms(request, guard, clock))
         clock.mark("control")
         with run.lane() as lane:
             plan = self._plans[choice.knobs]
@@ -132,7 +132,7 @@ class Engine:
         self, request: Request, guard: Guard, image: np.ndarray | None, clock: StageClock
     ) -> tuple[TierChoice, Glance | None]:
         """The first choice, after a glance at the picture where the policy needs one to choose by."""
-        size, elapsed_ms = image_size(image), clock.elapsed_ms()
+        size, elapsed_ms = image_size(image), _passed_ms(request, guard, clock)
         if image is None or not guard.wants_glance(request, elapsed_ms):
             return guard.choose_tier(request, size, elapsed_ms), None
         clock.mark("control")
@@ -159,6 +159,13 @@ class Engine:
 def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
     """Height and width of pixels (H, W, 3)."""
     return None if image is None else (image.shape[0], image.shape[1])
+
+
+def _passed_ms(request: Request, guard: Guard, clock: StageClock) -> float:
+    """Time since acceptance; 0 where no choice or prediction hangs on it: a device is not waited for."""
+    if request.budget_ms is None and guard.profile is None:
+        return 0.0
+    return clock.elapsed_ms()
 
 
 def _is_late(request: Request, choice: Choice, clock: StageClock) -> bool:

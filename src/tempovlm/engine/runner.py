@@ -170,11 +170,10 @@ class Runner:
         self, prompt: Prompt, features: Tensor | None, plan: Plan, max_new_tokens: int, lane: Lane | None = None
     ) -> Decoding:
         """Read the prompt; the cache, the lane's if there is one, has room for all tokens that follow."""
-        tokens = prompt.tokens.to(self.device)
-        slots = None if prompt.slots is None else prompt.slots.to(self.device)
+        tokens = prompt.tokens.to(self.device, non_blocking=True)  # else the copy waits for the vision side
         capacity = len(tokens) + max_new_tokens
         with self._threads():
-            x = self.model.embed(tokens.unsqueeze(0), features, slots)
+            x = self.model.embed(tokens.unsqueeze(0), features, prompt.slots)
             if lane is not None:
                 return Decoding(lane.prompts.read(x, plan), plan, lane.cache_for(plan), len(tokens), lane)
             cache = KVCache.allocate(self.model.config, len(plan.steps), 1, capacity, x)
