@@ -56,7 +56,8 @@ def load(
             `allenai/MolmoE-1B-0924`, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
-        policy: `auto` or `table` (the most accurate setting that fits), `fixed` (native), or your own object.
+        policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
+            `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
         threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
             several times faster; the pocket is fast and any other model exact unless told.
@@ -72,6 +73,7 @@ def load(
     count = prepare(threads)
     import torch
 
+    from tempovlm.control.shipped import Chooser, find_policy
     from tempovlm.engine.engine import Engine
     from tempovlm.model.card import ModelCard
     from tempovlm.model.hub import checkpoint_files
@@ -90,9 +92,12 @@ def load(
         weights = load_model(folder, where, dtype, advance)
     exact = name != "pocket" if exact is None else exact
     engine = Engine(weights, tokenizer, ranking=card.ranking, name=name, exact=exact)
-    loaded = TempoVLM(
-        engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress
+    hashed, space = weights_hash(folder), engine.space
+    chooser = Chooser(
+        folder=folder, space=space, model=weights, tokenizer=tokenizer, weights=hashed, device=where.type
     )
+    chosen = find_policy(policy, chooser)
+    loaded = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
     return loaded
@@ -343,14 +348,9 @@ def model_folder(model: str) -> Path:
 
 
 def check_policy(policy: str | Path | Policy) -> None:
-    """Raise a `UserError` unless the policy is one of `POLICIES` or an object."""
-    if not isinstance(policy, str | Path) or policy in POLICIES:
-        return
-    if Path(policy).exists():
-        raise UserError(
-            f"--policy {policy}: checkpoints of learned policies are not supported; use auto, table or fixed"
-        )
-    raise UserError(f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}")
+    """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    if isinstance(policy, str | Path) and policy not in POLICIES and not Path(policy).is_file():
+        raise UserError(f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}")
 
 
 def pick_device(device: str) -> torch.device:
