@@ -73,7 +73,6 @@ def load(
     count = prepare(threads)
     import torch
 
-    from tempovlm.control.shipped import Chooser, find_policy
     from tempovlm.engine.engine import Engine
     from tempovlm.model.card import ModelCard
     from tempovlm.model.hub import checkpoint_files
@@ -92,11 +91,8 @@ def load(
         weights = load_model(folder, where, dtype, advance)
     exact = name != "pocket" if exact is None else exact
     engine = Engine(weights, tokenizer, ranking=card.ranking, name=name, exact=exact)
-    hashed, space = weights_hash(folder), engine.space
-    chooser = Chooser(
-        folder=folder, space=space, model=weights, tokenizer=tokenizer, weights=hashed, device=where.type
-    )
-    chosen = find_policy(policy, chooser)
+    hashed = weights_hash(folder)
+    chosen = _find_policy(policy, engine, folder, hashed)
     loaded = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
@@ -351,6 +347,14 @@ def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
     if isinstance(policy, str | Path) and policy not in POLICIES and not Path(policy).is_file():
         raise UserError(f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}")
+
+
+def _find_policy(policy: str | Path | Policy, engine: Engine, folder: Path, weights: str) -> str | Path | Policy:
+    from tempovlm.control.shipped import Chooser, find_policy
+
+    run = engine.runner
+    parts = (folder, engine.space, run.model, run.tokenizer, weights, run.device.type)
+    return find_policy(policy, Chooser(*parts))
 
 
 def pick_device(device: str) -> torch.device:

@@ -24,14 +24,14 @@ FILE = "controller.pt"
 _log = logging.getLogger("tempovlm")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Chooser:
     """The model that a policy is to choose for.
 
     Attributes:
-        folder: where its files are. space: its settings. weights: hash of its weights.
+        folder: where its files are. space: its settings.
         model: whose token embeddings are the language feature. tokenizer: of the same model.
-        device: kind of device that it runs on, `cpu` or `cuda`.
+        weights: hash of its weights. device: kind of device that it runs on, `cpu` or `cuda`.
     """
 
     folder: Path
