@@ -242,6 +242,7 @@ def _result(
         "num_samples": len(samples),
         "seed": args.seed,
         "policy": args.policy,
+        "chosen_by": sorted({record.policy for record in records if record.run == "budget" and record.policy}),
         "complete": complete,
         "stamp": stamp.to_json(),
         "schema": summary.SCHEMA,

@@ -45,6 +45,7 @@ EXAMPLES = (
 TABLE_FILE = "results_table.json"
 
 _SCRIPTS = Path("experiments/controller")
+_NEEDED = ("pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "tensorboard")
 _MINUTE_MS = 60_000
 
 
@@ -123,6 +124,10 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     from tempovlm.api import model_folder, pick_device
     from tempovlm.engine.threads import prepare
 
+    for package in _NEEDED:
+        # Told now, not by the step that needs it: that may be ten minutes away.
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
     if flags.data_dir is not None and not flags.data_dir.is_dir():
         raise UserError(f"--data_dir {flags.data_dir}: no such folder")
     folder = model_folder(flags.model)
@@ -171,7 +176,13 @@ def run(steps: Sequence[Step], kept: Journal, repository: Path, setup: Setup, no
         rest = left[left.index(step) :]
         notes.print(f"{head}; about {minutes(kept.left_ms(steps, rest))} left", markup=False)
         start_ms = now_ms()
-        run_step(step, kept.folder, repository, setup)
+        try:
+            run_step(step, kept.folder, repository, setup)
+        except UserError as error:
+            raise UserError(f"{step.title}: {error}") from None
+        except KeyboardInterrupt:
+            notes.print("run the same command again to resume")
+            raise
         kept.finish(step, now_ms() - start_ms)
 
 
