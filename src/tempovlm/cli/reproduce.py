@@ -153,7 +153,7 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
             notes.print(f"accuracies are measured, with fewer questions: {why}")
     counts = reproduction.SHIPPED if has_shipped else reproduction.ANEW
     return reproduction.Setup(
-        model=str(folder) if Path(flags.model).expanduser().is_dir() else flags.model,
+        model=str(folder.resolve()) if Path(flags.model).expanduser().is_dir() else flags.model,
         weights=weights,
         device=device,
         counts=reproduction.SMOKE if flags.smoke else counts,

@@ -91,7 +91,9 @@ def test_the_whole_chain(
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "measure", lambda *_, **__: tiny_model.make_profile().measurements)
     out = tmp_path / "run"
-    argv = words(tiny_folder, bed, checkout, out)
+    # Names of folders hold wherever the steps run.
+    monkeypatch.chdir(tiny_folder.parent)
+    argv = words(Path(tiny_folder.name), bed, checkout, out)
     assert main(argv) == 0, capsys.readouterr().err
     printed = capsys.readouterr()
     for text in ("Exp 1", "Exp 2", "Exp 3", "Exp 4", "Exp 5", "Exp 6", "Exp 7", "Exp 8", "> 80 %", "missed"):
