@@ -16,8 +16,8 @@ PROFILES = "results/profiling/exp3_importance_comparison"
 
 BUDGETS_MS = {"cpu": ("60", "100", "150", "200", "300"), "h200": ("5", "8", "12", "20", "30")}
 
-_REMOVED, _SEARCHED = 17, 84
-"""Plans that a question runs in Exp 6: whole and without each of 16 blocks, and those of the joint search."""
+_REMOVED, _SEARCHED, _RANKED = 17, 84, 11
+"""Plans that a question runs in Exp 6: whole and without each of 16 blocks, in the joint search, by each ranking."""
 
 _SETTINGS = 75
 
@@ -67,7 +67,7 @@ def _importance(setup: Setup) -> Step:
             "results/importance/merged_scores.json",
         ),
         about_ms=len(DATASETS)
-        * (2 * c.importance * _REMOVED + c.joint * _SEARCHED)
+        * (2 * c.importance * (_REMOVED + _RANKED) + c.joint * _SEARCHED)
         * RATES_MS["plan of a question"],
     )
 
