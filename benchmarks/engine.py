@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tempovlm.engine.threads import prepare
+from tempovlm.engine.threads import pick_device, prepare
 
 prepare()
 
@@ -384,7 +384,7 @@ def warm_up(engine: Engine) -> dict[str, Any]:
 def main() -> None:
     """Check, measure, print and write; the exit status is 1 where a row failed."""
     flags, begin_ms = read_flags(), now_ms()
-    device = api.pick_device(flags.device)
+    device = pick_device(flags.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     checks = check(flags.model, device, dtype)
     print("self-checks passed:", json.dumps(checks), flush=True)

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tempovlm.engine.threads import prepare
+from tempovlm.engine.threads import pick_device, prepare
 
 prepare()
 
@@ -29,7 +29,6 @@ import torch
 
 import parity_published
 from parity_runs import CASES, Case, in_float32, measure_case, random_model, runner, summary
-from tempovlm import api
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
@@ -125,7 +124,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="file to write")
     flags = parser.parse_args()
-    device = api.pick_device(flags.device)
+    device = pick_device(flags.device)
     if device.type == "cpu":
         record = measure_golden()
     else:

@@ -15,7 +15,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request
-from tempovlm.engine.threads import prepare
+from tempovlm.engine.threads import pick_device, prepare
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tempovlm.engine.transcript import Token
     from tempovlm.latency.profile import LatencyProfile, OutputLength
     from tempovlm.model.card import ModelCard
+    from tempovlm.model.vlm import Molmo
 
 POLICIES = ("auto", "table", "fixed")
 
@@ -57,7 +58,8 @@ def load(
             `allenai/MolmoE-1B-0924`, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
-        policy: `auto` or `table` (most accurate that fits), `fixed` (native), a checkpoint, or your own object.
+        policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
+            `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
         threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
             several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
@@ -77,24 +79,22 @@ def load(
 
     from tempovlm.engine.engine import Engine
     from tempovlm.model.card import ModelCard
-    from tempovlm.model.hub import checkpoint_files
     from tempovlm.model.prompt import Tokenizer
-    from tempovlm.model.weights import load_model, read_config, weights_hash
-    from tempovlm.profiling.progress import progress_bar
+    from tempovlm.model.weights import read_config, weights_hash
 
     torch.set_num_threads(count)
     where = pick_device(device)
     dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
-    with progress_bar(f"loading {name}", show=progress and is_large) as advance:
-        weights = load_model(folder, where, dtype, advance)
+    weights = _load_weights(folder, where, dtype, name, progress=progress)
     exact = name != "pocket" if exact is None else exact
     engine = Engine(
         weights, tokenizer, ranking=card.ranking, name=name, exact=exact, feature_cache_mb=feature_cache_mb
     )
-    vlm = TempoVLM(engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress)
+    hashed = weights_hash(folder)
+    chosen = _find_policy(policy, engine, folder, hashed)
+    vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
     return vlm
@@ -116,11 +116,6 @@ class TempoVLM:
         self.engine = engine
         self.card = card
         self.weights = weights
-        if isinstance(policy, str | Path) and policy not in POLICIES:
-            from tempovlm.control.learned import policy_from_checkpoint
-
-            run = engine.runner
-            policy = policy_from_checkpoint(Path(policy), engine.space, run.model, run.tokenizer, weights)
         self._wanted = policy
         self._may_calibrate, self._progress = may_calibrate, progress
         self._profile: LatencyProfile | None = None
@@ -349,34 +344,32 @@ def model_folder(model: str) -> Path:
     )
 
 
+def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool) -> Molmo:
+    """The model of a folder; a bar is shown where that takes long."""
+    from tempovlm.model.hub import checkpoint_files
+    from tempovlm.model.weights import load_model
+    from tempovlm.profiling.progress import progress_bar
+
+    is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
+    with progress_bar(f"loading {name}", show=progress and is_large) as advance:
+        return load_model(folder, device, dtype, advance)
+
+
 def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
-    if not isinstance(policy, str | Path) or policy in POLICIES or Path(policy).is_file():
-        return
-    raise UserError(
-        f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "
-        "checkpoint of a controller"
-    )
+    if isinstance(policy, str | Path) and policy not in POLICIES and not Path(policy).is_file():
+        raise UserError(
+            f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "
+            "checkpoint of a controller"
+        )
 
 
-def pick_device(device: str) -> torch.device:
-    """The device of a name; `auto` takes CUDA where there is some.
+def _find_policy(policy: str | Path | Policy, engine: Engine, folder: Path, weights: str) -> str | Path | Policy:
+    from tempovlm.control.shipped import Chooser, find_policy
 
-    Raises:
-        UserError: unknown, or CUDA where there is none.
-    """
-    import torch
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
-    if index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, from 0 on")
-    return torch.device(device)
+    run = engine.runner
+    parts = (folder, engine.space, run.model, run.tokenizer, weights, run.device.type)
+    return find_policy(policy, Chooser(*parts))
 
 
 def warm_up(engine: Engine, *, progress: bool = False) -> None:
