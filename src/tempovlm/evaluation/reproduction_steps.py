@@ -17,7 +17,7 @@ PROFILES = "results/profiling/exp3_importance_comparison"
 BUDGETS_MS = {"cpu": ("60", "100", "150", "200", "300"), "h200": ("5", "8", "12", "20", "30")}
 
 _REMOVED, _SEARCHED, _RANKED = 17, 84, 11
-"""Plans that a question runs in Exp 6: whole and without each of 16 blocks, in the joint search, by each ranking."""
+"""Plans of a question in Exp 6: whole and without each of 16 blocks, in the joint search, and by the rankings."""
 
 _SETTINGS = 75
 
