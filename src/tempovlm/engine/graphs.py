@@ -28,7 +28,8 @@ from tempovlm.model.cache import KVCache
 from tempovlm.model.vlm import Molmo
 
 if TYPE_CHECKING:
-    from tempovlm.model.kernels.decode import StepBuffers, Tiling
+    from tempovlm.model.kernels.decode import StepBuffers
+    from tempovlm.model.kernels.tiles import Tiling
 
 Key = tuple[tuple[Step, ...], bool]
 """What a graph depends on: the steps of a plan, and whether tokens are drawn."""
