@@ -15,6 +15,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request
+from tempovlm.core.weights import Weights
 from tempovlm.engine.threads import prepare
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def load(
     *,
     device: str = "auto",
     dtype: torch.dtype | None = None,
+    weights: Weights = "bf16",
     policy: str | Path | Policy = "auto",
     threads: int | None = None,
     exact: bool | None = None,
@@ -56,6 +58,7 @@ def load(
             `allenai/MolmoE-1B-0924`, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
+        weights: what decode steps read: `bf16`, as loaded, or on CUDA copies in `fp8` or `int8`, half the bytes.
         policy: `auto` or `table` (the most accurate setting that fits), `fixed` (native), or your own object.
         threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
@@ -73,6 +76,7 @@ def load(
     import torch
 
     from tempovlm.engine.engine import Engine
+    from tempovlm.engine.graphs import check_weights
     from tempovlm.model.card import ModelCard
     from tempovlm.model.hub import checkpoint_files
     from tempovlm.model.prompt import Tokenizer
@@ -81,21 +85,19 @@ def load(
 
     torch.set_num_threads(count)
     where = pick_device(device)
-    if dtype is None:
-        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    check_weights(weights, where)
+    dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
     with progress_bar(f"loading {name}", show=progress and is_large) as advance:
-        weights = load_model(folder, where, dtype, advance)
+        network = load_model(folder, where, dtype, advance)
     exact = name != "pocket" if exact is None else exact
-    engine = Engine(weights, tokenizer, ranking=card.ranking, name=name, exact=exact)
-    loaded = TempoVLM(
-        engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress
-    )
+    engine = Engine(network, tokenizer, ranking=card.ranking, name=name, exact=exact, weights=weights)
+    vlm = TempoVLM(engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
-    return loaded
+    return vlm
 
 
 class TempoVLM:
@@ -167,6 +169,7 @@ class TempoVLM:
             device=runner.device,
             dtype=runner.dtype,
             data_source=data_source,
+            decode_weights=runner.decode_weights,
         )
 
     def calibrate(self, force: bool = False) -> LatencyProfile:

@@ -15,6 +15,7 @@ from tempovlm.control.guard import Choice, Guard
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.core.weights import Weights
 from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
@@ -36,9 +37,11 @@ class Engine:
         ranking: Ranking | None = None,
         name: str = "model",
         exact: bool = False,
+        weights: Weights = "bf16",
     ) -> None:
         shape = model.config.shape
-        self.runner = Runner(model, tokenizer, exact, NarrowDecoder.of(model.decoder), graph_decoder(model))
+        graphs = graph_decoder(model, weights)
+        self.runner = Runner(model, tokenizer, exact, NarrowDecoder.of(model.decoder), graphs)
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name = name
