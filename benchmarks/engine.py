@@ -8,6 +8,8 @@ and a graph's tokens against its kernels'. Random weights measure time and nothi
 
     python benchmarks/engine.py --model molmoe-1b --random-weights --json benchmarks/results/engine_h200.json
     python benchmarks/engine.py --model pocket --device cpu --json benchmarks/results/engine_cpu.json
+
+With `--weights fp8` or `int8` decode rows have the peer `bf16_weights`, and a trained model's loss is measured.
 """
 
 # ruff: noqa: E402 - threads are set before torch is imported
@@ -20,10 +22,10 @@ import json
 import statistics
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tempovlm.engine.threads import prepare
 
@@ -34,16 +36,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine_reference import QUESTION, check, engine_of, fill, loop_forward
+from engine_reference import QUESTION, check, engine_of, engine_without_end, fill, loop_forward
 from engine_table import slower_where_faster_was_due, table
+from engine_timing import FEW, measure_floor, spread, timed
+from quantised import quality, step_cost
 from tempovlm import api
 from tempovlm.control.guard import Guard
 from tempovlm.core.cost import Cost, plan_cost
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.core.units import now_ms
+from tempovlm.core.weights import Weights
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.graphs import GraphDecoder, check_weights
 from tempovlm.engine.runner import Runner
 from tempovlm.model.config import PRESETS
 from tempovlm.model.prompt import Prompt
@@ -60,72 +67,8 @@ ANSWERS = (
     ("answer_low_k4_b8_n3", KnobConfig(tier="low", top_k=4, num_blocks=8), 3),
 )
 SETTING_TOKENS = 10
-FEW = 3
-"""Repeats of a quick run, whose figures are good for nothing else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """What the device can do at most: bytes moved (read and written) and operations, for each millisecond."""
-
-    bytes_per_ms: float
-    flops_per_ms: float
-
-    def of(self, cost: Cost, *stages: str) -> dict[str, float]:
-        """Bytes, operations and least time of some stages, one after the other."""
-        floor_ms = sum(
-            max(cost.bytes[stage] / self.bytes_per_ms, cost.flops[stage] / self.flops_per_ms) for stage in stages
-        )
-        return {
-            "floor_ms": floor_ms,
-            "bytes": sum(cost.bytes[stage] for stage in stages),
-            "flops": sum(cost.flops[stage] for stage in stages),
-        }
-
-
-def spread(times_ms: list[float]) -> dict[str, float]:
-    """Median, tenth and ninetieth percentile."""
-    low, high = np.quantile(times_ms, (0.1, 0.9))
-    return {"ms_median": statistics.median(times_ms), "ms_p10": float(low), "ms_p90": float(high)}
-
-
-def timed(
-    run: Callable[[], Any], repeats: int, device: torch.device, before: Callable[[], Any] = lambda: None
-) -> list[float]:
-    """Times of a call by the device's own clock, after a few warm ones; `before` is called untimed each time."""
-    for _ in range(1 + 2 * (repeats > FEW)):
-        before()
-        run()
-    if device.type == "cpu":
-        times_ms = []
-        for _ in range(repeats):
-            before()
-            begin_ms = now_ms()
-            run()
-            times_ms.append(now_ms() - begin_ms)
-        return times_ms
-    pairs = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before()
-        begin.record()
-        run()
-        end.record()
-        pairs.append((begin, end))
-    torch.cuda.synchronize(device)
-    return [begin.elapsed_time(end) for begin, end in pairs]
-
-
-def measure_floor(device: torch.device, dtype: torch.dtype, repeats: int) -> Floor:
-    """A large copy and a large matrix product."""
-    large = device.type == "cuda"
-    values = torch.ones((1 << 30 if large else 1 << 26) // 4, device=device)
-    target = torch.empty_like(values)
-    copy_ms = statistics.median(timed(lambda: target.copy_(values), repeats, device))
-    side = 8192 if large else 1024
-    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    product_ms = statistics.median(timed(lambda: a @ b, repeats, device))
-    return Floor(2 * values.nbytes / copy_ms, 2 * side**3 / product_ms)
+QUESTIONS = 200
+"""Generated questions that weights of one byte are judged by."""
 
 
 class Bench:
@@ -136,6 +79,8 @@ class Bench:
         self.engine, self.run, self.model = engine, run, run.model
         self.device, self.shape = run.device, run.model.config.shape
         self.plain = Runner(run.model, run.tokenizer)
+        is_quantised = run.decode_weights != "bf16"
+        self.unquantised = GraphDecoder(run.model, lanes=1) if is_quantised else None
         self.repeats, self.setting_repeats = repeats, setting_repeats
         self.peer_repeats = max(repeats // 10, 2)
         self.floor = measure_floor(run.device, run.dtype, max(repeats // 4, 3))
@@ -153,7 +98,13 @@ class Bench:
     def cost(self, plan: Plan, **amounts: int) -> Cost:
         """What a request costs; nothing is looked at and nothing is generated unless told."""
         amounts = {"num_crops": 0, "vision_tokens": 0, "text_tokens": 1, "output_tokens": 1, **amounts}
-        return plan_cost(plan, self.shape, **amounts, value_bytes=self.run.dtype.itemsize)
+        size, cost = (
+            self.run.dtype.itemsize,
+            plan_cost(plan, self.shape, **amounts, value_bytes=self.run.dtype.itemsize),
+        )
+        if self.run.decode_weights == "bf16":
+            return cost
+        return step_cost(cost, plan, self.shape, size, amounts["output_tokens"] - 1)
 
     def add(self, name: str, times_ms: list[float], bound: dict[str, float], **more: Any) -> None:
         """Keep a row."""
@@ -185,13 +136,10 @@ class Bench:
             else:
                 kernels_ms = self.times(lambda: lane.start_step(plan), lambda: lane.on.position.fill_(context))
         if self.run.graphs is not None:
-            self.run.graphs.warmup([plan])
-            with self.run.lane() as lane:
-                assert lane is not None
-                self.run.prefill(self.prompt(context), None, plan, 4, lane)
-                graph_ms = self.times(lambda: lane.start_step(plan), lambda: lane.on.position.fill_(context))
-            self.add(name, graph_ms, bound)
+            self.add(name, self.graph_times(self.run.graphs, plan, context), bound)
             self.peer("kernels_without_graph", kernels_ms)
+        if self.unquantised is not None:
+            self.peer("bf16_weights", self.graph_times(self.unquantised, plan, context))
         eager = self.plain.prefill(self.prompt(context), None, plan, 4)
         self.peer("eager", self.times(lambda: self.plain.decode(self.token(), eager, 1), few=True))
         past: dict[int, tuple[Tensor, Tensor]] = {}
@@ -199,6 +147,14 @@ class Bench:
         self.peer(
             "loop", self.times(lambda: loop_forward(self.model, self.embedded(1), plan, dict(past)), few=True)
         )
+
+    def graph_times(self, graphs: GraphDecoder, plan: Plan, context: int) -> list[float]:
+        """Times of a captured step after `context` tokens."""
+        graphs.warmup([plan])
+        with graphs.lane() as lane:
+            assert lane is not None
+            self.run.prefill(self.prompt(context), None, plan, 4, lane)
+            return self.times(lambda: lane.start_step(plan), lambda: lane.on.position.fill_(context))
 
     def prefill(self, name: str, length: int) -> None:
         """The last token's logits of a prompt."""
@@ -296,20 +252,21 @@ def make_engine(flags: argparse.Namespace, device: torch.device, dtype: torch.dt
     """The engine to measure and the hash of its weights; an answer of it does not end before its row says so."""
     if flags.random_weights:
         model = fill(empty_model(PRESETS[flags.model], device, dtype))
-        engine, weights = engine_of(model, f"{flags.model}, random weights"), "random"
-    else:
-        loaded = api.load(flags.model, device=flags.device, warmup=False)
-        engine, weights = loaded.engine, loaded.weights
-    with torch.no_grad():
-        engine.runner.model.decoder.head.weight[engine.runner.tokenizer.end] = 0
-    return engine, weights
+        return engine_of(model, f"{flags.model}, random weights", flags.weights), "random"
+    loaded = api.load(flags.model, device=flags.device, warmup=False)
+    return engine_without_end(loaded.engine, flags.weights), loaded.weights
 
 
 def stamp(engine: Engine, weights: str) -> dict[str, Any]:
     """What the figures belong to, with driver and compilers."""
     run = engine.runner
     base = collect_stamp(
-        model=engine.name, weights=weights, space=engine.space, device=run.device, dtype=run.dtype
+        model=engine.name,
+        weights=weights,
+        space=engine.space,
+        device=run.device,
+        dtype=run.dtype,
+        decode_weights=run.decode_weights,
     ).to_json()
     found: dict[str, Any] = {"cuda": torch.version.cuda}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -342,16 +299,21 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(PRESETS), default="pocket")
     parser.add_argument("--random-weights", "--random_weights", action="store_true")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", choices=get_args(Weights), default="bf16", help="what decode steps read")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--setting-repeats", "--setting_repeats", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="few repeats and three settings: not for figures")
     parser.add_argument("--json", type=Path, help="file to write")
     flags = parser.parse_args()
-    device = api.pick_device(flags.device)
+    try:
+        device = api.pick_device(flags.device)
+        check_weights(flags.weights, device)
+    except UserError as error:
+        parser.error(str(error))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if flags.model != "pocket" and not flags.random_weights:
         parser.error(f"--model {flags.model} needs --random-weights: its weights are not part of the package")
-    checks = check(flags.model, device, dtype)
+    checks = check(flags.model, device, dtype, flags.weights)
     print("self-checks passed:", json.dumps(checks))
     engine, weights = make_engine(flags, device, dtype)
     repeats, setting_repeats = (FEW, 1) if flags.quick else (flags.repeats, flags.setting_repeats)
@@ -376,6 +338,8 @@ def main() -> None:
     if device.type == "cuda":
         record |= {"warmup_ms": warmup_ms, "captured_graphs": captured}
         record["peak_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+    if flags.weights != "bf16" and not flags.random_weights:
+        record["quality"] = quality(flags.model, QUESTIONS, [flags.weights])
     print(json.dumps({name: record[name] for name in record if name not in ("rows", "checks")}, indent=1))
     print(table(bench.rows))
     if flags.json:
