@@ -185,7 +185,8 @@ def _check_graphs(run: Runner, plan: Plan) -> dict[str, float]:
             first = state.logits.argmax(dim=-1)
             made.append([step.token for step in run.steps(first, state, lambda x: x.argmax(-1), request)])
         assert run.graphs is not None
-        run.graphs.settle()
+        # The step alone: a padded prompt rounds otherwise, and random logits in bfloat16 flip by rounding.
+        run.graphs.warmup([plan])
     _require(made[0] == made[1], f"tokens of the graph {made[1]} are not those of its kernels {made[0]}")
     return {"tokens_compared": len(made[0])}
 

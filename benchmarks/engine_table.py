@@ -10,12 +10,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'':34}{'median':>10}{'p10':>10}{'p90':>10}{'floor':>10}  times  peers"]
     for row in rows:
         if row["ms_median"] is None:
-            lines.append(f"{row['name']:34}{row['reason']:>10}")
+            lines.append(f"{row['name']:34}  {row['reason']}")
             continue
         times_ms = "".join(f"{row[key]:10.3f}" for key in ("ms_median", "ms_p10", "ms_p90", "floor_ms"))
         over = f"{row['ms_median'] / row['floor_ms']:7.2f}" if row["floor_ms"] else " " * 7
         peers = ", ".join(f"{name} {value:.2f}" for name, value in row["peers"].items())
-        lines.append(f"{row['name']:34}{times_ms}{over}  {peers}")
+        lines.append(f"{row['name']:34}{times_ms}{over}  {peers}{row.get('failure', '')}")
     return "\n".join(lines)
 
 
@@ -24,7 +24,7 @@ def slower_where_faster_was_due(rows: list[dict[str, Any]]) -> list[str]:
     order = {"low": 0, "medium": 1, "high": 2}
     points = []
     for row in rows:
-        if row["name"].startswith("setting_"):
+        if row["name"].startswith("setting_") and row["ms_median"] is not None:
             tier, top_k, blocks = row["name"].split("_")[1:]
             points.append(((order[tier], int(top_k[1:]), int(blocks[1:])), row))
     found = []

@@ -1,6 +1,6 @@
-"""How the engine's benchmark takes times, and the floor that it compares with. Knows no row.
+"""How the engine's benchmark takes times, and the floor that it holds them against. Knows no engine.
 
-A floor is what the device can do at most, measured by a large copy and a large matrix product.
+A floor is the larger of bytes over copy bandwidth and operations over matrix rate, both measured on the device.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from tempovlm.model.kernels.decode import StepBuffers, Tile, Tiling
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model
 
-ROWS, COLUMNS, WARPS = (2, 4, 8, 16), (512, 1024), (4, 8)
+ROWS, COLUMNS, WARPS = (1, 2, 4, 8, 16), (512, 1024, 2048), (4, 8)
 MOST_VALUES = 16384
 """Values of a program's tile beyond which registers run out."""
 

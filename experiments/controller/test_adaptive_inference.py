@@ -64,18 +64,11 @@ def main(argv: list[str]) -> None:
 
 def controlled(args: Namespace) -> TempoVLM:
     """The model with its controller, on a calibrated machine."""
-    if args.controller_path in POLICIES:
-        model = load(args.model_path, device=args.device, policy=args.controller_path)
-    else:
-        from tempovlm.control.learned import policy_from_checkpoint
-
-        path = Path(args.controller_path)
-        if not path.is_file():
-            raise UserError(f"--controller_path {path}: no such file; give a checkpoint, auto, table or fixed")
-        base = load(args.model_path, device=args.device, policy="table")
-        run = base.engine.runner
-        policy = policy_from_checkpoint(path, base.space, run.model, run.tokenizer, base.weights)
-        model = TempoVLM(base.engine, base.card, base.weights, policy=policy)
+    if args.controller_path not in POLICIES and not Path(args.controller_path).is_file():
+        raise UserError(
+            f"--controller_path {args.controller_path}: no such file; give a checkpoint, auto, table or fixed"
+        )
+    model = load(args.model_path, device=args.device, policy=args.controller_path)
     if args.controller_path != "fixed":
         model.calibrate()
     return model

@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tempovlm.api import model_folder, pick_device
+from tempovlm.api import model_folder
 from tempovlm.core.shape import ModelShape
-from tempovlm.engine.threads import prepare
+from tempovlm.engine.threads import pick_device, prepare
 from tempovlm.profiling import entry
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tempovlm.api import pick_device
-from tempovlm.engine.threads import prepare
+from tempovlm.engine.threads import pick_device, prepare
 from tempovlm.profiling import entry
 
 

@@ -16,7 +16,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.weights import Weights
-from tempovlm.engine.threads import prepare
+from tempovlm.engine.threads import pick_device, prepare
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tempovlm.engine.transcript import Token
     from tempovlm.latency.profile import LatencyProfile, OutputLength
     from tempovlm.model.card import ModelCard
+    from tempovlm.model.vlm import Molmo
 
 POLICIES = ("auto", "table", "fixed")
 
@@ -50,6 +51,7 @@ def load(
     calibrate: bool = True,
     warmup: bool = True,
     progress: bool = True,
+    feature_cache_mb: float = 0.0,
 ) -> TempoVLM:
     """Load a model and everything that it needs to answer within a budget.
 
@@ -59,16 +61,19 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
         weights: what decode steps read: `bf16`, as loaded, or on CUDA copies in `fp8` or `int8`, half the bytes.
-        policy: `auto` or `table` (the most accurate setting that fits), `fixed` (native), or your own object.
+        policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
+            `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
         threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
-            several times faster; the pocket is fast and any other model exact unless told.
+            several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
+            pictures are always resized in float32, and exact adds the published padding rule.
         calibrate: measure this machine when the first budget comes and nothing is stored.
         warmup: answer a few times first, so that the first answer is as fast as the tenth.
         progress: show a bar on stderr while loading a large model and while measuring.
+        feature_cache_mb: megabytes for features of pictures, so that none is encoded twice; 0 keeps none.
 
     Raises:
-        UserError: no such model, device or policy, or a damaged model folder.
+        UserError: no such model, device or policy, a damaged model folder, or a controller of another model.
     """
     check_policy(policy)
     folder, name = model_folder(model), "pocket" if model == "pocket" else Path(model).expanduser().name
@@ -76,25 +81,21 @@ def load(
     import torch
 
     from tempovlm.engine.engine import Engine
-    from tempovlm.engine.graphs import check_weights
     from tempovlm.model.card import ModelCard
-    from tempovlm.model.hub import checkpoint_files
     from tempovlm.model.prompt import Tokenizer
-    from tempovlm.model.weights import load_model, read_config, weights_hash
-    from tempovlm.profiling.progress import progress_bar
+    from tempovlm.model.weights import read_config, weights_hash
 
     torch.set_num_threads(count)
     where = pick_device(device)
-    check_weights(weights, where)
     dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
-    with progress_bar(f"loading {name}", show=progress and is_large) as advance:
-        network = load_model(folder, where, dtype, advance)
+    network = _load_weights(folder, where, dtype, name, progress=progress)
     exact = name != "pocket" if exact is None else exact
-    engine = Engine(network, tokenizer, ranking=card.ranking, name=name, exact=exact, weights=weights)
-    vlm = TempoVLM(engine, card, weights_hash(folder), policy=policy, may_calibrate=calibrate, progress=progress)
+    given = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
+    engine, hashed = Engine(network, tokenizer, ranking=card.ranking, name=name, **given), weights_hash(folder)
+    chosen = _find_policy(policy, engine, folder, hashed)
+    vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
     return vlm
@@ -302,12 +303,12 @@ class TempoVLM:
     def _policy_guard(self) -> Guard:
         """The policy within its guard; measures the machine first if nothing is known about it."""
         if self._guard is None:
-            from tempovlm.control.guard import Guard
             from tempovlm.control.policies import TablePolicy
+            from tempovlm.engine.glance import guarded
 
             profile, wanted = self.profile or self.calibrate(), self._wanted
             policy = TablePolicy(profile, self.accuracy) if isinstance(wanted, str | Path) else wanted
-            self._guard = Guard.around(policy, self.space, profile)
+            self._guard = guarded(self.engine.runner, self.space, policy, profile)
         return self._guard
 
 
@@ -345,48 +346,45 @@ def model_folder(model: str) -> Path:
     )
 
 
+def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool) -> Molmo:
+    """The model of a folder; a bar is shown where that takes long."""
+    from tempovlm.model.hub import checkpoint_files
+    from tempovlm.model.weights import load_model
+    from tempovlm.profiling.progress import progress_bar
+
+    is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
+    with progress_bar(f"loading {name}", show=progress and is_large) as advance:
+        return load_model(folder, device, dtype, advance)
+
+
 def check_policy(policy: str | Path | Policy) -> None:
-    """Raise a `UserError` unless the policy is one of `POLICIES` or an object."""
-    if not isinstance(policy, str | Path) or policy in POLICIES:
-        return
-    if Path(policy).exists():
+    """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    if isinstance(policy, str | Path) and policy not in POLICIES and not Path(policy).is_file():
         raise UserError(
-            f"--policy {policy}: checkpoints of learned policies are not supported; use auto, table or fixed"
+            f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "
+            "checkpoint of a controller"
         )
-    raise UserError(f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}")
 
 
-def pick_device(device: str) -> torch.device:
-    """The device of a name; `auto` takes CUDA where there is some.
+def _find_policy(policy: str | Path | Policy, engine: Engine, folder: Path, weights: str) -> str | Path | Policy:
+    from tempovlm.control.shipped import Chooser, find_policy
 
-    Raises:
-        UserError: unknown, or CUDA where there is none.
-    """
-    import torch
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
-    if index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, from 0 on")
-    return torch.device(device)
+    run = engine.runner
+    parts = (folder, engine.space, run.model, run.tokenizer, weights, run.device.type)
+    return find_policy(policy, Chooser(*parts))
 
 
 def warm_up(engine: Engine, *, progress: bool = False) -> None:
     """Answer at the cheapest and the native setting, so that nothing is done for the first time later.
 
-    On CUDA the decode steps of all settings are captured first.
+    On CUDA the graphs of all settings are captured first.
     """
     from tempovlm.control.guard import Guard
     from tempovlm.profiling.calibration import sample_requests
     from tempovlm.profiling.progress import progress_bar
 
-    if engine.runner.graphs is not None:
-        with progress_bar("capturing decode steps", show=progress) as advance:
+    if engine.device.type == "cuda":
+        with progress_bar("capturing graphs", show=progress) as advance:
             engine.warmup(advance=advance)
 
     requests = sample_requests(seed=1, max_new_tokens=3)

@@ -104,6 +104,15 @@ def test_grouped_experts_against_float32(pair: tuple[Molmo, Molmo], tokens: int,
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 5, 336])
+def test_a_prompt_against_float32(pair: tuple[Molmo, Molmo], length: int) -> None:
+    plan = plan_of(pair[0].config.num_experts)  # all of them: rounding cannot change the choice
+    tokens = torch.randint(0, 1000, (1, length), device="cuda")
+    ours, exact = (model.prefill(model.embed(tokens, None, None), plan, None) for model in pair)
+    assert relative_error(ours, exact) <= 2e-2
+
+
+@torch.inference_mode()
 def test_a_padded_prompt_by_graph_reads_as_itself(pair: tuple[Molmo, Molmo]) -> None:
     model, _ = pair
     plan = plan_of(model.config.num_experts)  # all of them: rounding cannot change the choice
@@ -112,7 +121,7 @@ def test_a_padded_prompt_by_graph_reads_as_itself(pair: tuple[Molmo, Molmo]) -> 
         assert lane is not None
         for length in (100, 77):
             x = model.embed(torch.randint(0, 1000, (1, length), device="cuda"), None, None)
-            plain = lane.prompts.read(x, plan)
+            plain = model.prefill(x, plan, lane.cache_for(plan))
             keys = lane.cache_for(plan).keys[..., :length, :].clone()
             lane.prompts.capture(plan, length)
             assert relative_error(lane.prompts.read(x, plan), plain.float()) <= 2e-2

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 import tiny_model
-from tempovlm.api import TempoVLM, load, model_folder, pick_device
+from tempovlm.api import TempoVLM, load, model_folder
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Features, Question
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
+from tempovlm.engine.threads import pick_device
 from tempovlm.profiling import calibration
 
 

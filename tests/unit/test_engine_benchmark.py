@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 NAMES = (
     "decode_k8_b16_ctx700",
@@ -47,6 +51,34 @@ def test_quick_run_on_the_pocket(repo_root: Path, tmp_path: Path) -> None:
     assert tokens["answer_low_k4_b8_n3"] == 3
     for name in NAMES:
         assert name in done.stdout
+
+
+def test_rows_that_time_leaves_out_say_so(repo_root: Path, tmp_path: Path) -> None:
+    script, out = repo_root / "benchmarks" / "engine.py", tmp_path / "engine.json"
+    words = ["--device", "cpu", "--quick", "--random-weights", "--peers", "--max_minutes", "0", "--json", str(out)]
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert tuple(row["name"] for row in record["rows"]) == NAMES
+    assert all("--max_minutes" in row["reason"] for row in record["rows"])
+    assert record["failures"] == []
+    assert record["transformers"]["note"]
+
+
+def test_a_row_that_fails_leaves_the_others(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    bench = object.__new__(importlib.import_module("engine_rows").Bench)
+    bench.end_ms, bench.rows = math.inf, []
+
+    def half() -> None:
+        bench.add("kept", [1.0, 2.0, 3.0], {"floor_ms": 0.5})
+        raise RuntimeError("no\nroom")
+
+    bench.attempt(["kept", "lost"], half)
+    kept, lost = bench.rows
+    assert kept["ms_median"] == 2.0
+    assert kept["failure"] == lost["reason"] == "failed: RuntimeError: no room"
+    assert bench.failures == ["kept", "lost"]
 
 
 def test_other_models_have_no_weights_of_their_own(repo_root: Path) -> None:

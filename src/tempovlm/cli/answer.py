@@ -56,7 +56,8 @@ class Flags:
     style: str = "vqa2"
     """Style prefix of the prompt; the default asks for a short answer."""
     policy: str = "auto"
-    """Who chooses: auto, table (the most accurate setting that fits), fixed (native), or a checkpoint's path."""
+    """Who chooses: auto (the trained controller that the model's folder has for this kind of device, else the
+    table), table (the most accurate setting that fits), fixed (native), or a controller checkpoint's path."""
     on_deadline: Literal["finish", "stop"] = "finish"
     """Let an answer run over its budget, or stop it there."""
     json: bool = False

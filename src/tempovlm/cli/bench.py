@@ -53,7 +53,9 @@ class BenchArgs:
         model: Model to load: a name or a folder.
         device: Where to run: auto, cpu or cuda.
         weights: What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8.
-        policy: What chooses the setting: auto, table, fixed or the path of a checkpoint.
+        policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
+            device, else the table), table (the most accurate setting that fits), fixed (native), or the path of a
+            controller checkpoint.
         data_dir: Folder of the data; by default the test bed in your cache directory, made if it is not there.
         fixed: Reference setting that runs between the budgets, such as medium/k8/b12; native or none.
         fresh_processes: Questions that are answered once more at each budget, each in a new process; these
@@ -244,6 +246,7 @@ def _result(
         "num_samples": len(samples),
         "seed": args.seed,
         "policy": args.policy,
+        "chosen_by": sorted({record.policy for record in records if record.run == "budget" and record.policy}),
         "complete": complete,
         "stamp": stamp.to_json(),
         "schema": summary.SCHEMA,

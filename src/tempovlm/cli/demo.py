@@ -52,6 +52,8 @@ class DemoArgs:
         budgets: Budgets in milliseconds; by default a tight, a middle and a loose one for this machine.
         model: Model to load: a name or a folder.
         device: Where to run: auto, cpu or cuda.
+        policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
+            device, else the table), table, fixed (native), or the path of a controller checkpoint.
         seed: Picks the pictures and the questions.
         figure: Only draw one question at the budgets into this SVG file, and stop; the first picture for which
             the budgets make a difference is taken.
@@ -62,6 +64,7 @@ class DemoArgs:
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ()
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
+    policy: str = "auto"
     seed: int = 0
     figure: Path | None = None
 
@@ -85,7 +88,7 @@ def main(argv: list[str]) -> None:
 
     notes, out = console.stderr(), console.stdout()
     folder = make_folder(args.figure.parent if args.figure else args.output_dir)
-    model = bench_command.load_model(args.model, args.device, "auto", notes)
+    model = bench_command.load_model(args.model, args.device, args.policy, notes)
     model.calibrate()
     budgets_ms = bench_command.read_budgets_ms(args.budgets)
     budgets_ms = budgets_ms or showcase.choose_budgets_ms(model.space, model.profile)
@@ -146,6 +149,7 @@ def run_bench(
         num_samples=args.num_samples,
         model=args.model,
         device=args.device,
+        policy=args.policy,
         seed=args.seed,
         output_dir=folder,
     )

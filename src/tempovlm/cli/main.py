@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": "answer example pictures at three budgets and write an HTML report",
     "data": "make, check or download the data sets",
     "model": "show what a model is and costs, or write a random one",
+    "reproduce": "run the eight experiments in their order and put what was promised beside what was measured",
     "report": "write the table of promised against measured figures from the result files",
 }
 

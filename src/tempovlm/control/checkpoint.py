@@ -176,14 +176,7 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
     Raises:
         UserError: missing, damaged, of an unknown kind, of another knob space or of another model.
     """
-    record = read_tensors(path, "controller checkpoint")
-    if record.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path}: field schema is not {SCHEMA}; give a checkpoint of a controller, or train it again"
-        )
-    missing = [name for name in _FIELDS if name not in record]
-    if missing:
-        raise UserError(f"{path}: field {missing[0]} is missing; train the controller again")
+    record = _read_record(path)
     kind = record["kind"]
     if kind not in PARTS:
         raise UserError(f"{path}: field kind is {kind!r}, which is unknown; known are {', '.join(PARTS)}")
@@ -204,6 +197,49 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged, field networks cannot be used ({reason[:120]})") from None
     return SavedController(kind=kind, networks=networks, weights=record["weights"], **extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a file was trained for: a knob space, a model's weights, and a kind of device, `cpu` or `cuda`.
+
+    The weights are those whose features it reads, else those that were measured; None where a file does not say.
+    """
+
+    knob_space: str
+    weights: str | None
+    device: str | None
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """What the controller in a file was trained for, without building it.
+
+    Raises:
+        UserError: missing, damaged, or no such file.
+    """
+    record = _read_record(path)
+    stamp = record["stamp"]
+    if not isinstance(stamp, dict):
+        raise UserError(f"{path}: damaged, field stamp is no table; train the controller again")
+    device = stamp.get("device")
+    return Fingerprint(
+        str(record["knob_space"]),
+        record["weights"] or stamp.get("weights"),
+        None if device is None else str(device).partition("/")[0],
+    )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The fields of a file, all of them there."""
+    record = read_tensors(path, "controller checkpoint")
+    if record.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: field schema is not {SCHEMA}; give a checkpoint of a controller, or train it again"
+        )
+    missing = [name for name in _FIELDS if name not in record]
+    if missing:
+        raise UserError(f"{path}: field {missing[0]} is missing; train the controller again")
+    return record
 
 
 def _built(record: Mapping[str, Any]) -> nn.Module:

@@ -3,15 +3,20 @@
 It guards both choices, each with a calibrated table of its own: upper totals before the tier, upper remainders
 before top-k and depth, where the budget left is what the clock says. Where nothing fits, it runs the cheapest
 setting and says so. A policy whose choice is not allowed is corrected towards the cheaper side.
+
+A policy that glances makes its first choice later. The tables hold the glance's cutting and encoding, since every
+tier needs the global crop: only what a glance took beyond an ordinary look at the lowest tier is charged, beside
+what the tables do not hold, which is measured: the policy's own time, and what encoding in two passes costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tempovlm.control.policies import FIXED, FixedPolicy
-from tempovlm.control.policy import Features, Policy, Question, Sight
+from tempovlm.control.policy import ChoosesAtOnce, Features, Policy, Question, Sight, needs_glance
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Prediction, Request
 from tempovlm.core.units import now_ms
@@ -23,11 +28,17 @@ CONTROL_REPEATS = 20
 
 @dataclass(frozen=True, slots=True)
 class TierChoice:
-    """The first choice; `feasible` is None where there is no budget or nothing was calibrated."""
+    """The first choice.
+
+    Attributes:
+        feasible: None where there is no budget or nothing was calibrated.
+        wanted: the whole setting, of a policy that chooses it at once.
+    """
 
     tier: str
     question: Question
     feasible: bool | None
+    wanted: KnobConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,8 @@ class Guard:
         choices: indices of the settings that may run at all, ascending.
         profile: None where the machine was not calibrated: nothing is masked and nothing predicted.
         control_ms: the policy's measured own time, for both choices, that calibration did not see.
+        second_ms: the second choice's part of it; None charges all of it there too.
+        split_ms: by tier, what it takes longer to encode the global crop first and the tiles later.
     """
 
     policy: Policy
@@ -60,12 +73,30 @@ class Guard:
     choices: tuple[int, ...]
     profile: LatencyProfile | None = None
     control_ms: float = 0.0
+    second_ms: float | None = None
+    split_ms: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def around(cls, policy: Policy, space: KnobSpace, profile: LatencyProfile | None) -> Guard:
-        """Guard a policy over the whole knob space; measures what the policy itself takes."""
+    def around(
+        cls,
+        policy: Policy,
+        space: KnobSpace,
+        profile: LatencyProfile | None,
+        glance: Callable[[], Any] | None = None,
+        split_ms: Mapping[str, float] | None = None,
+    ) -> Guard:
+        """Guard a policy over the whole knob space; measures what the policy itself takes.
+
+        Args:
+            policy: to be guarded.
+            space: the settings.
+            profile: of this machine.
+            glance: projects a glance, for a policy that needs one: measured with the policy.
+            split_ms: by tier, what it takes longer to encode in two passes.
+        """
         everything = tuple(range(len(space)))
-        return cls(policy, space, everything, profile, measure_control_ms(policy, space))
+        first_ms, second_ms = measure_control_ms(policy, space, glance)
+        return cls(policy, space, everything, profile, first_ms + second_ms, second_ms, split_ms or {})
 
     @classmethod
     def fixed(cls, knobs: KnobConfig, space: KnobSpace, profile: LatencyProfile | None = None) -> Guard:
@@ -80,29 +111,51 @@ class Guard:
         """The same guard over fewer settings."""
         return replace(self, choices=tuple(sorted(choices)))
 
-    def choose_tier(self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float) -> TierChoice:
-        """The tier, after `elapsed_ms` of opening the picture."""
-        budget_ms, profile, allowed = request.budget_ms, self.profile, self.choices
+    def wants_glance(self, request: Request, elapsed_ms: float) -> bool:
+        """Whether the policy glances and has something to choose, after `elapsed_ms` of opening the picture."""
+        if request.budget_ms is None or not needs_glance(self.policy):
+            return False
+        allowed = self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), glanced=False)
+        return self._is_open(self._settings(allowed))
+
+    def choose_tier(
+        self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None
+    ) -> TierChoice:
+        """The tier, after `elapsed_ms` of opening the picture and of encoding the glance, if there is one.
+
+        `glance` is (1, G, D) the projected tokens of the global crop.
+        """
+        budget_ms, profile, policy = request.budget_ms, self.profile, self.policy
         if budget_ms is None:
             return TierChoice(self._unbounded().tier, Question(text=request.question, choices=()), None)
-        left_ms = budget_ms - elapsed_ms - self.control_ms
-        if profile is not None:
-            # The table holds an ordinary picture's opening: only what this one took beyond it is charged.
-            left_ms += min(elapsed_ms, profile.open_ms)
-            allowed = tuple(i for i in self.choices if profile.upper_total_ms(i) <= left_ms)
+        left_ms = self._left_ms(budget_ms, elapsed_ms, glanced=glance is not None)
+        allowed = self._fitting(left_ms, glanced=glance is not None)
         feasible = None if profile is None else bool(allowed)
         choices = self._settings(allowed or (self._cheapest(),))
-        question = Question(text=request.question, choices=choices, image_size=image_size, budget_ms=left_ms)
-        tiers = {knobs.tier for knobs in choices}
-        wanted = self.policy.choose_tier(question, left_ms) if len(tiers) > 1 else choices[0].tier
-        return TierChoice(lower_tier(self.space, wanted, choices), question, feasible)
+        question = Question(
+            text=request.question,
+            choices=choices,
+            image_size=image_size,
+            budget_ms=left_ms,
+            style=request.style,
+            glance=glance,
+        )
+        is_open = self._is_open(choices)
+        if isinstance(policy, ChoosesAtOnce):
+            wanted = policy.choose_setting(question, left_ms) if is_open else choices[0]
+            return TierChoice(lower_tier(self.space, wanted.tier, choices), question, feasible, wanted)
+        tier = policy.choose_tier(question, left_ms) if is_open else choices[0].tier
+        return TierChoice(lower_tier(self.space, tier, choices), question, feasible)
 
     def choose_compute(self, request: Request, chosen: TierChoice, sight: Sight, elapsed_ms: float) -> Choice:
-        """Top-k and depth, after `elapsed_ms` of looking at the picture."""
+        """Top-k and depth, after `elapsed_ms` of looking at the picture.
+
+        Where the whole setting was chosen at once, it runs unless it no longer fits.
+        """
         budget_ms, profile = request.budget_ms, self.profile
         if budget_ms is None:
             return self._choice(self._unbounded(), None, elapsed_ms, FIXED)
-        left_ms = budget_ms - elapsed_ms - self.control_ms
+        left_ms = budget_ms - elapsed_ms - (self.control_ms if self.second_ms is None else self.second_ms)
         same_tier = tuple(i for i in self.choices if self.space.settings[i].tier == chosen.tier)
         allowed, feasible = same_tier, chosen.feasible
         if profile is not None:
@@ -111,11 +164,41 @@ class Guard:
         choices = self._settings(allowed or same_tier[:1])
         knobs = choices[0]
         if len(choices) > 1:
-            features = Features(question=chosen.question, choices=choices, sight=sight)
-            top_k, num_blocks = self.policy.choose_compute(features, chosen.tier, left_ms)
-            wanted = KnobConfig(tier=chosen.tier, top_k=top_k, num_blocks=num_blocks)
+            wanted = chosen.wanted or self._ask(chosen, choices, sight, left_ms)
             knobs = wanted if wanted in choices else nearest_below(wanted, choices)
         return self._choice(knobs, feasible, elapsed_ms, self.policy.name)
+
+    def _ask(
+        self, chosen: TierChoice, choices: tuple[KnobConfig, ...], sight: Sight, left_ms: float
+    ) -> KnobConfig:
+        """What the policy wants to run at the chosen tier."""
+        features = Features(question=chosen.question, choices=choices, sight=sight)
+        top_k, num_blocks = self.policy.choose_compute(features, chosen.tier, left_ms)
+        return KnobConfig(tier=chosen.tier, top_k=top_k, num_blocks=num_blocks)
+
+    def _left_ms(self, budget_ms: float, elapsed_ms: float, *, glanced: bool) -> float:
+        """What is left for a whole answer, of which opening the picture and the glance are parts."""
+        left_ms, profile = budget_ms - elapsed_ms - self.control_ms, self.profile
+        if profile is None:
+            return left_ms
+        # The table holds an ordinary picture's opening, and an ordinary look at the lowest tier: only what this
+        # one took beyond it is charged.
+        return left_ms + min(elapsed_ms, profile.p50_prefix_ms(0) if glanced else profile.open_ms)
+
+    def _fitting(self, left_ms: float, *, glanced: bool) -> tuple[int, ...]:
+        """The settings whose upper total fits, with what a glance adds to it."""
+        profile = self.profile
+        if profile is None:
+            return self.choices
+        settings, split_ms = self.space.settings, self.split_ms if glanced else {}
+        return tuple(
+            i for i in self.choices if profile.upper_total_ms(i) + split_ms.get(settings[i].tier, 0.0) <= left_ms
+        )
+
+    def _is_open(self, choices: Sequence[KnobConfig]) -> bool:
+        """Whether there is something to choose first."""
+        at_once = isinstance(self.policy, ChoosesAtOnce)
+        return len(choices if at_once else {knobs.tier for knobs in choices}) > 1
 
     def _choice(self, knobs: KnobConfig, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
         """The setting, with what has passed and what the rest is expected to take."""
@@ -157,15 +240,29 @@ def nearest_below(wanted: KnobConfig, choices: Sequence[KnobConfig]) -> KnobConf
     return max(below, key=lambda k: (k.num_blocks, k.top_k)) if below else choices[0]
 
 
-def measure_control_ms(policy: Policy, space: KnobSpace) -> float:
-    """The longest time that the policy's two choices took in a few tries, over the whole knob space."""
-    question = Question(text="what does the sign say?", choices=space.settings, image_size=(336, 448))
+def measure_control_ms(
+    policy: Policy, space: KnobSpace, glance: Callable[[], Any] | None = None
+) -> tuple[float, float]:
+    """The longest times that the policy's first and second choice took in a few tries, over the whole knob space.
+
+    `glance` projects a glance, which belongs to the first choice; a policy that chooses at once has no second one.
+    """
     times_ms = []
     for _ in range(CONTROL_REPEATS):
         start_ms = now_ms()
+        seen = glance() if glance is not None and needs_glance(policy) else None
+        question = Question(
+            text="what does the sign say?", choices=space.settings, image_size=(336, 448), glance=seen
+        )
+        if isinstance(policy, ChoosesAtOnce):
+            policy.choose_setting(question, 1e9)
+            times_ms.append((now_ms() - start_ms, 0.0))
+            continue
         tier = policy.choose_tier(question, 1e9)
+        middle_ms = now_ms()
         choices = tuple(knobs for knobs in space if knobs.tier == tier) or space.settings
         features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
         policy.choose_compute(features, tier, 1e9)
-        times_ms.append(now_ms() - start_ms)
-    return max(times_ms[1:])
+        times_ms.append((middle_ms - start_ms, now_ms() - middle_ms))
+    first_ms, second_ms = zip(*times_ms[1:], strict=True)
+    return max(first_ms), max(second_ms)

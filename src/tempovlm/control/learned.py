@@ -1,8 +1,9 @@
 """Learned controllers as policies: features of the request, logits, and the best of the settings still allowed.
 
 What the guard masked is never chosen: the heads' joint is maximised over the allowed settings only, not each head
-by itself. Networks run on the CPU in inference mode; only pooled features come from the model's device. A policy
-holds nothing of any request. Shapes: `K` settings of the knob space.
+by itself. Networks run on the CPU in inference mode; only pooled features come from the model's device. The
+LLM-based one runs where the model is, because the model's blocks are a part of it. A policy holds nothing of any
+request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` decoder width.
 """
 
 from __future__ import annotations
@@ -17,20 +18,30 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import SavedController, load_controller
+from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.control.networks import (
+    Knob1Predictor,
     Knob1PredictorBudget,
-    Knob1PredictorBudgetLanguage,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
     KnobLogits,
     SupervisedController,
     tier_logits,
 )
-from tempovlm.control.observation import Encodes, HasDecoder, language_feature, question_ids, vision_feature
+from tempovlm.control.observation import (
+    Encodes,
+    HasDecoder,
+    glance_feature,
+    language_feature,
+    question_ids,
+    vision_feature,
+)
 from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.policy import Features, Policy, Question
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.model.prompt import Tokenizer
+from tempovlm.model.vlm import Molmo
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -121,15 +132,24 @@ class SupervisedPolicy(LearnedPolicy):
 class Stage1Policy(LearnedPolicy):
     """Exp 3: the network chooses the tier; of the tier's settings, the one nearest to the trained model runs."""
 
-    knob1: Knob1PredictorBudget | Knob1PredictorBudgetLanguage
+    knob1: Knob1Predictor
     reader: Reader
+
+    @property
+    def glances(self) -> bool:
+        """Whether the network looks at the global crop."""
+        return isinstance(self.knob1, Knob1PredictorBudgetLanguageGlance)
 
     @torch.inference_mode()
     def choose_tier(self, question: Question, budget_ms: float) -> str:
         """The most likely tier of those that are allowed."""
         blind = isinstance(self.knob1, Knob1PredictorBudget)
         language = torch.empty(1, 0) if blind else self.reader.language(question.text)
-        logits = tier_logits(self.knob1, language, torch.tensor([budget_ms]), None)
+        glance = None
+        if isinstance(self.knob1, Knob1PredictorBudgetLanguageGlance):
+            seen, width = question.glance, self.knob1.sizes["vision_width"]
+            glance = (torch.zeros(width) if seen is None else glance_feature(seen)).unsqueeze(0)
+        logits = tier_logits(self.knob1, language, torch.tensor([budget_ms]), glance)
         return self.best_tier(logits, question.choices)
 
     def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
@@ -166,6 +186,51 @@ class TwoStagePolicy(Stage1Policy):
         return knobs.top_k, knobs.num_blocks
 
 
+@dataclass(frozen=True)
+class LLMBasedPolicy(LearnedPolicy):
+    """Exp 5: the model's first blocks read glance, question and budget, and all three knobs are chosen at once."""
+
+    controller: LLMBasedController
+    model: Molmo
+    tokenizer: Tokenizer
+
+    @property
+    def glances(self) -> bool:
+        """Always."""
+        return True
+
+    def choose_setting(self, question: Question, budget_ms: float) -> KnobConfig:
+        """The most likely of the settings that are allowed."""
+        return self._choose(question, question.choices, budget_ms)
+
+    def choose_tier(self, question: Question, budget_ms: float) -> str:
+        """The tier of the most likely setting."""
+        return self.choose_setting(question, budget_ms).tier
+
+    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
+        """Top-k and depth of the tier's most likely setting, for the budget that the first choice knew.
+
+        Raises:
+            ValueError: there are no features, and so no question to read.
+        """
+        if features is None:
+            raise ValueError(f"at tier {tier} the LLM-based policy needs the question")
+        first_ms = features.question.budget_ms
+        knobs = self._choose(features.question, features.choices, budget_ms if first_ms is None else first_ms)
+        return knobs.top_k, knobs.num_blocks
+
+    @torch.inference_mode()
+    def _choose(self, question: Question, choices: Sequence[KnobConfig], budget_ms: float) -> KnobConfig:
+        model, config = self.model, self.model.config
+        device = model.decoder.embedding.device
+        stream = glance_tokens(question.text, question.style, config, self.tokenizer)
+        # A question without a picture may fill the context, where glance and budget need room too.
+        tokens = stream[: config.max_sequence_length - 1].to(device).unsqueeze(0)
+        lengths = torch.tensor([tokens.shape[1]], device=device)
+        logits = self.controller(model, question.glance, tokens, lengths, torch.tensor([budget_ms], device=device))
+        return self.best(logits, choices)
+
+
 def policy_from_checkpoint(
     path: Path, space: KnobSpace, model: HasDecoder, tokenizer: Encodes, weights: str | None = None
 ) -> Policy:
@@ -179,7 +244,7 @@ def policy_from_checkpoint(
         weights: hash of its weights; None does not ask whether the controller was trained on them.
 
     Raises:
-        UserError: the file cannot be used with this model, or its first stage looks at the picture.
+        UserError: the file cannot be used with this model.
     """
     saved = load_controller(path, space, weights)
     return policy_of(saved, space, Reader(model, tokenizer), path)
@@ -189,30 +254,39 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
     """The policy around the networks of a file.
 
     Raises:
-        UserError: no policy of this module runs networks of this kind.
+        UserError: a network is not of the class that its kind has, or reads with other blocks than this model's.
     """
     name = str(saved.options.get("policy", saved.kind))
     if saved.kind == "supervised":
         return SupervisedPolicy(space, name, _of(saved, "controller", SupervisedController, path))
-    if saved.kind in ("two_stage_stage1", "two_stage"):
-        knob1 = _first_stage(saved, path)
-        if saved.kind == "two_stage_stage1":
-            return Stage1Policy(space, name, knob1, reader)
-        second = _of(saved, "knob2knob3", Knob2Knob3Predictor, path)
-        return TwoStagePolicy(space, name, knob1, reader, second)
-    raise UserError(f"{path}: field kind is {saved.kind}, which no policy here runs; give one of another kind")
+    if saved.kind == "llm_based":
+        return _llm_based(_of(saved, "controller", LLMBasedController, path), space, name, reader, path)
+    knob1 = saved.networks["knob1"]
+    if not isinstance(knob1, Knob1Predictor):
+        raise UserError(f"{path}: its knob1 is a {type(knob1).__name__}, which does not belong there")
+    if saved.kind == "two_stage_stage1":
+        return Stage1Policy(space, name, knob1, reader)
+    return TwoStagePolicy(space, name, knob1, reader, _of(saved, "knob2knob3", Knob2Knob3Predictor, path))
 
 
-def _first_stage(saved: SavedController, path: Path) -> Knob1PredictorBudget | Knob1PredictorBudgetLanguage:
-    net = saved.networks["knob1"]
-    if isinstance(net, Knob1PredictorBudgetLanguageGlance):
+def _llm_based(
+    controller: LLMBasedController, space: KnobSpace, name: str, reader: Reader, path: Path
+) -> LLMBasedPolicy:
+    """The policy around a controller, on the model's device.
+
+    Raises:
+        UserError: the model's decoder is not one whose blocks the controller can run.
+    """
+    model, tokenizer = reader.model, reader.tokenizer
+    if not (isinstance(model, Molmo) and isinstance(tokenizer, Tokenizer)):
+        raise UserError(f"{path}: an LLM-based controller reads with a model's blocks; give a loaded model")
+    width, blocks = model.config.width, len(model.decoder.blocks)
+    if controller.sizes["width"] != width or controller.num_blocks > blocks:
         raise UserError(
-            f"{path}: its first stage glances at the picture, which is encoded only after the tier is chosen; "
-            "train with --knob1_variant language or budget to answer with it"
+            f"{path}: trained to read with {controller.num_blocks} blocks of width {controller.sizes['width']}, "
+            f"this model has {blocks} of width {width}; train a controller for this model"
         )
-    if isinstance(net, Knob1PredictorBudget):
-        return net
-    return _of(saved, "knob1", Knob1PredictorBudgetLanguage, path)
+    return LLMBasedPolicy(space, name, controller.to(model.decoder.embedding.device), model, tokenizer)
 
 
 def _of(saved: SavedController, part: str, cls: type[Net], path: Path) -> Net:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard
-from tempovlm.control.policy import Sight
+from tempovlm.control.policy import Sight, needs_glance
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.engine import Engine, build_answer, image_size
@@ -44,14 +44,19 @@ def answer_batch(engine: Engine, requests: Sequence[Request], guard: Guard | Non
     """Answer every request, in order.
 
     A budget is taken for each request as if it ran alone: it chooses the setting, and the choice assumes the
-    usual time of looking at a picture. Deadlines do not stop a batch.
+    usual time of looking at a picture. Deadlines do not stop a batch. A policy that glances has to see a picture
+    before it chooses: requests whose budget it decides about are answered alone, one after another.
     """
+    chooser = guard or engine.native
     groups: dict[Plan, list[_Row]] = {}
-    for place, request in enumerate(requests):
-        image = engine.runner.open(request)
-        choice = _choose(guard or engine.native, request, image)
-        groups.setdefault(engine.plan(choice.knobs), []).append(_Row(place, request, image, choice))
     answers: dict[int, Answer] = {}
+    for place, request in enumerate(requests):
+        if request.budget_ms is not None and needs_glance(chooser.policy):
+            answers[place] = engine.answer(request, chooser)
+            continue
+        image = engine.runner.open(request)
+        choice = _choose(chooser, request, image)
+        groups.setdefault(engine.plan(choice.knobs), []).append(_Row(place, request, image, choice))
     for plan, rows in groups.items():
         for start in range(0, len(rows), MAX_ROWS):
             part = rows[start : start + MAX_ROWS]
@@ -132,9 +137,8 @@ class Ragged:
         """Embed each prompt, pad, and run the plan over all of them."""
         embedded = []
         for one, features in zip(ready, vision, strict=True):
-            slots = None if one.prompt.slots is None else one.prompt.slots.to(run.device)
-            tokens = one.prompt.tokens.to(run.device).unsqueeze(0)
-            embedded.append(run.model.embed(tokens, features, slots)[0])
+            tokens = one.prompt.tokens.to(run.device, non_blocking=True).unsqueeze(0)
+            embedded.append(run.model.embed(tokens, features, one.prompt.slots)[0])
         x = torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True)
         lengths = torch.tensor([len(row) for row in embedded], device=run.device)
         B, T, _ = x.shape

@@ -10,6 +10,7 @@ Shapes: `T` tokens, `D` width, `V` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ from tempovlm.model.vlm import Molmo
 FINE, FINE_LIMIT, COARSE = 64, 512, 128
 """Buckets are multiples of the first number up to the second, and of the third from there on."""
 
-GRAPH_LIMIT = 1536
-"""Longer prompts are read without a graph."""
+GRAPH_LIMIT = 2048
+"""Longer prompts are read without a graph: their activations would stay reserved."""
 
 MAX_GRAPHS = 256
 """Prompts' graphs of one lane; the one that was not used for longest goes first."""
@@ -65,8 +66,11 @@ class Recorder:
             graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
                 run()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # that the capture is void must not hide why
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         current.wait_stream(self.stream)
         return graph
 

@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
-from tempovlm.control.guard import Choice, Guard
+from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.core.weights import Weights
+from tempovlm.engine.feature_cache import FeatureCache
+from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
+from tempovlm.engine.vision_graphs import vision_graphs
 from tempovlm.latency.clock import Reading, StageClock, stage_clock
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
@@ -37,11 +40,19 @@ class Engine:
         ranking: Ranking | None = None,
         name: str = "model",
         exact: bool = False,
+        feature_cache_mb: float = 0.0,
         weights: Weights = "bf16",
     ) -> None:
         shape = model.config.shape
-        graphs = graph_decoder(model, weights)
-        self.runner = Runner(model, tokenizer, exact, NarrowDecoder.of(model.decoder), graphs)
+        self.runner = Runner(
+            model,
+            tokenizer,
+            exact,
+            NarrowDecoder.of(model.decoder),
+            graph_decoder(model, weights),
+            vision_graphs(model),
+            FeatureCache.of(feature_cache_mb),
+        )
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name = name
@@ -63,10 +74,13 @@ class Engine:
         return self._plans[knobs]
 
     def warmup(self, knobs: Iterable[KnobConfig] | None = None, advance: Advance | None = None) -> int:
-        """Capture the decode steps of some settings, all unless told; how many graphs that are, 0 on a CPU."""
-        if self.runner.graphs is None:
-            return 0
-        return self.runner.graphs.warmup((self.plan(one) for one in knobs or self.space), advance)
+        """Capture what some settings need, all unless told; how many graphs that are, 0 on a CPU."""
+        plans, captured = [self.plan(one) for one in knobs or self.space], 0
+        if self.runner.vision is not None:
+            captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
+        if self.runner.graphs is not None:
+            captured += self.runner.graphs.warmup(plans, advance)
+        return captured
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
         """Answer a request; the guard's policy chooses the setting, the native one without a guard."""
@@ -91,15 +105,15 @@ class Engine:
         run, sample = self.runner, sampler_for(request, self.device)
         image = run.open(request)
         clock.mark("preprocess")
-        tier = guard.choose_tier(request, image_size(image), clock.elapsed_ms())
+        tier, glance = self._choose_tier(request, guard, image, clock)
         clock.mark("control")
-        ready = run.prepare(image, tier.tier, request)
+        ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
         clock.mark("preprocess")
-        patches = run.encode(ready.crops)
+        patches = glance.encode(run, ready.crops) if glance else run.encode(ready.crops)
         clock.mark("vision_encoder")
         vision = run.project(patches, ready.crops)
         clock.mark("projector")
-        choice = guard.choose_compute(request, tier, ready.sight(vision), clock.elapsed_ms())
+        choice = guard.choose_compute(request, tier, ready.sight(vision), _passed_ms(request, guard, clock))
         clock.mark("control")
         with run.lane() as lane:
             plan = self._plans[choice.knobs]
@@ -114,8 +128,19 @@ class Engine:
                 clock.mark("decode", made.event)
                 yield from next_token
         yield build_answer(self, request, choice, ready, transcript, clock.read())
-        if run.graphs is not None:
-            run.graphs.settle()
+        run.settle()
+
+    def _choose_tier(
+        self, request: Request, guard: Guard, image: np.ndarray | None, clock: StageClock
+    ) -> tuple[TierChoice, Glance | None]:
+        """The first choice, after a glance at the picture where the policy needs one to choose by."""
+        size, elapsed_ms = image_size(image), _passed_ms(request, guard, clock)
+        if image is None or not guard.wants_glance(request, elapsed_ms):
+            return guard.choose_tier(request, size, elapsed_ms), None
+        clock.mark("control")
+        glance = take_glance(self.runner, image, self.space.tiers[0], request, clock)
+        with self.runner.small_work():
+            return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
 
     def _interrupt(
         self,
@@ -136,6 +161,13 @@ class Engine:
 def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
     """Height and width of pixels (H, W, 3)."""
     return None if image is None else (image.shape[0], image.shape[1])
+
+
+def _passed_ms(request: Request, guard: Guard, clock: StageClock) -> float:
+    """Time since acceptance; 0 where no choice or prediction hangs on it: a device is not waited for."""
+    if request.budget_ms is None and guard.profile is None:
+        return 0.0
+    return clock.elapsed_ms()
 
 
 def _is_late(request: Request, choice: Choice, clock: StageClock) -> bool:

@@ -19,13 +19,17 @@ from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
 from tempovlm.core.weights import Weights
+from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.sampling import Sampler
+from tempovlm.engine.vision_graphs import VisionGraphs
 from tempovlm.model.cache import KVCache
+from tempovlm.model.device_crops import cut_on_device
 from tempovlm.model.image import open_image
 from tempovlm.model.narrow import NARROW, NarrowDecoder
 from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
 from tempovlm.model.tiling import Crops, cut_crops
+from tempovlm.model.vision import only_live
 from tempovlm.model.vlm import Molmo
 
 FEW_CROPS = 2
@@ -60,9 +64,11 @@ class Runner:
     """Runs the stages of requests on one model; holds nothing of any request.
 
     Attributes:
-        exact: resize pictures in float32, as published, and not in uint8, which is several times faster.
+        exact: resize pictures in float32, as published, and not in uint8, which is several times faster on a CPU;
+            on CUDA all are resized in float32, and only the published padding rule is left to it.
         narrow: decodes for a narrow model on a CPU; None for all others.
         graphs: decodes on CUDA; without it, and where its lanes are taken, the model does.
+        vision: encodes and projects on CUDA. features: of pictures seen before; None forgets every picture.
     """
 
     model: Molmo
@@ -70,6 +76,8 @@ class Runner:
     exact: bool = False
     narrow: NarrowDecoder | None = None
     graphs: GraphDecoder | None = None
+    vision: VisionGraphs | None = None
+    features: FeatureCache | None = None
 
     @property
     def device(self) -> torch.device:
@@ -92,15 +100,21 @@ class Runner:
 
     @torch.inference_mode()
     def prepare(self, image: np.ndarray | None, tier: str, request: Request) -> Prepared:
-        """Cut the tier's crops and write the token stream."""
+        """Cut the tier's crops, on CUDA if the model is there, and write the token stream."""
         config = self.model.config
         with self._threads():
-            crops = None if image is None else cut_crops(image, tier, config.vision, exact=self.exact)
+            crops = None if image is None else self._cut(image, tier)
         grid = crops.grid if crops else None
         prompt = build_prompt(
             request.question, request.style, grid, config, self.tokenizer, request.max_new_tokens
         )
         return Prepared(crops, prompt)
+
+    def _cut(self, image: np.ndarray, tier: str) -> Crops:
+        vision = self.model.config.vision
+        if self.device.type == "cuda":
+            return cut_on_device(image, tier, vision, self.device, exact=self.exact)
+        return cut_crops(image, tier, vision, exact=self.exact)
 
     @torch.inference_mode()
     def encode(self, crops: Crops | None) -> Tensor | None:
@@ -108,8 +122,11 @@ class Runner:
         if crops is None:
             return None
         with self._threads(small=len(crops.patches) <= FEW_CROPS):
-            live = None if crops.live is None else crops.live.to(self.device)
-            return self.model.vision(crops.patches.to(self.device, self.dtype), live)
+            patches = crops.patches.to(self.device, self.dtype, non_blocking=True)
+            live = None if crops.live is None else crops.live.to(self.device, non_blocking=True)
+            run = self.model.vision if self.vision is None else self.vision.encode
+            every = run(patches) if self.features is None else self.features.features(patches, run)
+            return only_live(every, live)
 
     @torch.inference_mode()
     def project(self, patches: Tensor | None, crops: Crops | None) -> Tensor | None:
@@ -117,8 +134,21 @@ class Runner:
         if patches is None or crops is None:
             return None
         with self._threads(small=len(patches) <= FEW_CROPS):
-            every = patches if len(crops.index) == len(patches) else patches[crops.index.to(self.device)]
-            return self.model.projector(every, crops.masks.to(self.device))
+            masks = crops.masks.to(self.device, non_blocking=True)  # no wait for the vision transformer
+            index = None if len(crops.index) == len(patches) else crops.index.to(self.device, non_blocking=True)
+            every = patches if index is None else patches.index_select(0, index)
+            run = self.model.projector if self.vision is None else self.vision.project
+            return run(every, masks)
+
+    def settle(self) -> None:
+        """Capture, between requests, what ran without a graph."""
+        for graphs in (self.vision, self.graphs):
+            if graphs is not None:
+                graphs.settle()
+
+    def measured(self) -> AbstractContextManager[None]:
+        """Run every stage in full while the block runs, for a picture seen before too."""
+        return nullcontext() if self.features is None else self.features.bypassed()
 
     @contextmanager
     def _threads(self, *, small: bool = True) -> Iterator[None]:
@@ -133,6 +163,10 @@ class Runner:
             if narrow:
                 torch.set_num_threads(before)
 
+    def small_work(self) -> AbstractContextManager[None]:
+        """What small work beside the stages, such as a policy's, runs in: on one thread where that ends sooner."""
+        return self._threads()
+
     def lane(self) -> AbstractContextManager[Lane | None]:
         """What one request decodes on while the block runs; None where it needs nothing of its own."""
         return nullcontext() if self.graphs is None else self.graphs.lane()
@@ -142,11 +176,10 @@ class Runner:
         self, prompt: Prompt, features: Tensor | None, plan: Plan, max_new_tokens: int, lane: Lane | None = None
     ) -> Decoding:
         """Read the prompt; the cache, the lane's if there is one, has room for all tokens that follow."""
-        tokens = prompt.tokens.to(self.device)
-        slots = None if prompt.slots is None else prompt.slots.to(self.device)
+        tokens = prompt.tokens.to(self.device, non_blocking=True)  # else the copy waits for the vision side
         capacity = len(tokens) + max_new_tokens
         with self._threads():
-            x = self.model.embed(tokens.unsqueeze(0), features, slots)
+            x = self.model.embed(tokens.unsqueeze(0), features, prompt.slots)
             if lane is not None:
                 return Decoding(lane.prompts.read(x, plan), plan, lane.cache_for(plan), len(tokens), lane)
             cache = KVCache.allocate(self.model.config, len(plan.steps), 1, capacity, x)

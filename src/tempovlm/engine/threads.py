@@ -1,4 +1,4 @@
-"""Threads of a CPU and how they wait, and how freed memory is kept; set before torch is imported.
+"""Where a model runs: the device of a name; a CPU's threads and how they wait, set before torch is imported.
 
 With this a busy neighbour slows us in proportion and not tenfold.
 
@@ -12,6 +12,12 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tempovlm.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_THREADS = 2
 """At most this many threads: the pocket's matrices are too small to feed more."""
@@ -86,3 +92,23 @@ def physical_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return len(cores)
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA where there is some.
+
+    Raises:
+        UserError: unknown, or CUDA where there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+    if index and int(index) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, from 0 on")
+    return torch.device(device)

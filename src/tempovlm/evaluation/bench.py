@@ -122,6 +122,7 @@ def _answer(model: Model, sample: Sample, plan: BenchPlan, budget_ms: float | No
         slower_existed=plan.slower_existed(answer.knobs),
         num_output_tokens=answer.num_output_tokens,
         finish_reason=answer.finish_reason,
+        policy=answer.policy,
     )
 
 
@@ -161,6 +162,7 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
         slower_existed=plan.slower_existed(knobs),
         num_output_tokens=answer["num_output_tokens"],
         finish_reason=answer["finish_reason"],
+        policy=answer["policy"],
     )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tempovlm.control.baselines import ConstantScores, Scorer, choose_best, varying
 from tempovlm.control.guard import lower_tier, nearest_below
 from tempovlm.control.policies import TIE
-from tempovlm.control.policy import Features, Policy, Question, Sight
+from tempovlm.control.policy import Features, Policy, Question, Sight, needs_glance
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.profiling.decisions import DecisionTable
@@ -204,7 +204,14 @@ class PolicyRule:
             return int(fits[0]) if len(fits) else int(np.argmin(latency_ms))
         choices = tuple(self.space.settings[k] for k in fits)
         text, size = self.question_of(table, row)
-        question = Question(text=text, choices=choices, image_size=size, budget_ms=budget_ms)
+        seen = self.sight_of(table, row, self.space.tiers[0]).vision if needs_glance(self.policy) else None
+        question = Question(
+            text=text,
+            choices=choices,
+            image_size=size,
+            budget_ms=budget_ms,
+            glance=None if seen is None else seen[:1],
+        )
         tier = lower_tier(self.space, self.policy.choose_tier(question, budget_ms), choices)
         same = tuple(knobs for knobs in choices if knobs.tier == tier)
         passed_ms = 0.0 if looking_ms is None else float(looking_ms[self.space.tiers.index(tier)])

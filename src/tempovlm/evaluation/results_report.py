@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,17 @@ def build(repository: Path) -> dict[str, str]:
     }
 
 
+def rows_of_run(folder: Path) -> list[Row]:
+    """The targets whose result files a folder has, judged there, whatever model and machine they are of.
+
+    Raises:
+        UserError: a result file is broken or without a stamp.
+    """
+    own = [source for source in sources() if (folder / source.path).exists()]
+    files = {one.path: read_result(folder, replace(one, model=None, hardware=None), None) for one in own}
+    return [judge_row(target, files[target.source.path], None) for target in TARGETS if target.source in own]
+
+
 def judge_row(target: Target, file: ResultFile | None, shipped: str | None) -> Row:
     """Read a target's value and judge it.
 
@@ -166,13 +177,14 @@ def _section(name: str, rows: Sequence[Row]) -> str:
     for row in rows:
         target = row.target
         value = _DASH if row.measured is None else f"{shown(row.measured, target.bound)} {target.unit}".strip()
-        lines.append((f"{target.about} `{target.name}`", target.seed, target.our_target, value, _verdict(row)))
+        lines.append((f"{target.about} `{target.name}`", target.seed, target.our_target, value, verdict(row)))
     notes = [f"- `{row.target.name}`: {row.reason}\n" for row in rows if row.command is None and row.reason]
     table = _table(("figure", "seed", "ours", "measured", "verdict"), lines)
     return f"## {name}\n\n{table}" + ("\n" + "".join(notes) if notes else "")
 
 
-def _verdict(row: Row) -> str:
+def verdict(row: Row) -> str:
+    """Met or missed, as the page marks it, or why neither."""
     if row.met is None:
         return "not measured" if row.measured is None else "of other weights"
     return "reported" if row.target.bound.sign == "any" else _VERDICTS[row.met]

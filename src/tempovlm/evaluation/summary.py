@@ -26,7 +26,7 @@ class Record:
         budget_ms: None for the fixed setting.
         score: 0 to 1 by the data set's own rule; 0 for a request that failed.
         knobs: the setting that ran, such as `low/k4/b8`.
-        slower_existed: whether a setting slower than it exists.
+        slower_existed: whether a setting slower than it exists. policy: what chose it.
         error: why the request failed; then there is no setting and no time.
     """
 
@@ -43,6 +43,7 @@ class Record:
     slower_existed: bool = False
     num_output_tokens: int = 0
     finish_reason: str | None = None
+    policy: str | None = None
     error: str | None = None
 
     @property

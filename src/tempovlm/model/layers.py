@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def has_kernels(x: Tensor, weight: Tensor) -> bool:
+    """Whether `kernels.prefill` serves these: on CUDA in bfloat16, where nothing is learned."""
+    is_fit = x.is_cuda and x.dtype == weight.dtype == torch.bfloat16
+    return _HAS_TRITON and is_fit and not (x.requires_grad or (weight.requires_grad and torch.is_grad_enabled()))
 
 
 class RMSNorm(nn.Module):
@@ -22,6 +32,10 @@ class RMSNorm(nn.Module):
         """Normalise the last dimension; same shape and type out."""
         if x.is_cuda and (x.dtype == torch.float32 or x.requires_grad):
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if has_kernels(x, self.weight):
+            from tempovlm.model.kernels import prefill
+
+            return prefill.norm(x, self.weight, self.eps)
         # On a CPU the library's norm is a chain of a dozen operations; these five take half the time.
         x32 = x.float()
         scale = torch.rsqrt(x32.square().mean(-1, keepdim=True).add_(self.eps))
@@ -63,6 +77,10 @@ def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         from tempovlm.model.kernels import training
 
         return training.norm_rotate(x, norm.weight, cos, sin, norm.eps).view(heads)
+    if has_kernels(x, norm.weight):
+        from tempovlm.model.kernels import prefill
+
+        return prefill.norm_rotate(x, norm.weight, cos, sin, norm.eps).view(heads)
     return rotate(norm(x).view(heads), cos, sin)
 
 

@@ -10,7 +10,6 @@ Shapes: `N` tokens, `D` width, `E` experts, `K` top-k, `F` expert width.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
@@ -18,13 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.layers import RMSNorm, gated_swiglu, swiglu
+from tempovlm.model.layers import RMSNorm, gated_swiglu, has_kernels, swiglu
 
 GATHER_LIMIT = 4
 """Up to this many tokens, fetching experts token by token beats sorting tokens into groups."""
-
-HAS_TRITON = find_spec("triton") is not None
-"""Whether the kernels can be imported that keep the choice of experts on a GPU."""
 
 
 class MoE(nn.Module):
@@ -41,11 +37,12 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, top_k: int) -> Tensor:
         """What the experts add to (B, T, D), each token visiting its `top_k` best."""
         flat = self.norm(x).view(-1, x.shape[-1])
-        weights, experts = self.route(flat, top_k)
-        if HAS_TRITON and flat.is_cuda and flat.dtype == torch.bfloat16 and not flat.requires_grad:
+        if has_kernels(flat, self.gate_up):
             from tempovlm.model.kernels import prefill
 
+            weights, experts = prefill.choose(self.router(flat), top_k)
             return prefill.grouped(flat, weights, experts, self.gate_up, self.down).view_as(x)
+        weights, experts = self.route(flat, top_k)
         if flat.shape[0] <= GATHER_LIMIT:
             return self.gathered(flat, weights, experts).view_as(x)
         return self.grouped(flat, weights, experts).view_as(x)

@@ -7,7 +7,9 @@ Knows nothing of tokens. Shapes: `C` crops (the global crop first), `U` distinct
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -98,23 +100,66 @@ def cut_crops(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool
     return Crops(patches, crops.index, crops.masks, grid, live_crops(patches) if exact else None)
 
 
+def cut_tiles(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool = False) -> Crops:
+    """As `cut_crops` where the global crop was cut before, which is the same at every tier.
+
+    `patches` and `live` are those of the tiles alone, (U - 1, …), while `index` and `masks` are of all crops. For
+    tiers of several tiles: that of one has none but the global crop.
+    """
+    height, width, _ = image.shape
+    grid = choose_grid(tier, height, width, vision)
+    planes = color_planes(torch.from_numpy(image).unsqueeze(0), exact=exact)
+    patches = cut_canvases([letterbox(planes, *grid.canvas(vision))], vision)[0]
+    index, masks = index_and_masks(height, width, grid, vision, planes.device)
+    return Crops(patches, index, masks, grid, live_crops(patches) if exact else None)
+
+
 def cut_batch(images: Tensor, grid: Grid, vision: VisionConfig, *, exact: bool) -> Crops:
     """As `cut_crops` for pictures (B, H, W, 3) of one size on any device: `patches` (B, U, P, X), masks shared.
 
     Every crop is taken for live: for training, where the published padding rule has no use.
     """
-    size, step = vision.crop_size, vision.window * vision.patch_size
     planes = color_planes(images, exact=exact)
-    whole, whole_mask = letterbox(planes, size, size)
+    canvases = [letterbox(planes, *size) for size in canvas_sizes(grid, vision)]
+    index, masks = index_and_masks(images.shape[1], images.shape[2], grid, vision, images.device)
+    return Crops(cut_canvases(canvases, vision), index, masks, grid)
+
+
+def canvas_sizes(grid: Grid, vision: VisionConfig) -> tuple[tuple[int, int], ...]:
+    """Height and width of the canvases that distinct crops are cut from: the global crop's, then the tiles'."""
+    whole, tiled = (vision.crop_size, vision.crop_size), grid.canvas(vision)
+    return (whole,) if tiled == whole else (whole, tiled)
+
+
+def cut_canvases(canvases: Sequence[Tensor], vision: VisionConfig) -> Tensor:
+    """Canvases (B, height, width, 3) to the patches of their crops, row by row: (B, U, P, X)."""
+    size, step = vision.crop_size, vision.window * vision.patch_size
+    cut = [canvas.unfold(1, size, step).unfold(2, size, step).permute(0, 1, 2, 4, 5, 3) for canvas in canvases]
+    patches = [patchify(crops.flatten(1, 2), vision) for crops in cut]
+    return patches[0] if len(patches) == 1 else torch.cat(patches, dim=1)
+
+
+def index_and_masks(
+    height: int, width: int, grid: Grid, vision: VisionConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`Crops.index` and `Crops.masks` of a picture of this size."""
+    *_, canvas = canvas_sizes(grid, vision)
+    *_, rows, cols = fit(height, width, *canvas)
+    down = _covered(rows, canvas[0], vision, device)
+    across = _covered(cols, canvas[1], vision, device)
+    pixels = down[:, None, :, None] * across[None, :, None, :]
+    masks = shift_masks(pixels.reshape(-1, vision.num_patches) / vision.patch_size**2)
     if (grid.rows, grid.cols) == (1, 1):
-        patches = patchify(whole.unsqueeze(1), vision)
-        index = torch.zeros(2, dtype=torch.long, device=images.device)
-        return Crops(patches, index, shift_masks(_mask_patches(whole_mask.unsqueeze(0), vision)), grid)
-    canvas, mask = letterbox(planes, *grid.canvas(vision))
-    tiles = canvas.unfold(1, size, step).unfold(2, size, step).permute(0, 1, 2, 4, 5, 3).flatten(1, 2)
-    patches = torch.cat((patchify(whole.unsqueeze(1), vision), patchify(tiles, vision)), dim=1)
-    masks = _mask_patches(mask.unfold(0, size, step).unfold(1, size, step).flatten(0, 1), vision)
-    return Crops(patches, torch.arange(grid.num_crops, device=images.device), shift_masks(masks), grid)
+        return torch.zeros(2, dtype=torch.long, device=device), masks
+    return torch.arange(grid.num_crops, device=device), masks
+
+
+def _covered(length: int, canvas: int, vision: VisionConfig, device: torch.device) -> Tensor:
+    """Along one side: how many pixel lines of each patch of each tile are picture, (tiles, patches) float32."""
+    size, step = vision.crop_size, vision.window * vision.patch_size
+    lines, start = torch.zeros(canvas, device=device), (canvas - length) // 2
+    lines[start : start + length] = 1
+    return lines.unfold(0, size, step).unflatten(1, (vision.grid, vision.patch_size)).sum(-1)
 
 
 def live_crops(patches: Tensor) -> Tensor:
@@ -152,21 +197,32 @@ def color_planes(images: Tensor, *, exact: bool) -> Tensor:
     return planes.contiguous().float().div_(255) if exact else planes
 
 
-def letterbox(planes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Fit (B, 3, H, W) planes into a canvas, centred on black, by antialiased bilinear resizing in their type.
-
-    Returns the canvas (B, height, width, 3) float32, normalised after padding, and a boolean mask
-    (height, width) that is True where there is picture.
-    """
-    _, top, left, rows, cols = fit(planes.shape[2], planes.shape[3], height, width)
+def letterbox(planes: Tensor, height: int, width: int) -> Tensor:
+    """Fit (B, 3, H, W) planes into a canvas by antialiased bilinear resizing in their type; see `on_canvas`."""
+    *_, rows, cols = fit(planes.shape[2], planes.shape[3], height, width)
     fitted = F.interpolate(planes, (rows, cols), mode="bilinear", antialias=True)
     fitted = fitted.clamp_(0, 1) if fitted.is_floating_point() else fitted.float().div_(255)
-    canvas = torch.zeros(planes.shape[0], height, width, 3, device=planes.device)
-    canvas[:, top : top + rows, left : left + cols] = fitted.permute(0, 2, 3, 1)
-    mask = torch.zeros(height, width, dtype=torch.bool, device=planes.device)
-    mask[top : top + rows, left : left + cols] = True
-    mean, std = (torch.tensor(values, device=planes.device) for values in (CLIP_MEAN, CLIP_STD))
-    return canvas.sub_(mean).div_(std), mask
+    return on_canvas(fitted.permute(0, 2, 3, 1), height, width)
+
+
+def on_canvas(fitted: Tensor, height: int, width: int) -> Tensor:
+    """Pixels (B, rows, cols, 3) from 0 to 1, centred on a black canvas: (B, height, width, 3).
+
+    The canvas is normalised after padding.
+    """
+    rows, cols = fitted.shape[1:3]
+    top, left = (height - rows) // 2, (width - cols) // 2
+    canvas = torch.zeros(fitted.shape[0], height, width, 3, device=fitted.device)
+    canvas[:, top : top + rows, left : left + cols] = fitted
+    mean, std = _mean_and_std(fitted.device)
+    return canvas.sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=16)
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The channels' means and deviations; kept, because bringing them to a device waits for it."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_STD, device=device)
 
 
 def patchify(crops: Tensor, vision: VisionConfig) -> Tensor:
@@ -174,9 +230,3 @@ def patchify(crops: Tensor, vision: VisionConfig) -> Tensor:
     g, p = vision.grid, vision.patch_size
     patches = crops.reshape(*crops.shape[:2], g, p, g, p, 3).permute(0, 1, 2, 4, 3, 5, 6)
     return patches.reshape(*crops.shape[:2], g * g, p * p * 3)
-
-
-def _mask_patches(masks: Tensor, vision: VisionConfig) -> Tensor:
-    """(tiles, S, S) booleans to (tiles, P) shares of real pixels."""
-    g, p = vision.grid, vision.patch_size
-    return masks.reshape(-1, g, p, g, p).float().mean(dim=(2, 4)).flatten(1)

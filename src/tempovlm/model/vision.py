@@ -1,9 +1,15 @@
 """Crops to tokens: a vision transformer of which two layers are kept, attention pooling and a projector.
 
+On CUDA without gradients the parts between the matrix products are kernels of `kernels/vision.py`, which round
+where the plain modules do or less often; everywhere else, and without Triton, the plain modules run.
+
 Shapes: `C` crops, `P` patches of a crop, `G` pooled tokens of a crop, `D` decoder width.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +17,25 @@ from torch import Tensor, nn
 
 from tempovlm.model.config import ModelConfig, VisionConfig
 from tempovlm.model.layers import quick_gelu, swiglu
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from tempovlm.model.kernels import vision
+    except ImportError:
+        return None
+    return vision
+
+
+def kernels_for(x: Tensor) -> ModuleType | None:
+    """The kernels that may replace plain operations on `x`; None where the plain ones are to run."""
+    return _kernels() if x.is_cuda and not torch.is_grad_enabled() else None
+
+
+def only_live(features: Tensor, live: Tensor | None) -> Tensor:
+    """Features (C, P, F) with zeros for the crops that are False in `live` (C,)."""
+    return features if live is None else features * live.view(-1, 1, 1)
 
 
 class VisionBlock(nn.Module):
@@ -29,12 +54,16 @@ class VisionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(C, P + 1, width) to the same shape."""
+        x = x + self.attend(self.attention_norm(x))
+        return x + self.down(quick_gelu(self.up(self.mlp_norm(x))))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attention within each crop of what is normalised: (C, P + 1, width) to the same shape."""
         C, T, W = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(C, T, 3, self.num_heads, W // self.num_heads)
+        qkv = self.qkv(x).view(C, T, 3, self.num_heads, W // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.out(y.transpose(1, 2).reshape(C, T, W))
-        return x + self.down(quick_gelu(self.up(self.mlp_norm(x))))
+        return self.out(y.transpose(1, 2).reshape(C, T, W))
 
 
 class VisionTransformer(nn.Module):
@@ -57,13 +86,34 @@ class VisionTransformer(nn.Module):
         x = self.patch_embedding(patches)
         first = self.class_embedding.expand(x.shape[0], 1, -1)
         x = self.pre_norm(torch.cat((first, x), dim=1) + self.positions)
+        kernels = kernels_for(x)
+        kept = self.layers(x) if kernels is None else self.fused_layers(x, kernels)
+        return only_live(torch.cat([kept[i][:, 1:] for i in self.keep], dim=-1), live)
+
+    def layers(self, x: Tensor) -> dict[int, Tensor]:
+        """Outputs (C, P + 1, width) of the kept blocks, by block."""
         kept = {}
         for i in range(max(self.keep) + 1):
             x = self.blocks[i](x)
             if i in self.keep:
-                kept[i] = x[:, 1:]
-        features = torch.cat([kept[i] for i in self.keep], dim=-1)
-        return features if live is None else features * live.view(-1, 1, 1)
+                kept[i] = x
+        return kept
+
+    def fused_layers(self, x: Tensor, kernels: ModuleType) -> dict[int, Tensor]:
+        """As `layers`, each sum in one kernel with the norm that follows it: eight launches a block."""
+        kept = {}
+        blocks = [block for block in self.blocks if isinstance(block, VisionBlock)][: max(self.keep) + 1]
+        y = blocks[0].attention_norm(x)
+        for i, block in enumerate(blocks):
+            x, y = kernels.add_norm(x, block.attend(y), block.mlp_norm)
+            delta = block.down(kernels.quick_gelu(block.up(y)))
+            if i + 1 < len(blocks):
+                x, y = kernels.add_norm(x, delta, blocks[i + 1].attention_norm)
+            else:
+                x = x + delta
+            if i in self.keep:
+                kept[i] = x
+        return kept
 
 
 class Projector(nn.Module):
@@ -86,6 +136,9 @@ class Projector(nn.Module):
 
         A mask of 0 is padding, of 1 is picture, anything else is partly padded.
         """
+        kernels = kernels_for(features)
+        if kernels is not None:
+            return self.fused(features, masks, kernels)
         empty = (masks == 0).to(features.dtype).unsqueeze(-1)
         partial = ((masks < 1) & (masks != 0)).to(features.dtype).unsqueeze(-1)
         x = features + self.pad_embedding[0] * empty + self.pad_embedding[1] * partial
@@ -94,6 +147,12 @@ class Projector(nn.Module):
         windows = x.view(C, s, p, s, p, W).permute(0, 1, 3, 2, 4, 5).reshape(C * s * s, p * p, W)
         pooled = self._attend(windows).view(C, s * s, -1)
         return self.down(swiglu(self.gate_up(pooled)))
+
+    def fused(self, features: Tensor, masks: Tensor, kernels: ModuleType) -> Tensor:
+        """As `forward`, with padding, windows and means in one kernel and attention in another."""
+        windows, means = kernels.pad_windows(features, masks, self.pad_embedding, self.side, self.pool)
+        pooled = self.out(kernels.pool(self.query(means), self.key_value(windows), self.num_heads))
+        return self.down(swiglu(self.gate_up(pooled))).view(len(features), self.side**2, -1)
 
     def _attend(self, windows: Tensor) -> Tensor:
         """Mean-query attention within each window: (windows, p², features) to (windows, width)."""

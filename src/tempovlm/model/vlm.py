@@ -30,15 +30,18 @@ class Molmo(nn.Module):
         """Embed tokens (B, T) and add image features at their places; (B, T, D).
 
         `slots` holds, for each of the (C·G) feature rows, a flat index into B·T, or -1 for a feature that has
-        no place. Features are added to, and do not replace, the embedding of the patch token.
+        no place. Features are added to, and do not replace, the embedding of the patch token. Slots on the host
+        are looked through there, and a GPU is not waited for.
         """
         x = self.decoder.embed(tokens)
         if features is None or slots is None:
             return x
-        used = slots >= 0
+        used = (slots >= 0).nonzero().squeeze(1)
+        places = slots.index_select(0, used).to(x.device, non_blocking=True)
         flat = x.reshape(-1, x.shape[-1])
-        rows = features.reshape(-1, features.shape[-1])[used].to(x.dtype)
-        return flat.index_add(0, slots[used], rows).view_as(x)
+        rows = features.reshape(-1, features.shape[-1])
+        rows = rows.index_select(0, used.to(x.device, non_blocking=True)).to(x.dtype)
+        return flat.index_add(0, places, rows).view_as(x)
 
     def prefill(
         self,

@@ -133,7 +133,8 @@ def measure_once(engine: Engine, request: Request, index: int) -> Measurement:
     clock = stage_clock(engine.device)
     engine.runner.open(request)
     open_ms = clock.elapsed_ms()
-    answer = engine.answer(request, Guard.fixed(engine.space.settings[index], engine.space))
+    with engine.runner.measured():
+        answer = engine.answer(request, Guard.fixed(engine.space.settings[index], engine.space))
     timings_ms = answer.timings_ms
     return Measurement(
         setting=index,

@@ -57,7 +57,25 @@ def read_rows(path: Path) -> tuple[list[SweepRow], Stamp]:
     """
     table = _read_table(path)
     rows = [SweepRow.from_json(record, str(path)) for record in table.to_pylist()]
-    return rows, _stamp_of(table, path)
+    return rows, _stamp_of(table.schema, path)
+
+
+def read_stamp(path: Path) -> Stamp:
+    """The stamp of one Parquet file, whose rows are not read.
+
+    Raises:
+        UserError: the file is missing, damaged, or has no stamp.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as file:
+            schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: half-written or damaged, not a Parquet file ({reason})") from None
+    return _stamp_of(schema, path)
 
 
 def read_results(
@@ -146,7 +164,7 @@ def _read_checked(path: Path, dataset: str, space: KnobSpace | None) -> tuple[pd
         _check_stamps([part.stamp for part in parts], path, space)
     else:
         table = _read_table(path)
-        stamp = _stamp_of(table, path).to_json()
+        stamp = _stamp_of(table.schema, path).to_json()
         _check_stamps([stamp], path, space)
         frame = table.to_pandas()
         frame["repeats"] = [_whole(value) for value in frame["repeats"]]
@@ -198,8 +216,8 @@ def _read_table(path: Path) -> pa.Table:
         raise UserError(f"{path}: a column has the wrong type ({str(error).splitlines()[0]})") from None
 
 
-def _stamp_of(table: pa.Table, path: Path) -> Stamp:
-    text = (table.schema.metadata or {}).get(_STAMP)
+def _stamp_of(schema: pa.Schema, path: Path) -> Stamp:
+    text = (schema.metadata or {}).get(_STAMP)
     if text is None:
         raise UserError(f"{path}: field {_STAMP.decode()} is missing from its metadata: of unknown origin")
     try:

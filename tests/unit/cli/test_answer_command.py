@@ -107,7 +107,7 @@ def test_knobs_as_flags(tiny_folder: Path, picture_file: Path, capsys: pytest.Ca
         (("PICTURE", "what?", "--num_blocks", "5000", "--budget_ms", "50"), "--num_blocks 5000"),
         (("PICTURE", "what?", "--max_new_tokens", "0"), "--max_new_tokens"),
         (("PICTURE", "what?", "--policy", "clever"), "--policy clever: no such policy"),
-        (("PICTURE", "what?", "--policy", "PICTURE"), "checkpoints of learned policies are not supported"),
+        (("PICTURE", "what?", "--policy", "PICTURE"), "picture.png: damaged, or no controller checkpoint"),
         (("nowhere.png", "what?"), "nowhere.png: no such file"),
         (("FOLDER", "what?"), "is a directory"),
     ],

@@ -34,6 +34,7 @@ def test_bench_prints_one_line_of_json(
     assert [row["budget_ms"] for row in result["budgets"]] == [50.0, 120.0]
     assert (result["model"], result["device"], result["data_source"]) == ("fake", "cpu/float32", "synthetic")
     assert result["complete"]
+    assert (result["policy"], result["chosen_by"]) == ("auto", ["fake"])
     assert result["stamp"]["weights"] == "0123456789ab"
     assert "on time" in printed.err
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == result

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from decision_worlds import COST_MS, SPACE, K, budget_world, content_world, parity, table
 
 from tempovlm.control.baselines import NearestNeighbours, RandomPolicy, single_knob
 from tempovlm.control.policies import FixedPolicy
-from tempovlm.control.policy import Sight
+from tempovlm.control.policy import Question, Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.evaluation import offline
@@ -174,3 +176,20 @@ def test_a_policy_is_told_what_is_left_after_looking() -> None:
     rule = offline.PolicyRule(Listener(), SPACE, question_of, sight_of, lambda _part: looking_ms)
     rule(world, world.latency_ms, (40.0,))
     assert Listener.heard == [36.0] * 3
+
+
+def test_a_policy_that_glances_sees_the_global_crop_of_the_lowest_tier() -> None:
+    class Looker(RandomPolicy):
+        glances = True
+        seen: list[Any] = []  # noqa: RUF012 - a test's notebook
+
+        def choose_tier(self, question: Question, budget_ms: float) -> str:
+            self.seen.append(question.glance)
+            return super().choose_tier(question, budget_ms)
+
+    def look(_: object, row: int, tier: str) -> Sight:
+        return Sight([f"crop {i} of {row} at {tier}" for i in range(3)], 10, 5)
+
+    world = budget_world(2)
+    offline.PolicyRule(Looker(), SPACE, question_of, look)(world, world.latency_ms, (99.0,))
+    assert Looker.seen == [["crop 0 of 0 at low"], ["crop 0 of 1 at low"]]

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from scripts import script
+from torch import nn
 
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.networks import SupervisedController
+from tempovlm.control.llm_based import LLMBasedController
+from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance, SupervisedController
+from tempovlm.control.observation import vision_width
 from tempovlm.core.errors import UserError
 from tempovlm.evaluation import adaptive, bench
 
@@ -69,6 +72,29 @@ def test_a_checkpoint_answers_within_its_budgets(
     assert "on time" in printed
     assert printed.endswith(f"{out}\n")
     assert [path.name for path in out.parent.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("kind", ["llm_based", "two_stage_stage1"])
+def test_checkpoints_that_glance(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("tempovlm.profiling.calibration.stored_profile", lambda *_: tiny_model.make_profile())
+    width, sizes = tiny_model.CONFIG.width, {"num_top_ks": len(SPACE.top_ks)}
+    networks: dict[str, nn.Module] = {
+        "controller": LLMBasedController(width, 16, num_block_counts=len(SPACE.block_counts), **sizes)
+    }
+    if kind == "two_stage_stage1":
+        networks = {"knob1": Knob1PredictorBudgetLanguageGlance(width, vision_width(width), 16)}
+    path, out = tmp_path / "best.pt", tmp_path / "out.json"
+    save_controller(path, kind=kind, networks=networks, space=SPACE)
+    more = ["--controller_path", str(path), "--latency_budget", "5000", "0.001"]
+    script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    result = json.loads(out.read_text())
+    assert [row["feasible_share"] for row in result["budgets"]] == [0.0, 1.0]
+    for sample in result["samples"]:
+        stages = sum(v for name, v in sample["timings_ms"].items() if name != "total")
+        assert stages == pytest.approx(sample["timings_ms"]["total"], rel=0.01)
+        assert sample["timings_ms"]["control"] > 0
 
 
 def test_an_interrupted_run_answers_only_the_rest(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny_model
+from tempovlm.model.layers import RMSNorm, Rotary, rotate
 from tempovlm.model.moe import MoE
 
 pytest.importorskip("triton")
@@ -51,3 +52,55 @@ def test_weights_belong_to_rows_before_the_sort(kernels: ModuleType) -> None:
     gate, up = h.chunk(2, dim=1)
     expected = torch.nn.functional.silu(gate) * up * weights[order].unsqueeze(1)
     torch.testing.assert_close(kernels.weighted_swiglu(h, weights, order), expected)
+
+
+@pytest.mark.parametrize(("width", "heads", "dtype"), [(48, 3, torch.bfloat16), (64, 2, torch.float32)])
+@torch.no_grad()
+def test_norm_and_rotation_of_strided_rows(
+    kernels: ModuleType, width: int, heads: int, dtype: torch.dtype
+) -> None:
+    layer = RMSNorm(width, 1e-5).to(DEVICE)
+    layer.weight.uniform_(0.5, 1.5)
+    qkv = torch.randn(2, 7, 3 * width, device=DEVICE).to(dtype)
+    positions = torch.arange(7, device=DEVICE).expand(2, 7)
+    cos, sin = Rotary(width // heads, 1e4, 16).to(DEVICE)(positions)
+    exact, layer = RMSNorm(width, 1e-5).to(DEVICE), layer.to(dtype)
+    exact.weight.copy_(layer.weight)
+    for x in qkv.split(width, dim=-1):
+        plain = exact(x.float())
+        turned = rotate(plain.view(2, 7, heads, -1), cos, sin).flatten(2)
+        normed = kernels.norm(x, layer.weight, 1e-5)
+        rotated = kernels.norm_rotate(x, layer.weight, cos, sin, 1e-5)
+        assert normed.dtype == rotated.dtype == dtype
+        for ours, right in ((normed, plain), (rotated, turned)):
+            assert (ours.float() - right).norm() <= (1e-2 if dtype == torch.bfloat16 else 1e-5) * right.norm()
+    last = qkv[:, -1, :width]
+    torch.testing.assert_close(
+        kernels.norm(last, layer.weight, 1e-5), kernels.norm(last.clone(), layer.weight, 1e-5)
+    )
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(64, 8), (20, 16), (8, 1)])
+def test_choice_of_experts(kernels: ModuleType, experts: int, top_k: int) -> None:
+    scores = torch.randn(9, experts, device=DEVICE)
+    shares, expected = scores.softmax(dim=-1).topk(top_k, dim=-1)
+    weights, chosen = kernels.choose(scores, top_k)
+    assert torch.equal(chosen.long(), expected)
+    torch.testing.assert_close(weights, shares)
+    _, equal = kernels.choose(torch.zeros(1, experts, device=DEVICE), top_k)
+    assert equal[0].tolist() == list(range(top_k))
+    _, unclear = kernels.choose(torch.full((1, experts), torch.nan, device=DEVICE), top_k)
+    assert 0 <= int(unclear.min()) <= int(unclear.max()) < experts
+
+
+@pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (5, 3), (700, 6)])
+def test_sort_is_stable_and_complete(kernels: ModuleType, tokens: int, top_k: int) -> None:
+    num_experts = 20  # the last of them is never chosen
+    experts = torch.randint(0, num_experts - 1, (tokens, top_k), device=DEVICE)
+    expected, order = experts.flatten().sort(stable=True)
+    of, found, places, ends = kernels.sort(experts, num_experts)
+    assert torch.equal(found.long(), order)
+    assert torch.equal(of.long(), order // top_k)
+    assert torch.equal(expected[places.flatten().long()], experts.flatten())
+    counts = torch.bincount(expected, minlength=num_experts)
+    assert torch.equal(ends.long(), counts.cumsum(0))

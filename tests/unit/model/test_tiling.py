@@ -11,10 +11,13 @@ from tempovlm.model.prompt import feature_slots
 from tempovlm.model.tiling import (
     CROPS_OF_TIER,
     Grid,
+    canvas_sizes,
     choose_grid,
     color_planes,
+    cut_canvases,
     cut_crops,
     fit,
+    index_and_masks,
     letterbox,
     live_crops,
     shift_masks,
@@ -79,12 +82,29 @@ def test_masks_stand_one_crop_too_early() -> None:
 
 
 def test_letterbox_centres_on_black_and_normalises_after() -> None:
-    canvas, mask = letterbox(color_planes(torch.full((1, 10, 40, 3), 255, dtype=torch.uint8), exact=True), 33, 40)
-    assert mask.nonzero()[:, 0].unique().tolist() == list(range(11, 21))
+    canvas = letterbox(color_planes(torch.full((1, 10, 40, 3), 255, dtype=torch.uint8), exact=True), 33, 40)
+    assert (canvas[0, :, 20, 0] > 0).nonzero()[:, 0].tolist() == list(range(11, 21))
     black = -np.array(CLIP_MEAN) / np.array(CLIP_STD)
     white = (1 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
     np.testing.assert_allclose(canvas[0, 0, 0], black, rtol=1e-5)
     np.testing.assert_allclose(canvas[0, 15, 20], white, rtol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 3), Grid(12, 1)])
+def test_masks_are_the_shares_of_patches_that_are_picture(grid: Grid, vision: VisionConfig) -> None:
+    """Against a canvas whose pixels are 1 where there is picture, cut as the picture is."""
+    height, width = 211, 307
+    *_, canvas = canvas_sizes(grid, vision)
+    _, top, left, rows, cols = fit(height, width, *canvas)
+    pixels = torch.zeros(1, *canvas, 3)
+    pixels[:, top : top + rows, left : left + cols] = 1
+    shares = cut_canvases([pixels], vision)[0].mean(-1)
+    index, masks = index_and_masks(height, width, grid, vision, torch.device("cpu"))
+    torch.testing.assert_close(masks[:-1], shares)
+    for value in (0, 1):  # the two that the model tells from all others
+        assert torch.equal(masks[:-1] == value, (shares - value).abs() < 1e-6)
+    assert (len(index), len(masks)) == (grid.num_crops,) * 2
 
 
 def test_sizes_are_truncated_in_float32() -> None:
@@ -109,7 +129,7 @@ def test_a_value_of_minus_one_makes_a_crop_count_as_padding() -> None:
 def test_no_level_of_a_picture_is_normalised_to_minus_one() -> None:
     """Why crops of the fast mode need no check."""
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
-    canvas, _ = letterbox(color_planes(levels, exact=False), 16, 16)
+    canvas = letterbox(color_planes(levels, exact=False), 16, 16)
     assert (canvas + 1).abs().min() > 1e-3
     assert cut_crops(tiny_model.picture(), "medium", POCKET.vision).live is None
     crops = cut_crops(tiny_model.picture(), "medium", POCKET.vision, exact=True)

@@ -16,14 +16,14 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How every product of a step is cut, and over how many programs a head's context is split."""
+    """How every product is cut, by whole rows so that all loads start at once, and how the context is split."""
 
-    qkv: Tile = Tile(8, 512)
-    out: Tile = Tile(4, 1024)
-    router: Tile = Tile(2, 1024)
-    hidden: Tile = Tile(8, 512, 8)
+    qkv: Tile = Tile(4, 2048, 8)
+    out: Tile = Tile(4, 2048, 8)
+    router: Tile = Tile(1, 2048)
+    hidden: Tile = Tile(4, 2048, 8)
     down: Tile = Tile(4, 1024)
-    head: Tile = Tile(16, 512, 8)
+    head: Tile = Tile(8, 2048, 8)
     splits: int = 16
     tokens: int = 32
     attention_warps: int = 4

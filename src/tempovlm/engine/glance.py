@@ -1,0 +1,153 @@
+"""A glance before the first choice: the global crop, cut, encoded and projected, for policies that want to see it.
+
+Every tier needs the global crop, so an answer reuses what the vision transformer made of it, and cuts and encodes
+the tiles alone. Its projection is the policy's own work and belongs to the control stage: the mask that a global
+crop is projected with depends on the tiling, which is chosen later, so the answer projects all of its crops anew.
+Knows no budget. Shapes: `U` distinct crops, `P` patches of a crop, `G` tokens of a crop, `D` decoder
+width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tempovlm.control.guard import Guard
+from tempovlm.control.policy import Policy, needs_glance
+from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.request import Request
+from tempovlm.engine.runner import Prepared, Runner
+from tempovlm.latency.clock import StageClock, stage_clock
+from tempovlm.latency.profile import LatencyProfile
+from tempovlm.model.prompt import build_prompt
+from tempovlm.model.tiling import Crops, choose_grid, cut_crops, cut_tiles
+
+PICTURE_SIZE = (480, 640)
+"""Height and width of the blank picture that glances are measured on."""
+
+SPLIT_REPEATS = 5
+SPLIT_LIMIT_MS = 1000.0
+"""Encoding in one and in two passes is compared so many times, or until so much time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A picture of which the global crop is encoded.
+
+    Attributes:
+        image: (H, W, 3) its pixels.
+        ready: the picture and the question as the lowest tier has them.
+        features: (1, P, features) of the global crop.
+        elapsed_ms: since acceptance, when they were there.
+        tokens: (1, G, D) what the projector makes of them at the lowest tier.
+    """
+
+    image: np.ndarray
+    ready: Prepared
+    features: Tensor
+    elapsed_ms: float
+    tokens: Tensor
+
+    @torch.inference_mode()
+    def prepare(self, run: Runner, tier: str, request: Request) -> Prepared:
+        """As `Runner.prepare`, but beyond the lowest tier the crops' patches are those of the tiles alone."""
+        config, whole = run.model.config, self.ready.crops
+        assert whole is not None
+        height, width, _ = self.image.shape
+        if choose_grid(tier, height, width, config.vision) == whole.grid:
+            return self.ready
+        if run.device.type != "cpu":
+            # The runner may cut on the device, where one crop more costs next to nothing.
+            ready = run.prepare(self.image, tier, request)
+            assert ready.crops is not None
+            return Prepared(without_global(ready.crops), ready.prompt)
+        with run.small_work():
+            crops = cut_tiles(self.image, tier, config.vision, exact=run.exact)
+        prompt = build_prompt(
+            request.question, request.style, crops.grid, config, run.tokenizer, request.max_new_tokens
+        )
+        return Prepared(crops, prompt)
+
+    @torch.inference_mode()
+    def encode(self, run: Runner, crops: Crops | None) -> Tensor:
+        """Features (U, P, features) of what `prepare` returned: the tiles are encoded, if there are any."""
+        tiles = None if crops is self.ready.crops else run.encode(crops)
+        return self.features if tiles is None else torch.cat((self.features, tiles))
+
+
+def take_glance(run: Runner, image: np.ndarray, tier: str, request: Request, clock: StageClock) -> Glance:
+    """Cut and encode the global crop as the lowest `tier` has it; marks all stages but the projection."""
+    ready = run.prepare(image, tier, request)
+    clock.mark("preprocess")
+    features = run.encode(ready.crops)
+    clock.mark("vision_encoder")
+    elapsed_ms = clock.elapsed_ms()
+    assert features is not None
+    assert ready.crops is not None
+    return Glance(image, ready, features, elapsed_ms, project_glance(run, features, ready.crops))
+
+
+def without_global(crops: Crops) -> Crops:
+    """The same crops with the patches of the tiles alone, as `cut_tiles` has them."""
+    live = None if crops.live is None else crops.live[1:]
+    return replace(crops, patches=crops.patches[1:], live=live)
+
+
+def project_glance(run: Runner, features: Tensor, crops: Crops) -> Tensor:
+    """(1, G, D) tokens of the global crop alone, by its features and the lowest tier's crops."""
+    first = Crops(crops.patches[:1], crops.index[:1], crops.masks[:1], crops.grid)
+    tokens = run.project(features, first)
+    assert tokens is not None
+    return tokens
+
+
+def guarded(run: Runner, space: KnobSpace, policy: Policy, profile: LatencyProfile | None) -> Guard:
+    """Guard a policy over the whole knob space; measures what it takes, with its glances where it needs them."""
+    if not needs_glance(policy):
+        return Guard.around(policy, space, profile)
+    glance, split_ms = blank_glance(run, space.tiers[0]), measure_split_ms(run, space.tiers)
+    with run.small_work():
+        return Guard.around(policy, space, profile, glance, split_ms)
+
+
+def blank_glance(run: Runner, tier: str) -> Callable[[], Tensor]:
+    """What projects the glance of a blank picture, so that it can be measured; `tier` is the lowest."""
+    crops = _blank_crops(run, tier)
+    features = run.encode(crops)
+    assert features is not None
+    return lambda: project_glance(run, features, crops)
+
+
+def measure_split_ms(run: Runner, tiers: Sequence[str]) -> dict[str, float]:
+    """How much longer encoding takes in two passes, by tier: the global crop first, then the tiles.
+
+    At most what the first pass takes. Nothing at the lowest tier, the first of `tiers`, which has no second pass.
+    """
+    split_ms = dict.fromkeys(tiers[:1], 0.0)
+    for tier in tiers[1:]:
+        blank, spent_ms = _blank_crops(run, tier), 0.0
+        rows: list[tuple[float, ...]] = []
+        while len(rows) < SPLIT_REPEATS and spent_ms < SPLIT_LIMIT_MS:
+            # Other pixels each time, so that nothing that remembers pictures knows these.
+            patches = blank.patches + 0.01 * len(rows)
+            rows.append(tuple(_encode_ms(run, blank, part) for part in (patches, patches[:1], patches[1:])))
+            spent_ms += sum(rows[-1])
+        together_ms, first_ms, rest_ms = (median(column) for column in zip(*rows, strict=True))
+        split_ms[tier] = min(max(first_ms + rest_ms - together_ms, 0.0), first_ms)
+    return split_ms
+
+
+def _encode_ms(run: Runner, crops: Crops, patches: Tensor) -> float:
+    some = replace(crops, patches=patches, live=None)
+    clock = stage_clock(run.device)
+    run.encode(some)
+    return clock.elapsed_ms()
+
+
+def _blank_crops(run: Runner, tier: str) -> Crops:
+    return cut_crops(np.zeros((*PICTURE_SIZE, 3), np.uint8), tier, run.model.config.vision, exact=run.exact)

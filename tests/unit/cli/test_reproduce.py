@@ -1,0 +1,272 @@
+"""`tempovlm reproduce`: the whole chain on a tiny model, what is skipped, what is refused, and the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import stamps
+import tiny_model
+from tempovlm.cli import console, reproduce
+from tempovlm.cli.main import main
+from tempovlm.core.errors import UserError
+from tempovlm.core.records import SweepRow
+from tempovlm.evaluation import journal, reproduction, reproduction_steps
+from tempovlm.evaluation.reproduction import DATASETS, SWEEPS, Setup, Step
+from tempovlm.model.weights import weights_hash
+from tempovlm.profiling import calibration
+from tempovlm.profiling.parts import MANIFEST
+from tempovlm.profiling.shipped import missing, take_results
+from tempovlm.profiling.store import read_rows, write_rows
+from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.synthetic.testbed import make_testbed
+
+ROOT = Path(__file__).resolve().parents[3]
+SPACE = tiny_model.SPACE
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_testbed(tmp_path_factory.mktemp("beds") / "bed", 2, 2, seed=0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def checkout(tiny_folder: Path, bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the scripts, and made-up accuracies of the tiny model."""
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "experiments").symlink_to(ROOT / "experiments")
+    stamp = replace(stamps.STAMP, weights=weights_hash(tiny_folder), hardware="a GPU", device="cuda/bfloat16")
+    for part, name in SWEEPS.items():
+        split = "train" if part == "train" else "val"
+        for dataset in DATASETS:
+            samples = load_samples(dataset, split, data_dir=bed)
+            rows = [answered(s.question_id, s.image_id, s.template, dataset, split) for s in samples]
+            write_rows(root / "results" / name, dataset, [row for some in rows for row in some], stamp)
+    return root
+
+
+def answered(question: str, image: str, template: str, dataset: str, split: str) -> list[SweepRow]:
+    """A question's row at every setting; larger settings are right more often."""
+    cut = sum(map(ord, str(question))) % len(SPACE)
+    return [
+        SweepRow(
+            dataset=dataset,
+            split=split,
+            question_id=str(question),
+            image_id=str(image),
+            template=template,
+            tier=knobs.tier,
+            top_k=knobs.top_k,
+            num_blocks=knobs.num_blocks,
+            tiling=(2, 2),
+            vision_tokens=100,
+            text_tokens=12,
+            output_tokens=2,
+            accuracy=float(i >= cut),
+            prediction="x",
+        )
+        for i, knobs in enumerate(SPACE)
+    ]
+
+
+def words(folder: Path, bed: Path, checkout: Path, out: Path) -> list[str]:
+    flags = {"model": folder, "device": "cpu", "data_dir": bed, "repository": checkout, "output_dir": out}
+    pairs = [(f"--{name}", str(value)) for name, value in flags.items()]
+    return ["reproduce", "--smoke", *(word for pair in pairs for word in pair)]
+
+
+def test_the_whole_chain(
+    tiny_folder: Path,
+    bed: Path,
+    checkout: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one long test: every script runs on what the ones before it left."""
+    monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration, "measure", lambda *_, **__: tiny_model.make_profile().measurements)
+    out = tmp_path / "run"
+    # Names of folders hold wherever the steps run.
+    monkeypatch.chdir(tiny_folder.parent)
+    argv = words(Path(tiny_folder.name), bed, checkout, out)
+    assert main(argv) == 0, capsys.readouterr().err
+    printed = capsys.readouterr()
+    for text in ("Exp 1", "Exp 2", "Exp 3", "Exp 4", "Exp 5", "Exp 6", "Exp 7", "Exp 8", "> 80 %", "missed"):
+        assert text in printed.out
+    assert "[1/13] Exp 6, importance of blocks: 1 training" in printed.err
+    rows = json.loads((out / "results_table.json").read_text())["targets"]
+    measured = {row["experiment"] for row in rows if row["measured"] is not None}
+    assert measured >= {f"Exp {number}" for number in range(1, 9)}
+    assert (out / "results/evaluate/pocket_cpu/judge.html").read_text().startswith("<!")
+    known = json.loads((out / journal.FILE).read_text())
+    assert len(known["took_ms"]) == 13
+    judged = json.loads((out / "results/evaluate/pocket_cpu/judge.json").read_text())
+    assert judged["oracle"]["kind"] == "noise-corrected"
+    assert (out / "logs" / "exp4.txt").read_text()
+    # Nothing is left to do; a lost result is made again, with everything that rests on it.
+    monkeypatch.setattr(reproduce, "run_step", lambda step, *_: pytest.fail(step.name))
+    assert main(argv) == 0
+    (out / "results/adaptive_inference/pocket_cpu.json").unlink()
+    with pytest.raises(pytest.fail.Exception, match="exp8"):
+        main(argv)
+
+
+def setup(**more: object) -> Setup:
+    given = {
+        "model": "pocket",
+        "weights": "w",
+        "device": "cpu",
+        "counts": reproduction.SHIPPED,
+        "data_dir": None,
+        "has_shipped": True,
+    }
+    return Setup(**(given | more))  # type: ignore[arg-type]
+
+
+def test_the_order_is_the_protocols_and_each_step_finds_its_files() -> None:
+    chain = reproduction_steps.steps(setup())
+    numbered = [step.name for step in chain if step.name.startswith("exp")]
+    assert numbered == ["exp6", "exp7", "exp1", "exp2", "exp3", "exp4", "exp5", "exp8"]
+    assert len({step.name for step in chain}) == len(chain)
+    made: set[str] = set()
+    for step in chain:
+        needed = [word for word in step.words if word.startswith(("results/", "checkpoints/"))]
+        own = {str(parent) for name in step.results for parent in (Path(name), *Path(name).parents)}
+        known = {str(parent) for name in made for parent in (Path(name), *Path(name).parents)}
+        assert set(needed) <= own | known, step.name
+        made |= set(step.results)
+
+
+def test_half_an_hour_on_two_cores() -> None:
+    chain = reproduction_steps.steps(setup())
+    assert sum(step.about_ms for step in chain) <= 27 * 60_000
+    taken = [step.name for step in chain if step.command == reproduction.TAKE]
+    assert taken == ["core_train", "core_val", "core_twin"]
+    anew = reproduction_steps.steps(setup(counts=reproduction.ANEW, has_shipped=False))
+    assert sum(step.about_ms for step in anew) <= 30 * 60_000
+    assert not [step.name for step in anew if step.command == reproduction.TAKE]
+    assert [step.name for step in anew] == [step.name for step in chain]
+    (twin,) = (step for step in anew if step.name == "core_twin")
+    assert "--twins" in twin.words
+
+
+def test_the_scripts_take_these_flags() -> None:
+    for chosen in (setup(), setup(counts=reproduction.SMOKE, has_shipped=False, device="cuda")):
+        for step in reproduction_steps.steps(chosen):
+            if step.command.endswith(".py"):
+                path = ROOT / step.command
+                parser = reproduce.command(step.command, ROOT).__globals__["flags"]()
+                assert path.is_file()
+                parser.parse_args(list(step.words))
+
+
+def fake(log: list[str], stop_at: str = "") -> Callable[[Step, Path, Path, Setup], None]:
+    def run_step(step: Step, folder: Path, *_: object) -> None:
+        if step.name == stop_at:
+            raise KeyboardInterrupt
+        log.append(step.name)
+        for name in step.results:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("{}")
+
+    return run_step
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, log = setup(), list[str]()
+    chain, notes = reproduction_steps.steps(chosen), console.stderr()
+    names = [step.name for step in chain]
+
+    def go(stop_at: str = "") -> list[str]:
+        log.clear()
+        monkeypatch.setattr(reproduce, "run_step", fake(log, stop_at))
+        kept = journal.Journal.open(tmp_path, chosen.conditions())
+        reproduce.run(chain, kept, tmp_path, chosen, notes)
+        return log
+
+    with pytest.raises(KeyboardInterrupt):
+        go(stop_at="exp3")
+    assert log == names[: names.index("exp3")]
+    assert go() == names[names.index("exp3") :]
+    assert go() == []
+    (tmp_path / reproduction_steps.ESTIMATOR_FILE).unlink()
+    assert go() == names[names.index("exp1") :]
+    with pytest.raises(UserError, match="holds a run with another weights, device"):
+        journal.Journal.open(tmp_path, setup(weights="v", device="cuda").conditions())
+    (tmp_path / journal.FILE).write_text('{"conditions": ')
+    with pytest.raises(UserError, match=f"{journal.FILE}: damaged"):
+        go()
+
+
+def test_a_step_that_leaves_nothing_is_no_step(tmp_path: Path) -> None:
+    kept = journal.Journal(tmp_path, {})
+    (step, *_) = reproduction_steps.steps(setup())
+    with pytest.raises(UserError, match=r"was not written; see logs/data\.txt"):
+        kept.finish(step, 5.0)
+    assert not kept.is_done(step)
+
+
+def test_the_time_left_follows_the_pace(tmp_path: Path) -> None:
+    one, two, three = (replace(reproduction_steps.steps(setup())[i], about_ms=100.0 * (i + 1)) for i in range(3))
+    kept = journal.Journal(tmp_path, {})
+    assert kept.left_ms((one, two, three), (one, two, three)) == 600
+    kept.took_ms[one.name] = 200.0
+    assert kept.left_ms((one, two, three), (two, three)) == 1000
+
+
+def test_shipped_rows_are_taken_where_the_questions_are_here(
+    bed: Path, checkout: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    source, weights = checkout / "results" / SWEEPS["val"], weights_hash(tiny_folder)
+    order = list(range(6))
+    assert missing([source], DATASETS, weights, SPACE.fingerprint, order) is None
+    assert "of the weights" in str(missing([source], DATASETS, "w", SPACE.fingerprint, order))
+    assert "is not there" in str(missing([tmp_path], DATASETS, weights, SPACE.fingerprint, order))
+    samples = load_samples("okvqa", "val", data_dir=bed)
+    first, other, *_ = samples
+    (source / MANIFEST).write_text(json.dumps({"ranking": [5, *order[:5]]}))
+    assert "other blocks" in str(missing([source], DATASETS, weights, SPACE.fingerprint, order))
+    changed = replace(first, template="another kind")
+    taken = take_results(source, tmp_path / "out", {"okvqa": [changed, other, *samples[2:]]}, 1)
+    rows, stamp = read_rows(tmp_path / "out" / "okvqa.parquet")
+    assert taken == {"okvqa": 1}
+    assert {row.question_id for row in rows} == {str(other.question_id)}
+    assert (len(rows), stamp.hardware) == (len(SPACE), "a GPU")
+    assert (tmp_path / "out" / MANIFEST).is_file()
+    (source / MANIFEST).unlink()
+    with pytest.raises(UserError, match="about none of the 1 questions here"):
+        take_results(source, tmp_path / "out", {"okvqa": [changed]}, 1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "named"),
+    [
+        ("--repository", "nowhere", "--repository nowhere: no folder experiments/controller there"),
+        ("--data_dir", "nowhere", "--data_dir nowhere: no such folder"),
+        ("--model", "nowhere", "--model nowhere: no such model"),
+        ("--device", "tpu", "--device tpu: unknown"),
+        ("--output_dir", "FILE", "cannot be made"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    flag: str,
+    value: str,
+    named: str,
+    tiny_folder: Path,
+    bed: Path,
+    checkout: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    argv = words(tiny_folder, bed, checkout, tmp_path / "run")
+    argv[argv.index(flag) + 1] = str(tmp_path / "file") if value == "FILE" else value
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert said.count("\n") == 1
