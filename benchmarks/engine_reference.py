@@ -16,14 +16,17 @@ from torch import Tensor
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
+from tempovlm.core.weights import Weights
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.graphs import Lane
 from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import PRESETS
+from tempovlm.model.decoder import Decoder
 from tempovlm.model.layers import norm_rotate, swiglu
 from tempovlm.model.prompt import IMAGE_COLUMN, IMAGE_END, IMAGE_PATCH, IMAGE_START, Prompt
+from tempovlm.model.quantised import imitate
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model
 
@@ -90,23 +93,37 @@ def fill(model: Molmo) -> Molmo:
     return model
 
 
-def engine_of(model: Molmo, name: str) -> Engine:
+def engine_of(model: Molmo, name: str, weights: Weights = "bf16") -> Engine:
     """An engine whose answers never end before their cap: no token is the end."""
     vocabulary = model.config.embedding_size
     tokenizer: Any = PlainTokenizer(vocabulary, vocabulary - 5)
-    engine = Engine(model, tokenizer, name=name)
     with torch.no_grad():
-        model.decoder.head.weight[tokenizer.end] = 0.0
-    return engine
+        model.decoder.head.weight[tokenizer.end] = 0.0  # before an engine copies its weights
+    return Engine(model, tokenizer, name=name, weights=weights)
 
 
-def check(preset: str, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """A decode step and the grouped experts against float32 on a model of two blocks, and equal tokens."""
+def engine_without_end(loaded: Engine, weights: Weights) -> Engine:
+    """A loaded engine, whose answers seldom end before their cap: the end token's logit is zero."""
+    run = loaded.runner
+    with torch.no_grad():
+        run.model.decoder.head.weight[run.tokenizer.end] = 0.0
+    return Engine(
+        run.model, run.tokenizer, ranking=loaded.ranking, name=loaded.name, exact=run.exact, weights=weights
+    )
+
+
+def check(preset: str, device: torch.device, dtype: torch.dtype, weights: Weights = "bf16") -> dict[str, float]:
+    """A decode step and the grouped experts against float32 on a model of two blocks, and equal tokens.
+
+    Steps on weights of one byte are held to float32 on what those stand for; how far they are from float32 on the
+    weights as loaded is found beside it (`weights_error`).
+    """
     config = replace(PRESETS[preset], num_blocks=2)
     fast = fill(empty_model(config, device, dtype))
     exact = empty_model(config, device, torch.float32)
-    run, context = engine_of(fast, "check").runner, 77
+    run, context = engine_of(fast, "check", weights).runner, 77
     exact.load_state_dict(fast.state_dict())
+    meant = exact.decoder if weights == "bf16" else imitate(exact.decoder, weights)
     found = {}
     for top_k in sorted({1, 4, 6, 8, 10, 12, min(16, config.num_experts)}):
         plan = Plan(KnobConfig(tier="low", top_k=top_k, num_blocks=2), (Step(0, top_k), Step(1, top_k)))
@@ -118,14 +135,26 @@ def check(preset: str, device: torch.device, dtype: torch.dtype) -> dict[str, fl
                 values[:, :, :, context:].fill_(torch.nan)
             copy = KVCache(cache.keys.float(), cache.values.float())
             token = torch.tensor([top_k + 3], device=device)
-            expected = exact.decode(token, plan, copy, context)
+            expected = _step(meant, token, plan, copy, context)
             logits = _decode_once(run, lane, plan, cache, token, context)
-            error = float((logits.float() - expected).norm() / expected.norm())
+            error = _relative(logits, expected)
+            if weights != "bf16":
+                found[f"weights_error_k{top_k}"] = _relative(logits, exact.decode(token, plan, copy, context))
         found[f"logit_error_k{top_k}"] = error
         _require(error <= TOLERANCE[dtype], f"decode k{top_k}: logits differ from float32 by {error:.2e}")
     if device.type == "cuda":
         found |= _check_graphs(run, plan) | _check_experts(exact, fast)
     return found
+
+
+def _step(decoder: Decoder, token: Tensor, plan: Plan, cache: KVCache, place: int) -> Tensor:
+    """Logits (1, V) after one more token, module by module."""
+    hidden = decoder(decoder.embed(token.unsqueeze(1)), token.new_full((1, 1), place), plan, cache, place)
+    return decoder.logits(hidden[:, -1])
+
+
+def _relative(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.float() - exact).norm() / exact.norm())
 
 
 def _require(is_met: bool, complaint: str) -> None:
@@ -172,6 +201,6 @@ def _check_experts(exact: Molmo, fast: Molmo) -> dict[str, float]:
 
     out = prefill.grouped(x, weights, experts, ours.gate_up, ours.down)
     expected = plain.grouped(x.float(), weights.float(), experts)
-    error = float((out.float() - expected).norm() / expected.norm())
+    error = _relative(out, expected)
     _require(error <= TOLERANCE[torch.bfloat16], f"grouped experts differ from float32 by {error:.2e}")
     return {"expert_error": error}

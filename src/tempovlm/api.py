@@ -15,6 +15,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request
+from tempovlm.core.weights import Weights
 from tempovlm.engine.threads import pick_device, prepare
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def load(
     *,
     device: str = "auto",
     dtype: torch.dtype | None = None,
+    weights: Weights = "bf16",
     policy: str | Path | Policy = "auto",
     threads: int | None = None,
     exact: bool | None = None,
@@ -58,6 +60,7 @@ def load(
             `allenai/MolmoE-1B-0924`, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
+        weights: what decode steps read: `bf16`, as loaded, or on CUDA copies in `fp8` or `int8`, half the bytes.
         policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
             `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
         threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
@@ -87,12 +90,10 @@ def load(
     dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    weights = _load_weights(folder, where, dtype, name, progress=progress)
+    network = _load_weights(folder, where, dtype, name, progress=progress)
     exact = name != "pocket" if exact is None else exact
-    engine = Engine(
-        weights, tokenizer, ranking=card.ranking, name=name, exact=exact, feature_cache_mb=feature_cache_mb
-    )
-    hashed = weights_hash(folder)
+    given = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
+    engine, hashed = Engine(network, tokenizer, ranking=card.ranking, name=name, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
@@ -169,6 +170,7 @@ class TempoVLM:
             device=runner.device,
             dtype=runner.dtype,
             data_source=data_source,
+            decode_weights=runner.decode_weights,
         )
 
     def calibrate(self, force: bool = False) -> LatencyProfile:

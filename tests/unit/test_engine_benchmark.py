@@ -67,7 +67,7 @@ def test_rows_that_time_leaves_out_say_so(repo_root: Path, tmp_path: Path) -> No
 
 def test_a_row_that_fails_leaves_the_others(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
-    bench = object.__new__(importlib.import_module("engine").Bench)
+    bench = object.__new__(importlib.import_module("engine_rows").Bench)
     bench.end_ms, bench.rows = math.inf, []
 
     def half() -> None:

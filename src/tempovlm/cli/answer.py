@@ -10,6 +10,7 @@ import tyro
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
 from tempovlm.core.request import STAGES, Answer, check_budget_ms
+from tempovlm.core.weights import Weights
 from tempovlm.model.image import open_image
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Flags:
     """`pocket`, which is embedded, or a local model folder."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    weights: Weights = "bf16"
+    """What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8."""
     tier: str | None = None
     """Vision tier: low, medium or high. Knobs left out are native without a budget, and chosen with one."""
     top_k: int | None = None
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> None:
         check_budget_ms(budget_ms)
     # Told before the model is loaded and the machine is measured, which can take a minute.
     open_image(flags.image)
-    model = load(flags.model, device=flags.device, policy=flags.policy)
+    model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights)
     answer = model.answer(
         flags.image,
         flags.question,

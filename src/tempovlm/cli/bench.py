@@ -17,6 +17,7 @@ from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import check_budget_ms
+from tempovlm.core.weights import Weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +52,7 @@ class BenchArgs:
         dataset: Data sets, mixed in equal parts; text_vqa, coco_2014_vqa, okvqa, science_qa_img.
         model: Model to load: a name or a folder.
         device: Where to run: auto, cpu or cuda.
+        weights: What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8.
         policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
             device, else the table), table (the most accurate setting that fits), fixed (native), or the path of a
             controller checkpoint.
@@ -69,6 +71,7 @@ class BenchArgs:
     dataset: tuple[str, ...] = DATASETS
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
+    weights: Weights = "bf16"
     policy: str = "auto"
     data_dir: Path | None = None
     fixed: str = "native"
@@ -146,19 +149,19 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     from tempovlm.tasks.catalog import load_mixed
 
     samples = load_mixed(args.dataset, args.num_samples, data_dir=args.data_dir, seed=args.seed)
-    model = load_model(args.model, args.device, args.policy, notes)
+    model = load_model(args.model, args.device, args.policy, notes, args.weights)
     if args.policy != "fixed":
         # Before the measurement's lock, which calibration takes itself.
         model.calibrate()
     return measure_all(model, samples, args, notes)
 
 
-def load_model(name: str, device: str, policy: str, notes: Console) -> TempoVLM:
+def load_model(name: str, device: str, policy: str, notes: Console, weights: Weights = "bf16") -> TempoVLM:
     """Load, and say so where somebody watches."""
     import tempovlm
 
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
-        return tempovlm.load(name, device=device, policy=policy)
+        return tempovlm.load(name, device=device, policy=policy, weights=weights)
 
 
 def measure_all(
@@ -187,6 +190,7 @@ def measure_all(
     if complete and fresh:
         # Outside the lock: where the calibration could not be stored, a fresh process measures, and locks, itself.
         flags = ["--model", args.model, "--device", args.device, "--policy", args.policy]
+        flags += ["--weights", args.weights]
         source = bench.measure_fresh(fresh, plan, flags)
         count = len(fresh) * len(plan.budgets_ms)
         complete = _collect(source, count, "answering in fresh processes", records)

@@ -15,6 +15,7 @@ from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.core.weights import Weights
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
@@ -40,6 +41,7 @@ class Engine:
         name: str = "model",
         exact: bool = False,
         feature_cache_mb: float = 0.0,
+        weights: Weights = "bf16",
     ) -> None:
         shape = model.config.shape
         self.runner = Runner(
@@ -47,7 +49,7 @@ class Engine:
             tokenizer,
             exact,
             NarrowDecoder.of(model.decoder),
-            graph_decoder(model),
+            graph_decoder(model, weights),
             vision_graphs(model),
             FeatureCache.of(feature_cache_mb),
         )

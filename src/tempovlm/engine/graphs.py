@@ -4,6 +4,9 @@ A `Lane` is what one request at a time decodes on: cache, step buffers and its g
 alternately take a lane each; where none is free, the caller decodes without one. A plan whose step was never
 captured runs kernel by kernel at once and is captured behind, between requests. Token, position and noise live on
 the device; the host reads tokens from pinned memory, at most one step late, so that the device never waits for it.
+Steps may read weights of one byte (`model/quantised.py`), made once for all lanes; prompts, batches and requests
+that find no lane use the weights as they were loaded.
+
 The module can be imported where there is no CUDA and no Triton. Knows no clock, no budget and no policy.
 
 Shapes: `V` vocabulary.
@@ -20,18 +23,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
+from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import PromptReader, Recorder
 from tempovlm.engine.sampling import nucleus
 from tempovlm.model.cache import KVCache
+from tempovlm.model.moe import HAS_TRITON
+from tempovlm.model.quantised import TYPES, AnyDecoder, QuantisedDecoder
 from tempovlm.model.vlm import Molmo
 
 if TYPE_CHECKING:
-    from tempovlm.model.kernels.decode import StepBuffers, Tiling
+    from tempovlm.model.kernels.decode import StepBuffers
+    from tempovlm.model.kernels.tiles import Tiling
 
 Key = tuple[tuple[Step, ...], bool]
 """What a graph depends on: the steps of a plan, and whether tokens are drawn."""
+
+FP8_CAPABILITY = (8, 9)
+"""CUDA compute capability from which kernels can read fp8."""
 
 Advance = Callable[[int, int], None]
 """Called with the graphs that are captured and the graphs that there are to be."""
@@ -53,11 +64,13 @@ class Lane:
         wanted: steps that ran without a graph since the last capture.
     """
 
-    def __init__(self, model: Molmo, recorder: Recorder | None, tiling: Tiling | None = None) -> None:
+    def __init__(
+        self, model: Molmo, decoder: AnyDecoder, recorder: Recorder | None, tiling: Tiling | None = None
+    ) -> None:
         from tempovlm.model.kernels import decode
 
         config, like = model.config, model.decoder.embedding
-        self._decoder, self._kernels, self._recorder = model.decoder, decode, recorder
+        self._decoder, self._kernels, self._recorder = decoder, decode, recorder
         self.is_cuda = like.is_cuda
         capacity, device = config.max_sequence_length, like.device
         self.cache = KVCache.allocate(config, config.num_blocks, 1, capacity, like)
@@ -170,12 +183,22 @@ class GraphDecoder:
         ahead: start a step before the token of the one before it is read. A step is then wasted where an answer
             ends with the end token, and no time is lost between steps.
         tiling: of the kernels, for measurements.
+        weights: what steps read; other than `bf16`, copies of the decoder's products that are kept beside them.
     """
 
-    def __init__(self, model: Molmo, *, lanes: int = 2, ahead: bool = True, tiling: Tiling | None = None) -> None:
+    def __init__(
+        self,
+        model: Molmo,
+        *,
+        lanes: int = 2,
+        ahead: bool = True,
+        tiling: Tiling | None = None,
+        weights: Weights = "bf16",
+    ) -> None:
         recorder = Recorder.on(model.decoder.embedding.device)
-        self.ahead = ahead
-        self._lanes = tuple(Lane(model, recorder, tiling) for _ in range(lanes))
+        self.ahead, self.weights = ahead, weights
+        decoder = model.decoder if weights == "bf16" else QuantisedDecoder.of(model.decoder, weights)
+        self._lanes = tuple(Lane(model, decoder, recorder, tiling) for _ in range(lanes))
         self._free = list(self._lanes)
 
     @contextmanager
@@ -223,12 +246,26 @@ class GraphDecoder:
         return len(jobs)
 
 
-def graph_decoder(model: Molmo) -> GraphDecoder | None:
-    """A decoder for a model on CUDA; None on a CPU and where Triton is not installed."""
-    if not model.decoder.embedding.is_cuda:
-        return None
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return None
-    return GraphDecoder(model)
+def graph_decoder(model: Molmo, weights: Weights = "bf16") -> GraphDecoder | None:
+    """A decoder for a model on CUDA; None on a CPU and where Triton is not installed.
+
+    Raises:
+        UserError: decode steps cannot read such weights here.
+    """
+    device = model.decoder.embedding.device
+    check_weights(weights, device)
+    return GraphDecoder(model, weights=weights) if device.type == "cuda" and HAS_TRITON else None
+
+
+def check_weights(weights: str, device: torch.device) -> None:
+    """Raise a `UserError` unless decode steps on this device can read such weights."""
+    if weights == "bf16":
+        return
+    if weights not in TYPES:
+        raise UserError(f"--weights {weights}: unknown; choose from bf16, {', '.join(TYPES)}")
+    if device.type != "cuda":
+        raise UserError(f"--weights {weights}: only for decoding on CUDA, and the device is {device}; use bf16")
+    if not HAS_TRITON:
+        raise UserError(f"--weights {weights}: needs Triton, which is not installed; pip install triton")
+    if weights == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise UserError("--weights fp8: this GPU cannot convert fp8, which came with Ada and Hopper; use int8")

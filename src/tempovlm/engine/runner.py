@@ -18,6 +18,7 @@ from torch import Tensor
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
+from tempovlm.core.weights import Weights
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.sampling import Sampler
@@ -87,6 +88,11 @@ class Runner:
     def dtype(self) -> torch.dtype:
         """The type that it computes in."""
         return self.model.decoder.embedding.dtype
+
+    @property
+    def decode_weights(self) -> Weights:
+        """What decode steps read; `bf16` where that is what was loaded."""
+        return "bf16" if self.graphs is None else self.graphs.weights
 
     def open(self, request: Request) -> np.ndarray | None:
         """The picture's pixels (H, W, 3), None without a picture."""

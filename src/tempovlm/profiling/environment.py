@@ -28,11 +28,17 @@ def collect_stamp(
     device: torch.device,
     dtype: torch.dtype,
     data_source: str | None = None,
+    decode_weights: str = "bf16",
 ) -> Stamp:
-    """The stamp of this process, now. The device's name tells the type of the weights too: `cpu/float32`."""
+    """The stamp of this process, now.
+
+    The device's name tells the type of the weights too: `cpu/float32`, and `cuda/bfloat16/fp8` where decode steps
+    read others.
+    """
+    kind = str(dtype).removeprefix("torch.") + (f"/{decode_weights}" if decode_weights != "bf16" else "")
     return Stamp(
         hardware=hardware_name(device),
-        device=f"{device.type}/{str(dtype).removeprefix('torch.')}",
+        device=f"{device.type}/{kind}",
         threads=torch.get_num_threads(),
         os=platform.platform(terse=True),
         python=platform.python_version(),

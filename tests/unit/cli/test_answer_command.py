@@ -133,6 +133,7 @@ def test_wrong_input_gets_one_line_that_names_it(
         (("--model", "no-such-model"), "--model no-such-model"),
         (("--model", "TINY", "--device", "abacus"), "--device abacus"),
         (("--model", "TINY", "--device", "cuda"), "no CUDA device"),
+        (("--model", "TINY", "--weights", "fp8"), "--weights fp8: only for decoding on CUDA"),
         (("--model", "EMPTY"), "config.json: missing"),
     ],
 )

@@ -10,7 +10,9 @@ projection and residual; 4. norm and router; 5. softmax, choice of the slot-th e
 
 Where a result is split over programs, the last program to arrive adds the parts up (flash-decoding, Dao et al.
 2023, with a ticket instead of a second kernel). Position and token live on the device, so that one captured graph
-serves every position. Knows no request, no graph and no sampling beyond the likeliest token.
+serves every position. Weights may be of one byte a value (`model/quantised.py`): a row's scale is applied to its
+sum, or to its products where rows of several experts are summed. Knows no request, no graph and no sampling beyond
+the likeliest token.
 
 Shapes: `D` width, `H` heads, `W` head width, `E` experts, `K` top-k, `F` expert width, `V` vocabulary, `T`
 capacity of the cache, `R` rows of a program, `C` columns that it reads at a time, `N` cached tokens likewise,
@@ -27,12 +29,11 @@ import triton.language as tl
 from torch import Tensor
 
 from tempovlm.core.plan import Plan
-from tempovlm.model.attention import Attention
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.decoder import Block, Decoder
+from tempovlm.model.kernels.tiles import Tile, Tiling
 from tempovlm.model.layers import RMSNorm, Rotary
-from tempovlm.model.moe import MoE
+from tempovlm.model.quantised import AnyAttention, AnyBlock, AnyDecoder, AnyMoE, Weight, parts
 
 PICK_COLUMNS = 2048
 """Logits that one program looks through for the likeliest token."""
@@ -47,7 +48,9 @@ def _embed(token_ptr, table_ptr, x_ptr, D: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _norm_matvec(x_ptr, norm_ptr, w_ptr, out_ptr, rows, eps, D: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+def _norm_matvec(
+    x_ptr, norm_ptr, w_ptr, scales_ptr, out_ptr, rows, eps, D: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
     # The norm's scale is one number: it is found beside the sums and applied to them at the end.
     r = tl.program_id(0) * R + tl.arange(0, R)
     at = r.to(tl.int64)[:, None] * D
@@ -62,8 +65,10 @@ def _norm_matvec(x_ptr, norm_ptr, w_ptr, out_ptr, rows, eps, D: tl.constexpr, R:
         norm = tl.load(norm_ptr + i, mask=i < D, other=0.0).to(tl.float32)
         total += w.to(tl.float32) * (x * norm)[None, :]
         squares += x * x
-    scale = tl.rsqrt(tl.sum(squares, axis=0) / D + eps)
-    tl.store(out_ptr + r, tl.sum(total, axis=1) * scale, mask=r < rows)
+    out = tl.sum(total, axis=1) * tl.rsqrt(tl.sum(squares, axis=0) / D + eps)
+    if scales_ptr is not None:
+        out *= tl.load(scales_ptr + r, mask=r < rows, other=0.0)
+    tl.store(out_ptr + r, out, mask=r < rows)
 
 
 @triton.jit
@@ -145,7 +150,7 @@ def _attend(
 
 @triton.jit
 def _expert_hidden(
-    x_ptr, norm_ptr, router_ptr, w_ptr, hidden_ptr, chosen_ptr, eps,
+    x_ptr, norm_ptr, router_ptr, w_ptr, scales_ptr, hidden_ptr, chosen_ptr, eps,
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     tile, slot = tl.program_id(0), tl.program_id(1)
@@ -177,31 +182,39 @@ def _expert_hidden(
         squares += x * x
     scale = tl.rsqrt(tl.sum(squares, axis=0) / D + eps)
     gate_rows = tl.sum(gate, axis=1) * scale
-    hidden = gate_rows * tl.sigmoid(gate_rows) * (tl.sum(up, axis=1) * scale) * weight
+    up_rows = tl.sum(up, axis=1) * scale
+    if scales_ptr is not None:
+        gate_rows *= tl.load(scales_ptr + expert * 2 * F + f, mask=f < F, other=0.0)
+        up_rows *= tl.load(scales_ptr + expert * 2 * F + F + f, mask=f < F, other=0.0)
+    hidden = gate_rows * tl.sigmoid(gate_rows) * up_rows * weight
     tl.store(hidden_ptr + slot * F + f, hidden, mask=f < F)
     tl.store(chosen_ptr + slot, expert, mask=tile == 0)
 
 
 @triton.jit
 def _add_product(
-    total, slot, in_ptr, chosen_ptr, w_ptr, r, c, D: tl.constexpr, F: tl.constexpr, ROUTED: tl.constexpr,
-    C: tl.constexpr,
+    total, slot, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D: tl.constexpr, F: tl.constexpr,
+    ROUTED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Sums (R, C) plus the products of one slot's input with rows `r` of its matrix."""
-    at = r.to(tl.int64)[:, None] * F
+    row = r.to(tl.int64)
     if ROUTED:
-        at += tl.load(chosen_ptr + slot).to(tl.int64) * (D * F)
+        row += tl.load(chosen_ptr + slot).to(tl.int64) * D
+    at = row[:, None] * F
+    if scales_ptr is not None:
+        scales = tl.load(scales_ptr + row, mask=r < D, other=0.0)[:, None]
     for start in tl.static_range(0, F, C):
         f = start + c
         inside = (r < D)[:, None] & (f < F)[None, :]
         w = tl.load(w_ptr + at + f[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        total += w.to(tl.float32) * tl.load(in_ptr + slot * F + f, mask=f < F, other=0.0)[None, :]
+        value = tl.load(in_ptr + slot * F + f, mask=f < F, other=0.0)[None, :]
+        total += w.to(tl.float32) * (value if scales_ptr is None else value * scales)
     return total
 
 
 @triton.jit
 def _add_matvec(
-    in_ptr, chosen_ptr, w_ptr, x_ptr, K, D: tl.constexpr, F: tl.constexpr, ROUTED: tl.constexpr,
+    in_ptr, chosen_ptr, w_ptr, scales_ptr, x_ptr, K, D: tl.constexpr, F: tl.constexpr, ROUTED: tl.constexpr,
     R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     # x[D] += Σ over K of w[chosen] (D, F) · in (K, F); a single plain product where nothing is routed.
@@ -209,10 +222,10 @@ def _add_matvec(
     total = tl.zeros((R, C), dtype=tl.float32)
     # Two slots a turn: enough loads under way, and no more than registers hold.
     for pair in range(0, K // 2):
-        total = _add_product(total, 2 * pair, in_ptr, chosen_ptr, w_ptr, r, c, D, F, ROUTED, C)
-        total = _add_product(total, 2 * pair + 1, in_ptr, chosen_ptr, w_ptr, r, c, D, F, ROUTED, C)
+        total = _add_product(total, 2 * pair, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D, F, ROUTED, C)
+        total = _add_product(total, 2 * pair + 1, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D, F, ROUTED, C)
     if K % 2 == 1:
-        total = _add_product(total, K - 1, in_ptr, chosen_ptr, w_ptr, r, c, D, F, ROUTED, C)
+        total = _add_product(total, K - 1, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D, F, ROUTED, C)
     x = tl.load(x_ptr + r, mask=r < D, other=0.0)
     tl.store(x_ptr + r, x + tl.sum(total, axis=1), mask=r < D)
 
@@ -236,30 +249,6 @@ def _pick(
         tl.store(token_ptr, token.to(tl.int64))
         tl.store(position_ptr, tl.load(position_ptr) + 1)
         tl.store(ticket_ptr, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """How one product is cut: rows of a program, columns that it reads at a time, its warps."""
-
-    rows: int
-    columns: int
-    warps: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How every product is cut, by whole rows so that all loads start at once, and how the context is split."""
-
-    qkv: Tile = Tile(4, 2048, 8)
-    out: Tile = Tile(4, 2048, 8)
-    router: Tile = Tile(1, 2048)
-    hidden: Tile = Tile(4, 2048, 8)
-    down: Tile = Tile(4, 1024)
-    head: Tile = Tile(8, 2048, 8)
-    splits: int = 16
-    tokens: int = 32
-    attention_warps: int = 4
 
 
 def _floats(*shape: int, device: torch.device) -> Tensor:
@@ -323,15 +312,17 @@ class StepBuffers:
         )
 
 
-def norm_matvec(x: Tensor, norm: RMSNorm, weight: Tensor, out: Tensor, tile: Tile) -> None:
+def norm_matvec(x: Tensor, norm: RMSNorm, weight: Weight, out: Tensor, tile: Tile) -> None:
     """Write weight (rows, D) · norm(x) to `out`; `x` and `out` are float32 vectors."""
     rows, D = weight.shape
     columns = min(tile.columns, triton.next_power_of_2(D))
     grid = (triton.cdiv(rows, tile.rows),)
-    _norm_matvec[grid](x, norm.weight, weight, out, rows, norm.eps, D, tile.rows, columns, num_warps=tile.warps)
+    _norm_matvec[grid](
+        x, norm.weight, *parts(weight), out, rows, norm.eps, D, tile.rows, columns, num_warps=tile.warps
+    )
 
 
-def attend(layer: Attention, rotary: Rotary, keys: Tensor, values: Tensor, on: StepBuffers) -> None:
+def attend(layer: AnyAttention, rotary: Rotary, keys: Tensor, values: Tensor, on: StepBuffers) -> None:
     """Add this token's key and value to the (H, T, W) cache entries and write attention over all to `on.mixed`."""
     H, T, W = keys.shape
     D, tiling = H * W, on.tiling
@@ -343,29 +334,29 @@ def attend(layer: Attention, rotary: Rotary, keys: Tensor, values: Tensor, on: S
     )  # fmt: skip
 
 
-def add_matvec(inputs: Tensor, weight: Tensor, x: Tensor, tile: Tile, chosen: Tensor | None = None) -> None:
+def add_matvec(inputs: Tensor, weight: Weight, x: Tensor, tile: Tile, chosen: Tensor | None = None) -> None:
     """Add weight (D, F) · inputs (1, F) to `x` (D,); with `chosen`, Σ weight[chosen[k]] · inputs[k]."""
     (K, F), D = inputs.shape, x.shape[0]
     columns = min(tile.columns, triton.next_power_of_2(F))
     is_routed = chosen is not None
     _add_matvec[(triton.cdiv(D, tile.rows),)](
-        inputs, chosen if is_routed else inputs, weight, x, K, D, F, is_routed, tile.rows, columns,
+        inputs, chosen if is_routed else inputs, *parts(weight), x, K, D, F, is_routed, tile.rows, columns,
         num_warps=tile.warps,
     )  # fmt: skip
 
 
-def expert_hidden(layer: MoE, top_k: int, on: StepBuffers) -> None:
+def expert_hidden(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
     """Choose experts by `on.router`; write them, and what their gate and up rows make of `on.x`."""
     E, D, F = layer.down.shape
     tile = on.tiling.hidden
     columns = min(tile.columns, triton.next_power_of_2(D))
     _expert_hidden[(triton.cdiv(F, tile.rows), top_k)](
-        on.x, layer.norm.weight, on.router, layer.gate_up, on.hidden, on.chosen, layer.norm.eps,
+        on.x, layer.norm.weight, on.router, *parts(layer.gate_up), on.hidden, on.chosen, layer.norm.eps,
         D, F, E, triton.next_power_of_2(E), tile.rows, columns, num_warps=tile.warps,
     )  # fmt: skip
 
 
-def add_experts(layer: MoE, top_k: int, on: StepBuffers) -> None:
+def add_experts(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
     """Add the sum of the `top_k` best experts to `on.x`: three kernels."""
     norm_matvec(on.x, layer.norm, layer.router.weight, on.router, on.tiling.router)
     expert_hidden(layer, top_k, on)
@@ -381,7 +372,7 @@ def pick(on: StepBuffers) -> None:
     )  # fmt: skip
 
 
-def forward(decoder: Decoder, plan: Plan, cache: KVCache, on: StepBuffers) -> None:
+def forward(decoder: AnyDecoder, plan: Plan, cache: KVCache, on: StepBuffers) -> None:
     """Write the logits after `on.token` at `on.position`; token and position are left as they are.
 
     Entry i of the cache, batch 1, belongs to step i of the plan. 6 kernels a step and 2 more.
@@ -391,7 +382,7 @@ def forward(decoder: Decoder, plan: Plan, cache: KVCache, on: StepBuffers) -> No
     _embed[(triton.cdiv(D, columns),)](on.token, decoder.embedding, on.x, D, columns)
     for i, (index, top_k) in enumerate(plan.steps):
         block = decoder.blocks[index]
-        assert isinstance(block, Block)
+        assert isinstance(block, AnyBlock)
         attention = block.attention
         norm_matvec(on.x, attention.norm, attention.qkv.weight, on.qkv, on.tiling.qkv)
         attend(attention, decoder.rotary, cache.keys[i, 0], cache.values[i, 0], on)
