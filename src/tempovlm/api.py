@@ -92,7 +92,7 @@ def load(
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     network = _load_weights(folder, where, dtype, name, progress=progress)
     exact = name != "pocket" if exact is None else exact
-    given = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
+    given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
     engine, hashed = Engine(network, tokenizer, ranking=card.ranking, name=name, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)

@@ -30,7 +30,7 @@ from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import PromptReader, Recorder
 from tempovlm.engine.sampling import nucleus
 from tempovlm.model.cache import KVCache
-from tempovlm.model.moe import HAS_TRITON
+from tempovlm.model.layers import HAS_TRITON
 from tempovlm.model.quantised import TYPES, AnyDecoder, QuantisedDecoder
 from tempovlm.model.vlm import Molmo
 

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_HAS_TRITON = find_spec("triton") is not None
+HAS_TRITON = find_spec("triton") is not None
+"""Whether the kernels can be imported."""
 
 
 def has_kernels(x: Tensor, weight: Tensor) -> bool:
     """Whether `kernels.prefill` serves these: on CUDA in bfloat16, where nothing is learned."""
     is_fit = x.is_cuda and x.dtype == weight.dtype == torch.bfloat16
-    return _HAS_TRITON and is_fit and not (x.requires_grad or (weight.requires_grad and torch.is_grad_enabled()))
+    return HAS_TRITON and is_fit and not (x.requires_grad or (weight.requires_grad and torch.is_grad_enabled()))
 
 
 class RMSNorm(nn.Module):
