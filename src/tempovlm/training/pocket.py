@@ -44,7 +44,7 @@ from tempovlm.training.tokenizer import build_tokenizer
 class Recipe:
     """Everything that a run depends on; written beside its results."""
 
-    steps: int = 11000
+    steps: int = 9700
     decay_steps: int = 3000
     vision_steps: int = 1000
     batch: int = 256
