@@ -85,21 +85,21 @@ class Source:
     stamp: Literal["file", "fields"] = "file"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """A row of the results table.
 
     Attributes:
-        name: fixed, in snake case. about: what is measured, in words. experiment: its table.
+        experiment: its table. name: fixed, in snake case. about: what is measured, in words.
         seed: the seed document's target, as text.
         bound: this project's target. other: a second bound; where it holds, the first need not.
         text: this project's target in words, where the bound alone does not say it.
         measure: from the file's content to the value.
     """
 
+    experiment: str
     name: str
     about: str
-    experiment: str
     bound: Bound
     unit: str
     source: Source

@@ -87,34 +87,6 @@ def _judge(device: str) -> Source:
 JUDGE = {device: _judge(device) for device in HARDWARE}
 
 
-def promise(
-    experiment: str,
-    name: str,
-    about: str,
-    bound: Bound,
-    unit: str,
-    source: Source,
-    measure: Measure,
-    *,
-    seed: str = NO_SEED,
-    other: Bound | None = None,
-    text: str | None = None,
-) -> Target:
-    """A row, its fields in the order in which these modules say them."""
-    return Target(
-        name=name,
-        about=about,
-        experiment=experiment,
-        bound=bound,
-        unit=unit,
-        source=source,
-        measure=measure,
-        seed=seed,
-        other=other,
-        text=text,
-    )
-
-
 def _accuracy_or_regret(head: str) -> Measure:
     """Accuracy of a head in percent, with the regret in points as the other way to the target."""
 
@@ -127,7 +99,7 @@ def _accuracy_or_regret(head: str) -> Measure:
 
 def _exp2() -> Iterable[Target]:
     for head, seed in (("overall", 60), ("tier", 70), ("top_k", 65), ("num_blocks", 65)):
-        yield promise(
+        yield Target(
             EXP2,
             f"exp2_{head}",
             f"labels predicted right, {head}",
@@ -140,7 +112,7 @@ def _exp2() -> Iterable[Target]:
             text="≥ 90 %, or regret ≤ 0.3 points",
         )
     regret = field("validation", "regret_points")
-    yield promise(
+    yield Target(
         EXP2, "exp2_regret", "accuracy lost against the best label", REPORTED, "points", SUPERVISED, regret
     )
 
@@ -150,7 +122,7 @@ def _ceiling_gap(content: Content) -> Reading:
 
 
 def _exp3() -> Iterable[Target]:
-    yield promise(
+    yield Target(
         EXP3,
         "exp3_tier_accuracy",
         "tier predicted right",
@@ -160,7 +132,7 @@ def _exp3() -> Iterable[Target]:
         field("accuracy", scale=100),
         seed="> 75 %",
     )
-    yield promise(
+    yield Target(
         EXP3,
         "exp3_ceiling_gap",
         "gradient boosting on the same inputs minus ours",
@@ -169,7 +141,7 @@ def _exp3() -> Iterable[Target]:
         STAGE1,
         _ceiling_gap,
     )
-    yield promise(
+    yield Target(
         EXP3,
         "exp3_gain_over_budget_only",
         "ours minus budget alone, lower end of the interval",
@@ -190,9 +162,9 @@ def _training() -> Iterable[Target]:
     """Exp 4 and 5: training itself, and the test questions under the latencies that the reward counted."""
     for experiment, name, source in ((EXP4, "exp4", STAGE2), (EXP5, "exp5", GRPO)):
         about, rises = "training reward, last tenth of the epochs minus the first epoch", Bound(">", 0)
-        yield promise(experiment, f"{name}_reward_rise", about, rises, "", source, _reward_rise, seed="rises")
+        yield Target(experiment, f"{name}_reward_rise", about, rises, "", source, _reward_rise, seed="rises")
         for other, words in (("fixed", "the best fixed setting"), ("table", "the best table")):
-            yield promise(
+            yield Target(
                 experiment,
                 f"{name}_over_{other}",
                 f"accuracy minus that of {words}, predicted latencies, lower end of the interval",
@@ -206,7 +178,7 @@ def _training() -> Iterable[Target]:
 
 def _stability() -> Iterable[Target]:
     """Exp 5 over its seeds, and against Exp 4."""
-    yield promise(EXP5, "exp5_seeds", "training runs compared", Bound("≥", 5), "seeds", GRPO, _num_seeds)
+    yield Target(EXP5, "exp5_seeds", "training runs compared", Bound("≥", 5), "seeds", GRPO, _num_seeds)
     accuracy = ("compared", "over_seeds", "accuracy")
     for name, words, path, seed in (
         ("over_exp4", "", ("mean",), "better"),
@@ -215,10 +187,10 @@ def _stability() -> Iterable[Target]:
     ):
         about = f"accuracy minus that of Exp 4, mean over seeds{words}"
         measure = field(*accuracy, *path, scale=100)
-        yield promise(EXP5, f"exp5_{name}", about, REPORTED, "points", GRPO, measure, seed=seed)
+        yield Target(EXP5, f"exp5_{name}", about, REPORTED, "points", GRPO, measure, seed=seed)
     spread = field("seeds", "accuracy", "std", scale=100)
     about = "accuracy, standard deviation over seeds"
-    yield promise(EXP5, "exp5_accuracy_spread", about, REPORTED, "points", GRPO, spread)
+    yield Target(EXP5, "exp5_accuracy_spread", about, REPORTED, "points", GRPO, spread)
 
 
 def _num_seeds(content: Content) -> Reading:
@@ -271,7 +243,7 @@ def _area_gain(name: str, other: str) -> Measure:
 
 def _judged(device: str) -> Iterable[Target]:
     def row(name: str, about: str, bound: Bound, unit: str, measure: Measure, seed: str = NO_SEED) -> Target:
-        return promise(
+        return Target(
             JUDGED,
             f"judge_{name}_{device}",
             f"{about} ({PLACE[device]})",

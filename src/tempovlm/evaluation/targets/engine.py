@@ -106,26 +106,8 @@ def _speed_up(content: Content) -> Reading:
     return Reading(value_at(row, "peers", "eager") / value_at(row, "ms_median"))
 
 
-def _row(
-    name: str,
-    about: str,
-    bound: Bound,
-    unit: str,
-    measure: Measure,
-    *,
-    source: Source = H200,
-    text: str | None = None,
-) -> Target:
-    return Target(
-        name=name,
-        about=about,
-        experiment=ENGINE,
-        bound=bound,
-        unit=unit,
-        source=source,
-        measure=measure,
-        text=text,
-    )
+def _row(name: str, about: str, bound: Bound, unit: str, measure: Measure, text: str | None = None) -> Target:
+    return Target(ENGINE, name, about, bound, unit, H200, measure, text=text)
 
 
 def _rows() -> list[Target]:
@@ -167,13 +149,14 @@ def _rows() -> list[Target]:
             "GB",
             field("peak_gb"),
         ),
-        _row(
+        Target(
+            ENGINE,
             "decode_speed_up_cpu",
             "the pocket's tokens a second over the first version's",
             Bound("≥", 2),
             "×",
+            CPU,
             _speed_up,
-            source=CPU,
         ),
     ]
 

@@ -20,7 +20,7 @@ from tempovlm.evaluation.targets.base import (
     number,
     value_at,
 )
-from tempovlm.evaluation.targets.deciding import HARDWARE, PLACE, STAGE2_FILE, promise
+from tempovlm.evaluation.targets.deciding import HARDWARE, PLACE, STAGE2_FILE
 from tempovlm.evaluation.targets.pocket import at_budget
 
 EXP8 = "Exp 8"
@@ -102,7 +102,7 @@ def _pocket(device: str) -> Iterable[Target]:
         text: str | None = None,
     ) -> Target:
         source, about = ADAPTIVE[device], f"{about} ({PLACE[device]})"
-        return promise(EXP8, f"exp8_{name}_{device}", about, bound, unit, source, measure, seed=seed, text=text)
+        return Target(EXP8, f"exp8_{name}_{device}", about, bound, unit, source, measure, seed=seed, text=text)
 
     wilson, used = (97, 65) if device == "cpu" else (99, 80)
     yield row(
@@ -133,7 +133,7 @@ def _pocket(device: str) -> Iterable[Target]:
     else:
         control = _over_budgets(max, "stages_ms", "control", scale=1)
         yield row("control_cost", "controller's own time, largest", Bound("≤", 0.2), "ms", control)
-    yield promise(
+    yield Target(
         EXP8,
         f"exp8_llm_based_cost_{device}",
         f"LLM-based controller's own time, largest ({PLACE[device]})",
@@ -158,7 +158,7 @@ def _full_size() -> Iterable[Target]:
             ("adherence", "on time", Bound("≥", 99)),
             ("utilisation", "budget used", REPORTED),
         ):
-            yield promise(
+            yield Target(
                 EXP8,
                 f"exp8_molmoe_{name}_{budget_ms}ms",
                 f"{about} at {budget_ms} ms (full size, random weights, H200)",
