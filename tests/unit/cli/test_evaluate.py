@@ -14,6 +14,7 @@ import pytest
 from torch import nn
 
 import stamps
+import sweep_rows
 import tiny_model
 from tempovlm.cli import evaluate
 from tempovlm.cli.main import COMMANDS, help_text
@@ -21,7 +22,6 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
 from tempovlm.core.errors import UserError
-from tempovlm.core.records import SweepRow
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
@@ -49,21 +49,12 @@ def write(
             times = ("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_prefill", "T_LLM_decode", "T_total")
             parts = dict(zip(times, (1.0, 2.0, 1.0, total_ms - 5.0, 1.0, total_ms), strict=True))
             rows.append(
-                SweepRow(
-                    dataset=DATASET,
-                    split=split,
-                    question_id=sample.question_id,
-                    image_id=sample.image_id,
-                    template="t",
-                    tier=knobs.tier,
-                    top_k=knobs.top_k,
-                    num_blocks=knobs.num_blocks,
+                sweep_rows.answered(
+                    sample,
+                    knobs,
+                    float(rng.random() < total_ms / 50),
                     tiling=(1, 1 + SPACE.tiers.index(knobs.tier)),
                     vision_tokens=50 * (1 + SPACE.tiers.index(knobs.tier)),
-                    text_tokens=12,
-                    output_tokens=2,
-                    accuracy=float(rng.random() < total_ms / 50),
-                    prediction="x",
                     T_decode_per_token=1.0 if measured else None,
                     repeats={**{name: (value,) for name, value in parts.items()}, "T_control": (0.0,)}
                     if measured

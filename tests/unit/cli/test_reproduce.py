@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import stamps
+import sweep_rows
 import tiny_model
 from tempovlm.cli import console, reproduce
 from tempovlm.cli.main import main
@@ -22,6 +23,7 @@ from tempovlm.profiling import calibration
 from tempovlm.profiling.parts import MANIFEST
 from tempovlm.profiling.shipped import missing, take_results
 from tempovlm.profiling.store import read_rows, write_rows
+from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.synthetic.testbed import make_testbed
 
@@ -44,33 +46,15 @@ def checkout(tiny_folder: Path, bed: Path, tmp_path_factory: pytest.TempPathFact
         split = "train" if part == "train" else "val"
         for dataset in DATASETS:
             samples = load_samples(dataset, split, data_dir=bed)
-            rows = [answered(s.question_id, s.image_id, s.template, dataset, split) for s in samples]
+            rows = [answered(s) for s in samples]
             write_rows(root / "results" / name, dataset, [row for some in rows for row in some], stamp)
     return root
 
 
-def answered(question: str, image: str, template: str, dataset: str, split: str) -> list[SweepRow]:
+def answered(sample: Sample) -> list[SweepRow]:
     """A question's row at every setting; larger settings are right more often."""
-    cut = sum(map(ord, str(question))) % len(SPACE)
-    return [
-        SweepRow(
-            dataset=dataset,
-            split=split,
-            question_id=str(question),
-            image_id=str(image),
-            template=template,
-            tier=knobs.tier,
-            top_k=knobs.top_k,
-            num_blocks=knobs.num_blocks,
-            tiling=(2, 2),
-            vision_tokens=100,
-            text_tokens=12,
-            output_tokens=2,
-            accuracy=float(i >= cut),
-            prediction="x",
-        )
-        for i, knobs in enumerate(SPACE)
-    ]
+    cut = sum(map(ord, str(sample.question_id))) % len(SPACE)
+    return [sweep_rows.answered(sample, knobs, float(i >= cut), tiling=(2, 2)) for i, knobs in enumerate(SPACE)]
 
 
 def words(folder: Path, bed: Path, checkout: Path, out: Path) -> list[str]:

@@ -14,12 +14,12 @@ import torch
 from scripts import ROOT, script
 
 import stamps
+import sweep_rows
 import tiny_model
 from tempovlm.api import TempoVLM
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned import policy_from_checkpoint
 from tempovlm.core.errors import UserError
-from tempovlm.core.records import SweepRow
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
@@ -41,21 +41,11 @@ def write_results(folder: Path, bed: Path, weights: str) -> Path:
                 total = tiny_model.nominal_ms(SPACE, i)
                 times = dict.fromkeys(("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_decode"), 0.0)
                 rows.append(
-                    SweepRow(
-                        dataset=dataset,
-                        split="train",
-                        question_id=str(sample.question_id),
-                        image_id=str(sample.image_id),
-                        template=sample.template,
-                        tier=knobs.tier,
-                        top_k=knobs.top_k,
-                        num_blocks=knobs.num_blocks,
-                        tiling=(2, 2),
-                        vision_tokens=100,
-                        text_tokens=12,
+                    sweep_rows.answered(
+                        sample,
+                        knobs,
+                        float(rng.random() < 0.3 + 0.02 * i),
                         output_tokens=1,
-                        accuracy=float(rng.random() < 0.3 + 0.02 * i),
-                        prediction="x",
                         **times,
                         T_LLM_prefill=total,
                         T_total=total,

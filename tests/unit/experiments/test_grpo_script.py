@@ -11,11 +11,11 @@ import pytest
 from scripts import ROOT, script
 
 import stamps
+import sweep_rows
 import tempovlm
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.records import SweepRow
 from tempovlm.model.config import POCKET
 from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
@@ -25,6 +25,10 @@ from tempovlm.training.grpo_loop import LoopOptions, options_from
 
 SCRIPT = "controller/train_controller_v2"
 SPACE = KnobSpace.for_model(POCKET.shape)
+TIMES_MS = {
+    "T_preprocess": 1.0, "T_vision_encoder": 2.0, "T_projector": 1.0,
+    "T_LLM_prefill": 5.0, "T_LLM_decode": 1.0, "T_decode_per_token": 1.0,
+}  # fmt: skip
 FEW = ["--num_epochs", "2", "--hidden_dim", "8", "--device", "cpu", "--latency_source", "measured"]
 
 
@@ -41,29 +45,7 @@ def results(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for sample in load_samples("okvqa", "train", data_dir=bed):
         for i, knobs in enumerate(SPACE):
             rows.append(
-                SweepRow(
-                    dataset="okvqa",
-                    split="train",
-                    question_id=str(sample.question_id),
-                    image_id=str(sample.image_id),
-                    template=sample.template,
-                    tier=knobs.tier,
-                    top_k=knobs.top_k,
-                    num_blocks=knobs.num_blocks,
-                    tiling=(1, 1),
-                    vision_tokens=72,
-                    text_tokens=15,
-                    output_tokens=2,
-                    accuracy=float(rng.random() < i / 75),
-                    prediction="dog",
-                    T_preprocess=1.0,
-                    T_vision_encoder=2.0,
-                    T_projector=1.0,
-                    T_LLM_prefill=5.0,
-                    T_LLM_decode=1.0,
-                    T_decode_per_token=1.0,
-                    T_total=10.0 + i,
-                )
+                sweep_rows.answered(sample, knobs, float(rng.random() < i / 75), **TIMES_MS, T_total=10.0 + i)
             )
     folder = tmp_path_factory.mktemp("results")
     stamp = replace(stamps.STAMP, model="pocket", weights=weights, knob_space=SPACE.fingerprint)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 import stamps
+import sweep_rows
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage
-from tempovlm.core.records import SweepRow
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.cores import RooflineCore
 from tempovlm.latency.estimator import Estimator
@@ -37,30 +37,19 @@ def write_results(folder: Path, bed: Path) -> Path:
         for knobs in SPACE:
             tier, timed = SPACE.tiers.index(knobs.tier), i % 2 == 0
             total = tiny_model.nominal_ms(SPACE, SPACE.index(knobs)) * (1 + 0.05 * luck)
+            times = {
+                "T_preprocess": 1.0, "T_vision_encoder": 5.0 * (1 + tier), "T_projector": 1.0,
+                "T_LLM_prefill": total / 4, "T_LLM_decode": 1.0, "T_decode_per_token": 1.0, "T_total": total,
+            }  # fmt: skip
             strength = (tier + knobs.num_blocks / 6 + knobs.top_k / 6) / 4
             rows.append(
-                SweepRow(
-                    dataset=DATASET,
-                    split="train",
-                    question_id=str(sample.question_id),
-                    image_id=str(sample.image_id),
-                    template=sample.template,
-                    tier=knobs.tier,
-                    top_k=knobs.top_k,
-                    num_blocks=knobs.num_blocks,
+                sweep_rows.answered(
+                    sample,
+                    knobs,
+                    float(luck < strength),
                     tiling=(1, 1 + tier),
                     vision_tokens=100 * (1 + tier),
-                    text_tokens=15,
-                    output_tokens=2,
-                    accuracy=float(luck < strength),
-                    prediction="dog",
-                    T_preprocess=1.0 if timed else None,
-                    T_vision_encoder=5.0 * (1 + tier) if timed else None,
-                    T_projector=1.0 if timed else None,
-                    T_LLM_prefill=total / 4 if timed else None,
-                    T_LLM_decode=1.0 if timed else None,
-                    T_decode_per_token=1.0 if timed else None,
-                    T_total=total if timed else None,
+                    **(times if timed else {}),
                 )
             )
     write_rows(folder, DATASET, rows, replace(stamps.STAMP, knob_space=SPACE.fingerprint))
