@@ -133,6 +133,7 @@ class PromptReader:
         self.wanted.pop(key, None)
         if self._recorder is None or not self._is_graphed or key in self._graphs or bucket > self._limit:
             return
+        self._last.zero_()  # what a longer prompt left there may lie outside this bucket
         self._graphs[key] = self._recorder.graph(lambda: self.run(plan, bucket))
         while len(self._graphs) > MAX_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
