@@ -68,11 +68,13 @@ def cut_on_device(
     Pixels are those of the exact mode within rounding; `exact` adds the published padding rule, see `live_crops`.
     """
     height, width = image.shape[:2]
-    if max(height, width) > MAX_SIDE:
-        return _sent(cut_crops(image, tier, vision, exact=exact), device)
     grid = choose_grid(tier, height, width, vision)
     sizes = canvas_sizes(grid, vision)
-    fitted = resize(torch.from_numpy(image), [fit(height, width, *size)[3:] for size in sizes], device)
+    shapes = [fit(height, width, *size)[3:] for size in sizes]
+    # torch blurs a single column in a way of its own, which no taps along the column give.
+    if max(height, width) > MAX_SIDE or any(cols == 1 for _, cols in shapes):
+        return _sent(cut_crops(image, tier, vision, exact=exact), device)
+    fitted = resize(torch.from_numpy(image), shapes, device)
     canvases = [on_canvas(one.unsqueeze(0), *size) for one, size in zip(fitted, sizes, strict=True)]
     patches = cut_canvases(canvases, vision)[0]
     index, masks = _index_and_masks(height, width, grid, vision, device)

@@ -37,18 +37,21 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, top_k: int) -> Tensor:
         """What the experts add to (B, T, D), each token visiting its `top_k` best."""
         flat = self.norm(x).view(-1, x.shape[-1])
+        weights, experts = self.route(flat, top_k)
         if has_kernels(flat, self.gate_up):
             from tempovlm.model.kernels import prefill
 
-            weights, experts = prefill.choose(self.router(flat), top_k)
             return prefill.grouped(flat, weights, experts, self.gate_up, self.down).view_as(x)
-        weights, experts = self.route(flat, top_k)
         if flat.shape[0] <= GATHER_LIMIT:
             return self.gathered(flat, weights, experts).view_as(x)
         return self.grouped(flat, weights, experts).view_as(x)
 
     def route(self, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """The (N, K) weights, in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k."""
+        if has_kernels(x, self.router.weight):
+            from tempovlm.model.kernels import prefill
+
+            return prefill.choose(self.router(x), top_k)
         probabilities = self.router(x).float().softmax(dim=-1)
         weights, experts = probabilities.topk(top_k, dim=-1)
         return weights.to(x.dtype), experts
