@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from engine_reference import QUESTION, loop_forward
@@ -51,7 +50,7 @@ class Bench:
         self.floor = measure_floor(run.device, run.dtype, max(repeats // 4, 3))
         self.rows: list[dict[str, Any]] = []
         pixels = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
-        self.picture = Image.fromarray(pixels)
+        self.picture = pixels
 
     def plan(self, top_k: int, num_blocks: int) -> Plan:
         """A plan by the engine's ranking; cut to what the model has."""
@@ -161,7 +160,7 @@ class Bench:
 
     def vision(self, name: str, grid: Grid) -> None:
         """Distinct crops that are on the device to features of the decoder's width."""
-        pixels = torch.from_numpy(np.array(self.picture)).unsqueeze(0)
+        pixels = torch.from_numpy(self.picture).unsqueeze(0)
         crops = cut_batch(pixels, grid, self.model.config.vision, exact=False)
         ready = replace(crops, patches=crops.patches[0].to(self.device, self.run.dtype))
 
@@ -178,7 +177,7 @@ class Bench:
 
     def preprocess(self, name: str) -> None:
         """Decoded RGB in host memory to crops that the device has finished, by the host's clock."""
-        pixels, request, host = np.array(self.picture), Request(images=(), question=QUESTION), torch.device("cpu")
+        pixels, request, host = self.picture, Request(images=(), question=QUESTION), torch.device("cpu")
 
         def finish(crops: Crops | None) -> None:
             assert crops is not None

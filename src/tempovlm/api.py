@@ -201,7 +201,7 @@ class TempoVLM:
         """Answer a question about a picture within a budget.
 
         Args:
-            image: a path, encoded bytes or a PIL image; None asks without a picture.
+            image: a path, encoded bytes, a PIL image or its pixels (H, W, 3) uint8; None asks without a picture.
             question: plain text.
             budget_ms: milliseconds from this call to the last token; None runs the native setting.
             knobs: the setting to run, whatever the budget.

@@ -22,7 +22,7 @@ class Request:
     """One question about at most one picture.
 
     Attributes:
-        images: zero or one picture: a path, encoded bytes or a PIL image.
+        images: zero or one picture: a path, encoded bytes, a PIL image, or its RGB pixels (H, W, 3) uint8.
         question: the user's text, not empty.
         budget_ms: milliseconds from acceptance to the last token; None runs the native setting.
         style: the prompt's style prefix; the default asks for a short answer.

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tempovlm.core.errors import UserError
 
@@ -33,8 +33,8 @@ _DECODE_ERRORS = (
 """What the library's decoders raise on damaged data."""
 
 
-def open_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB pixels of a picture, upright as its EXIF orientation says.
+def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
+    """The (H, W, 3) uint8 RGB pixels of a picture, upright as its EXIF orientation says; such pixels as they are.
 
     Transparency is dropped by a plain conversion, as the published preprocessing does. Deeper greys are scaled
     to 8 bits. Of an animation the first frame is taken.
@@ -42,6 +42,8 @@ def open_image(source: str | Path | bytes | Image.Image) -> np.ndarray:
     Raises:
         UserError: no picture can be read, or it is too large; names the source.
     """
+    if isinstance(source, np.ndarray):
+        return _checked(source)
     if isinstance(source, Image.Image):
         return _pixels(source, "the picture")
     if isinstance(source, bytes | bytearray | memoryview):
@@ -78,8 +80,17 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{str(path)!r}: cannot be read ({reason})") from None
 
 
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    width, height = image.size
+def _checked(pixels: np.ndarray) -> np.ndarray:
+    """Decoded pixels that torch can share the memory of."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UserError(
+            f"the picture's pixels: {pixels.dtype} of shape {pixels.shape}; give uint8 of shape (height, width, 3)"
+        )
+    _check_size(pixels.shape[1], pixels.shape[0], "the picture's pixels")
+    return np.require(pixels, requirements=("C", "W"))
+
+
+def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise UserError(
             f"{name}: {width} × {height} is {width * height / 1e6:.1f} million pixels, the limit is "
@@ -87,6 +98,10 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
         )
     if width == 0 or height == 0:
         raise UserError(f"{name}: {width} × {height} pixels; the picture has no area")
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    _check_size(*image.size, name)
     try:
         image.load()
         # A writable copy: torch shares its memory.
@@ -99,6 +114,8 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:  # the library would copy the picture
+                return image
             return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS:  # damaged metadata says nothing about the orientation; the pixels are whole
         return image

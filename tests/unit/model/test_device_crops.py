@@ -54,9 +54,7 @@ def test_every_tier_of_both_models(tier: str, vision: VisionConfig) -> None:
     found = cut_on_device(image, tier, vision, CPU, exact=True)
     assert_alike(found, cut_crops(image, tier, vision, exact=True))
     sliver = tiny_model.picture(1, 3000, 40)
-    assert_alike(
-        cut_on_device(sliver, tier, vision, CPU, exact=True), cut_crops(sliver, tier, vision, exact=True)
-    )
+    assert_alike(cut_on_device(sliver, tier, vision, CPU, exact=True), cut_crops(sliver, tier, vision, exact=True))
     assert len(found.patches) == found.grid.num_crops - (tier == "low")
 
 

@@ -141,3 +141,26 @@ def test_the_limit_itself_is_allowed() -> None:
     assert open_image(image).shape == (5000, MAX_PIXELS // 5000, 3)
     with pytest.raises(UserError, match="limit"):
         open_image(Image.new("1", (MAX_PIXELS // 5000 + 1, 5000)))
+
+
+def test_pixels_are_taken_as_they_are() -> None:
+    pixels = np.arange(105, dtype=np.uint8).reshape(5, 7, 3)
+    assert open_image(pixels) is pixels
+    flipped = open_image(pixels[:, ::-1])
+    assert flipped.flags.c_contiguous
+    np.testing.assert_array_equal(flipped, pixels[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3)),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+    ids=["grey", "rgba", "floats", "empty"],
+)
+def test_other_arrays_are_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(UserError, match="the picture's pixels"):
+        open_image(pixels)
