@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.layers import RMSNorm, norm_rotate
+from tempovlm.model.layers import RMSNorm, has_kernels, norm_rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,34 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> Tensor:
         """What this block adds to (B, T, D); reads and writes entry `step` of the cache if there is one."""
+        return self.out(self._mix(x, span, cache, step))
+
+    def add_to(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> None:
+        """Add what `forward` returns to (B, T, D) in place, by the product that makes it."""
+        mixed = self._mix(x, span, cache, step)
+        x.flatten(0, 1).addmm_(mixed.flatten(0, 1), self.out.weight.t())
+
+    def _mix(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> Tensor:
+        """The values that every token gathers: (B, T, D)."""
         B, T, D = x.shape
-        q, k, v = self.qkv(self.norm(x)).split(D, dim=-1)
-        q = norm_rotate(self.q_norm, q, span.cos, span.sin).transpose(1, 2)
-        k = norm_rotate(self.k_norm, k, span.cos, span.sin).transpose(1, 2)
-        v = v.view(B, T, self.num_heads, -1).transpose(1, 2)
-        if cache is not None:
-            k, v = cache.write(step, span.start, k, v)
+        qkv = self.qkv(self.norm(x))
+        if cache is not None and has_kernels(qkv, self.q_norm.weight):
+            from tempovlm.model.kernels import prefill
+
+            norms, tables = (self.q_norm.weight, self.k_norm.weight), (span.cos, span.sin)
+            queries = prefill.split(qkv, norms, tables, self.q_norm.eps, cache, step, span.start)
+            q = queries.view(B, T, self.num_heads, -1).transpose(1, 2)
+            k, v = cache.read(step, span.start + T)
+        else:
+            q, k, v = qkv.split(D, dim=-1)
+            q = norm_rotate(self.q_norm, q, span.cos, span.sin).transpose(1, 2)
+            k = norm_rotate(self.k_norm, k, span.cos, span.sin).transpose(1, 2)
+            v = v.view(B, T, self.num_heads, -1).transpose(1, 2)
+            if cache is not None:
+                k, v = cache.write(step, span.start, k, v)
         causal = span.mask is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, is_causal=causal)
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        return y.transpose(1, 2).reshape(B, T, D)
 
 
 def causal_mask(valid: Tensor, num_queries: int) -> Tensor:

@@ -39,4 +39,8 @@ class KVCache:
         end = start + key.shape[2]
         self.keys[step, :, :, start:end] = key
         self.values[step, :, :, start:end] = value
+        return self.read(step, end)
+
+    def read(self, step: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, end, W) of the first `end` tokens."""
         return self.keys[step, :, :, :end], self.values[step, :, :, :end]

@@ -14,7 +14,7 @@ from tempovlm.core.plan import Plan
 from tempovlm.model.attention import Attention, Span
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.layers import RMSNorm, Rotary
+from tempovlm.model.layers import RMSNorm, Rotary, has_kernels
 from tempovlm.model.moe import MoE
 
 
@@ -30,6 +30,11 @@ class Block(nn.Module):
         """(B, T, D) to (B, T, D)."""
         x = x + self.attention(x, span, cache, step)
         return x + self.moe(x, top_k)
+
+    def advance(self, x: Tensor, span: Span, cache: KVCache | None, step: int, top_k: int) -> None:
+        """As `forward`, in place, sums being part of the products; where `has_kernels` says that it can be."""
+        self.attention.add_to(x, span, cache, step)
+        self.moe.add_to(x, top_k)
 
 
 class Decoder(nn.Module):
@@ -60,8 +65,15 @@ class Decoder(nn.Module):
         """Run the plan's blocks over (B, T, D) embeddings; hidden states (B, T, D), before the final norm."""
         cos, sin = self.rotary(positions)
         span = Span(start, cos, sin, mask)
-        for i, (block, top_k) in enumerate(plan.steps):
-            x = self.blocks[block](x, span, cache, i, top_k)
+        if has_kernels(x, self.embedding):
+            x = x.clone()  # the caller's stays as it is
+            for i, (index, top_k) in enumerate(plan.steps):
+                block = self.blocks[index]
+                assert isinstance(block, Block)
+                block.advance(x, span, cache, i, top_k)
+            return x
+        for i, (index, top_k) in enumerate(plan.steps):
+            x = self.blocks[index](x, span, cache, i, top_k)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -46,6 +46,14 @@ class MoE(nn.Module):
             return self.gathered(flat, weights, experts).view_as(x)
         return self.grouped(flat, weights, experts).view_as(x)
 
+    def add_to(self, x: Tensor, top_k: int) -> None:
+        """Add what `forward` returns to (B, T, D) in place, where `has_kernels` says that it can be done."""
+        from tempovlm.model.kernels import prefill
+
+        flat = self.norm(x).view(-1, x.shape[-1])
+        weights, experts = self.route(flat, top_k)
+        prefill.grouped(flat, weights, experts, self.gate_up, self.down, onto=x.view_as(flat))
+
     def route(self, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """The (N, K) weights, in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k."""
         if has_kernels(x, self.router.weight):

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from tempovlm.model.config import ModelConfig, VisionConfig
 from tempovlm.model.layers import quick_gelu, swiglu
 
+ALIGNMENT = 8
+"""Values of two bytes in the 16 bytes that a CUDA product loads at once."""
+
 
 @cache
 def _kernels() -> ModuleType | None:
@@ -59,11 +62,15 @@ class VisionBlock(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention within each crop of what is normalised: (C, P + 1, width) to the same shape."""
+        return self.out(self.mix(x))
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The values that every patch gathers: (C, P + 1, width) to the same shape."""
         C, T, W = x.shape
         qkv = self.qkv(x).view(C, T, 3, self.num_heads, W // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(C, T, W))
+        return y.transpose(1, 2).reshape(C, T, W)
 
 
 class VisionTransformer(nn.Module):
@@ -83,12 +90,21 @@ class VisionTransformer(nn.Module):
 
         Crops that are False in `live` (C,) get features of zero.
         """
-        x = self.patch_embedding(patches)
+        kernels = kernels_for(patches)
+        x = self.patch_embedding(patches) if kernels is None else self._embed_aligned(patches)
         first = self.class_embedding.expand(x.shape[0], 1, -1)
         x = self.pre_norm(torch.cat((first, x), dim=1) + self.positions)
-        kernels = kernels_for(x)
-        kept = self.layers(x) if kernels is None else self.fused_layers(x, kernels)
+        if kernels is not None:
+            return only_live(self.fused_features(x, kernels), live)
+        kept = self.layers(x)
         return only_live(torch.cat([kept[i][:, 1:] for i in self.keep], dim=-1), live)
+
+    def _embed_aligned(self, patches: Tensor) -> Tensor:
+        """The patch embedding over a multiple of eight values, without which CUDA's products take slow paths."""
+        lacking = -patches.shape[-1] % ALIGNMENT
+        if not lacking:
+            return self.patch_embedding(patches)
+        return F.linear(F.pad(patches, (0, lacking)), F.pad(self.patch_embedding.weight, (0, lacking)))
 
     def layers(self, x: Tensor) -> dict[int, Tensor]:
         """Outputs (C, P + 1, width) of the kept blocks, by block."""
@@ -99,21 +115,26 @@ class VisionTransformer(nn.Module):
                 kept[i] = x
         return kept
 
-    def fused_layers(self, x: Tensor, kernels: ModuleType) -> dict[int, Tensor]:
-        """As `layers`, each sum in one kernel with the norm that follows it: eight launches a block."""
-        kept = {}
+    def fused_features(self, x: Tensor, kernels: ModuleType) -> Tensor:
+        """Features (C, P, feature width) of (C, P + 1, width), which is changed: seven launches a block.
+
+        What a block adds is added by the product that makes it. The biases of those products, which no such
+        product can add, are left out of the residual stream and added where it is read: by norms, and at the end.
+        """
+        C, T, W = x.shape
         blocks = [block for block in self.blocks if isinstance(block, VisionBlock)][: max(self.keep) + 1]
-        y = blocks[0].attention_norm(x)
+        each = torch.stack([bias for block in blocks for bias in (block.out.bias, block.down.bias)])
+        left_out = torch.cat((each.new_zeros(1, W), each)).cumsum(0, dtype=torch.float32)
+        features, rows = x.new_empty(C, T - 1, len(self.keep) * W), x.view(-1, W)
         for i, block in enumerate(blocks):
-            x, y = kernels.add_norm(x, block.attend(y), block.mlp_norm)
-            delta = block.down(kernels.quick_gelu(block.up(y)))
-            if i + 1 < len(blocks):
-                x, y = kernels.add_norm(x, delta, blocks[i + 1].attention_norm)
-            else:
-                x = x + delta
-            if i in self.keep:
-                kept[i] = x
-        return kept
+            mixed = block.mix(kernels.biased_norm(x, left_out[2 * i], block.attention_norm))
+            rows.addmm_(mixed.view(-1, W), block.out.weight.t())
+            hidden = kernels.quick_gelu(block.up(kernels.biased_norm(x, left_out[2 * i + 1], block.mlp_norm)))
+            rows.addmm_(hidden.flatten(0, 1), block.down.weight.t())
+            for place in (place for place, kept in enumerate(self.keep) if kept == i):
+                part = features[..., place * W : (place + 1) * W]
+                torch.add(x[:, 1:], left_out[2 * i + 2], out=part)
+        return features
 
 
 class Projector(nn.Module):

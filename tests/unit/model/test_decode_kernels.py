@@ -64,6 +64,7 @@ def buffers(kernels: ModuleType, config: ModelConfig, top_k: int, **tiling: obje
     on = kernels.StepBuffers.allocate(config, top_k, DEVICE, cut)
     for name in ("x", "qkv", "parts", "sums", "mixed", "router", "hidden", "logits", "best"):
         getattr(on, name).fill_(torch.nan)
+    on.shares.fill_(torch.nan)
     on.chosen.fill_(-1)
     on.where.fill_(-1)
     return on

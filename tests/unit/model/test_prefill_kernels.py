@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
 
 import tiny_model
+from tempovlm.model.attention import Attention, Span
+from tempovlm.model.cache import KVCache
+from tempovlm.model.config import ModelConfig
 from tempovlm.model.layers import RMSNorm, Rotary, rotate
 from tempovlm.model.moe import MoE
 
@@ -42,7 +46,12 @@ def test_sums_follow_places_and_read_nothing_else(kernels: ModuleType) -> None:
     rows = torch.full((6, 48), torch.nan, device=DEVICE)
     rows[[5, 0, 2]] = torch.randn(3, 48, device=DEVICE)
     out = kernels.gather_sum(rows, torch.tensor([[5, 0], [2, 2]], device=DEVICE))
-    torch.testing.assert_close(out, torch.stack((rows[5] + rows[0], 2 * rows[2])))
+    expected = torch.stack((rows[5] + rows[0], 2 * rows[2]))
+    torch.testing.assert_close(out, expected)
+    onto = torch.randn(2, 48, device=DEVICE)
+    expected = expected + onto
+    assert kernels.gather_sum(rows, torch.tensor([[5, 0], [2, 2]], device=DEVICE), onto) is onto
+    torch.testing.assert_close(onto, expected)
 
 
 def test_weights_belong_to_rows_before_the_sort(kernels: ModuleType) -> None:
@@ -80,6 +89,50 @@ def test_norm_and_rotation_of_strided_rows(
     )
 
 
+@pytest.mark.parametrize("config", [tiny_model.CONFIG, replace(tiny_model.CONFIG, width=48, num_heads=3)])
+@torch.no_grad()
+def test_the_split_writes_rotated_entries_and_nothing_else(kernels: ModuleType, config: ModelConfig) -> None:
+    layer, D = Attention(config).to(DEVICE), config.width
+    for norm in (layer.q_norm, layer.k_norm):
+        norm.weight.uniform_(0.5, 1.5)
+    qkv = torch.randn(2, 5, 3 * D, device=DEVICE)
+    ours = KVCache.allocate(config, 3, 2, 16, qkv)
+    for values in (ours.keys, ours.values):
+        values.fill_(torch.nan)
+    plain = KVCache(ours.keys.clone(), ours.values.clone())
+    tables = Rotary(config.head_width, 1e4, 16).to(DEVICE)(torch.arange(3, 8, device=DEVICE).expand(2, 5))
+    q, k, v = (part.view(2, 5, config.num_heads, -1) for part in qkv.split(D, dim=-1))
+    turned = [rotate(norm(x.flatten(2)).view_as(x), *tables) for norm, x in ((layer.q_norm, q), (layer.k_norm, k))]
+    plain.write(1, 3, turned[1].transpose(1, 2), v.transpose(1, 2))
+    norms = layer.q_norm.weight, layer.k_norm.weight
+    queries = kernels.split(qkv, norms, tables, config.norm_eps, ours, 1, 3)
+    torch.testing.assert_close(queries, turned[0].flatten(2))
+    for entries, expected in ((ours.keys, plain.keys), (ours.values, plain.values)):
+        torch.testing.assert_close(entries, expected, equal_nan=True)
+
+
+@torch.no_grad()
+def test_sums_within_products_are_sums() -> None:
+    """The in-place way of a block, which a GPU takes, with this machine's means."""
+    layer, x = Attention(tiny_model.CONFIG), torch.randn(2, 5, tiny_model.CONFIG.width)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    cos, sin = Rotary(tiny_model.CONFIG.head_width, 1e4, 16)(torch.arange(5).expand(2, 5))
+    span = Span(0, cos, sin, None)
+    expected = x + layer(x, span, None, 0)
+    layer.add_to(x, span, None, 0)
+    torch.testing.assert_close(x, expected)
+
+    experts = MoE(tiny_model.CONFIG)
+    for parameter in experts.parameters():
+        parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    experts, x = experts.bfloat16().to(DEVICE), x.bfloat16().to(DEVICE)
+    plain = experts.float()(x.float(), 3)
+    before = x.float()
+    experts.bfloat16().add_to(x, 3)
+    assert (x.float() - before - plain).norm() <= 2e-2 * (before + plain).norm()
+
+
 @pytest.mark.parametrize(("experts", "top_k"), [(64, 8), (20, 16), (8, 1)])
 def test_choice_of_experts(kernels: ModuleType, experts: int, top_k: int) -> None:
     scores = torch.randn(9, experts, device=DEVICE)
@@ -93,7 +146,7 @@ def test_choice_of_experts(kernels: ModuleType, experts: int, top_k: int) -> Non
     assert 0 <= int(unclear.min()) <= int(unclear.max()) < experts
 
 
-@pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (5, 3), (700, 6)])
+@pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (5, 3), (700, 6), (2100, 8)])
 def test_sort_is_stable_and_complete(kernels: ModuleType, tokens: int, top_k: int) -> None:
     num_experts = 20  # the last of them is never chosen
     experts = torch.randint(0, num_experts - 1, (tokens, top_k), device=DEVICE)

@@ -22,37 +22,35 @@ def kernels() -> ModuleType:
 
 
 @pytest.mark.parametrize("width", [32, 40, 1024])
-def test_add_norm(kernels: ModuleType, width: int) -> None:
+def test_norm_of_what_lacks_a_bias(kernels: ModuleType, width: int) -> None:
     torch.manual_seed(width)
     norm = torch.nn.LayerNorm(width, eps=1e-5, device=DEVICE)
     norm.weight.data.uniform_(0.5, 1.5)
     norm.bias.data.normal_()
-    x, delta = 3 + torch.randn(2, 2, 5, width, device=DEVICE)
+    x, bias = 3 + torch.randn(2, 5, width, device=DEVICE), torch.randn(width, device=DEVICE)
     with torch.inference_mode():
-        total, out = kernels.add_norm(x, delta, norm)
-        torch.testing.assert_close(total, x + delta)
-        torch.testing.assert_close(out, norm(x + delta), rtol=1e-4, atol=1e-5)
+        out = kernels.biased_norm(x, bias, norm)
+        torch.testing.assert_close(out, norm(x + bias), rtol=1e-4, atol=1e-5)
 
 
-def test_the_norm_is_of_the_rounded_sum(kernels: ModuleType) -> None:
-    torch.manual_seed(0)
-    norm = torch.nn.LayerNorm(64, device=DEVICE, dtype=torch.bfloat16)
-    x, delta = torch.randn(2, 7, 64, device=DEVICE, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        total, out = kernels.add_norm(x, delta, norm)
-        # The interpreter cuts where a GPU rounds.
-        torch.testing.assert_close(total, x + delta, rtol=2**-7, atol=0)
-        torch.testing.assert_close(out, norm(total), rtol=1e-2, atol=1e-2)
-
-
-def test_the_fused_layers_are_the_plain_ones(kernels: ModuleType) -> None:
+def test_the_fused_features_are_the_plain_ones(kernels: ModuleType) -> None:
     vision, config = tiny_model.build_model().vision.to(DEVICE), tiny_model.CONFIG.vision
+    for name, parameter in vision.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
     x = torch.randn(3, config.num_patches + 1, config.width, device=DEVICE)
     with torch.inference_mode():
-        plain, fused = vision.layers(x), vision.fused_layers(x, kernels)
-    assert list(fused) == list(plain) == sorted(config.feature_blocks)
-    for block, expected in plain.items():
-        torch.testing.assert_close(fused[block], expected, rtol=1e-4, atol=1e-4)
+        kept = vision.layers(x)
+        plain = torch.cat([kept[i][:, 1:] for i in vision.keep], dim=-1)
+        torch.testing.assert_close(vision.fused_features(x, kernels), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_an_aligned_embedding_is_the_embedding() -> None:
+    vision, config = tiny_model.build_model().vision, tiny_model.CONFIG.vision
+    vision.patch_embedding = torch.nn.Linear(config.patch_values - 3, config.width, bias=False)
+    patches = torch.randn(2, config.num_patches, config.patch_values - 3)
+    with torch.inference_mode():
+        torch.testing.assert_close(vision._embed_aligned(patches), vision.patch_embedding(patches))
 
 
 def test_the_fused_projector_is_the_plain_one(kernels: ModuleType) -> None:

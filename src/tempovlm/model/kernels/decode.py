@@ -5,14 +5,15 @@ lost. So work is organised by output: a program owns a few rows of one product, 
 float32; norms are folded into the product that follows; the residual stream stays in float32. A block is
 
 1. norm and q, k, v; 2. norm and rotation of q and k, cache entry, attention split over the context; 3. output
-projection and residual; 4. norm and router; 5. softmax, choice of the slot-th expert, its gate and up rows, SiLU;
-6. down rows of the chosen experts, weighted sum and residual.
+projection and residual; 4. norm, router, softmax and choice of experts; 5. gate and up rows of the chosen experts,
+SiLU; 6. their down rows, weighted sum and residual.
 
 Where a result is split over programs, the last program to arrive adds the parts up (flash-decoding, Dao et al.
-2023, with a ticket instead of a second kernel). Position and token live on the device, so that one captured graph
-serves every position. Weights may be of one byte a value (`model/quantised.py`): a row's scale is applied to its
-sum, or to its products where rows of several experts are summed. Knows no request, no graph and no sampling beyond
-the likeliest token.
+2023, with a ticket instead of a second kernel). On GPUs that can, a kernel is started before the one ahead of it
+has ended (`kernels/products.py` says how that stays right). Position and token live on the device, so that one
+captured graph serves every position. Weights may be of one byte a value (`model/quantised.py`): a row's scale is
+applied to its sum, or to its products where rows of several experts are summed. Knows no request, no graph and no
+sampling beyond the likeliest token.
 
 Shapes: `D` width, `H` heads, `W` head width, `E` experts, `K` top-k, `F` expert width, `V` vocabulary, `T`
 capacity of the cache, `R` rows of a program, `C` columns that it reads at a time, `N` cached tokens likewise,
@@ -22,15 +23,18 @@ capacity of the cache, `R` rows of a program, `C` columns that it reads at a tim
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tempovlm.core.plan import Plan
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
+from tempovlm.model.kernels import products
 from tempovlm.model.kernels.tiles import Tile, Tiling
 from tempovlm.model.layers import RMSNorm, Rotary
 from tempovlm.model.quantised import AnyAttention, AnyBlock, AnyDecoder, AnyMoE, Weight, parts
@@ -38,37 +42,19 @@ from tempovlm.model.quantised import AnyAttention, AnyBlock, AnyDecoder, AnyMoE,
 PICK_COLUMNS = 2048
 """Logits that one program looks through for the likeliest token."""
 
+EARLY_CAPABILITY = (9, 0)
+"""CUDA compute capability from which a kernel can be started before the one ahead of it has ended."""
+
 
 @triton.jit
-def _embed(token_ptr, table_ptr, x_ptr, D: tl.constexpr, C: tl.constexpr):
+def _embed(token_ptr, table_ptr, x_ptr, D: tl.constexpr, C: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:  # whatever a later kernel reads before it waits is there once this one has waited
+        gdc_wait()
+        gdc_launch_dependents()
     at = tl.program_id(0) * C + tl.arange(0, C)
     token = tl.load(token_ptr).to(tl.int64)
     row = tl.load(table_ptr + token * D + at, mask=at < D, other=0.0)
     tl.store(x_ptr + at, row.to(tl.float32), mask=at < D)
-
-
-@triton.jit
-def _norm_matvec(
-    x_ptr, norm_ptr, w_ptr, scales_ptr, out_ptr, rows, eps, D: tl.constexpr, R: tl.constexpr, C: tl.constexpr
-):
-    # The norm's scale is one number: it is found beside the sums and applied to them at the end.
-    r = tl.program_id(0) * R + tl.arange(0, R)
-    at = r.to(tl.int64)[:, None] * D
-    c = tl.arange(0, C)
-    total = tl.zeros((R, C), dtype=tl.float32)
-    squares = tl.zeros((C,), dtype=tl.float32)
-    for start in tl.static_range(0, D, C):
-        i = start + c
-        inside = (r < rows)[:, None] & (i < D)[None, :]
-        w = tl.load(w_ptr + at + i[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_ptr + i, mask=i < D, other=0.0)
-        norm = tl.load(norm_ptr + i, mask=i < D, other=0.0).to(tl.float32)
-        total += w.to(tl.float32) * (x * norm)[None, :]
-        squares += x * x
-    out = tl.sum(total, axis=1) * tl.rsqrt(tl.sum(squares, axis=0) / D + eps)
-    if scales_ptr is not None:
-        out *= tl.load(scales_ptr + r, mask=r < rows, other=0.0)
-    tl.store(out_ptr + r, out, mask=r < rows)
 
 
 @triton.jit
@@ -84,16 +70,33 @@ def _rotated(x_ptr, norm_ptr, first, place, inside, scale, cos, sin, W: tl.const
 
 
 @triton.jit
+def _entries(keys_ptr, values_ptr, cached, n, position, inside, W: tl.constexpr):
+    """Keys and values (N, W) of earlier tokens `n`, past this processor's own cache: a step changes them."""
+    live = (n < position)[:, None] & inside[None, :]
+    at = cached[None, :] + n[:, None] * W
+    key = tl.load(keys_ptr + at, mask=live, other=0.0, cache_modifier=".cg")
+    return key, tl.load(values_ptr + at, mask=live, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
 def _attend(
     qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, position_ptr, keys_ptr, values_ptr,
     parts_ptr, sums_ptr, tickets_ptr, out_ptr, capacity, eps, root,
     D: tl.constexpr, W: tl.constexpr, D_PAD: tl.constexpr, W_PAD: tl.constexpr, N: tl.constexpr, S: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_launch_dependents()
     head, split = tl.program_id(0), tl.program_id(1)
-    position = tl.load(position_ptr)
+    position = tl.load(position_ptr, cache_modifier=".cg")
     i, place = tl.arange(0, D_PAD), tl.arange(0, W_PAD)
     inside = place < W
     first = head * W
+    cached = head.to(tl.int64) * capacity * W + place
+    n = split * N + tl.arange(0, N)
+    key, value = _entries(keys_ptr, values_ptr, cached, n, position, inside, W)
+    if EARLY:  # entries of earlier tokens were there before the step began
+        gdc_wait()
     q_all = tl.load(qkv_ptr + i, mask=i < D, other=0.0)
     k_all = tl.load(qkv_ptr + D + i, mask=i < D, other=0.0)
     cos = tl.load(cos_ptr + position * W + place, mask=inside, other=0.0)
@@ -113,20 +116,16 @@ def _attend(
     top = tl.where(is_last, tl.sum(q * k, axis=0), float("-inf"))
     mass = tl.where(is_last, 1.0, 0.0)
     mixed = tl.where(is_last, v, 0.0)
-    cached = head.to(tl.int64) * capacity * W
-    for begin in range(split * N, position, S * N):
-        n = begin + tl.arange(0, N)
-        live = (n < position)[:, None] & inside[None, :]
-        at = cached + n[:, None] * W + place[None, :]
-        key = tl.load(keys_ptr + at, mask=live, other=0.0).to(tl.float32)
-        value = tl.load(values_ptr + at, mask=live, other=0.0).to(tl.float32)
-        scores = tl.where(n < position, tl.sum(key * q[None, :], axis=1), float("-inf"))
+    for _ in range(split * N, position, S * N):
+        next_n = n + S * N
+        next_key, next_value = _entries(keys_ptr, values_ptr, cached, next_n, position, inside, W)
+        scores = tl.where(n < position, tl.sum(key.to(tl.float32) * q[None, :], axis=1), float("-inf"))
         highest = tl.maximum(top, tl.max(scores, axis=0))
         weights = tl.exp(scores - highest)
         shrink = tl.exp(top - highest)
         mass = mass * shrink + tl.sum(weights, axis=0)
-        mixed = mixed * shrink + tl.sum(weights[:, None] * value, axis=0)
-        top = highest
+        mixed = mixed * shrink + tl.sum(weights[:, None] * value.to(tl.float32), axis=0)
+        top, n, key, value = highest, next_n, next_key, next_value
 
     part = head * S + split
     tl.store(parts_ptr + part * W + place, mixed, mask=inside)
@@ -149,92 +148,12 @@ def _attend(
 
 
 @triton.jit
-def _expert_hidden(
-    x_ptr, norm_ptr, router_ptr, w_ptr, scales_ptr, hidden_ptr, chosen_ptr, eps,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    tile, slot = tl.program_id(0), tl.program_id(1)
-    e = tl.arange(0, E_PAD)
-    scores = tl.load(router_ptr + e, mask=e < E, other=float("-inf"))
-    masses = tl.exp(scores - tl.max(scores, axis=0))
-    # The expert of this slot is the one that `slot` others beat; equal scores go to the lower index.
-    beats = (scores[None, :] > scores[:, None]) | (
-        (scores[None, :] == scores[:, None]) & (e[None, :] < e[:, None])
-    )
-    mine = tl.sum(beats.to(tl.int32), axis=1) == slot
-    expert = tl.minimum(tl.sum(tl.where(mine, e, 0), axis=0), E - 1)
-    weight = tl.sum(tl.where(mine, masses, 0.0), axis=0) / tl.sum(masses, axis=0)
-
-    f, c = tile * R + tl.arange(0, R), tl.arange(0, C)
-    at = expert.to(tl.int64) * (2 * F * D) + f[:, None] * D
-    gate = tl.zeros((R, C), dtype=tl.float32)
-    up = tl.zeros((R, C), dtype=tl.float32)
-    squares = tl.zeros((C,), dtype=tl.float32)
-    for start in tl.static_range(0, D, C):
-        i = start + c
-        inside = (f < F)[:, None] & (i < D)[None, :]
-        w_gate = tl.load(w_ptr + at + i[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        w_up = tl.load(w_ptr + at + F * D + i[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_ptr + i, mask=i < D, other=0.0)
-        normed = x * tl.load(norm_ptr + i, mask=i < D, other=0.0).to(tl.float32)
-        gate += w_gate.to(tl.float32) * normed[None, :]
-        up += w_up.to(tl.float32) * normed[None, :]
-        squares += x * x
-    scale = tl.rsqrt(tl.sum(squares, axis=0) / D + eps)
-    gate_rows = tl.sum(gate, axis=1) * scale
-    up_rows = tl.sum(up, axis=1) * scale
-    if scales_ptr is not None:
-        gate_rows *= tl.load(scales_ptr + expert * 2 * F + f, mask=f < F, other=0.0)
-        up_rows *= tl.load(scales_ptr + expert * 2 * F + F + f, mask=f < F, other=0.0)
-    hidden = gate_rows * tl.sigmoid(gate_rows) * up_rows * weight
-    tl.store(hidden_ptr + slot * F + f, hidden, mask=f < F)
-    tl.store(chosen_ptr + slot, expert, mask=tile == 0)
-
-
-@triton.jit
-def _add_product(
-    total, slot, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D: tl.constexpr, F: tl.constexpr,
-    ROUTED: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    """Sums (R, C) plus the products of one slot's input with rows `r` of its matrix."""
-    row = r.to(tl.int64)
-    if ROUTED:
-        row += tl.load(chosen_ptr + slot).to(tl.int64) * D
-    at = row[:, None] * F
-    if scales_ptr is not None:
-        scales = tl.load(scales_ptr + row, mask=r < D, other=0.0)[:, None]
-    for start in tl.static_range(0, F, C):
-        f = start + c
-        inside = (r < D)[:, None] & (f < F)[None, :]
-        w = tl.load(w_ptr + at + f[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        value = tl.load(in_ptr + slot * F + f, mask=f < F, other=0.0)[None, :]
-        total += w.to(tl.float32) * (value if scales_ptr is None else value * scales)
-    return total
-
-
-@triton.jit
-def _add_matvec(
-    in_ptr, chosen_ptr, w_ptr, scales_ptr, x_ptr, K, D: tl.constexpr, F: tl.constexpr, ROUTED: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    # x[D] += Σ over K of w[chosen] (D, F) · in (K, F); a single plain product where nothing is routed.
-    r, c = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, C)
-    total = tl.zeros((R, C), dtype=tl.float32)
-    # Two slots a turn: enough loads under way, and no more than registers hold.
-    for pair in range(0, K // 2):
-        total = _add_product(total, 2 * pair, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D, F, ROUTED, C)
-        total = _add_product(total, 2 * pair + 1, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D, F, ROUTED, C)
-    if K % 2 == 1:
-        total = _add_product(total, K - 1, in_ptr, chosen_ptr, w_ptr, scales_ptr, r, c, D, F, ROUTED, C)
-    x = tl.load(x_ptr + r, mask=r < D, other=0.0)
-    tl.store(x_ptr + r, x + tl.sum(total, axis=1), mask=r < D)
-
-
-@triton.jit
 def _pick(
     logits_ptr, best_ptr, where_ptr, ticket_ptr, token_ptr, position_ptr, V, parts,
-    C: tl.constexpr, P_PAD: tl.constexpr,
+    C: tl.constexpr, P_PAD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
     at = tl.program_id(0) * C + tl.arange(0, C)
     values = tl.load(logits_ptr + at, mask=at < V, other=float("-inf"))
     best = tl.max(values, axis=0)
@@ -262,7 +181,9 @@ class StepBuffers:
     Attributes:
         token: (1,) the last token, int64, replaced by the next one. position: (1,) its place, int32, counted on.
         x: (D,) the residual stream. logits: (1, V), float32. top_k: experts for which there is room.
-        tickets: (H + 1,) arrivals at the attention's heads and at the choice of the token; zero between steps.
+        tickets: (H + 2,) arrivals at the heads, at the choice of experts and at that of the token; zero
+            between steps.
+        early: whether the kernels of a step start before the one ahead of them has ended.
     """
 
     token: Tensor
@@ -276,10 +197,12 @@ class StepBuffers:
     router: Tensor
     hidden: Tensor
     chosen: Tensor
+    shares: Tensor
     logits: Tensor
     best: Tensor
     where: Tensor
     tiling: Tiling = field(default_factory=Tiling)
+    early: bool = False
 
     @classmethod
     def allocate(
@@ -300,25 +223,31 @@ class StepBuffers:
             qkv=_floats(3 * D, device=device),
             parts=_floats(H, tiling.splits, config.head_width, device=device),
             sums=_floats(H, tiling.splits, 2, device=device),
-            tickets=integers(H + 1),
+            tickets=integers(H + 2),
             mixed=_floats(D, device=device),
             router=_floats(config.num_experts, device=device),
             hidden=_floats(top_k, config.expert_width, device=device),
             chosen=integers(top_k),
+            shares=_floats(top_k, device=device),
             logits=_floats(1, V, device=device),
             best=_floats(parts, device=device),
             where=integers(parts),
             tiling=tiling,
+            early=device.type == "cuda" and torch.cuda.get_device_capability(device) >= EARLY_CAPABILITY,
         )
 
 
-def norm_matvec(x: Tensor, norm: RMSNorm, weight: Weight, out: Tensor, tile: Tile) -> None:
+def _launch(warps: int, early: bool) -> dict[str, Any]:
+    """How a kernel is started; the interpreter knows no early start."""
+    return {"num_warps": warps, "EARLY": early} | ({"launch_pdl": True} if early else {})
+
+
+def norm_matvec(x: Tensor, norm: RMSNorm, weight: Weight, out: Tensor, tile: Tile, *, early: bool = False) -> None:
     """Write weight (rows, D) · norm(x) to `out`; `x` and `out` are float32 vectors."""
     rows, D = weight.shape
     columns = min(tile.columns, triton.next_power_of_2(D))
-    grid = (triton.cdiv(rows, tile.rows),)
-    _norm_matvec[grid](
-        x, norm.weight, *parts(weight), out, rows, norm.eps, D, tile.rows, columns, num_warps=tile.warps
+    products.norm_matvec[(triton.cdiv(rows, tile.rows),)](
+        x, norm.weight, *parts(weight), out, rows, norm.eps, D, tile.rows, columns, **_launch(tile.warps, early)
     )
 
 
@@ -330,37 +259,58 @@ def attend(layer: AnyAttention, rotary: Rotary, keys: Tensor, values: Tensor, on
         on.qkv, layer.q_norm.weight, layer.k_norm.weight, rotary.cos, rotary.sin, on.position, keys, values,
         on.parts, on.sums, on.tickets, on.mixed, T, layer.q_norm.eps, W**-0.5,
         D, W, triton.next_power_of_2(D), triton.next_power_of_2(W), tiling.tokens, tiling.splits,
-        num_warps=tiling.attention_warps,
+        **_launch(tiling.attention_warps, on.early),
     )  # fmt: skip
 
 
-def add_matvec(inputs: Tensor, weight: Weight, x: Tensor, tile: Tile, chosen: Tensor | None = None) -> None:
+def add_matvec(
+    inputs: Tensor,
+    weight: Weight,
+    x: Tensor,
+    tile: Tile,
+    chosen: Tensor | None = None,
+    *,
+    early: bool = False,
+) -> None:
     """Add weight (D, F) · inputs (1, F) to `x` (D,); with `chosen`, Σ weight[chosen[k]] · inputs[k]."""
     (K, F), D = inputs.shape, x.shape[0]
     columns = min(tile.columns, triton.next_power_of_2(F))
     is_routed = chosen is not None
-    _add_matvec[(triton.cdiv(D, tile.rows),)](
-        inputs, chosen if is_routed else inputs, *parts(weight), x, K, D, F, is_routed, tile.rows, columns,
-        num_warps=tile.warps,
+    products.add_matvec[(triton.cdiv(D, tile.rows),)](
+        inputs, chosen if is_routed else inputs, *parts(weight), x, K, D, F, weight.shape[0] if is_routed else 1,
+        is_routed, tile.rows, columns, **_launch(tile.warps, early),
+    )  # fmt: skip
+
+
+def route(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
+    """Write the `top_k` best experts for `on.x` and their shares of the router's softmax."""
+    E, D = layer.router.weight.shape
+    tile = on.tiling.router
+    columns = min(tile.columns, triton.next_power_of_2(D))
+    programs = triton.cdiv(E, tile.rows)
+    products.route[(programs,)](
+        on.x, layer.norm.weight, *parts(layer.router.weight), on.router, on.tickets[-2:], on.chosen, on.shares,
+        top_k, programs, layer.norm.eps, D, E, triton.next_power_of_2(E), tile.rows, columns,
+        **_launch(tile.warps, on.early),
     )  # fmt: skip
 
 
 def expert_hidden(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
-    """Choose experts by `on.router`; write them, and what their gate and up rows make of `on.x`."""
+    """Write what the gate and up rows of the chosen experts make of `on.x`, times their shares."""
     E, D, F = layer.down.shape
     tile = on.tiling.hidden
     columns = min(tile.columns, triton.next_power_of_2(D))
-    _expert_hidden[(triton.cdiv(F, tile.rows), top_k)](
-        on.x, layer.norm.weight, on.router, *parts(layer.gate_up), on.hidden, on.chosen, layer.norm.eps,
-        D, F, E, triton.next_power_of_2(E), tile.rows, columns, num_warps=tile.warps,
+    products.expert_hidden[(triton.cdiv(F, tile.rows), top_k)](
+        on.x, layer.norm.weight, on.chosen, on.shares, *parts(layer.gate_up), on.hidden, layer.norm.eps,
+        D, F, E, tile.rows, columns, **_launch(tile.warps, on.early),
     )  # fmt: skip
 
 
 def add_experts(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
     """Add the sum of the `top_k` best experts to `on.x`: three kernels."""
-    norm_matvec(on.x, layer.norm, layer.router.weight, on.router, on.tiling.router)
+    route(layer, top_k, on)
     expert_hidden(layer, top_k, on)
-    add_matvec(on.hidden[:top_k], layer.down, on.x, on.tiling.down, on.chosen)
+    add_matvec(on.hidden[:top_k], layer.down, on.x, on.tiling.down, on.chosen, early=on.early)
 
 
 def pick(on: StepBuffers) -> None:
@@ -368,7 +318,7 @@ def pick(on: StepBuffers) -> None:
     V, parts = on.logits.shape[1], on.best.shape[0]
     _pick[(parts,)](
         on.logits, on.best, on.where, on.tickets[-1:], on.token, on.position, V, parts,
-        PICK_COLUMNS, triton.next_power_of_2(parts),
+        PICK_COLUMNS, triton.next_power_of_2(parts), **_launch(4, on.early),
     )  # fmt: skip
 
 
@@ -377,15 +327,15 @@ def forward(decoder: AnyDecoder, plan: Plan, cache: KVCache, on: StepBuffers) ->
 
     Entry i of the cache, batch 1, belongs to step i of the plan. 6 kernels a step and 2 more.
     """
-    D = on.x.shape[0]
+    D, early = on.x.shape[0], on.early
     columns = min(1024, triton.next_power_of_2(D))
-    _embed[(triton.cdiv(D, columns),)](on.token, decoder.embedding, on.x, D, columns)
+    _embed[(triton.cdiv(D, columns),)](on.token, decoder.embedding, on.x, D, columns, **_launch(4, early))
     for i, (index, top_k) in enumerate(plan.steps):
         block = decoder.blocks[index]
         assert isinstance(block, AnyBlock)
         attention = block.attention
-        norm_matvec(on.x, attention.norm, attention.qkv.weight, on.qkv, on.tiling.qkv)
+        norm_matvec(on.x, attention.norm, attention.qkv.weight, on.qkv, on.tiling.qkv, early=early)
         attend(attention, decoder.rotary, cache.keys[i, 0], cache.values[i, 0], on)
-        add_matvec(on.mixed.unsqueeze(0), attention.out.weight, on.x, on.tiling.out)
+        add_matvec(on.mixed.unsqueeze(0), attention.out.weight, on.x, on.tiling.out, early=early)
         add_experts(block.moe, top_k, on)
-    norm_matvec(on.x, decoder.norm, decoder.head.weight, on.logits, on.tiling.head)
+    norm_matvec(on.x, decoder.norm, decoder.head.weight, on.logits, on.tiling.head, early=early)

@@ -17,9 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tempovlm.model.cache import KVCache
+
 COLUMNS = 1024
-ENTRIES = 2048
-"""Choices of experts that a program of the sort looks through at a time."""
+FEWEST_ENTRIES, MOST_ENTRIES = 2048, 16384
+"""Choices of experts that a program of the sort looks through at a time: all of most prompts at once."""
 
 
 @triton.jit
@@ -41,21 +43,46 @@ def _unit(x_ptr, w_ptr, i, inside, scale):
 
 
 @triton.jit
+def _rotated(x_ptr, w_ptr, cos_ptr, sin_ptr, row, i, eps, D: tl.constexpr, W: tl.constexpr):
+    """The row at `x_ptr`, normalised, weighted and rotated; `row` is its place in the tables."""
+    inside, place = i < D, i % W
+    x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
+    is_first = place < W // 2
+    partner = tl.where(is_first, i + W // 2, i - W // 2)
+    own = _unit(x_ptr, w_ptr, i, inside, scale)
+    other = _unit(x_ptr, w_ptr, partner, inside, scale)
+    cos = tl.load(cos_ptr + row * W + place, mask=inside, other=0.0)
+    sin = tl.load(sin_ptr + row * W + place, mask=inside, other=0.0)
+    return own * cos + tl.where(is_first, -other, other) * sin
+
+
+@triton.jit
 def _norm_rotate(
     x_ptr, stride, w_ptr, cos_ptr, sin_ptr, out_ptr, eps, D: tl.constexpr, W: tl.constexpr, C: tl.constexpr
 ):
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, C)
-    inside, place = i < D, i % W
-    x = tl.load(x_ptr + row * stride + i, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
-    is_first = place < W // 2
-    partner = tl.where(is_first, i + W // 2, i - W // 2)
-    own = _unit(x_ptr + row * stride, w_ptr, i, inside, scale)
-    other = _unit(x_ptr + row * stride, w_ptr, partner, inside, scale)
-    cos = tl.load(cos_ptr + row * W + place, mask=inside, other=0.0)
-    sin = tl.load(sin_ptr + row * W + place, mask=inside, other=0.0)
-    out = own * cos + tl.where(is_first, -other, other) * sin
-    tl.store(out_ptr + row * D + i, out.to(out_ptr.dtype.element_ty), mask=inside)
+    out = _rotated(x_ptr + row * stride, w_ptr, cos_ptr, sin_ptr, row, i, eps, D, W)
+    tl.store(out_ptr + row * D + i, out.to(out_ptr.dtype.element_ty), mask=i < D)
+
+
+@triton.jit
+def _split(
+    qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, q_ptr, keys_ptr, values_ptr, eps, T, start, capacity,
+    D: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    row, part, i = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, C)
+    x_ptr, inside = qkv_ptr + row * (3 * D) + part * D, i < D
+    kind = q_ptr.dtype.element_ty
+    entry = ((row // T * (D // W) + i // W) * capacity + start + row % T) * W + i % W
+    if part == 0:
+        q = _rotated(x_ptr, q_norm_ptr, cos_ptr, sin_ptr, row, i, eps, D, W)
+        tl.store(q_ptr + row * D + i, q.to(kind), mask=inside)
+    elif part == 1:
+        k = _rotated(x_ptr, k_norm_ptr, cos_ptr, sin_ptr, row, i, eps, D, W)
+        tl.store(keys_ptr + entry, k.to(kind), mask=inside)
+    else:
+        tl.store(values_ptr + entry, tl.load(x_ptr + i, mask=inside, other=0.0), mask=inside)
 
 
 @triton.jit
@@ -108,10 +135,12 @@ def _weighted_swiglu(h_ptr, weights_ptr, order_ptr, out_ptr, F_: tl.constexpr, C
 
 
 @triton.jit
-def _gather_sum(rows_ptr, places_ptr, out_ptr, K, D: tl.constexpr, C: tl.constexpr):
+def _gather_sum(rows_ptr, places_ptr, out_ptr, K, D: tl.constexpr, C: tl.constexpr, ONTO: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * C + tl.arange(0, C)
     total = tl.zeros((C,), dtype=tl.float32)
+    if ONTO:
+        total += tl.load(out_ptr + token * D + c, mask=c < D, other=0.0).to(tl.float32)
     for k in range(0, K):
         place = tl.load(places_ptr + token * K + k).to(tl.int64)
         total += tl.load(rows_ptr + place * D + c, mask=c < D, other=0.0).to(tl.float32)
@@ -145,6 +174,32 @@ def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float)
     return out
 
 
+def split(
+    qkv: Tensor, norms: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor], eps: float, entries: KVCache,
+    step: int, start: int,
+) -> Tensor:  # fmt: skip
+    """Rotated queries (B, T, D) of the products (B, T, 3D); keys and values go to their places in the cache.
+
+    Args:
+        qkv: queries, keys and values, before the norm.
+        norms: weights (D,) of the queries' and the keys' norm.
+        tables: cosines and sines, (B, T, 1, W).
+        eps: of both norms.
+        entries: the cache.
+        step: which of its entries is written.
+        start: the first token's place there.
+    """
+    B, T, D = *qkv.shape[:2], qkv.shape[2] // 3
+    q = qkv.new_empty(B, T, D)
+    cos, sin = (table.contiguous() for table in tables)
+    with torch.cuda.device_of(qkv):
+        _split[(B * T, 3)](
+            qkv.contiguous(), *norms, cos, sin, q, entries.keys[step], entries.values[step], eps, T, start,
+            entries.capacity, D, cos.shape[-1], triton.next_power_of_2(D),
+        )  # fmt: skip
+    return q
+
+
 def choose(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The shares (N, K), in the type of the scores (N, E), and the experts that have the most of the softmax."""
     N, E = scores.shape
@@ -166,7 +221,18 @@ def sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
     tokens, order, places = (torch.empty(M, dtype=torch.int32, device=experts.device) for _ in range(3))
     ends = torch.empty(num_experts, dtype=torch.int32, device=experts.device)
     with torch.cuda.device_of(experts):
-        _sort[(num_experts,)](experts, tokens, order, places, ends, M, experts.shape[1], ENTRIES, num_warps=8)
+        columns = min(max(triton.next_power_of_2(M), FEWEST_ENTRIES), MOST_ENTRIES)
+        _sort[(num_experts,)](
+            experts,
+            tokens,
+            order,
+            places,
+            ends,
+            M,
+            experts.shape[1],
+            columns,
+            num_warps=8 if columns < 8192 else 16,
+        )
     return tokens, order, places.view_as(experts), ends
 
 
@@ -180,17 +246,24 @@ def weighted_swiglu(h: Tensor, weights: Tensor, order: Tensor) -> Tensor:
     return out
 
 
-def gather_sum(rows: Tensor, places: Tensor) -> Tensor:
-    """The sum of the rows (M, D) at each token's K places (N, K): (N, D)."""
+def gather_sum(rows: Tensor, places: Tensor, onto: Tensor | None = None) -> Tensor:
+    """The sum of the rows (M, D) at each token's K places (N, K), added to `onto` in place if given: (N, D)."""
     (N, K), D = places.shape, rows.shape[1]
-    out = rows.new_empty(N, D)
+    out = rows.new_empty(N, D) if onto is None else onto
     columns = min(COLUMNS, triton.next_power_of_2(D))
     with torch.cuda.device_of(rows):
-        _gather_sum[(N, triton.cdiv(D, columns))](rows, places, out, K, D, columns)
+        _gather_sum[(N, triton.cdiv(D, columns))](rows, places, out, K, D, columns, onto is not None)
     return out
 
 
-def grouped(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def grouped(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    onto: Tensor | None = None,
+) -> Tensor:
     """What the experts make of (N, D): the weighted sum over each token's experts.
 
     Args:
@@ -199,9 +272,10 @@ def grouped(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: 
         experts: (N, K), those that it chose.
         gate_up: (E, 2F, D), gate rows then up rows.
         down: (E, D, F).
+        onto: (N, D) that the sum is added to in place.
     """
     tokens, order, places, ends = sort(experts, len(gate_up))
     h = F.grouped_mm(x.index_select(0, tokens), gate_up.transpose(1, 2), offs=ends)
     hidden = weighted_swiglu(h, weights.flatten(), order)
     rows = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends)
-    return gather_sum(rows, places)
+    return gather_sum(rows, places, onto)

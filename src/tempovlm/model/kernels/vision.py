@@ -1,8 +1,8 @@
 """The parts of the vision side between its matrix products, each as one kernel: inference on CUDA only.
 
-A product's own kernel adds its bias; what stands here is a sum with the norm that follows it, padding with pooling
-windows and their means, and attention within a window. All compute in float32 and round once to the type of their
-inputs. The activation is the one of `kernels/training.py`.
+What stands here is the norm of a residual stream that lacks the biases of the products added to it, padding with
+pooling windows and their means, and attention within a window. All compute in float32 and round once to the type
+of their inputs. The activation is the one of `kernels/training.py`.
 
 Shapes: `C` crops, `P` patches of a crop, `N` pooling windows of all crops, `K` patches of a window, `W` width,
 `F` features of a patch.
@@ -17,22 +17,19 @@ from torch import Tensor, nn
 
 from tempovlm.model.kernels.training import quick_gelu
 
-__all__ = ["add_norm", "pad_windows", "pool", "quick_gelu"]
+__all__ = ["biased_norm", "pad_windows", "pool", "quick_gelu"]
 
 FEATURES = 1024
 """Features that one program of `pad_windows` copies."""
 
 
 @triton.jit
-def _add_norm(x_ptr, delta_ptr, w_ptr, b_ptr, sum_ptr, out_ptr, eps, W: tl.constexpr, W_PAD: tl.constexpr):
+def _biased_norm(x_ptr, bias_ptr, w_ptr, b_ptr, out_ptr, eps, W: tl.constexpr, W_PAD: tl.constexpr):
     i = tl.arange(0, W_PAD)
     inside = i < W
     at = tl.program_id(0).to(tl.int64) * W + i
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(delta_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    total = x.to(sum_ptr.dtype.element_ty)
-    tl.store(sum_ptr + at, total, mask=inside)
-    x = total.to(tl.float32)  # the norm is of what the next block adds to
+    x += tl.load(bias_ptr + i, mask=inside, other=0.0)
     centred = tl.where(inside, x - tl.sum(x, axis=0) / W, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / W + eps)
     w = tl.load(w_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -40,15 +37,13 @@ def _add_norm(x_ptr, delta_ptr, w_ptr, b_ptr, sum_ptr, out_ptr, eps, W: tl.const
     tl.store(out_ptr + at, (centred * scale * w + b).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def add_norm(x: Tensor, delta: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """A residual stream plus what a block adds, and the layer norm of that sum: both (…, W)."""
-    x, delta = x.contiguous(), delta.contiguous()
-    total, out = torch.empty_like(x), torch.empty_like(x)
-    width = x.shape[-1]
-    _add_norm[(x.numel() // width,)](
-        x, delta, norm.weight, norm.bias, total, out, norm.eps, width, triton.next_power_of_2(width)
-    )
-    return total, out
+def biased_norm(x: Tensor, bias: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """The layer norm of (…, W) plus a float32 bias (W,)."""
+    x, width = x.contiguous(), x.shape[-1]
+    out = torch.empty_like(x)
+    sizes = (width, triton.next_power_of_2(width))
+    _biased_norm[(x.numel() // width,)](x, bias, norm.weight, norm.bias, out, norm.eps, *sizes)
+    return out
 
 
 @triton.jit
