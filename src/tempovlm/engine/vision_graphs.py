@@ -3,7 +3,7 @@
 The stages stay apart, so that each has a time of its own. A request copies its crops into a stage's buffers and
 takes a copy of the result out: whatever another request does between two stages, nothing of it is seen. A number
 of crops that was never captured runs kernel by kernel at once and is captured behind, between requests. The
-buffers are shared, so that one stage of one request runs at a time. Knows no clock, no budget and no policy.
+input buffers are shared, so that one stage of one request runs at a time. Knows no clock, no budget and no policy.
 
 Shapes: `U` distinct crops, `C` crops, `P` patches of a crop, `X` values of a patch, `F` features of a patch, `G`
 tokens of a crop, `D` decoder width.
@@ -60,39 +60,41 @@ class Stage:
         self,
         run: Callable[..., Tensor],
         inputs: tuple[Tensor, ...],
-        output: Tensor,
         recorder: Records | None,
     ) -> None:
-        self._run, self._inputs, self._output, self._recorder = run, inputs, output, recorder
-        self._graphs: dict[int, Replayable] = {}
+        self._run, self._inputs, self._recorder = run, inputs, recorder
+        self._graphs: dict[int, tuple[Replayable, list[Tensor]]] = {}
         self.wanted: set[int] = set()
 
     @torch.inference_mode()
     def __call__(self, *values: Tensor) -> Tensor:
         """The function of values on the device whose first dimension is the crops; the caller owns the result."""
         count = len(values[0])
-        graph = self._graphs.get(count)
-        if graph is None:
-            if self._recorder is not None and count <= len(self._output):
+        captured = self._graphs.get(count)
+        if captured is None:
+            if self._recorder is not None and count <= len(self._inputs[0]):
                 self.wanted.add(count)
             return self._run(*values)
+        graph, made = captured
         for own, value in zip(self._inputs, values, strict=True):
             own[:count].copy_(value)
-        with torch.cuda.device_of(self._output):
+        with torch.cuda.device_of(values[0]):
             graph.replay()
-        return self._output[:count].clone()
+        return made[-1].clone()
 
     def capture(self, count: int) -> None:
         """Capture the function of so many crops."""
         self.wanted.discard(count)
-        if self._recorder is None or count in self._graphs or count > len(self._output):
+        if self._recorder is None or count in self._graphs or count > len(self._inputs[0]):
             return
-        self._graphs[count] = self._recorder.graph(lambda: self._replayed(count))
+        made: list[Tensor] = []  # the last one is the graph's own
+        graph = self._recorder.graph(lambda: made.append(self._of(count)))
+        self._graphs[count] = graph, made
 
     @torch.inference_mode()
-    def _replayed(self, count: int) -> None:
+    def _of(self, count: int) -> Tensor:
         """What a graph holds."""
-        self._output[:count].copy_(self._run(*(own[:count] for own in self._inputs)))
+        return self._run(*(own[:count] for own in self._inputs))
 
 
 class VisionGraphs:
@@ -106,12 +108,11 @@ class VisionGraphs:
             return torch.zeros(MAX_CROPS, *shape, dtype=dtype, device=like.device)
 
         patches = buffer(vision.num_patches, vision.patch_values)
-        features, pooled = (buffer(vision.num_patches, vision.feature_width) for _ in range(2))
+        features = buffer(vision.num_patches, vision.feature_width)
         masks = buffer(vision.num_patches, dtype=torch.float32)
-        tokens = buffer(vision.pooled**2, config.width)
-        self.encode = Stage(model.vision, (patches,), features, recorder)
+        self.encode = Stage(model.vision, (patches,), recorder)
         """(U, P, X) of the model's type to features (U, P, F)."""
-        self.project = Stage(model.projector, (pooled, masks), tokens, recorder)
+        self.project = Stage(model.projector, (features, masks), recorder)
         """Features (C, P, F) and masks (C, P) to tokens (C, G, D)."""
 
     def settle(self) -> None:

@@ -58,7 +58,8 @@ class Attention(nn.Module):
         """The values that every token gathers: (B, T, D)."""
         B, T, D = x.shape
         qkv = self.qkv(self.norm(x))
-        if cache is not None and has_kernels(qkv, self.q_norm.weight):
+        has_room = cache is not None and span.start + T <= cache.capacity
+        if cache is not None and has_room and has_kernels(qkv, self.q_norm.weight):
             from tempovlm.model.kernels import prefill
 
             norms, tables = (self.q_norm.weight, self.k_norm.weight), (span.cos, span.sin)

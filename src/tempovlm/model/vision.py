@@ -123,17 +123,16 @@ class VisionTransformer(nn.Module):
         """
         C, T, W = x.shape
         blocks = [block for block in self.blocks if isinstance(block, VisionBlock)][: max(self.keep) + 1]
-        each = torch.stack([bias for block in blocks for bias in (block.out.bias, block.down.bias)])
-        left_out = torch.cat((each.new_zeros(1, W), each)).cumsum(0, dtype=torch.float32)
-        features, rows = x.new_empty(C, T - 1, len(self.keep) * W), x.view(-1, W)
+        left_out = x.new_zeros(2 * len(blocks) + 1, W, dtype=torch.float32)
+        features, rows, bias = x.new_empty(C, T - 1, len(self.keep) * W), x.view(-1, W), left_out[0]
         for i, block in enumerate(blocks):
-            mixed = block.mix(kernels.biased_norm(x, left_out[2 * i], block.attention_norm))
+            mixed = block.mix(kernels.biased_norm(x, left_out, 2 * i, bias, block.attention_norm))
             rows.addmm_(mixed.view(-1, W), block.out.weight.t())
-            hidden = kernels.quick_gelu(block.up(kernels.biased_norm(x, left_out[2 * i + 1], block.mlp_norm)))
-            rows.addmm_(hidden.flatten(0, 1), block.down.weight.t())
+            y = kernels.biased_norm(x, left_out, 2 * i + 1, block.out.bias, block.mlp_norm)
+            rows.addmm_(kernels.quick_gelu(block.up(y)).view(rows.shape[0], -1), block.down.weight.t())
+            bias = block.down.bias
             for place in (place for place, kept in enumerate(self.keep) if kept == i):
-                part = features[..., place * W : (place + 1) * W]
-                torch.add(x[:, 1:], left_out[2 * i + 2], out=part)
+                kernels.keep(x, left_out[2 * i + 2], bias, features, place)
         return features
 
 

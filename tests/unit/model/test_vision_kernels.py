@@ -28,9 +28,13 @@ def test_norm_of_what_lacks_a_bias(kernels: ModuleType, width: int) -> None:
     norm.weight.data.uniform_(0.5, 1.5)
     norm.bias.data.normal_()
     x, bias = 3 + torch.randn(2, 5, width, device=DEVICE), torch.randn(width, device=DEVICE)
+    sums = torch.full((3, width), torch.nan, device=DEVICE)
+    sums[1] = torch.randn(width, device=DEVICE)
     with torch.inference_mode():
-        out = kernels.biased_norm(x, bias, norm)
-        torch.testing.assert_close(out, norm(x + bias), rtol=1e-4, atol=1e-5)
+        out = kernels.biased_norm(x, sums, 1, bias, norm)
+        torch.testing.assert_close(sums[2], sums[1] + bias)
+        torch.testing.assert_close(out, norm(x + sums[2]), rtol=1e-4, atol=1e-5)
+    assert sums[0].isnan().all()
 
 
 def test_the_fused_features_are_the_plain_ones(kernels: ModuleType) -> None:

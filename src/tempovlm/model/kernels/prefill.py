@@ -20,8 +20,8 @@ from torch import Tensor
 from tempovlm.model.cache import KVCache
 
 COLUMNS = 1024
-FEWEST_ENTRIES, MOST_ENTRIES = 2048, 16384
-"""Choices of experts that a program of the sort looks through at a time: all of most prompts at once."""
+ENTRIES = 2048
+"""Choices of experts that a program of the sort looks through at a time."""
 
 
 @triton.jit
@@ -221,18 +221,7 @@ def sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
     tokens, order, places = (torch.empty(M, dtype=torch.int32, device=experts.device) for _ in range(3))
     ends = torch.empty(num_experts, dtype=torch.int32, device=experts.device)
     with torch.cuda.device_of(experts):
-        columns = min(max(triton.next_power_of_2(M), FEWEST_ENTRIES), MOST_ENTRIES)
-        _sort[(num_experts,)](
-            experts,
-            tokens,
-            order,
-            places,
-            ends,
-            M,
-            experts.shape[1],
-            columns,
-            num_warps=8 if columns < 8192 else 16,
-        )
+        _sort[(num_experts,)](experts, tokens, order, places, ends, M, experts.shape[1], ENTRIES, num_warps=8)
     return tokens, order, places.view_as(experts), ends
 
 

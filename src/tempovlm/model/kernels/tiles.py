@@ -19,11 +19,11 @@ class Tiling:
     """How every product is cut, by whole rows so that all loads start at once, and how the context is split."""
 
     qkv: Tile = Tile(4, 2048, 8)
-    out: Tile = Tile(4, 2048, 8)
-    router: Tile = Tile(1, 2048)
+    out: Tile = Tile(2, 2048, 4)
+    router: Tile = Tile(8, 2048, 8)
     hidden: Tile = Tile(4, 2048, 8)
     down: Tile = Tile(4, 1024)
-    head: Tile = Tile(8, 2048, 8)
+    head: Tile = Tile(4, 1024)
     splits: int = 16
-    tokens: int = 32
+    tokens: int = 64
     attention_warps: int = 4

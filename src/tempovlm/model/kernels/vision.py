@@ -17,19 +17,23 @@ from torch import Tensor, nn
 
 from tempovlm.model.kernels.training import quick_gelu
 
-__all__ = ["biased_norm", "pad_windows", "pool", "quick_gelu"]
+__all__ = ["biased_norm", "keep", "pad_windows", "pool", "quick_gelu"]
 
 FEATURES = 1024
 """Features that one program of `pad_windows` copies."""
 
 
 @triton.jit
-def _biased_norm(x_ptr, bias_ptr, w_ptr, b_ptr, out_ptr, eps, W: tl.constexpr, W_PAD: tl.constexpr):
+def _biased_norm(
+    x_ptr, before_ptr, bias_ptr, after_ptr, w_ptr, b_ptr, out_ptr, eps, W: tl.constexpr, W_PAD: tl.constexpr
+):
     i = tl.arange(0, W_PAD)
     inside = i < W
     at = tl.program_id(0).to(tl.int64) * W + i
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(bias_ptr + i, mask=inside, other=0.0)
+    left_out = tl.load(before_ptr + i, mask=inside, other=0.0)
+    left_out += tl.load(bias_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(after_ptr + i, left_out, mask=i < tl.where(tl.program_id(0) == 0, W, 0))
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) + left_out
     centred = tl.where(inside, x - tl.sum(x, axis=0) / W, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / W + eps)
     w = tl.load(w_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -37,13 +41,36 @@ def _biased_norm(x_ptr, bias_ptr, w_ptr, b_ptr, out_ptr, eps, W: tl.constexpr, W
     tl.store(out_ptr + at, (centred * scale * w + b).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def biased_norm(x: Tensor, bias: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """The layer norm of (…, W) plus a float32 bias (W,)."""
+def biased_norm(x: Tensor, sums: Tensor, place: int, bias: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """The layer norm of (…, W) plus what it lacks: `sums[place]` (W,), float32, and one more bias (W,).
+
+    What it lacked is written to `sums[place + 1]`.
+    """
     x, width = x.contiguous(), x.shape[-1]
     out = torch.empty_like(x)
     sizes = (width, triton.next_power_of_2(width))
-    _biased_norm[(x.numel() // width,)](x, bias, norm.weight, norm.bias, out, norm.eps, *sizes)
+    _biased_norm[(x.numel() // width,)](
+        x, sums[place], bias, sums[place + 1], norm.weight, norm.bias, out, norm.eps, *sizes
+    )
     return out
+
+
+@triton.jit
+def _keep(x_ptr, sum_ptr, bias_ptr, out_ptr, P, place, WIDTH: tl.constexpr, W: tl.constexpr, W_PAD: tl.constexpr):
+    row, i = tl.program_id(0).to(tl.int64), tl.arange(0, W_PAD)
+    inside = i < W
+    token = row // P * (P + 1) + 1 + row % P  # the class token stands before a crop's patches
+    x = tl.load(x_ptr + token * W + i, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(sum_ptr + i, mask=inside, other=0.0) + tl.load(bias_ptr + i, mask=inside, other=0.0).to(
+        tl.float32
+    )
+    tl.store(out_ptr + row * WIDTH + place * W + i, x.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def keep(x: Tensor, left_out: Tensor, bias: Tensor, features: Tensor, place: int) -> None:
+    """Write (C, P + 1, W), plus the two vectors (W,) that it lacks, to the place-th part of features (C, P, …)."""
+    (C, T, W), width = x.shape, features.shape[-1]
+    _keep[(C * (T - 1),)](x, left_out, bias, features, T - 1, place, width, W, triton.next_power_of_2(W))
 
 
 @triton.jit
