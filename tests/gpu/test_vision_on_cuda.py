@@ -111,7 +111,7 @@ def test_a_graph_gives_what_its_kernels_give(pair: tuple[Molmo, Molmo]) -> None:
 def poison(graphs: VisionGraphs) -> None:
     """Put NaN into the buffers of both stages, so that what a replay does not write shows."""
     for stage in (graphs.encode, graphs.project):
-        for buffer in (*stage._inputs, stage._output):
+        for buffer in (*stage._inputs, *(made[-1] for _, made in stage._graphs.values())):
             buffer.fill_(torch.nan)
 
 
