@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import SweepRow
+from tempovlm.profiling.batched import blank_row
 from tempovlm.tasks.base import Sample
 
 
@@ -17,16 +19,4 @@ def answered(sample: Sample, knobs: KnobConfig, accuracy: float, **fields: Any) 
         "text_tokens": 12,
         "output_tokens": 2,
     } | fields
-    return SweepRow(
-        dataset=sample.dataset,
-        split=sample.split,
-        question_id=str(sample.question_id),
-        image_id=str(sample.image_id),
-        template=sample.template,
-        tier=knobs.tier,
-        top_k=knobs.top_k,
-        num_blocks=knobs.num_blocks,
-        accuracy=accuracy,
-        prediction="dog",
-        **given,
-    )
+    return replace(blank_row(sample, knobs), accuracy=accuracy, prediction="dog", **given)
