@@ -9,7 +9,7 @@ Shapes: `T` tokens, `D` width, `V` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from tempovlm.core.plan import Plan, Step
 from tempovlm.model.cache import KVCache
+from tempovlm.model.config import VisionConfig
+from tempovlm.model.prompt import num_image_tokens
+from tempovlm.model.tiling import grids_of
 from tempovlm.model.vlm import Molmo
 
 FINE, FINE_LIMIT, COARSE = 64, 512, 128
@@ -27,8 +30,11 @@ FINE, FINE_LIMIT, COARSE = 64, 512, 128
 GRAPH_LIMIT = 2048
 """Longer prompts are read without a graph: their activations would stay reserved."""
 
-MAX_GRAPHS = 256
+MAX_GRAPHS = 768
 """Prompts' graphs of one lane; the one that was not used for longest goes first."""
+
+USUAL_TEXT = (16, 64)
+"""Tokens beside the picture's that a warm-up allows for, least and most: format, style and a question."""
 
 Key = tuple[tuple[Step, ...], int]
 """What a prompt's graph depends on: the steps of a plan, and the bucket."""
@@ -38,6 +44,13 @@ def bucket_of(length: int) -> int:
     """The padded length of a prompt."""
     step = FINE if length <= FINE_LIMIT else COARSE
     return -(-length // step) * step
+
+
+def usual_buckets(tiers: Collection[str], vision: VisionConfig) -> list[int]:
+    """The padded lengths of prompts with a picture at some tiers and a question of the usual length."""
+    images = {num_image_tokens(grid, vision) for tier in tiers for grid in grids_of(tier)}
+    least, most = USUAL_TEXT
+    return sorted({bucket_of(image + text) for image in images for text in range(least, most + 1)})
 
 
 @dataclass(frozen=True, slots=True)

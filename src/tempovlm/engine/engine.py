@@ -16,6 +16,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.core.weights import Weights
+from tempovlm.engine.capture import usual_buckets
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
@@ -74,12 +75,16 @@ class Engine:
         return self._plans[knobs]
 
     def warmup(self, knobs: Iterable[KnobConfig] | None = None, advance: Advance | None = None) -> int:
-        """Capture what some settings need, all unless told; how many graphs that are, 0 on a CPU."""
+        """Capture what some settings need, all unless told; how many graphs that are, 0 on a CPU.
+
+        Prompts are captured for questions of the usual length about pictures of any shape.
+        """
         plans, captured = [self.plan(one) for one in knobs or self.space], 0
         if self.runner.vision is not None:
             captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
         if self.runner.graphs is not None:
-            captured += self.runner.graphs.warmup(plans, advance)
+            lengths = usual_buckets({plan.knobs.tier for plan in plans}, self.runner.model.config.vision)
+            captured += self.runner.graphs.warmup(plans, advance, lengths)
         return captured
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:

@@ -231,11 +231,15 @@ class GraphDecoder:
     def warmup(self, plans: Iterable[Plan], advance: Advance | None = None, lengths: Collection[int] = ()) -> int:
         """Capture greedy steps of all plans on all lanes, and prompts of some lengths; how many graphs that are.
 
-        Plans of equal steps, which differ in their vision tier only, share a graph. No request may be running.
+        Plans of equal steps, which differ in their vision tier only, share a graph. Prompts are captured on the
+        lane that a request takes while no other is running; the other lanes' are captured behind. No request may
+        be running.
         """
         distinct = {plan.steps: plan for plan in plans}
-        wanted = (None, *lengths)
-        jobs = [(lane, plan, length) for plan in distinct.values() for lane in self._lanes for length in wanted]
+        jobs: list[tuple[Lane, Plan, int | None]] = [
+            (lane, plan, None) for plan in distinct.values() for lane in self._lanes
+        ]
+        jobs += [(self._free[-1], plan, length) for plan in distinct.values() for length in lengths]
         for done, (lane, plan, length) in enumerate(jobs, 1):
             if length is None:
                 lane.capture(plan)

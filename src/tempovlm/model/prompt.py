@@ -124,6 +124,12 @@ def image_tokens(grid: Grid, vision: VisionConfig, tokenizer: Tokenizer) -> list
     return stream
 
 
+def num_image_tokens(grid: Grid, vision: VisionConfig) -> int:
+    """The length of `image_tokens`: the features' places and the separators."""
+    parts = ((vision.pooled, vision.pooled), grid.kept(vision))
+    return sum(2 + rows * (cols + 1) for rows, cols in parts)
+
+
 def feature_slots(grid: Grid, vision: VisionConfig) -> Tensor:
     """(C·G,) position of each pooled token in the image part of the stream, -1 for those in an overlap."""
     side = vision.pooled

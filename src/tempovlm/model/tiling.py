@@ -69,8 +69,8 @@ class Crops:
     live: Tensor | None = None
 
 
-def choose_grid(tier: str, height: int, width: int, vision: VisionConfig) -> Grid:
-    """The grid in the tier's range whose canvas is closest to the picture in log ratio; then fewer crops.
+def grids_of(tier: str) -> list[Grid]:
+    """The grids in the tier's range.
 
     Raises:
         UserError: the tier is unknown.
@@ -78,14 +78,22 @@ def choose_grid(tier: str, height: int, width: int, vision: VisionConfig) -> Gri
     if tier not in CROPS_OF_TIER:
         raise UserError(f"--tier {tier}: unknown; choose from {', '.join(CROPS_OF_TIER)}")
     least, most = CROPS_OF_TIER[tier]
-    grids = (Grid(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if r * c >= least)
+    return [Grid(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if r * c >= least]
+
+
+def choose_grid(tier: str, height: int, width: int, vision: VisionConfig) -> Grid:
+    """The grid of the tier whose canvas is closest to the picture in log ratio; then fewer crops.
+
+    Raises:
+        UserError: the tier is unknown.
+    """
 
     def distance(grid: Grid) -> tuple[float, int, int]:
         canvas_height, canvas_width = grid.canvas(vision)
         mismatch = abs(math.log(canvas_width / canvas_height) - math.log(width / height))
         return round(mismatch, 9), grid.rows * grid.cols, grid.rows
 
-    return min(grids, key=distance)
+    return min(grids_of(tier), key=distance)
 
 
 def cut_crops(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool = False) -> Crops:

@@ -10,10 +10,12 @@ import torch
 import tiny_model
 from tempovlm.control.guard import Guard
 from tempovlm.core.request import Answer, Request
-from tempovlm.engine.capture import PromptReader, bucket_of
+from tempovlm.engine.capture import PromptReader, bucket_of, usual_buckets
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
 from tempovlm.model.cache import KVCache
+from tempovlm.model.prompt import build_prompt
+from tempovlm.model.tiling import choose_grid
 
 pytest.importorskip("triton")
 
@@ -116,9 +118,22 @@ def test_warmup_counts_distinct_steps(engine: Engine, on_lanes: Engine) -> None:
     seen: list[tuple[int, int]] = []
     settings = [knobs for knobs in tiny_model.SPACE if knobs.num_blocks == 3 and knobs.top_k in (2, 4)]
     assert len(settings) == 6
-    assert on_lanes.warmup(settings, lambda done, total: seen.append((done, total))) == 4
-    assert seen[-1] == (4, 4)
+    buckets = usual_buckets(tiny_model.SPACE.tiers, engine.runner.model.config.vision)
+    graphs = 2 * 2 + 2 * len(buckets)  # steps of two plans on two lanes, prompts of two plans on one
+    assert on_lanes.warmup(settings, lambda done, total: seen.append((done, total))) == graphs
+    assert seen[-1] == (graphs, graphs)
     assert engine.warmup() == 0
+
+
+def test_usual_buckets_hold_prompts_about_pictures_of_any_shape(engine: Engine) -> None:
+    config, tokenizer = engine.runner.model.config, engine.runner.tokenizer
+    for tier in engine.space.tiers:
+        buckets = usual_buckets([tier], config.vision)
+        for size in ((64, 64), (90, 20), (20, 90), (60, 90)):
+            grid = choose_grid(tier, *size, config.vision)
+            for question in ("what?", "what is the price of the largest item on the label next to the door?"):
+                prompt = build_prompt(question, "vqa2", grid, config, tokenizer, 4)
+                assert bucket_of(len(prompt.tokens)) in buckets
 
 
 @pytest.mark.parametrize(
