@@ -181,9 +181,8 @@ class Guard:
         left_ms, profile = budget_ms - elapsed_ms - self.control_ms, self.profile
         if profile is None:
             return left_ms
-        # The table holds an ordinary picture's opening, and an ordinary look at the lowest tier: only what this
-        # one took beyond it is charged.
-        return left_ms + min(elapsed_ms, profile.p50_prefix_ms(0) if glanced else profile.open_ms)
+        # The table holds an ordinary picture's opening, and an ordinary look at the lowest tier.
+        return left_ms + (min(elapsed_ms, profile.p50_prefix_ms(0)) if glanced else profile.open_ms)
 
     def _fitting(self, left_ms: float, *, glanced: bool) -> tuple[int, ...]:
         """The settings whose upper total fits, with what a glance adds to it."""

@@ -2,9 +2,10 @@
 
 A bound is a quantile over two things at once: the relative residuals of all settings, since single settings are
 measured too few times for a quantile of their own while relative spread is alike across settings, and the lengths
-of answers, since a length is not known before it happens. Totals and remainders (prefill and decode) have bounds
-of their own, because the sum of stages' quantiles is not the quantile of their sum. Never runs the engine; times
-are milliseconds, indices are those of the knob space.
+of answers, since a length is not known before it happens. How long a picture takes to open is known when the first
+choice is made, so it is no part of the spread: totals are those of a picture that opens in the usual time. Totals
+and remainders (prefill and decode) have bounds of their own, because the sum of stages' quantiles is not the
+quantile of their sum. Never runs the engine; times are milliseconds, indices are those of the knob space.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class LatencyProfile:
 
     @cached_property
     def _upper_totals(self) -> tuple[float, ...]:
-        return self._upper(self._samples(_total_ms, self.output.mean))
+        return self._upper(self._samples(self._total_ms, self.output.mean))
 
     @cached_property
     def _upper_remainders(self) -> tuple[float, ...]:
@@ -175,7 +176,7 @@ class LatencyProfile:
 
     @cached_property
     def _p50_totals(self) -> tuple[float, ...]:
-        return self._smooth(self._samples(_total_ms, self.output.mean))
+        return self._smooth(self._samples(self._total_ms, self.output.mean))
 
     @cached_property
     def _p50_remainders(self) -> tuple[float, ...]:
@@ -183,7 +184,14 @@ class LatencyProfile:
 
     @cached_property
     def _p50_prefixes(self) -> tuple[float, ...]:
-        return self._smooth([[m.prefix_ms for m in group] for group in self._by_setting])
+        return self._smooth([[m.prefix_ms + self._opening_ms(m) for m in group] for group in self._by_setting])
+
+    def _total_ms(self, measurement: Measurement) -> float:
+        return measurement.total_ms + self._opening_ms(measurement)
+
+    def _opening_ms(self, measurement: Measurement) -> float:
+        """What to add so that the picture opened in the usual time: a PNG takes several times as long as a JPEG."""
+        return self.open_ms - measurement.open_ms
 
     def _upper(self, samples: list[list[float]]) -> tuple[float, ...]:
         """Quantiles over residuals and lengths, with residuals around a setting's others or the smoothed medians.
@@ -319,10 +327,6 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> 
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) >= level * weights.sum() * (1 - 1e-12)
     return float(values[order][reached.argmax()])
-
-
-def _total_ms(measurement: Measurement) -> float:
-    return measurement.total_ms
 
 
 def _remainder_ms(measurement: Measurement) -> float:

@@ -86,11 +86,10 @@ def test_a_slow_look_at_the_picture_lowers_the_second_choice() -> None:
 
 
 def test_only_unusual_opening_is_charged_to_the_first_choice() -> None:
-    usual, slow = (Wilful(SPACE.largest) for _ in range(2))
-    choose(guard_of(usual), 45.0, opened_ms=PROFILE.open_ms)
-    choose(guard_of(slow), 45.0, opened_ms=PROFILE.open_ms + 12.0)
-    assert usual.told[0][1] == pytest.approx(45.0)  # type: ignore[index]
-    assert slow.told[0][1] == pytest.approx(33.0)  # type: ignore[index]
+    for beyond_ms in (0.0, 12.0, -PROFILE.open_ms):
+        wilful = Wilful(SPACE.largest)
+        choose(guard_of(wilful), 45.0, opened_ms=PROFILE.open_ms + beyond_ms)
+        assert wilful.told[0][1] == pytest.approx(45.0 - beyond_ms)  # type: ignore[index]
 
 
 def test_the_policys_own_time_is_subtracted() -> None:

@@ -56,6 +56,20 @@ def test_answers_of_other_lengths_are_brought_to_the_reference() -> None:
         assert mixed.p50_total_ms(i) == pytest.approx(profile.p50_total_ms(i))
 
 
+def test_how_long_pictures_take_to_open_is_no_part_of_the_spread() -> None:
+    profile = tiny_model.make_profile(spread=0.1)
+    slow_ms = 6.0
+    slow = [
+        replace(m, total_ms=m.total_ms + slow_ms, prefix_ms=m.prefix_ms + slow_ms, open_ms=m.open_ms + slow_ms)
+        for m in profile.measurements
+    ]
+    mixed = replace(profile, measurements=(*profile.measurements[::3], *slow[1::3], *profile.measurements[2::3]))
+    assert mixed.open_ms == profile.open_ms
+    for i in range(len(SPACE)):
+        assert mixed.p50_prefix_ms(i) == pytest.approx(profile.p50_prefix_ms(i))
+        assert mixed.upper_total_ms(i) == pytest.approx(profile.upper_total_ms(i))
+
+
 def test_more_work_never_takes_less_time() -> None:
     rng = np.random.default_rng(0)
     profile = tiny_model.make_profile()
