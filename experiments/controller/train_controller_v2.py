@@ -6,11 +6,11 @@ Writes `best_controller.pt`, `report.json` and a log of every seed to `--output_
 from __future__ import annotations
 
 import sys
-from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import tempovlm
 from tempovlm.profiling import entry
+from tempovlm.training.grpo_flags import add_grpo_flags
 
 FIELDS = ("output_dir", "architecture", "hidden_dim", "num_llm_blocks", "train_split", "compare_with", "data_dir")
 
@@ -28,23 +28,10 @@ def flags() -> entry.FlagParser:
     add("--architecture", default="two_stage", help="two_stage or llm_based")
     add("--latency_estimator_path", type=Path, default=ESTIMATOR, help="checkpoint of Exp 1")
     add("--latency_source", choices=("estimator", "measured"), default="estimator", help="of the reward")
-    add("--accuracy_source", default="table", help="table, or online: run the model at what is drawn")
     add("--estimator_only", action="store_true", help="nothing run, nothing measured: table and estimator")
     add("--batch_size", type=int, default=64, help="questions of a batch")
     add("--num_epochs", type=int, default=100, help="passes over the training questions")
     add("--lr", type=float, default=1e-4, help="learning rate at the start")
-    add("--group_size", "--num_generations", type=int, default=5, help="settings drawn for a question")
-    add("--num_iterations", type=int, default=2, help="steps on the same draws")
-    add("--epsilon", type=float, default=0.2, help="how far the ratio of probabilities may pay off")
-    add("--beta", type=float, default=0.0, help="weight of the KL divergence to the start")
-    add("--scale_rewards", help="group, batch or none; as --loss_type implies unless told")
-    add("--loss_type", default="grpo", help="grpo or dr_grpo")
-    add("--entropy_coef", type=float, default=0.01, help="weight of the entropy")
-    add("--alpha", type=float, default=1.0, help="weight of accuracy in the reward")
-    add("--penalty", type=float, default=0.5, help="weight of lateness; the seed document's beta")
-    add("--mask_infeasible", action=BooleanOptionalAction, default=True, help="draw what the guard would allow")
-    add("--grad_accum", type=int, default=1, help="batches to a step")
-    add("--lr_schedule", default="cosine", help="cosine or constant")
     add("--hidden_dim", type=int, default=128, help="units of a hidden layer")
     add("--num_llm_blocks", type=int, default=2, help="of the model, that the LLM-based controller runs")
     add("--train_split", type=float, default=0.8, help="share of the pictures for training")
@@ -53,6 +40,7 @@ def flags() -> entry.FlagParser:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--seed", type=int, default=42, help="of the split and, without --seeds, of the training")
     add("--seeds", nargs="+", type=int, help="train once with each, for the spread")
+    add_grpo_flags(parser)
     return parser
 
 

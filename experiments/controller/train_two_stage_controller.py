@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from argparse import BooleanOptionalAction, Namespace
+from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
 import tempovlm
 from tempovlm.profiling import entry
+from tempovlm.training.grpo_flags import add_grpo_flags
 
 SHARED = ("results_dirs", "datasets", "output_dir", "latency_estimator_path", "train_split", "data_dir")
+FIRST = ("knob1_variant", "knob1_loss", "budgets_per_question", "time_price")
+SECOND = ("hidden_dim", "stage1_checkpoint")
 
 
 def flags() -> entry.FlagParser:
@@ -32,23 +35,11 @@ def flags() -> entry.FlagParser:
     add("--knob1_loss", default="label", help="label: the best setting's tier; value: what a tier is worth")
     add("--budgets_per_question", type=int, default=8, help="drawn in an epoch of stage1")
     add("--hidden_dim", type=int, default=128, help="units of a hidden layer")
-    add("--grad_accum", type=int, default=1, help="batches to a step")
-    add("--lr_schedule", default="cosine", help="cosine or constant")
     add("--stage1_checkpoint", type=Path, help="for stage2; that of --output_dir unless told")
-    add("--group_size", "--num_generations", type=int, default=5, help="settings drawn for a question")
-    add("--num_iterations", type=int, default=2, help="steps on the same draws")
-    add("--epsilon", type=float, default=0.2, help="how far the ratio of probabilities may pay off")
-    add("--beta", type=float, default=0.0, help="weight of the KL divergence to the start")
-    add("--scale_rewards", help="group, batch or none; as --loss_type implies unless told")
-    add("--loss_type", default="grpo", help="grpo or dr_grpo")
-    add("--entropy_coef", type=float, default=0.01, help="weight of the entropy")
-    add("--alpha", type=float, default=1.0, help="weight of accuracy in the reward")
-    add("--penalty", type=float, default=0.5, help="weight of lateness; the seed document's beta")
-    add("--accuracy_source", default="table", help="table, or online: run the model at what is drawn")
-    add("--mask_infeasible", action=BooleanOptionalAction, default=True, help="draw what the guard would allow")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--seed", type=int, default=42, help="of the split, the start and all draws")
+    add_grpo_flags(parser)
     return parser
 
 
@@ -71,8 +62,7 @@ def first_stage(args: Namespace, own: Namespace) -> str:
     from tempovlm.training.two_stage_report import render
 
     own.options = FitOptions(**{f.name: getattr(args, f.name) for f in fields(FitOptions) if f.name in args})
-    extra = {name: getattr(args, name) for name in ("knob1_variant", "knob1_loss", "budgets_per_question")}
-    job = two_stage.Stage1Job(**vars(own), **extra)
+    job = two_stage.Stage1Job(**vars(own), **{name: getattr(args, name) for name in FIRST})
     return render(two_stage.run_job(job)) + f"{job.folder / two_stage.CHECKPOINT}\n"
 
 
@@ -82,8 +72,8 @@ def second_stage(args: Namespace, own: Namespace) -> str:
     from tempovlm.training.stage2 import CHECKPOINT, Stage2Job, render, run_job
 
     own.options, own.loop = options_from(vars(args))
-    extra = {name: getattr(args, name) for name in ("hidden_dim", "stage1_checkpoint")}
-    return render(run_job(Stage2Job(**vars(own), **extra))) + f"{own.output_dir / CHECKPOINT}\n"
+    job = Stage2Job(**vars(own), **{name: getattr(args, name) for name in SECOND})
+    return render(run_job(job)) + f"{own.output_dir / CHECKPOINT}\n"
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class LatencyProfile:
         return measurement.total_ms + self._opening_ms(measurement)
 
     def _opening_ms(self, measurement: Measurement) -> float:
-        """What to add so that the picture opened in the usual time: a PNG takes several times as long as a JPEG."""
+        """What to add so that the picture opened in the usual time: a PNG takes several times a JPEG's time."""
         return self.open_ms - measurement.open_ms
 
     def _upper(self, samples: list[list[float]]) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tempovlm.core.errors import UserError
-from tempovlm.training.reward import ALPHA, PENALTY
+from tempovlm.training.reward import ALPHA, PENALTY, TIME_PRICE
 
 SCALES = ("group", "batch", "none")
 LOSS_TYPES = ("grpo", "dr_grpo")
@@ -45,7 +45,8 @@ class GrpoOptions:
             since that makes questions count most whose answers differ least. The other thing that paper removes, a
             division by the length of the answer, does not exist here: every episode has one action.
         entropy_coef: weight of the policy's entropy, which is added to what is maximised.
-        alpha, penalty: weights of the reward's accuracy and of its overshoot.
+        alpha, penalty, time_price: weights of the reward's accuracy, of its overshoot and of the share of the
+            budget that is used.
         accuracy_source: `table` looks accuracies up, `online` runs the model at the settings that are drawn.
         mask_infeasible: draw only from the settings that the guard would allow, as it will be when serving (the
             gradient stays unbiased: Huang and Ontañón 2022, arXiv 2006.14171). Without it the reward's penalty
@@ -65,8 +66,14 @@ class GrpoOptions:
     entropy_coef: float = 0.01
     alpha: float = ALPHA
     penalty: float = PENALTY
+    time_price: float = TIME_PRICE
     accuracy_source: str = "table"
     mask_infeasible: bool = True
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The reward's."""
+        return {name: getattr(self, name) for name in ("alpha", "penalty", "time_price")}
 
     @property
     def group_size(self) -> int:
@@ -88,7 +95,7 @@ class GrpoOptions:
             raise UserError(f"--num_iterations {self.num_iterations}: must be at least 1")
         if not 0 < self.epsilon < 1:
             raise UserError(f"--epsilon {self.epsilon}: must lie between 0 and 1")
-        for name in ("beta", "entropy_coef", "alpha", "penalty"):
+        for name in ("beta", "entropy_coef", "alpha", "penalty", "time_price"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"--{name} {value}: must be a number of at least 0")

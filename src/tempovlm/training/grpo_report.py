@@ -44,7 +44,7 @@ def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable)
     found = {
         "policy": evaluate(policy, task.world, batch, options),
         "policy, nothing masked": evaluate(policy, task.world, free, options),
-        "table": _of(world, batch, table_choice(table, task.rows, world, batch), options),
+        "table": _of(world, batch, table_choice(table, task.rows, world, batch, options.time_price), options),
         "fixed": _of(world, batch, fixed_choice(task, world, batch), options),
         "oracle": _of(world, batch, oracle_choice(world, batch, options), options),
     }
@@ -64,12 +64,18 @@ def _of(world: World, batch: Batch, settings: Tensor, options: GrpoOptions) -> R
     return outcome(world, batch, settings, torch.zeros(settings.shape), options)
 
 
-def table_choice(table: DecisionTable, train: NDArray[np.int64], world: World, batch: Batch) -> Tensor:
-    """(B, 1) of the allowed settings the one most accurate in training, the cheaper one of a tie."""
+def table_choice(
+    table: DecisionTable, train: NDArray[np.int64], world: World, batch: Batch, time_price: float = 0.0
+) -> Tensor:
+    """(B, 1) of the allowed settings the one most accurate in training, the cheaper one of a tie.
+
+    Time has the price that it has in the reward, so that the table is after the same thing as the policy.
+    """
     accuracy = torch.as_tensor(table.accuracy[train].mean(axis=0))
     cost_ms = world.latency_ms[torch.as_tensor(train)].median(dim=0).values
     allowed = world.allowed(batch.rows, batch.budget_ms)
-    scores = torch.where(allowed, accuracy, MASKED)
+    worth = accuracy - time_price * cost_ms / batch.budget_ms.unsqueeze(1)
+    scores = torch.where(allowed, worth, MASKED)
     near = allowed & (scores >= scores.amax(dim=1, keepdim=True) - TIE)
     return torch.where(near, cost_ms, -MASKED).argmin(dim=1, keepdim=True)
 
@@ -94,7 +100,7 @@ def _all_rewards(world: World, batch: Batch, options: GrpoOptions) -> Tensor:
     """(B, K) rewards of all settings."""
     every = torch.arange(len(world.space)).expand(len(batch.rows), -1)
     accuracy, latency_ms = world.accuracy(batch.rows, every), world.latency_ms[batch.rows]
-    return reward(accuracy, latency_ms, batch.budget_ms, alpha=options.alpha, penalty=options.penalty)
+    return reward(accuracy, latency_ms, batch.budget_ms, **options.weights)
 
 
 def _measures(world: World, found: Rollout) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def outcome(world: World, batch: Batch, settings: Tensor, log_probs: Tensor, opt
     """What settings (B, G) were worth."""
     accuracy = world.accuracy(batch.rows, settings).double()
     latency_ms = world.latency_ms[batch.rows.unsqueeze(1), settings]
-    rewards = reward(accuracy, latency_ms, batch.budget_ms, alpha=options.alpha, penalty=options.penalty)
+    rewards = reward(accuracy, latency_ms, batch.budget_ms, **options.weights)
     return Rollout(batch, settings, log_probs, accuracy, latency_ms, rewards)
 
 

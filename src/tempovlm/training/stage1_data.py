@@ -105,41 +105,51 @@ class Rows:
     Attributes:
         question: (R,) places in the table. budget_ms: (R,).
         tier: (R,) index of the tier of the best setting.
-        value: (R, T) what each tier is worth, see `tier_values`.
+        value: (R, T) accuracy of each tier at its usual best setting, see `tier_values`.
+        share: (R, T) of the budget that this setting takes.
     """
 
     question: Ints
     budget_ms: Floats
     tier: Ints
     value: Floats
+    share: Floats
 
     def __len__(self) -> int:
         return len(self.question)
 
 
-def label(data: Material, question: Ints, budget_ms: Floats) -> Rows:
-    """The tier of the best setting of each question and budget."""
+def label(data: Material, question: Ints, budget_ms: Floats, time_price: float = 0.0) -> Rows:
+    """The tier of the best setting of each question and budget, and what each tier has to offer."""
     best = material.best_setting(data.table.accuracy[question], data.latency_ms[question], budget_ms)
     tier = best.setting // (len(data.space) // len(data.space.tiers))
-    return Rows(question, budget_ms, tier, tier_values(data, question, budget_ms))
+    return Rows(question, budget_ms, tier, *tier_values(data, question, budget_ms, time_price))
 
 
-def tier_values(data: Material, question: Ints, budget_ms: Floats) -> Floats:
-    """(R, T) accuracy of each question at each tier's best setting; 0 where no setting of the tier fits.
+def tier_values(data: Material, question: Ints, budget_ms: Floats, time_price: float) -> tuple[Floats, Floats]:
+    """Accuracy (R, T) of each question at each tier's best setting, and the share of the budget that this takes.
 
-    Which setting of a tier is best is told by the mean over the questions of training, so a question's own luck
-    at one setting or another does not count, as it does in the label.
+    Accuracy is 0, and the share 1, where no setting of the tier fits. Which setting of a tier is best is told by
+    the mean over the questions of training, less the price of its time, so a question's own luck at one setting
+    or another does not count, as it does in the label.
     """
     shape = (len(question), len(data.space.tiers), -1)
     fits = data.latency_ms[question] <= budget_ms[:, None]
     usual = data.table.accuracy[data.split.train].mean(axis=0)
-    ranked = np.where(fits, usual, -1.0).reshape(shape)
+    share = data.latency_ms[question] / budget_ms[:, None]
+    ranked = np.where(fits, usual - time_price * share, -np.inf).reshape(shape)
     place = ranked.argmax(axis=2)[..., None]
-    own = data.table.accuracy[question].reshape(shape)
-    return np.where(np.take_along_axis(ranked, place, 2) >= 0, np.take_along_axis(own, place, 2), 0.0).squeeze(2)
+    has_setting = np.isfinite(np.take_along_axis(ranked, place, 2))
+    accuracy, used = (
+        np.where(has_setting, np.take_along_axis(own.reshape(shape), place, 2), nothing).squeeze(2)
+        for own, nothing in ((data.table.accuracy[question], 0.0), (share, 1.0))
+    )
+    return accuracy, used
 
 
-def draw_rows(data: Material, part: Mask, per_question: int, rng: np.random.Generator) -> Rows:
+def draw_rows(
+    data: Material, part: Mask, per_question: int, rng: np.random.Generator, time_price: float = 0.0
+) -> Rows:
     """Every question of a part with so many budgets, log-uniform over what is feasible."""
     question = np.repeat(np.flatnonzero(part), per_question)
-    return label(data, question, material.draw_budgets(rng, len(question), data.limits_ms))
+    return label(data, question, material.draw_budgets(rng, len(question), data.limits_ms), time_price)

@@ -11,6 +11,7 @@ Shapes: `N` questions, `R` rows, of which each is a question with a budget.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from tempovlm.core.paths import write_whole
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.decisions import Floats
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
+from tempovlm.training.reward import TIME_PRICE
 from tempovlm.training.stage1_data import Material, Rows, draw_rows, load_material
 from tempovlm.training.two_stage_report import judge_stage1
 
@@ -60,6 +62,7 @@ class Stage1Job:
         knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` maximises the
             expected accuracy of the chosen tier at its usual best setting. They differ: where a low tier is right
             on most questions it is the most frequent label, even if a higher one is right more often.
+        time_price: accuracy that the whole budget is worth, with `value`; see `training/reward.py`.
         latency_estimator_path: of Exp 1; measured medians of the settings unless told.
         budgets_per_question: drawn in an epoch.
         data_dir: folder of the data sets that the results are about.
@@ -73,6 +76,7 @@ class Stage1Job:
     options: FitOptions
     knob1_variant: str = "language"
     knob1_loss: str = "label"
+    time_price: float = TIME_PRICE
     latency_estimator_path: Path | None = None
     train_split: float = 0.8
     budgets_per_question: int = BUDGETS_PER_QUESTION
@@ -89,6 +93,10 @@ class Stage1Job:
         for name, legal in (("knob1_variant", VARIANTS), ("knob1_loss", LOSSES)):
             if getattr(self, name) not in legal:
                 raise UserError(f"--{name} {getattr(self, name)}: choose from {', '.join(legal)}")
+        if not (math.isfinite(self.time_price) and self.time_price >= 0):
+            raise UserError(f"--time_price {self.time_price}: must be a number of at least 0")
+        if self.time_price and self.knob1_loss != "value":
+            raise UserError("--time_price: a label has no price; add --knob1_loss value")
         if self.budgets_per_question < 1:
             raise UserError(f"--budgets_per_question {self.budgets_per_question}: must be at least 1")
 
@@ -113,22 +121,23 @@ class TierLesson:
 
     def __init__(self, net: Knob1Predictor, data: Material, job: Stage1Job) -> None:
         self.net, self.data, self.per_question = net, data, job.budgets_per_question
-        self.by_value, seed = job.knob1_loss == "value", job.options.seed
+        self.by_value, self.time_price, seed = job.knob1_loss == "value", job.time_price, job.options.seed
         self.device = next(net.parameters()).device
         self.language = torch.from_numpy(data.features.language).to(self.device)
         self.glance = torch.from_numpy(data.features.glance).to(self.device)
-        rows = draw_rows(data, data.split.validation, _JUDGED_BUDGETS, np.random.default_rng([seed, 0]))
+        rng = np.random.default_rng([seed, 0])
+        rows = draw_rows(data, data.split.validation, _JUDGED_BUDGETS, rng, job.time_price)
         self.held_out = self._tensors(rows)
 
     def _tensors(self, rows: Rows) -> list[Tensor]:
         budgets = torch.tensor(rows.budget_ms, dtype=torch.float32)
-        values = torch.tensor(rows.value, dtype=torch.float32)
+        values = torch.tensor(rows.value - self.time_price * rows.share, dtype=torch.float32)
         columns = (torch.from_numpy(rows.question), budgets, torch.from_numpy(rows.tier), values)
         return [column.to(self.device) for column in columns]
 
     def draw(self, rng: np.random.Generator) -> Sequence[Tensor]:
         """The questions of training with new budgets, shuffled."""
-        rows = draw_rows(self.data, self.data.split.train, self.per_question, rng)
+        rows = draw_rows(self.data, self.data.split.train, self.per_question, rng, self.time_price)
         order = torch.from_numpy(rng.permutation(len(rows))).to(self.device)
         return [column[order] for column in self._tensors(rows)]
 
@@ -200,11 +209,14 @@ def train_stage1(job: Stage1Job, data: Material) -> dict[str, Any]:
         "train_split": job.train_split,
         "budgets_per_question": job.budgets_per_question,
         "knob1_loss": job.knob1_loss,
+        "time_price": job.time_price,
         "weights": data.weights,
     }
     fitted = fit(net, lesson, options, job.folder, about)
     parts = {
-        name: draw_rows(data, getattr(data.split, name), count, np.random.default_rng([options.seed, place]))
+        name: draw_rows(
+            data, getattr(data.split, name), count, np.random.default_rng([options.seed, place]), job.time_price
+        )
         for name, count, place in (
             ("train", job.budgets_per_question, 2),
             ("validation", _JUDGED_BUDGETS, 0),
@@ -214,6 +226,7 @@ def train_stage1(job: Stage1Job, data: Material) -> dict[str, Any]:
     logits = lesson.predict(parts["test"])
     report = judge_stage1(job.knob1_variant, data, parts, logits, options.seed) | {
         "loss": job.knob1_loss,
+        "time_price": job.time_price,
         "best_epoch": fitted.best_epoch,
         "best_validation_score": max(record[SCORE] for record in fitted.history),
         "options": asdict(options),
@@ -229,7 +242,7 @@ def train_stage1(job: Stage1Job, data: Material) -> dict[str, Any]:
         stamp=data.stamp,
         options={
             **asdict(options),
-            **{name: getattr(job, name) for name in ("knob1_variant", "knob1_loss", "train_split")},
+            **{name: getattr(job, name) for name in ("knob1_variant", "knob1_loss", "time_price", "train_split")},
         },
         metrics={name: report[name] for name in ("accuracy", "accuracy_interval", "best_validation_score")},
     )

@@ -182,6 +182,9 @@ def test_the_table_takes_the_cheaper_of_equals() -> None:
     assert set(chosen[wide].flatten().tolist()) == {11}
     # Within 21 ms: low with both (mean 0.5) at 20 ms, or medium as it is (mean 0.25).
     assert set(chosen[~wide].flatten().tolist()) == {3}
+    # At 41 ms: 0.5 - 1.1 · 20 / 41 beats 1 - 1.1 · 40 / 41.
+    priced = table_choice(grpo_toy.table(), task.rows, task.world, task.validation, 1.1)
+    assert set(priced[wide].flatten().tolist()) == {3}
 
 
 def test_shares_of_knobs() -> None:

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tempovlm.training.reward import ALPHA, PENALTY, overshoot, reward
+from tempovlm.training.reward import ALPHA, PENALTY, TIME_PRICE, overshoot, reward
 
 
 def test_the_seed_documents_weights() -> None:
-    assert (ALPHA, PENALTY) == (1.0, 0.5)
+    assert (ALPHA, PENALTY, TIME_PRICE) == (1.0, 0.5, 0.0)
 
 
 def test_only_time_beyond_the_budget_costs() -> None:
@@ -22,6 +22,12 @@ def test_weights_scale_their_terms() -> None:
     arguments = (torch.tensor([[0.5]]), torch.tensor([[30.0]]), torch.tensor([20.0]))
     torch.testing.assert_close(reward(*arguments, alpha=2.0, penalty=0.1), torch.tensor([[0.95]]))
     torch.testing.assert_close(overshoot(*arguments[1:]), torch.tensor([[0.5]]))
+
+
+def test_time_has_a_price_by_the_share_of_the_budget() -> None:
+    accuracy, latency_ms = torch.tensor([[1.0, 1.0]]), torch.tensor([[50.0, 150.0]])
+    found = reward(accuracy, latency_ms, torch.tensor([100.0]), time_price=0.2)
+    torch.testing.assert_close(found, torch.tensor([[1 - 0.1, 1 - 0.25 - 0.3]]))
 
 
 @pytest.mark.parametrize("budget_ms", [0.0, -1.0, float("nan")])

@@ -89,6 +89,21 @@ def test_labels_and_values_by_hand() -> None:
     # Question 1 is right at the high tier alone; where that does not fit, nothing is, and the cheapest ties.
     assert rows.tier.tolist() == [0, 2, 0]
     assert rows.value.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    # Half of the questions are right at any setting of a tier, so the first of its settings, the cheapest, counts.
+    first_ms = LATENCY_MS[::PER_TIER]
+    np.testing.assert_allclose(rows.share[1], first_ms / 1e3)
+    assert rows.share[2, 2] == 1  # of what does not fit
+
+
+def test_a_price_of_time_prefers_a_tiers_cheaper_setting() -> None:
+    data = world()
+    better = data.table.accuracy.copy()
+    better[:, 0] -= 0.1
+    priced = replace(data, table=replace(data.table, accuracy=better))
+    question, budget_ms = np.array([0]), np.array([100.0])
+    dear, cheap = (label(priced, question, budget_ms, price) for price in (0.0, 50.0))
+    assert (dear.value[0, 0], cheap.value[0, 0]) == (1.0, 0.9)
+    assert (dear.share[0, 0], cheap.share[0, 0]) == pytest.approx((LATENCY_MS[1] / 100, LATENCY_MS[0] / 100))
 
 
 def test_budgets_of_every_question() -> None:
@@ -152,6 +167,8 @@ def test_metrics_by_hand() -> None:
         ({"knob1_variant": "taste"}, "--knob1_variant taste"),
         ({"knob1_loss": "mse"}, "--knob1_loss mse"),
         ({"budgets_per_question": 0}, "--budgets_per_question 0"),
+        ({"knob1_loss": "value", "time_price": -0.1}, "--time_price -0.1"),
+        ({"time_price": 0.2}, "--time_price: a label has no price"),
         ({"options": replace(FAST, hidden_dim=0)}, "--hidden_dim 0"),
     ],
 )
