@@ -16,18 +16,18 @@ from decision_worlds import COST_MS, SPACE, K, content_world, parity
 
 from tempovlm.control.baselines import NearestNeighbours
 from tempovlm.core.errors import UserError
-from tempovlm.evaluation import judge, judge_figures, judge_report, offline
+from tempovlm.evaluation import judge, judge_figures, judge_report, judge_trial, offline
 
 BUDGETS = (14.0, 24.0, 40.0)
 NAME = "some/<folder>/best&.pt"
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[judge.Trial, dict[str, Any], list[judge.Outcome]]:
+def made() -> tuple[judge_trial.Trial, dict[str, Any], list[judge_trial.Outcome]]:
     """A policy that reads content, with an awkward name, and the cheapest setting."""
     world = content_world(80)
     latency_ms = np.tile(COST_MS, (len(world), 1))
-    trial = judge.Trial(
+    trial = judge_trial.Trial(
         table=world,
         decided_ms=latency_ms,
         scored_ms=latency_ms,
