@@ -27,7 +27,8 @@ _DESCRIPTION = """\
 Judge policies on results of the core experiment: what each would have chosen, answered and taken.
 
 Compares accuracy at the mean latency that a policy really took with the best random mixture of static settings,
-and with an oracle that is corrected for luck by twin pictures. Writes judge.json, judge.parquet, judge.html,
+also with p-values corrected over the budgets, by data set and with settings that keep the budget alone, and with
+an oracle that is corrected for luck by twin pictures. Writes judge.json, judge.parquet, judge.html,
 frontier.svg and gain.svg to the output directory. The headline is about the first checkpoint, else about the first
 policy."""
 

@@ -74,6 +74,7 @@ Holm-Bonferroni correction over the budgets of the policy.</p>
 <h2>What holds at which budget: {subject}</h2>
 <p>{budgets_note}</p>
 <div class="scroll">{budgets}</div>
+<p class="note">{p_note}</p>
 <h2>By data set: {subject}</h2>
 <p>Accuracy; the gain in points, with its 95 % interval, over the best static mixture of the data set, which is
 fitted on the training questions of that data set; mean latency. These intervals are not corrected for several
@@ -191,6 +192,7 @@ def render(report: Mapping[str, Any]) -> str:
         gaps_note=escape(_gaps_note(report)),
         policies=judge_tables.policies(report),
         budgets_note=escape(_budgets_note(report)),
+        p_note=escape(_p_note(report)),
         budgets=judge_tables.budgets(report),
         datasets=judge_tables.datasets(report),
         overall=judge_tables.overall(report),
@@ -236,15 +238,20 @@ def _gaps_note(report: Mapping[str, Any]) -> str:
 
 def _budgets_note(report: Mapping[str, Any]) -> str:
     above, below = holding(report["policies"][report["subject"]]["by_budget"])
-    least = 2 / (report["draws"] + 1)
     return (
         f"After the correction it is above the best static mixture at {_listed(above)} and below it at "
         f"{_listed(below)}. That mixture may take settings that break the deadline, so long as its mean latency "
         "is the policy's; the feasible mixture takes only settings whose latency, as policies go by it and on "
         "average over training questions, fits the budget, and stays at its dearest setting where the policy "
-        "takes longer. p: two-sided, from the same resamples; corrected: by Holm and Bonferroni over the "
-        f"{len(report['budgets_ms'])} budgets, to be at most {100 * judge_tables.ALPHA:g} %. {report['draws']} "
-        f"resamples show no p below {least:.2g}."
+        "takes longer."
+    )
+
+
+def _p_note(report: Mapping[str, Any]) -> str:
+    return (
+        f"p: two-sided, from the same resamples; {report['draws']} of them can show none below "
+        f"{2 / (report['draws'] + 1):.2g}. Corrected: after Holm and Bonferroni over the "
+        f"{len(report['budgets_ms'])} budgets. A difference holds at {100 * judge_tables.ALPHA:g} % or less."
     )
 
 

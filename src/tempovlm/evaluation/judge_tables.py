@@ -62,7 +62,6 @@ def budgets(report: Mapping[str, Any]) -> str:
     for row, mixture in zip(report["policies"][report["subject"]]["by_budget"], feasible, strict=True):
         gain, other = row["against_mixture"], row["against_feasible_mixture"]
         verdict = {1: "above", -1: "below", 0: "no difference"}[_held(gain)]
-        settings = f"{len(mixture['settings'])} settings" if mixture["fits"] else "nothing fits: the cheapest"
         cells = [
             f"<td>{row['budget_ms']:g} ms</td>",
             _gain(gain),
@@ -70,10 +69,17 @@ def budgets(report: Mapping[str, Any]) -> str:
             f"<td>{_probability(gain['holm_p_value'])}</td>",
             f"<td>{verdict}</td>",
             _gain(other),
-            f"<td>{settings}</td>",
+            f"<td>{escape(_mixes(mixture))}</td>",
         ]
         rows.append(_row(cells, False))
     return _table(head, rows)
+
+
+def _mixes(mixture: Mapping[str, Any]) -> str:
+    settings = mixture["settings"]
+    if not mixture["fits"]:
+        return f"nothing fits: {settings[0]}"
+    return settings[0] if len(settings) == 1 else f"{len(settings)} settings up to {settings[-1]}"
 
 
 def datasets(report: Mapping[str, Any]) -> str:
@@ -105,7 +111,7 @@ def _dataset_row(label: str, rows: Sequence[Mapping[str, Any]], is_subject: bool
         gain = row["against_mixture"]
         cells.append(
             f'<td class="{_verdict(gain)}">{100 * row["accuracy"]["value"]:.1f} %'
-            f"<small>{points(gain['value'])} ({_range(gain, sign=True)})</small>"
+            f"{_signed(gain)}"
             f'<small class="plain">{row["mean_latency_ms"]:.3g} ms</small></td>'
         )
     return _row(cells, is_subject)
