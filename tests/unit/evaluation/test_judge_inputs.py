@@ -86,6 +86,9 @@ def test_a_static_mixture_is_of_the_training_questions_of_one_data_set_or_of_all
     hard = judge_inputs.static_mixture(train, found, "text_vqa")
     assert hard.settings.tolist() == [0, K - 1]
     np.testing.assert_allclose(hard.latency_ms, 3 * COST_MS)
+    decided = replace(found, decided_ms=np.outer([1.0, 2.0, 3.0, 6.0], COST_MS))
+    np.testing.assert_allclose(judge_inputs.static_mixture(train, decided).fit_ms, 3 * COST_MS)
+    np.testing.assert_allclose(judge_inputs.static_mixture(train, decided, "text_vqa").fit_ms, 4.5 * COST_MS)
 
 
 def test_names_of_baselines() -> None:
