@@ -20,14 +20,15 @@ from tempovlm.core.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tempovlm.evaluation.judge import Outcome, Trial
     from tempovlm.evaluation.judge_inputs import Latencies
+    from tempovlm.evaluation.judge_trial import Outcome, Trial
 
 _DESCRIPTION = """\
 Judge policies on results of the core experiment: what each would have chosen, answered and taken.
 
 Compares accuracy at the mean latency that a policy really took with the best random mixture of static settings,
-and with an oracle that is corrected for luck by twin pictures. Writes judge.json, judge.parquet, judge.html,
+also with p-values corrected over the budgets, by data set and with settings that keep the budget alone, and with
+an oracle that is corrected for luck by twin pictures. Writes judge.json, judge.parquet, judge.html,
 frontier.svg and gain.svg to the output directory. The headline is about the first checkpoint, else about the first
 policy."""
 
@@ -138,6 +139,7 @@ def main(argv: list[str]) -> None:
     paths = judge_report.write(args.output_dir, report, trial, outcomes)
     out = notes if args.json else console.stdout()
     out.print(table(report))
+    out.print(budgets_that_hold(report))
     out.print(judge_report.headline(report))
     if args.json:
         from tempovlm.evaluation.summary import rounded
@@ -152,11 +154,10 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
     Returns:
         What they were judged on, the report object, and the outcome of each policy.
     """
-    import numpy as np
-
-    from tempovlm.evaluation.judge import Trial, judge_all
-    from tempovlm.evaluation.judge_inputs import LOOKING
-    from tempovlm.evaluation.offline import Oracle, StaticMixture
+    from tempovlm.evaluation.judge import judge_all
+    from tempovlm.evaluation.judge_inputs import LOOKING, static_mixture
+    from tempovlm.evaluation.judge_trial import Trial
+    from tempovlm.evaluation.offline import Oracle
     from tempovlm.profiling.progress import progress_bar
 
     args = inputs.args
@@ -168,7 +169,11 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
         decided_ms=latency.decided_ms,
         scored_ms=latency.scored_ms,
         budgets_ms=inputs.budgets_ms(latency),
-        mixture=StaticMixture.fit(inputs.train.table.accuracy.mean(axis=0), np.median(trained.scored_ms, axis=0)),
+        mixture=static_mixture(inputs.train, trained),
+        dataset_mixtures={
+            name: static_mixture(inputs.train, trained, name)
+            for name in sorted(set(inputs.train.table.dataset.tolist()))
+        },
         oracle=Oracle(inputs.twin.table if inputs.has_twin else judged),
         oracle_kind="noise-corrected" if inputs.has_twin else "plain",
         draws=args.draws,
@@ -193,7 +198,8 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
 
 def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
     """What the report is of, and where its figures come from."""
-    from tempovlm.evaluation.judge import SCHEMA, clusters
+    from tempovlm.evaluation.judge import SCHEMA
+    from tempovlm.evaluation.judge_trial import clusters
 
     args, space = inputs.args, inputs.space
     parts = inputs.parts
@@ -261,5 +267,26 @@ def table(report: Mapping[str, Any]) -> Table:
             f"{100 * judged['regret']['value']:.1f}",
         )
     shown.caption = "gain: points over the best static mixture at the same mean latency, mean over budgets"
+    shown.caption_justify = "left"
+    return shown
+
+
+def budgets_that_hold(report: Mapping[str, Any]) -> Table:
+    """For people, a row a policy: where it is above or below the static mixture after the correction."""
+    from rich.table import Table
+
+    from tempovlm.evaluation.judge_figures import short
+    from tempovlm.evaluation.judge_tables import holding
+
+    shown = Table(box=None, padding=(0, 1, 0, 0))
+    shown.add_column("policy", no_wrap=True)
+    for head in ("above at, ms", "below at, ms"):
+        shown.add_column(head)
+    for name, judged in report["policies"].items():
+        cells = [", ".join(f"{budget_ms:g}" for budget_ms in some) for some in holding(judged["by_budget"])]
+        shown.add_row(short(name), *(cell or "none" for cell in cells))
+    shown.caption = (
+        "against the static mixture, after Holm's correction over the budgets of a policy (at most 5 %)"
+    )
     shown.caption_justify = "left"
     return shown

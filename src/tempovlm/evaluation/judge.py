@@ -2,17 +2,16 @@
 
 The unit is the request, clustered by picture: every interval comes from one set of resampled pictures, shared by
 all policies, so differences are paired. Accuracy is compared at the mean latency that a policy really took, never
-at its nominal budget, with the best random mixture of static settings, recomputed in every resample. Knows no
-model and draws nothing.
+at its nominal budget, with the best random mixture of static settings; beside it stands the best mixture whose
+every setting fits the budget. Several budgets are several tests, so p-values are corrected over the budgets of a
+policy. Knows no model and draws nothing.
 
-Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself, `M` columns.
+Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -20,172 +19,15 @@ import numpy as np
 
 from tempovlm.control.baselines import KNOBS, varying
 from tempovlm.evaluation import statistics
-from tempovlm.evaluation.offline import (
-    Floats,
-    Ints,
-    Mask,
-    Rule,
-    StaticMixture,
-    mixed,
-    restricted,
-    shuffled,
-    upper_hull,
-)
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.evaluation.judge_datasets import by_dataset
+from tempovlm.evaluation.judge_trial import Outcome, Points, Trial, estimate, without_dust
+from tempovlm.evaluation.offline import Floats, Rule, mixed, restricted, shuffled
 from tempovlm.profiling.progress import Advance, silent
 
 SCHEMA = "tempovlm.judge/1"
-DRAWS = 2000
 
-_ORACLE_BUDGETS = 32
-_AREA_POINTS = 64
 _MIN_SOLID_SHARE = 0.95
-_DUST = 1e-9
-_LEAST_MS = 1e-3
 _LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-
-
-class Resamples:
-    """Bootstrap samples of whole pictures, drawn once for everything; the same draws as `clustered_bootstrap`."""
-
-    def __init__(self, clusters: Sequence[str], draws: int = DRAWS, seed: int = 0) -> None:
-        names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-        self._place = np.array([names[name] for name in clusters])
-        picks = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-        counts = np.stack([np.bincount(row, minlength=len(names)) for row in picks])
-        self._weights = np.concatenate([np.ones((1, len(names))), counts])
-        self._sizes = (self._weights @ np.bincount(self._place))[:, None]
-
-    def means(self, values: Floats) -> Floats:
-        """(R, M) means of the columns of (N, M)."""
-        sums = np.zeros((self._weights.shape[1], values.shape[1]))
-        np.add.at(sums, self._place, values)
-        return self._weights @ sums / self._sizes
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a policy did and what came of it; arrays (N, B).
-
-    Attributes:
-        chosen: settings; None for the average of several runs.
-        measured_ms: NaN where the chosen setting was not timed on that question.
-        fits: whether any setting was expected to fit.
-    """
-
-    name: str
-    accuracy: Floats
-    latency_ms: Floats
-    measured_ms: Floats
-    fits: Mask
-    chosen: Ints | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What policies are judged on.
-
-    Attributes:
-        table: the judged questions. budgets_ms: ascending.
-        decided_ms: (N, K) latencies that rules go by. scored_ms: (N, K) that they are charged.
-        mixture: of static settings, found on training questions.
-        oracle: the reference from above. oracle_kind: `noise-corrected` or `plain`.
-    """
-
-    table: DecisionTable
-    decided_ms: Floats
-    scored_ms: Floats
-    budgets_ms: tuple[float, ...]
-    mixture: StaticMixture
-    oracle: Rule
-    oracle_kind: str
-    draws: int = DRAWS
-    seed: int = 0
-
-    def run(
-        self, name: str, rule: Rule, budgets_ms: Sequence[float] | None = None, control_ms: float = 0.0
-    ) -> Outcome:
-        """What a rule chooses at every budget; its own time is taken off the budget and added to the latency."""
-        budgets_ms = self.budgets_ms if budgets_ms is None else budgets_ms
-        left_ms = [max(budget_ms - control_ms, _LEAST_MS) for budget_ms in budgets_ms]
-        chosen = rule(self.table, self.decided_ms, left_ms)
-        fits = self.decided_ms.min(axis=1)[:, None] <= np.array(left_ms)[None]
-        accuracy, latency_ms, measured_ms = (
-            np.take_along_axis(values, chosen, axis=1)
-            for values in (self.table.accuracy, self.scored_ms, self.table.latency_ms)
-        )
-        return Outcome(name, accuracy, latency_ms + control_ms, measured_ms + control_ms, fits, chosen)
-
-    def average(self, name: str, rules: Sequence[Rule], control_ms: float = 0.0) -> Outcome:
-        """The mean outcome of several rules, such as several permutations of one control."""
-        runs = [self.run(name, rule, control_ms=control_ms) for rule in rules]
-        accuracy, latency_ms, measured_ms = (
-            np.mean([getattr(run, field) for run in runs], axis=0)
-            for field in ("accuracy", "latency_ms", "measured_ms")
-        )
-        return Outcome(name, accuracy, latency_ms, measured_ms, runs[0].fits)
-
-    @cached_property
-    def resamples(self) -> Resamples:
-        """Of the pictures."""
-        return Resamples(clusters(self.table), self.draws, self.seed)
-
-    @cached_property
-    def mixture_points(self) -> tuple[Floats, Floats]:
-        """(R, V) mean latencies and accuracies of the mixture's settings."""
-        index = self.mixture.settings
-        return self.resamples.means(self.scored_ms[:, index]), self.resamples.means(self.table.accuracy[:, index])
-
-    @cached_property
-    def oracle_points(self) -> tuple[Floats, Floats]:
-        """(R, V) mean latencies and accuracies of the oracle's frontier."""
-        low, high = float(self.decided_ms.min()), float(self.decided_ms.max())
-        grid = np.unique(np.concatenate([np.geomspace(low, high, _ORACLE_BUDGETS), self.budgets_ms]))
-        return self.frontier(self.run("oracle", self.oracle, grid.tolist()))
-
-    @cached_property
-    def oracle_accuracy(self) -> Floats:
-        """(R, B) of the oracle at the same budgets."""
-        return self.resamples.means(self.run("oracle", self.oracle).accuracy)
-
-    def frontier(self, outcome: Outcome) -> tuple[Floats, Floats]:
-        """(R, V) vertices of a policy's rising concave hull, the cheapest static setting among its points."""
-        first = (points[:, :1] for points in self.mixture_points)
-        means = (self.resamples.means(outcome.latency_ms), self.resamples.means(outcome.accuracy))
-        x, y = (np.concatenate(pair, axis=1) for pair in zip(first, means, strict=True))
-        hull = upper_hull(x[0], y[0])
-        return x[:, hull], y[:, hull]
-
-    @cached_property
-    def _area_grid_ms(self) -> Floats:
-        ends_ms = np.sort(self.scored_ms.mean(axis=0))[[0, -1]]
-        return np.geomspace(float(ends_ms[0]), float(ends_ms[1]), _AREA_POINTS)
-
-    def area(self, points: tuple[Floats, Floats]) -> Floats:
-        """(R,) mean accuracy over log latency, from the cheapest static setting to the dearest.
-
-        Of the rising concave hull of the points (R, V) in the sample itself, the same points in every resample.
-        """
-        x, y = points
-        hull = upper_hull(x[0], y[0])
-        at_ms = np.broadcast_to(self._area_grid_ms, (len(x), _AREA_POINTS))
-        return mixed(x[:, hull], y[:, hull], at_ms).mean(axis=1)
-
-
-def clusters(table: DecisionTable) -> list[str]:
-    """The picture of each question, unique over data sets."""
-    return [f"{d}/{i}" for d, i in zip(table.dataset.tolist(), table.image_id.tolist(), strict=True)]
-
-
-def estimate(rows: Floats) -> dict[str, Any]:
-    """Value and 95 % interval of resampled values (R,), the first of them of the sample itself."""
-    low, high = np.quantile(rows[1:], (0.025, 0.975))
-    return {"value": float(rows[0]), "interval": [float(low), float(high)]}
-
-
-def _without_dust(values: Floats) -> Floats:
-    """What rounding alone makes differ from zero is zero, so that no interval excludes zero by it."""
-    return np.where(np.abs(values) < _DUST, 0.0, values)
 
 
 def share_closed(gain: Floats, gap: Floats) -> dict[str, Any] | None:
@@ -201,7 +43,9 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     latency_ms = trial.resamples.means(outcome.latency_ms)
     accuracy = trial.resamples.means(outcome.accuracy)
     matched = mixed(*trial.mixture_points, latency_ms)
-    gain, gap = _without_dust(accuracy - matched), mixed(*trial.oracle_points, latency_ms) - matched
+    gain, gap = without_dust(accuracy - matched), mixed(*trial.oracle_points, latency_ms) - matched
+    p_values = [statistics.bootstrap_p_value(one) for one in gain[1:].T]
+    holm_p_values = statistics.holm(p_values)
     regret = trial.oracle_accuracy - accuracy
     points = trial.frontier(outcome)
     rows = []
@@ -211,7 +55,13 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
                 "budget_ms": budget_ms,
                 "accuracy": estimate(accuracy[:, b]),
                 "mean_latency_ms": float(latency_ms[0, b]),
-                "against_mixture": {**estimate(gain[:, b]), "mixture_accuracy": float(matched[0, b])},
+                "against_mixture": {
+                    **estimate(gain[:, b]),
+                    "mixture_accuracy": float(matched[0, b]),
+                    "p_value": p_values[b],
+                    "holm_p_value": holm_p_values[b],
+                },
+                "against_feasible_mixture": _against_feasible(trial, b, accuracy[:, b], latency_ms[:, b]),
                 "gap": float(gap[0, b]),
                 "gap_closed": share_closed(gain[:, b], gap[:, b]),
                 "regret": estimate(regret[:, b]),
@@ -224,11 +74,20 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     return {
         "by_budget": rows,
         "area": estimate(area),
-        "area_against_mixture": estimate(_without_dust(area - trial.area(trial.mixture_points))),
+        "area_against_mixture": estimate(without_dust(area - trial.area(trial.mixture_points))),
         "gap_closed": share_closed(gain.sum(axis=1), gap.sum(axis=1)),
         "against_mixture": estimate(gain.mean(axis=1)),
         "regret": estimate(regret.mean(axis=1)),
     }
+
+
+def _against_feasible(trial: Trial, budget: int, accuracy: Floats, latency_ms: Floats) -> dict[str, Any]:
+    """Gain (R,) over the best mixture of settings that fit a budget, at the policy's mean latency.
+
+    Where that is above the dearest of those settings the mixture stays at it: it cannot spend more.
+    """
+    matched = mixed(*trial.feasible_points[budget], latency_ms[:, None])[:, 0]
+    return {**estimate(without_dust(accuracy - matched)), "mixture_accuracy": float(matched[0])}
 
 
 def timeliness(trial: Trial, outcome: Outcome, budget: int) -> dict[str, Any]:
@@ -299,6 +158,7 @@ def judge_all(
     for name in ablated:
         report["ablation"][name] = ablation(trial, rules[name], own_ms[name])
         advance(done := done + 1, steps)
+    report["by_dataset"] = by_dataset(trial, outcomes)
     report["static"] = _static(trial)
     report["oracle"] = {
         "kind": trial.oracle_kind,
@@ -347,11 +207,19 @@ def _static(trial: Trial) -> dict[str, Any]:
             for i, knobs in enumerate(space)
         ],
         "mixture": [str(space.settings[i]) for i in trial.mixture.settings],
+        "feasible_mixtures": [
+            {
+                "budget_ms": budget_ms,
+                "settings": [str(space.settings[i]) for i in trial.mixture.feasible(budget_ms)],
+                "fits": bool((trial.mixture.fit_ms <= budget_ms).any()),
+            }
+            for budget_ms in trial.budgets_ms
+        ],
         "mixture_area": estimate(trial.area(trial.mixture_points)),
         "frontier": _curve(trial.mixture_points),
     }
 
 
-def _curve(points: tuple[Floats, Floats]) -> list[dict[str, float]]:
+def _curve(points: Points) -> list[dict[str, float]]:
     pairs = zip(points[0][0].tolist(), points[1][0].tolist(), strict=True)
     return [{"mean_latency_ms": x, "accuracy": y} for x, y in pairs]

@@ -21,7 +21,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import Request
 from tempovlm.evaluation import offline
-from tempovlm.evaluation.offline import Floats, Rule
+from tempovlm.evaluation.offline import Floats, Rule, StaticMixture
 from tempovlm.latency.estimator import LatencyEstimator
 from tempovlm.profiling.decisions import DecisionTable, decision_table
 from tempovlm.profiling.store import read_results
@@ -130,6 +130,17 @@ def latencies(part: Part, measured: Part, estimator: LatencyEstimator | None, le
 def _covers(table: DecisionTable) -> bool:
     """Whether every setting was measured on some question."""
     return bool((~np.isnan(table.latency_ms)).any(axis=0).all())
+
+
+def static_mixture(train: Part, latencies: Latencies, dataset: str | None = None) -> StaticMixture:
+    """The best mixture of static settings on the training questions, or on those of one data set."""
+    every = train.table.dataset
+    rows = np.ones(len(every), dtype=bool) if dataset is None else every == dataset
+    return StaticMixture.fit(
+        train.table.accuracy[rows].mean(axis=0),
+        np.median(latencies.scored_ms[rows], axis=0),
+        latencies.decided_ms[rows].mean(axis=0),
+    )
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from tempovlm.core.paths import write_whole
-from tempovlm.evaluation import charts, judge_figures, svg
+from tempovlm.evaluation import charts, judge_figures, judge_tables, svg
 from tempovlm.evaluation.files import make_folder
-from tempovlm.evaluation.judge import Outcome, Trial
-from tempovlm.evaluation.report import flatten
+from tempovlm.evaluation.judge_tables import holding, points
+from tempovlm.evaluation.judge_trial import Outcome, Trial
 from tempovlm.evaluation.summary import rounded
 
 _DIGITS = 6
@@ -40,6 +40,7 @@ td{text-align:right;padding:6px 9px;border-bottom:1px solid var(--grid);font-var
 white-space:nowrap;vertical-align:top}
 td small{display:block;color:var(--muted);font-size:12px}
 td.good small,small.good{color:var(--good);font-weight:600}td.bad small,small.bad{color:var(--bad);font-weight:600}
+td small.plain{color:var(--muted);font-weight:400}
 th:first-child,td:first-child{text-align:left}tr.subject td{background:var(--page)}
 tr.subject td:first-child{font-weight:600}
 .facts td{text-align:left;white-space:normal;overflow-wrap:anywhere}.facts td:first-child{width:260px}
@@ -67,8 +68,18 @@ _PAGE = """<!doctype html>
 <p class="note">{gaps_note}</p>
 <h2>Accuracy by budget</h2>
 <p>Below each accuracy: the difference to the best static mixture at the same mean latency, in points, with its
-95 % interval; coloured where the interval excludes zero.</p>
+95 % interval; coloured where the interval excludes zero, starred where the difference also holds after the
+Holm-Bonferroni correction over the budgets of the policy.</p>
 <div class="scroll">{policies}</div>
+<h2>What holds at which budget: {subject}</h2>
+<p>{budgets_note}</p>
+<div class="scroll">{budgets}</div>
+<p class="note">{p_note}</p>
+<h2>By data set: {subject}</h2>
+<p>Accuracy; the gain in points, with its 95 % interval, over the best static mixture of the data set, which is
+fitted on the training questions of that data set; mean latency. These intervals are not corrected for several
+tests.</p>
+<div class="scroll">{datasets}</div>
 <h2>Over all budgets</h2>
 <p>Area: mean accuracy over log latency, from the cheapest static setting to the dearest, in points. Regret: points
 below the oracle at the same budget. Gap closed: of the difference between oracle and mixture, both at the mean
@@ -102,14 +113,16 @@ def headline(report: Mapping[str, Any]) -> str:
     rows = judged["by_budget"]
     better = sum(row["against_mixture"]["interval"][0] > 0 for row in rows)
     worse = sum(row["against_mixture"]["interval"][1] < 0 for row in rows)
+    held, held_below = map(len, holding(rows))
     gain, closed = judged["against_mixture"], judged["gap_closed"]
     low, high = gain["interval"]
     verdict = "beats" if low > 0 else "loses to" if high < 0 else "does not differ from"
     text = (
-        f"{name} {verdict} the best static mixture at the same mean latency: {_points(gain['value'])} points "
-        f"({_points(low)} to {_points(high)}), above it at {better} of {len(rows)} budgets"
+        f"{name} {verdict} the best static mixture at the same mean latency: {points(gain['value'])} points "
+        f"({points(low)} to {points(high)}), above it at {better} of {len(rows)} budgets "
+        f"({held} after Holm's correction)"
     )
-    text += f" and below it at {worse}" if worse else ""
+    text += f" and below it at {worse} ({held_below})" if worse else ""
     if closed is None:
         return f"{text}; there is no gap to the {report['oracle']['kind']} oracle that could be closed."
     return f"{text}; it closes {100 * closed['value']:.0f} % of the gap to the {report['oracle']['kind']} oracle."
@@ -177,15 +190,19 @@ def render(report: Mapping[str, Any]) -> str:
         frontier_note=escape(_frontier_note(report)),
         gaps=judge_figures.gaps(report, style=""),
         gaps_note=escape(_gaps_note(report)),
-        policies=_policies(report),
-        overall=_overall(report),
+        policies=judge_tables.policies(report),
+        budgets_note=escape(_budgets_note(report)),
+        p_note=escape(_p_note(report)),
+        budgets=judge_tables.budgets(report),
+        datasets=judge_tables.datasets(report),
+        overall=judge_tables.overall(report),
         subject=escape(name),
         timeliness_note=escape(_timeliness_note(report)),
-        timeliness=_timeliness(report["policies"][report["subject"]]["by_budget"]),
+        timeliness=judge_tables.timeliness(report["policies"][report["subject"]]["by_budget"]),
         knobs=_knobs(report),
-        controls=_controls(report),
-        ablation=_ablation(report),
-        facts=_facts(report["provenance"]),
+        controls=judge_tables.controls(report),
+        ablation=judge_tables.ablation(report),
+        facts=judge_tables.facts(report["provenance"]),
     )
 
 
@@ -219,6 +236,29 @@ def _gaps_note(report: Mapping[str, Any]) -> str:
     )
 
 
+def _budgets_note(report: Mapping[str, Any]) -> str:
+    above, below = holding(report["policies"][report["subject"]]["by_budget"])
+    return (
+        f"After the correction it is above the best static mixture at {_listed(above)} and below it at "
+        f"{_listed(below)}. That mixture may take settings that break the deadline, so long as its mean latency "
+        "is the policy's; the feasible mixture takes only settings whose latency, as policies go by it and on "
+        "average over training questions, fits the budget, and stays at its dearest setting where the policy "
+        "takes longer."
+    )
+
+
+def _p_note(report: Mapping[str, Any]) -> str:
+    return (
+        f"p: two-sided, from the same resamples; {report['draws']} of them can show none below "
+        f"{2 / (report['draws'] + 1):.2g}. Corrected: after Holm and Bonferroni over the "
+        f"{len(report['budgets_ms'])} budgets. A difference holds at {100 * judge_tables.ALPHA:g} % or less."
+    )
+
+
+def _listed(budgets_ms: Sequence[float]) -> str:
+    return f"{', '.join(f'{budget_ms:g}' for budget_ms in budgets_ms)} ms" if budgets_ms else "no budget"
+
+
 def _timeliness_note(report: Mapping[str, Any]) -> str:
     own_ms = report["policies"][report["subject"]]["control_ms"]
     return (
@@ -230,146 +270,9 @@ def _timeliness_note(report: Mapping[str, Any]) -> str:
     )
 
 
-def _policies(report: Mapping[str, Any]) -> str:
-    head = ["policy", *(f"{budget:g} ms" for budget in report["budgets_ms"])]
-    rows = []
-    for name, judged in report["policies"].items():
-        cells = [f"<td>{escape(judge_figures.short(name))}</td>"]
-        for row in judged["by_budget"]:
-            gain = row["against_mixture"]
-            text = f"{100 * row['accuracy']['value']:.1f} %{_signed(gain)}"
-            cells.append(f'<td class="{_verdict(gain)}">{text}</td>')
-        rows.append(_row(cells, name == report["subject"]))
-    bound = [f"<td>{100 * one['value']:.1f} %</td>" for one in report["oracle"]["accuracy"]]
-    rows.append(_row([f"<td>{escape(report['oracle']['kind'])} oracle</td>", *bound], False))
-    return _table(head, rows)
-
-
-def _overall(report: Mapping[str, Any]) -> str:
-    head = ("policy", "area", "area against the mixture", "gap closed", "regret to the oracle", "own time")
-    rows = []
-    for name, judged in report["policies"].items():
-        area, lead = judged["area"], judged["area_against_mixture"]
-        cells = [
-            f"<td>{escape(judge_figures.short(name))}</td>",
-            f"<td>{100 * area['value']:.1f}<small>{_range(area)}</small></td>",
-            f'<td class="{_verdict(lead)}">{_points(lead["value"])}<small>{_range(lead, sign=True)}</small></td>',
-            f"<td>{_closed(judged['gap_closed'])}</td>",
-            f"<td>{100 * judged['regret']['value']:.1f}<small>{_range(judged['regret'])}</small></td>",
-            f"<td>{judged['control_ms']:.2g} ms</td>" if judged["control_ms"] else "<td></td>",
-        ]
-        rows.append(_row(cells, name == report["subject"]))
-    for name, area in (
-        ("best static mixture", report["static"]["mixture_area"]),
-        (f"{report['oracle']['kind']} oracle", report["oracle"]["area"]),
-    ):
-        shown = f"<td>{100 * area['value']:.1f}<small>{_range(area)}</small></td>"
-        rows.append(_row([f"<td>{escape(name)}</td>", shown, "<td></td>" * 4], False))
-    return _table(head, rows)
-
-
-def _timeliness(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ("budget", "on time", "95 % interval", "requests", "p50", "p95", "p99", "time used", "fallback")
-    shown = []
-    for row in rows:
-        ratios, interval = row["latency_over_budget"], row["adherence_wilson"]
-        cells = [
-            f"{row['budget_ms']:g} ms",
-            _share(row["adherence"]),
-            "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
-            str(row["num_measured"]),
-            *(("", "", "") if ratios is None else (f"{ratios[name]:.2f}" for name in ("p50", "p95", "p99"))),
-            _share(row["utilisation"]),
-            _share(row["fallback_rate"]),
-        ]
-        shown.append(_row([f"<td>{escape(cell)}</td>" for cell in cells], False))
-    return _table(head, shown) + '<p class="note">p50, p95 and p99 are of latency / budget.</p>'
-
-
 def _knobs(report: Mapping[str, Any]) -> str:
     rows = report["policies"][report["subject"]]["by_budget"]
     result = {"budgets": rows, "knob_space": report["knob_space"]}
     height = charts.knob_plot_height(result)
     body = charts.knob_plot(result)
     return svg.document(body, charts.WIDTH, height, "Settings chosen at each budget", style="")
-
-
-def _controls(report: Mapping[str, Any]) -> str:
-    if not report["shuffled"]:
-        return '<p class="note">No policy that was judged looks at content.</p>'
-    head = ("policy", "gain, real", "gain, shuffled", "gap closed, real", "gap closed, shuffled", "area lost")
-    rows = []
-    for name, control in report["shuffled"].items():
-        real = report["policies"][name]
-        gains = (real["against_mixture"], control["against_mixture"])
-        cells = [f"<td>{escape(judge_figures.short(name))}</td>"]
-        cells += [
-            f'<td class="{_verdict(g)}">{_points(g["value"])}<small>{_range(g, sign=True)}</small></td>'
-            for g in gains
-        ]
-        cells += [f"<td>{_closed(one['gap_closed'])}</td>" for one in (real, control)]
-        lost = control["content_gain"]
-        cells.append(f"<td>{100 * lost['value']:.2f}<small>{_range(lost)}</small></td>")
-        rows.append(_row(cells, name == report["subject"]))
-    return _table(head, rows)
-
-
-def _ablation(report: Mapping[str, Any]) -> str:
-    if not report["ablation"]:
-        return ""
-    names = list(report["ablation"])
-    head = ("knobs", *map(judge_figures.short, names))
-    rows = []
-    for i, first in enumerate(report["ablation"][names[0]]):
-        areas = [report["ablation"][name][i]["area"] for name in names]
-        label = " + ".join(first["knobs"]).replace("_", " ")
-        cells = [f"<td>{100 * area['value']:.1f}<small>{_range(area)}</small></td>" for area in areas]
-        rows.append(_row([f"<td>{escape(label)}</td>", *cells], False))
-    return _table(head, rows)
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in flatten(facts).items()
-    )
-    return f'<table class="facts"><tbody>{rows}</tbody></table>'
-
-
-def _table(head: Sequence[str], rows: Sequence[str]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _row(cells: Sequence[str], is_subject: bool) -> str:
-    mark = ' class="subject"' if is_subject else ""
-    return f"<tr{mark}>{''.join(cells)}</tr>"
-
-
-def _verdict(gain: Mapping[str, Any]) -> str:
-    low, high = gain["interval"]
-    return "good" if low > 0 else "bad" if high < 0 else ""
-
-
-def _points(share: float) -> str:
-    points = round(100 * share, 1)
-    return f"{points:+.1f}" if points else "0.0"
-
-
-def _signed(gain: Mapping[str, Any]) -> str:
-    return f"<small>{_points(gain['value'])}</small><small>{_range(gain, sign=True)}</small>"
-
-
-def _range(one: Mapping[str, Any], *, sign: bool = False) -> str:
-    low, high = one["interval"]
-    return f"{_points(low)} to {_points(high)}" if sign else f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def _closed(closed: Mapping[str, Any] | None) -> str:
-    if closed is None:
-        return "no gap"
-    low, high = closed["interval"]
-    return f"{100 * closed['value']:.0f} %<small>{100 * low:.0f} to {100 * high:.0f} %</small>"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"

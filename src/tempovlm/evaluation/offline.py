@@ -280,14 +280,28 @@ class StaticMixture:
 
     Attributes:
         settings: (V,) the settings that are worth mixing, from cheap to dear.
+        accuracy: (K,) means. latency_ms: (K,) medians.
+        fit_ms: (K,) what must fit a budget: means of the latencies that policies go by.
     """
 
     settings: Ints
+    accuracy: Floats
+    latency_ms: Floats
+    fit_ms: Floats
 
     @classmethod
-    def fit(cls, accuracy: Floats, latency_ms: Floats) -> StaticMixture:
-        """From mean accuracies (K,) and median latencies (K,) of the training questions."""
-        return cls(upper_hull(latency_ms, accuracy))
+    def fit(cls, accuracy: Floats, latency_ms: Floats, fit_ms: Floats | None = None) -> StaticMixture:
+        """From means and medians (K,) of the training questions; `fit_ms` is `latency_ms` unless given."""
+        return cls(
+            upper_hull(latency_ms, accuracy), accuracy, latency_ms, latency_ms if fit_ms is None else fit_ms
+        )
+
+    def feasible(self, budget_ms: float) -> Ints:
+        """(V,) what is worth mixing where every setting must fit a budget; the cheapest alone where none does."""
+        fits = np.flatnonzero(self.fit_ms <= budget_ms)
+        if not len(fits):
+            return np.array([np.argmin(self.fit_ms)], dtype=np.int64)
+        return fits[upper_hull(self.latency_ms[fits], self.accuracy[fits])]
 
 
 def mixed(cost_ms: Floats, accuracy: Floats, at_ms: Floats) -> Floats:

@@ -99,6 +99,46 @@ def clustered_bootstrap(
     return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
 
 
+def bootstrap_p_value(differences: NDArray[np.float64]) -> float:
+    """Two-sided p-value of a difference of zero, by the percentile bootstrap.
+
+    p = min(1, 2 · min(1 + #{d ≤ 0}, 1 + #{d ≥ 0}) / (R + 1)): about the largest p for which the percentile
+    interval of confidence 1 - p holds zero. The resample that is added on each side keeps it above zero: R
+    resamples cannot show less than 2 / (R + 1).
+
+    Source: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 15.4 (tests from
+    intervals); A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, 1997, section 4.2 (the
+    one that is added).
+
+    Args:
+        differences: (R,) of the resamples.
+    """
+    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
+    return min(1.0, 2 * (1 + min(below, above)) / (len(differences) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for several tests, so that the chance of any false rejection stays below the threshold.
+
+    Holm and Bonferroni: the i-th smallest of m is multiplied by m - i + 1, and none ends below one that was
+    smaller before.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6
+    (1979).
+
+    Args:
+        p_values: of the tests of one family.
+
+    Returns:
+        Corrected, at most 1, in the order given.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
 def shares(names: Iterable[str]) -> dict[str, float]:
     """How often each name occurs, as a share of all, the commonest first, ties by name."""
     counts: dict[str, int] = {}

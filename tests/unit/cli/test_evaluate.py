@@ -118,7 +118,13 @@ def test_all_baselines_are_judged_and_every_file_is_written(
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert report["headline"].startswith("table ")
     assert {"frontier.svg", "gain.svg"} <= {path.name for path in tmp_path.iterdir()}
-    assert "best static mixture" in capsys.readouterr().out
+    assert list(report["by_dataset"]) == [DATASET]
+    assert len(report["by_dataset"][DATASET]["policies"]["knn"]) == 3
+    gains = [row["against_mixture"] for row in report["policies"]["knn"]["by_budget"]]
+    assert all(0 < gain["p_value"] <= gain["holm_p_value"] <= 1 for gain in gains)
+    printed = capsys.readouterr().out
+    assert "best static mixture" in printed
+    assert "above at, ms" in printed
 
 
 def networks(kind: str) -> dict[str, nn.Module]:

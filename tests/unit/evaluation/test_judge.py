@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,13 @@ import pytest
 from decision_worlds import COST_MS, SPACE, K, budget_world, content_world, parity, table
 
 from tempovlm.control.baselines import NearestNeighbours
-from tempovlm.evaluation import judge, offline, statistics
+from tempovlm.evaluation import judge, judge_trial, offline, statistics
 from tempovlm.profiling.decisions import DecisionTable
 
 BUDGETS = (14.0, 24.0, 34.0, 40.0)
 
 
-def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: Any) -> judge.Trial:
+def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: Any) -> judge_trial.Trial:
     train = world if train is None else train
     values: dict[str, Any] = {
         "table": world,
@@ -27,7 +29,7 @@ def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: A
         "oracle_kind": "plain",
         "draws": 300,
     }
-    return judge.Trial(**values | changes)
+    return judge_trial.Trial(**values | changes)
 
 
 def content_rule(world: DecisionTable) -> offline.Scored:
@@ -38,10 +40,10 @@ def content_rule(world: DecisionTable) -> offline.Scored:
 def test_resampled_means_are_those_of_the_clustered_bootstrap() -> None:
     rng = np.random.default_rng(0)
     values, pictures = rng.random(60), [f"p{i % 17}" for i in range(60)]
-    rows = judge.Resamples(pictures, 500, 3).means(values[:, None])[:, 0]
+    rows = judge_trial.Resamples(pictures, 500, 3).means(values[:, None])[:, 0]
     assert rows[0] == pytest.approx(values.mean())
     expected = statistics.clustered_bootstrap(values.tolist(), pictures, draws=500, seed=3)
-    assert judge.estimate(rows)["interval"] == pytest.approx(list(expected))
+    assert judge_trial.estimate(rows)["interval"] == pytest.approx(list(expected))
 
 
 def test_where_content_matters_a_policy_that_reads_it_closes_the_whole_gap_and_shuffled_none() -> None:
@@ -99,6 +101,86 @@ def test_matched_latency_is_what_was_taken_not_the_budget() -> None:
     rows = judge.judge(trial(world), trial(world).run("cheapest", offline.Static(0)))["by_budget"]
     assert {row["mean_latency_ms"] for row in rows} == {13.0}
     assert all(row["against_mixture"]["value"] == pytest.approx(0.0) for row in rows)
+
+
+def halves(world: DecisionTable) -> offline.Rule:
+    """The cheapest setting for even questions, the dearest for odd ones, at any budget."""
+    numbers = {name: i for i, name in enumerate(world.question_id.tolist())}
+
+    def choose(part: DecisionTable, latency_ms: np.ndarray, budgets_ms: Sequence[float]) -> np.ndarray:
+        del latency_ms
+        odd = np.array([numbers[name] % 2 for name in part.question_id.tolist()])
+        return np.tile((odd * (K - 1))[:, None], (1, len(budgets_ms)))
+
+    return choose
+
+
+def test_the_feasible_mixture_has_no_setting_that_misses_the_budget() -> None:
+    accuracy = np.zeros((200, K))
+    accuracy[::2, 0] = 1.0
+    accuracy[:, K - 1] = 1.0
+    world = table(accuracy)
+    report, _ = judge.judge_all(trial(world), {"halves": halves(world)})
+    rows = report["policies"]["halves"]["by_budget"]
+    # 24.5 ms on average: half way from (13 ms, 50 %) to (36 ms, 100 %). Within 34 ms there is but the cheapest.
+    assert [row["against_mixture"]["mixture_accuracy"] for row in rows] == pytest.approx([0.75] * 4)
+    assert [row["against_feasible_mixture"]["mixture_accuracy"] for row in rows] == [0.5, 0.5, 0.5, 0.75]
+    assert [row["against_feasible_mixture"]["value"] for row in rows] == pytest.approx([0.5, 0.5, 0.5, 0.25])
+    assert rows[3]["against_feasible_mixture"]["interval"] == rows[3]["against_mixture"]["interval"]
+    mixtures = report["static"]["feasible_mixtures"]
+    assert [one["settings"] for one in mixtures] == [["low/k4/b8"]] * 3 + [["low/k4/b8", "high/k8/b16"]]
+    assert all(one["fits"] for one in mixtures)
+    tight = trial(world, budgets_ms=(5.0,))
+    report, _ = judge.judge_all(tight, {"halves": halves(world)})
+    assert report["static"]["feasible_mixtures"][0] == {"budget_ms": 5.0, "settings": ["low/k4/b8"], "fits": False}
+
+
+def test_p_values_are_corrected_over_the_budgets_of_a_policy() -> None:
+    world = content_world()
+    rows = judge.judge(trial(world), trial(world).run("reader", content_rule(world)))["by_budget"]
+    gains = [row["against_mixture"] for row in rows]
+    # Only at 40 ms is there a gain; it is above zero in all of 300 resamples, and one of four tests.
+    assert [gain["p_value"] for gain in gains] == pytest.approx([1.0, 1.0, 1.0, 2 / 301])
+    assert [gain["holm_p_value"] for gain in gains] == pytest.approx([1.0, 1.0, 1.0, 8 / 301])
+
+
+def test_in_one_data_set_nothing_is_gained_by_telling_data_sets_apart() -> None:
+    accuracy = np.zeros((200, K))
+    accuracy[::2, 0] = 1.0
+    accuracy[1::2, K - 1] = 1.0
+    names = np.tile(["okvqa", "text_vqa"], 100)
+    world = table(accuracy, dataset=names)
+    own = {
+        name: offline.StaticMixture.fit(accuracy[names == name].mean(axis=0), COST_MS)
+        for name in ("okvqa", "text_vqa")
+    }
+    report, _ = judge.judge_all(trial(world, dataset_mixtures=own), {"halves": halves(world)})
+    assert report["policies"]["halves"]["against_mixture"]["value"] == pytest.approx(0.5)
+    easy, hard = report["by_dataset"]["okvqa"], report["by_dataset"]["text_vqa"]
+    assert (easy["num_questions"], hard["num_images"]) == (100, 100)
+    assert (easy["mixture"], hard["mixture"]) == (["low/k4/b8"], ["low/k4/b8", "high/k8/b16"])
+    for part, latency_ms in ((easy, 13.0), (hard, 36.0)):
+        for row, budget_ms in zip(part["policies"]["halves"], BUDGETS, strict=True):
+            assert (row["budget_ms"], row["mean_latency_ms"]) == (budget_ms, latency_ms)
+            assert row["accuracy"] == {"value": 1.0, "interval": [1.0, 1.0]}
+            assert row["against_mixture"] == {"value": 0.0, "interval": [0.0, 0.0], "mixture_accuracy": 1.0}
+    # The common mixture, of which the cheapest setting is all, is never right on the hard ones.
+    report, _ = judge.judge_all(trial(world), {"halves": halves(world)})
+    hard = report["by_dataset"]["text_vqa"]
+    assert [row["against_mixture"]["value"] for row in hard["policies"]["halves"]] == [1.0] * 4
+
+
+def test_a_data_sets_interval_is_that_of_its_own_pictures() -> None:
+    world = budget_world(90)
+    names = np.repeat(["okvqa", "text_vqa"], [60, 30])
+    images = np.array([f"i{i // 3}" for i in range(90)])
+    world = replace(world, dataset=names, image_id=images)
+    report, outcomes = judge.judge_all(trial(world, seed=4), {"native": offline.Static(K - 1)})
+    row = report["by_dataset"]["text_vqa"]["policies"]["native"][0]
+    values, pictures = outcomes[0].accuracy[60:, 0], images[60:]
+    expected = statistics.clustered_bootstrap(values.tolist(), pictures.tolist(), draws=300, seed=4)
+    assert row["accuracy"]["interval"] == pytest.approx(list(expected))
+    assert report["by_dataset"]["text_vqa"]["num_images"] == 10
 
 
 def test_regret_is_to_the_oracle_at_the_same_budget() -> None:

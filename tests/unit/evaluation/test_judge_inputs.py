@@ -71,6 +71,26 @@ def test_an_estimator_is_raised_by_preparing_the_picture_which_it_leaves_out() -
     assert "latency estimator" in prepared.decided_by
 
 
+def test_a_static_mixture_is_of_the_training_questions_of_one_data_set_or_of_all() -> None:
+    accuracy = np.zeros((4, K))
+    accuracy[:2, 0] = 1.0
+    accuracy[2:, K - 1] = 1.0
+    train_ms = np.outer([1.0, 1.0, 2.0, 4.0], COST_MS)
+    train = part(table(accuracy, train_ms, dataset=np.repeat(["okvqa", "text_vqa"], 2)))
+    found = latencies(train, train, None, 0.5)
+    every = judge_inputs.static_mixture(train, found)
+    assert every.settings.tolist() == [0]  # as often right as the dearest
+    np.testing.assert_allclose(every.accuracy[[0, 1, K - 1]], [0.5, 0.0, 0.5])
+    np.testing.assert_allclose(every.latency_ms, 1.5 * COST_MS)
+    np.testing.assert_allclose(every.fit_ms, 1.5 * COST_MS)
+    hard = judge_inputs.static_mixture(train, found, "text_vqa")
+    assert hard.settings.tolist() == [0, K - 1]
+    np.testing.assert_allclose(hard.latency_ms, 3 * COST_MS)
+    decided = replace(found, decided_ms=np.outer([1.0, 2.0, 3.0, 6.0], COST_MS))
+    np.testing.assert_allclose(judge_inputs.static_mixture(train, decided).fit_ms, 3 * COST_MS)
+    np.testing.assert_allclose(judge_inputs.static_mixture(train, decided, "text_vqa").fit_ms, 4.5 * COST_MS)
+
+
 def test_names_of_baselines() -> None:
     train = part(content_world(20))
     known = Known(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,18 @@ from decision_worlds import COST_MS, SPACE, K, content_world, parity
 
 from tempovlm.control.baselines import NearestNeighbours
 from tempovlm.core.errors import UserError
-from tempovlm.evaluation import judge, judge_figures, judge_report, offline
+from tempovlm.evaluation import judge, judge_figures, judge_report, judge_tables, judge_trial, offline
 
 BUDGETS = (14.0, 24.0, 40.0)
 NAME = "some/<folder>/best&.pt"
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[judge.Trial, dict[str, Any], list[judge.Outcome]]:
-    """A policy that reads content, with an awkward name, and the cheapest setting."""
-    world = content_world(80)
+def made() -> tuple[judge_trial.Trial, dict[str, Any], list[judge_trial.Outcome]]:
+    """A policy that reads content, with an awkward name, and the cheapest setting, on two data sets."""
+    world = replace(content_world(80), dataset=np.tile(np.repeat(["okvqa", "text_vqa"], 2), 20))
     latency_ms = np.tile(COST_MS, (len(world), 1))
-    trial = judge.Trial(
+    trial = judge_trial.Trial(
         table=world,
         decided_ms=latency_ms,
         scored_ms=latency_ms,
@@ -35,7 +36,7 @@ def made() -> tuple[judge.Trial, dict[str, Any], list[judge.Outcome]]:
         mixture=offline.StaticMixture.fit(world.accuracy.mean(axis=0), COST_MS),
         oracle=offline.Oracle(world),
         oracle_kind="noise-corrected",
-        draws=100,
+        draws=200,
     )
     neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
     rules = {"cheap": offline.Static(0), NAME: offline.Scored(neighbours, parity)}
@@ -43,11 +44,11 @@ def made() -> tuple[judge.Trial, dict[str, Any], list[judge.Outcome]]:
     about = {
         "subject": NAME,
         "data_source": "synthetic",
-        "datasets": ["okvqa"],
+        "datasets": ["okvqa", "text_vqa"],
         "num_questions": len(world),
         "num_images": len(world),
         "budgets_ms": list(BUDGETS),
-        "draws": 100,
+        "draws": 200,
         "latency": {"decided_by": "a <clock>", "scored_by": "a clock"},
         "knob_space": {"tier": SPACE.tiers, "top_k": SPACE.top_ks, "num_blocks": SPACE.block_counts},
         "provenance": {"stamps": {"judged": {"hardware": "a <fake> machine"}}},
@@ -101,7 +102,7 @@ def test_headline_says_who_wins_by_how_much_and_what_is_closed(made: Any) -> Non
     # Only at 40 ms does the dearest setting fit, and there half of the questions gain.
     assert "beats the best static mixture" in text
     assert "+16.7 points" in text
-    assert "above it at 1 of 3 budgets" in text
+    assert "above it at 1 of 3 budgets (1 after Holm's correction)" in text
     assert "closes 100 % of the gap to the noise-corrected oracle" in text
 
 
@@ -119,6 +120,57 @@ def test_headline_says_plainly_where_a_policy_does_not_win(made: Any) -> None:
     assert "loses to" in text
     assert "below it at 1" in text
     assert "no gap" in text
+
+
+def rows_of(html: str) -> list[list[str]]:
+    """Texts of the cells of each row."""
+    root = ElementTree.fromstring(f"<div>{html.replace('&nbsp;', ' ')}</div>")
+    return [["|".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+
+
+def test_budgets_that_hold_are_those_left_after_the_correction(made: Any) -> None:
+    rows = made[1]["policies"][NAME]["by_budget"]
+    assert judge_tables.holding(rows) == ([40.0], [])
+    weaker = [{**row, "against_mixture": dict(row["against_mixture"])} for row in rows]
+    weaker[2]["against_mixture"]["holm_p_value"] = 0.051
+    weaker[0]["against_mixture"] |= {"holm_p_value": 0.05, "value": -0.1}
+    assert judge_tables.holding(weaker) == ([], [14.0])
+
+
+def test_the_subjects_budgets_stand_beside_both_mixtures(made: Any) -> None:
+    head, tight, _, loose = rows_of(judge_tables.budgets(made[1]))
+    assert head[:2] == ["budget", "gain"]
+    assert tight[2:5] == ["1.000", "1.000", "no difference"]
+    # Of 201 resamples, the sample among them, none is at or below zero; three budgets are tested.
+    assert loose[2:5] == ["0.010", "0.030", "above"]
+    assert loose[1].startswith("+50.0")
+    assert loose[5].startswith("+50.0")
+    assert (tight[6], loose[6]) == ("low/k4/b8", "low/k4/b8")
+    mixtures = [{"settings": ["low/k4/b8"], "fits": False}, {"settings": ["a", "b", "c"], "fits": True}]
+    changed = {**made[1], "static": {"feasible_mixtures": [*mixtures, mixtures[1]]}}
+    shown = [row[6] for row in rows_of(judge_tables.budgets(changed))]
+    assert shown == ["it mixes", "nothing fits: low/k4/b8", "3 settings up to c", "3 settings up to c"]
+    assert "settings that break the deadline" in judge_report.render(made[1])
+    assert "above the best static mixture at 40 ms and below it at no budget" in judge_report.render(made[1])
+    cells = rows_of(judge_tables.policies(made[1]))
+    assert cells[2][1].startswith("50.0 %|")
+    assert cells[2][3].startswith("100.0 % *|")
+
+
+def test_each_data_set_has_a_row_and_every_policy_is_folded_below(made: Any) -> None:
+    html = judge_tables.datasets(made[1])
+    own, every = html.split("<details>")
+    head, first, second = rows_of(own)
+    assert head == ["data set, questions", "14 ms", "24 ms", "40 ms"]
+    assert (first[0], second[0]) == ("okvqa, 40", "text_vqa, 40")
+    assert first[3].startswith("100.0 %|+50.0|")
+    assert first[3].endswith("|24.5 ms")
+    firsts = [row[0] for row in rows_of(f"<details>{every}")]
+    policies = ["cheap", "<folder>/best&.pt"]
+    questions = "40 questions on 40 pictures"
+    assert firsts == ["policy", f"okvqa: {questions}", *policies, f"text_vqa: {questions}", *policies]
+    alone = {**made[1], "by_dataset": {"okvqa": made[1]["by_dataset"]["okvqa"]}}
+    assert "<table" not in judge_tables.datasets(alone)
 
 
 def test_figures_are_xml_and_show_every_policy(made: Any) -> None:

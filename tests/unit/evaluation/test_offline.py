@@ -54,6 +54,17 @@ def test_mixture_is_fitted_on_training_means() -> None:
     assert mixture.settings[-1] == K - 1
 
 
+def test_a_feasible_mixture_takes_only_settings_that_fit_the_budget() -> None:
+    accuracy, latency_ms = np.array([0.2, 0.5, 0.6, 0.9]), np.array([10.0, 20.0, 30.0, 40.0])
+    mixture = offline.StaticMixture.fit(accuracy, latency_ms, np.array([12.0, 35.0, 33.0, 60.0]))
+    # From (20, .5) to (40, .9) the line passes above (30, .6).
+    assert mixture.settings.tolist() == [0, 1, 3]
+    assert mixture.feasible(60.0).tolist() == [0, 1, 3]
+    assert mixture.feasible(59.0).tolist() == [0, 1, 2]
+    assert mixture.feasible(34.0).tolist() == [0, 2]
+    assert mixture.feasible(5.0).tolist() == [0]
+
+
 def test_scored_rules_keep_to_what_fits_and_fall_back_to_the_cheapest() -> None:
     world = budget_world(5)
     rule = offline.table_rule(COST_MS / 100)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from tempovlm.evaluation import statistics as st
@@ -64,6 +65,35 @@ def test_bootstrap_agrees_with_the_normal_approximation() -> None:
     half = st.Z_95 * math.sqrt(0.75 * 0.25 / 200)
     assert low == pytest.approx(0.75 - half, abs=0.01)
     assert high == pytest.approx(0.75 + half, abs=0.01)
+
+
+def test_p_value_counts_the_smaller_side_and_one_more() -> None:
+    # 36 of 39 resamples above zero, 3 below: 2 (3 + 1) / 40.
+    differences = np.array([0.1] * 36 + [-0.1] * 3)
+    assert st.bootstrap_p_value(differences) == pytest.approx(0.2)
+    assert st.bootstrap_p_value(-differences) == pytest.approx(0.2)
+    assert st.bootstrap_p_value(np.full(39, 0.1)) == pytest.approx(2 / 40)
+    # A resample without a difference speaks for zero on either side.
+    assert st.bootstrap_p_value(np.array([0.1] * 36 + [0.0] * 3)) == pytest.approx(0.2)
+    assert st.bootstrap_p_value(np.zeros(39)) == 1.0
+    assert st.bootstrap_p_value(np.array([-1.0, 1.0])) == 1.0
+
+
+def test_p_value_is_at_most_5_percent_where_the_interval_excludes_zero() -> None:
+    draws = np.random.default_rng(0).normal(size=1999)
+    for shift in np.arange(1.5, 2.5, 0.05):
+        low = np.quantile(draws + shift, 0.025)
+        if abs(low) > 0.01:
+            assert (st.bootstrap_p_value(draws + shift) <= 0.05) == (low > 0)
+
+
+def test_holm_by_hand() -> None:
+    # In order 0.005, 0.01, 0.03, 0.04: times 4, 3, 2 and 1 that is 0.02, 0.03, 0.06 and 0.04, raised to 0.06.
+    assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert st.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert st.holm([0.02, 0.02, 0.02]) == pytest.approx([0.06] * 3)
+    assert st.holm([0.04]) == [0.04]
+    assert st.holm([]) == []
 
 
 def test_shares_and_marginals() -> None:
