@@ -67,6 +67,8 @@ class EvaluateArgs:
         latency_estimator_path: Checkpoint of a latency estimator; without it, measured times stand for all
             questions.
         level: Quantile of the latency that policies go by; 0.5, 0.9 or 0.99 with an estimator.
+        time_price: What using the whole budget costs the baselines that score settings, in shares of right
+            answers; that of the checkpoints' training makes a fair comparison.
         model: Model that was measured: a name or a folder; its weights are loaded for checkpoints only.
         device: Where a checkpoint's features are computed: auto, cpu or cuda.
         data_dir: Folder of the data that the results are of, for policies that look at content.
@@ -88,6 +90,7 @@ class EvaluateArgs:
     dataset_names: tuple[str, ...] = ()
     latency_estimator_path: Path | None = None
     level: float = 0.9
+    time_price: float = 0.0
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     data_dir: Path | None = None
@@ -106,6 +109,8 @@ class EvaluateArgs:
         for name, value, least in (("shuffles", self.shuffles, 0), ("draws", self.draws, 1)):
             if value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
+        if not 0 <= self.time_price < math.inf:
+            raise UserError(f"--time_price {self.time_price}: must be zero or a positive number")
         if not 0 < self.level < 1:
             raise UserError(f"--level {self.level}: must lie between 0 and 1")
         if self.control_ms is not None and not 0 <= self.control_ms < math.inf:
@@ -232,6 +237,7 @@ def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
             "latency_estimator": inputs.estimator
             and {"path": str(args.latency_estimator_path), **inputs.estimator.stamp},
             "seed": args.seed,
+            "time_price": args.time_price,
         },
     }
 

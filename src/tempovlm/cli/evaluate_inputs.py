@@ -189,6 +189,7 @@ class Inputs:
             content=lambda: self.content,
             oracle=Oracle(self.judged.table),
             seed=args.seed,
+            time_price=args.time_price,
         )
 
     def rules(self) -> dict[str, Rule]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tempovlm.control.baselines import KNOBS, LinUCB, NearestNeighbours, question_features
+from tempovlm.control.baselines import KNOBS, LinUCB, NearestNeighbours, Scorer, question_features
 from tempovlm.control.policy import Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
@@ -222,6 +222,7 @@ class Known:
     content: Callable[[], Content]
     oracle: Rule
     seed: int = 0
+    time_price: float = 0.0
 
     def rule(self, name: str) -> Rule:
         """The baseline of a name.
@@ -230,9 +231,9 @@ class Known:
             UserError: there is none.
         """
         table, decided_ms = self.train.table, self.train_latencies.decided_ms
-        accuracy = table.accuracy.mean(axis=0)
+        accuracy, price = table.accuracy.mean(axis=0), self.time_price
         if name == "table":
-            return offline.table_rule(accuracy)
+            return offline.table_rule(accuracy, price)
         if name == "best_static":
             return offline.BestStatic(accuracy, np.quantile(decided_ms, self.level, axis=0))
         if name == "random":
@@ -240,7 +241,7 @@ class Known:
         if name == "oracle":
             return self.oracle
         if name.startswith("only_") and name.removeprefix("only_") in KNOBS:
-            return offline.single_knob_rule(table.space, (name.removeprefix("only_"),), accuracy)
+            return offline.single_knob_rule(table.space, (name.removeprefix("only_"),), accuracy, price)
         if name not in LOOKING:
             raise UserError(
                 f"--policies {name}: no such baseline and no such file; choose from {', '.join(BASELINES)}, or "
@@ -249,6 +250,7 @@ class Known:
         content = self.content()
         features, images = content.features_of(table), table.image_id.tolist()
         if name == "knn":
-            return offline.Scored(NearestNeighbours.fit(features, table.accuracy, images), content.features_of)
-        bandit = LinUCB.fit(table.space, features, table.accuracy, decided_ms, seed=self.seed)
-        return offline.Scored(bandit, content.features_of)
+            scorer: Scorer = NearestNeighbours.fit(features, table.accuracy, images)
+        else:
+            scorer = LinUCB.fit(table.space, features, table.accuracy, decided_ms, seed=self.seed)
+        return offline.Scored(scorer, content.features_of, time_price=price)

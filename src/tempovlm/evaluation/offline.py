@@ -78,30 +78,37 @@ class Scored:
     Attributes:
         features_of: what the scorer looks at; None for one that looks at nothing.
         allowed: (K,) settings that it may take at all; None for every one.
+        time_price: what a score loses by using the whole budget, as in a controller's reward.
     """
 
     scorer: Scorer
     features_of: FeaturesOf | None = None
     allowed: Mask | None = None
     tie: float = TIE
+    time_price: float = 0.0
 
     def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
         """(N, B) choices."""
         features = np.zeros((len(table), 1)) if self.features_of is None else self.features_of(table)
         scores = self.scorer.scores(features)
         open_to = np.isfinite(latency_ms) & (True if self.allowed is None else self.allowed)
-        columns = [choose_best(scores, open_to & (latency_ms <= b), latency_ms, self.tie) for b in budgets_ms]
+        # A setting that is not there takes for ever, and no price is to make a NaN of that.
+        cost_ms = np.where(open_to, latency_ms, 0.0)
+        columns = [
+            choose_best(scores - self.time_price * cost_ms / b, open_to & (latency_ms <= b), latency_ms, self.tie)
+            for b in budgets_ms
+        ]
         return np.stack(columns, axis=1)
 
 
-def table_rule(accuracy: Floats) -> Scored:
+def table_rule(accuracy: Floats, time_price: float = 0.0) -> Scored:
     """The setting that is best on average, (K,), among those that fit the question."""
-    return Scored(ConstantScores(accuracy))
+    return Scored(ConstantScores(accuracy), time_price=time_price)
 
 
-def single_knob_rule(space: KnobSpace, knobs: Sequence[str], accuracy: Floats) -> Scored:
+def single_knob_rule(space: KnobSpace, knobs: Sequence[str], accuracy: Floats, time_price: float = 0.0) -> Scored:
     """The table over the settings where only the named knobs leave their native value."""
-    return Scored(ConstantScores(accuracy), allowed=varying(space, knobs))
+    return Scored(ConstantScores(accuracy), allowed=varying(space, knobs), time_price=time_price)
 
 
 @dataclass(frozen=True, slots=True)

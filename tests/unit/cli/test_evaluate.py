@@ -212,6 +212,7 @@ def test_a_table_needs_no_data(tiny_folder: Path, results: dict[str, Path], tmp_
         (["--policies", "table", "--level", "1"], "--level 1"),
         (["--policies", "table", "--control_ms", "-1"], "--control_ms -1"),
         (["--policies", "table", "--shuffles", "-1"], "--shuffles -1"),
+        (["--policies", "table", "--time_price", "-1"], "--time_price -1"),
         (["--policies", "table", "--ablate", "knn"], "--ablate knn"),
         (["--policies", "table", "--dataset_names", "imagenet"], "imagenet: unknown data set"),
         (["--policies", "table", "--latency_estimator_path", "absent.pt"], "absent.pt: no such file"),

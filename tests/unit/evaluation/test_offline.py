@@ -48,6 +48,20 @@ def test_a_mixture_keeps_to_its_settings_where_test_questions_disagree_with_the_
     np.testing.assert_allclose(found[0], [0.6, 0.55, 0.4])
 
 
+def test_a_price_of_time_leaves_what_a_gain_does_not_pay_for() -> None:
+    accuracy = np.array([0.5] * (K - 1) + [0.6])
+    part = table(np.tile(accuracy, (2, 1)))
+    latency_ms = np.tile(COST_MS, (2, 1))
+    dear_ms, cheap_ms = COST_MS[-1], COST_MS.min()
+    budget_ms = 2 * dear_ms
+    even = 0.1 / ((dear_ms - cheap_ms) / budget_ms)  # the price at which the dearest setting is just worth it
+    for price, chosen in ((0.0, K - 1), (0.9 * even, K - 1), (1.1 * even, int(COST_MS.argmin()))):
+        rule = offline.table_rule(accuracy, price)
+        assert rule(part, latency_ms, [budget_ms]).tolist() == [[chosen]] * 2
+    latency_ms[:, 0] = np.inf
+    assert offline.table_rule(accuracy, 9.0)(part, latency_ms, [budget_ms]).tolist() != [[0]] * 2
+
+
 def test_mixture_is_fitted_on_training_means() -> None:
     mixture = offline.StaticMixture.fit(np.linspace(0.1, 0.9, K), COST_MS)
     assert mixture.settings[0] == 0
