@@ -52,6 +52,8 @@ class StageTimes:
     def total_ms(self, steps: Floats | float, level: float = LEVELS[0]) -> Floats:
         """(n,) vision, projector, prefill and `steps` decode steps, of which there are output tokens - 1.
 
+        The decode time per token is that of answers as long as the workload's, so `steps` should be its steps.
+
         Without calibration the stages' quantiles are added, which is too much rather than too little where stages
         are slow independently.
         """

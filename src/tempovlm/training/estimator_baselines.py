@@ -136,7 +136,7 @@ def every_setting(rows: Rows, table: CostTable) -> Workload:
     space, load = table.space, rows.workload
     tiers = np.array([space.tiers.index(knobs.tier) for knobs in space])
     columns = []
-    for values in (load.vision_tokens, load.text_tokens, load.crops, load.distinct_crops):
+    for values in (load.vision_tokens, load.text_tokens, load.crops, load.distinct_crops, load.steps):
         by_tier = [values[tiers[load.setting] == tier] for tier in range(len(space.tiers))]
         usual = np.array([np.median(part if len(part) else values) for part in by_tier])
         columns.append(usual[tiers])

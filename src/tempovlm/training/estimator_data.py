@@ -103,8 +103,8 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
         dtype=np.float64,
     )
     setting = np.array([index[key] for key in keys])
-    workload = Workload(setting, vision, text, crops[:, 0], crops[:, 1])
     steps = np.maximum(measured["output_tokens"].to_numpy(np.float64) - 1, 0)
+    workload = Workload(setting, vision, text, crops[:, 0], crops[:, 1], steps)
     ms = np.stack([measured[name].to_numpy(np.float64) for name in TARGETS.values()], axis=1)
     repeats = _repeats(measured["repeats"], ms, steps)
     for times in (ms[:, None], repeats):
