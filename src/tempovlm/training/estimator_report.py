@@ -117,9 +117,10 @@ def run_job(job: Job) -> dict[str, Any]:
     with training_log(job.output_dir) as log:
         candidates = fit_candidates(source.table, split, job.options, source.stamp, log)
     winner, judged = choose(candidates, split)
+    estimators = {name: candidate.estimator for name, candidate in candidates.items()}
     tested = {
         name: {part: _metrics(estimator, rows) for part, rows in split.parts.items() if len(rows)}
-        for name, estimator in candidates.items()
+        for name, estimator in estimators.items()
     }
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -127,8 +128,8 @@ def run_job(job: Job) -> dict[str, Any]:
         "choice_rule": CHOICE_RULE,
         "judged": judged,
         "candidates": tested,
-        "coverage": {part: _coverage(candidates[winner], rows) for part, rows in split.parts.items() if len(rows)},
-        "error_by_setting": _by_setting(candidates[winner], rows.take(~np.isin(rows.images, split.train.images))),
+        "coverage": {part: _coverage(estimators[winner], rows) for part, rows in split.parts.items() if len(rows)},
+        "error_by_setting": _by_setting(estimators[winner], rows.take(~np.isin(rows.images, split.train.images))),
         "split": {
             "by": "picture, and settings held out",
             "rows": {part: len(rows) for part, rows in split.parts.items()},
@@ -140,12 +141,12 @@ def run_job(job: Job) -> dict[str, Any]:
         "knob_space": source.table.space.fingerprint,
         "stamp": dict(source.stamp),
     }
-    best = replace(candidates[winner], notes={"judged": judged[winner], "metrics": tested[winner]})
+    best = replace(estimators[winner], notes={"judged": judged[winner], "metrics": tested[winner]})
     best.save(job.output_dir / CHECKPOINT)
     report["transfer"] = _transfer(job, best) if job.transfer_dirs else None
     report["targets"] = targets(report)
     write_whole(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
-    draw_report(job.output_dir, candidates, split, winner, source.stamp)
+    draw_report(job.output_dir, estimators, split, winner, source.stamp)
     return report
 
 
