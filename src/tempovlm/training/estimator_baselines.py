@@ -19,7 +19,8 @@ PREDICTION_LIMIT_MS = 0.2
 
 CHOICE_RULE = (
     "least mean over stages of the median relative error on training pictures that a fold left out, seen and "
-    f"unseen settings counting half each, among the models that predict all settings within {PREDICTION_LIMIT_MS} ms"
+    "unseen settings counting half each, among the models that predict all settings within "
+    f"{PREDICTION_LIMIT_MS} ms"
 )
 
 _TREES, _DEPTH = 150, 4
