@@ -19,7 +19,7 @@ RATES = RooflineCore(
         "vision_encoder": np.array([2.0, 1.5]),
         "projector": np.array([0.4, 0.1, 0.05]),
         "prefill": np.array([1.0, 0.002, 0.3, 0.001, 0.0004, 0.000002]),
-        "decode_per_token": np.array([0.5, 0.2, 0.01, 0.0001]),
+        "decode_per_token": np.array([0.5, 0.2, 0.01, 0.0001, 0.3, 0.02]),
     }
 )
 """A processor that counts."""
@@ -29,7 +29,7 @@ GPU = RooflineCore(
         "vision_encoder": np.array([3.0, 0.02]),
         "projector": np.array([0.3, 0.001, 0.0]),
         "prefill": np.array([0.5, 0.0, 0.25, 0.00001, 0.000002, 0.0]),
-        "decode_per_token": np.array([0.3, 0.11, 0.004, 0.0]),
+        "decode_per_token": np.array([0.3, 0.11, 0.004, 0.0, 0.4, 0.0]),
     }
 )
 """Another one, which waits for its host most of the time."""
@@ -38,7 +38,8 @@ GPU = RooflineCore(
 def request(picture: int, rng: np.random.Generator) -> Workload:
     tilings = TILINGS[picture % len(TILINGS)]
     tokens = [(4 * r + 2) * (4 * c + 2) + 36 for r, c in tilings]
-    return Workload.of_request(SPACE, tokens, int(rng.integers(12, 60)), tilings)
+    steps = rng.integers(1, 9, len(SPACE)).astype(np.float64)
+    return Workload.of_request(SPACE, tokens, int(rng.integers(12, 60)), tilings, steps)
 
 
 def make_rows(
@@ -47,10 +48,9 @@ def make_rows(
     """Every setting for every picture; a repeat is the roofline's time and lognormal noise."""
     rng = np.random.default_rng(seed)
     loads = [request(i, rng) for i in range(pictures)]
-    columns = ("setting", "vision_tokens", "text_tokens", "crops", "distinct_crops")
+    columns = ("setting", "vision_tokens", "text_tokens", "crops", "distinct_crops", "steps")
     load = Workload(*(np.concatenate([getattr(one, name) for one in loads]) for name in columns))
     exact = np.exp(rates.log_ms(TABLE, load)[..., 0])
     single = exact[:, None] * np.exp(noise * rng.standard_normal((len(load), repeats, exact.shape[1])))
-    steps = rng.integers(1, 9, len(load)).astype(np.float64)
     images = np.repeat([f"picture{i}" for i in range(pictures)], len(SPACE))
-    return Rows(load, np.median(single, axis=1), single, steps, images)
+    return Rows(load, np.median(single, axis=1), single, load.steps, images)

@@ -192,7 +192,7 @@ def sweep_content(frame: pd.DataFrame) -> dict[str, float | int | None]:
 
 
 def _stage_gap(repeats: list[dict[str, tuple[float, ...]]]) -> float | None:
-    """Largest |sum of stages / total - 1| of the single measurements; None without any."""
+    """Largest |sum of stages, control among them / total - 1| of the single measurements; None without any."""
     import numpy as np
 
     gaps = []

@@ -5,7 +5,7 @@ see makes the next value of the same kind fall below it with at least the stated
 (Vovk et al. 2005; for quantile regression Romano, Patterson and Candès 2019, arXiv 1905.03222). The guarantee is
 marginal and assumes exchangeable values; rows of one image hang together, so it is checked on other images.
 
-Shapes: `n` values, `S` stages, `L` levels.
+Shapes: `n` values, `S` stages, `L` levels, `G` groups.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tempovlm.latency.features import Floats
 
@@ -59,3 +60,8 @@ def coverage(observed: Floats, predicted: Floats) -> Floats:
     below = (observed[..., None] <= predicted) & known[..., None]
     counts = known.sum(axis=0)[:, None]
     return np.where(counts > 0, below.sum(axis=0) / np.maximum(counts, 1), np.nan)
+
+
+def coverage_by_group(observed: Floats, predicted: Floats, groups: NDArray[np.str_]) -> Floats:
+    """(G, S, L): `coverage` of the values of each group (n,), groups in ascending order."""
+    return np.stack([coverage(observed[groups == name], predicted[groups == name]) for name in np.unique(groups)])

@@ -22,6 +22,8 @@ LEVELS = (0.5, 0.9, 0.99)
 """The quantiles that are predicted; the first is the median."""
 
 _SMALLEST_MS = 1e-6
+_SMALLEST_ERROR = 0.01
+"""Relative errors below it weigh alike when rates are fitted again."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -38,22 +40,48 @@ class Core(Protocol):
         """Everything that it is made of."""
 
 
-def fit_rates(terms: Floats, observed: Floats) -> Floats:
+def fit_rates(terms: Floats, observed: Floats, rounds: int = 0) -> Floats:
     """Non-negative rates (P,) that fit terms (m, P) to observed times (m,) with the least squared relative error.
 
-    With a handful of terms every subset is tried, which is exact: the best unconstrained fit without a negative
-    rate is the solution (Lawson and Hanson 1974, chapter 23: its active set is one of the subsets).
+    Args:
+        terms: (m, P).
+        observed: (m,) milliseconds; what is not finite or not positive does not count.
+        rounds: how often to fit again, each time with a measurement's square divided by its error of the time
+            before: towards the least absolute relative error, which a slow spell of the machine during some of
+            the measurements does not move (E. J. Schlossmacher, An iterative technique for absolute deviations
+            curve fitting, 1973).
     """
     known = np.isfinite(observed) & (observed > 0)
-    count = terms.shape[1]
-    if not known.any():
-        return np.zeros(count)
     relative = terms[known] / observed[known, None]
-    scale = np.linalg.norm(relative, axis=0)
+    rates = _non_negative(relative, np.ones(len(relative)), np.zeros(terms.shape[1]))
+    for _ in range(rounds):
+        weights = np.maximum(np.abs(relative @ rates - 1), _SMALLEST_ERROR) ** -0.5
+        rates = _non_negative(relative * weights[:, None], weights, rates)
+    return rates
+
+
+def _non_negative(matrix: Floats, wanted: Floats, guess: Floats) -> Floats:
+    """The x >= 0 with the least squared error of matrix (m, P) @ x against wanted (m,).
+
+    With a handful of terms every subset is tried, which is exact: the best unconstrained fit without a negative
+    rate is the solution (Lawson and Hanson 1974, chapter 23: its active set is one of the subsets). The terms that
+    `guess` (P,) has are tried first, and no others where they are the right ones.
+    """
+    count = matrix.shape[1]
+    if not len(matrix):
+        return np.zeros(count)
+    scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1.0
-    q, r = np.linalg.qr(relative / scale)
-    goal = q.T @ np.ones(len(relative))
+    q, r = np.linalg.qr(matrix / scale)
+    goal = q.T @ wanted
     best, least = np.zeros(count), float(goal @ goal)
+    support = np.flatnonzero(guess)
+    if len(support):
+        best[support] = np.linalg.lstsq(r[:, support], goal, rcond=None)[0]
+        # Kuhn and Tucker: no rate is negative, and none that is zero would do better by growing.
+        if (best >= 0).all() and (r.T @ (goal - r @ best) <= 1e-9 * np.linalg.norm(goal)).all():
+            return best / scale
+        best = np.zeros(count)
     for size in range(1, count + 1):
         for chosen in combinations(range(count), size):
             rates, *_ = np.linalg.lstsq(r[:, chosen], goal, rcond=None)

@@ -52,6 +52,8 @@ class StageTimes:
     def total_ms(self, steps: Floats | float, level: float = LEVELS[0]) -> Floats:
         """(n,) vision, projector, prefill and `steps` decode steps, of which there are output tokens - 1.
 
+        The decode time per token is that of answers as long as the workload's, so `steps` should be its steps.
+
         Without calibration the stages' quantiles are added, which is too much rather than too little where stages
         are slow independently.
         """
@@ -138,7 +140,11 @@ class Estimator:
 
     def predict(self, workload: Workload) -> StageTimes:
         """Times of every request; a request without a picture has no vision stages."""
-        ms = np.exp(self.log_ms(workload))
+        return self.times(self.raw_log_ms(workload), workload)
+
+    def times(self, raw_log_ms: Floats, workload: Workload) -> StageTimes:
+        """Times from logarithms (n, S, L) before the margins."""
+        ms = np.exp(self._raised(raw_log_ms))
         blind = workload.crops == 0
         if blind.any():
             ms[np.ix_(blind, [STAGES.index(stage) for stage in _VISION])] = 0.0
@@ -146,7 +152,10 @@ class Estimator:
 
     def log_ms(self, workload: Workload) -> Floats:
         """(n, S, L) logarithms, ascending over the levels."""
-        return np.maximum.accumulate(self.raw_log_ms(workload) + self.margins, axis=-1)
+        return self._raised(self.raw_log_ms(workload))
+
+    def _raised(self, raw_log_ms: Floats) -> Floats:
+        return np.maximum.accumulate(raw_log_ms + self.margins, axis=-1)
 
     def raw_log_ms(self, workload: Workload) -> Floats:
         """(n, S, L) logarithms before the margins."""

@@ -46,9 +46,11 @@ FEATURES = (
     "log_prefill_bytes",
     "log_decode_flops",
     "log_decode_bytes",
+    "inverse_steps",
 )
 """Columns of `CostTable.features`. The vision side's operations are in proportion to distinct crops and crops, its
-bytes are constant, so those two columns stand for them."""
+bytes are constant, so those two columns stand for them. The first decode step of an answer takes longer than the
+others, so that the time per token falls with the inverse of their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Workload:
         vision_tokens: image features in the prompt. text_tokens: all its other tokens.
         crops: crops that are pooled and projected, the global one included; 0 without a picture.
         distinct_crops: crops that pass through the vision transformer.
+        steps: decode steps (output tokens - 1) over which the decode time per token is averaged.
     """
 
     setting: Ints
@@ -67,6 +70,7 @@ class Workload:
     text_tokens: Floats
     crops: Floats
     distinct_crops: Floats
+    steps: Floats
 
     @classmethod
     def of_request(
@@ -75,6 +79,7 @@ class Workload:
         vision_tokens: Sequence[int],
         text_tokens: int,
         tilings: Sequence[tuple[int, int] | None],
+        steps: Floats | float = 1.0,
     ) -> Workload:
         """One request at every setting, in index order.
 
@@ -83,6 +88,8 @@ class Workload:
             vision_tokens: of the picture at each tier, in the space's order.
             text_tokens: of the prompt.
             tilings: rows and columns of the crops at each tier; None without a picture.
+            steps: decode steps of the answer, one number or one for each setting. One step, which is the slowest
+                per token, where nothing is known of its length.
         """
         per_tier = len(space.top_ks) * len(space.block_counts)
         crops = np.array([count_crops(tiling) for tiling in tilings], dtype=np.float64)
@@ -93,6 +100,7 @@ class Workload:
             np.full(len(space), float(text_tokens)),
             every[:, 0],
             every[:, 1],
+            np.broadcast_to(np.asarray(steps, dtype=np.float64), len(space)),
         )
 
     def __len__(self) -> int:
@@ -106,7 +114,13 @@ class Workload:
             self.text_tokens[rows],
             self.crops[rows],
             self.distinct_crops[rows],
+            self.steps[rows],
         )
+
+    @property
+    def first_share(self) -> Floats:
+        """(n,) share of the first step among the decode steps."""
+        return 1.0 / np.maximum(self.steps, 1.0)
 
 
 def count_crops(tiling: tuple[int, int] | None) -> tuple[int, int]:
@@ -153,7 +167,8 @@ class CostTable:
         result[:, 0], result[:, 1], result[:, 3], result[:, 4] = np.log1p(np.array(counts))
         result[:, 2] = workload.vision_tokens + workload.text_tokens
         result[:, 5], result[:, 6], result[:, 7] = self._tier[s], self._log_top_k[s], self._log_blocks[s]
-        result[:, 8:] = np.log(np.array((*self.prefill(workload), *self.decode_step(workload)))).T
+        result[:, 8:12] = np.log(np.array((*self.prefill(workload), *self.decode_step(workload)))).T
+        result[:, 12] = workload.first_share
         return result
 
     def terms(self, workload: Workload) -> dict[str, Floats]:
@@ -161,15 +176,19 @@ class CostTable:
 
         They are the terms of `core.cost`'s sums (dense products, experts and attention of a block, bytes of a
         block's weights, which are in proportion to the blocks), unscaled, with a constant for what is neither.
+        The first decode step has a constant of its own, and one for each block.
         """
         s, n = workload.setting, workload.vision_tokens + workload.text_tokens
         blocks, top_k, one = self._blocks[s], self._top_k[s], np.ones(len(workload))
-        each = blocks * n
+        each, first = blocks * n, workload.first_share
+        context = n + (np.maximum(workload.steps, 1.0) + 1) / 2
         return {
             "vision_encoder": np.stack((one, workload.distinct_crops), axis=1),
             "projector": np.stack((one, workload.crops, workload.distinct_crops), axis=1),
             "prefill": np.stack((one, n, blocks, each, each * top_k, each * (n + 1) / 2), axis=1),
-            "decode_per_token": np.stack((one, blocks, blocks * top_k, each), axis=1),
+            "decode_per_token": np.stack(
+                (one, blocks, blocks * top_k, blocks * context, first, blocks * first), axis=1
+            ),
         }
 
 

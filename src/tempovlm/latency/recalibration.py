@@ -28,6 +28,9 @@ _SLOPE_PRIOR = 0.04
 """(0.05 / 0.25)²: relative noise of a measurement over how far the exponent is expected to stray from 1."""
 
 _WEIGHTS = (0.0, 0.5, 1.0)
+_ROUNDS = 8
+"""Of `fit_rates`: a few dozen measurements are soon made in a slow spell."""
+
 _FEWEST_FOR_RATES = 4
 """With fewer measurements a linear model explains them all and leaves nothing to judge it by."""
 
@@ -146,7 +149,7 @@ def _fit_stage(x: Floats, y: Floats, terms: Floats) -> _Fit:
         for affine, errors in left_out.items():
             offset, slope = _line(x[rest], y[rest], affine=affine)
             errors[i] = offset + slope * x[i]
-        linear[i] = _log_linear(terms[i : i + 1], fit_rates(terms[rest], np.exp(y[rest])))[0]
+        linear[i] = _log_linear(terms[i : i + 1], fit_rates(terms[rest], np.exp(y[rest]), _ROUNDS))[0]
     trials = {
         (affine, weight): y - ((1 - weight) * by_line + weight * linear)
         for affine, by_line in left_out.items()
@@ -154,7 +157,7 @@ def _fit_stage(x: Floats, y: Floats, terms: Floats) -> _Fit:
     }
     affine, weight = min(trials, key=lambda trial: float(np.abs(trials[trial]).mean()))
     offset, slope = lines[affine]
-    return _Fit(offset, slope, weight, fit_rates(terms, np.exp(y)), trials[affine, weight])
+    return _Fit(offset, slope, weight, fit_rates(terms, np.exp(y), _ROUNDS), trials[affine, weight])
 
 
 def _leave_one_out(n: int) -> Iterator[tuple[int, Ints]]:
@@ -208,11 +211,23 @@ def total_margins(times: StageTimes, measurements: Measurements) -> Floats:
     return margins(observed, np.repeat(predicted[:, None, None], len(LEVELS), axis=2), LEVELS)[0]
 
 
-def choose_measurements(table: CostTable, pool: Workload, count: int, seed: int = 0) -> Ints:
+def choose_measurements(
+    table: CostTable, pool: Workload, count: int, seed: int = 0, images: NDArray[np.str_] | None = None
+) -> Ints:
     """Which requests of a pool to measure: each as far as can be from those before it, in standardised features.
+
+    Args:
+        table: of the new device's model.
+        pool: (n,) what could be measured.
+        count: how many to choose.
+        seed: of the first one.
+        images: (n,) names of the pictures, each of which is then chosen from as often as the others: what is
+            measured of one picture is measured at one time, and a device has slow spells.
 
     Source: T. F. Gonzalez, Clustering to minimize the maximum intercluster distance, 1985 (farthest first).
     """
+    group = np.arange(len(pool)) if images is None else np.unique(images, return_inverse=True)[1]
+    times_chosen = np.zeros(len(pool), dtype=np.int64)
     features = table.features(pool)
     points = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-9)
     chosen = [int(np.random.default_rng(seed).integers(len(points)))]
@@ -220,5 +235,8 @@ def choose_measurements(table: CostTable, pool: Workload, count: int, seed: int 
     while len(chosen) < min(count, len(points)):
         distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
         distance[chosen] = -1.0
-        chosen.append(int(distance.argmax()))
+        times_chosen[group[chosen[-1]]] += 1
+        often = times_chosen[group]
+        fresh = often == often[distance >= 0].min()
+        chosen.append(int(np.where(fresh, distance, -1.0).argmax()))
     return np.array(chosen[:count], dtype=np.int64)

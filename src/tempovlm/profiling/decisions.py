@@ -85,8 +85,9 @@ class DecisionTable:
         for i in range(len(self)):
             tilings = [(int(r), int(c)) if r else None for r, c in self.crops[i]]
             tokens = [int(count) for count in self.vision_tokens[i]]
-            work = Workload.of_request(self.space, tokens, int(self.text_tokens[i]), tilings)
-            rows.append(estimator.predict(work).total_ms(self.output_tokens[i] - 1, level))
+            steps = self.output_tokens[i] - 1
+            work = Workload.of_request(self.space, tokens, int(self.text_tokens[i]), tilings, steps)
+            rows.append(estimator.predict(work).total_ms(steps, level))
         return np.stack(rows) if rows else np.empty((0, len(self.space)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from tempovlm.latency.cores import LEVELS, Core, MlpCore, RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES, CostTable, Floats
 from tempovlm.latency.recalibration import total_margins
-from tempovlm.training.estimator_data import Rows
+from tempovlm.training.estimator_data import Rows, Split
 
 LOSSES = ("log", "mse")
 SCHEDULES = ("cosine", "constant")
@@ -104,43 +104,99 @@ class _Data:
         return cls(*(torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays))
 
 
-def train_mlp(table: CostTable, train: Rows, validation: Rows, options: Options, log: Log) -> MlpCore:
-    """The network of the epoch with the least validation loss; `log` gets a record of every epoch."""
-    options.check()
-    device, features = torch.device(options.device), table.features(train.workload)
-    roofline = RooflineCore.fit(table, train.workload, train.ms)
-    empty = MlpCore(roofline, features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6), ())
-    data, other = (_Data.of(rows, table, empty, device) for rows in (train, validation))
-    generator = torch.Generator().manual_seed(options.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = _Net(features.shape[1], options).to(device)
-    loss_of = _loss(options, data)
-    batches = math.ceil(len(data.x) / options.batch_size)
-    steps = options.num_epochs * math.ceil(batches / options.grad_accum)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options, steps))
-    best, least = empty, math.inf
-    for epoch in range(1, options.num_epochs + 1):
-        order = torch.randperm(len(data.x), generator=generator).to(device)
-        trained = 0.0
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A core fitted to all training rows, with what cores that had not seen a row's picture said of it.
+
+    Attributes:
+        left_out: (n, S, L) logarithms for the training rows, each by the core of its fold.
+    """
+
+    core: Core
+    left_out: Floats
+
+
+def cross_fit(table: CostTable, split: Split, fit: Callable[[Rows], Core]) -> Fitted:
+    """Fit to the rows of all training pictures, and once more without each fold."""
+    core, left_out = fit(split.train), np.full((len(split.train), len(STAGES), len(LEVELS)), np.nan)
+    for fold in split.folds:
+        left_out[fold.judged] = fit(split.train.take(fold.fitted)).log_ms(
+            table, split.train.workload.take(fold.judged)
+        )
+    return Fitted(core, left_out)
+
+
+class _Trainer:
+    """One network, its rows and its optimizer."""
+
+    def __init__(self, table: CostTable, rows: Rows, options: Options) -> None:
+        self.options, self.device = options, torch.device(options.device)
+        features = table.features(rows.workload)
+        spread = np.maximum(features.std(axis=0), 1e-6)
+        self.empty = MlpCore(RooflineCore.fit(table, rows.workload, rows.ms), features.mean(axis=0), spread, ())
+        self.data = _Data.of(rows, table, self.empty, self.device)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            self.net = _Net(features.shape[1], options).to(self.device)
+        self.loss_of = _loss(options, self.data)
+        self.batches = math.ceil(len(self.data.x) / options.batch_size)
+        steps = options.num_epochs * math.ceil(self.batches / options.grad_accum)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=options.lr, weight_decay=1e-4)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(options, steps))
+
+    def epoch(self) -> float:
+        """One pass over the rows in a new order; returns the mean loss."""
+        data, options, trained = self.data, self.options, 0.0
+        order = torch.randperm(len(data.x), generator=self.generator).to(self.device)
         for i, rows in enumerate(order.split(options.batch_size)):
-            loss = loss_of(net(data.x[rows], data.base[rows]), data.y[rows])
+            loss = self.loss_of(self.net(data.x[rows], data.base[rows]), data.y[rows])
             (loss / options.grad_accum).backward()
             trained += loss.item() * len(rows) / len(order)
-            if (i + 1) % options.grad_accum == 0 or i + 1 == batches:
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+            if (i + 1) % options.grad_accum == 0 or i + 1 == self.batches:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.schedule.step()
+        return trained
+
+    def judge(self, other: _Data) -> tuple[float, Floats]:
+        """Loss on other rows, and their predicted medians (n, S) in milliseconds."""
         with torch.no_grad():
-            predicted = net(other.x, other.base)
-            value = loss_of(predicted, other.y).item()
-        if value < least or not best.layers:
-            best, least = _as_core(empty, net), value
-        medians = predicted[..., 0].double().exp().cpu().numpy()
-        record = {"epoch": epoch, "train_loss": trained, "val_loss": value, "lr": schedule.get_last_lr()[0]}
-        log(record | {"stages": stage_metrics(validation.ms, medians)})
-    return best
+            predicted = self.net(other.x, other.base)
+            return self.loss_of(predicted, other.y).item(), predicted[..., 0].double().exp().cpu().numpy()
+
+
+def train_mlp(table: CostTable, split: Split, options: Options, log: Log) -> Fitted:
+    """The network of all training pictures, and one for each fold, side by side.
+
+    All are those of the epoch with the least mean loss on the pictures that each fold leaves out; `log` gets a
+    record of every epoch.
+    """
+    options.check()
+    rows, folds = split.train, split.folds
+    whole = _Trainer(table, rows, options)
+    parts = [_Trainer(table, rows.take(fold.fitted), options) for fold in folds]
+    others = [
+        _Data.of(rows.take(fold.judged), table, part.empty, part.device)
+        for fold, part in zip(folds, parts, strict=True)
+    ]
+    cores: list[MlpCore] = []
+    least, medians = math.inf, np.full(rows.ms.shape, np.nan)
+    for epoch in range(1, options.num_epochs + 1):
+        trained, value = whole.epoch(), 0.0
+        for fold, part, other in zip(folds, parts, others, strict=True):
+            part.epoch()
+            loss, medians[fold.judged] = part.judge(other)
+            value += loss * len(other.x) / len(rows)
+        if value < least or not cores:
+            cores, least = [_as_core(one.empty, one.net) for one in (whole, *parts)], value
+        rate = whole.schedule.get_last_lr()[0]
+        record = {"epoch": epoch, "train_loss": trained, "val_loss": value, "lr": rate}
+        log(record | {"stages": stage_metrics(rows.ms, medians)})
+    left_out = np.full((len(rows), len(STAGES), len(LEVELS)), np.nan)
+    for fold, core in zip(folds, cores[1:], strict=True):
+        left_out[fold.judged] = core.log_ms(table, rows.workload.take(fold.judged))
+    return Fitted(cores[0], left_out)
 
 
 def _schedule(options: Options, steps: int) -> Callable[[int], float]:
@@ -208,10 +264,22 @@ def error_metrics(observed: Floats, predicted: Floats) -> dict[str, float | int 
     return {"count": len(observed), **dict(zip(names, values, strict=True))}
 
 
-def calibrated(table: CostTable, core: Core, validation: Rows, stamp: Mapping[str, Any]) -> Estimator:
-    """An estimator whose quantiles, of stages and of totals, hold on the validation rows' single measurements."""
-    single = validation.single
-    raw = Estimator(table, core, stamp=stamp)
-    found = margins(single.log_ms, raw.raw_log_ms(single.workload), LEVELS)
-    honest = Estimator(table, core, found, None, stamp=stamp)
-    return Estimator(table, core, found, total_margins(honest.predict(single.workload), single), stamp=stamp)
+def calibrated(
+    table: CostTable, core: Core, rows: Rows, stamp: Mapping[str, Any], left_out: Floats | None = None
+) -> Estimator:
+    """An estimator whose quantiles, of stages and of totals, hold on single measurements.
+
+    Args:
+        table: costs of the measured model.
+        core: what to calibrate.
+        rows: measured; the core must not have seen them, unless others that had not answer for it:
+        left_out: (n, S, L) what cores that were fitted without the row's picture said (cross-conformal
+            prediction: Vovk 2015; its relation to the jackknife+ in Barber et al. 2021, arXiv 1905.02928). Pooling
+            the errors of all pictures is valid for a measurement of a new picture as the number of pictures grows
+            (Dunn, Wasserman and Ramdas 2018, arXiv 1809.07441); with few it is as rough as they are few.
+        stamp: of the measurements.
+    """
+    raw, single, places = Estimator(table, core, stamp=stamp), rows.single, rows.places
+    logs = raw.raw_log_ms(single.workload) if left_out is None else left_out[places]
+    honest = replace(raw, margins=margins(single.log_ms, logs, LEVELS))
+    return replace(honest, total_margins=total_margins(honest.times(logs, single.workload), single))

@@ -1,12 +1,14 @@
 """Measured rows as arrays for the latency estimator, and their split by picture and by setting.
 
 Rows of one picture at 75 settings, or of one setting at many pictures, are nearly the same row: a split by row
-would test on what training has seen. Here no picture of the test is in training, and some settings are in neither
-training nor the choice among models. Shapes: `n` rows, `R` repeats, `S` stages.
+would test on what training has seen. Here no picture of the tests is in training, some settings are in the last
+test only, and whatever is chosen or calibrated is judged on training pictures that a fold left out. Shapes: `n`
+rows, `R` repeats, `S` stages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,10 @@ HELD_OUT_SHARE = 0.12
 """Of the settings: those that only the last test sees."""
 
 CHOICE_SHARE = 0.08
-"""Of the settings: those that training does not see and the choice among models does."""
+"""Of the settings: those that no fold is fitted to and the choice among models is judged on."""
+
+FOLDS = 5
+"""Into which the training pictures are dealt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +68,16 @@ class Rows:
         return Measurements(self.workload, self.ms, self.steps)
 
     @property
+    def places(self) -> Ints:
+        """Of each measurement of `single` its row."""
+        known = np.isfinite(self.repeats).any(axis=2)
+        return np.nonzero(known)[0]
+
+    @property
     def single(self) -> Measurements:
-        """Every repeat as a measurement of its own (n · R)."""
-        count = self.repeats.shape[1]
-        place = np.repeat(np.arange(len(self)), count)
-        flat = self.repeats.reshape(-1, len(STAGES))
-        known = np.isfinite(flat).any(axis=1)
-        place = place[known]
-        return Measurements(self.workload.take(place), flat[known], self.steps[place])
+        """Every repeat as a measurement of its own (at most n · R)."""
+        known, places = np.isfinite(self.repeats).any(axis=2), self.places
+        return Measurements(self.workload.take(places), self.repeats[known], self.steps[places])
 
 
 def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) -> Rows:
@@ -103,8 +110,8 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
         dtype=np.float64,
     )
     setting = np.array([index[key] for key in keys])
-    workload = Workload(setting, vision, text, crops[:, 0], crops[:, 1])
     steps = np.maximum(measured["output_tokens"].to_numpy(np.float64) - 1, 0)
+    workload = Workload(setting, vision, text, crops[:, 0], crops[:, 1], steps)
     ms = np.stack([measured[name].to_numpy(np.float64) for name in TARGETS.values()], axis=1)
     repeats = _repeats(measured["repeats"], ms, steps)
     for times in (ms[:, None], repeats):
@@ -147,31 +154,39 @@ def _repeats(column: Any, ms: Floats, steps: Floats) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """Masks over the training rows: who is fitted, and who judges that fit."""
+
+    fitted: NDArray[np.bool_]
+    judged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
-    """Rows for training, for the choice of epoch and model and for calibration, and for two tests.
+    """Rows for training, from which the choice of epoch and model and the calibration come too, and two tests.
 
     Attributes:
-        train: pictures of training at settings of training.
-        validation: other pictures at those settings and at a few others.
-        test: yet other pictures, at settings of training. held_out: the same pictures at `held_out_settings`.
+        train: pictures of training, at all settings but the held-out ones.
+        test: other pictures, at the same settings. held_out: those pictures at `held_out_settings`.
+        choice_settings: of training, but in no fold's fit, so that folds are judged on unseen settings too.
+        folds: each leaves some of the training pictures out; every training row is judged in one fold.
     """
 
     train: Rows
-    validation: Rows
     test: Rows
     held_out: Rows
     choice_settings: tuple[int, ...]
     held_out_settings: tuple[int, ...]
+    folds: tuple[Fold, ...]
 
     @property
     def parts(self) -> dict[str, Rows]:
         """By name."""
-        names = ("train", "validation", "test", "held_out")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("train", "test", "held_out")}
 
 
 def split_rows(rows: Rows, space: KnobSpace, *, train_split: float = 0.8, seed: int = 42) -> Split:
-    """Split by picture: `train_split` of them for training, the others in halves; and by setting.
+    """Split by picture, `train_split` of them for training and the others for the tests; and by setting.
 
     Settings at the corners of top-k and depth stay in training, so that the others lie between what it saw.
 
@@ -185,23 +200,23 @@ def split_rows(rows: Rows, space: KnobSpace, *, train_split: float = 0.8, seed: 
     if len(names) < 3:
         raise UserError(f"--results_dir: {len(names)} pictures with measured latency; a split by picture needs 3")
     rng.shuffle(names)
-    count = min(max(round(train_split * len(names)), 1), len(names) - 2)
-    middle = count + (len(names) - count + 1) // 2
-    groups = (names[:count], names[count:middle], names[middle:])
-    of_train, of_validation, of_test = (np.isin(rows.images, group) for group in groups)
+    count = min(max(round(train_split * len(names)), 2), len(names) - 1)
+    of_train = np.isin(rows.images, names[:count])
     unseen = _unseen_settings(rows, space, rng)
-    choice, held_out = (np.isin(rows.workload.setting, part) for part in unseen)
-    masks = (
-        of_train & ~choice & ~held_out,
-        of_validation & ~held_out,
-        of_test & ~choice & ~held_out,
-        of_test & held_out,
+    held_out = np.isin(rows.workload.setting, unseen[1])
+    train, test, last = (
+        rows.take(mask) for mask in (of_train & ~held_out, ~of_train & ~held_out, ~of_train & held_out)
     )
-    parts = [rows.take(mask) for mask in masks]
-    if not all(len(part) for part in parts[:3]):
+    groups = [names[:count][i::FOLDS] for i in range(min(FOLDS, count))]
+    folds = _folds(train, groups, np.isin(train.workload.setting, unseen[0]))
+    if not len(test) or not all(fold.fitted.any() and fold.judged.any() for fold in folds):
         raise UserError("--results_dir: too few rows to split by picture; measure more pictures at every setting")
-    train, validation, test, last = parts
-    return Split(train, validation, test, last, tuple(map(int, unseen[0])), tuple(map(int, unseen[1])))
+    return Split(train, test, last, tuple(map(int, unseen[0])), tuple(map(int, unseen[1])), folds)
+
+
+def _folds(train: Rows, groups: Sequence[NDArray[np.str_]], is_choice: NDArray[np.bool_]) -> tuple[Fold, ...]:
+    masks = [np.isin(train.images, group) for group in groups]
+    return tuple(Fold(~mask & ~is_choice, mask) for mask in masks)
 
 
 def _unseen_settings(rows: Rows, space: KnobSpace, rng: np.random.Generator) -> tuple[Ints, Ints]:

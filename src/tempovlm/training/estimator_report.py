@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,15 +16,15 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
 from tempovlm.evaluation.files import make_folder
-from tempovlm.latency.conformal import coverage
+from tempovlm.latency.conformal import coverage, coverage_by_group
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
-from tempovlm.latency.features import STAGES, CostTable
+from tempovlm.latency.features import STAGES, CostTable, Ints
 from tempovlm.latency.recalibration import choose_measurements, recalibrate
 from tempovlm.model.config import MOLMOE_1B, PRESETS
 from tempovlm.training.estimator import Options, error_metrics, stage_metrics
-from tempovlm.training.estimator_baselines import CHOICE_RULE, choose, fit_candidates
-from tempovlm.training.estimator_data import Rows, rows_from_frame, split_rows, thin
+from tempovlm.training.estimator_baselines import CHOICE_RULE, Candidate, choose, fit_candidates
+from tempovlm.training.estimator_data import Rows, Split, rows_from_frame, split_rows, thin
 from tempovlm.training.estimator_plots import draw_report, draw_transfer
 from tempovlm.training.log import training_log
 
@@ -33,6 +34,9 @@ SCHEMA = "tempovlm.estimator_report/1"
 
 COUNTS = (0, 5, 10, 25, 50)
 """Numbers of measurements on the other device."""
+
+COVERAGE_LIMITS = (0.03, 0.02, 0.01)
+"""How far the coverage of each level may be off."""
 
 _MOVE_WITH = 25
 _TRANSFER_SEEDS = 5
@@ -117,9 +121,10 @@ def run_job(job: Job) -> dict[str, Any]:
     with training_log(job.output_dir) as log:
         candidates = fit_candidates(source.table, split, job.options, source.stamp, log)
     winner, judged = choose(candidates, split)
+    estimators = {name: candidate.estimator for name, candidate in candidates.items()}
     tested = {
         name: {part: _metrics(estimator, rows) for part, rows in split.parts.items() if len(rows)}
-        for name, estimator in candidates.items()
+        for name, estimator in estimators.items()
     }
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -127,8 +132,9 @@ def run_job(job: Job) -> dict[str, Any]:
         "choice_rule": CHOICE_RULE,
         "judged": judged,
         "candidates": tested,
-        "coverage": {part: _coverage(candidates[winner], rows) for part, rows in split.parts.items() if len(rows)},
-        "error_by_setting": _by_setting(candidates[winner], rows.take(~np.isin(rows.images, split.train.images))),
+        "coverage": {part: _coverage(estimators[winner], rows) for part, rows in split.parts.items() if len(rows)},
+        "coverage_noise": _coverage_noise(candidates[winner], split),
+        "error_by_setting": _by_setting(estimators[winner], rows.take(~np.isin(rows.images, split.train.images))),
         "split": {
             "by": "picture, and settings held out",
             "rows": {part: len(rows) for part, rows in split.parts.items()},
@@ -140,12 +146,12 @@ def run_job(job: Job) -> dict[str, Any]:
         "knob_space": source.table.space.fingerprint,
         "stamp": dict(source.stamp),
     }
-    best = replace(candidates[winner], notes={"judged": judged[winner], "metrics": tested[winner]})
+    best = replace(estimators[winner], notes={"judged": judged[winner], "metrics": tested[winner]})
     best.save(job.output_dir / CHECKPOINT)
     report["transfer"] = _transfer(job, best) if job.transfer_dirs else None
     report["targets"] = targets(report)
     write_whole(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
-    draw_report(job.output_dir, candidates, split, winner, source.stamp)
+    draw_report(job.output_dir, estimators, split, winner, source.stamp)
     return report
 
 
@@ -170,6 +176,34 @@ def _coverage(estimator: Estimator, rows: Rows) -> dict[str, dict[str, float | N
     totals = np.stack([times.total_ms(single.steps, level) for level in LEVELS], axis=-1)[:, None]
     shares = coverage(single.total_ms[:, None], totals)[0]
     return result | {"total": {name: _number(value) for name, value in zip(names, shares, strict=True)}}
+
+
+def _coverage_noise(candidate: Candidate, split: Split) -> dict[str, Any]:
+    """How far the test's coverage may be off by the luck of its pictures, and how many would settle it.
+
+    Errors of one picture hang together, so that its share of covered measurements is one draw. The spread of the
+    shares is that of the training pictures, each predicted by a model that had not seen it; the margins are as
+    noisy as the training pictures are few, the test as its own are.
+    """
+    rows, train, test = split.train, *(len(np.unique(part.images)) for part in (split.train, split.test))
+    single, places = rows.single, rows.places
+    times = candidate.estimator.times(candidate.left_out[places], single.workload)
+    shares = coverage_by_group(single.ms, times.ms, rows.images[places])
+    spread = np.nanstd(shares, axis=0, ddof=1)
+    per_picture = 1 / train + 1 / test
+    stages: dict[str, Any] = {}
+    for i, stage in enumerate(STAGES):
+        stages[stage] = {}
+        for k, (level, limit) in enumerate(zip(LEVELS, COVERAGE_LIMITS, strict=True)):
+            sd = float(spread[i, k])
+            # 95 % of normal draws are within 1.96 standard errors, which shrink with the root of the pictures.
+            needed = (train + test) * per_picture * (1.96 * sd / limit) ** 2
+            stages[stage][str(level)] = {
+                "sd_of_pictures": _number(sd),
+                "standard_error": _number(sd * per_picture**0.5),
+                "pictures_needed": math.ceil(needed) if math.isfinite(needed) else None,
+            }
+    return {"pictures": {"train": train, "test": test}, "stages": stages}
 
 
 def _number(value: float) -> float | None:
@@ -207,7 +241,7 @@ def transfer_curve(
             order = np.random.default_rng([seed, draw]).permutation(len(names))
             of_pool = np.isin(other.rows.images, names[order[: max(1, len(names) // 2)]])
             pool, test = other.rows.take(of_pool), other.rows.take(~of_pool)
-            chosen = choose_measurements(other.table, pool.workload, count, seed=draw) if count else np.arange(0)
+            chosen = _spread(pool, other.table, count, draw)
             moved = recalibrate(estimator, pool.measurements.take(chosen), table=other.table, stamp=other.stamp)
             for name, metrics in _metrics(moved, test).items():
                 if metrics.get("median_ape") is not None:
@@ -221,13 +255,20 @@ def transfer_curve(
     return result
 
 
+def _spread(pool: Rows, table: CostTable, count: int, seed: int) -> Ints:
+    """Rows of a pool to measure: other settings and other pictures."""
+    if not count:
+        return np.arange(0)
+    return choose_measurements(table, pool.workload, count, seed, pool.images)
+
+
 def _transfer(job: Job, best: Estimator) -> dict[str, Any]:
     """The curve, its figure, and an estimator of the other device from 25 measurements."""
     other = read_source(job.transfer_dirs, job.datasets, job.transfer_shape or job.shape)
     if len(np.unique(other.rows.images)) < 2:
         raise UserError("--transfer_results_dir: measured on one picture; two are needed, one to test on")
     curve = transfer_curve(best, other, seed=job.options.seed)
-    chosen = choose_measurements(other.table, other.rows.workload, _MOVE_WITH, seed=job.options.seed)
+    chosen = _spread(other.rows, other.table, _MOVE_WITH, job.options.seed)
     measured = other.rows.measurements.take(chosen)
     recalibrate(best, measured, table=other.table, stamp=other.stamp).save(job.output_dir / MOVED_CHECKPOINT)
     draw_transfer(job.output_dir / "transfer.png", curve, best.stamp, other.stamp)
@@ -269,7 +310,7 @@ def targets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         add(f"{stage} p95 error", "-", p95, worst(stage, "p95_ape"), "share")
     for stage in STAGES:
         add(f"{stage} R²", "> 0.9", 0.99 if on_gpu else 0.9, worst(stage, "r2", min), "", at_least=True)
-    for level, margin in zip(LEVELS, (0.03, 0.02, 0.01), strict=True):
+    for level, margin in zip(LEVELS, COVERAGE_LIMITS, strict=True):
         shares = [report["coverage"]["test"][stage][str(level)] for stage in STAGES]
         gaps = [abs(share - level) for share in shares if share is not None]
         add(f"P{level * 100:.0f} coverage, worst stage", "-", margin, round(max(gaps), 5) if gaps else None, "off")
@@ -284,7 +325,7 @@ def targets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def render(report: Mapping[str, Any]) -> str:
     """The candidates' and the targets' tables as text."""
-    lines = ["model      validation error  all settings ms   test prefill / decode   held-out prefill / decode"]
+    lines = ["model        left-out error  all settings ms   test prefill / decode   held-out prefill / decode"]
     for name, judged in report["judged"].items():
         cells = []
         for part in ("test", "held_out"):

@@ -134,10 +134,14 @@ def predicted_costs(table: DecisionTable, frame: pd.DataFrame, estimator: Latenc
     for i in range(len(table)):
         tilings = [(int(r), int(c)) if r else None for r, c in table.crops[i]]
         tokens = [int(count) for count in table.vision_tokens[i]]
-        times = estimator.predict(Workload.of_request(table.space, tokens, int(table.text_tokens[i]), tilings))
-        opening_ms = latency_ms[i] - times.total_ms(table.output_tokens[i] - 1)
+        text, steps = int(table.text_tokens[i]), table.output_tokens[i] - 1
+        times, slowest = (
+            estimator.predict(Workload.of_request(table.space, tokens, text, tilings, count))
+            for count in (steps, longest)
+        )
+        opening_ms = latency_ms[i] - times.total_ms(steps)
         look_ms = opening_ms + times.stage_ms("vision_encoder") + times.stage_ms("projector")
-        upper_ms.append(opening_ms + times.total_ms(longest, top))
+        upper_ms.append(opening_ms + slowest.total_ms(longest, top))
         prefix_ms.append(look_ms[::per_tier])
     return Costs(latency_ms, np.stack(upper_ms), np.stack(prefix_ms))
 

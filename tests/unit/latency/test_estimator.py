@@ -14,7 +14,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.latency.conformal import conformal_quantile, conformal_rank, coverage, margins
-from tempovlm.latency.cores import LEVELS, MlpCore, RooflineCore, fit_rates
+from tempovlm.latency.cores import LEVELS, MlpCore, RooflineCore, _non_negative, fit_rates
 from tempovlm.latency.estimator import Estimator, load_estimator
 from tempovlm.latency.features import FEATURES, STAGES, Workload, count_crops
 from tempovlm.latency.recalibration import Measurements, choose_measurements, recalibrate
@@ -66,6 +66,43 @@ def test_rates_are_found_and_never_negative() -> None:
     assert found.min() >= 0
     assert found[2] == 0
     assert not fit_rates(terms, np.full(60, np.nan)).any()
+
+
+def test_refitted_rates_are_not_moved_by_a_slow_spell() -> None:
+    rng = np.random.default_rng(0)
+    terms = np.stack((np.ones(25), rng.random(25), rng.random(25)), axis=1)
+    times = terms @ [2.0, 3.0, 1.0]
+    times[:6] *= 1.25
+    squares, robust = (terms @ fit_rates(terms, times, rounds)[:, None] for rounds in (0, 8))
+    exact = (terms @ [2.0, 3.0, 1.0])[:, None]
+    assert np.median(np.abs(robust / exact - 1)) < 0.005 < 0.03 < np.median(np.abs(squares / exact - 1))
+
+
+def test_a_guess_changes_nothing_but_the_effort() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        matrix, wanted, guess = rng.random((12, 4)), rng.standard_normal(12), rng.integers(0, 2, 4).astype(float)
+        plain = _non_negative(matrix, wanted, np.zeros(4))
+        np.testing.assert_allclose(_non_negative(matrix, wanted, guess), plain, atol=1e-9)
+
+
+def test_first_decode_steps_weigh_more_in_short_answers() -> None:
+    short, long = (Workload.of_request(SPACE, [72, 176, 288], 30, [(1, 1), (2, 2), (3, 3)], k) for k in (1, 16))
+    estimator = Estimator(TABLE, RATES)
+    one, other = (estimator.predict(load).stage_ms("decode_per_token") for load in (short, long))
+    blocks = np.array([knobs.num_blocks for knobs in SPACE])
+    longer_context = 0.0001 * blocks * 7.5
+    np.testing.assert_allclose(one - other, (0.3 + 0.02 * blocks) * 15 / 16 - longer_context)
+    none = Workload.of_request(SPACE, [72, 176, 288], 30, [(1, 1), (2, 2), (3, 3)], 0)
+    np.testing.assert_array_equal(TABLE.features(none), TABLE.features(short))
+
+
+def test_measurements_are_spread_over_pictures() -> None:
+    rows = make_rows(6)
+    chosen = choose_measurements(TABLE, rows.workload, 15, 0, rows.images)
+    assert len(set(chosen)) == 15
+    assert sorted(np.unique(rows.images[chosen], return_counts=True)[1]) == [2, 2, 2, 3, 3, 3]
+    assert len(set(choose_measurements(TABLE, rows.workload, 900, 0, rows.images))) == len(rows)
 
 
 def test_the_roofline_is_recovered_from_noisy_rows() -> None:

@@ -70,7 +70,7 @@ def write_estimator(path: Path, engine: Engine) -> Path:
         "vision_encoder": np.array([2.0, 1.5]),
         "projector": np.array([0.4, 0.1, 0.05]),
         "prefill": np.array([1.0, 0.002, 0.3, 0.001, 0.0004, 0.000002]),
-        "decode_per_token": np.array([0.5, 0.2, 0.01, 0.0001]),
+        "decode_per_token": np.array([0.5, 0.2, 0.01, 0.0001, 0.0, 0.0]),
     }
     Estimator(CostTable(SPACE, engine.runner.model.config.shape), RooflineCore(rates)).save(path)
     return path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from estimator_fakes import GPU, RATES, SPACE, TABLE, make_rows
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.latency.conformal import coverage
-from tempovlm.latency.cores import RooflineCore
+from tempovlm.latency.cores import MlpCore, RooflineCore
 from tempovlm.latency.estimator import load_estimator
 from tempovlm.latency.features import STAGES
 from tempovlm.model.config import POCKET
-from tempovlm.training.estimator import Options, calibrated, error_metrics, stage_metrics, train_mlp
-from tempovlm.training.estimator_baselines import choose, fit_boosting, fit_nearest
-from tempovlm.training.estimator_data import rows_from_frame, split_rows, thin
-from tempovlm.training.estimator_report import Source, transfer_curve
+from tempovlm.training.estimator import Options, calibrated, cross_fit, error_metrics, stage_metrics, train_mlp
+from tempovlm.training.estimator_baselines import Candidate, choose, fit_boosting, fit_nearest
+from tempovlm.training.estimator_data import Rows, rows_from_frame, split_rows, thin
+from tempovlm.training.estimator_report import Source, _coverage_noise, transfer_curve
 
 FEW = Options(num_epochs=8, hidden_dim=16, batch_size=256)
 
@@ -32,8 +33,8 @@ def test_the_network_recovers_the_roofline_and_its_spread(loss: str) -> None:
     split = split_rows(make_rows(20), SPACE)
     log: list[Any] = []
     options = Options(num_epochs=8, hidden_dim=16, batch_size=256, loss=loss)
-    core = train_mlp(TABLE, split.train, split.validation, options, log.append)
-    estimator = calibrated(TABLE, core, split.validation, {})
+    fitted = train_mlp(TABLE, split, options, log.append)
+    estimator = calibrated(TABLE, fitted.core, split.train, {}, fitted.left_out)
     assert max(median_ape(estimator, make_rows(4, noise=0.0, seed=8))) < 0.01
     assert [record["epoch"] for record in log] == list(range(1, 9))
     assert all(np.isfinite(record["val_loss"]) for record in log)
@@ -49,12 +50,15 @@ def test_the_network_learns_what_the_roofline_cannot_say() -> None:
         times[..., 2] *= wave if times.ndim == 2 else wave[:, None]
     split = split_rows(rows, SPACE)
     options = Options(num_epochs=40, hidden_dim=32, batch_size=128, lr=3e-3)
-    cores = {
-        "mlp": train_mlp(TABLE, split.train, split.validation, options, lambda _: None),
-        "roofline": RooflineCore.fit(TABLE, split.train.workload, split.train.ms),
+    fitted = {
+        "mlp": train_mlp(TABLE, split, options, lambda _: None),
+        "roofline": cross_fit(TABLE, split, lambda some: RooflineCore.fit(TABLE, some.workload, some.ms)),
     }
-    found = {name: calibrated(TABLE, core, split.validation, {}) for name, core in cores.items()}
-    errors = {name: median_ape(estimator, split.held_out)[2] for name, estimator in found.items()}
+    found = {
+        name: Candidate(calibrated(TABLE, one.core, split.train, {}, one.left_out), one.left_out)
+        for name, one in fitted.items()
+    }
+    errors = {name: median_ape(one.estimator, split.held_out)[2] for name, one in found.items()}
     assert errors["mlp"] < 0.03 < errors["roofline"]
     winner, judged = choose(found, split)
     assert winner == "mlp"
@@ -63,7 +67,9 @@ def test_the_network_learns_what_the_roofline_cannot_say() -> None:
 
 def test_training_repeats_exactly() -> None:
     split = split_rows(make_rows(6), SPACE)
-    one, other = (train_mlp(TABLE, split.train, split.validation, FEW, lambda _: None) for _ in range(2))
+    one, other = (train_mlp(TABLE, split, FEW, lambda _: None).core for _ in range(2))
+    assert isinstance(one, MlpCore)
+    assert isinstance(other, MlpCore)
     for (weight, bias), (same, too) in zip(one.layers, other.layers, strict=True):
         np.testing.assert_array_equal(weight, same)
         np.testing.assert_array_equal(bias, too)
@@ -92,16 +98,64 @@ def test_the_nearest_row_answers_for_itself(tmp_path: Path) -> None:
 def test_no_picture_is_on_two_sides_of_the_split() -> None:
     split = split_rows(make_rows(20), SPACE, seed=5)
     pictures = {name: set(rows.images) for name, rows in split.parts.items()}
-    assert not pictures["train"] & (pictures["validation"] | pictures["test"] | pictures["held_out"])
-    assert not pictures["validation"] & (pictures["test"] | pictures["held_out"])
+    assert not pictures["train"] & (pictures["test"] | pictures["held_out"])
+    assert (len(pictures["train"]), len(pictures["test"])) == (16, 4)
     settings = {name: set(rows.workload.setting.tolist()) for name, rows in split.parts.items()}
     held_out, choice = set(split.held_out_settings), set(split.choice_settings)
     assert len(held_out) == 9
     assert len(choice) == 6
     assert settings["held_out"] == held_out
-    assert not held_out & (settings["train"] | settings["validation"] | settings["test"])
-    assert not choice & (settings["train"] | settings["test"])
-    assert choice < settings["validation"]
+    assert not held_out & (settings["train"] | settings["test"])
+    assert choice < settings["train"]
+
+
+def test_every_training_row_is_judged_once_by_who_has_not_seen_it() -> None:
+    split = split_rows(make_rows(12), SPACE, seed=5)
+    rows = split.train
+    assert (sum(fold.judged.astype(int) for fold in split.folds) == 1).all()
+    for fold in split.folds:
+        assert not set(rows.images[fold.fitted]) & set(rows.images[fold.judged])
+        assert not set(rows.workload.setting[fold.fitted].tolist()) & set(split.choice_settings)
+    seen: list[set[str]] = []
+
+    def fit(some: Rows) -> RooflineCore:
+        seen.append(set(some.images))
+        return RATES
+
+    fitted = cross_fit(TABLE, split, fit)
+    assert seen[0] == set(rows.images)
+    assert len(seen) == len(split.folds) + 1
+    np.testing.assert_allclose(fitted.left_out[..., :1], RATES.log_ms(TABLE, rows.workload))
+
+
+def test_pictures_that_drift_are_covered_by_the_margins_of_left_out_pictures() -> None:
+    """In-sample margins are too narrow where a model can tell pictures apart; those of folds are not."""
+    rows = make_rows(40, noise=0.01)
+    drift = np.exp(0.1 * np.random.default_rng(3).standard_normal(40))[:, None].repeat(75, axis=1).ravel()
+    slow = replace(rows, ms=rows.ms * drift[:, None], repeats=rows.repeats * drift[:, None, None])
+    split = split_rows(slow, SPACE, train_split=0.5)
+    noise = np.log(split.train.ms[:, None] / np.exp(RATES.log_ms(TABLE, split.train.workload)[:, None, :, 0]))
+    assert noise.std() > 0.05
+    honest = calibrated(TABLE, RATES, split.train, {}, np.repeat(RATES.log_ms(TABLE, split.train.workload), 3, 2))
+    vain = calibrated(TABLE, RATES, split.train, {}, np.repeat(np.log(split.train.ms)[..., None], 3, 2))
+    single = split.test.single
+    wide, narrow = (coverage(single.ms, one.predict(single.workload).ms)[2] for one in (honest, vain))
+    assert wide[1] > narrow[1] + 0.1
+    assert wide[2] > 0.9
+
+
+def test_noise_of_coverage_is_that_of_pictures() -> None:
+    rows = make_rows(10, noise=0.01)
+    drift = np.exp(0.2 * np.where(np.arange(10) % 2, 1, -1)).repeat(75)
+    slow = replace(rows, ms=rows.ms * drift[:, None], repeats=rows.repeats * drift[:, None, None])
+    split = split_rows(slow, SPACE)
+    left_out = np.repeat(RATES.log_ms(TABLE, split.train.workload), 3, axis=2)
+    found = _coverage_noise(Candidate(calibrated(TABLE, RATES, split.train, {}, left_out), left_out), split)
+    assert found["pictures"] == {"train": 8, "test": 2}
+    cell = found["stages"]["prefill"]["0.5"]
+    assert 0.3 < cell["sd_of_pictures"] < 0.6
+    assert cell["standard_error"] == pytest.approx(cell["sd_of_pictures"] * (1 / 8 + 1 / 2) ** 0.5, abs=1e-4)
+    assert cell["pictures_needed"] > 1000
 
 
 @pytest.mark.parametrize(("pictures", "share", "message"), [(2, 0.8, "needs 3"), (4, 1.0, "--train_split 1.0")])
