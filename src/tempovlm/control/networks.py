@@ -18,7 +18,7 @@ from tempovlm.control.encoding import LatencyBudgetEncoder
 
 HIDDEN_DIM = 128
 
-DROPOUT = 0.1
+DROPOUT = 0.4
 """Of features of questions and pictures, of which there are few; budgets are drawn afresh and need none."""
 
 _TIER_WIDTH = 8

@@ -20,5 +20,6 @@ def add_grpo_flags(parser: ArgumentParser) -> None:
     add("--time_price", type=float, default=0.0, help="weight of the share of the budget that is used")
     add("--accuracy_source", default="table", help="table, or online: run the model at what is drawn")
     add("--mask_infeasible", action=BooleanOptionalAction, default=True, help="draw what the guard would allow")
+    add("--warm_start", type=int, default=0, help="epochs of regression on all rewards before GRPO")
     add("--grad_accum", type=int, default=1, help="batches to a step")
     add("--lr_schedule", default="cosine", help="cosine or constant")

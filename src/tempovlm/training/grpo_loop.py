@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tempovlm.training.grpo import GrpoLoss, GrpoOptions, advantages, grpo_loss
 from tempovlm.training.log import logged, training_log
 from tempovlm.training.rollout import (
     Batch,
+    DrawBudgets,
     OnlineAccuracy,
     Rollout,
     TableAccuracy,
@@ -40,14 +41,12 @@ from tempovlm.training.rollout import (
     outcome,
     roll_out,
 )
+from tempovlm.training.warm_start import warm_start
 
 STATE = "training_state.pt"
 """Beside the log; a training that is finished is not repeated."""
 
 _MAX_GRAD_NORM = 1.0
-
-DrawBudgets = Callable[[NDArray[np.int64], np.random.Generator], NDArray[np.float64]]
-"""Budgets in ms for questions, all (n,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +58,8 @@ class LoopOptions:
         grad_accum: batches whose gradients make one step.
         tier_exploration: share of the draws whose tier is drawn evenly from outside, of a policy that does not
             learn it.
+        warm_start: epochs of regression on the rewards of all settings before the first draw; see
+            `training/warm_start.py`.
     """
 
     batch_size: int = 32
@@ -69,6 +70,7 @@ class LoopOptions:
     seed: int = 42
     device: str = "cpu"
     tier_exploration: float = 0.0
+    warm_start: int = 0
 
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
@@ -79,6 +81,8 @@ class LoopOptions:
             raise UserError(f"--lr {self.lr}: must be a positive number")
         if self.lr_schedule not in SCHEDULES:
             raise UserError(f"--lr_schedule {self.lr_schedule}: choose from {', '.join(SCHEDULES)}")
+        if self.warm_start < 0:
+            raise UserError(f"--warm_start {self.warm_start}: must be at least 0")
         if not 0 <= self.tier_exploration <= 1:
             raise UserError(f"--tier_exploration {self.tier_exploration}: must lie between 0 and 1")
 
@@ -111,11 +115,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The epoch that was kept (0: none was better than the start), validation rewards, and all epochs' records."""
+    """The epoch that was kept (0: none was better than the start), validation rewards, and all epochs' records.
+
+    GRPO begins at `start_reward`; `untrained_reward` is what the policy reached before a warm start.
+    """
 
     best_epoch: int
     best_reward: float
     start_reward: float
+    untrained_reward: float
     history: Sequence[Mapping[str, Any]]
 
 
@@ -133,11 +141,13 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
     """
     task.options.check()
     task.loop.check()
+    if task.loop.warm_start and task.options.accuracy_source != "table":
+        raise UserError("--warm_start: needs the accuracies of all settings; leave --accuracy_source as it is")
     make_folder(folder)
     run = _Run(policy, task)
     run.resume(folder / STATE)
     if run.epoch == 0:
-        run.start_reward = run.validate(0)["reward"]
+        run.begin()
     history: list[Mapping[str, Any]] = [*logged(folder, run.epoch)]
     with training_log(folder, history) as log, progress_bar(title) as advance:
         for epoch in range(run.epoch + 1, task.loop.num_epochs + 1):
@@ -147,7 +157,7 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
             run.save(folder / STATE)
             advance(epoch, task.loop.num_epochs)
     policy.load_state_dict(run.best_weights)
-    return Trained(run.best_epoch, run.best_reward, run.start_reward, history)
+    return Trained(run.best_epoch, run.best_reward, run.start_reward, run.untrained_reward, history)
 
 
 class _Run:
@@ -163,7 +173,26 @@ class _Run:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rule)
         self.reference = copy.deepcopy(policy).requires_grad_(False) if task.options.beta else None
         self.best_epoch, self.best_reward, self.best_weights = 0, -math.inf, _weights(policy)
-        self.start_reward = -math.inf
+        self.start_reward = self.untrained_reward = -math.inf
+
+    def begin(self) -> None:
+        """What comes before the first epoch."""
+        task, loop = self.task, self.task.loop
+        self.start_reward = self.untrained_reward = self.validate(0)["reward"]
+        if loop.warm_start:
+            warm_start(
+                self.policy,
+                task.world,
+                task.rows,
+                task.draw,
+                task.options,
+                epochs=loop.warm_start,
+                seed=loop.seed,
+                explore_tiers=loop.tier_exploration > 0,
+            )
+            self.start_reward = self.validate(0)["reward"]
+        if self.reference is not None:
+            self.reference = copy.deepcopy(self.policy).requires_grad_(False)
 
     def train_epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training questions."""
@@ -248,6 +277,7 @@ class _Run:
             "reference": None if self.reference is None else self.reference.state_dict(),
             "best": {"epoch": self.best_epoch, "reward": self.best_reward, "weights": self.best_weights},
             "start": self.start_reward,
+            "untrained": self.untrained_reward,
             "known": accuracy.known if isinstance(accuracy, OnlineAccuracy) else None,
         }
         write_tensors(path, state)
@@ -275,6 +305,7 @@ class _Run:
             best = state["best"]
             self.epoch, self.best_epoch, self.best_reward = state["epoch"], best["epoch"], best["reward"]
             self.best_weights, self.start_reward = best["weights"], state["start"]
+            self.untrained_reward = state["untrained"]
             if self.reference is not None:
                 self.reference.load_state_dict(state["reference"])
             if isinstance(self.task.world.accuracy, OnlineAccuracy):

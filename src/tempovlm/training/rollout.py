@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tempovlm.core.knobs import KnobConfig, KnobSpace
@@ -206,6 +207,9 @@ class Batch:
     tiers: Tensor | None = None
 
 
+DrawBudgets = Callable[[NDArray[np.int64], np.random.Generator], Floats]
+"""Questions (B,) → budgets (B,) in milliseconds."""
+
 Actor = Callable[[Batch], Tensor]
 """A policy: log-probabilities (B, K) of the settings, which sum to 1 where nothing was chosen from outside."""
 
@@ -253,6 +257,13 @@ def outcome(world: World, batch: Batch, settings: Tensor, log_probs: Tensor, opt
     latency_ms = world.latency_ms[batch.rows.unsqueeze(1), settings]
     rewards = reward(accuracy, latency_ms, batch.budget_ms, **options.weights)
     return Rollout(batch, settings, log_probs, accuracy, latency_ms, rewards)
+
+
+def every_reward(world: World, batch: Batch, options: GrpoOptions) -> Tensor:
+    """(B, K) rewards of all settings."""
+    every = torch.arange(len(world.space)).expand(len(batch.rows), -1)
+    accuracy, latency_ms = world.accuracy(batch.rows, every), world.latency_ms[batch.rows]
+    return reward(accuracy, latency_ms, batch.budget_ms, **options.weights)
 
 
 def entropy(log_probs: Tensor) -> Tensor:

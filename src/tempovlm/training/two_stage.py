@@ -39,6 +39,7 @@ from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 from tempovlm.training.reward import TIME_PRICE
 from tempovlm.training.stage1_data import Material, Rows, draw_rows, load_material
 from tempovlm.training.two_stage_report import judge_stage1
+from tempovlm.training.warm_start import TEMPERATURE
 
 VARIANTS = ("budget", "language", "glance")
 LOSSES = ("label", "value")
@@ -59,8 +60,8 @@ class Stage1Job:
         results_dirs: of the core experiment. datasets: which of its data sets.
         output_dir: the files go to `stage1` within.
         knob1_variant: what the network looks at, one of `VARIANTS`.
-        knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` maximises the
-            expected accuracy of the chosen tier at its usual best setting. They differ: where a low tier is right
+        knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
+            logits to what each tier's usual best setting is worth. They differ: where a low tier is right
             on most questions it is the most frequent label, even if a higher one is right more often.
         time_price: accuracy that the whole budget is worth, with `value`; see `training/reward.py`.
         latency_estimator_path: of Exp 1; measured medians of the settings unless told.
@@ -155,7 +156,8 @@ class TierLesson:
             return F.cross_entropy(logits, tier)
         # Of equals the cheaper one: each tier above the lowest costs a tie.
         worth = value - TIE * torch.arange(value.shape[1], device=value.device)
-        return -(logits.softmax(dim=1) * worth).sum(dim=1).mean()
+        found, wanted = (one - one.mean(dim=1, keepdim=True) for one in (TEMPERATURE * logits, worth))
+        return F.mse_loss(found, wanted)
 
     def judge(self) -> Mapping[str, float]:
         """Loss, accuracy and worth on the validation questions; the score is what the loss is about."""
