@@ -32,6 +32,7 @@ class LatencyBudgetEncoder(nn.Module):
     """
 
     frequencies: Tensor
+    range_ms: Tensor
 
     def __init__(self, width: int, num_frequencies: int = 12) -> None:
         super().__init__()
@@ -40,11 +41,18 @@ class LatencyBudgetEncoder(nn.Module):
         steps = torch.linspace(0, 1, num_frequencies) if num_frequencies > 1 else torch.ones(1)
         self.width, self.num_frequencies = width, num_frequencies
         self.register_buffer("frequencies", slowest * (fastest / slowest) ** steps, persistent=False)
+        self.register_buffer("range_ms", torch.tensor([LEAST_MS, MOST_MS]))
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies + 1, width), nn.SiLU(), nn.Linear(width, width))
+
+    @torch.no_grad()
+    def fit(self, limits_ms: tuple[float, float]) -> None:
+        """Take budgets outside of those of a training as the nearest of them: beyond, nothing was learned."""
+        self.range_ms.copy_(torch.tensor(limits_ms).clamp(LEAST_MS, MOST_MS))
 
     def waves(self, budget_ms: Tensor) -> Tensor:
         """(B, 2F + 1): the standardised logarithm, sines and cosines."""
-        log = budget_ms.float().clamp(LEAST_MS, MOST_MS).log().unsqueeze(-1)
+        least, most = self.range_ms
+        log = torch.minimum(torch.maximum(budget_ms.float(), least), most).log().unsqueeze(-1)
         phase = log * self.frequencies
         return torch.cat(((log - _CENTRE) / _SPREAD, phase.sin(), phase.cos()), dim=-1)
 

@@ -125,14 +125,16 @@ def _new_actor(
     space, model = material.table.space, job.engine.runner.model
     if reading is not None:
         controller = _new_llm_based(space, model.config.width, job, seed)
+        controller.budget.fit(material.limits_ms)
         return LlmActor(controller.to(job.loop.device), SharedReading(model, reading))
     assert shared is not None
-    second = new_second_stage(space, shared, material.split.train, job.hidden_dim, seed)
+    second = new_second_stage(material, shared, job.hidden_dim, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         first = Knob1PredictorBudgetLanguage(shared.language.shape[-1], job.hidden_dim, len(space.tiers))
         soften(first.trunk)
     first.fit_inputs(shared.language[torch.as_tensor(material.split.train, device=shared.language.device)])
+    first.budget.fit(material.limits_ms)
     return TwoStageActor(TwoStageController(first, second).to(job.loop.device), shared, learn_tier=True)
 
 

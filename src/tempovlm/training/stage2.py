@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.networks import Knob1Predictor, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.evaluation.files import make_folder
 from tempovlm.training.actors import Shared, TwoStageActor
@@ -27,6 +25,7 @@ from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
 from tempovlm.training.grpo_loop import train
 from tempovlm.training.grpo_plots import draw
 from tempovlm.training.grpo_report import judge, render, targets
+from tempovlm.training.rollout import LEAST_LEFT
 
 __all__ = ["CHECKPOINT", "STAGE1", "Stage2Job", "render", "run_job"]
 
@@ -67,7 +66,7 @@ def run_job(job: Stage2Job) -> dict[str, Any]:
     material = gather(job)
     folder = make_folder((job.output_dir / CHECKPOINT).parent)
     shared = see(job, material)
-    second = new_second_stage(material.table.space, shared, material.split.train, job.hidden_dim, job.loop.seed)
+    second = new_second_stage(material, shared, job.hidden_dim, job.loop.seed)
     controller = TwoStageController(knob1, second).to(job.loop.device)
     actor = TwoStageActor(controller, shared, learn_tier=False)
     task = material.task(job, replace(job.loop, tier_exploration=job.tier_exploration))
@@ -106,11 +105,10 @@ def read_stage1(job: Stage2Job) -> Knob1Predictor:
     return cast(Knob1Predictor, saved.networks["knob1"])
 
 
-def new_second_stage(
-    space: KnobSpace, shared: Shared, train: np.ndarray, hidden_dim: int, seed: int
-) -> Knob2Knob3Predictor:
-    """Untrained, with inputs standardised by the training questions (N,), True in `train`."""
-    rows = torch.as_tensor(train, device=shared.language.device)
+def new_second_stage(material: Material, shared: Shared, hidden_dim: int, seed: int) -> Knob2Knob3Predictor:
+    """Untrained, with inputs standardised by the training questions."""
+    space, (least_ms, most_ms) = material.table.space, material.limits_ms
+    rows = torch.as_tensor(material.split.train, device=shared.language.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Knob2Knob3Predictor(
@@ -123,6 +121,7 @@ def new_second_stage(
         )
         soften(net.trunk)
     net.fit_inputs(shared.vision[rows].flatten(0, 1), shared.language[rows])
+    net.budget.fit((LEAST_LEFT * least_ms, most_ms))
     return net
 
 

@@ -260,6 +260,7 @@ def run_job(job: SupervisedJob) -> dict[str, Any]:
         net = SupervisedController(
             options.hidden_dim, len(table.space.tiers), len(table.space.top_ks), len(table.space.block_counts)
         ).to(options.device)
+    net.budget.fit(limits_ms)
     data = {"accuracy": table.accuracy.tolist(), "latency_ms": table.latency_ms.tolist(), "budgets": len(budgets)}
     data["train_split"] = job.train_split
     fitted = fit(net, BudgetLesson(net, table, train, other), options, job.output_dir, data)

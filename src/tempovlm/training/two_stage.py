@@ -106,15 +106,17 @@ def build_knob1(variant: str, data: Material, hidden_dim: int) -> Knob1Predictor
     """A network of a variant, its inputs standardised by the questions of training."""
     seen, tiers = data.features.take(data.split.train), len(data.space.tiers)
     language, glance = torch.from_numpy(seen.language), torch.from_numpy(seen.glance)
+    net: Knob1Predictor
     if variant == "budget":
-        return Knob1PredictorBudget(hidden_dim, tiers)
-    if variant == "language":
+        net = Knob1PredictorBudget(hidden_dim, tiers)
+    elif variant == "language":
         net = Knob1PredictorBudgetLanguage(language.shape[1], hidden_dim, tiers)
         net.fit_inputs(language)
-        return net
-    looking = Knob1PredictorBudgetLanguageGlance(language.shape[1], glance.shape[1], hidden_dim, tiers)
-    looking.fit_inputs(language, glance)
-    return looking
+    else:
+        net = Knob1PredictorBudgetLanguageGlance(language.shape[1], glance.shape[1], hidden_dim, tiers)
+        net.fit_inputs(language, glance)
+    net.budget.fit(data.limits_ms)
+    return net
 
 
 class TierLesson:

@@ -197,14 +197,14 @@ def test_a_controllers_training_is_read_from_its_report(tmp_path: Path) -> None:
     gains = {name: {"accuracy": {"mean": 0.02, "interval": [0.01, 0.03]}} for name in ("fixed", "table")}
     over = {"over_seeds": {"accuracy": {"mean": -0.01, "interval": [-0.02, 0.0]}}}
     seeds = {"runs": [{}] * 5, "accuracy": {"std": 0.004}}
-    record = {"reward": {"first": 0.4, "last": 0.6}, "gain": gains, "seeds": seeds, "compared": over}
+    record = {"reward": {"untrained": 0.4, "end": 0.6}, "gain": gains, "seeds": seeds, "compared": over}
     record["stamp"] = stamp()
     for name in NAMED:
         if name.startswith(("exp4_", "exp5_")):
             assert judged(name, record, tmp_path).met is True, name
     assert judged("exp5_over_exp4", record, tmp_path).measured == -1
     gains["table"]["accuracy"]["interval"] = [-0.01, 0.03]  # type: ignore[dict-item]
-    record["reward"] = {"first": 0.6, "last": 0.6}
+    record["reward"] = {"untrained": 0.6, "end": 0.6}
     for name in ("exp4_reward_rise", "exp4_over_table"):
         assert judged(name, record, tmp_path).met is False
 

@@ -154,14 +154,14 @@ def _exp3() -> Iterable[Target]:
 
 
 def _reward_rise(content: Content) -> Reading:
-    first, last = (value_at(content, "reward", end) for end in ("first", "last"))
+    first, last = (value_at(content, "reward", when) for when in ("untrained", "end"))
     return Reading(number(last - first, "reward"))
 
 
 def _training() -> Iterable[Target]:
     """Exp 4 and 5: training itself, and the test questions under the latencies that the reward counted."""
     for experiment, name, source in ((EXP4, "exp4", STAGE2), (EXP5, "exp5", GRPO)):
-        about, rises = "training reward, last tenth of the epochs minus the first epoch", Bound(">", 0)
+        about, rises = "validation reward, last tenth of the epochs minus untrained", Bound(">", 0)
         yield Target(experiment, f"{name}_reward_rise", about, rises, "", source, _reward_rise, seed="rises")
         for other, words in (("fixed", "the best fixed setting"), ("table", "the best table")):
             yield Target(
