@@ -20,7 +20,7 @@ RESOLUTION = 0.01
 _PHASE_OF_RESOLUTION = math.pi / 4
 """What one step of the resolution turns the fastest wave by: a sine or a cosine changes by at least 0.29."""
 
-_CENTRE, _SPREAD = math.log(100.0), 2.0
+CENTRE, SPREAD = math.log(100.0), 2.0
 
 
 class LatencyBudgetEncoder(nn.Module):
@@ -54,7 +54,7 @@ class LatencyBudgetEncoder(nn.Module):
         least, most = self.range_ms
         log = torch.minimum(torch.maximum(budget_ms.float(), least), most).log().unsqueeze(-1)
         phase = log * self.frequencies
-        return torch.cat(((log - _CENTRE) / _SPREAD, phase.sin(), phase.cos()), dim=-1)
+        return torch.cat(((log - CENTRE) / SPREAD, phase.sin(), phase.cos()), dim=-1)
 
     def forward(self, budget_ms: Tensor) -> Tensor:
         """(B,) milliseconds to (B, width)."""

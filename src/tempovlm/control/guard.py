@@ -247,12 +247,11 @@ def measure_control_ms(
     `glance` projects a glance, which belongs to the first choice; a policy that chooses at once has no second one.
     """
     times_ms = []
-    for _ in range(CONTROL_REPEATS):
+    for number in range(CONTROL_REPEATS):
+        text = f"what does sign {number} say?"  # never the same: a policy may remember the last question
         start_ms = now_ms()
         seen = glance() if glance is not None and needs_glance(policy) else None
-        question = Question(
-            text="what does the sign say?", choices=space.settings, image_size=(336, 448), glance=seen
-        )
+        question = Question(text=text, choices=space.settings, image_size=(336, 448), glance=seen)
         if isinstance(policy, ChoosesAtOnce):
             policy.choose_setting(question, 1e9)
             times_ms.append((now_ms() - start_ms, 0.0))

@@ -1,32 +1,32 @@
 """Learned controllers as policies: features of the request, logits, and the best of the settings still allowed.
 
 What the guard masked is never chosen: the heads' joint is maximised over the allowed settings only, not each head
-by itself. Networks run on the CPU in inference mode; only pooled features come from the model's device. The
-LLM-based one runs where the model is, because the model's blocks are a part of it. A policy holds nothing of any
+by itself. Networks run on the host, in NumPy; only pooled features come from the model's device. The LLM-based one
+runs where the model is, because the model's blocks are a part of it. A policy holds nothing of any
 request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` decoder width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import SavedController, load_controller
+from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised, Row
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.control.networks import (
     Knob1Predictor,
     Knob1PredictorBudget,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
-    KnobLogits,
     SupervisedController,
-    tier_logits,
 )
 from tempovlm.control.observation import (
     Encodes,
@@ -53,9 +53,17 @@ class Reader:
     model: HasDecoder
     tokenizer: Encodes
 
-    def language(self, question: str) -> Tensor:
-        """(1, L) of a question."""
-        return language_feature(self.model, question_ids(self.tokenizer, question)).unsqueeze(0)
+    def language(self, question: str) -> Row:
+        """(L,) of a question; of the one that was asked for last it is known, since both stages ask."""
+        return self._remembered(question)
+
+    @cached_property
+    def _remembered(self) -> Callable[[str], Row]:
+        return lru_cache(maxsize=1)(self._read)
+
+    def _read(self, question: str) -> Row:
+        feature: Row = language_feature(self.model, question_ids(self.tokenizer, question)).numpy()
+        return feature
 
 
 @dataclass(frozen=True)
@@ -78,23 +86,25 @@ class LearnedPolicy:
             for knobs in space
         }
 
-    def best_tier(self, logits: Tensor, choices: Sequence[KnobConfig]) -> str:
-        """The tier of the highest logit (1, 3) among those that a choice has."""
-        row = logits[0].tolist()
+    def best_tier(self, logits: Row, choices: Sequence[KnobConfig]) -> str:
+        """The tier of the highest logit (3,) among those that a choice has."""
+        row = logits.tolist()
         return max(
             dict.fromkeys(knobs.tier for knobs in choices), key=lambda tier: row[self.space.tiers.index(tier)]
         )
 
-    def best_compute(self, top_k: Tensor, num_blocks: Tensor, choices: Sequence[KnobConfig]) -> KnobConfig:
-        """The choice of the highest joint logit of (1, 5) and (1, 5); the first of equals."""
-        return self._best(([0.0] * len(self.space.tiers), top_k[0].tolist(), num_blocks[0].tolist()), choices)
+    def best_compute(self, top_k: Row, num_blocks: Row, choices: Sequence[KnobConfig]) -> KnobConfig:
+        """The choice of the highest joint logit of (5,) and (5,); the first of equals."""
+        return self.best((np.zeros(len(self.space.tiers), np.float32), top_k, num_blocks), choices)
 
-    def best(self, logits: KnobLogits, choices: Sequence[KnobConfig]) -> KnobConfig:
-        """The choice of the highest joint logit of all three knobs; the first of equals, which is the cheapest."""
-        return self._best([row[0].tolist() for row in logits], choices)
+    def best(self, logits: Sequence[Row | Tensor], choices: Sequence[KnobConfig]) -> KnobConfig:
+        """The choice of the highest joint logit of all three knobs; the first of equals, which is the cheapest.
 
-    def _best(self, rows: Sequence[Sequence[float]], choices: Sequence[KnobConfig]) -> KnobConfig:
-        tiers, top_ks, blocks = rows
+        Args:
+            logits: (3,), (5,) and (5,) of tier, top-k and depth.
+            choices: what is allowed.
+        """
+        tiers, top_ks, blocks = (row.tolist() for row in logits)
 
         def joint(knobs: KnobConfig) -> float:
             i, j, k = self.places[knobs]
@@ -123,9 +133,12 @@ class SupervisedPolicy(LearnedPolicy):
         knobs = self._choose(choices, budget_ms)
         return knobs.top_k, knobs.num_blocks
 
-    @torch.inference_mode()
     def _choose(self, choices: Sequence[KnobConfig], budget_ms: float) -> KnobConfig:
-        return self.best(self.net(torch.tensor([budget_ms])), choices)
+        return self.best(self._network(budget_ms), choices)
+
+    @cached_property
+    def _network(self) -> HostSupervised:
+        return HostSupervised(self.net)
 
 
 @dataclass(frozen=True)
@@ -140,17 +153,19 @@ class Stage1Policy(LearnedPolicy):
         """Whether the network looks at the global crop."""
         return isinstance(self.knob1, Knob1PredictorBudgetLanguageGlance)
 
-    @torch.inference_mode()
     def choose_tier(self, question: Question, budget_ms: float) -> str:
         """The most likely tier of those that are allowed."""
         blind = isinstance(self.knob1, Knob1PredictorBudget)
-        language = torch.empty(1, 0) if blind else self.reader.language(question.text)
+        language = None if blind else self.reader.language(question.text)
         glance = None
         if isinstance(self.knob1, Knob1PredictorBudgetLanguageGlance):
             seen, width = question.glance, self.knob1.sizes["vision_width"]
-            glance = (torch.zeros(width) if seen is None else glance_feature(seen)).unsqueeze(0)
-        logits = tier_logits(self.knob1, language, torch.tensor([budget_ms]), glance)
-        return self.best_tier(logits, question.choices)
+            glance = np.zeros(width, np.float32) if seen is None else glance_feature(seen).numpy()
+        return self.best_tier(self._network(budget_ms, language, glance), question.choices)
+
+    @cached_property
+    def _network(self) -> HostKnob1:
+        return HostKnob1(self.knob1)
 
     def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
         """The most compute that is allowed, up to the trained top-k."""
@@ -169,21 +184,19 @@ class TwoStagePolicy(Stage1Policy):
 
     knob2knob3: Knob2Knob3Predictor
 
-    @torch.inference_mode()
     def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
         """The most likely pair of those that are allowed; without features, as stage 1 alone."""
         if features is None:
             return super().choose_compute(features, tier, budget_ms)
-        tokens, sizes = features.sight.vision, self.knob2knob3.sizes
-        vision = torch.zeros(sizes["vision_width"]) if tokens is None else vision_feature(tokens)
-        top_k, num_blocks = self.knob2knob3(
-            vision.unsqueeze(0),
-            self.reader.language(features.question.text),
-            torch.tensor([budget_ms]),
-            torch.tensor([self.space.tiers.index(tier)]),
-        )
-        knobs = self.best_compute(top_k, num_blocks, features.choices)
+        tokens, width = features.sight.vision, self.knob2knob3.sizes["vision_width"]
+        vision = np.zeros(width, np.float32) if tokens is None else vision_feature(tokens).numpy()
+        language, place = self.reader.language(features.question.text), self.space.tiers.index(tier)
+        knobs = self.best_compute(*self._second(vision, language, budget_ms, place), features.choices)
         return knobs.top_k, knobs.num_blocks
+
+    @cached_property
+    def _second(self) -> HostKnob2Knob3:
+        return HostKnob2Knob3(self.knob2knob3)
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,7 @@ class LLMBasedPolicy(LearnedPolicy):
         tokens = stream[: config.max_sequence_length - 1].to(device).unsqueeze(0)
         lengths = torch.tensor([tokens.shape[1]], device=device)
         logits = self.controller(model, question.glance, tokens, lengths, torch.tensor([budget_ms], device=device))
-        return self.best(logits, choices)
+        return self.best([row[0] for row in logits], choices)
 
 
 def policy_from_checkpoint(

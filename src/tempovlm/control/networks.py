@@ -21,6 +21,9 @@ HIDDEN_DIM = 128
 DROPOUT = 0.4
 """Of features of questions and pictures, of which there are few; budgets are drawn afresh and need none."""
 
+CLIP = 5.0
+"""Spreads from the mean beyond which a standardised feature does not go."""
+
 _TIER_WIDTH = 8
 
 
@@ -54,11 +57,11 @@ class Standardiser(nn.Module):
         self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), torch.zeros_like(spread)))
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, F) to (B, F), no further than 5 spreads from the mean."""
-        return ((values - self.mean) * self.scale).clamp(-5, 5)
+        """(B, F) to (B, F), no further than `CLIP` spreads from the mean."""
+        return ((values - self.mean) * self.scale).clamp(-CLIP, CLIP)
 
 
-class _Feature(nn.Module):
+class Feature(nn.Module):
     """A standardised feature (B, F), thinned in training, as hidden units (B, H)."""
 
     def __init__(self, width: int, hidden_dim: int) -> None:
@@ -68,6 +71,7 @@ class _Feature(nn.Module):
         self.linear = nn.Linear(width, hidden_dim)
 
     def forward(self, values: Tensor) -> Tensor:
+        """(B, W) to (B, H)."""
         return self.linear(self.dropout(self.standard(values)))
 
 
@@ -123,7 +127,7 @@ class Knob1PredictorBudgetLanguage(nn.Module):
         super().__init__()
         self.sizes = {"language_width": language_width, "hidden_dim": hidden_dim, "num_tiers": num_tiers}
         self.budget = LatencyBudgetEncoder(hidden_dim)
-        self.language = _Feature(language_width, hidden_dim)
+        self.language = Feature(language_width, hidden_dim)
         self.trunk = _trunk(hidden_dim, num_tiers)
 
     def fit_inputs(self, language: Tensor) -> None:
@@ -149,8 +153,8 @@ class Knob1PredictorBudgetLanguageGlance(nn.Module):
             "num_tiers": num_tiers,
         }
         self.budget = LatencyBudgetEncoder(hidden_dim)
-        self.language = _Feature(language_width, hidden_dim)
-        self.glance = _Feature(vision_width, hidden_dim)
+        self.language = Feature(language_width, hidden_dim)
+        self.glance = Feature(vision_width, hidden_dim)
         self.trunk = _trunk(hidden_dim, num_tiers)
 
     def fit_inputs(self, language: Tensor, glance: Tensor) -> None:
@@ -203,8 +207,8 @@ class Knob2Knob3Predictor(nn.Module):
             "num_tiers": num_tiers,
         }
         self.budget = LatencyBudgetEncoder(hidden_dim)
-        self.language = _Feature(language_width, hidden_dim)
-        self.vision = _Feature(vision_width, hidden_dim)
+        self.language = Feature(language_width, hidden_dim)
+        self.vision = Feature(vision_width, hidden_dim)
         self.tier = nn.Embedding(num_tiers, _TIER_WIDTH)
         self.of_tier = nn.Linear(_TIER_WIDTH, hidden_dim, bias=False)
         self.trunk = _trunk(hidden_dim, num_top_ks + num_block_counts)

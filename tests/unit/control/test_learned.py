@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,6 @@ from tempovlm.control.networks import (
     Knob1PredictorBudgetLanguage,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
-    KnobLogits,
     SupervisedController,
 )
 from tempovlm.control.observation import language_feature, question_ids, vision_feature, vision_width
@@ -75,16 +75,17 @@ def test_the_joint_is_maximised_and_not_each_head() -> None:
     # The best top-k and the best depth are each allowed, but not together.
     policy = LearnedPolicy(SPACE, "x")
     top_ks, blocks = SPACE.top_ks, SPACE.block_counts
-    scores = torch.zeros(1, len(top_ks)), torch.zeros(1, len(blocks))
-    scores[0][0, 1], scores[1][0, 1] = 2.0, 3.0
+    scores = np.zeros(len(top_ks), np.float32), np.zeros(len(blocks), np.float32)
+    scores[0][1], scores[1][1] = 2.0, 3.0
     choices = tuple(
         k for k in SPACE if k.tier == "low" and not (k.top_k == top_ks[1] and k.num_blocks == blocks[1])
     )
     best = policy.best_compute(*scores, choices)
     assert (best.top_k, best.num_blocks) == (top_ks[0], blocks[1])
-    logits = KnobLogits(torch.tensor([[0.0, 0.0, 9.0]]), *scores)
-    assert policy.best(logits, SPACE.settings) == KnobConfig(tier="high", top_k=top_ks[1], num_blocks=blocks[1])
-    assert policy.best_tier(logits.tier, choices) == "low"
+    tiers = np.array([0.0, 0.0, 9.0], np.float32)
+    best = policy.best((tiers, *scores), SPACE.settings)
+    assert best == KnobConfig(tier="high", top_k=top_ks[1], num_blocks=blocks[1])
+    assert policy.best_tier(tiers, choices) == "low"
 
 
 def test_the_second_stage_sees_the_picture_and_what_is_left(two_stage: Policy) -> None:
@@ -94,7 +95,7 @@ def test_the_second_stage_sees_the_picture_and_what_is_left(two_stage: Policy) -
     language = language_feature(two_stage.reader.model, ids).unsqueeze(0)
     seen = vision_feature(features.sight.vision).unsqueeze(0)
     logits = net(seen, language, torch.tensor([33.0]), torch.tensor([0]))
-    want = two_stage.best_compute(*logits, features.choices)
+    want = two_stage.best_compute(*(row[0].detach().numpy() for row in logits), features.choices)
     assert two_stage.choose_compute(features, "low", 33.0) == (want.top_k, want.num_blocks)
 
 
