@@ -7,6 +7,8 @@ setting and says so. A policy whose choice is not allowed is corrected towards t
 A policy that glances makes its first choice later. The tables hold the glance's cutting and encoding, since every
 tier needs the global crop: only what a glance took beyond an ordinary look at the lowest tier is charged, beside
 what the tables do not hold, which is measured: the policy's own time, and what encoding in two passes costs.
+
+What an answer took is told to the guard, which widens its bounds while the machine is slower than calibrated.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import ChoosesAtOnce, Features, Policy, Question, Sight, needs_glance
 from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.core.request import Prediction, Request
+from tempovlm.core.request import Answer, Prediction, Request
 from tempovlm.core.units import now_ms
 from tempovlm.latency.profile import LatencyProfile
 
@@ -58,7 +61,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Wraps a policy; holds nothing of any request.
+    """Wraps a policy; of requests it holds nothing but the margin.
 
     Attributes:
         choices: indices of the settings that may run at all, ascending.
@@ -66,6 +69,7 @@ class Guard:
         control_ms: the policy's measured own time, for both choices, that calibration did not see.
         second_ms: the second choice's part of it; None charges all of it there too.
         split_ms: by tier, what it takes longer to encode the global crop first and the tiles later.
+        margin: widens the bounds by what answers took; None leaves them as they were calibrated.
     """
 
     policy: Policy
@@ -75,6 +79,7 @@ class Guard:
     control_ms: float = 0.0
     second_ms: float | None = None
     split_ms: Mapping[str, float] = field(default_factory=dict)
+    margin: OnlineMargin | None = None
 
     @classmethod
     def around(
@@ -96,7 +101,8 @@ class Guard:
         """
         everything = tuple(range(len(space)))
         first_ms, second_ms = measure_control_ms(policy, space, glance)
-        return cls(policy, space, everything, profile, first_ms + second_ms, second_ms, split_ms or {})
+        own_ms = first_ms + second_ms
+        return cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, OnlineMargin())
 
     @classmethod
     def fixed(cls, knobs: KnobConfig, space: KnobSpace, profile: LatencyProfile | None = None) -> Guard:
@@ -159,7 +165,8 @@ class Guard:
         same_tier = tuple(i for i in self.choices if self.space.settings[i].tier == chosen.tier)
         allowed, feasible = same_tier, chosen.feasible
         if profile is not None:
-            allowed = tuple(i for i in same_tier if profile.upper_remainder_ms(i) <= left_ms)
+            widened = self._widened
+            allowed = tuple(i for i in same_tier if widened * profile.upper_remainder_ms(i) <= left_ms)
             feasible = bool(chosen.feasible and allowed)
         choices = self._settings(allowed or same_tier[:1])
         knobs = choices[0]
@@ -167,6 +174,23 @@ class Guard:
             wanted = chosen.wanted or self._ask(chosen, choices, sight, left_ms)
             knobs = wanted if wanted in choices else nearest_below(wanted, choices)
         return self._choice(knobs, feasible, elapsed_ms, self.policy.name)
+
+    def observe(self, answer: Answer, opened_ms: float) -> None:
+        """Learn from a whole answer, whose picture took `opened_ms` to open, what bounds are worth by now."""
+        if self.margin is None or self.profile is None or answer.finish_reason in ("deadline", "cancelled"):
+            return
+        took_ms = answer.timings_ms["total"] - opened_ms - answer.timings_ms["control"]
+        self.margin.observe(took_ms, self._upper_ms(self.space.index(answer.knobs), needs_glance(self.policy)))
+
+    @property
+    def _widened(self) -> float:
+        return 1.0 if self.margin is None else self.margin.factor
+
+    def _upper_ms(self, index: int, glanced: bool) -> float:
+        """The calibrated bound on a setting's answer from the opened picture on."""
+        assert self.profile is not None
+        split_ms = self.split_ms.get(self.space.settings[index].tier, 0.0) if glanced else 0.0
+        return self.profile.upper_total_ms(index) - self.profile.open_ms + split_ms
 
     def _ask(
         self, chosen: TierChoice, choices: tuple[KnobConfig, ...], sight: Sight, left_ms: float
@@ -189,10 +213,8 @@ class Guard:
         profile = self.profile
         if profile is None:
             return self.choices
-        settings, split_ms = self.space.settings, self.split_ms if glanced else {}
-        return tuple(
-            i for i in self.choices if profile.upper_total_ms(i) + split_ms.get(settings[i].tier, 0.0) <= left_ms
-        )
+        left_ms -= profile.open_ms  # which `_left_ms` gave back
+        return tuple(i for i in self.choices if self._widened * self._upper_ms(i, glanced) <= left_ms)
 
     def _is_open(self, choices: Sequence[KnobConfig]) -> bool:
         """Whether there is something to choose first."""
@@ -206,7 +228,7 @@ class Guard:
         profile, index = self.profile, self.space.index(knobs)
         predicted = Prediction(
             p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
-            upper_ms=elapsed_ms + profile.upper_remainder_ms(index),
+            upper_ms=elapsed_ms + self._widened * profile.upper_remainder_ms(index),
         )
         return Choice(knobs, feasible, predicted, profile.step_ms(index), policy)
 

@@ -132,7 +132,10 @@ class Engine:
                 next_token = transcript.add(made.token)
                 clock.mark("decode", made.event)
                 yield from next_token
-        yield build_answer(self, request, choice, ready, transcript, clock.read())
+        reading = clock.read()
+        answer = build_answer(self, request, choice, ready, transcript, reading)
+        guard.observe(answer, reading.laps[0].duration_ms)
+        yield answer
         run.settle()
 
     def _choose_tier(

@@ -1,0 +1,46 @@
+"""Keeps upper bounds true while a machine drifts: they widen when answers exceed them, and recover slowly.
+
+A calibration is of its hour. Afterwards the host may be shared, or warmer, or pictures larger, and a bound that
+covered 98 of 100 answers covers 80. After every answer the logarithm of a factor on all bounds moves by
+step · (1 if the bound was exceeded, else 0, less the miss rate that is allowed), so that in the long run bounds are
+exceeded at that rate whatever the machine does. The factor never falls below 1: a calibration is not made bolder.
+
+Source: I. Gibbs and E. Candès, Adaptive conformal inference under distribution shift, 2021, arXiv 2106.00170,
+equation 2, on the bound itself instead of on its level.
+"""
+
+from __future__ import annotations
+
+import math
+
+MISS_RATE = 0.01
+"""Share of answers that may exceed their bounds."""
+
+STEP = 0.05
+"""One answer beyond its bound widens all bounds by 5 %; a hundred that keep theirs undo it."""
+
+MOST = 2.0
+"""Bounds are never wider than so many times the calibrated ones."""
+
+
+class OnlineMargin:
+    """The factor on calibrated bounds, from the answers so far."""
+
+    def __init__(self, miss_rate: float = MISS_RATE, step: float = STEP) -> None:
+        """A factor of 1."""
+        self._miss_rate, self._step, self._log = miss_rate, step, 0.0
+
+    @property
+    def factor(self) -> float:
+        """What calibrated bounds are multiplied by."""
+        return math.exp(self._log)
+
+    def observe(self, took_ms: float, bound_ms: float) -> None:
+        """Learn from one answer.
+
+        Args:
+            took_ms: what it took.
+            bound_ms: its calibrated bound, without the factor.
+        """
+        missed = took_ms > bound_ms * self.factor
+        self._log = min(max(self._log + self._step * (missed - self._miss_rate), 0.0), math.log(MOST))
