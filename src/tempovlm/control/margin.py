@@ -2,7 +2,7 @@
 
 A calibration is of its hour. Afterwards the host may be shared, or warmer, or pictures larger, and a bound that
 covered 98 of 100 answers covers 80. After every answer the logarithm of a factor on all bounds moves by
-step · (1 if the bound was exceeded, else 0, less the miss rate that is allowed), so that in the long run bounds are
+step · (1 if the bound was exceeded, else 0, less the allowed miss rate), so that in the long run bounds are
 exceeded at that rate whatever the machine does. The factor never falls below 1: a calibration is not made bolder.
 
 Source: I. Gibbs and E. Candès, Adaptive conformal inference under distribution shift, 2021, arXiv 2106.00170,

@@ -95,7 +95,11 @@ class GrpoJob:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Material:
-    """Questions, in the table's order, and everything that is known about them."""
+    """Questions, in the table's order, and everything that is known about them.
+
+    Attributes:
+        stamp: of the latencies, whose milliseconds a controller learns.
+    """
 
     table: DecisionTable
     samples: Sequence[Sample]
@@ -160,7 +164,7 @@ def gather(job: GrpoJob) -> Material:
         world=World(space, costs, accuracy),
         split=split,
         limits_ms=budget_range(costs.latency_ms[split.train]),
-        stamp=frame.attrs["stamp"] or {},
+        stamp=(estimator.stamp if estimator else frame.attrs["stamp"]) or {},
     )
 
 

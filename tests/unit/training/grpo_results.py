@@ -72,5 +72,6 @@ def write_estimator(path: Path, engine: Engine) -> Path:
         "prefill": np.array([1.0, 0.002, 0.3, 0.001, 0.0004, 0.000002]),
         "decode_per_token": np.array([0.5, 0.2, 0.01, 0.0001, 0.0, 0.0]),
     }
-    Estimator(CostTable(SPACE, engine.runner.model.config.shape), RooflineCore(rates)).save(path)
+    stamp = replace(stamps.STAMP, hardware="the estimator's machine").to_json()
+    Estimator(CostTable(SPACE, engine.runner.model.config.shape), RooflineCore(rates), stamp=stamp).save(path)
     return path

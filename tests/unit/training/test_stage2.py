@@ -73,6 +73,7 @@ def test_latencies_of_the_estimator_and_accuracies_of_the_model(job: Stage2Job, 
     loop = replace(job.loop, num_epochs=1)
     report = run_job(replace(job, latency_estimator_path=path, options=online, loop=loop, max_new_tokens=2))
     assert report["latency"] == "estimator"
+    assert report["stamp"]["hardware"] == "the estimator's machine"
     assert report["options"]["accuracy_source"] == "online"
     # The tiny model's weights are noise: unlike the table's, none of its answers is right.
     assert report["policies"]["policy"]["accuracy"] == 0
