@@ -9,7 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from tempovlm.evaluation.reproduction import DATASETS, RATES_MS, SWEEPS, TAKE, Counts, Setup, Step
-from tempovlm.evaluation.targets.deciding import END_TO_END_FILE, STAGE2_FILE, SUPERVISED_FILE
+from tempovlm.evaluation.targets.deciding import (
+    END_TO_END_FILE,
+    GRPO_EPOCHS,
+    GRPO_RECIPE,
+    JUDGED_MS,
+    STAGE2_FILE,
+    SUPERVISED_FILE,
+    TIME_PRICE,
+    VALUE_STAGE,
+    VALUE_STAGE_FILE,
+    WARM_START,
+)
 
 ESTIMATOR_FILE = "checkpoints/latency_estimator/best_latency_estimator.pt"
 PROFILES = "results/profiling/exp3_importance_comparison"
@@ -176,25 +187,36 @@ def _controllers(setup: Setup) -> list[Step]:
         *("--model_path", setup.model, "--data_dir", setup.data, "--device", setup.device),
         *("--latency_estimator_path", ESTIMATOR_FILE),
     )
-    two_stage = ("--output_dir", "checkpoints/two_stage_controller")
+    first_epochs = _epochs(c, "--num_epochs_stage1")
+    warm, epochs = c.epochs or WARM_START, c.epochs or GRPO_EPOCHS
+    recipe = (*TIME_PRICE, *GRPO_RECIPE, "--warm_start", warm)
     looked_ms = len(DATASETS) * min(c.train, c.train_pictures) * RATES_MS["picture looked at"]
-    stages = [
-        Step(
-            name=f"exp{number}",
+
+    def stage(name: str, title: str, folder: str, part: str, about_ms: float, *own: object) -> Step:
+        return Step(
+            name=name,
             title=title,
             counts=learned,
             command="experiments/controller/train_two_stage_controller.py",
-            words=_texts(*words, *two_stage, "--stage", stage, *_epochs(c, f"--num_epochs_{stage}")),
-            results=tuple(
-                f"checkpoints/two_stage_controller/{stage}/{name}"
-                for name in (f"best_{stage}_checkpoint.pt", "report.json")
-            ),
+            words=_texts(*words, "--output_dir", folder, "--stage", part, *own),
+            results=tuple(f"{folder}/{part}/{file}" for file in (f"best_{part}_checkpoint.pt", "report.json")),
             about_ms=about_ms,
         )
-        for number, stage, title, about_ms in (
-            (3, "stage1", "Exp 3, first stage", looked_ms + RATES_MS["boosting"]),
-            (4, "stage2", "Exp 4, second stage by GRPO", 100 * RATES_MS["epoch"]),
-        )
+
+    both, by_value = (str(Path(file).parents[1]) for file in (STAGE2_FILE, VALUE_STAGE_FILE))
+    boosting_ms, trained_ms = RATES_MS["boosting"], (WARM_START + GRPO_EPOCHS) * RATES_MS["epoch"]
+    second = ("--stage1_checkpoint", VALUE_STAGE_FILE, "--num_epochs_stage2", epochs, *recipe)
+    stages = [
+        stage("exp3", "Exp 3, first stage by labels", both, "stage1", looked_ms + boosting_ms, *first_epochs),
+        stage(
+            "value_stage",
+            "first stage by value, for Exp 4",
+            by_value,
+            "stage1",
+            boosting_ms,
+            *(*VALUE_STAGE, *first_epochs),
+        ),
+        stage("exp4", "Exp 4, second stage by GRPO", both, "stage2", trained_ms, *second),
     ]
     joint = Step(
         name="exp5",
@@ -204,10 +226,10 @@ def _controllers(setup: Setup) -> list[Step]:
         words=_texts(
             *words,
             *("--output_dir", str(Path(END_TO_END_FILE).parent), "--compare_with", STAGE2_FILE),
-            *("--seeds", *c.seeds, *_epochs(c, "--num_epochs")),
+            *("--seeds", *c.seeds, "--num_epochs", epochs, *recipe),
         ),
         results=(END_TO_END_FILE, str(Path(END_TO_END_FILE).with_name("report.json"))),
-        about_ms=len(c.seeds) * 100 * RATES_MS["epoch"],
+        about_ms=len(c.seeds) * trained_ms,
     )
     return [*stages, joint]
 
@@ -243,7 +265,16 @@ def _judging(setup: Setup) -> list[Step]:
             *("--train_results_dir", results["train"], "--twin_results_dir", results["twin"]),
             *("--latency_estimator_path", ESTIMATOR_FILE, "--model", setup.model, "--device", setup.device),
             *("--policies", STAGE2_FILE, END_TO_END_FILE, SUPERVISED_FILE),
-            *("table", "best_static", "random", "knn", "linucb"),
+            *(
+                "table",
+                "best_static",
+                "random",
+                "knn",
+                "linucb",
+                "--budgets",
+                *JUDGED_MS[place].split(),
+                *TIME_PRICE,
+            ),
             *("--data_dir", setup.data, "--draws", c.draws, "--shuffles", c.shuffles, "--output_dir", folder),
         ),
         results=tuple(f"{folder}/{name}" for name in ("judge.json", "judge.html")),

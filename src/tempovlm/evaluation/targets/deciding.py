@@ -27,13 +27,33 @@ _NUM_BUDGETS = 5
 _NAMES = "text_vqa coco_2014_vqa okvqa science_qa_img"
 HARDWARE = {"cpu": "cpu", "h200": "H200"}
 PLACE = {"cpu": "2-core CPU", "h200": "H200"}
-_TWO_STAGE = (
-    "python experiments/controller/train_two_stage_controller.py --results_dir results/core_exp_pocket_train "
-    f"--dataset_names {_NAMES} --model_path pocket --output_dir checkpoints/two_stage_controller"
+JUDGED_MS = {"cpu": "60 80 100 150 200 300", "h200": "5 8 12 20 30"}
+_LEARNED = (
+    f"--results_dir results/core_exp_pocket_train --dataset_names {_NAMES} --model_path pocket "
+    "--latency_estimator_path checkpoints/latency_estimator/best_latency_estimator.pt"
 )
+_TWO_STAGE = f"python experiments/controller/train_two_stage_controller.py {_LEARNED}"
+
+TIME_PRICE = ("--time_price", "0.3")
+"""What the shipped controllers and the baselines that they are judged by pay for time."""
+
+VALUE_STAGE = ("--knob1_loss", "value", *TIME_PRICE, "--lr", "1e-3")
+"""Flags of the first stage that Exp 4 builds on."""
+
+GRPO_RECIPE = (
+    *("--loss_type", "dr_grpo", "--group_size", "16", "--lr", "2e-5"),
+    *("--beta", "0.02", "--entropy_coef", "0.001"),
+)
+"""Flags of Exp 4 and 5 beside the price of time."""
+
+WARM_START, GRPO_EPOCHS = 30, 20
+"""Epochs of regression, then of GRPO."""
+
+_RECIPE = " ".join((*TIME_PRICE, *GRPO_RECIPE, "--warm_start", str(WARM_START)))
 
 
 SUPERVISED_FILE = "checkpoints/controller/supervised/best_supervised_controller.pt"
+VALUE_STAGE_FILE = "checkpoints/two_stage_value/stage1/best_stage1_checkpoint.pt"
 STAGE2_FILE = "checkpoints/two_stage_controller/stage2/best_stage2_checkpoint.pt"
 END_TO_END_FILE = "checkpoints/controller/grpo/best_controller.pt"
 
@@ -56,12 +76,14 @@ STAGE1 = _trained(
 )
 STAGE2 = _trained(
     "two_stage_controller/stage2",
-    f"{_TWO_STAGE} --stage stage2",
+    f"{_TWO_STAGE} --stage stage1 --output_dir checkpoints/two_stage_value {' '.join(VALUE_STAGE)} && "
+    f"{_TWO_STAGE} --stage stage2 --stage1_checkpoint {VALUE_STAGE_FILE} --num_epochs_stage2 {GRPO_EPOCHS} "
+    f"{_RECIPE}",
 )
 GRPO = _trained(
     "controller/grpo",
-    "python experiments/controller/train_controller_v2.py --results_dir results/core_exp_pocket_train "
-    f"--dataset_names {_NAMES} --model_path pocket --seeds 0 1 2 3 4 --compare_with {STAGE2_FILE}",
+    f"python experiments/controller/train_controller_v2.py {_LEARNED} --seeds 0 1 2 3 4 "
+    f"--compare_with {STAGE2_FILE} --num_epochs {GRPO_EPOCHS} {_RECIPE}",
 )
 
 
@@ -73,7 +95,8 @@ def _judge(device: str) -> Source:
         "tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir "
         "results/core_exp_pocket_train --twin_results_dir results/core_exp_pocket_twin --latency_estimator_path "
         f"checkpoints/latency_estimator/{estimator}_latency_estimator.pt --policies {STAGE2_FILE} "
-        f"{END_TO_END_FILE} {SUPERVISED_FILE} table best_static random knn linucb --output_dir {folder}"
+        f"{END_TO_END_FILE} {SUPERVISED_FILE} table best_static only_tier only_top_k only_num_blocks random knn "
+        f"linucb --budgets {JUDGED_MS[device]} {' '.join(TIME_PRICE)} --output_dir {folder}"
     )
     return Source(
         path=f"{folder}/judge.json",
