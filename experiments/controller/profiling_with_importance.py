@@ -28,12 +28,12 @@ def flags() -> entry.FlagParser:
     add("--num_samples", type=int, default=500, help="questions of each data set")
     add("--batch_size", type=int, default=1, help="questions answered together for accuracy")
     add("--latency_samples", type=int, default=40, help="questions of each data set that are timed")
-    add("--repeats", type=int, default=5, help="timed answers of each of them at each setting")
+    add("--repeats", type=int, default=5, help="passes that time each of them once at each setting")
     add("--max_new_tokens", nargs="+", type=int, default=[16], help="caps, given to the questions in turn")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--split", choices=("val", "train"), default="val", help="which questions")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--seed", type=int, default=42, help="of the draw of questions and the order of settings")
+    add("--seed", type=int, default=42, help="of the draw of questions and the order of timing")
     return parser
 
 

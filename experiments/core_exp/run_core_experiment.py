@@ -33,10 +33,10 @@ def flags() -> entry.FlagParser:
     add("--batch_size", type=int, default=32, help="questions answered together for accuracy")
     add("--latency_only", action="store_true", help="no batched accuracy: only the timed questions get rows")
     add("--latency_samples", type=int, default=0, help="questions of each data set that are timed at batch 1")
-    add("--repeats", type=int, default=5, help="timed answers of each of them at each setting")
-    add("--warmup", type=int, default=1, help="answers before them that are thrown away")
+    add("--repeats", type=int, default=5, help="passes that time each of them once at each setting")
+    add("--warmup", type=int, default=1, help="untimed answers before a question's first pass in each run")
     add("--max_new_tokens", nargs="+", type=int, default=[16], help="caps, given to the questions in turn")
-    add("--seed", type=int, default=42, help="of the draw of questions and the order of settings")
+    add("--seed", type=int, default=42, help="of the draw of questions and the order of timing")
     add("--format", choices=("parquet", "json"), default="parquet", help="json: the predecessor's layout")
     return parser
 

@@ -7,7 +7,7 @@ unit. Knows no file format: that is `profiling.store`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tempovlm.core.errors import UserError
@@ -95,6 +95,11 @@ class SweepRow:
         """Whether latency was measured."""
         return self.T_total is not None
 
+    @property
+    def num_repeats(self) -> int:
+        """How many timed answers are kept; 0 too where only medians are known."""
+        return len(self.repeats["T_total"]) if self.repeats else 0
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one field for each attribute."""
         return asdict(self)
@@ -123,14 +128,15 @@ COLUMNS = tuple(field.name for field in fields(SweepRow))
 
 
 def better(one: SweepRow, other: SweepRow) -> SweepRow:
-    """Which of two rows of one key to keep: the measured one, with the other's error where neither has an answer.
+    """Which of two rows of one key to keep: the one with more repeats, which has those of the other too.
 
-    A measured row is whole: its accuracy and prediction are of the answers that were timed.
+    A sweep only adds repeats to what it knows of a row, so reading a row twice doubles nothing. Of equally many
+    it is the one without an error, with the other's error where that has one.
     """
-    if one.is_measured or other.is_measured:
-        return one if one.is_measured else other
+    sizes = [(row.is_measured, row.num_repeats) for row in (one, other)]
+    if sizes[0] != sizes[1]:
+        return one if sizes[0] > sizes[1] else other
     kept, rest = (one, other) if one.error is None or other.error is not None else (other, one)
     if kept.error is None and rest.error is not None:
-        values = {name: getattr(kept, name) for name in COLUMNS}
-        return SweepRow(**values | {"error": rest.error})
+        return replace(kept, error=rest.error)
     return kept

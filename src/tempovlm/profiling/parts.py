@@ -1,7 +1,8 @@
 """What a sweep has found out so far, kept so that a kill at any moment loses and doubles nothing.
 
 Rows come in parts, each a small file that is whole or absent; at the end the parts and what was there before are
-merged into one file a data set, and only then are the parts removed. Where a row is there twice, one is kept.
+merged into one file a data set, and only then are the parts removed. A timed row holds the repeats of all passes
+up to its own; where a row is there several times, the one with the most repeats is kept.
 Knows no model.
 """
 

@@ -1,12 +1,14 @@
 """The core experiment: every question at every setting, first for accuracy in batches, then for latency alone.
 
 Accuracy is split over the processes of `torchrun` by question. Latency is measured by the first process when all
-others have ended, one whole answer of the engine at a time, the settings in a new order at every pass, under the
-machine's lock. What is done is kept by a `Ledger`, so any part can be interrupted and resumed.
+others have ended, one whole answer of the engine at a time, under the machine's lock. The machine's speed drifts,
+so every pass times all questions once at every setting, in a new order: all pictures see the same spells. What is
+done is kept by a `Ledger`, so any part can be interrupted and resumed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import statistics
 import time
@@ -20,7 +22,7 @@ from typing import Any
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, SweepRow
+from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, Key, SweepRow
 from tempovlm.core.request import Answer
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, answer_settings, blank_row, error_line
@@ -49,9 +51,10 @@ class SweepPlan:
         settings: where in the knob space.
         batch_size: questions answered together for accuracy; 0 leaves accuracy to the latency subset.
         latency_samples: how many questions of each data set are timed, on as many pictures; 0 times none.
-        repeats: timed answers of each. warmup: answers before them that are thrown away.
+        repeats: passes over the timed questions. warmup: answers at each setting that are thrown away before a
+            question is first timed, in a resumed run too, whose process may lack what the last one had warmed.
         max_new_tokens: caps on generated tokens, given to the questions in turn.
-        seed: of the order in which settings are timed.
+        seed: of the order in which questions and settings are timed.
         twins: ask about each picture's twin, the same scene with other noise and a small shift.
     """
 
@@ -213,7 +216,7 @@ def _by_tier(settings: Iterable[KnobConfig]) -> list[tuple[KnobConfig, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _key(job: Job, knobs: KnobConfig) -> tuple[str, str, int, int]:
+def _key(job: Job, knobs: KnobConfig) -> Key:
     return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
 
 
@@ -228,78 +231,125 @@ def _await_others(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Le
 def run_latency(
     engine: Engine, jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, advance: Advance
 ) -> None:
-    """Time what was not timed yet; each question at all its settings is one part."""
-    todo = [(name, job, _untimed(job, plan, ledger, name)) for name, some in jobs.items() for job in some]
-    todo = [(name, job, settings) for name, job, settings in todo if settings]
-    # Pictures of all data sets alternate, so that a slow hour does not fall on one of them alone.
-    Random(plan.seed).shuffle(todo)
-    per_setting = plan.repeats + plan.warmup
-    if not todo:
+    """Time what was not timed often enough; each turn of a question is one part."""
+    turns = _turns(jobs, plan, ledger)
+    if not turns:
         return
-    done, total = 0, per_setting * sum(len(settings) for _, _, settings in todo)
+    done, total = 0, sum(turn.num_answers(plan.warmup) for turn in turns)
     with machine_lock(lambda: _log.warning("another process is measuring this machine; waiting for it to end")):
         busy = busy_cores()
         if busy is not None and busy >= BUSY_CORES:
             _log.warning("the machine is busy: others use %.1f cores; the latencies will be slow and wide", busy)
-        for name, job, settings in todo:
-            ledger.add(name, time_settings(engine, job, settings, plan))
-            done += per_setting * len(settings)
+        engine.warmup(plan.settings)
+        for turn in turns:
+            warm_up(engine, turn.job, turn.cold, plan.warmup)
+            rows = time_settings(engine, turn, plan.seed, ledger.rows.get(turn.dataset, {}))
+            if rows:
+                ledger.add(turn.dataset, rows)
+            done += turn.num_answers(plan.warmup)
             advance(done, total)
 
 
-def _untimed(job: Job, plan: SweepPlan, ledger: Ledger, name: str) -> tuple[KnobConfig, ...]:
-    """Settings at which the question was neither timed nor failed."""
-    known = ledger.rows.get(name, {})
-    rows = ((knobs, known.get(_key(job, knobs))) for knobs in plan.settings)
-    return tuple(knobs for knobs, row in rows if row is None or not (row.is_measured or row.error))
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question in one of the passes.
+
+    Attributes:
+        number: of the pass, from 1. settings: those that lack this pass.
+        cold: settings to warm up first.
+    """
+
+    dataset: str
+    job: Job
+    number: int
+    settings: tuple[KnobConfig, ...]
+    cold: tuple[KnobConfig, ...] = ()
+
+    def num_answers(self, warmup: int) -> int:
+        """Answers that the turn takes, those of the warm-up included."""
+        return len(self.settings) + warmup * len(self.cold)
 
 
-def time_settings(engine: Engine, job: Job, settings: Sequence[KnobConfig], plan: SweepPlan) -> list[SweepRow]:
-    """One question at every setting: the warm-up passes, then the timed ones, each in an order of its own."""
-    order, request = Random(f"{plan.seed}/{job.sample.question_id}"), job.request
-    guards = {knobs: Guard.fixed(knobs, engine.space) for knobs in settings}
-    answers: dict[KnobConfig, list[Answer]] = {knobs: [] for knobs in settings}
-    errors: dict[KnobConfig, str] = {}
-    for number in range(plan.warmup + plan.repeats):
-        for knobs in order.sample(settings, len(settings)):
-            if knobs in errors:
-                continue
-            try:
-                answer = engine.answer(request, guards[knobs])
-            except SAMPLE_ERRORS as error:
-                errors[knobs] = error_line(error)
-                continue
-            if number >= plan.warmup:
-                answers[knobs].append(answer)
-    return [
-        blank_row(job.sample, knobs, errors[knobs])
-        if knobs in errors
-        else measured_row(job.sample, answers[knobs])
-        for knobs in settings
-    ]
+def _turns(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> list[Turn]:
+    """What the passes lack; each goes over the questions of all data sets in an order of its own.
+
+    A question warms up at its first turn, at all settings that any of its turns will time.
+    """
+    turns: list[Turn] = []
+    warm: set[tuple[str, str]] = set()
+    for number in range(1, plan.repeats + 1):
+        asked = [(name, job) for name, some in jobs.items() for job in some]
+        Random(f"{plan.seed}/{number}").shuffle(asked)
+        for name, job in asked:
+            known, question = ledger.rows.get(name, {}), (name, job.sample.question_id)
+            if settings := _lacking(job, plan.settings, known, number):
+                cold = () if question in warm else _lacking(job, plan.settings, known, plan.repeats)
+                turns.append(Turn(name, job, number, settings, cold))
+                warm.add(question)
+    return turns
 
 
-def measured_row(sample: Sample, answers: Sequence[Answer]) -> SweepRow:
-    """The row of one question's repeated answers at one setting; they are greedy and so the same."""
-    first, stages = answers[0], {**STAGE_FIELDS, "control": CONTROL_FIELD}
+def _lacking(
+    job: Job, settings: Iterable[KnobConfig], known: Mapping[Key, SweepRow], number: int
+) -> tuple[KnobConfig, ...]:
+    """Settings at which the question has not failed and has fewer repeats than that."""
+    rows = ((knobs, known.get(_key(job, knobs))) for knobs in settings)
+    return tuple(knobs for knobs, row in rows if row is None or not (row.error or row.num_repeats >= number))
+
+
+def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int) -> None:
+    """Answer untimed, so that nothing is done for the first time later; what fails here fails again when timed."""
+    for _ in range(times):
+        for knobs in settings:
+            with contextlib.suppress(*SAMPLE_ERRORS):
+                engine.answer(job.request, Guard.fixed(knobs, engine.space))
+
+
+def time_settings(engine: Engine, turn: Turn, seed: int, known: Mapping[Key, SweepRow]) -> list[SweepRow]:
+    """One answer at every setting of the turn, in a new order: the rows known so far with one repeat more.
+
+    A row that fails keeps its repeats beside the error, and is not timed again.
+    """
+    sample, rows = turn.job.sample, list[SweepRow]()
+    order = Random(f"{seed}/{turn.number}/{sample.question_id}")
+    for knobs in order.sample(turn.settings, len(turn.settings)):
+        row = known.get(_key(turn.job, knobs)) or blank_row(sample, knobs)
+        if row.error:
+            continue
+        guard = Guard.fixed(knobs, engine.space)
+        try:
+            answer = engine.answer(turn.job.request, guard)
+        except SAMPLE_ERRORS as error:
+            rows.append(replace(row, error=error_line(error)))
+            continue
+        rows.append(with_repeat(row, sample, answer))
+    return rows
+
+
+def with_repeat(row: SweepRow, sample: Sample, answer: Answer) -> SweepRow:
+    """The row with one timed answer more; answers are greedy, so all are the first one."""
+    if not row.repeats:
+        row = replace(
+            row,
+            tiling=answer.tiling,
+            vision_tokens=answer.num_vision_tokens,
+            text_tokens=answer.num_text_tokens,
+            output_tokens=answer.num_output_tokens,
+            accuracy=score(sample, answer.text),
+            prediction=answer.text,
+        )
+    before, stages = row.repeats or {}, {**STAGE_FIELDS, "control": CONTROL_FIELD}
     repeats = {
-        field: tuple(round(answer.timings_ms[stage], DIGITS) for answer in answers)
-        for stage, field in stages.items()
+        field: (*before.get(field, ()), round(answer.timings_ms[stage], DIGITS)) for stage, field in stages.items()
     }
     medians: dict[str, Any] = {
         field: round(statistics.median(repeats[field]), DIGITS) for field in STAGE_FIELDS.values()
     }
-    steps, decode_ms = first.num_output_tokens - 1, medians["T_LLM_decode"]
+    steps, decode_ms = (row.output_tokens or 1) - 1, medians["T_LLM_decode"]
     return replace(
-        blank_row(sample, first.knobs),
-        tiling=first.tiling,
-        vision_tokens=first.num_vision_tokens,
-        text_tokens=first.num_text_tokens,
-        output_tokens=first.num_output_tokens,
-        accuracy=score(sample, first.text),
-        prediction=first.text,
+        row,
         **medians,
         T_decode_per_token=round(decode_ms / steps, DIGITS) if steps else None,
         repeats={field: repeats[field] for field in REPEAT_FIELDS},
-        step_ms=tuple(tuple(round(lap_ms, DIGITS) for lap_ms in answer.step_ms) for answer in answers),
+        step_ms=(*(row.step_ms or ()), tuple(round(lap_ms, DIGITS) for lap_ms in answer.step_ms)),
     )

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sweep_fakes import SPACE, STAMP, questions
+from sweep_runs import PLAN, ledger_of, sweep, timings
 
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
@@ -17,32 +17,15 @@ from tempovlm.profiling import batched, legacy, parts, store
 from tempovlm.profiling.batched import Job, answer_settings
 from tempovlm.profiling.entry import Share
 from tempovlm.profiling.parts import Ledger
-from tempovlm.profiling.sweep import SweepPlan, choose_settings, run_sweep, time_settings
-
-PLAN = SweepPlan(
-    settings=choose_settings(SPACE, ["low", "high"], [SPACE.native_top_k], [3, 6]),
-    batch_size=3,
-    latency_samples=2,
-    repeats=2,
-    max_new_tokens=(4,),
-)
-
-
-def ledger_of(engine: Engine, folder: Path, plan: SweepPlan = PLAN, rank: int = 0) -> Ledger:
-    return Ledger(folder, STAMP, engine.ranking, plan.conditions("val"), "parquet", rank)
-
-
-def sweep(engine: Engine, folder: Path, pictures: Path, plan: SweepPlan = PLAN, count: int = 4) -> list[SweepRow]:
-    samples = questions(pictures, count)
-    with ledger_of(engine, folder, plan).opened(["text_vqa"]) as ledger:
-        paths = run_sweep(engine, {"text_vqa": samples}, plan, ledger, Share())
-    assert paths == [folder / "text_vqa.parquet"]
-    return store.read_rows(paths[0])[0]
+from tempovlm.profiling.sweep import Turn, choose_settings, run_sweep, time_settings
 
 
 def plain(rows: list[SweepRow]) -> dict[tuple[str, str, int, int], tuple[object, ...]]:
     """What does not depend on the clock, by key; fails where a key is there twice."""
-    keyed = {row.key: (row.prediction, row.output_tokens, row.accuracy, row.is_measured) for row in rows}
+    keyed = {
+        row.key: (row.prediction, row.output_tokens, row.accuracy, row.is_measured, row.num_repeats, row.error)
+        for row in rows
+    }
     assert len(keyed) == len(rows)
     return keyed
 
@@ -114,40 +97,53 @@ def uninterrupted(
     return plain(sweep(engine, folder / "out", folder))
 
 
+def stored(folder: Path) -> list[SweepRow]:
+    """All rows in the merged file and in the parts, those of one key too."""
+    lines = [line for path in (folder / store.PARTS).glob("*/*.jsonl") for line in path.read_text().splitlines()]
+    merged = folder / "text_vqa.parquet"
+    rows = store.read_rows(merged)[0] if merged.exists() else []
+    return rows + [SweepRow.from_json(json.loads(line)) for line in lines]
+
+
 class Killed(BaseException):
     """Nothing below catches it, as nothing catches a kill."""
 
 
-@pytest.mark.parametrize("point", range(6))
+@pytest.mark.parametrize(
+    ("method", "point"), [*(("add", n) for n in range(1, 9)), ("rmtree", 1), ("rmtree", 2), ("answer", 22)]
+)
 def test_a_kill_loses_and_doubles_nothing(
     engine: Engine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    method: str,
     point: int,
     uninterrupted: dict[tuple[str, str, int, int], tuple[object, ...]],
 ) -> None:
-    """Killed after each of the parts, and while the merged file is there and its parts are too."""
-    add, merged, count = Ledger.add, shutil.rmtree, 0
+    """Killed after each part, while a merged file is there and its parts are too, and between two answers."""
+    owner = {"add": Ledger, "rmtree": parts.shutil, "answer": Engine}[method]
+    original, count = getattr(owner, method), 0
 
-    def dying_add(self, dataset, rows):
+    def dying(*args, **options):
         nonlocal count
-        add(self, dataset, rows)
         count += 1
+        if count == point and method != "add":
+            raise Killed
+        result = original(*args, **options)
         if count == point:
             raise Killed
-
-    def dying_rmtree(path, **options):
-        if point == 0:
-            raise Killed
-        merged(path, **options)
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "add", dying_add)
-        patch.setattr(parts.shutil, "rmtree", dying_rmtree)
+        patch.setattr(owner, method, dying)
         with contextlib.suppress(Killed):
             sweep(engine, tmp_path / "out", tmp_path)
             pytest.fail("nothing was interrupted")
-    assert plain(sweep(engine, tmp_path / "out", tmp_path)) == uninterrupted
+    before = timings(sorted(stored(tmp_path / "out"), key=lambda row: row.num_repeats))
+    rows = sweep(engine, tmp_path / "out", tmp_path)
+    assert plain(rows) == uninterrupted
+    after = timings(rows)
+    assert all(after[key][: len(laps)] == laps for key, laps in before.items()), "what was timed is kept"
     assert not (tmp_path / "out" / store.PARTS).exists()
 
 
@@ -217,13 +213,12 @@ def test_a_failed_sample_has_rows_that_say_so(engine: Engine, tmp_path: Path) ->
 def test_a_failure_while_timing_keeps_the_answer(engine: Engine, tmp_path: Path) -> None:
     sample = questions(tmp_path, 1)[0]
     (row,) = answer_settings(engine, [Job(sample, 4)], PLAN.settings[:1])
-    broken = replace(sample, image_path=tmp_path / "gone.png")
-    (failed,) = time_settings(engine, Job(broken, 4), PLAN.settings[:1], PLAN)
-    assert failed.error
-    kept = better(row, failed)
-    assert (kept.prediction, kept.error) == (row.prediction, failed.error)
-    assert better(failed, row) == kept
-    (timed,) = time_settings(engine, Job(sample, 4), PLAN.settings[:1], PLAN)
+    broken = Job(replace(sample, image_path=tmp_path / "gone.png"), 4)
+    (failed,) = time_settings(engine, Turn("text_vqa", broken, 1, PLAN.settings[:1]), 0, {row.key: row})
+    assert (failed.prediction, failed.is_measured) == (row.prediction, False)
+    assert "gone.png" in str(failed.error)
+    assert better(row, failed) == better(failed, row) == failed
+    (timed,) = time_settings(engine, Turn("text_vqa", Job(sample, 4), 1, PLAN.settings[:1]), 0, {row.key: row})
     assert better(row, timed) is timed
     assert better(timed, row) is timed
 
