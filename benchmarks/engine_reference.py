@@ -197,9 +197,9 @@ def _check_experts(exact: Molmo, fast: Molmo) -> dict[str, float]:
     plain: Any = exact.decoder.blocks[0].moe
     x = torch.randn(333, ours.down.shape[1], device=ours.down.device, dtype=ours.down.dtype)
     weights, experts = ours.route(x, 8)
-    from tempovlm.model.kernels import prefill
+    from tempovlm.model.kernels import experts as kernels
 
-    out = prefill.grouped(x, weights, experts, ours.gate_up, ours.down)
+    out = kernels.grouped(x, weights, experts, ours.gate_up, ours.down)
     expected = plain.grouped(x.float(), weights.float(), experts)
     error = _relative(out, expected)
     _require(error <= TOLERANCE[torch.bfloat16], f"grouped experts differ from float32 by {error:.2e}")

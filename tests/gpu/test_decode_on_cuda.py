@@ -93,14 +93,14 @@ def test_a_step_against_float32(pair: tuple[Molmo, Molmo], top_k: int) -> None:
 
 @pytest.mark.parametrize(("tokens", "top_k"), [(1, 8), (5, 1), (336, 8), (1250, 12), (2030, 4)])
 def test_grouped_experts_against_float32(pair: tuple[Molmo, Molmo], tokens: int, top_k: int) -> None:
-    from tempovlm.model.kernels import prefill
+    from tempovlm.model.kernels import experts as kernels
 
     ours, exact = (model.decoder.blocks[1].moe for model in pair)
     x = torch.randn(tokens, pair[0].config.width, device="cuda").bfloat16()
     weights, experts = ours.route(x, top_k)
-    out = prefill.grouped(x, weights, experts, ours.gate_up, ours.down)
+    out = kernels.grouped(x, weights, experts, ours.gate_up, ours.down)
     assert relative_error(out, exact.grouped(x.float(), weights.float(), experts)) <= 1e-2
-    assert torch.equal(out, prefill.grouped(x, weights, experts, ours.gate_up, ours.down))
+    assert torch.equal(out, kernels.grouped(x, weights, experts, ours.gate_up, ours.down))
 
 
 @torch.inference_mode()

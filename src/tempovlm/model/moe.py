@@ -3,7 +3,7 @@
 Three ways to compute the same sum, chosen by the caller's situation: `grouped` visits each expert once with
 all its tokens (prefill), `gathered` fetches the few experts that a few tokens visit (decode), `dense` runs all
 experts and zeroes the unused ones (training on a GPU, where few large products beat many small ones). On CUDA in
-bfloat16, where a look at the counts would stall the device, `kernels.prefill` groups tokens instead.
+bfloat16, where a look at the counts would stall the device, `kernels.experts` groups tokens instead.
 
 Shapes: `N` tokens, `D` width, `E` experts, `K` top-k, `F` expert width.
 """
@@ -39,20 +39,20 @@ class MoE(nn.Module):
         flat = self.norm(x).view(-1, x.shape[-1])
         weights, experts = self.route(flat, top_k)
         if has_kernels(flat, self.gate_up):
-            from tempovlm.model.kernels import prefill
+            from tempovlm.model.kernels import experts as kernels
 
-            return prefill.grouped(flat, weights, experts, self.gate_up, self.down).view_as(x)
+            return kernels.grouped(flat, weights, experts, self.gate_up, self.down).view_as(x)
         if flat.shape[0] <= GATHER_LIMIT:
             return self.gathered(flat, weights, experts).view_as(x)
         return self.grouped(flat, weights, experts).view_as(x)
 
     def add_to(self, x: Tensor, top_k: int) -> None:
         """Add what `forward` returns to (B, T, D) in place, where `has_kernels` says that it can be done."""
-        from tempovlm.model.kernels import prefill
+        from tempovlm.model.kernels import experts as kernels
 
         flat = self.norm(x).view(-1, x.shape[-1])
         weights, experts = self.route(flat, top_k)
-        prefill.grouped(flat, weights, experts, self.gate_up, self.down, onto=x.view_as(flat))
+        kernels.grouped(flat, weights, experts, self.gate_up, self.down, onto=x.view_as(flat))
 
     def route(self, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """The (N, K) weights, in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k."""

@@ -21,6 +21,9 @@ from tempovlm.model.layers import quick_gelu, swiglu
 ALIGNMENT = 8
 """Values of two bytes in the 16 bytes that a CUDA product loads at once."""
 
+FEW_ROWS, PARTS = 1024, 2
+"""Up to so many rows a long product is cut into parts along what it sums over: too few programs otherwise."""
+
 
 @cache
 def _kernels() -> ModuleType | None:
@@ -116,24 +119,35 @@ class VisionTransformer(nn.Module):
         return kept
 
     def fused_features(self, x: Tensor, kernels: ModuleType) -> Tensor:
-        """Features (C, P, feature width) of (C, P + 1, width), which is changed: seven launches a block.
+        """Features (C, P, feature width) of (C, P + 1, width), which is changed: six or seven launches a block.
 
-        What a block adds is added by the product that makes it. The biases of those products, which no such
-        product can add, are left out of the residual stream and added where it is read: by norms, and at the end.
+        What a block adds is added by the product that makes it, or by the norm that reads it where that product is
+        made in parts. The biases of those products, which no such product can add, are left out of the residual
+        stream and added where it is read: by norms, and at the end.
         """
         C, T, W = x.shape
         blocks = [block for block in self.blocks if isinstance(block, VisionBlock)][: max(self.keep) + 1]
         left_out = x.new_zeros(2 * len(blocks) + 1, W, dtype=torch.float32)
         features, rows, bias = x.new_empty(C, T - 1, len(self.keep) * W), x.view(-1, W), left_out[0]
+        parts: Tensor | None = None
         for i, block in enumerate(blocks):
-            mixed = block.mix(kernels.biased_norm(x, left_out, 2 * i, bias, block.attention_norm))
+            mixed = block.mix(kernels.biased_norm(x, left_out, 2 * i, bias, block.attention_norm, parts))
             rows.addmm_(mixed.view(-1, W), block.out.weight.t())
-            y = kernels.biased_norm(x, left_out, 2 * i + 1, block.out.bias, block.mlp_norm)
-            rows.addmm_(kernels.quick_gelu(block.up(y)).view(rows.shape[0], -1), block.down.weight.t())
-            bias = block.down.bias
+            y = kernels.biased_norm(rows, left_out, 2 * i + 1, block.out.bias, block.mlp_norm)
+            hidden, bias, parts = kernels.product_gelu(y, block.up), block.down.bias, None
+            if len(rows) <= FEW_ROWS and i not in self.keep:
+                parts = product_parts(hidden, block.down.weight)
+            else:
+                rows.addmm_(hidden, block.down.weight.t())
             for place in (place for place, kept in enumerate(self.keep) if kept == i):
                 kernels.keep(x, left_out[2 * i + 2], bias, features, place)
         return features
+
+
+def product_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """Summands (PARTS, N, D) of the product of (N, F) with (D, F): each over a part of F."""
+    x, weight = (values.unflatten(1, (PARTS, -1)) for values in (x, weight))
+    return torch.bmm(x.transpose(0, 1), weight.permute(1, 2, 0))
 
 
 class Projector(nn.Module):

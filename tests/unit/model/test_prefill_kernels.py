@@ -1,4 +1,4 @@
-"""Grouped experts without the host against the plain ones; in Triton's interpreter without a GPU."""
+"""The parts of a prompt between its products against the plain modules; in Triton's interpreter without a GPU."""
 
 from __future__ import annotations
 
@@ -24,43 +24,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
     return importlib.import_module("tempovlm.model.kernels.prefill")
-
-
-@pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (5, 2), (19, 8), (33, 3)])
-@torch.no_grad()
-def test_grouped(kernels: ModuleType, tokens: int, top_k: int) -> None:
-    torch.manual_seed(tokens)
-    layer = MoE(tiny_model.CONFIG)
-    for parameter in layer.parameters():
-        parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    layer = layer.bfloat16().to(DEVICE)
-    x = torch.randn(tokens, tiny_model.CONFIG.width).bfloat16().to(DEVICE)
-    weights, experts = layer.route(x, top_k)
-    ours = kernels.grouped(x, weights, experts, layer.gate_up, layer.down)
-    exact = layer.float().dense(x.float(), weights.float(), experts)
-    assert ours.dtype == torch.bfloat16
-    assert (ours.float() - exact).norm() <= 1e-2 * exact.norm()
-
-
-def test_sums_follow_places_and_read_nothing_else(kernels: ModuleType) -> None:
-    rows = torch.full((6, 48), torch.nan, device=DEVICE)
-    rows[[5, 0, 2]] = torch.randn(3, 48, device=DEVICE)
-    out = kernels.gather_sum(rows, torch.tensor([[5, 0], [2, 2]], device=DEVICE))
-    expected = torch.stack((rows[5] + rows[0], 2 * rows[2]))
-    torch.testing.assert_close(out, expected)
-    onto = torch.randn(2, 48, device=DEVICE)
-    expected = expected + onto
-    assert kernels.gather_sum(rows, torch.tensor([[5, 0], [2, 2]], device=DEVICE), onto) is onto
-    torch.testing.assert_close(onto, expected)
-
-
-def test_weights_belong_to_rows_before_the_sort(kernels: ModuleType) -> None:
-    h = torch.randn(4, 2 * 24, device=DEVICE)
-    weights = torch.tensor([1.0, 2.0, 3.0, 4.0], device=DEVICE)
-    order = torch.tensor([2, 0, 3, 1], device=DEVICE)
-    gate, up = h.chunk(2, dim=1)
-    expected = torch.nn.functional.silu(gate) * up * weights[order].unsqueeze(1)
-    torch.testing.assert_close(kernels.weighted_swiglu(h, weights, order), expected)
 
 
 @pytest.mark.parametrize(("width", "heads", "dtype"), [(48, 3, torch.bfloat16), (64, 2, torch.float32)])
@@ -126,10 +89,11 @@ def test_sums_within_products_are_sums() -> None:
     experts = MoE(tiny_model.CONFIG)
     for parameter in experts.parameters():
         parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    experts, x = experts.bfloat16().to(DEVICE), x.bfloat16().to(DEVICE)
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # the interpreter multiplies no bfloat16
+    experts, x = experts.to(DEVICE, dtype), x.to(DEVICE, dtype)
     plain = experts.float()(x.float(), 3)
-    before = x.float()
-    experts.bfloat16().add_to(x, 3)
+    before = x.float().clone()
+    experts.to(dtype).add_to(x, 3)
     assert (x.float() - before - plain).norm() <= 2e-2 * (before + plain).norm()
 
 
@@ -144,16 +108,3 @@ def test_choice_of_experts(kernels: ModuleType, experts: int, top_k: int) -> Non
     assert equal[0].tolist() == list(range(top_k))
     _, unclear = kernels.choose(torch.full((1, experts), torch.nan, device=DEVICE), top_k)
     assert 0 <= int(unclear.min()) <= int(unclear.max()) < experts
-
-
-@pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (5, 3), (700, 6), (2100, 8)])
-def test_sort_is_stable_and_complete(kernels: ModuleType, tokens: int, top_k: int) -> None:
-    num_experts = 20  # the last of them is never chosen
-    experts = torch.randint(0, num_experts - 1, (tokens, top_k), device=DEVICE)
-    expected, order = experts.flatten().sort(stable=True)
-    of, found, places, ends = kernels.sort(experts, num_experts)
-    assert torch.equal(found.long(), order)
-    assert torch.equal(of.long(), order // top_k)
-    assert torch.equal(expected[places.flatten().long()], experts.flatten())
-    counts = torch.bincount(expected, minlength=num_experts)
-    assert torch.equal(ends.long(), counts.cumsum(0))

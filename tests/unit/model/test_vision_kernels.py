@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import tiny_model
-from tempovlm.model.vision import kernels_for
+from tempovlm.model.layers import quick_gelu
+from tempovlm.model.vision import kernels_for, product_parts
 
 pytest.importorskip("triton")
 
@@ -35,6 +36,32 @@ def test_norm_of_what_lacks_a_bias(kernels: ModuleType, width: int) -> None:
         torch.testing.assert_close(sums[2], sums[1] + bias)
         torch.testing.assert_close(out, norm(x + sums[2]), rtol=1e-4, atol=1e-5)
     assert sums[0].isnan().all()
+
+
+def test_parts_of_a_product_join_what_is_normalised(kernels: ModuleType) -> None:
+    norm = torch.nn.LayerNorm(40, eps=1e-5, device=DEVICE)
+    x, parts, sums = (torch.randn(*shape, 40, device=DEVICE) for shape in ((3, 2), (2, 6), (2,)))
+    bias = torch.randn(40, device=DEVICE)
+    expected = x + parts.sum(dim=0).view_as(x)
+    with torch.inference_mode():
+        out = kernels.biased_norm(x, sums, 0, bias, norm, parts)
+        torch.testing.assert_close(x, expected)
+        torch.testing.assert_close(out, norm(expected + sums[0] + bias), rtol=1e-4, atol=1e-5)
+        hidden, weight = torch.randn(6, 24, device=DEVICE), torch.randn(40, 24, device=DEVICE)
+        torch.testing.assert_close(product_parts(hidden, weight).sum(dim=0), hidden @ weight.t())
+
+
+@pytest.mark.parametrize(("rows", "width", "out"), [(1, 64, 128), (300, 72, 136), (1100, 40, 8)])
+def test_a_product_that_ends_in_the_activation(kernels: ModuleType, rows: int, width: int, out: int) -> None:
+    torch.manual_seed(rows)
+    layer = torch.nn.Linear(width, out, device=DEVICE)
+    x = torch.randn(rows, width, device=DEVICE)
+    if DEVICE == "cuda":  # the interpreter multiplies no bfloat16, and float32 is the library's on a GPU
+        layer, x = layer.bfloat16(), x.bfloat16()
+    with torch.inference_mode():
+        ours = kernels.product_gelu(x, layer).float()
+        right = quick_gelu(torch.nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float()))
+    assert (ours - right).norm() <= 5e-3 * right.norm()
 
 
 def test_the_fused_features_are_the_plain_ones(kernels: ModuleType) -> None:

@@ -1,39 +1,53 @@
 """The parts of the vision side between its matrix products, each as one kernel: inference on CUDA only.
 
-What stands here is the norm of a residual stream that lacks the biases of the products added to it, padding with
-pooling windows and their means, and attention within a window. All compute in float32 and round once to the type
-of their inputs. The activation is the one of `kernels/training.py`.
+What stands here is the norm of a residual stream that lacks the biases of the products added to it, the one
+product that ends in an activation, padding with pooling windows and their means, and attention within a window.
+All compute in float32 and round once to the type of their inputs.
 
 Shapes: `C` crops, `P` patches of a crop, `N` pooling windows of all crops, `K` patches of a window, `W` width,
-`F` features of a patch.
+`F` features of a patch, `S` parts of a product.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tempovlm.model.kernels.training import quick_gelu
-
-__all__ = ["biased_norm", "keep", "pad_windows", "pool", "quick_gelu"]
 
 FEATURES = 1024
 """Features that one program of `pad_windows` copies."""
 
+TILE, STEP, GROUP = 128, 64, 8
+"""Rows and columns of a product's tile, values multiplied at a time, tiles of rows that share their columns."""
+
+PROGRAMS = 2
+"""Of the product, on each processor: one multiplies while the other one's activation is computed."""
+
 
 @triton.jit
 def _biased_norm(
-    x_ptr, before_ptr, bias_ptr, after_ptr, w_ptr, b_ptr, out_ptr, eps, W: tl.constexpr, W_PAD: tl.constexpr
-):
+    x_ptr, parts_ptr, before_ptr, bias_ptr, after_ptr, w_ptr, b_ptr, out_ptr, eps, rows,
+    S: tl.constexpr, W: tl.constexpr, W_PAD: tl.constexpr,
+):  # fmt: skip
     i = tl.arange(0, W_PAD)
     inside = i < W
     at = tl.program_id(0).to(tl.int64) * W + i
     left_out = tl.load(before_ptr + i, mask=inside, other=0.0)
     left_out += tl.load(bias_ptr + i, mask=inside, other=0.0).to(tl.float32)
     tl.store(after_ptr + i, left_out, mask=i < tl.where(tl.program_id(0) == 0, W, 0))
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) + left_out
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if S > 0:
+        for part in tl.static_range(S):
+            x += tl.load(parts_ptr + part * rows * W + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x_ptr + at, x.to(x_ptr.dtype.element_ty), mask=inside)
+    x += left_out
     centred = tl.where(inside, x - tl.sum(x, axis=0) / W, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / W + eps)
     w = tl.load(w_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -41,16 +55,78 @@ def _biased_norm(
     tl.store(out_ptr + at, (centred * scale * w + b).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def biased_norm(x: Tensor, sums: Tensor, place: int, bias: Tensor, norm: nn.LayerNorm) -> Tensor:
+def biased_norm(
+    x: Tensor, sums: Tensor, place: int, bias: Tensor, norm: nn.LayerNorm, parts: Tensor | None = None
+) -> Tensor:
     """The layer norm of (…, W) plus what it lacks: `sums[place]` (W,), float32, and one more bias (W,).
 
-    What it lacked is written to `sums[place + 1]`.
+    What it lacked is written to `sums[place + 1]`. The `parts` (S, rows, W) of a product are added to `x` itself.
     """
-    x, width = x.contiguous(), x.shape[-1]
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
     out = torch.empty_like(x)
-    sizes = (width, triton.next_power_of_2(width))
-    _biased_norm[(x.numel() // width,)](
-        x, sums[place], bias, sums[place + 1], norm.weight, norm.bias, out, norm.eps, *sizes
+    sizes = (0 if parts is None else len(parts), width, triton.next_power_of_2(width))
+    _biased_norm[(rows,)](
+        x, parts, sums[place], bias, sums[place + 1], norm.weight, norm.bias, out, norm.eps, rows, *sizes
+    )
+    return out
+
+
+@triton.jit
+def _gelu(x, FAST: tl.constexpr):
+    """Quick-GELU x · sigmoid(1.702 x), as x / 2 · (1 + tanh(0.851 x)): the device has an instruction for that."""
+    if FAST:
+        half = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [0.851 * x], dtype=tl.float32, is_pure=True, pack=1
+        )
+        return 0.5 * x * (1 + half)
+    return x * tl.sigmoid(1.702 * x)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _product_gelu(
+    x, w, bias_ptr, out, rows, programs, N: tl.constexpr, K: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    row_tiles = (rows + TILE - 1) // TILE
+    column_tiles: tl.constexpr = (N + TILE - 1) // TILE
+    HALF: tl.constexpr = TILE // 2
+    for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
+        first = tile // (GROUP * column_tiles) * GROUP
+        height = tl.minimum(row_tiles - first, GROUP)
+        row = (first + tile % (GROUP * column_tiles) % height) * TILE
+        column = tile % (GROUP * column_tiles) // height * TILE
+        total = tl.zeros((TILE, TILE), dtype=tl.float32)
+        for start in range(0, K, STEP):
+            total = tl.dot(x.load([row, start]), w.load([column, start]).T, total)
+        # Half of the columns at a time need half of the registers.
+        left, right = tl.split(tl.permute(tl.reshape(total, (TILE, 2, HALF)), (0, 2, 1)))
+        i = column + tl.arange(0, HALF)
+        left += tl.load(bias_ptr + i, mask=i < N, other=0.0).to(tl.float32)[None, :]
+        out.store([row, column], _gelu(left, FAST).to(out.dtype))
+        right += tl.load(bias_ptr + HALF + i, mask=HALF + i < N, other=0.0).to(tl.float32)[None, :]
+        out.store([row, column + HALF], _gelu(right, FAST).to(out.dtype))
+
+
+@cache
+def _programs(device: torch.device) -> int:
+    return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def product_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Quick-GELU of a layer's product (M, N) with rows (M, K), whose strides are multiples of 16 bytes.
+
+    Float32 is left to the library, whose products are exact where these kernels' would not be.
+    """
+    if x.is_cuda and x.dtype == torch.float32:
+        return quick_gelu(F.linear(x, layer.weight, layer.bias))
+    (M, K), N = x.shape, layer.out_features
+    out = x.new_empty(M, N)
+    most = triton.cdiv(M, TILE) * triton.cdiv(N, TILE)
+    programs = min(_programs(x.device), most) if x.is_cuda else 1
+    tiles = [TensorDescriptor.from_tensor(values, [TILE, STEP]) for values in (x, layer.weight)]
+    halves = TensorDescriptor.from_tensor(out, [TILE, TILE // 2])
+    _product_gelu[(programs,)](
+        *tiles, layer.bias, halves, M, programs, N, K, TILE, STEP, GROUP, x.is_cuda, num_warps=4, num_stages=3
     )
     return out
 
