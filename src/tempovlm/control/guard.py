@@ -303,19 +303,20 @@ def measure_control_ms(
     """
     times_ms = []
     for number in range(CONTROL_REPEATS):
-        text = f"what does sign {number} say?"  # never the same: a policy may remember the last question
+        # Never the same: a policy may remember the last question and the last budget.
+        text, budget_ms = f"what does sign {number} say?", 1e9 + number
         start_ms = now_ms()
         seen = glance() if glance is not None and needs_glance(policy) else None
         question = Question(text=text, choices=space.settings, image_size=(336, 448), glance=seen)
         if isinstance(policy, ChoosesAtOnce):
-            policy.choose_setting(question, 1e9)
+            policy.choose_setting(question, budget_ms)
             times_ms.append((now_ms() - start_ms, 0.0))
             continue
-        tier = policy.choose_tier(question, 1e9)
+        tier = policy.choose_tier(question, budget_ms)
         middle_ms = now_ms()
         choices = tuple(knobs for knobs in space if knobs.tier == tier) or space.settings
         features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
-        policy.choose_compute(features, tier, 1e9)
+        policy.choose_compute(features, tier, budget_ms)
         times_ms.append((middle_ms - start_ms, now_ms() - middle_ms))
     first_ms, second_ms = zip(*times_ms[1:], strict=True)
     return max(first_ms), max(second_ms)

@@ -10,7 +10,8 @@ import torch
 
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.guard import Guard, measure_control_ms
+from tempovlm.control.guard import CONTROL_REPEATS, Guard, measure_control_ms
+from tempovlm.control.host import HostSupervised
 from tempovlm.control.learned import LearnedPolicy, SupervisedPolicy, TwoStagePolicy, policy_from_checkpoint
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.control.networks import (
@@ -127,6 +128,16 @@ def test_the_guard_measures_and_asks(two_stage: Policy, supervised: Policy) -> N
         choice = guard.choose_compute(request, chosen, Sight(None, 0, 0), 10.0)
         assert choice.knobs in SPACE
         assert choice.policy == policy.name
+
+
+def test_the_network_runs_anew_for_every_budget_that_is_measured(
+    supervised: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    run = HostSupervised.__call__
+    monkeypatch.setattr(HostSupervised, "__call__", lambda net, b: (seen.append(b), run(net, b))[1])
+    measure_control_ms(supervised, SPACE)
+    assert len(seen) == len(set(seen)) == CONTROL_REPEATS
 
 
 def test_a_first_stage_alone_runs_what_is_nearest_to_the_trained_model(engine: Engine, tmp_path: Path) -> None:
