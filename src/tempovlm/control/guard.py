@@ -13,8 +13,10 @@ What an answer took is told to the guard, which widens its bounds while the mach
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from tempovlm.control.margin import OnlineMargin
@@ -24,6 +26,9 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer, Prediction, Request
 from tempovlm.core.units import now_ms
 from tempovlm.latency.profile import LatencyProfile
+
+Bounds = tuple[tuple[KnobConfig, float], ...]
+"""Settings in index order, each with its calibrated bound; before the factor of the margin."""
 
 CONTROL_REPEATS = 20
 """Times that a policy's own cost is measured; the largest counts."""
@@ -59,9 +64,12 @@ class Choice:
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Guard:
     """Wraps a policy; of requests it holds nothing but the margin.
+
+    What does not change between requests is looked up once: the choices are made while the caches hold the
+    model's weights, when touching anything costs several times what a loop over it suggests.
 
     Attributes:
         choices: indices of the settings that may run at all, ascending.
@@ -119,10 +127,10 @@ class Guard:
 
     def wants_glance(self, request: Request, elapsed_ms: float) -> bool:
         """Whether the policy glances and has something to choose, after `elapsed_ms` of opening the picture."""
-        if request.budget_ms is None or not needs_glance(self.policy):
+        if request.budget_ms is None or not self._glances:
             return False
-        allowed = self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), glanced=False)
-        return self._is_open(self._settings(allowed))
+        left_ms = self._left_ms(request.budget_ms, elapsed_ms, glanced=False)
+        return self._is_open(self._fitting(left_ms, glanced=False))
 
     def choose_tier(
         self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None
@@ -131,13 +139,13 @@ class Guard:
 
         `glance` is (1, G, D) the projected tokens of the global crop.
         """
-        budget_ms, profile, policy = request.budget_ms, self.profile, self.policy
+        budget_ms = request.budget_ms
         if budget_ms is None:
-            return TierChoice(self._unbounded().tier, Question(text=request.question, choices=()), None)
+            return TierChoice(self._unbounded.tier, Question(text=request.question, choices=()), None)
         left_ms = self._left_ms(budget_ms, elapsed_ms, glanced=glance is not None)
         allowed = self._fitting(left_ms, glanced=glance is not None)
-        feasible = None if profile is None else bool(allowed)
-        choices = self._settings(allowed or (self._cheapest(),))
+        feasible = None if self.profile is None else bool(allowed)
+        choices = allowed or (self._cheapest,)
         question = Question(
             text=request.question,
             choices=choices,
@@ -147,10 +155,10 @@ class Guard:
             glance=glance,
         )
         is_open = self._is_open(choices)
-        if isinstance(policy, ChoosesAtOnce):
-            wanted = policy.choose_setting(question, left_ms) if is_open else choices[0]
+        if self._at_once is not None:
+            wanted = self._at_once.choose_setting(question, left_ms) if is_open else choices[0]
             return TierChoice(lower_tier(self.space, wanted.tier, choices), question, feasible, wanted)
-        tier = policy.choose_tier(question, left_ms) if is_open else choices[0].tier
+        tier = self.policy.choose_tier(question, left_ms) if is_open else choices[0].tier
         return TierChoice(lower_tier(self.space, tier, choices), question, feasible)
 
     def choose_compute(self, request: Request, chosen: TierChoice, sight: Sight, elapsed_ms: float) -> Choice:
@@ -158,21 +166,18 @@ class Guard:
 
         Where the whole setting was chosen at once, it runs unless it no longer fits.
         """
-        budget_ms, profile = request.budget_ms, self.profile
+        budget_ms = request.budget_ms
         if budget_ms is None:
-            return self._choice(self._unbounded(), None, elapsed_ms, FIXED)
+            return self._choice(self._unbounded, None, elapsed_ms, FIXED)
         left_ms = budget_ms - elapsed_ms - (self.control_ms if self.second_ms is None else self.second_ms)
-        same_tier = tuple(i for i in self.choices if self.space.settings[i].tier == chosen.tier)
-        allowed, feasible = same_tier, chosen.feasible
-        if profile is not None:
-            widened = self._widened
-            allowed = tuple(i for i in same_tier if widened * profile.upper_remainder_ms(i) <= left_ms)
-            feasible = bool(chosen.feasible and allowed)
-        choices = self._settings(allowed or same_tier[:1])
+        bounds = self._remainders[chosen.tier]
+        choices = self._within(bounds, left_ms)
+        feasible = chosen.feasible and bool(choices)
+        choices = choices or (bounds[0][0],)
         knobs = choices[0]
         if len(choices) > 1:
             wanted = chosen.wanted or self._ask(chosen, choices, sight, left_ms)
-            knobs = wanted if wanted in choices else nearest_below(wanted, choices)
+            knobs = nearest_below(wanted, choices)
         return self._choice(knobs, feasible, elapsed_ms, self.policy.name)
 
     def observe(self, answer: Answer, opened_ms: float) -> None:
@@ -180,17 +185,48 @@ class Guard:
         if self.margin is None or self.profile is None or answer.finish_reason in ("deadline", "cancelled"):
             return
         took_ms = answer.timings_ms["total"] - opened_ms - answer.timings_ms["control"]
-        self.margin.observe(took_ms, self._upper_ms(self.space.index(answer.knobs), needs_glance(self.policy)))
+        self.margin.observe(took_ms, self._upper_ms(self.space.index(answer.knobs), glanced=self._glances))
+
+    @cached_property
+    def _at_once(self) -> ChoosesAtOnce | None:
+        """The policy, if it chooses the whole setting first."""
+        return self.policy if isinstance(self.policy, ChoosesAtOnce) else None
+
+    @cached_property
+    def _glances(self) -> bool:
+        return needs_glance(self.policy)
+
+    @cached_property
+    def _totals(self) -> dict[bool, Bounds]:
+        """Of the answers from the opened picture on, without and with a glance."""
+        settings = self.space.settings
+        return {
+            glanced: tuple((settings[i], self._upper_ms(i, glanced=glanced)) for i in self.choices)
+            for glanced in (False, True)
+        }
+
+    @cached_property
+    def _remainders(self) -> dict[str, Bounds]:
+        """Of prefill and decode, by tier."""
+        upper_ms = (lambda _: -math.inf) if self.profile is None else self.profile.upper_remainder_ms
+        rows = [(self.space.settings[i], upper_ms(i)) for i in self.choices]
+        return {tier: tuple(row for row in rows if row[0].tier == tier) for tier in self.space.tiers}
+
+    def _upper_ms(self, index: int, *, glanced: bool) -> float:
+        """The calibrated bound on a setting's answer from the opened picture on; none where none is known."""
+        if self.profile is None:
+            return -math.inf
+        split_ms = self.split_ms.get(self.space.settings[index].tier, 0.0) if glanced else 0.0
+        return self.profile.upper_total_ms(index) - self.profile.open_ms + split_ms
 
     @property
     def _widened(self) -> float:
         return 1.0 if self.margin is None else self.margin.factor
 
-    def _upper_ms(self, index: int, glanced: bool) -> float:
-        """The calibrated bound on a setting's answer from the opened picture on."""
-        assert self.profile is not None
-        split_ms = self.split_ms.get(self.space.settings[index].tier, 0.0) if glanced else 0.0
-        return self.profile.upper_total_ms(index) - self.profile.open_ms + split_ms
+    def _within(self, bounds: Bounds, left_ms: float) -> tuple[KnobConfig, ...]:
+        """The settings whose bound, widened, fits."""
+        widened = self._widened
+        return tuple([knobs for knobs, upper_ms in bounds if widened * upper_ms <= left_ms])
 
     def _ask(
         self, chosen: TierChoice, choices: tuple[KnobConfig, ...], sight: Sight, left_ms: float
@@ -208,18 +244,16 @@ class Guard:
         # The table holds an ordinary picture's opening, and an ordinary look at the lowest tier.
         return left_ms + (min(elapsed_ms, profile.p50_prefix_ms(0)) if glanced else profile.open_ms)
 
-    def _fitting(self, left_ms: float, *, glanced: bool) -> tuple[int, ...]:
+    def _fitting(self, left_ms: float, *, glanced: bool) -> tuple[KnobConfig, ...]:
         """The settings whose upper total fits, with what a glance adds to it."""
-        profile = self.profile
-        if profile is None:
-            return self.choices
-        left_ms -= profile.open_ms  # which `_left_ms` gave back
-        return tuple(i for i in self.choices if self._widened * self._upper_ms(i, glanced) <= left_ms)
+        opened_ms = 0.0 if self.profile is None else self.profile.open_ms  # which `_left_ms` gave back
+        return self._within(self._totals[glanced], left_ms - opened_ms)
 
     def _is_open(self, choices: Sequence[KnobConfig]) -> bool:
-        """Whether there is something to choose first."""
-        at_once = isinstance(self.policy, ChoosesAtOnce)
-        return len(choices if at_once else {knobs.tier for knobs in choices}) > 1
+        """Whether there is something to choose first: they are in index order, in which tiers are together."""
+        if self._at_once is not None:
+            return len(choices) > 1
+        return bool(choices) and choices[0].tier != choices[-1].tier
 
     def _choice(self, knobs: KnobConfig, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
         """The setting, with what has passed and what the rest is expected to take."""
@@ -232,31 +266,30 @@ class Guard:
         )
         return Choice(knobs, feasible, predicted, profile.step_ms(index), policy)
 
+    @cached_property
     def _unbounded(self) -> KnobConfig:
         """Without a budget: the model as trained, or the most that may run."""
-        settings = self._settings(self.choices)
+        settings = [self.space.settings[i] for i in self.choices]
         return self.space.native if self.space.native in settings else settings[-1]
 
-    def _cheapest(self) -> int:
-        if self.profile is None:
-            return self.choices[0]
-        return min(self.choices, key=self.profile.p50_total_ms)
-
-    def _settings(self, indices: tuple[int, ...]) -> tuple[KnobConfig, ...]:
-        return tuple(self.space.settings[i] for i in indices)
+    @cached_property
+    def _cheapest(self) -> KnobConfig:
+        profile = self.profile
+        index = self.choices[0] if profile is None else min(self.choices, key=profile.p50_total_ms)
+        return self.space.settings[index]
 
 
 def lower_tier(space: KnobSpace, wanted: str, choices: Sequence[KnobConfig]) -> str:
     """The wanted tier if a choice has it, else the next lower one that has, else the lowest."""
-    there = {knobs.tier for knobs in choices}
-    order = [tier for tier in space.tiers if tier in there]
     limit = space.tiers.index(wanted) if wanted in space.tiers else 0
-    below = [tier for tier in order if space.tiers.index(tier) <= limit]
-    return below[-1] if below else order[0]
+    for tier in reversed(space.tiers[: limit + 1]):
+        if any(knobs.tier == tier for knobs in choices):
+            return tier
+    return choices[0].tier
 
 
 def nearest_below(wanted: KnobConfig, choices: Sequence[KnobConfig]) -> KnobConfig:
-    """The largest allowed setting that exceeds the wanted one in no knob, else the cheapest."""
+    """The wanted setting if it is allowed, else the largest that exceeds it in no knob, else the cheapest."""
     below = [k for k in choices if k.top_k <= wanted.top_k and k.num_blocks <= wanted.num_blocks]
     return max(below, key=lambda k: (k.num_blocks, k.top_k)) if below else choices[0]
 
@@ -270,19 +303,20 @@ def measure_control_ms(
     """
     times_ms = []
     for number in range(CONTROL_REPEATS):
-        text = f"what does sign {number} say?"  # never the same: a policy may remember the last question
+        # Never the same: a policy may remember the last question and the last budget.
+        text, budget_ms = f"what does sign {number} say?", 1e9 + number
         start_ms = now_ms()
         seen = glance() if glance is not None and needs_glance(policy) else None
         question = Question(text=text, choices=space.settings, image_size=(336, 448), glance=seen)
         if isinstance(policy, ChoosesAtOnce):
-            policy.choose_setting(question, 1e9)
+            policy.choose_setting(question, budget_ms)
             times_ms.append((now_ms() - start_ms, 0.0))
             continue
-        tier = policy.choose_tier(question, 1e9)
+        tier = policy.choose_tier(question, budget_ms)
         middle_ms = now_ms()
         choices = tuple(knobs for knobs in space if knobs.tier == tier) or space.settings
         features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
-        policy.choose_compute(features, tier, 1e9)
+        policy.choose_compute(features, tier, budget_ms)
         times_ms.append((middle_ms - start_ms, now_ms() - middle_ms))
     first_ms, second_ms = zip(*times_ms[1:], strict=True)
     return max(first_ms), max(second_ms)

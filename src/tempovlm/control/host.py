@@ -1,16 +1,16 @@
 """The small networks' arithmetic in NumPy, for one request at a time.
 
-At batch 1 such a network is some thirty operations on at most a few hundred numbers. Torch takes several times as
+At batch 1 such a network is some twenty operations on at most a few hundred numbers. Torch takes several times as
 long to dispatch them as they take, and that time comes off the budget. Training has the networks themselves; here
 are their weights as they are when a policy is made. Shapes: `W`, `L`, `V` widths of features, `H` hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tempovlm.control.encoding import CENTRE, SPREAD, LatencyBudgetEncoder
@@ -23,41 +23,41 @@ from tempovlm.control.networks import (
     Knob2Knob3Predictor,
     SupervisedController,
 )
+from tempovlm.control.observation import Row
 
-Row = NDArray[np.float32]
 Function = Callable[[Row], Row]
+
+ALONE = 1 << 18
+"""At most so many weights are multiplied at once; from 460 800 on, OpenBLAS spreads them over threads."""
 
 
 class HostKnob1:
     """The first stage; each variant reads what it was trained on."""
 
     def __init__(self, net: Knob1Predictor) -> None:
-        self._budget, self._trunk = encoder(net.budget), layers(net.trunk)
-        self._language = None if isinstance(net, Knob1PredictorBudget) else feature(net.language)
-        self._glance = feature(net.glance) if isinstance(net, Knob1PredictorBudgetLanguageGlance) else None
+        looks: list[Feature] = []
+        if not isinstance(net, Knob1PredictorBudget):
+            looks.append(net.language)
+        if isinstance(net, Knob1PredictorBudgetLanguageGlance):
+            looks.append(net.glance)
+        self._inputs, self._trunk = Inputs(net.budget, looks), layers(net.trunk)
 
-    def __call__(self, budget_ms: float, language: Row | None, glance: Row | None = None) -> Row:
-        """The tiers' logits (3,) of a budget, a question (L,) and a look at the picture (V,)."""
-        x = self._budget(budget_ms)
-        for look, values in ((self._language, language), (self._glance, glance)):
-            if look is not None and values is not None:
-                x = x + look(values)
-        return self._trunk(x)
+    def __call__(self, budget_ms: float, *looks: Row) -> Row:
+        """The tiers' logits (3,) of a budget and, as far as it reads them, a question (L,) and a picture (V,)."""
+        return self._trunk(self._inputs(budget_ms, *looks))
 
 
 class HostKnob2Knob3:
     """The second stage."""
 
     def __init__(self, net: Knob2Knob3Predictor) -> None:
-        self._budget, self._trunk = encoder(net.budget), layers(net.trunk)
-        self._language, self._vision = feature(net.language), feature(net.vision)
+        self._inputs, self._trunk = Inputs(net.budget, [net.vision, net.language]), layers(net.trunk)
         self._tier = _array(net.tier.weight) @ _array(net.of_tier.weight).T
         self._first = net.heads[0]
 
     def __call__(self, vision: Row, language: Row, left_ms: float, tier: int) -> tuple[Row, Row]:
         """Logits (5,) and (5,) of a picture (V,), a question (L,), what is left and the tier's place."""
-        x = self._vision(vision) + self._language(language) + self._budget(left_ms) + self._tier[tier]
-        both = self._trunk(x)
+        both = self._trunk(self._inputs(left_ms, vision, language) + self._tier[tier])
         return both[: self._first], both[self._first :]
 
 
@@ -65,34 +65,61 @@ class HostSupervised:
     """Exp 2: the budget alone."""
 
     def __init__(self, net: SupervisedController) -> None:
-        self._budget, self._trunk = encoder(net.budget), layers(net.trunk)
+        self._inputs, self._trunk = Inputs(net.budget, []), layers(net.trunk)
         self._ends = np.cumsum(net.heads)[:-1]
 
     def __call__(self, budget_ms: float) -> list[Row]:
         """Logits (3,), (5,) and (5,) of a budget."""
-        return np.split(self._trunk(self._budget(budget_ms)), self._ends)
+        return np.split(self._trunk(self._inputs(budget_ms)), self._ends)
 
 
-def encoder(net: LatencyBudgetEncoder) -> Callable[[float], Row]:
-    """A budget in milliseconds to (H,)."""
-    frequencies, mlp = _array(net.frequencies), layers(net.mlp)
+class Inputs:
+    """A budget and features, each through its own last linear layer, and summed: (H,).
+
+    One product with all of their weights side by side, into which the features' scales are multiplied, because the
+    number of operations is what takes the time.
+    """
+
+    def __init__(self, budget: LatencyBudgetEncoder, looks: Sequence[Feature]) -> None:
+        """Take the weights of the encoder and of each feature."""
+        *hidden, last = budget.mlp
+        assert isinstance(last, nn.Linear)
+        nothing = np.zeros(0, np.float32)
+        scales = [_array(look.standard.scale) for look in looks]
+        weights = [_array(look.linear.weight) * scale for look, scale in zip(looks, scales, strict=True)]
+        self._waves, self._hidden = waves(budget), layers(hidden)
+        self._mean = np.concatenate([nothing, *(_array(look.standard.mean) for look in looks)])
+        with np.errstate(divide="ignore"):  # a constant column has no scale, and so no weight
+            self._limit = CLIP / np.concatenate([nothing, *scales])
+        self._product = product(np.concatenate([*weights, _array(last.weight)], axis=1))
+        self._bias = sum((_array(look.linear.bias) for look in looks), _array(last.bias))
+
+    def __call__(self, budget_ms: float, *looks: Row) -> Row:
+        """Of milliseconds and of each feature (W,)."""
+        x = self._hidden(self._waves(budget_ms))
+        if looks:
+            values = np.concatenate(looks) - self._mean
+            x = np.concatenate((np.minimum(np.maximum(values, -self._limit), self._limit), x))
+        return self._product(x) + self._bias
+
+
+def waves(net: LatencyBudgetEncoder) -> Callable[[float], Row]:
+    """A budget in milliseconds to (2F + 1,), as the encoder's own."""
+    frequencies, count = _array(net.frequencies), net.num_frequencies
     least, most = net.range_ms.tolist()
 
     def encode(budget_ms: float) -> Row:
-        log = np.float32(np.log(min(max(budget_ms, least), most)))
-        phase = log * frequencies
-        return mlp(np.concatenate(([(log - CENTRE) / SPREAD], np.sin(phase), np.cos(phase)), dtype=np.float32))
+        log = np.float32(math.log(min(max(budget_ms, least), most)))
+        phase, row = log * frequencies, np.empty(2 * count + 1, np.float32)
+        row[0] = (log - CENTRE) / SPREAD
+        np.sin(phase, out=row[1 : count + 1])
+        np.cos(phase, out=row[count + 1 :])
+        return row
 
     return encode
 
 
-def feature(net: Feature) -> Function:
-    """A feature (W,) to (H,)."""
-    mean, scale, linear = _array(net.standard.mean), _array(net.standard.scale), _linear(net.linear)
-    return lambda values: linear(np.minimum(np.maximum((values - mean) * scale, -CLIP), CLIP))
-
-
-def layers(net: nn.Sequential) -> Function:
+def layers(net: Iterable[nn.Module]) -> Function:
     """Linear layers and SiLUs, one after the other.
 
     Raises:
@@ -116,8 +143,18 @@ def layers(net: nn.Sequential) -> Function:
 
 
 def _linear(layer: nn.Linear) -> Function:
-    weight, bias = _array(layer.weight), _array(layer.bias)
-    return lambda x: weight @ x + bias
+    times, bias = product(_array(layer.weight)), _array(layer.bias)
+    return lambda x: times(x) + bias
+
+
+def product(weight: Row) -> Function:
+    """A matrix (M, N) times (N,), in parts small enough for one thread: to wake another takes longer."""
+    rows, width = weight.shape
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * width <= ALONE or n == rows))
+    if parts == 1:
+        return lambda x: weight @ x
+    several = weight.reshape(parts, -1, width)
+    return lambda x: (several @ x).reshape(rows)
 
 
 def _silu(x: Row) -> Row:

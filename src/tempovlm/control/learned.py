@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import SavedController, load_controller
-from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised, Row
+from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.control.networks import (
     Knob1Predictor,
@@ -31,9 +31,11 @@ from tempovlm.control.networks import (
 from tempovlm.control.observation import (
     Encodes,
     HasDecoder,
+    Row,
     glance_feature,
     language_feature,
     question_ids,
+    token_vectors,
     vision_feature,
 )
 from tempovlm.control.policies import prior_accuracy
@@ -62,8 +64,11 @@ class Reader:
         return lru_cache(maxsize=1)(self._read)
 
     def _read(self, question: str) -> Row:
-        feature: Row = language_feature(self.model, question_ids(self.tokenizer, question)).numpy()
-        return feature
+        return language_feature(self._vectors, question_ids(self.tokenizer, question))
+
+    @cached_property
+    def _vectors(self) -> Row:
+        return token_vectors(self.model)
 
 
 @dataclass(frozen=True)
@@ -73,25 +78,10 @@ class LearnedPolicy:
     space: KnobSpace
     name: str
 
-    @cached_property
-    def places(self) -> dict[KnobConfig, tuple[int, int, int]]:
-        """Setting → index of its tier, top-k and number of blocks."""
-        space = self.space
-        return {
-            knobs: (
-                space.tiers.index(knobs.tier),
-                space.top_ks.index(knobs.top_k),
-                space.block_counts.index(knobs.num_blocks),
-            )
-            for knobs in space
-        }
-
     def best_tier(self, logits: Row, choices: Sequence[KnobConfig]) -> str:
         """The tier of the highest logit (3,) among those that a choice has."""
-        row = logits.tolist()
-        return max(
-            dict.fromkeys(knobs.tier for knobs in choices), key=lambda tier: row[self.space.tiers.index(tier)]
-        )
+        score = dict(zip(self.space.tiers, logits.tolist(), strict=False))
+        return max(dict.fromkeys([knobs.tier for knobs in choices]), key=score.__getitem__)
 
     def best_compute(self, top_k: Row, num_blocks: Row, choices: Sequence[KnobConfig]) -> KnobConfig:
         """The choice of the highest joint logit of (5,) and (5,); the first of equals."""
@@ -104,13 +94,12 @@ class LearnedPolicy:
             logits: (3,), (5,) and (5,) of tier, top-k and depth.
             choices: what is allowed.
         """
-        tiers, top_ks, blocks = (row.tolist() for row in logits)
-
-        def joint(knobs: KnobConfig) -> float:
-            i, j, k = self.places[knobs]
-            return tiers[i] + top_ks[j] + blocks[k]
-
-        return max(choices, key=joint)
+        space, (tiers, top_ks, blocks) = self.space, [row.tolist() for row in logits]
+        of_tier = dict(zip(space.tiers, tiers, strict=False))
+        of_top_k = dict(zip(space.top_ks, top_ks, strict=False))
+        of_blocks = dict(zip(space.block_counts, blocks, strict=False))
+        scores = [of_tier[k.tier] + of_top_k[k.top_k] + of_blocks[k.num_blocks] for k in choices]
+        return choices[scores.index(max(scores))]
 
 
 @dataclass(frozen=True)
@@ -134,11 +123,12 @@ class SupervisedPolicy(LearnedPolicy):
         return knobs.top_k, knobs.num_blocks
 
     def _choose(self, choices: Sequence[KnobConfig], budget_ms: float) -> KnobConfig:
-        return self.best(self._network(budget_ms), choices)
+        return self.best(self._logits(budget_ms), choices)
 
     @cached_property
-    def _network(self) -> HostSupervised:
-        return HostSupervised(self.net)
+    def _logits(self) -> Callable[[float], list[Row]]:
+        """Those of the last budget are known, since both choices ask."""
+        return lru_cache(maxsize=1)(HostSupervised(self.net))
 
 
 @dataclass(frozen=True)
@@ -155,13 +145,13 @@ class Stage1Policy(LearnedPolicy):
 
     def choose_tier(self, question: Question, budget_ms: float) -> str:
         """The most likely tier of those that are allowed."""
-        blind = isinstance(self.knob1, Knob1PredictorBudget)
-        language = None if blind else self.reader.language(question.text)
-        glance = None
-        if isinstance(self.knob1, Knob1PredictorBudgetLanguageGlance):
+        looks: list[Row] = []
+        if not isinstance(self.knob1, Knob1PredictorBudget):
+            looks.append(self.reader.language(question.text))
+        if self.glances:
             seen, width = question.glance, self.knob1.sizes["vision_width"]
-            glance = np.zeros(width, np.float32) if seen is None else glance_feature(seen).numpy()
-        return self.best_tier(self._network(budget_ms, language, glance), question.choices)
+            looks.append(np.zeros(width, np.float32) if seen is None else glance_feature(seen))
+        return self.best_tier(self._network(budget_ms, *looks), question.choices)
 
     @cached_property
     def _network(self) -> HostKnob1:
@@ -189,7 +179,7 @@ class TwoStagePolicy(Stage1Policy):
         if features is None:
             return super().choose_compute(features, tier, budget_ms)
         tokens, width = features.sight.vision, self.knob2knob3.sizes["vision_width"]
-        vision = np.zeros(width, np.float32) if tokens is None else vision_feature(tokens).numpy()
+        vision = np.zeros(width, np.float32) if tokens is None else vision_feature(tokens)
         language, place = self.reader.language(features.question.text), self.space.tiers.index(tier)
         knobs = self.best_compute(*self._second(vision, language, budget_ms, place), features.choices)
         return knobs.top_k, knobs.num_blocks

@@ -1,7 +1,8 @@
 """What the networks see of a request: one definition for training and for serving.
 
 A question is the mean of its tokens' embeddings, a picture the mean and the largest of its projected tokens. Knows
-no network. Shapes: `T` tokens, `L` width of an embedding, `C` crops, `G` tokens of a crop, `D` width of a token.
+no network. Shapes: `N` tokens that there are, `L` width of an embedding, `C` crops, `G` tokens of a crop, `D` its
+width.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Row = NDArray[np.float32]
 
 
 class Embeds(Protocol):
-    """Turns token ids (T,) into embeddings (T, L)."""
+    """Turns token ids into embeddings."""
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(T,) ids to (T, L)."""
+    @property
+    def embedding(self) -> Tensor:
+        """(N, L) one of each token."""
 
 
 class HasDecoder(Protocol):
@@ -40,28 +46,24 @@ def question_ids(tokenizer: Encodes, question: str) -> list[int]:
     return tokenizer.encode(f" {question.strip()}")
 
 
-@torch.inference_mode()
-def language_feature(model: HasDecoder, ids: Sequence[int]) -> Tensor:
-    """(L,) mean embedding of a question's tokens, float32 on the CPU; that of token 0, zeroed, without any."""
-    device = _device(model)
-    tokens = torch.tensor(list(ids) or [0], device=device)
-    mean = model.decoder.embed(tokens).float().mean(dim=0)
-    return (mean if ids else torch.zeros_like(mean)).cpu()
+def token_vectors(model: HasDecoder) -> Row:
+    """(N, L) every token's embedding, on the host: a question is read sooner there than a device answers."""
+    return model.decoder.embedding.detach().float().cpu().numpy()
 
 
-def _device(model: HasDecoder) -> torch.device | None:
-    embedding = getattr(model.decoder, "embedding", None)
-    return embedding.device if isinstance(embedding, Tensor) else None
+def language_feature(vectors: Row, ids: Sequence[int]) -> Row:
+    """(L,) mean of a question's tokens among all tokens' embeddings (N, L); zeros without any token."""
+    return vectors[list(ids)].sum(axis=0) / len(ids) if ids else np.zeros(vectors.shape[1], np.float32)
 
 
 @torch.inference_mode()
-def vision_feature(tokens: Tensor) -> Tensor:
-    """(2 · D,) mean and largest value over projected tokens (C, G, D), float32 on the CPU."""
-    flat = tokens.reshape(-1, tokens.shape[-1]).float()
-    return torch.cat((flat.mean(dim=0), flat.amax(dim=0))).cpu()
+def vision_feature(tokens: Tensor) -> Row:
+    """(2 · D,) mean and largest value over projected tokens (C, G, D)."""
+    flat = tokens.flatten(0, 1)
+    return torch.cat((flat.mean(dim=0, dtype=torch.float32), flat.amax(dim=0))).cpu().numpy()
 
 
-def glance_feature(tokens: Tensor) -> Tensor:
+def glance_feature(tokens: Tensor) -> Row:
     """(2 · D,) the same of the global crop alone, the first of (C, G, D)."""
     return vision_feature(tokens[:1])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from tempovlm.control.policy import Features, Question
 from tempovlm.core.knobs import KnobConfig, KnobSpace
@@ -32,7 +34,17 @@ class FixedPolicy:
         return self.knobs.top_k, self.knobs.num_blocks
 
 
-@dataclass(frozen=True, slots=True)
+class Row(NamedTuple):
+    """What the table holds of a setting."""
+
+    knobs: KnobConfig
+    accuracy: float
+    p50_ms: float
+    upper_total_ms: float
+    upper_remainder_ms: float
+
+
+@dataclass(frozen=True)
 class TablePolicy:
     """The most accurate setting whose calibrated upper latency fits, by accuracies measured in advance.
 
@@ -46,24 +58,35 @@ class TablePolicy:
 
     def choose_tier(self, question: Question, budget_ms: float) -> str:
         """The tier of the best setting whose upper total fits."""
-        index, upper_ms = self.profile.space.index, self.profile.upper_total_ms
-        fitting = [knobs for knobs in question.choices if upper_ms(index(knobs)) <= budget_ms]
-        return self._best(fitting or question.choices[:1]).tier
+        rows = [self._rows[knobs] for knobs in question.choices]
+        return _best([row for row in rows if row.upper_total_ms <= budget_ms] or rows[:1]).tier
 
     def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
         """Top-k and depth of the tier's best setting whose upper remainder fits."""
-        index, upper_ms = self.profile.space.index, self.profile.upper_remainder_ms
-        settings = features.choices if features else self.profile.space.settings
-        choices = [knobs for knobs in settings if knobs.tier == tier]
-        fitting = [knobs for knobs in choices if upper_ms(index(knobs)) <= budget_ms]
-        best = self._best(fitting or choices[:1])
+        choices = features.choices if features else self.profile.space.settings
+        rows = [self._rows[knobs] for knobs in choices if knobs.tier == tier]
+        best = _best([row for row in rows if row.upper_remainder_ms <= budget_ms] or rows[:1])
         return best.top_k, best.num_blocks
 
-    def _best(self, settings: list[KnobConfig] | tuple[KnobConfig, ...]) -> KnobConfig:
-        """The cheapest of the settings whose accuracy is within a tie of the best."""
-        floor = max(self.accuracy[knobs] for knobs in settings) - TIE
-        index, p50_ms = self.profile.space.index, self.profile.p50_total_ms
-        return min((k for k in settings if self.accuracy[k] >= floor), key=lambda k: p50_ms(index(k)))
+    @cached_property
+    def _rows(self) -> dict[KnobConfig, Row]:
+        profile, accuracy = self.profile, self.accuracy
+        return {
+            knobs: Row(
+                knobs,
+                accuracy[knobs],
+                profile.p50_total_ms(i),
+                profile.upper_total_ms(i),
+                profile.upper_remainder_ms(i),
+            )
+            for i, knobs in enumerate(profile.space)
+        }
+
+
+def _best(rows: list[Row]) -> KnobConfig:
+    """The cheapest of the settings whose accuracy is within a tie of the best."""
+    floor = max([row.accuracy for row in rows]) - TIE
+    return min([row for row in rows if row.accuracy >= floor], key=lambda row: row.p50_ms).knobs
 
 
 def prior_accuracy(space: KnobSpace) -> dict[KnobConfig, float]:

@@ -23,6 +23,7 @@ from tempovlm.control.observation import (
     glance_feature,
     language_feature,
     question_ids,
+    token_vectors,
     vision_feature,
     vision_width,
 )
@@ -219,7 +220,8 @@ def extract_features(engine: Engine, samples: Sequence[Sample], advance: Advance
     """Run every picture once at each tier; a picture that cannot be read has zeros."""
     model, tokenizer = engine.runner.model, engine.runner.tokenizer
     ids = [question_ids(tokenizer, sample.question) for sample in samples]
-    language = np.stack([language_feature(model, one).numpy() for one in ids])
+    vectors = token_vectors(model)
+    language = np.stack([language_feature(vectors, one) for one in ids])
     width, tiers = vision_width(model.config.width), engine.space.tiers
     vision = np.zeros((len(samples), len(tiers), width), np.float32)
     glance = np.zeros((len(samples), width), np.float32)
@@ -250,9 +252,7 @@ def _look(engine: Engine, paths: Sequence[Path], tier: str) -> list[tuple[Featur
             return [_look(engine, [path], tier)[0] for path in paths]
         _log.warning("%s cannot be looked at (%s); its features are zeros", paths[0], error)
         return [(0.0, 0.0)]
-    return [
-        (0.0, 0.0) if one is None else (vision_feature(one).numpy(), glance_feature(one).numpy()) for one in tokens
-    ]
+    return [(0.0, 0.0) if one is None else (vision_feature(one), glance_feature(one)) for one in tokens]
 
 
 def feature_key(weights: str, samples: Sequence[Sample]) -> str:

@@ -40,9 +40,10 @@ def test_the_first_stage(variant: str) -> None:
     net.budget.fit((15.0, 200.0))
     net.eval()
     host = HostKnob1(net)
+    looks = [LANGUAGE[0].numpy(), VISION[0].numpy()][: ("budget", "language", "glance").index(variant)]
     for budget_ms in BUDGETS_MS:
         want = tier_logits(net, LANGUAGE[:1], torch.tensor([budget_ms]), VISION[:1])
-        near(host(budget_ms, LANGUAGE[0].numpy(), VISION[0].numpy()), want)
+        near(host(budget_ms, *looks), want)
 
 
 def test_the_second_stage() -> None:
@@ -63,6 +64,12 @@ def test_supervision() -> None:
     net = SupervisedController(16, 3, 5, 4)
     for row, logits in zip(HostSupervised(net)(33.0), net(torch.tensor([33.0])), strict=True):
         near(row, logits)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(128, 6272), (127, 4096), (3, 200_000)])
+def test_a_layer_of_many_weights(rows: int, width: int) -> None:
+    layer, x = nn.Linear(width, rows), torch.randn(1, width)
+    near(layers([layer])(x[0].numpy()), layer(x))
 
 
 def test_another_layer_is_refused() -> None:

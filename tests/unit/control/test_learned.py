@@ -10,7 +10,8 @@ import torch
 
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.guard import Guard, measure_control_ms
+from tempovlm.control.guard import CONTROL_REPEATS, Guard, measure_control_ms
+from tempovlm.control.host import HostSupervised
 from tempovlm.control.learned import LearnedPolicy, SupervisedPolicy, TwoStagePolicy, policy_from_checkpoint
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.control.networks import (
@@ -19,7 +20,13 @@ from tempovlm.control.networks import (
     Knob2Knob3Predictor,
     SupervisedController,
 )
-from tempovlm.control.observation import language_feature, question_ids, vision_feature, vision_width
+from tempovlm.control.observation import (
+    language_feature,
+    question_ids,
+    token_vectors,
+    vision_feature,
+    vision_width,
+)
 from tempovlm.control.policy import ChoosesAtOnce, Features, Policy, Question, Sight, needs_glance
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
@@ -92,8 +99,8 @@ def test_the_second_stage_sees_the_picture_and_what_is_left(two_stage: Policy) -
     assert isinstance(two_stage, TwoStagePolicy)
     net, features = two_stage.knob2knob3, look(SPACE.settings[: len(SPACE) // 3])
     ids = question_ids(two_stage.reader.tokenizer, features.question.text)
-    language = language_feature(two_stage.reader.model, ids).unsqueeze(0)
-    seen = vision_feature(features.sight.vision).unsqueeze(0)
+    language = torch.from_numpy(language_feature(token_vectors(two_stage.reader.model), ids)).unsqueeze(0)
+    seen = torch.from_numpy(vision_feature(features.sight.vision)).unsqueeze(0)
     logits = net(seen, language, torch.tensor([33.0]), torch.tensor([0]))
     want = two_stage.best_compute(*(row[0].detach().numpy() for row in logits), features.choices)
     assert two_stage.choose_compute(features, "low", 33.0) == (want.top_k, want.num_blocks)
@@ -123,6 +130,16 @@ def test_the_guard_measures_and_asks(two_stage: Policy, supervised: Policy) -> N
         assert choice.policy == policy.name
 
 
+def test_the_network_runs_anew_for_every_budget_that_is_measured(
+    supervised: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    run = HostSupervised.__call__
+    monkeypatch.setattr(HostSupervised, "__call__", lambda net, b: (seen.append(b), run(net, b))[1])
+    measure_control_ms(supervised, SPACE)
+    assert len(seen) == len(set(seen)) == CONTROL_REPEATS
+
+
 def test_a_first_stage_alone_runs_what_is_nearest_to_the_trained_model(engine: Engine, tmp_path: Path) -> None:
     net, path = Knob1PredictorBudgetLanguage(WIDTH, 16), tmp_path / "first.pt"
     save_controller(path, kind="two_stage_stage1", networks={"knob1": net}, space=SPACE)
@@ -141,12 +158,13 @@ def test_a_glance_decides_the_tier(engine: Engine, tmp_path: Path) -> None:
     policy = policy_from_checkpoint(tmp_path / "g.pt", SPACE, run.model, run.tokenizer)
     assert needs_glance(policy)
     text = "what does the sign say?"
-    language = language_feature(run.model, question_ids(run.tokenizer, text)).unsqueeze(0)
+    ids = question_ids(run.tokenizer, text)
+    language = torch.from_numpy(language_feature(token_vectors(run.model), ids)).unsqueeze(0)
     tiers = set()
     for seed in range(8):
         tokens = 4 * torch.randn(1, 36, WIDTH, generator=torch.Generator().manual_seed(seed))
         question = Question(text=text, choices=SPACE.settings, budget_ms=50.0, glance=tokens)
-        seen = vision_feature(tokens).unsqueeze(0)
+        seen = torch.from_numpy(vision_feature(tokens)).unsqueeze(0)
         wanted = SPACE.tiers[int(net(language, torch.tensor([50.0]), seen).argmax())]
         assert policy.choose_tier(question, 50.0) == wanted
         tiers.add(wanted)
@@ -187,6 +205,8 @@ def test_the_llm_based_one_chooses_all_knobs_at_once(engine: Engine, tmp_path: P
 
 
 def test_features_of_nothing_are_zeros(engine: Engine) -> None:
-    assert not language_feature(engine.runner.model, []).any()
+    assert not language_feature(token_vectors(engine.runner.model), []).any()
     tokens = torch.tensor([[[1.0, 4.0], [3.0, 0.0]]])
-    assert vision_feature(tokens).tolist() == [2.0, 2.0, 3.0, 4.0]
+    for kind in (torch.float32, torch.bfloat16):
+        seen = vision_feature(tokens.to(kind))
+        assert (seen.dtype, seen.tolist()) == (np.float32, [2.0, 2.0, 3.0, 4.0])

@@ -1,0 +1,174 @@
+"""The guard and the table choose as their rules say, written out plainly here, whatever the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tiny_model
+from tempovlm.control.guard import Guard
+from tempovlm.control.margin import OnlineMargin
+from tempovlm.control.policies import TIE, TablePolicy
+from tempovlm.control.policy import Features, Policy, Question, Sight
+from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.request import Request
+from tempovlm.latency.profile import LatencyProfile
+
+SPACE = tiny_model.SPACE
+ORDER = {knobs: i for i, knobs in enumerate(SPACE)}
+
+
+class Drawn:
+    """Wants settings drawn at random, allowed or not, and keeps what it was offered."""
+
+    name = "drawn"
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.offered: list[tuple[KnobConfig, ...]] = []
+        self.wanted: list[KnobConfig] = []
+
+    def _draw(self, choices: tuple[KnobConfig, ...]) -> KnobConfig:
+        self.offered.append(choices)
+        self.wanted.append(SPACE.settings[self.rng.integers(len(SPACE))])
+        return self.wanted[-1]
+
+    def choose_tier(self, question: Question, budget_ms: float) -> str:
+        del budget_ms
+        return self._draw(question.choices).tier
+
+    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
+        del tier, budget_ms
+        assert features is not None
+        wanted = self._draw(features.choices)
+        return wanted.top_k, wanted.num_blocks
+
+
+class DrawnAtOnce(Drawn):
+    """Wants a whole setting first."""
+
+    def choose_setting(self, question: Question, budget_ms: float) -> KnobConfig:
+        del budget_ms
+        return self._draw(question.choices)
+
+
+def drawn_profile(rng: np.random.Generator) -> LatencyProfile:
+    """Totals, prefixes and opening times that follow no order."""
+    profile = tiny_model.make_profile(spread=rng.uniform(0.05, 0.4))
+    factors = rng.uniform(0.6, 1.6, (len(profile.measurements), 3)).tolist()
+    measurements = tuple(
+        replace(m, total_ms=m.total_ms * f, prefix_ms=m.prefix_ms * f * g, open_ms=1.0 + h)
+        for m, (f, g, h) in zip(profile.measurements, factors, strict=True)
+    )
+    return replace(profile, measurements=measurements)
+
+
+def drawn_guard(rng: np.random.Generator, policy: Policy, profile: LatencyProfile) -> Guard:
+    margin = OnlineMargin(step=0.3)
+    for _ in range(rng.integers(3)):
+        margin.observe(2.0, 1.0)
+    some = np.flatnonzero(rng.random(len(SPACE)) < rng.choice([0.1, 0.6, 1.1]))
+    guard = Guard(policy, SPACE, tuple(range(len(SPACE))), profile, rng.uniform(0, 2), rng.choice([None, 0.5]))
+    split_ms = {"medium": rng.uniform(0, 3), "high": rng.uniform(0, 6)}
+    return replace(guard, margin=margin, split_ms=split_ms).only(map(int, some) if len(some) else [7])
+
+
+def fits_first(guard: Guard, budget_ms: float, opened_ms: float, *, glanced: bool) -> list[KnobConfig]:
+    profile, margin = guard.profile, guard.margin
+    assert profile is not None
+    assert margin is not None
+    usual_ms = min(opened_ms, profile.p50_prefix_ms(0)) if glanced else profile.open_ms
+    left_ms = budget_ms - opened_ms - guard.control_ms + usual_ms - profile.open_ms
+    split_ms = guard.split_ms if glanced else {}
+    return [
+        knobs
+        for i, knobs in enumerate(SPACE)
+        if i in guard.choices
+        and margin.factor * (profile.upper_total_ms(i) - profile.open_ms + split_ms.get(knobs.tier, 0.0))
+        <= left_ms
+    ]
+
+
+def fits_second(guard: Guard, tier: str, budget_ms: float, looked_ms: float) -> list[KnobConfig]:
+    profile, margin = guard.profile, guard.margin
+    assert profile is not None
+    assert margin is not None
+    left_ms = budget_ms - looked_ms - (guard.control_ms if guard.second_ms is None else guard.second_ms)
+    return [
+        SPACE.settings[i]
+        for i in guard.choices
+        if SPACE.settings[i].tier == tier and margin.factor * profile.upper_remainder_ms(i) <= left_ms
+    ]
+
+
+def corrected_tier(wanted: str, choices: list[KnobConfig]) -> str:
+    places = sorted({SPACE.tiers.index(knobs.tier) for knobs in choices})
+    lower = [place for place in places if place <= SPACE.tiers.index(wanted)]
+    return SPACE.tiers[lower[-1] if lower else places[0]]
+
+
+def corrected(wanted: KnobConfig, choices: list[KnobConfig]) -> KnobConfig:
+    if wanted in choices:
+        return wanted
+    lower = [k for k in choices if k.top_k <= wanted.top_k and k.num_blocks <= wanted.num_blocks]
+    return max(lower, key=lambda k: (k.num_blocks, k.top_k)) if lower else choices[0]
+
+
+@pytest.mark.parametrize("kind", [Drawn, DrawnAtOnce])
+@pytest.mark.parametrize("seed", range(12))
+def test_both_choices_are_those_of_the_rules(seed: int, kind: type[Drawn]) -> None:
+    rng = np.random.default_rng(seed)
+    profile, outcomes = drawn_profile(rng), set()
+    for _ in range(25):
+        policy = kind(rng)
+        guard = drawn_guard(rng, policy, profile)
+        budget_ms, opened_ms, glanced = rng.uniform(2, 110), rng.uniform(0, 6), bool(rng.integers(2))
+        request = Request(images=(), question="what?", budget_ms=budget_ms)
+        tier = guard.choose_tier(request, (84, 112), opened_ms, "seen" if glanced else None)
+        first = fits_first(guard, budget_ms, opened_ms, glanced=glanced)
+        cheapest = SPACE.settings[min(guard.choices, key=profile.p50_total_ms)]
+        offered = first or [cheapest]
+        at_once = kind is DrawnAtOnce
+        is_open = len(offered if at_once else {knobs.tier for knobs in offered}) > 1
+        assert policy.offered == ([tuple(offered)] if is_open else [])
+        wanted = policy.wanted[-1] if is_open else offered[0]
+        assert (tier.tier, tier.feasible) == (corrected_tier(wanted.tier, offered), bool(first))
+
+        looked_ms = opened_ms + rng.uniform(0, 30)
+        policy.wanted.clear()
+        choice = guard.choose_compute(request, tier, Sight(None, 0, 0), looked_ms)
+        second = fits_second(guard, tier.tier, budget_ms, looked_ms)
+        lowest = next(SPACE.settings[i] for i in guard.choices if SPACE.settings[i].tier == tier.tier)
+        if len(second) > 1 and not at_once:
+            wanted = replace(policy.wanted[-1], tier=tier.tier)
+        assert choice.knobs == (corrected(wanted, second) if len(second) > 1 else (second or [lowest])[0])
+        assert choice.feasible == bool(first and second)
+        outcomes.add((choice.feasible, is_open, len(second) > 1))
+    assert len(outcomes) > 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_table_is_that_of_its_rules(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    profile = drawn_profile(rng)
+    accuracy = {knobs: float(rng.choice([0.3, 0.5, 0.501, 0.504])) for knobs in SPACE}
+    policy = TablePolicy(profile, accuracy)
+
+    def best(choices: list[KnobConfig]) -> KnobConfig:
+        top = max(accuracy[k] for k in choices)
+        return min((k for k in choices if accuracy[k] >= top - TIE), key=lambda k: profile.p50_total_ms(ORDER[k]))
+
+    for _ in range(40):
+        choices = tuple(k for k in SPACE if rng.random() < 0.5) or SPACE.settings
+        budget_ms = rng.uniform(5, 80)
+        question = Question(text="what?", choices=choices)
+        fitting = [k for k in choices if profile.upper_total_ms(ORDER[k]) <= budget_ms]
+        tier = policy.choose_tier(question, budget_ms)
+        assert tier == best(fitting or [choices[0]]).tier
+        same = [k for k in choices if k.tier == tier]
+        fitting = [k for k in same if profile.upper_remainder_ms(ORDER[k]) <= budget_ms / 2]
+        features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
+        wanted = best(fitting or same[:1])
+        assert policy.choose_compute(features, tier, budget_ms / 2) == (wanted.top_k, wanted.num_blocks)
