@@ -96,6 +96,8 @@ def test_a_gpus_commands_make_every_checkpoint_that_they_name() -> None:
             found = [word for word in words if word.startswith("checkpoints/") and word not in folders]
             assert all(word.startswith(tuple(made)) for word in found), command
             assert all(word.startswith("checkpoints/gpu_h100/") for word in found), command
+            if "--results_dir" in words:
+                assert "results/core_exp_pocket_h100" in words, "an estimator needs its sweep's preparing time"
             made += [f"{folder}/" for folder in folders]
             if command.startswith("python experiments/"):
                 reproduce.command(words[1], ROOT).__globals__["flags"]().parse_args(words[2:])

@@ -38,6 +38,16 @@ def value_stage(device: str) -> tuple[str, ...]:
     return ("--knob1_loss", "value", *time_price(device), "--lr", "1e-3")
 
 
+def results(device: str, part: str) -> str:
+    """Folders of the core experiment's answers to a part of the questions, for a device's chain.
+
+    A GPU's come with its timed sweep: an estimator does not know how long a picture takes to be prepared, which is
+    most of an answer there and little on the CPU.
+    """
+    answers = f"results/core_exp_pocket_{part}"
+    return answers if device == "cpu" else f"{answers} results/core_exp_pocket_{device}"
+
+
 def estimator(device: str) -> str:
     """Exp 1 on the device's own sweep of the pocket."""
     return estimator_command(_folder(device, ESTIMATOR_FILE), f"core_exp_pocket_{device}")
@@ -54,7 +64,7 @@ def supervised(device: str) -> str:
         return train
     return (
         f"python experiments/controller/profiling_with_importance.py --model_path pocket --datasets {DATASETS[0]} "
-        f"--results_dir results/core_exp_pocket_val results/core_exp_pocket_{device} --output_dir {profiles} && "
+        f"--results_dir {results(device, 'val')} --output_dir {profiles} && "
         f"{train}"
     )
 
@@ -93,7 +103,7 @@ def _folder(device: str, file: str, levels: int = 1) -> str:
 
 def _learned(device: str) -> str:
     return (
-        f"--results_dir results/core_exp_pocket_train --dataset_names {' '.join(DATASETS)} --model_path pocket "
+        f"--results_dir {results(device, 'train')} --dataset_names {' '.join(DATASETS)} --model_path pocket "
         f"--latency_estimator_path {checkpoint(device, ESTIMATOR_FILE)}"
     )
 

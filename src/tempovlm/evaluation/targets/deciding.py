@@ -47,9 +47,10 @@ def _judge(device: str) -> Source:
     steps = (chain.estimator, chain.two_stage, chain.end_to_end, chain.supervised)
     trainings = [] if device == "cpu" else [step(device) for step in steps]
     learned = " ".join(chain.checkpoint(device, file) for file in (STAGE2_FILE, END_TO_END_FILE, SUPERVISED_FILE))
+    val, train = (chain.results(device, part) for part in ("val", "train"))
     judging = (
-        "tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir "
-        "results/core_exp_pocket_train --twin_results_dir results/core_exp_pocket_twin --latency_estimator_path "
+        f"tempovlm evaluate --results_dir {val} --train_results_dir {train} --twin_results_dir "
+        "results/core_exp_pocket_twin --latency_estimator_path "
         f"{chain.checkpoint(device, chain.ESTIMATOR_FILE)} --policies {learned} table best_static only_tier "
         f"only_top_k only_num_blocks random knn linucb --budgets {JUDGED_MS[device]} "
         f"{' '.join(time_price(device))} --output_dir {folder}"
