@@ -136,11 +136,13 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Ranking
     from tempovlm.evaluation import reproduction
+    from tempovlm.evaluation.targets.devices import place_of
     from tempovlm.model.card import ModelCard
     from tempovlm.model.weights import read_config, weights_hash
     from tempovlm.profiling import shipped
+    from tempovlm.profiling.environment import hardware_name
 
-    device, weights = str(pick_device(flags.device)), weights_hash(folder)
+    device, weights = pick_device(flags.device), weights_hash(folder)
     shape = read_config(folder).shape
     space = KnobSpace.for_model(shape)
     has_shipped = False
@@ -155,7 +157,8 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     return reproduction.Setup(
         model=str(folder.resolve()) if Path(flags.model).expanduser().is_dir() else flags.model,
         weights=weights,
-        device=device,
+        device=str(device),
+        place=place_of(device.type, hardware_name(device)),
         counts=reproduction.SMOKE if flags.smoke else counts,
         data_dir=None if flags.data_dir is None else flags.data_dir.resolve(),
         has_shipped=has_shipped,

@@ -24,7 +24,7 @@ from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.catalog import load_mixed
 
-SCHEMA = "tempovlm.adaptive_inference/1"
+SCHEMA = "tempovlm.adaptive_inference/2"
 
 
 class Loaded(bench.Model, Protocol):
@@ -133,7 +133,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
     records = [r for r in records if (r.dataset, r.question_id) in wanted]
     result = _result(model, plan, records, stamp)
     result["busy"] = None if busy is None else busy >= BUSY_CORES
-    write_whole(path, json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, as_text(rounded(result)))
     kept.unlink(missing_ok=True)
     return result
 
@@ -203,8 +203,38 @@ def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) 
             "num_blocks": list(space.block_counts),
         },
         "stamp": stamp.to_json(),
-        "samples": [record.to_json() for record in records],
+        "samples": as_columns(records),
     }
+
+
+def as_columns(records: Sequence[Record]) -> dict[str, Any]:
+    """All that the records hold, each field's name and each field that is the same in all of them once.
+
+    Returns:
+        `same`, the fields that are; `columns`, the names of the others, times as `timings_ms.STAGE`; and `rows`, a
+        list of their values for each record, None for a stage without a time.
+    """
+    flat = []
+    for record in records:
+        fields = record.to_json()
+        times = {f"timings_ms.{stage}": time_ms for stage, time_ms in fields.pop("timings_ms").items()}
+        flat.append(fields | times)
+    names = list(dict.fromkeys(name for fields in flat for name in fields))
+    same = {name: flat[0].get(name) for name in names if len({fields.get(name) for fields in flat}) == 1}
+    columns = [name for name in names if name not in same]
+    return {
+        "same": same,
+        "columns": columns,
+        "rows": [[fields.get(name) for name in columns] for fields in flat],
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """The file: everything indented but the rows of the samples, which come last and take a line each."""
+    samples, others = result["samples"], {name: value for name, value in result.items() if name != "samples"}
+    rows = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in samples["rows"]]
+    text = json.dumps({**others, "samples": {**samples, "rows": []}}, indent=1, ensure_ascii=False)
+    return text.removesuffix("[]\n }\n}") + "[\n" + ",\n".join(rows) + "\n  ]\n }\n}\n"
 
 
 def _more(records: Sequence[Record]) -> dict[str, Any]:

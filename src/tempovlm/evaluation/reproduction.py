@@ -127,20 +127,17 @@ class Setup:
 
     Attributes:
         model: pocket, a folder or a hub id. weights: hash of its weights. device: cpu or cuda.
+        place: the machine's name in paths of results.
         data_dir: of the data sets; None draws a test bed. has_shipped: whether accuracies are taken from there.
     """
 
     model: str
     weights: str
     device: str
+    place: str
     counts: Counts
     data_dir: Path | None
     has_shipped: bool
-
-    @property
-    def place(self) -> str:
-        """The machine's name in paths of results."""
-        return "cpu" if self.device == "cpu" else "h200"
 
     @property
     def data(self) -> str:

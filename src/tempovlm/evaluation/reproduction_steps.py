@@ -9,23 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from tempovlm.evaluation.reproduction import DATASETS, RATES_MS, SWEEPS, TAKE, Counts, Setup, Step
-from tempovlm.evaluation.targets.deciding import (
+from tempovlm.evaluation.targets.chain import (
     END_TO_END_FILE,
+    ESTIMATOR_FILE,
     GRPO_EPOCHS,
     GRPO_RECIPE,
-    JUDGED_MS,
     STAGE2_FILE,
     SUPERVISED_FILE,
-    TIME_PRICE,
-    VALUE_STAGE,
     VALUE_STAGE_FILE,
     WARM_START,
+    value_stage,
 )
-
-ESTIMATOR_FILE = "checkpoints/latency_estimator/best_latency_estimator.pt"
-PROFILES = "results/profiling/exp3_importance_comparison"
-
-BUDGETS_MS = {"cpu": ("60", "100", "150", "200", "300"), "h200": ("5", "8", "12", "20", "30")}
+from tempovlm.evaluation.targets.devices import ANSWERED_MS, JUDGED_MS, time_price
+from tempovlm.evaluation.targets.measuring import PROFILES
 
 _REMOVED, _SEARCHED, _RANKED = 17, 84, 11
 """Plans of a question in Exp 6: whole and without each of 16 blocks, in the joint search, and by the rankings."""
@@ -189,7 +185,7 @@ def _controllers(setup: Setup) -> list[Step]:
     )
     first_epochs = _epochs(c, "--num_epochs_stage1")
     warm, epochs = c.epochs or WARM_START, c.epochs or GRPO_EPOCHS
-    recipe = (*TIME_PRICE, *GRPO_RECIPE, "--warm_start", warm)
+    recipe = (*time_price(setup.place), *GRPO_RECIPE, "--warm_start", warm)
     looked_ms = len(DATASETS) * min(c.train, c.train_pictures) * RATES_MS["picture looked at"]
 
     def stage(name: str, title: str, folder: str, part: str, about_ms: float, *own: object) -> Step:
@@ -214,7 +210,7 @@ def _controllers(setup: Setup) -> list[Step]:
             by_value,
             "stage1",
             boosting_ms,
-            *(*VALUE_STAGE, *first_epochs),
+            *(*value_stage(setup.place), *first_epochs),
         ),
         stage("exp4", "Exp 4, second stage by GRPO", both, "stage2", trained_ms, *second),
     ]
@@ -237,7 +233,7 @@ def _controllers(setup: Setup) -> list[Step]:
 def _judging(setup: Setup) -> list[Step]:
     c, place = setup.counts, setup.place
     answered = f"results/adaptive_inference/pocket_{place}.json"
-    budgets = BUDGETS_MS[place]
+    budgets = ANSWERED_MS[place].split()
     adaptive = Step(
         name="exp8",
         title="Exp 8, requests within budgets",
@@ -273,7 +269,7 @@ def _judging(setup: Setup) -> list[Step]:
                 "linucb",
                 "--budgets",
                 *JUDGED_MS[place].split(),
-                *TIME_PRICE,
+                *time_price(place),
             ),
             *("--data_dir", setup.data, "--draws", c.draws, "--shuffles", c.shuffles, "--output_dir", folder),
         ),

@@ -30,6 +30,9 @@ differ. *Ours* is this project's target, *seed* that of the experiment protocol 
 without a result file is listed as not measured. Verdicts are computed from unrounded values, and what was measured
 with other weights than those that are shipped has none.
 
+The targets of GPUs were set for an H200; an H100, whose figures end in `_h100`, is held to the same and has 0.7 of
+the H200's memory bandwidth.
+
 Generated pictures (`synthetic`) and random weights say so in the last table: such accuracies do not compare with
 published ones, and random weights have no accuracy. How times are taken, and which file is which, is in
 [measuring.md](measuring.md).

@@ -18,6 +18,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.evaluation import journal, reproduction, reproduction_steps
 from tempovlm.evaluation.reproduction import DATASETS, SWEEPS, Setup, Step
+from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling import calibration
 from tempovlm.profiling.parts import MANIFEST
@@ -105,6 +106,7 @@ def setup(**more: object) -> Setup:
         "model": "pocket",
         "weights": "w",
         "device": "cpu",
+        "place": "cpu",
         "counts": reproduction.SHIPPED,
         "data_dir": None,
         "has_shipped": True,
@@ -140,7 +142,7 @@ def test_half_an_hour_on_two_cores() -> None:
 
 
 def test_the_scripts_take_these_flags() -> None:
-    for chosen in (setup(), setup(counts=reproduction.SMOKE, has_shipped=False, device="cuda")):
+    for chosen in (setup(), setup(counts=reproduction.SMOKE, has_shipped=False, device="cuda", place="h100")):
         for step in reproduction_steps.steps(chosen):
             if step.command.endswith(".py"):
                 path = ROOT / step.command
@@ -178,7 +180,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     assert log == names[: names.index("exp3")]
     assert go() == names[names.index("exp3") :]
     assert go() == []
-    (tmp_path / reproduction_steps.ESTIMATOR_FILE).unlink()
+    (tmp_path / ESTIMATOR_FILE).unlink()
     assert go() == names[names.index("exp1") :]
     with pytest.raises(UserError, match="holds a run with another weights, device"):
         journal.Journal.open(tmp_path, setup(weights="v", device="cuda").conditions())

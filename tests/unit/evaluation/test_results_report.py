@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,8 @@ def test_every_result_file_has_a_place_in_the_documentation() -> None:
     text = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
     folders = dict.fromkeys(("text_vqa", "coco_2014_vqa", "okvqa", "science_qa_img"), "{dataset}")
     for source in sources():
-        parts = [folders.get(part, part) for part in source.path.split("/")]
-        assert f"`{'/'.join(parts)}`" in text, source.path
+        path = "/".join(folders.get(part, part) for part in source.path.split("/"))
+        assert f"`{path}`" in text or f"`{re.sub('h[12]00', '{gpu}', path)}`" in text, source.path
 
 
 def test_an_absent_file_is_not_measured_yet(repository: Path) -> None:
@@ -180,6 +181,21 @@ def test_a_bad_file_is_one_line_that_names_it(
     assert "benchmarks/results/pocket_cpu.json" in printed
     assert words in printed
     assert not (repository / JSON_FILE).exists()
+
+
+def test_figures_of_one_gpu_are_not_taken_for_anothers(repository: Path) -> None:
+    record = {"rows": [{"name": "vision_c1", "ms_median": 1.3}]}
+    of_h100 = stamp(hardware="NVIDIA H100 80GB HBM3", device="cuda/bfloat16", model="molmoe-1b, random weights")
+    put(repository, "benchmarks/results/engine_h100.json", record | {"stamp": of_h100})
+    rows = rows_of(repository)
+    assert (rows["vision_c1_first_h100"]["measured"], rows["vision_c1_first_h100"]["met"]) == (1.3, True)
+    assert rows["vision_c1_first_h100"]["hardware"] == "NVIDIA H100 80GB HBM3"
+    assert rows["vision_c1_first"]["measured"] is None
+    put(repository, "benchmarks/results/engine_h200.json", record | {"stamp": of_h100})
+    with pytest.raises(
+        UserError, match=r"engine_h200\.json: stamped with NVIDIA H100.* its place is for NVIDIA H200"
+    ):
+        build(repository)
 
 
 def test_a_pocket_is_known_by_its_weights(repository: Path) -> None:

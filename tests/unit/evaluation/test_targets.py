@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from result_fakes import SHIPPED, put, stamp
 
+from tempovlm.cli import reproduce
 from tempovlm.core.errors import UserError
 from tempovlm.evaluation.result_files import read_result
 from tempovlm.evaluation.results_report import Row, judge_row, shown
@@ -16,6 +17,8 @@ from tempovlm.evaluation.targets import TARGETS, Bound, Reading, Source, Target,
 from tempovlm.evaluation.targets.base import REPORTED, field
 from tempovlm.evaluation.targets.engine import reversals
 
+ROOT = Path(__file__).resolve().parents[3]
+EXP8_H100 = ("exp8_adherence_h100", "exp8_llm_based_cost_h100")
 H200 = {"hardware": "NVIDIA H200", "device": "cuda/bfloat16", "model": "molmoe-1b, random weights"}
 
 
@@ -62,6 +65,44 @@ def judged(name: str, content: Any, tmp_path: Path) -> Row:
     return judge_row(one, read_result(tmp_path, one.source, SHIPPED), SHIPPED)
 
 
+def test_an_h100_has_the_rows_of_an_h200() -> None:
+    paired = 0
+    for name, one in NAMED.items():
+        if one.source.hardware != "NVIDIA H200" or name.startswith("parity_"):
+            continue
+        twin = NAMED[f"{name.removesuffix('_h200')}_h100"]
+        assert (twin.bound, twin.unit, twin.our_target, twin.seed) == (
+            one.bound,
+            one.unit,
+            one.our_target,
+            one.seed,
+        )
+        assert twin.source.hardware == "NVIDIA H100 80GB HBM3"
+        assert twin.source.path == one.source.path.replace("h200", "h100")
+        assert twin.source.command == one.source.command.replace("h200", "h100")
+        assert (twin.about, twin.about.count("H200")) == (one.about.replace("H200", "H100"), 0)
+        paired += 1
+    assert paired == sum("H100" in str(one.source.hardware) for one in TARGETS) > 80
+
+
+def test_a_gpus_commands_make_every_checkpoint_that_they_name() -> None:
+    chains = [one.source.command for one in TARGETS if one.name in ("judge_two_stage_gap_closed_h100", *EXP8_H100)]
+    assert len(chains) == 3
+    for chain in chains:
+        made: list[str] = []
+        for command in chain.split(" && "):
+            words = command.split()
+            folders = [words[i + 1] for i, word in enumerate(words) if word == "--output_dir"]
+            found = [word for word in words if word.startswith("checkpoints/") and word not in folders]
+            assert all(word.startswith(tuple(made)) for word in found), command
+            assert all(word.startswith("checkpoints/gpu_h100/") for word in found), command
+            if "--results_dir" in words:
+                assert "results/core_exp_pocket_h100" in words, "an estimator needs its sweep's preparing time"
+            made += [f"{folder}/" for folder in folders]
+            if command.startswith("python experiments/"):
+                reproduce.command(words[1], ROOT).__globals__["flags"]().parse_args(words[2:])
+
+
 def engine_file(time_ms: Callable[[int, int, int], float]) -> dict[str, Any]:
     rows = [
         {"name": f"{tier}/k{k}/b{n}", "ms_median": time_ms(t, k, n), "stages_ms": {"decode": float(k)}}
@@ -82,6 +123,20 @@ def test_engine_rows_have_a_first_target_and_a_goal(tmp_path: Path) -> None:
     assert "there is no row vision_c7" in str(absent.reason)
     assert judged("monotone_tier_and_depth", record, tmp_path).met is True
     assert judged("monotone_top_k_decode", record, tmp_path).met is True
+
+
+def test_one_byte_rows_have_gain_and_loss(tmp_path: Path) -> None:
+    rows = [{"name": "decode_k8_b16_ctx700", "ms_median": 0.5, "peers": {"bf16_weights": 0.8}}]
+    record = {"rows": rows, "checks": {"weights_error_k8": 0.03}, "stamp": stamp(**H200)}
+    assert judged("decode_k8_b16_ctx700_fp8", record, tmp_path).measured == 0.5
+    assert judged("decode_k8_b16_ctx700_fp8_speed_up", record, tmp_path).measured == 1.6
+    assert judged("fp8_logit_error_k8", record, tmp_path).measured == 3
+    assert "there is no row decode_k4_b8_ctx700" in str(judged("decode_k4_b8_ctx700_fp8", record, tmp_path).reason)
+    lost = [{"weights": "int8", "accuracy_loss": 0.005, "relative_logit_error_mean": 0.01}]
+    record = {"rows": lost, "stamp": stamp()}
+    assert judged("int8_accuracy_loss_pocket", record, tmp_path).measured == 0.5
+    assert judged("int8_logit_error_pocket", record, tmp_path).measured == 1
+    assert "no weights fp8" in str(judged("fp8_accuracy_loss_pocket", record, tmp_path).reason)
 
 
 def test_a_knob_that_buys_no_time_is_counted(tmp_path: Path) -> None:
@@ -151,16 +206,16 @@ def test_the_first_stage_is_held_against_ceiling_and_floor(tmp_path: Path) -> No
     assert judged("exp3_ceiling_gap", record, tmp_path).met is None
 
 
-def judge_file(low: float, kind: str = "noise-corrected") -> dict[str, Any]:
+def judge_file(low: float, kind: str = "noise-corrected", folder: str = "checkpoints") -> dict[str, Any]:
     def policy(area: float) -> dict[str, Any]:
         gains = [{"against_mixture": {"value": 0.02, "interval": [low, 0.03]}} for _ in range(5)]
         return {"by_budget": gains, "gap_closed": {"value": 0.5}, "area": {"value": area}}
 
-    folders = {
-        "checkpoints/two_stage_controller/stage2/best_stage2_checkpoint.pt": 0.8,
-        "checkpoints/controller/supervised/best_supervised_controller.pt": 0.75,
+    areas = {
+        f"{folder}/two_stage_controller/stage2/best_stage2_checkpoint.pt": 0.8,
+        f"{folder}/controller/supervised/best_supervised_controller.pt": 0.75,
     }
-    policies = {name: policy(area) for name, area in folders.items()}
+    policies = {name: policy(area) for name, area in areas.items()}
     return {"policies": policies, "oracle": {"kind": kind}, "stamp": stamp()}
 
 
@@ -171,6 +226,9 @@ def test_controllers_are_judged_by_intervals(tmp_path: Path) -> None:
     gain = judged("judge_two_stage_over_supervised_cpu", good, tmp_path)
     assert (gain.measured, gain.met) == (5, True)
     assert "was not judged" in str(judged("judge_end_to_end_gap_closed_cpu", good, tmp_path).reason)
+    own = judge_file(0.001, folder="checkpoints/gpu_h200") | {"stamp": stamp(**H200 | {"model": "pocket"})}
+    assert judged("judge_two_stage_above_mixture_h200", own, tmp_path).met is True
+    assert judged("judge_two_stage_over_supervised_h200", own, tmp_path).measured == 5
     weak = judge_file(0.0, kind="plain")
     assert judged("judge_two_stage_above_mixture_cpu", weak, tmp_path).met is False
     assert "not noise-corrected" in str(judged("judge_two_stage_gap_closed_cpu", weak, tmp_path).reason)

@@ -17,6 +17,7 @@ from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance, Superv
 from tempovlm.control.observation import vision_width
 from tempovlm.core.errors import UserError
 from tempovlm.evaluation import adaptive, bench
+from tempovlm.evaluation.summary import Record
 
 SCRIPT = "controller/test_adaptive_inference"
 SPACE = tiny_model.SPACE
@@ -35,6 +36,17 @@ def words(folder: Path, bed: Path, out: Path, *more: str) -> list[str]:
         "cpu",
     ]
     return [*base, "--num_samples", "4", "--max_new_tokens", "2", "--output_path", str(out), *more]
+
+
+def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The samples of a result file, a record each."""
+    kept = result["samples"]
+    return [kept["same"] | dict(zip(kept["columns"], row, strict=True)) for row in kept["rows"]]
+
+
+def stage_sum(sample: dict[str, Any]) -> float:
+    """Its stages together."""
+    return sum(v for name, v in sample.items() if name.startswith("timings_ms.") and not name.endswith("total"))
 
 
 def test_a_checkpoint_answers_within_its_budgets(
@@ -62,12 +74,12 @@ def test_a_checkpoint_answers_within_its_budgets(
     assert loose["stopped"]["num"] == 0
     assert result["controller"] == str(path)
     assert result["stamp"]["data_source"] == result["data_source"] == "synthetic"
-    assert len(result["samples"]) == 8
-    for sample in result["samples"]:
-        stages = sum(v for name, v in sample["timings_ms"].items() if name != "total")
-        assert stages == pytest.approx(sample["timings_ms"]["total"], rel=0.01)
+    samples = samples_of(result)
+    assert len(samples) == 8
+    for sample in samples:
+        assert stage_sum(sample) == pytest.approx(sample["timings_ms.total"], rel=0.01)
         assert {"knobs", "prediction", "score"} <= set(sample)
-    assert {sample["dataset"] for sample in result["samples"]} == {"text_vqa", "okvqa"}
+    assert {sample["dataset"] for sample in samples} == {"text_vqa", "okvqa"}
     printed = capsys.readouterr().out
     assert "on time" in printed
     assert printed.endswith(f"{out}\n")
@@ -91,10 +103,9 @@ def test_checkpoints_that_glance(
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     result = json.loads(out.read_text())
     assert [row["feasible_share"] for row in result["budgets"]] == [0.0, 1.0]
-    for sample in result["samples"]:
-        stages = sum(v for name, v in sample["timings_ms"].items() if name != "total")
-        assert stages == pytest.approx(sample["timings_ms"]["total"], rel=0.01)
-        assert sample["timings_ms"]["control"] > 0
+    for sample in samples_of(result):
+        assert stage_sum(sample) == pytest.approx(sample["timings_ms.total"], rel=0.01)
+        assert sample["timings_ms.control"] > 0
 
 
 def test_an_interrupted_run_answers_only_the_rest(
@@ -121,8 +132,22 @@ def test_an_interrupted_run_answers_only_the_rest(
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     assert len(asked) == 5
     assert asked[3:] == [asked[2], asked[4]]
-    samples = json.loads(out.read_text())["samples"]
+    samples = samples_of(json.loads(out.read_text()))
     assert len({(s["dataset"], s["question_id"]) for s in samples}) == len(samples) == 4
+
+
+def test_columns_lose_nothing() -> None:
+    kept = {"run": "budget", "dataset": "okvqa", "image_id": "1", "budget_ms": 60.0}
+    done = Record(question_id="1", knobs="low/k4/b8", timings_ms={"decode": 2.0, "total": 40.5}, **kept)
+    failed = Record(question_id="2", error="no picture", **kept)
+    result = json.loads(adaptive.as_text({"seed": 1, "samples": adaptive.as_columns([done, failed])}))
+    assert result["seed"] == 1
+    assert result["samples"]["same"].items() >= kept.items()
+    for record, sample in zip((done, failed), samples_of(result), strict=True):
+        times = {name.partition(".")[2]: v for name, v in sample.items() if "." in name and v is not None}
+        assert times == record.timings_ms
+        others = {name: v for name, v in sample.items() if "." not in name}
+        assert others | {"timings_ms": times} == record.to_json()
 
 
 def test_stopped_answers_are_reported_apart(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tempovlm.evaluation.targets import chain
 from tempovlm.evaluation.targets.base import (
     NO_SEED,
     REPORTED,
@@ -19,43 +20,13 @@ from tempovlm.evaluation.targets.base import (
     number,
     value_at,
 )
+from tempovlm.evaluation.targets.chain import END_TO_END_FILE, STAGE2_FILE, SUPERVISED_FILE
+from tempovlm.evaluation.targets.devices import HARDWARE, JUDGED_MS, PLACE, time_price
 
 EXP2, EXP3, EXP4, EXP5 = "Exp 2", "Exp 3", "Exp 4", "Exp 5"
 JUDGED = "Controllers against baselines"
 
 _NUM_BUDGETS = 5
-_NAMES = "text_vqa coco_2014_vqa okvqa science_qa_img"
-HARDWARE = {"cpu": "cpu", "h200": "H200"}
-PLACE = {"cpu": "2-core CPU", "h200": "H200"}
-JUDGED_MS = {"cpu": "60 80 100 150 200 300", "h200": "5 8 12 20 30"}
-_LEARNED = (
-    f"--results_dir results/core_exp_pocket_train --dataset_names {_NAMES} --model_path pocket "
-    "--latency_estimator_path checkpoints/latency_estimator/best_latency_estimator.pt"
-)
-_TWO_STAGE = f"python experiments/controller/train_two_stage_controller.py {_LEARNED}"
-
-TIME_PRICE = ("--time_price", "0.3")
-"""What the shipped controllers and the baselines that they are judged by pay for time."""
-
-VALUE_STAGE = ("--knob1_loss", "value", *TIME_PRICE, "--lr", "1e-3")
-"""Flags of the first stage that Exp 4 builds on."""
-
-GRPO_RECIPE = (
-    *("--loss_type", "dr_grpo", "--group_size", "16", "--lr", "2e-5"),
-    *("--beta", "0.02", "--entropy_coef", "0.001"),
-)
-"""Flags of Exp 4 and 5 beside the price of time."""
-
-WARM_START, GRPO_EPOCHS = 30, 20
-"""Epochs of regression, then of GRPO."""
-
-_RECIPE = " ".join((*TIME_PRICE, *GRPO_RECIPE, "--warm_start", str(WARM_START)))
-
-
-SUPERVISED_FILE = "checkpoints/controller/supervised/best_supervised_controller.pt"
-VALUE_STAGE_FILE = "checkpoints/two_stage_value/stage1/best_stage1_checkpoint.pt"
-STAGE2_FILE = "checkpoints/two_stage_controller/stage2/best_stage2_checkpoint.pt"
-END_TO_END_FILE = "checkpoints/controller/grpo/best_controller.pt"
 
 
 def _trained(folder: str, command: str) -> Source:
@@ -64,43 +35,29 @@ def _trained(folder: str, command: str) -> Source:
     )
 
 
-SUPERVISED = _trained(
-    "controller/supervised",
-    "python experiments/controller/train_supervised_controller.py --profiling_results "
-    "results/profiling/exp3_importance_comparison/text_vqa/profiling_results.json "
-    "--output_dir checkpoints/controller/supervised",
-)
-STAGE1 = _trained(
-    "two_stage_controller/stage1",
-    f"{_TWO_STAGE} --stage stage1",
-)
-STAGE2 = _trained(
-    "two_stage_controller/stage2",
-    f"{_TWO_STAGE} --stage stage1 --output_dir checkpoints/two_stage_value {' '.join(VALUE_STAGE)} && "
-    f"{_TWO_STAGE} --stage stage2 --stage1_checkpoint {VALUE_STAGE_FILE} --num_epochs_stage2 {GRPO_EPOCHS} "
-    f"{_RECIPE}",
-)
-GRPO = _trained(
-    "controller/grpo",
-    f"python experiments/controller/train_controller_v2.py {_LEARNED} --seeds 0 1 2 3 4 "
-    f"--compare_with {STAGE2_FILE} --num_epochs {GRPO_EPOCHS} {_RECIPE}",
-)
+SUPERVISED = _trained("controller/supervised", chain.supervised("cpu"))
+STAGE1 = _trained("two_stage_controller/stage1", chain.first_stage("cpu"))
+STAGE2 = _trained("two_stage_controller/stage2", chain.two_stage("cpu"))
+GRPO = _trained("controller/grpo", chain.end_to_end("cpu"))
 
 
 def _judge(device: str) -> Source:
-    """The judge's report, with latencies that an estimator of the device predicts."""
+    """The judge's report on times that the device's estimator predicts, after the trainings on a GPU."""
     folder = f"results/evaluate/pocket_{device}"
-    estimator = "best" if device == "cpu" else "recalibrated"
-    command = (
-        "tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir "
-        "results/core_exp_pocket_train --twin_results_dir results/core_exp_pocket_twin --latency_estimator_path "
-        f"checkpoints/latency_estimator/{estimator}_latency_estimator.pt --policies {STAGE2_FILE} "
-        f"{END_TO_END_FILE} {SUPERVISED_FILE} table best_static only_tier only_top_k only_num_blocks random knn "
-        f"linucb --budgets {JUDGED_MS[device]} {' '.join(TIME_PRICE)} --output_dir {folder}"
+    steps = (chain.estimator, chain.two_stage, chain.end_to_end, chain.supervised)
+    trainings = [] if device == "cpu" else [step(device) for step in steps]
+    learned = " ".join(chain.checkpoint(device, file) for file in (STAGE2_FILE, END_TO_END_FILE, SUPERVISED_FILE))
+    val, train = (chain.results(device, part) for part in ("val", "train"))
+    judging = (
+        f"tempovlm evaluate --results_dir {val} --train_results_dir {train} --twin_results_dir "
+        "results/core_exp_pocket_twin --latency_estimator_path "
+        f"{chain.checkpoint(device, chain.ESTIMATOR_FILE)} --policies {learned} table best_static only_tier "
+        f"only_top_k only_num_blocks random knn linucb --budgets {JUDGED_MS[device]} "
+        f"{' '.join(time_price(device))} --output_dir {folder}"
     )
     return Source(
         path=f"{folder}/judge.json",
-        command=command,
+        command=" && ".join([*trainings, judging]),
         model="pocket",
         hardware=HARDWARE[device],
         needs_shipped_weights=True,

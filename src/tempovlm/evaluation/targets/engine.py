@@ -1,11 +1,13 @@
-"""Rows about the engine: MolmoE-1B's shapes with random weights on an H200, and the pocket's decoding on a CPU."""
+"""Rows about the engine: MolmoE-1B's shapes with random weights on GPUs, and the pocket's decoding on a CPU."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 
 from tempovlm.evaluation.targets.base import (
+    REPORTED,
     AbsentError,
     Bound,
     Content,
@@ -18,21 +20,38 @@ from tempovlm.evaluation.targets.base import (
     row_named,
     value_at,
 )
+from tempovlm.evaluation.targets.devices import GPUS, HARDWARE, PLACE, suffix
 
 ENGINE = "Engine"
 
-_H200, _CPU = ("benchmarks/results/engine_h200.json", "benchmarks/results/engine_cpu.json")
-H200 = Source(
-    path=_H200,
-    command=f"python benchmarks/engine.py --model molmoe-1b --random-weights --json {_H200}",
-    model="molmoe-1b",
-    hardware="H200",
-)
+_RESULTS = "benchmarks/results"
+
+
+def _on_gpu(gpu: str, name: str, more: str = "") -> Source:
+    path = f"{_RESULTS}/{name}_{gpu}.json"
+    return Source(
+        path=path,
+        command=f"python benchmarks/engine.py --model molmoe-1b --random-weights {more}--json {path}",
+        model="molmoe-1b",
+        hardware=HARDWARE[gpu],
+    )
+
+
+LOADED = {gpu: _on_gpu(gpu, "engine") for gpu in GPUS}
+FP8 = {gpu: _on_gpu(gpu, "engine_fp8", "--weights fp8 ") for gpu in GPUS}
 CPU = Source(
-    path=_CPU,
-    command=f"python benchmarks/engine.py --model pocket --device cpu --json {_CPU}",
+    path=f"{_RESULTS}/engine_cpu.json",
+    command=f"python benchmarks/engine.py --model pocket --device cpu --json {_RESULTS}/engine_cpu.json",
     model="pocket",
     hardware="cpu",
+)
+_QUANTISED = f"{_RESULTS}/quantised_pocket.json"
+QUANTISED = Source(
+    path=_QUANTISED,
+    command=f"python benchmarks/quantised.py --model pocket --num_samples 200 --json {_QUANTISED}",
+    model="pocket",
+    hardware="cpu",
+    needs_shipped_weights=True,
 )
 
 WORK = {
@@ -100,65 +119,103 @@ def _median(name: str, scale: float = 1.0) -> Measure:
     return lambda content: Reading(value_at(row_named(content, name), "ms_median", scale=scale))
 
 
-def _speed_up(content: Content) -> Reading:
-    """Tokens a second now over those of the first version, which decoded as the peer `eager` does."""
-    row = row_named(content, "decode_k8_b16_ctx700")
-    return Reading(value_at(row, "peers", "eager") / value_at(row, "ms_median"))
+def _over_peer(name: str, peer: str) -> Measure:
+    """Tokens a second over those of a peer."""
+
+    def measure(content: Content) -> Reading:
+        row = row_named(content, name)
+        return Reading(value_at(row, "peers", peer) / value_at(row, "ms_median"))
+
+    return measure
 
 
-def _row(name: str, about: str, bound: Bound, unit: str, measure: Measure, text: str | None = None) -> Target:
-    return Target(ENGINE, name, about, bound, unit, H200, measure, text=text)
+def _of_kind(kind: str, name: str, scale: float) -> Measure:
+    """A field of one kind of weights."""
+
+    def measure(content: Content) -> Reading:
+        for row in look_up(content, "rows"):
+            if row.get("weights") == kind:
+                return Reading(value_at(row, name, scale=scale))
+        raise AbsentError(f"there are no weights {kind}")
+
+    return measure
 
 
-def _rows() -> list[Target]:
-    rows = []
+def _stages(gpu: str) -> Iterable[Target]:
+    def row(name: str, about: str, bound: Bound, unit: str, measure: Measure, text: str | None = None) -> Target:
+        name, about = f"{name}{suffix(gpu)}", f"{about} ({PLACE[gpu]})"
+        return Target(ENGINE, name, about, bound, unit, LOADED[gpu], measure, text=text)
+
     for name, (about, first_ms, goal_ms) in WORK.items():
         for kind, limit_ms in (("first", first_ms), ("goal", goal_ms)):
             text = f"≤ {limit_ms:g} ms ({'first target' if kind == 'first' else 'goal'})"
-            rows.append(_row(f"{name}_{kind}", about, Bound("≤", limit_ms), "ms", _median(name), text=text))
+            yield row(f"{name}_{kind}", about, Bound("≤", limit_ms), "ms", _median(name), text)
     within = "0 pairs faster beyond 2 % noise"
-    return [
-        *rows,
-        _row(
-            "monotone_tier_and_depth",
-            "75 settings: tier or depth up, total faster",
-            Bound("≤", 0),
-            "pairs",
-            _monotone(("ms_median",), 0, 2),
-            text=within,
-        ),
-        _row(
-            "monotone_top_k_decode",
-            "75 settings: top-k up, decoded token faster",
-            Bound("≤", 0),
-            "pairs",
-            _monotone(("stages_ms", "decode"), 1),
-            text=within,
-        ),
-        _row(
-            "warmup_all_plans",
-            "cold start with all 75 settings",
-            Bound("≤", 60),
-            "s",
-            field("warmup_ms", scale=1e-3),
-        ),
-        _row(
-            "gpu_memory",
-            "GPU memory in all, bfloat16, cache of 4096 tokens",
-            Bound("≤", 18),
-            "GB",
-            field("peak_gb"),
-        ),
-        Target(
-            ENGINE,
-            "decode_speed_up_cpu",
-            "the pocket's tokens a second over the first version's",
-            Bound("≥", 2),
-            "×",
-            CPU,
-            _speed_up,
-        ),
-    ]
+    by_total, by_decode = _monotone(("ms_median",), 0, 2), _monotone(("stages_ms", "decode"), 1)
+    about = "75 settings: tier or depth up, total faster"
+    yield row("monotone_tier_and_depth", about, Bound("≤", 0), "pairs", by_total, within)
+    about = "75 settings: top-k up, decoded token faster"
+    yield row("monotone_top_k_decode", about, Bound("≤", 0), "pairs", by_decode, within)
+    warmup_s = field("warmup_ms", scale=1e-3)
+    yield row("warmup_all_plans", "cold start with all 75 settings", Bound("≤", 60), "s", warmup_s)
+    about = "GPU memory in all, bfloat16, cache of 4096 tokens"
+    yield row("gpu_memory", about, Bound("≤", 18), "GB", field("peak_gb"))
 
 
-ROWS = tuple(_rows())
+def _one_byte(gpu: str) -> Iterable[Target]:
+    """Decoding on weights of one byte: its time, its gain, and what the logits lose."""
+    for top_k, num_blocks in ((8, 16), (4, 8)):
+        name = f"decode_k{top_k}_b{num_blocks}_ctx700"
+        about = f"{WORK[name][0]}, fp8 weights"
+        for row, words, unit, measure in (
+            (f"{name}_fp8", about, "ms", _median(name)),
+            (
+                f"{name}_fp8_speed_up",
+                f"{about}: tokens a second over those with bfloat16",
+                "×",
+                _over_peer(name, "bf16_weights"),
+            ),
+            (
+                f"fp8_logit_error_k{top_k}",
+                f"fp8 weights, k{top_k}: error of the logits by norm, two blocks of random weights",
+                "%",
+                field("checks", f"weights_error_k{top_k}", scale=100),
+            ),
+        ):
+            yield Target(
+                ENGINE, f"{row}{suffix(gpu)}", f"{words} ({PLACE[gpu]})", REPORTED, unit, FP8[gpu], measure
+            )
+
+
+def _quantised() -> Iterable[Target]:
+    for kind in ("fp8", "int8"):
+        for name, about, unit, column in (
+            ("accuracy_loss", "accuracy lost on the test bed", "points", "accuracy_loss"),
+            ("logit_error", "error of the logits by norm, mean of all steps", "%", "relative_logit_error_mean"),
+        ):
+            measure = _of_kind(kind, column, 100)
+            yield Target(
+                ENGINE,
+                f"{kind}_{name}_pocket",
+                f"{kind} weights, pocket: {about}",
+                REPORTED,
+                unit,
+                QUANTISED,
+                measure,
+            )
+
+
+ROWS = (
+    *(target for gpu in GPUS for target in _stages(gpu)),
+    *(target for gpu in GPUS for target in _one_byte(gpu)),
+    *_quantised(),
+    Target(
+        ENGINE,
+        "decode_speed_up_cpu",
+        "the pocket's tokens a second over the first version's, which decoded as the peer `eager` does",
+        Bound("≥", 2),
+        "×",
+        CPU,
+        _over_peer("decode_k8_b16_ctx700", "eager"),
+    ),
+)

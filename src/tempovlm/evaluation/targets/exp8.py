@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tempovlm.evaluation.targets import chain
 from tempovlm.evaluation.targets.base import (
     NO_SEED,
     REPORTED,
@@ -20,7 +21,7 @@ from tempovlm.evaluation.targets.base import (
     number,
     value_at,
 )
-from tempovlm.evaluation.targets.deciding import HARDWARE, PLACE, STAGE2_FILE
+from tempovlm.evaluation.targets.devices import ANSWERED_MS, GPUS, HARDWARE, PLACE, suffix
 from tempovlm.evaluation.targets.pocket import at_budget
 
 EXP8 = "Exp 8"
@@ -28,33 +29,44 @@ EXP8 = "Exp 8"
 FULL_SIZE_BUDGETS_MS = (8, 12, 20, 30, 40)
 
 
-LLM_BASED_FILE = "checkpoints/controller/grpo_llm_based/best_controller.pt"
-_BUDGETS_MS = {"cpu": "60 100 150 200 300", "h200": "5 8 12 20 30"}
-
-
-def _adaptive(name: str, model: str, device: str, controller: str, budgets_ms: str) -> Source:
+def _adaptive(
+    name: str, model: str, device: str, controller: str, budgets_ms: str, trainings: Iterable[str] = ()
+) -> Source:
+    """Exp 8's file; its command begins with what trains the controller where no other row says it."""
     path = f"results/adaptive_inference/{name}.json"
     folder = model if model == "pocket" else f"{model}-random"
-    command = (
+    answering = (
         f"python experiments/controller/test_adaptive_inference.py --model_path {folder} --controller_path "
         f"{controller} --dataset text_vqa coco_2014_vqa okvqa science_qa_img --num_samples 1000 --latency_budget "
         f"{budgets_ms} --device {'cpu' if device == 'cpu' else 'cuda'} --output_path {path}"
     )
-    is_pocket = model == "pocket"
     return Source(
-        path=path, command=command, model=model, hardware=HARDWARE[device], needs_shipped_weights=is_pocket
+        path=path,
+        command=" && ".join([*trainings, answering]),
+        model=model,
+        hardware=HARDWARE[device],
+        needs_shipped_weights=model == "pocket",
     )
 
 
-ADAPTIVE = {
-    device: _adaptive(f"pocket_{device}", "pocket", device, STAGE2_FILE, budgets_ms)
-    for device, budgets_ms in _BUDGETS_MS.items()
+def _two_stage(device: str) -> Source:
+    trainings = [] if device == "cpu" else [chain.estimator(device), chain.two_stage(device)]
+    controller = chain.checkpoint(device, chain.STAGE2_FILE)
+    return _adaptive(f"pocket_{device}", "pocket", device, controller, ANSWERED_MS[device], trainings)
+
+
+def _llm_based(device: str) -> Source:
+    before = [] if device == "cpu" else [chain.estimator(device)]
+    controller, trainings = chain.checkpoint(device, chain.LLM_BASED_FILE), [*before, chain.llm_based(device)]
+    return _adaptive(f"pocket_llm_based_{device}", "pocket", device, controller, ANSWERED_MS[device], trainings)
+
+
+ADAPTIVE = {device: _two_stage(device) for device in HARDWARE}
+LLM_BASED = {device: _llm_based(device) for device in HARDWARE}
+FULL_SIZE = {
+    gpu: _adaptive(f"molmoe_{gpu}", "molmoe-1b", gpu, "table", " ".join(map(str, FULL_SIZE_BUDGETS_MS)))
+    for gpu in GPUS
 }
-LLM_BASED = {
-    device: _adaptive(f"pocket_llm_based_{device}", "pocket", device, LLM_BASED_FILE, budgets_ms)
-    for device, budgets_ms in _BUDGETS_MS.items()
-}
-FULL_SIZE = _adaptive("molmoe_h200", "molmoe-1b", "h200", "table", " ".join(map(str, FULL_SIZE_BUDGETS_MS)))
 
 
 def _check_finished(content: Content) -> None:
@@ -152,7 +164,7 @@ def _finished_at(budget_ms: float, name: str) -> Measure:
     return measure
 
 
-def _full_size() -> Iterable[Target]:
+def _full_size(gpu: str) -> Iterable[Target]:
     for budget_ms in FULL_SIZE_BUDGETS_MS:
         for name, about, bound in (
             ("adherence", "on time", Bound("≥", 99)),
@@ -160,14 +172,17 @@ def _full_size() -> Iterable[Target]:
         ):
             yield Target(
                 EXP8,
-                f"exp8_molmoe_{name}_{budget_ms}ms",
-                f"{about} at {budget_ms} ms (full size, random weights, H200)",
+                f"exp8_molmoe_{name}_{budget_ms}ms{suffix(gpu)}",
+                f"{about} at {budget_ms} ms (full size, random weights, {PLACE[gpu]})",
                 bound,
                 "%",
-                FULL_SIZE,
+                FULL_SIZE[gpu],
                 _finished_at(budget_ms, name),
                 seed="> 80 %" if name == "adherence" else NO_SEED,
             )
 
 
-ROWS = (*(target for device in HARDWARE for target in _pocket(device)), *_full_size())
+ROWS = (
+    *(target for device in HARDWARE for target in _pocket(device)),
+    *(target for gpu in GPUS for target in _full_size(gpu)),
+)

@@ -21,6 +21,7 @@ from tempovlm.evaluation.targets.base import (
     number,
     value_at,
 )
+from tempovlm.evaluation.targets.devices import GPUS, HARDWARE, PLACE
 
 CORE, EXP1, EXP6, EXP7 = "Core experiment", "Exp 1", "Exp 6", "Exp 7"
 
@@ -31,19 +32,19 @@ _PARTS = {"images": "test", "settings": "held_out"}
 _MEASUREMENTS = 25
 
 
-def _sweep(name: str, model: str, hardware: str | None, more: str, *, is_accuracy: bool = False) -> Source:
+def _sweep(name: str, model: str, device: str | None, more: str, *, is_accuracy: bool = False) -> Source:
     """Results of the core experiment: a folder of Parquet files."""
     folder = model if model == "pocket" else f"{model}-random"
-    device = {"cpu": "--device cpu ", "H200": "--device cuda "}.get(str(hardware), "")
+    where = "" if device is None else f"--device {'cpu' if device == 'cpu' else 'cuda'} "
     command = (
         f"python experiments/core_exp/run_core_experiment.py --model_path {folder} --dataset_names {_NAMES} "
-        f"--output_dir results/{name} {device}{more}"
+        f"--output_dir results/{name} {where}{more}"
     )
     return Source(
         path=f"results/{name}",
         command=command,
         model=model,
-        hardware=hardware,
+        hardware=None if device is None else HARDWARE[device],
         needs_shipped_weights=is_accuracy,
     )
 
@@ -53,23 +54,40 @@ ACCURACY_VAL = _sweep("core_exp_pocket_val", "pocket", None, "--num_samples 300"
 ACCURACY_TRAIN = _sweep(
     "core_exp_pocket_train", "pocket", None, "--num_samples 600 --split train", is_accuracy=True
 )
-SWEEP_CPU = _sweep("core_exp_pocket_cpu", "pocket", "cpu", _TIMED)
-SWEEP_H200 = _sweep("core_exp_pocket_h200", "pocket", "H200", _TIMED)
-SWEEP_FULL = _sweep("core_exp_molmoe_h200", "molmoe-1b", "H200", f"{_TIMED} --max_new_tokens 1 2 4 8 16 32")
+SWEEPS = {device: _sweep(f"core_exp_pocket_{device}", "pocket", device, _TIMED) for device in HARDWARE}
+SWEEPS_FULL = {
+    gpu: _sweep(f"core_exp_molmoe_{gpu}", "molmoe-1b", gpu, f"{_TIMED} --max_new_tokens 1 2 4 8 16 32")
+    for gpu in GPUS
+}
 
 
-def _estimator(folder: str, results: str, model: str, hardware: str, transfer: str) -> Source:
-    command = (
+def estimator_command(folder: str, results: str, transfer: str | None = None) -> str:
+    """Exp 1 on a sweep, moved to another one where one is named."""
+    moved = "" if transfer is None else f" --transfer_results_dir results/{transfer}"
+    return (
         f"python experiments/controller/train_latency_estimator.py --results_dir results/{results} "
-        f"--dataset_names {_NAMES} --output_dir checkpoints/{folder} --transfer_results_dir results/{transfer}"
+        f"--dataset_names {_NAMES} --output_dir {folder}{moved}"
     )
-    return Source(path=f"checkpoints/{folder}/report.json", command=command, model=model, hardware=hardware)
+
+
+def _estimator(folder: str, results: str, model: str, device: str, transfer: str) -> Source:
+    command = estimator_command(f"checkpoints/{folder}", results, transfer)
+    return Source(
+        path=f"checkpoints/{folder}/report.json", command=command, model=model, hardware=HARDWARE[device]
+    )
 
 
 ESTIMATOR_CPU = _estimator("latency_estimator", "core_exp_pocket_cpu", "pocket", "cpu", "core_exp_pocket_h200")
-ESTIMATOR_H200 = _estimator(
-    "latency_estimator_molmoe_h200", "core_exp_molmoe_h200", "molmoe-1b", "H200", "core_exp_pocket_h200"
-)
+ESTIMATORS_FULL = {
+    gpu: _estimator(
+        f"latency_estimator_molmoe_{gpu}",
+        f"core_exp_molmoe_{gpu}",
+        "molmoe-1b",
+        gpu,
+        f"core_exp_pocket_{gpu}",
+    )
+    for gpu in GPUS
+}
 
 _IMPORTANCE_COMMAND = (
     f"python experiments/controller/validate_importance_consistency.py --dataset_names {_NAMES} "
@@ -84,14 +102,16 @@ CORRELATION = Source(
 MERGED = replace(CORRELATION, path="results/importance/merged_scores.json")
 
 
+PROFILES = "results/profiling/exp3_importance_comparison"
+
+
 def _profile(dataset: str) -> Source:
-    folder = "results/profiling/exp3_importance_comparison"
     command = (
         "python experiments/controller/profiling_with_importance.py --model_path pocket --importance_scores_file "
-        f"results/importance/merged_scores.json --datasets {_NAMES} --output_dir {folder} --num_samples 500 "
+        f"results/importance/merged_scores.json --datasets {_NAMES} --output_dir {PROFILES} --num_samples 500 "
         "--batch_size 1"
     )
-    path = f"{folder}/{dataset}/profiling_results.json"
+    path = f"{PROFILES}/{dataset}/profiling_results.json"
     return Source(path=path, command=command, model="pocket", needs_shipped_weights=True)
 
 
@@ -109,18 +129,15 @@ class Device:
     sweeps: tuple[tuple[str, str, Source], ...]
 
 
+def _on_gpu(gpu: str) -> Device:
+    pocket, full = f"pocket, {PLACE[gpu]}", f"full size, {PLACE[gpu]}"
+    sweeps = ((f"pocket_{gpu}", pocket, SWEEPS[gpu]), (f"molmoe_{gpu}", full, SWEEPS_FULL[gpu]))
+    return Device(gpu, full, ESTIMATORS_FULL[gpu], 2, 6, 0.05, 0.99, sweeps)
+
+
 DEVICES = (
-    Device("cpu", "pocket, CPU", ESTIMATOR_CPU, 5, 15, 1.0, 0.9, (("pocket_cpu", "pocket, CPU", SWEEP_CPU),)),
-    Device(
-        "h200",
-        "full size, H200",
-        ESTIMATOR_H200,
-        2,
-        6,
-        0.05,
-        0.99,
-        (("pocket_h200", "pocket, H200", SWEEP_H200), ("molmoe_h200", "full size, H200", SWEEP_FULL)),
-    ),
+    Device("cpu", "pocket, CPU", ESTIMATOR_CPU, 5, 15, 1.0, 0.9, (("pocket_cpu", "pocket, CPU", SWEEPS["cpu"]),)),
+    *map(_on_gpu, GPUS),
 )
 
 
@@ -330,11 +347,8 @@ def _core() -> Iterable[Target]:
         about = f"{name} questions of each data set answered at all settings"
         yield row(f"questions_{name}", about, Bound("≥", least), "questions", source, "questions")
         yield row(f"settings_{name}", f"settings answered, {name}", Bound("≥", 75), "settings", source, "settings")
-    for name, about, images, source in (
-        ("pocket_cpu", "pocket, CPU", 40, SWEEP_CPU),
-        ("pocket_h200", "pocket, H200", 40, SWEEP_H200),
-        ("molmoe_h200", "full size, H200", 60, SWEEP_FULL),
-    ):
+    for name, about, source in (sweep for device in DEVICES for sweep in device.sweeps):
+        images = 60 if source in SWEEPS_FULL.values() else 40
         for kind, words, bound, unit in (
             ("timed_settings", "settings timed", Bound("≥", 75), "settings"),
             ("timed_images", "pictures timed", Bound("≥", images), "pictures"),
