@@ -37,6 +37,14 @@ _TWO_STAGE = f"python experiments/controller/train_two_stage_controller.py {_LEA
 TIME_PRICE = ("--time_price", "0.3")
 """What the shipped controllers and the baselines that they are judged by pay for time."""
 
+LABEL_STAGE = (
+    *("--knob1_variant", "glance", "--lr", "3e-4"),
+    *("--batch_size", "512", "--budgets_per_question", "4"),
+)
+"""Flags of Exp 3, chosen by cross-validation on its training and validation questions."""
+
+LABEL_EPOCHS = 16
+
 VALUE_STAGE = ("--knob1_loss", "value", *TIME_PRICE, "--lr", "1e-3")
 """Flags of the first stage that Exp 4 builds on."""
 
@@ -72,7 +80,8 @@ SUPERVISED = _trained(
 )
 STAGE1 = _trained(
     "two_stage_controller/stage1",
-    f"{_TWO_STAGE} --stage stage1",
+    f"{_TWO_STAGE} --stage stage1 --test_results_dir results/core_exp_pocket_val {' '.join(LABEL_STAGE)} "
+    f"--num_epochs_stage1 {LABEL_EPOCHS}",
 )
 STAGE2 = _trained(
     "two_stage_controller/stage2",
