@@ -12,7 +12,7 @@ from tempovlm.profiling import entry
 from tempovlm.training.grpo_flags import add_grpo_flags
 
 SHARED = ("results_dirs", "datasets", "output_dir", "latency_estimator_path", "train_split", "data_dir")
-FIRST = ("knob1_variant", "knob1_loss", "budgets_per_question", "time_price")
+FIRST = ("test_results_dirs", "knob1_variant", "knob1_loss", "budgets_per_question", "time_price")
 SECOND = ("hidden_dim", "stage1_checkpoint")
 
 
@@ -21,6 +21,7 @@ def flags() -> entry.FlagParser:
     parser = entry.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--results_dir", nargs="+", type=Path, required=True, dest="results_dirs", help="core experiment's")
+    add("--test_results_dir", nargs="+", type=Path, default=[], dest="test_results_dirs", help="more to test on")
     add("--dataset_names", nargs="+", required=True, help="data sets")
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
     add("--output_dir", type=Path, default=Path("checkpoints/two_stage_controller"), help="for both stages")

@@ -14,6 +14,8 @@ from tempovlm.evaluation.targets.chain import (
     ESTIMATOR_FILE,
     GRPO_EPOCHS,
     GRPO_RECIPE,
+    LABEL_EPOCHS,
+    LABEL_STAGE,
     STAGE2_FILE,
     SUPERVISED_FILE,
     VALUE_STAGE_FILE,
@@ -202,8 +204,9 @@ def _controllers(setup: Setup) -> list[Step]:
     both, by_value = (str(Path(file).parents[1]) for file in (STAGE2_FILE, VALUE_STAGE_FILE))
     boosting_ms, trained_ms = RATES_MS["boosting"], (WARM_START + GRPO_EPOCHS) * RATES_MS["epoch"]
     second = ("--stage1_checkpoint", VALUE_STAGE_FILE, "--num_epochs_stage2", epochs, *recipe)
+    by_label = (*LABEL_STAGE, "--num_epochs_stage1", c.epochs or LABEL_EPOCHS)
     stages = [
-        stage("exp3", "Exp 3, first stage by labels", both, "stage1", looked_ms + boosting_ms, *first_epochs),
+        stage("exp3", "Exp 3, first stage by labels", both, "stage1", looked_ms + boosting_ms, *by_label),
         stage(
             "value_stage",
             "first stage by value, for Exp 4",

@@ -67,6 +67,16 @@ class DecisionTable:
         some: dict[str, Any] = {name: v[rows] if isinstance(v, np.ndarray) else v for name, v in values.items()}
         return DecisionTable(**some)
 
+    def with_untimed(self, more: DecisionTable) -> DecisionTable:
+        """These questions and then others of the same settings, whose measured latencies do not count."""
+        both: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, values in both.items():
+            if isinstance(values, np.ndarray):
+                both[name] = np.concatenate([values, getattr(more, name)])
+        both["latency_ms"][len(self) :] = np.nan
+        both["left_out"] += more.left_out
+        return DecisionTable(**both)
+
     def median_ms(self) -> Floats:
         """(K,) median measured latency of each setting.
 

@@ -88,6 +88,10 @@ class FeatureTable:
         """Some of the questions."""
         return FeatureTable(self.language[rows], self.glance[rows], self.vision[rows])
 
+    def with_more(self, more: FeatureTable) -> FeatureTable:
+        """These questions and then others."""
+        return FeatureTable(*(np.concatenate([getattr(one, name) for one in (self, more)]) for name in _TABLES))
+
 
 def read_table(frame: pd.DataFrame, space: KnobSpace, datasets: Sequence[str]) -> DecisionTable:
     """The training questions of what `store.read_results` returned; the others where there are none."""
@@ -194,6 +198,26 @@ def split_images(image_id: NDArray[np.str_], train_split: float = 0.8, seed: int
     middle = count + (len(names) - count + 1) // 2
     parts = (names[:count], names[count:middle], names[middle:])
     return Split(*(np.isin(image_id, part) for part in parts))
+
+
+def with_test(table: DecisionTable, split: Split, more: DecisionTable) -> tuple[DecisionTable, Split]:
+    """Put more questions behind those that were split, all of them into the test part.
+
+    What preparing a picture takes, where latencies are predicted, is still told by the first questions alone, so
+    that nothing that is learned depends on the test.
+
+    Raises:
+        UserError: a picture is among those that were split.
+    """
+    if shared := sorted(set(table.image_id) & set(more.image_id)):
+        raise UserError(
+            f"--test_results_dir: picture {shared[0]} is in --results_dir too ({len(shared)} are); give questions "
+            "about other pictures"
+        )
+    parts = {
+        name: np.concatenate([part, np.full(len(more), name == "test")]) for name, part in split._asdict().items()
+    }
+    return table.with_untimed(more), Split(**parts)
 
 
 def find_samples(table: DecisionTable, data_dir: Path | None = None) -> list[Sample]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from tempovlm.profiling.progress import progress_bar
 from tempovlm.profiling.store import read_results
 from tempovlm.training import controller_data as material
 from tempovlm.training.controller_data import FeatureTable, Ints, Mask, Split
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ def load_material(
     results_dirs: Sequence[Path],
     datasets: Sequence[str],
     *,
+    test_results_dirs: Sequence[Path] = (),
     latency_estimator_path: Path | None = None,
     train_split: float = 0.8,
     seed: int = 42,
@@ -69,6 +73,7 @@ def load_material(
         weights: hash of that model's weights.
         results_dirs: of the core experiment.
         datasets: which of its data sets.
+        test_results_dirs: likewise, of questions about other pictures, all of which are for the test.
         latency_estimator_path: of Exp 1; measured medians of the settings unless told.
         train_split: share of the pictures to learn from.
         seed: of the split.
@@ -79,23 +84,39 @@ def load_material(
     """
     space, path = engine.space, latency_estimator_path
     estimator = None if path is None else load_estimator(path, space)
-    frame = read_results(results_dirs, datasets, space)
-    stamps = {name: stamp for name, stamp in frame.attrs["stamps"].items() if stamp}
-    for name, stamp in stamps.items():
-        if stamp["weights"] != weights:
-            raise UserError(f"{name}: field weights is {stamp['weights']}, those of --model_path are {weights}")
+    frame = _read(results_dirs, datasets, space, weights)
     table = material.read_table(frame, space, datasets)
-    latency_ms = material.setting_latency_ms(table, frame, estimator)
     split = material.split_images(table.image_id, train_split, seed)
+    features = _features(engine, weights, results_dirs[0], table, data_dir)
+    if test_results_dirs:
+        more = material.read_table(_read(test_results_dirs, datasets, space, weights), space, datasets)
+        table, split = material.with_test(table, split, more)
+        features = features.with_more(_features(engine, weights, test_results_dirs[0], more, data_dir))
+    latency_ms = material.setting_latency_ms(table, frame, estimator)
+    first = (estimator.stamp if estimator else None) or next(filter(None, frame.attrs["stamps"].values()), {})
+    return Material(table, latency_ms, features, split, weights, dict(first))
+
+
+def _read(results_dirs: Sequence[Path], datasets: Sequence[str], space: KnobSpace, weights: str) -> pd.DataFrame:
+    """The rows of results of these very weights."""
+    frame = read_results(results_dirs, datasets, space)
+    for name, stamp in frame.attrs["stamps"].items():
+        if stamp and stamp["weights"] != weights:
+            raise UserError(f"{name}: field weights is {stamp['weights']}, those of --model_path are {weights}")
+    return frame
+
+
+def _features(
+    engine: Engine, weights: str, folder: Path, table: DecisionTable, data_dir: Path | None
+) -> FeatureTable:
+    """Of a table's questions, stored in a results directory."""
     samples = material.find_samples(table, data_dir)
 
     def extract() -> FeatureTable:
         with progress_bar(f"looking at the pictures of {len(samples)} questions") as advance:
             return material.extract_features(engine, samples, advance)
 
-    features = material.obtain_features(Path(results_dirs[0]), weights, samples, extract)
-    first = (estimator.stamp if estimator else None) or next(iter(stamps.values()), {})
-    return Material(table, latency_ms, features, split, weights, dict(first))
+    return material.obtain_features(Path(folder), weights, samples, extract)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class Stage1Job:
         engine: with the model whose features are used. weights: hash of its weights.
         results_dirs: of the core experiment. datasets: which of its data sets.
         output_dir: the files go to `stage1` within.
+        test_results_dirs: of questions about other pictures, which join the test part.
         knob1_variant: what the network looks at, one of `VARIANTS`.
         knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
             logits to what each tier's usual best setting is worth. They differ: where a low tier is right
@@ -75,6 +76,7 @@ class Stage1Job:
     datasets: Sequence[str]
     output_dir: Path
     options: FitOptions
+    test_results_dirs: Sequence[Path] = ()
     knob1_variant: str = "language"
     knob1_loss: str = "label"
     time_price: float = TIME_PRICE
@@ -191,6 +193,7 @@ def run_job(job: Stage1Job) -> dict[str, Any]:
         job.weights,
         job.results_dirs,
         job.datasets,
+        test_results_dirs=job.test_results_dirs,
         latency_estimator_path=job.latency_estimator_path,
         train_split=job.train_split,
         seed=options.seed,
@@ -234,6 +237,7 @@ def train_stage1(job: Stage1Job, data: Material) -> dict[str, Any]:
         "best_epoch": fitted.best_epoch,
         "best_validation_score": max(record[SCORE] for record in fitted.history),
         "options": asdict(options),
+        "test_results": [str(folder) for folder in job.test_results_dirs],
         "latency": "predicted" if job.latency_estimator_path else "measured medians of the settings",
         "stamp": dict(data.stamp),
     }

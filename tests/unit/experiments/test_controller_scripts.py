@@ -30,13 +30,13 @@ TWO_STAGE = "controller/train_two_stage_controller"
 FEW = ["--hidden_dim", "8", "--device", "cpu", "--batch_size", "16"]
 
 
-def write_results(folder: Path, bed: Path, weights: str) -> Path:
+def write_results(folder: Path, bed: Path, weights: str, split: str = "train") -> Path:
     """What a core experiment on the tiny model might have found."""
     rng = np.random.default_rng(0)
     stamp = replace(stamps.STAMP, weights=weights, knob_space=SPACE.fingerprint)
     for dataset in ("text_vqa", "okvqa"):
         rows = []
-        for sample in load_samples(dataset, "train", data_dir=bed):
+        for sample in load_samples(dataset, split, data_dir=bed):
             for i, knobs in enumerate(SPACE):
                 total = tiny_model.nominal_ms(SPACE, i)
                 times = dict.fromkeys(("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_decode"), 0.0)
@@ -120,6 +120,25 @@ def test_exp_3(
     script(TWO_STAGE).main(words)
     assert (folder / "training_log.jsonl").read_text() == before
     assert list((results / ".features").iterdir()) == stored
+
+
+def test_exp_3_on_more_test_questions(tiny_folder: Path, small_bed: Path, results: Path, tmp_path: Path) -> None:
+    more = write_results(tmp_path / "more", small_bed, weights_hash(tiny_folder), "val")
+    reports, weights = [], []
+    for name, words in (("few", []), ("many", ["--test_results_dir", str(more)])):
+        script(TWO_STAGE).main(two_stage(tiny_folder, small_bed, results, tmp_path / name, *words))
+        folder = tmp_path / name / "stage1"
+        reports.append(json.loads((folder / "report.json").read_text()))
+        weights.append(load_controller(folder / "best_stage1_checkpoint.pt", SPACE).networks["knob1"].state_dict())
+    added = sum(len(load_samples(name, "val", data_dir=small_bed)) for name in ("text_vqa", "okvqa"))
+    few, many = (report["questions"] for report in reports)
+    assert many == few | {"test": few["test"] + added}
+    assert reports[1]["test_results"] == [str(more)]
+    assert reports[1]["best_validation_score"] == reports[0]["best_validation_score"]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    words = two_stage(tiny_folder, small_bed, results, tmp_path / "same", "--test_results_dir", str(results))
+    with pytest.raises(UserError, match=r"--test_results_dir: picture .* is in --results_dir too"):
+        script(TWO_STAGE).main(words)
 
 
 def test_the_second_stage_takes_up_the_first(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import decision_worlds
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +71,23 @@ def test_questions_of_one_picture_stay_together() -> None:
         material.split_images(images, 1.0)
     with pytest.raises(UserError, match="needs 3"):
         material.split_images(images[:6])
+
+
+def test_more_questions_are_for_the_test_alone() -> None:
+    first = decision_worlds.table(np.zeros((8, decision_worlds.K)))
+    more = replace(
+        first.take(np.arange(3)), image_id=np.array(["x", "y", "y"]), accuracy=np.ones((3, decision_worlds.K))
+    )
+    split = material.split_images(first.image_id, 0.5, 0)
+    table, parts = material.with_test(first, split, more)
+    for name in ("train", "validation"):
+        assert np.flatnonzero(getattr(parts, name)).tolist() == np.flatnonzero(getattr(split, name)).tolist()
+    assert np.flatnonzero(parts.test).tolist() == [*np.flatnonzero(split.test), 8, 9, 10]
+    assert table.accuracy.mean(axis=1).tolist() == [0.0] * 8 + [1.0] * 3
+    assert np.isnan(table.latency_ms).all(axis=1).tolist() == [False] * 8 + [True] * 3
+    seen = replace(more, image_id=np.array(["x", "y", first.image_id[5]]))
+    with pytest.raises(UserError, match=f"--test_results_dir: picture {first.image_id[5]} is in --results_dir"):
+        material.with_test(first, split, seen)
 
 
 def timed(space_ms: float = 10.0) -> pd.DataFrame:

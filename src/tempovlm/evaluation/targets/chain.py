@@ -15,6 +15,14 @@ STAGE2_FILE = "checkpoints/two_stage_controller/stage2/best_stage2_checkpoint.pt
 END_TO_END_FILE = "checkpoints/controller/grpo/best_controller.pt"
 LLM_BASED_FILE = "checkpoints/controller/grpo_llm_based/best_controller.pt"
 
+LABEL_STAGE = (
+    *("--knob1_variant", "glance", "--lr", "3e-4"),
+    *("--batch_size", "512", "--budgets_per_question", "4"),
+)
+"""Flags of Exp 3, chosen by cross-validation on its training and validation questions."""
+
+LABEL_EPOCHS = 16
+
 GRPO_RECIPE = (
     *("--loss_type", "dr_grpo", "--group_size", "16", "--lr", "2e-5"),
     *("--beta", "0.02", "--entropy_coef", "0.001"),
@@ -71,7 +79,8 @@ def supervised(device: str) -> str:
 
 def first_stage(device: str) -> str:
     """Exp 3."""
-    return _two_stage(device, STAGE2_FILE, "stage1")
+    more = ("--test_results_dir", "results/core_exp_pocket_val", *LABEL_STAGE)
+    return _two_stage(device, STAGE2_FILE, "stage1", *more, "--num_epochs_stage1", str(LABEL_EPOCHS))
 
 
 def two_stage(device: str) -> str:
