@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FINE, FINE_LIMIT, COARSE = 64, 512, 128
+"""Padded lengths are multiples of the first number up to the second, and of the third from there on."""
+
+
+def padded_length(length: int) -> int:
+    """The length that a prompt is padded to where a captured graph reads it."""
+    step = FINE if length <= FINE_LIMIT else COARSE
+    return -(-length // step) * step
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from tempovlm.core.plan import Plan, Step
+from tempovlm.core.shape import padded_length
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import VisionConfig
 from tempovlm.model.prompt import num_image_tokens
 from tempovlm.model.tiling import grids_of
 from tempovlm.model.vlm import Molmo
-
-FINE, FINE_LIMIT, COARSE = 64, 512, 128
-"""Buckets are multiples of the first number up to the second, and of the third from there on."""
 
 GRAPH_LIMIT = 2048
 """Longer prompts are read without a graph: their activations would stay reserved."""
@@ -40,17 +38,11 @@ Key = tuple[tuple[Step, ...], int]
 """What a prompt's graph depends on: the steps of a plan, and the bucket."""
 
 
-def bucket_of(length: int) -> int:
-    """The padded length of a prompt."""
-    step = FINE if length <= FINE_LIMIT else COARSE
-    return -(-length // step) * step
-
-
 def usual_buckets(tiers: Collection[str], vision: VisionConfig) -> list[int]:
     """The padded lengths of prompts with a picture at some tiers and a question of the usual length."""
     images = {num_image_tokens(grid, vision) for tier in tiers for grid in grids_of(tier)}
     least, most = USUAL_TEXT
-    return sorted({bucket_of(image + text) for image in images for text in range(least, most + 1)})
+    return sorted({padded_length(image + text) for image in images for text in range(least, most + 1)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +102,7 @@ class PromptReader:
     @torch.inference_mode()
     def read(self, x: Tensor, plan: Plan) -> Tensor:
         """Logits (1, V) after the last of the embeddings (1, T, D); fills the cache."""
-        bucket = bucket_of(x.shape[1])
+        bucket = padded_length(x.shape[1])
         if not self._is_graphed or bucket > self._limit:
             return self._model.prefill(x, plan, self._entries(plan))
         key = plan.steps, bucket
@@ -141,7 +133,7 @@ class PromptReader:
 
     def capture(self, plan: Plan, length: int) -> None:
         """Capture a plan for all prompts of this length's bucket; nothing may be using the cache."""
-        bucket = bucket_of(length)
+        bucket = padded_length(length)
         key = plan.steps, bucket
         self.wanted.pop(key, None)
         if self._recorder is None or not self._is_graphed or key in self._graphs or bucket > self._limit:

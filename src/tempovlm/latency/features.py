@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tempovlm.core.cost import Cost, plan_cost
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
-from tempovlm.core.shape import ModelShape
+from tempovlm.core.shape import COARSE, FINE, FINE_LIMIT, ModelShape
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -47,10 +47,12 @@ FEATURES = (
     "log_decode_flops",
     "log_decode_bytes",
     "inverse_steps",
+    "log_padded_tokens",
 )
 """Columns of `CostTable.features`. The vision side's operations are in proportion to distinct crops and crops, its
 bytes are constant, so those two columns stand for them. The first decode step of an answer takes longer than the
-others, so that the time per token falls with the inverse of their number."""
+others, so that the time per token falls with the inverse of their number. A captured graph reads a prompt at its
+padded length, so that its time is a staircase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,13 @@ class Workload:
         """(n,) share of the first step among the decode steps."""
         return 1.0 / np.maximum(self.steps, 1.0)
 
+    @property
+    def padded_tokens(self) -> Floats:
+        """(n,) what `core.shape.padded_length` makes of the prompts."""
+        n = self.vision_tokens + self.text_tokens
+        step = np.where(n <= FINE_LIMIT, FINE, COARSE)
+        return np.ceil(n / step) * step
+
 
 def count_crops(tiling: tuple[int, int] | None) -> tuple[int, int]:
     """Crops and distinct crops of a tiling: the one tile of a 1 × 1 tiling equals the global crop."""
@@ -169,6 +178,7 @@ class CostTable:
         result[:, 5], result[:, 6], result[:, 7] = self._tier[s], self._log_top_k[s], self._log_blocks[s]
         result[:, 8:12] = np.log(np.array((*self.prefill(workload), *self.decode_step(workload)))).T
         result[:, 12] = workload.first_share
+        result[:, 13] = np.log1p(workload.padded_tokens)
         return result
 
     def terms(self, workload: Workload) -> dict[str, Floats]:
@@ -176,16 +186,19 @@ class CostTable:
 
         They are the terms of `core.cost`'s sums (dense products, experts and attention of a block, bytes of a
         block's weights, which are in proportion to the blocks), unscaled, with a constant for what is neither.
-        The first decode step has a constant of its own, and one for each block.
+        The first decode step has a constant of its own, and one for each block. Prompts count as they are, as a
+        CPU reads them, and padded, as a captured graph does.
         """
         s, n = workload.setting, workload.vision_tokens + workload.text_tokens
         blocks, top_k, one = self._blocks[s], self._top_k[s], np.ones(len(workload))
-        each, first = blocks * n, workload.first_share
+        each, first, padded = blocks * n, workload.first_share, blocks * workload.padded_tokens
         context = n + (np.maximum(workload.steps, 1.0) + 1) / 2
         return {
             "vision_encoder": np.stack((one, workload.distinct_crops), axis=1),
             "projector": np.stack((one, workload.crops, workload.distinct_crops), axis=1),
-            "prefill": np.stack((one, n, blocks, each, each * top_k, each * (n + 1) / 2), axis=1),
+            "prefill": np.stack(
+                (one, n, blocks, each, each * top_k, each * (n + 1) / 2, padded, padded * top_k), axis=1
+            ),
             "decode_per_token": np.stack(
                 (one, blocks, blocks * top_k, blocks * context, first, blocks * first), axis=1
             ),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import tiny_model
 from tempovlm.control.guard import Guard
 from tempovlm.core.request import Answer, Request
-from tempovlm.engine.capture import PromptReader, bucket_of, usual_buckets
+from tempovlm.core.shape import padded_length
+from tempovlm.engine.capture import PromptReader, usual_buckets
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
+from tempovlm.latency.features import Workload
 from tempovlm.model.cache import KVCache
 from tempovlm.model.prompt import build_prompt
 from tempovlm.model.tiling import choose_grid
@@ -133,14 +136,16 @@ def test_usual_buckets_hold_prompts_about_pictures_of_any_shape(engine: Engine) 
             grid = choose_grid(tier, *size, config.vision)
             for question in ("what?", "what is the price of the largest item on the label next to the door?"):
                 prompt = build_prompt(question, "vqa2", grid, config, tokenizer, 4)
-                assert bucket_of(len(prompt.tokens)) in buckets
+                assert padded_length(len(prompt.tokens)) in buckets
 
 
 @pytest.mark.parametrize(
     ("length", "bucket"), [(1, 64), (64, 64), (65, 128), (512, 512), (513, 640), (1250, 1280)]
 )
 def test_buckets(length: int, bucket: int) -> None:
-    assert bucket_of(length) == bucket
+    one = np.array([float(length)])
+    prompts = Workload(np.array([0]), one - 1, one / length, one, one, one)
+    assert padded_length(length) == bucket == prompts.padded_tokens[0]
 
 
 def test_a_padded_prompt_reads_as_itself(engine: Engine) -> None:
