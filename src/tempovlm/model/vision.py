@@ -135,12 +135,12 @@ class VisionTransformer(nn.Module):
             rows.addmm_(mixed.view(-1, W), block.out.weight.t())
             y = kernels.biased_norm(rows, left_out, 2 * i + 1, block.out.bias, block.mlp_norm)
             hidden, bias, parts = kernels.product_gelu(y, block.up), block.down.bias, None
-            if len(rows) <= FEW_ROWS and i not in self.keep:
+            if len(rows) <= FEW_ROWS:
                 parts = product_parts(hidden, block.down.weight)
             else:
                 rows.addmm_(hidden, block.down.weight.t())
             for place in (place for place, kept in enumerate(self.keep) if kept == i):
-                kernels.keep(x, left_out[2 * i + 2], bias, features, place)
+                kernels.keep(x, left_out[2 * i + 2], bias, features, place, parts)
         return features
 
 

@@ -132,21 +132,32 @@ def product_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 @triton.jit
-def _keep(x_ptr, sum_ptr, bias_ptr, out_ptr, P, place, WIDTH: tl.constexpr, W: tl.constexpr, W_PAD: tl.constexpr):
+def _keep(
+    x_ptr, parts_ptr, sum_ptr, bias_ptr, out_ptr, P, place, rows,
+    S: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr, W_PAD: tl.constexpr,
+):  # fmt: skip
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, W_PAD)
     inside = i < W
     token = row // P * (P + 1) + 1 + row % P  # the class token stands before a crop's patches
     x = tl.load(x_ptr + token * W + i, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(S):
+        x += tl.load(parts_ptr + (part * rows + token) * W + i, mask=inside, other=0.0).to(tl.float32)
     x += tl.load(sum_ptr + i, mask=inside, other=0.0) + tl.load(bias_ptr + i, mask=inside, other=0.0).to(
         tl.float32
     )
     tl.store(out_ptr + row * WIDTH + place * W + i, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def keep(x: Tensor, left_out: Tensor, bias: Tensor, features: Tensor, place: int) -> None:
-    """Write (C, P + 1, W), plus the two vectors (W,) that it lacks, to the place-th part of features (C, P, …)."""
+def keep(
+    x: Tensor, left_out: Tensor, bias: Tensor, features: Tensor, place: int, parts: Tensor | None = None
+) -> None:
+    """Write (C, P + 1, W), plus the two vectors (W,) that it lacks, to the place-th part of features (C, P, …).
+
+    The `parts` (S, rows, W) of a product are added to what is written, and not to `x`.
+    """
     (C, T, W), width = x.shape, features.shape[-1]
-    _keep[(C * (T - 1),)](x, left_out, bias, features, T - 1, place, width, W, triton.next_power_of_2(W))
+    sizes = (0 if parts is None else len(parts), width, W, triton.next_power_of_2(W))
+    _keep[(C * (T - 1),)](x, parts, left_out, bias, features, T - 1, place, C * T, *sizes)
 
 
 @triton.jit
