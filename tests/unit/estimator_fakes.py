@@ -18,7 +18,7 @@ RATES = RooflineCore(
     {
         "vision_encoder": np.array([2.0, 1.5]),
         "projector": np.array([0.4, 0.1, 0.05]),
-        "prefill": np.array([1.0, 0.002, 0.3, 0.001, 0.0004, 0.000002]),
+        "prefill": np.array([1.0, 0.002, 0.3, 0.001, 0.0004, 0.000002, 0.0, 0.0]),
         "decode_per_token": np.array([0.5, 0.2, 0.01, 0.0001, 0.3, 0.02]),
     }
 )
@@ -28,11 +28,11 @@ GPU = RooflineCore(
     {
         "vision_encoder": np.array([3.0, 0.02]),
         "projector": np.array([0.3, 0.001, 0.0]),
-        "prefill": np.array([0.5, 0.0, 0.25, 0.00001, 0.000002, 0.0]),
+        "prefill": np.array([0.5, 0.0, 0.25, 0.0, 0.0, 0.0, 0.00001, 0.000002]),
         "decode_per_token": np.array([0.3, 0.11, 0.004, 0.0, 0.4, 0.0]),
     }
 )
-"""Another one, which waits for its host most of the time."""
+"""Another one, which waits for its host most of the time and reads prompts at their padded length."""
 
 
 def request(picture: int, rng: np.random.Generator) -> Workload:

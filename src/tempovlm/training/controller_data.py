@@ -155,7 +155,7 @@ def preprocess_ms(frame: pd.DataFrame, space: KnobSpace, stamp: Mapping[str, Any
 
 
 def budget_range(latency_ms: Floats) -> tuple[float, float]:
-    """From the median cost of the cheapest setting to that of the dearest; latencies (N, K) or (K,)."""
+    """From the median cost of the cheapest setting to that of the dearest; times (N, K) or (K,)."""
     rows = np.atleast_2d(latency_ms)
     return float(np.median(rows.min(axis=1))), float(np.median(rows.max(axis=1)))
 

@@ -163,7 +163,7 @@ def gather(job: GrpoJob) -> Material:
         samples=samples,
         world=World(space, costs, accuracy),
         split=split,
-        limits_ms=budget_range(costs.latency_ms[split.train]),
+        limits_ms=budget_range(costs.upper_ms[split.train]),  # below and above, the guard decides alone
         stamp=(estimator.stamp if estimator else frame.attrs["stamp"]) or {},
     )
 

@@ -69,7 +69,7 @@ def write_estimator(path: Path, engine: Engine) -> Path:
     rates = {
         "vision_encoder": np.array([2.0, 1.5]),
         "projector": np.array([0.4, 0.1, 0.05]),
-        "prefill": np.array([1.0, 0.002, 0.3, 0.001, 0.0004, 0.000002]),
+        "prefill": np.array([1.0, 0.002, 0.3, 0.001, 0.0004, 0.000002, 0.0, 0.0]),
         "decode_per_token": np.array([0.5, 0.2, 0.01, 0.0001, 0.0, 0.0]),
     }
     stamp = replace(stamps.STAMP, hardware="the estimator's machine").to_json()

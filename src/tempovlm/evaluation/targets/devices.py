@@ -10,13 +10,13 @@ HARDWARE = {"cpu": "cpu", "h200": "NVIDIA H200", "h100": "NVIDIA H100 80GB HBM3"
 
 PLACE = {"cpu": "2-core CPU", "h200": "H200", "h100": "H100"}
 
-GPU_JUDGED_MS = "4.2 4.4 4.6 4.8 5.2"
+GPU_JUDGED_MS = "4.4 4.8 5.2 6 7"
 """What the pocket is judged by on a GPU, with predicted times: all its settings lie within two milliseconds."""
 
 GPU_ANSWERED_MS = "6 7 8 10 12"
 """What it is asked for there: budgets that hold what a host may lose between two launches."""
 
-GPU_TIME_PRICE = "3.0"
+GPU_TIME_PRICE = "2.0"
 """What a GPU's controllers and baselines pay for time; more than on the CPU, for accuracy is worth fewer
 milliseconds there."""
 
