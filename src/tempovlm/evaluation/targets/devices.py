@@ -11,8 +11,8 @@ HARDWARE = {"cpu": "cpu", "h200": "NVIDIA H200", "h100": "NVIDIA H100 80GB HBM3"
 PLACE = {"cpu": "2-core CPU", "h200": "H200", "h100": "H100"}
 
 GPU_JUDGED_MS = "10 11 12 14 16"
-"""What the pocket is judged by on a GPU: between the bounds of its settings, which a host that pauses puts far above
-what they usually take, 3.5 to 5 milliseconds."""
+"""What the pocket is judged by on a GPU: between the bounds of its settings, which a host that pauses puts far
+above what they usually take, 3.5 to 5 milliseconds."""
 
 GPU_ANSWERED_MS = "6 7 8 10 12"
 """What it is asked for there: budgets that hold what a host may lose between two launches."""
