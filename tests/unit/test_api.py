@@ -39,7 +39,7 @@ def test_calibration_waits_for_the_first_budget(
     model.answer(picture, "what?", 50, knobs=model.space.cheapest)
     assert not counted
     answers = [
-        model.answer(one, "what?", budget_ms=30) for one in (picture, picture_file, picture_file.read_bytes())
+        model.answer(one, "what?", budget_ms=1e5) for one in (picture, picture_file, picture_file.read_bytes())
     ]
     assert len(counted) == 1
     assert model.profile is not None
@@ -110,7 +110,7 @@ def test_a_damaged_calibration_is_told_once_and_measured_again(
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with caplog.at_level(logging.WARNING, "tempovlm"):
-        assert model.answer(picture, "what?", budget_ms=30).budget_feasible is True
+        assert model.answer(picture, "what?", budget_ms=1e5).budget_feasible is True
     assert len(counted) == 1
     assert sum("measuring again" in message for message in caplog.messages) == 1
     assert model.calibrate() is model.profile
