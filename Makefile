@@ -31,8 +31,8 @@ lint: $(STAMP)  ## ruff, mypy and the import contracts
 	@echo "mypy" && $(BIN)/mypy --no-error-summary
 	@echo "import contracts" && $(BIN)/lint-imports --no-logo
 
-test: lint  ## lint, then all tests that need no GPU
-	@echo "pytest" && $(BIN)/python -m pytest -q
+test: lint  ## lint, then all tests that need no GPU, two at a time
+	@echo "pytest" && $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 clean:  ## remove the environment, caches and the demo's output
 	rm -rf .venv build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

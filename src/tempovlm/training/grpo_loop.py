@@ -310,6 +310,8 @@ class _Run:
                 self.reference.load_state_dict(state["reference"])
             if isinstance(self.task.world.accuracy, OnlineAccuracy):
                 self.task.world.accuracy.known.copy_(state["known"])
+        except UserError:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: cannot be resumed ({reason[:120]}); remove it to start anew") from None

@@ -8,19 +8,20 @@ import torch
 from tempovlm.latency.clock import HostClock, stage_clock
 
 
-def test_laps_tile_the_total() -> None:
+def test_laps_tile_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ms = [100.0]
+    monkeypatch.setattr("tempovlm.latency.clock.now_ms", lambda: now_ms[0])
     clock = stage_clock(torch.device("cpu"))
     assert isinstance(clock, HostClock)
-    for stage in ("a", "b", "a"):
-        time.sleep(0.005)
+    for stage, took_ms in (("a", 5.0), ("b", 7.0), ("a", 2.0)):
+        now_ms[0] += took_ms
         clock.mark(stage)
-    time.sleep(0.01)
+    now_ms[0] += 10.0
+    assert clock.elapsed_ms() == 24.0
     reading = clock.read()
-    assert [lap.stage for lap in reading.laps] == ["a", "b", "a"]
-    assert reading.stage_ms("a") + reading.stage_ms("b") == pytest.approx(reading.total_ms, rel=0.01)
-    assert reading.laps_ms("b") == (reading.stage_ms("b"),)
-    assert reading.stage_ms("a") >= 10
-    assert reading.stage_ms("never") == 0.0
+    assert [(lap.stage, lap.duration_ms) for lap in reading.laps] == [("a", 5.0), ("b", 7.0), ("a", 2.0)]
+    assert reading.total_ms == 14.0, "it ends with the last mark"
+    assert (reading.stage_ms("a"), reading.laps_ms("b"), reading.stage_ms("never")) == (7.0, (7.0,), 0.0)
 
 
 def test_elapsed_grows() -> None:
