@@ -145,7 +145,7 @@ def test_a_busy_machine_is_told(
 def _hold(ready: object, release: object) -> None:
     with machine_lock():
         ready.set()  # type: ignore[attr-defined]
-        release.wait(20)  # type: ignore[attr-defined]
+        release.wait(60)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def holder(cache: Path) -> Iterator[object]:  # noqa: ARG001 - the lock lies in 
     ready, release = context.Event(), context.Event()
     process = context.Process(target=_hold, args=(ready, release))
     process.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     yield release
     release.set()
     process.join(20)
