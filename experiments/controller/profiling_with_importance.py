@@ -33,7 +33,7 @@ def flags() -> entry.FlagParser:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--split", choices=("val", "train"), default="val", help="which questions")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--seed", type=int, default=42, help="of the draw of questions and the order of timing")
+    add("--seed", type=entry.seed, default=42, help="of the draw of questions and the order of timing")
     return parser
 
 

@@ -31,7 +31,7 @@ def flags() -> entry.FlagParser:
     add("--data_dir", type=Path, help="folder of the data; the test bed in the cache directory unless told")
     add("--on_deadline", choices=("finish", "stop"), default="finish", help="finish a late answer, or stop it")
     add("--max_new_tokens", type=int, default=16, help="cap on the tokens of an answer")
-    add("--seed", type=int, default=42, help="picks the samples and the order of the budgets")
+    add("--seed", type=entry.seed, default=42, help="picks the samples and the order of the budgets")
     return parser
 
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         entry.positive(name, getattr(args, name))
     budgets_ms = tuple(sorted(set(args.latency_budget)))
     for budget_ms in budgets_ms:
-        check_budget_ms(budget_ms)
+        check_budget_ms(budget_ms, "latency_budget")
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.evaluation import adaptive

@@ -39,7 +39,7 @@ def flags() -> entry.FlagParser:
     add("--stage1_checkpoint", type=Path, help="for stage2; that of --output_dir unless told")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--seed", type=int, default=42, help="of the split, the start and all draws")
+    add("--seed", type=entry.seed, default=42, help="of the split, the start and all draws")
     add_grpo_flags(parser)
     return parser
 

@@ -36,7 +36,7 @@ def flags() -> entry.FlagParser:
     add("--batch_size", type=int, default=16, help="questions answered together")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--merged_file", type=Path, default=MERGED, help="second place for the merged scores")
-    add("--seed", type=int, default=42, help="of the draw of questions")
+    add("--seed", type=entry.seed, default=42, help="of the draw of questions")
     return parser
 
 

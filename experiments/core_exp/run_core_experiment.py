@@ -36,7 +36,7 @@ def flags() -> entry.FlagParser:
     add("--repeats", type=int, default=5, help="passes that time each of them once at each setting")
     add("--warmup", type=int, default=1, help="untimed answers before a question's first pass in each run")
     add("--max_new_tokens", nargs="+", type=int, default=[16], help="caps, given to the questions in turn")
-    add("--seed", type=int, default=42, help="of the draw of questions and the order of timing")
+    add("--seed", type=entry.seed, default=42, help="of the draw of questions and the order of timing")
     add("--format", choices=("parquet", "json"), default="parquet", help="json: the predecessor's layout")
     return parser
 

@@ -112,7 +112,7 @@ def read_budgets_ms(texts: Sequence[str]) -> tuple[float, ...]:
     """
     budgets_ms = {value for text in texts if (value := console.number("budgets", text)) is not None}
     for budget_ms in budgets_ms:
-        check_budget_ms(budget_ms)
+        check_budget_ms(budget_ms, "budgets")
     return tuple(sorted(budgets_ms))
 
 

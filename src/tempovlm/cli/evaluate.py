@@ -106,7 +106,11 @@ class EvaluateArgs:
         """Raise a `UserError` that names the first flag whose value cannot be."""
         if not self.policies:
             raise UserError("--policies: give at least one")
-        for name, value, least in (("shuffles", self.shuffles, 0), ("draws", self.draws, 1)):
+        for name, value, least in (
+            ("shuffles", self.shuffles, 0),
+            ("draws", self.draws, 1),
+            ("seed", self.seed, 0),
+        ):
             if value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
         if not 0 <= self.time_price < math.inf:

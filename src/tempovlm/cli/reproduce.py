@@ -80,6 +80,11 @@ def main(argv: list[str]) -> None:
 
     notes = console.stderr()
     repository = find_repository(flags.repository)
+    if flags.output_dir.resolve() == repository:
+        raise UserError(
+            f"--output_dir {flags.output_dir}: is the repository itself, whose results would be replaced; give "
+            "another folder"
+        )
     make_folder(flags.output_dir)
     setup = read_setup(flags, repository, notes)
     from tempovlm.evaluation.journal import Journal
@@ -191,10 +196,10 @@ def run(steps: Sequence[Step], kept: Journal, repository: Path, setup: Setup, no
 
 def run_step(step: Step, folder: Path, repository: Path, setup: Setup) -> None:
     """Run one step in the run's folder; what it prints goes to a log there."""
+    from tempovlm.evaluation.files import make_folder
     from tempovlm.evaluation.reproduction import TAKE
 
-    log = folder / "logs" / f"{step.name}.txt"
-    log.parent.mkdir(exist_ok=True)
+    log = make_folder(folder / "logs") / f"{step.name}.txt"
     with contextlib.chdir(folder), log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         if step.command == TAKE:
             file.write(json.dumps(take(step, repository, setup)) + "\n")

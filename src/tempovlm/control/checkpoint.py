@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,6 @@ CLASSES: dict[str, str] = {
 """Class of a network → the module that defines it. Nothing else is ever built from a file."""
 
 _FIELDS = ("kind", "networks", "space", "knob_space", "weights", "stamp", "options", "metrics")
-
-
-class Sized(Protocol):
-    """A network that can say with what its constructor was called."""
-
-    sizes: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

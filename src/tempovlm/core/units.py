@@ -5,11 +5,6 @@ from __future__ import annotations
 import time
 
 
-def ms_from_s(seconds: float) -> float:
-    """Seconds to milliseconds."""
-    return seconds * 1e3
-
-
 def s_from_ms(duration_ms: float) -> float:
     """Milliseconds to seconds."""
     return duration_ms * 1e-3

@@ -166,7 +166,8 @@ class Content:
                 if (dataset, question) not in samples:
                     raise UserError(
                         f"--data_dir: question {question} of {dataset} is in the results but not in the data; "
-                        "name the folder that the core experiment read"
+                        "name the folder that the core experiment read (the repository's results: `tempovlm data "
+                        "make --out DIR` draws it)"
                     )
         return cls(samples)
 

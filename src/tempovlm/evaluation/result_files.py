@@ -16,6 +16,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.core.stamp import Stamp
 from tempovlm.evaluation.targets.base import Content, Source
+from tempovlm.evaluation.targets.measuring import DATASETS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,10 +154,10 @@ def _check(origin: Origin, source: Source, shipped: str | None, path: Path) -> N
 
 
 def _read_sweep(folder: Path) -> tuple[Content, list[Stamp]]:
-    """The counts and checks of a results directory of the core experiment, and its stamps."""
+    """The counts and checks of a results directory of the core experiment, and its stamps; of all data sets."""
     from tempovlm.profiling.store import read_results
 
-    frame = read_results([folder])
+    frame = read_results([folder], DATASETS)
     stamps = frame.attrs["stamps"]
     for path, stamp in stamps.items():
         if stamp is None:

@@ -86,7 +86,10 @@ class DecisionTable:
         measured = ~np.isnan(self.latency_ms)
         if not measured.any(axis=0).all():
             missing = self.space.settings[int(np.argmin(measured.any(axis=0)))]
-            raise UserError(f"--results_dir: no measured latency at {missing} in split {self.split}")
+            raise UserError(
+                f"--results_dir: no measured latency at {missing} in split {self.split}; add results that were "
+                "timed, or give --latency_estimator_path"
+            )
         return np.nanmedian(self.latency_ms, axis=0)
 
     def predicted_ms(self, estimator: LatencyEstimator, level: float = 0.5) -> Floats:

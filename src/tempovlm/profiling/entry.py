@@ -105,3 +105,14 @@ def positive(flag: str, value: int) -> int:
     if value < 1:
         raise UserError(f"--{flag} {value}: must be at least 1")
     return value
+
+
+def seed(text: str) -> int:
+    """A flag's text as a seed.
+
+    Raises:
+        ArgumentTypeError: it is no whole number from 0 on, which random numbers are drawn from.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)

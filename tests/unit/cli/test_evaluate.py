@@ -207,11 +207,13 @@ def test_a_table_needs_no_data(tiny_folder: Path, results: dict[str, Path], tmp_
     [
         (["--policies", "magic"], "--policies magic"),
         (["--policies", "absent.pt"], "absent.pt: no such file"),
-        (["--policies", "table", "--budgets", "0"], "0.0"),
+        (["--policies", "table", "--budgets", "0"], "--budgets 0.0"),
         (["--policies", "table", "--budgets", "soon"], "--budgets soon"),
         (["--policies", "table", "--level", "1"], "--level 1"),
         (["--policies", "table", "--control_ms", "-1"], "--control_ms -1"),
         (["--policies", "table", "--shuffles", "-1"], "--shuffles -1"),
+        (["--policies", "table", "--seed", "-1"], "--seed -1"),
+        (["--policies", "table", "--output_dir", "/proc"], "--output_dir /proc: cannot be written to"),
         (["--policies", "table", "--time_price", "-1"], "--time_price -1"),
         (["--policies", "table", "--ablate", "knn"], "--ablate knn"),
         (["--policies", "table", "--dataset_names", "imagenet"], "imagenet: unknown data set"),
@@ -239,7 +241,7 @@ def test_other_data_than_that_of_the_results_is_named(
     tiny_folder: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
     other = make_testbed(tmp_path / "other", 1, 1, seed=9, progress=False)
-    with pytest.raises(UserError, match="--data_dir: question"):
+    with pytest.raises(UserError, match=r"--data_dir: question .* data make --out DIR"):
         evaluate.main(words(tiny_folder, results, tmp_path, "--policies", "knn", "--data_dir", str(other)))
 
 

@@ -237,6 +237,8 @@ def test_shipped_rows_are_taken_where_the_questions_are_here(
         ("--model", "nowhere", "--model nowhere: no such model"),
         ("--device", "tpu", "--device tpu: unknown"),
         ("--output_dir", "FILE", "cannot be made"),
+        ("--output_dir", "/proc", "--output_dir /proc: cannot be written to"),
+        ("--output_dir", "CHECKOUT", "is the repository itself"),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -251,7 +253,8 @@ def test_wrong_input_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     argv = words(tiny_folder, bed, checkout, tmp_path / "run")
-    argv[argv.index(flag) + 1] = str(tmp_path / "file") if value == "FILE" else value
+    places = {"FILE": str(tmp_path / "file"), "CHECKOUT": str(checkout)}
+    argv[argv.index(flag) + 1] = places.get(value, value)
     assert main(argv) == 2
     said = capsys.readouterr().err
     assert named in said

@@ -54,7 +54,7 @@ def test_others_are_charged_the_median_of_the_setting() -> None:
     # Where training questions were not timed at every setting, the judged ones stand in.
     found = latencies(train, unmeasured, None, 0.5)
     np.testing.assert_allclose(found.decided_ms[0], 3 * COST_MS)
-    with pytest.raises(UserError, match="no measured latency"):
+    with pytest.raises(UserError, match="give --latency_estimator_path"):
         latencies(unmeasured, unmeasured, None, 0.5)
 
 

@@ -251,5 +251,9 @@ def test_sweeps_of_the_repository_are_read_from_their_folder(tmp_path: Path) -> 
     source = next(t.source for t in TARGETS if t.name == "core_repeats_pocket_cpu")
     with pytest.raises(UserError, match=r"okvqa\.parquet"):
         read_result(tmp_path, source, SHIPPED)
+    sweep = ROOT / "results" / "core_exp_pocket_cpu"
+    shutil.copy(sweep / "okvqa.parquet", folder)
+    with pytest.raises(UserError, match="core_exp_pocket_cpu: no results of text_vqa"):
+        read_result(tmp_path, source, SHIPPED)
     shutil.rmtree(folder)
     assert read_result(tmp_path, source, SHIPPED) is None
