@@ -154,12 +154,16 @@ class Ledger:
             known[row.key] = row if old is None else better(old, row)
 
     def merge(self, dataset: str) -> list[Path]:
-        """Write all rows of a data set as its results, then remove its parts."""
+        """Write all rows of a data set as its results, then remove its parts and what the other layout has."""
         rows = list(self.refresh(dataset).values())
+        tables = [self.folder / f"{dataset}.parquet"]
+        texts = list((self.folder / dataset.replace("_", "-")).glob(legacy.PATTERN))
         if self.form == "json":
             paths = legacy.write_folder(self.folder, dataset, rows, self.stamp, self.ranking)
         else:
             paths = [store.write_rows(self.folder, dataset, rows, self.stamp)]
+        for stale in tables if self.form == "json" else texts:
+            stale.unlink(missing_ok=True)
         shutil.rmtree(self._parts(dataset), ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty while other data sets have parts
             (self.folder / store.PARTS).rmdir()
