@@ -64,22 +64,14 @@ class Ledger:
         Raises:
             UserError: another process writes there, or its rows were made under other conditions.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"--output_dir {self.folder}: cannot be made ({error.strerror or error})") from None
-        try:
+        with held(self.folder) if self.rank == 0 else contextlib.nullcontext():
             if self.rank == 0:
-                _hold(handle, self.folder)
                 self._check_manifest()
             for dataset in datasets:
                 # Parts first: while another process merges, a row is in a part, in the merged file, or in both.
                 self.refresh(dataset)
                 self._read_merged(dataset)
             yield self
-        finally:
-            os.close(handle)
 
     def _check_manifest(self) -> None:
         path = self.folder / MANIFEST
@@ -205,8 +197,26 @@ def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tup
     return found, KnobSpace.for_model(shape)
 
 
-def _hold(handle: int, folder: Path) -> None:
-    """The system lets go of the directory when the process ends, however it ends."""
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make an output directory and hold it; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: it cannot be made, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror or error})") from None
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
