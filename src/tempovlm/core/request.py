@@ -60,10 +60,10 @@ class Request:
             raise UserError(f"--top_p {self.top_p}: must be above 0 and at most 1")
 
 
-def check_budget_ms(budget_ms: float) -> None:
-    """Raise a `UserError` unless the budget is a positive, finite number of milliseconds."""
+def check_budget_ms(budget_ms: float, flag: str = "budget_ms") -> None:
+    """Raise a `UserError` that names the flag unless the budget is a positive, finite number of milliseconds."""
     if not (math.isfinite(budget_ms) and budget_ms > 0):
-        raise UserError(f"--budget_ms {budget_ms}: must be a positive, finite number of milliseconds")
+        raise UserError(f"--{flag} {budget_ms}: must be a positive, finite number of milliseconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
