@@ -150,6 +150,12 @@ def test_it_learns_the_staircase_and_reports(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
 
+def test_a_training_that_diverges_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--lr 1e\+30: the training diverged in epoch 1"):
+        supervised.run_job(job(tmp_path, replace(FAST, lr=1e30)))
+    assert not (tmp_path / "out" / supervised.CHECKPOINT).exists()
+
+
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
