@@ -38,8 +38,8 @@ def flags() -> entry.FlagParser:
     add("--compare_with", type=Path, help="checkpoint of Exp 4 to be judged beside it")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--seed", type=int, default=42, help="of the split and, without --seeds, of the training")
-    add("--seeds", nargs="+", type=int, help="train once with each, for the spread")
+    add("--seed", type=entry.seed, default=42, help="of the split and, without --seeds, of the training")
+    add("--seeds", nargs="+", type=entry.seed, help="train once with each, for the spread")
     add_grpo_flags(parser)
     return parser
 

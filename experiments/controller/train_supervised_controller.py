@@ -23,7 +23,7 @@ def flags() -> entry.FlagParser:
     add("--lr", type=float, default=1e-4, help="learning rate at the start")
     add("--train_split", type=float, default=0.8, help="share of the budgets for training")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--seed", type=int, default=42, help="of the budgets, the start and the order of rows")
+    add("--seed", type=entry.seed, default=42, help="of the budgets, the start and the order of rows")
     add("--hidden_dim", type=int, default=128, help="units of a hidden layer")
     add("--num_budgets", type=int, default=20_000, help="budgets drawn, log-uniformly over the feasible range")
     add("--latency_quantile", default="p95", help="mean, p50, p95 or p99: the total that must fit a budget")

@@ -182,6 +182,8 @@ def test_results_of_another_model(tiny_folder: Path, small_bed: Path, tmp_path: 
         (["--knob1_variant", "x"], "--knob1_variant x"),
         (["--train_split", "1.5"], "--train_split 1.5"),
         (["--stage", "stage3"], "stage3"),
+        (["--num_epochs_stage1", "0"], "--num_epochs_stage1 0"),
+        (["--seed", "-1"], "--seed: -1: must be from 0"),
     ],
 )
 def test_wrong_input_is_named(
