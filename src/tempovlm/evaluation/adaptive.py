@@ -150,7 +150,7 @@ def _resume(path: Path, conditions: Mapping[str, Any]) -> list[Record]:
         UserError: that run was another one.
     """
     first = {"conditions": dict(conditions)}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     records: list[Record] = []
     if lines:
         before = _conditions(lines[0])

@@ -129,8 +129,8 @@ def test_an_interrupted_run_answers_only_the_rest(
     with pytest.raises(KeyboardInterrupt):
         script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     assert not out.exists()
-    with (tmp_path / ".out.json.records.jsonl").open("a") as file:
-        file.write('{"run": "budg')
+    with (tmp_path / ".out.json.records.jsonl").open("ab") as file:
+        file.write(b'{"run": "budg\xff')
     with pytest.raises(UserError, match="another max_new_tokens"):
         script(SCRIPT).main(words(tiny_folder, small_bed, out, *more, "--max_new_tokens", "1"))
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
