@@ -118,13 +118,14 @@ class Ledger:
             if path in self._seen:
                 continue
             try:
-                lines = path.read_text(encoding="utf-8").strip("\n").split("\n")
+                data = path.read_bytes()
             except FileNotFoundError:  # merged meanwhile
                 continue
             self._seen.add(path)
             try:
+                lines = data.decode("utf-8").strip("\n").split("\n")
                 self._take(dataset, [SweepRow.from_json(json.loads(line), str(path)) for line in lines])
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
                 raise UserError(f"{path}: damaged ({error}); remove this file and resume") from None
         return self.rows.setdefault(dataset, {})
 
