@@ -44,6 +44,8 @@ def main(argv: list[str]) -> None:
     budgets_ms = tuple(sorted(set(args.latency_budget)))
     for budget_ms in budgets_ms:
         check_budget_ms(budget_ms, "latency_budget")
+    if args.output_path is not None and (not args.output_path.name or args.output_path.is_dir()):
+        raise UserError(f"--output_path {args.output_path}: a folder; give the name of a file")
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.evaluation import adaptive

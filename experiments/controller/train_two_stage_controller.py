@@ -49,7 +49,8 @@ def main(argv: list[str]) -> None:
     args = flags().parse_args(argv)
     args.datasets = entry.check_datasets(args.dataset_names, "dataset_names")
     args.batch_size = (64 if args.stage == "stage1" else 32) if args.batch_size is None else args.batch_size
-    args.num_epochs = getattr(args, f"num_epochs_{args.stage}")
+    flag = f"num_epochs_{args.stage}"
+    args.num_epochs = entry.positive(flag, getattr(args, flag))
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
     args.device = str(model.engine.device)
     own = Namespace(engine=model.engine, weights=model.weights, **{name: getattr(args, name) for name in SHARED})

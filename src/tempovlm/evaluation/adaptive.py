@@ -108,11 +108,8 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
     """
     samples = load_mixed(plan.datasets, plan.num_samples, data_dir=plan.data_dir, seed=plan.seed)
     stamp = model.stamp(", ".join(sorted({sample.data_source for sample in samples})))
-    make_folder(path.parent)
+    make_folder(path.parent, "output_path")
     kept = path.with_name(f".{path.name}.records.jsonl")
-    records = _resume(kept, plan.conditions(stamp))
-    asked = {(r.dataset, r.question_id) for r in records}
-    left = [s for s in samples if (s.dataset, str(s.question_id)) not in asked]
     steps = bench.BenchPlan(
         budgets_ms=plan.budgets_ms,
         fixed=None,
@@ -120,21 +117,29 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
         seed=plan.seed,
         max_new_tokens=plan.max_new_tokens,
     )
-    with machine_lock(), kept.open("a", encoding="utf-8") as file, progress_bar("answering questions") as advance:
+    with machine_lock(), progress_bar("answering questions") as advance:
+        # Read once no other process measures, which may have written to the same file.
+        records = _resume(kept, plan.conditions(stamp))
+        asked = {(r.dataset, r.question_id) for r in records}
+        left = [s for s in samples if (s.dataset, str(s.question_id)) not in asked]
         busy = busy_cores()
-        for done, sample in enumerate(left):
-            advance(len(samples) - len(left) + done, len(samples))
-            rows = list(bench.measure(_Asked(model, plan.on_deadline), [sample], steps))
-            # A question's rows go out in one write, so that a kill leaves all of them or a torn last line.
-            file.write("".join(json.dumps(row.to_json()) + "\n" for row in rows))
-            file.flush()
-            records += rows
-    wanted = {(s.dataset, str(s.question_id)) for s in samples}
-    records = [r for r in records if (r.dataset, r.question_id) in wanted]
-    result = _result(model, plan, records, stamp)
-    result["busy"] = None if busy is None else busy >= BUSY_CORES
-    write_whole(path, as_text(rounded(result)))
-    kept.unlink(missing_ok=True)
+        with kept.open("a", encoding="utf-8") as file:
+            for done, sample in enumerate(left):
+                advance(len(samples) - len(left) + done, len(samples))
+                rows = list(bench.measure(_Asked(model, plan.on_deadline), [sample], steps))
+                # A question's rows go out in one write, so that a kill leaves all of them or a torn last line.
+                file.write("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+                file.flush()
+                records += rows
+        wanted = {(s.dataset, str(s.question_id)) for s in samples}
+        records = [r for r in records if (r.dataset, r.question_id) in wanted]
+        if all(r.error is not None for r in records):
+            kept.unlink(missing_ok=True)
+            raise UserError(f"--dataset: no question could be answered; the first failure: {records[0].error}")
+        result = _result(model, plan, records, stamp)
+        result["busy"] = None if busy is None else busy >= BUSY_CORES
+        write_whole(path, as_text(rounded(result)))
+        kept.unlink(missing_ok=True)
     return result
 
 
@@ -145,7 +150,7 @@ def _resume(path: Path, conditions: Mapping[str, Any]) -> list[Record]:
         UserError: that run was another one.
     """
     first = {"conditions": dict(conditions)}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     records: list[Record] = []
     if lines:
         before = _conditions(lines[0])
@@ -181,8 +186,6 @@ def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) 
     summary = summarise(records)
     for row in summary["budgets"]:
         row.update(_more([r for r in records if r.budget_ms == row["budget_ms"]]))
-    if not any(r.error is None for r in records):
-        raise UserError(f"--dataset: no question could be answered; the first failure: {records[0].error}")
     space = model.space
     return {
         "schema": SCHEMA,

@@ -5,6 +5,7 @@ Works on whole columns, because a results directory may have a million rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ def _problems(frame: pd.DataFrame, dataset: str, space: KnobSpace | None) -> Ite
     yield "dataset", frame["dataset"] != dataset, f"must be {dataset}, as the file's name says"
     for field in ("question_id", "image_id", "tier", "top_k", "num_blocks"):
         yield field, frame[field].isna(), "is missing"
+    yield "split", ~frame["split"].isin(("train", "val")), "must be train or val"
+    yield "tiling", frame["tiling"].map(_no_tiling), "must be rows and columns of at least 1 each"
     if space is not None:
         for field, legal in (("tier", space.tiers), ("top_k", space.top_ks), ("num_blocks", space.block_counts)):
             choices = ", ".join(map(str, legal))
@@ -71,12 +74,18 @@ def _times(frame: pd.DataFrame) -> Iterator[Problem]:
         why = "must be positive where two or more tokens came out: half a measurement"
         yield field, stepped & ~(frame[field] > 0), why
     yield "repeats", frame["repeats"].map(_uneven), "must hold equally many values of each stage"
-    yield "repeats", frame["repeats"].map(_has_negative), "holds a negative time"
+    yield "repeats", frame["repeats"].map(_has_no_time), "holds a time that is negative or not finite"
+
+
+def _no_tiling(tiling: tuple[int, ...] | None) -> bool:
+    return isinstance(tiling, tuple) and (len(tiling) != 2 or min(tiling) < 1)
 
 
 def _uneven(repeats: dict[str, tuple[float, ...]] | None) -> bool:
-    return isinstance(repeats, dict) and len({len(laps) for laps in repeats.values()}) > 1
+    if not isinstance(repeats, dict):
+        return False
+    return not repeats.keys() >= set(_NEEDED) or len({len(laps) for laps in repeats.values()}) > 1
 
 
-def _has_negative(repeats: dict[str, tuple[float, ...]] | None) -> bool:
-    return isinstance(repeats, dict) and any(lap < 0 for laps in repeats.values() for lap in laps)
+def _has_no_time(repeats: dict[str, tuple[float, ...]] | None) -> bool:
+    return isinstance(repeats, dict) and not all(0 <= lap < math.inf for laps in repeats.values() for lap in laps)

@@ -96,6 +96,14 @@ def check_datasets(names: list[str], flag: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def seed(text: str) -> int:
+    """The type of a flag for a seed that all generators of random numbers take."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value}: must be from 0 to {2**32 - 1}")
+    return value
+
+
 def positive(flag: str, value: int) -> int:
     """The value.
 
@@ -105,14 +113,3 @@ def positive(flag: str, value: int) -> int:
     if value < 1:
         raise UserError(f"--{flag} {value}: must be at least 1")
     return value
-
-
-def seed(text: str) -> int:
-    """A flag's text as a seed.
-
-    Raises:
-        ArgumentTypeError: it is no whole number from 0 on, which random numbers are drawn from.
-    """
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
-    return int(text)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.engine.batching import Ragged, encode_all
 from tempovlm.engine.engine import Engine
@@ -106,8 +107,7 @@ class ScoreFile:
         if path.is_file():
             self._read()
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._header) + "\n", encoding="utf-8")
+            write_whole(path, json.dumps(self._header) + "\n")
 
     def _read(self) -> None:
         data = self.path.read_bytes()
@@ -116,7 +116,7 @@ class ScoreFile:
             whole = (json.dumps(self._header) + "\n").encode()
         lines = whole.decode("utf-8", "replace").splitlines()
         try:
-            header, rows = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
+            header, rows = dict(json.loads(lines[0])), [json.loads(line) for line in lines[1:]]
             self.rows = {row["question_id"]: row for row in rows}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path}: damaged ({error}); delete it to measure again") from None
@@ -146,7 +146,9 @@ class ScoreFile:
         good = [row for row in rows if "error" not in row]
         if not good:
             first = next((row["error"] for row in rows), "no samples")
-            raise UserError(f"{self.path}: none of {len(rows)} questions could be answered ({first})")
+            raise UserError(
+                f"{self.path}: none of {len(rows)} questions could be answered ({first}); delete it to ask again"
+            )
         nothing = [float("nan")] * num_blocks
         return Scores(
             tuple(row["image_id"] for row in good),

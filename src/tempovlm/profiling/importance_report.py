@@ -32,6 +32,7 @@ from tempovlm.profiling.importance import (
     measure,
     single_ranking,
 )
+from tempovlm.profiling.parts import held
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.base import Sample
 
@@ -87,8 +88,13 @@ def run_study(study: Study) -> dict[str, Any]:
     """Measure, write every file, and return what cross_dataset_correlation.json holds.
 
     Raises:
-        UserError: a folder cannot be written, or its scores are of another run.
+        UserError: a folder cannot be written, its scores are of another run, or another process writes there.
     """
+    with held(study.output_dir):
+        return _run(study)
+
+
+def _run(study: Study) -> dict[str, Any]:
     plans = ablations(study.num_blocks)
     single = {
         dataset: {

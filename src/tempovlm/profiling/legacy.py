@@ -164,9 +164,18 @@ def read_file(path: Path, dataset: str) -> LegacyFile:
     if not isinstance(samples, list):
         raise UserError(f"{path}: field per_sample_results is no list")
     failed = record.get("failed_samples") or []
+    if not isinstance(failed, list):
+        raise UserError(f"{path}: field failed_samples is no list")
     places = enumerate([*samples, *failed])
     rows = [_row(one, record, dataset, path, f"per_sample_results[{i}]") for i, one in places]
-    return LegacyFile(rows, record.get("stamp"))
+    return LegacyFile(rows, _stamp(record.get("stamp"), path))
+
+
+def _stamp(record: Any, path: Path) -> dict[str, Any] | None:
+    try:
+        return None if record is None else Stamp.from_json(record).to_json()
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path}: field stamp: {error}") from None
 
 
 def _get(record: Any, name: str, path: Path, where: str = "") -> Any:
@@ -205,7 +214,7 @@ def _row(one: Any, record: Mapping[str, Any], dataset: str, path: Path, where: s
             error=one.get("error"),
             **_times(one),
         )
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{path}: {where} cannot be read ({error})") from None
 
 

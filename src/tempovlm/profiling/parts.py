@@ -64,22 +64,14 @@ class Ledger:
         Raises:
             UserError: another process writes there, or its rows were made under other conditions.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"--output_dir {self.folder}: cannot be made ({error.strerror or error})") from None
-        try:
+        with held(self.folder) if self.rank == 0 else contextlib.nullcontext():
             if self.rank == 0:
-                _hold(handle, self.folder)
                 self._check_manifest()
             for dataset in datasets:
                 # Parts first: while another process merges, a row is in a part, in the merged file, or in both.
                 self.refresh(dataset)
                 self._read_merged(dataset)
             yield self
-        finally:
-            os.close(handle)
 
     def _check_manifest(self) -> None:
         path = self.folder / MANIFEST
@@ -126,13 +118,14 @@ class Ledger:
             if path in self._seen:
                 continue
             try:
-                lines = path.read_text(encoding="utf-8").strip("\n").split("\n")
+                data = path.read_bytes()
             except FileNotFoundError:  # merged meanwhile
                 continue
             self._seen.add(path)
             try:
+                lines = data.decode("utf-8").strip("\n").split("\n")
                 self._take(dataset, [SweepRow.from_json(json.loads(line), str(path)) for line in lines])
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
                 raise UserError(f"{path}: damaged ({error}); remove this file and resume") from None
         return self.rows.setdefault(dataset, {})
 
@@ -154,12 +147,16 @@ class Ledger:
             known[row.key] = row if old is None else better(old, row)
 
     def merge(self, dataset: str) -> list[Path]:
-        """Write all rows of a data set as its results, then remove its parts."""
+        """Write all rows of a data set as its results, then remove its parts and what the other layout has."""
         rows = list(self.refresh(dataset).values())
+        tables = [self.folder / f"{dataset}.parquet"]
+        texts = list((self.folder / dataset.replace("_", "-")).glob(legacy.PATTERN))
         if self.form == "json":
             paths = legacy.write_folder(self.folder, dataset, rows, self.stamp, self.ranking)
         else:
             paths = [store.write_rows(self.folder, dataset, rows, self.stamp)]
+        for stale in tables if self.form == "json" else texts:
+            stale.unlink(missing_ok=True)
         shutil.rmtree(self._parts(dataset), ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty while other data sets have parts
             (self.folder / store.PARTS).rmdir()
@@ -201,8 +198,26 @@ def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tup
     return found, KnobSpace.for_model(shape)
 
 
-def _hold(handle: int, folder: Path) -> None:
-    """The system lets go of the directory when the process ends, however it ends."""
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make an output directory and hold it; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: it cannot be made, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror or error})") from None
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

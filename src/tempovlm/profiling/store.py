@@ -107,7 +107,7 @@ def read_results(
     frames: list[pd.DataFrame] = []
     stamps: dict[str, dict[str, Any] | None] = {}
     found: set[str] = set()
-    for folder in map(Path, results_dirs):
+    for folder in dict.fromkeys(map(Path, results_dirs)):
         for dataset, path in sorted(results_files(folder).items()):
             if datasets is None or dataset in datasets:
                 frame, stamps[str(path)] = _read_checked(path, dataset, space)
@@ -162,6 +162,7 @@ def _read_checked(path: Path, dataset: str, space: KnobSpace | None) -> tuple[pd
             frame[name] = frame[name].astype(float)
         stamp = next((part.stamp for part in parts if part.stamp is not None), None)
         _check_stamps([part.stamp for part in parts], path, space)
+        _check_same([part.stamp for part in parts], path)
     else:
         table = _read_table(path)
         stamp = _stamp_of(table.schema, path).to_json()
@@ -190,6 +191,13 @@ def _check_stamps(stamps: Iterable[dict[str, Any] | None], path: Path, space: Kn
                 f"{path}: field knob_space of its stamp is {stamp['knob_space']}, this model's is "
                 f"{space.fingerprint}: the results are of another knob space"
             )
+
+
+def _check_same(stamps: Iterable[dict[str, Any] | None], path: Path) -> None:
+    known = [stamp for stamp in stamps if stamp is not None]
+    for name in ("hardware", "device", "weights", "knob_space"):
+        if len({str(stamp[name]) for stamp in known}) > 1:
+            raise UserError(f"{path}: field {name} of its files' stamps differs; give results of one")
 
 
 def _read_table(path: Path) -> pa.Table:

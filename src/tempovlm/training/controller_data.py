@@ -58,6 +58,10 @@ _TABLES = ("language", "glance", "vision")
 _log = logging.getLogger("tempovlm")
 
 
+_SAME = ("hardware", "device", "threads")
+"""Fields of the stamps of timed results that must agree."""
+
+
 class Best(NamedTuple):
     """The best setting (N,) for each question and budget, and whether (N,) anything fitted at all."""
 
@@ -97,6 +101,19 @@ def read_table(frame: pd.DataFrame, space: KnobSpace, datasets: Sequence[str]) -
     """The training questions of what `store.read_results` returned; the others where there are none."""
     split = "train" if (frame["split"] == "train").any() else str(frame["split"].iloc[0])
     return decision_table(frame, space, split, datasets)
+
+
+def check_device(frame: pd.DataFrame) -> None:
+    """Raise a `UserError` unless the rows with latencies are of one machine."""
+    timed = set(frame[frame["T_total"].notna()]["source"])
+    stamps = [stamp for path, stamp in frame.attrs["stamps"].items() if stamp and str(Path(path).parent) in timed]
+    for name in _SAME:
+        found = sorted({str(stamp[name]) for stamp in stamps})
+        if len(found) > 1:
+            raise UserError(
+                f"--results_dir: field {name} of the timed results differs ({', '.join(found)}); give those of "
+                "one machine, or --latency_estimator_path"
+            )
 
 
 def median_latency_ms(frame: pd.DataFrame, space: KnobSpace) -> Floats:

@@ -118,7 +118,7 @@ def fit(net: nn.Module, lesson: Lesson, options: FitOptions, folder: Path, data:
         data: plain values that identify the data.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or the training diverges.
     """
     make_folder(folder)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
@@ -127,6 +127,8 @@ def fit(net: nn.Module, lesson: Lesson, options: FitOptions, folder: Path, data:
     with training_log(folder, state.history) as log, progress_bar("training") as advance, _one_thread():
         for epoch in range(state.epoch + 1, options.num_epochs + 1):
             trained, lr = _epoch(net, lesson, optimizer, options, epoch)
+            if not math.isfinite(trained):
+                raise UserError(f"--lr {options.lr}: the training diverged in epoch {epoch}; give a smaller one")
             net.eval()
             with torch.no_grad():
                 judged = lesson.judge()

@@ -171,6 +171,9 @@ def train_mlp(table: CostTable, split: Split, options: Options, log: Log) -> Fit
 
     All are those of the epoch with the least mean loss on the pictures that each fold leaves out; `log` gets a
     record of every epoch.
+
+    Raises:
+        UserError: the training diverges.
     """
     options.check()
     rows, folds = split.train, split.folds
@@ -188,6 +191,8 @@ def train_mlp(table: CostTable, split: Split, options: Options, log: Log) -> Fit
             part.epoch()
             loss, medians[fold.judged] = part.judge(other)
             value += loss * len(other.x) / len(rows)
+        if not math.isfinite(trained + value):
+            raise UserError(f"--lr {options.lr}: the training diverged in epoch {epoch}; give a smaller one")
         if value < least or not cores:
             cores, least = [_as_core(one.empty, one.net) for one in (whole, *parts)], value
         rate = whole.schedule.get_last_lr()[0]

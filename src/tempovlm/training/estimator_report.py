@@ -115,6 +115,7 @@ def run_job(job: Job) -> dict[str, Any]:
     """
     job.options.check()
     source = read_source(job.results_dirs, job.datasets, job.shape)
+    other = _read_transfer(job)
     rows = thin(source.rows, job.max_samples, job.options.seed)
     split = split_rows(rows, source.table.space, train_split=job.train_split, seed=job.options.seed)
     make_folder(job.output_dir)
@@ -148,7 +149,7 @@ def run_job(job: Job) -> dict[str, Any]:
     }
     best = replace(estimators[winner], notes={"judged": judged[winner], "metrics": tested[winner]})
     best.save(job.output_dir / CHECKPOINT)
-    report["transfer"] = _transfer(job, best) if job.transfer_dirs else None
+    report["transfer"] = None if other is None else _transfer(job, best, other)
     report["targets"] = targets(report)
     write_whole(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
     draw_report(job.output_dir, estimators, split, winner, source.stamp)
@@ -262,11 +263,18 @@ def _spread(pool: Rows, table: CostTable, count: int, seed: int) -> Ints:
     return choose_measurements(table, pool.workload, count, seed, pool.images)
 
 
-def _transfer(job: Job, best: Estimator) -> dict[str, Any]:
-    """The curve, its figure, and an estimator of the other device from 25 measurements."""
+def _read_transfer(job: Job) -> Source | None:
+    """The other device's measurements; read before the training, which takes long."""
+    if not job.transfer_dirs:
+        return None
     other = read_source(job.transfer_dirs, job.datasets, job.transfer_shape or job.shape)
     if len(np.unique(other.rows.images)) < 2:
         raise UserError("--transfer_results_dir: measured on one picture; two are needed, one to test on")
+    return other
+
+
+def _transfer(job: Job, best: Estimator, other: Source) -> dict[str, Any]:
+    """The curve, its figure, and an estimator of the other device from 25 measurements."""
     curve = transfer_curve(best, other, seed=job.options.seed)
     chosen = _spread(other.rows, other.table, _MOVE_WITH, job.options.seed)
     measured = other.rows.measurements.take(chosen)

@@ -28,6 +28,7 @@ from tempovlm.training.actors import Shared
 from tempovlm.training.controller_data import (
     Split,
     budget_range,
+    check_device,
     draw_budgets,
     extract_features,
     find_samples,
@@ -52,9 +53,6 @@ if TYPE_CHECKING:
 
 FIXED_BUDGETS = 8
 """Budgets for every question of the validation and of the test."""
-
-_SAME = ("hardware", "device", "threads")
-"""Fields of the stamps of timed results that must agree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +147,7 @@ def gather(job: GrpoJob) -> Material:
     _check_weights(frame, job.weights)
     table = read_table(frame, space, job.datasets)
     if estimator is None:
-        _check_device(frame)
+        check_device(frame)
         costs = measured_costs(table, frame)
     else:
         costs = predicted_costs(table, frame, estimator)
@@ -174,18 +172,6 @@ def _check_weights(frame: pd.DataFrame, weights: str) -> None:
         found = (stamp or {}).get("weights")
         if found is not None and found != weights:
             raise UserError(f"{path}: field weights is {found}, those of --model_path are {weights}")
-
-
-def _check_device(frame: pd.DataFrame) -> None:
-    timed = set(frame[frame["T_total"].notna()]["source"])
-    stamps = [stamp for path, stamp in frame.attrs["stamps"].items() if stamp and str(Path(path).parent) in timed]
-    for name in _SAME:
-        found = sorted({str(stamp[name]) for stamp in stamps})
-        if len(found) > 1:
-            raise UserError(
-                f"--results_dir: field {name} of the timed results differs ({', '.join(found)}); give those of "
-                "one machine, or --latency_estimator_path"
-            )
 
 
 def see(job: GrpoJob, material: Material) -> Shared:

@@ -40,6 +40,7 @@ from tempovlm.training.rollout import (
     entropy,
     outcome,
     roll_out,
+    sound,
 )
 from tempovlm.training.warm_start import warm_start
 
@@ -137,7 +138,8 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
     """Train in place; the policy ends with the weights of the epoch whose validation reward was highest.
 
     Raises:
-        UserError: the folder cannot be written, or holds a training under other conditions that was interrupted.
+        UserError: the training diverges, the folder cannot be written, or it holds a training under other
+            conditions that was interrupted.
     """
     task.options.check()
     task.loop.check()
@@ -356,7 +358,7 @@ def best_settings(log_probs: Tensor, num_tiers: int) -> Tensor:
 def evaluate(policy: nn.Module, world: World, batch: Batch, options: GrpoOptions) -> Rollout:
     """The policy's best choice for every question: groups of one."""
     policy.eval()
-    log_probs = policy(batch)
+    log_probs = sound(policy(batch))
     settings = best_settings(log_probs, len(world.space.tiers))
     return outcome(world, batch, settings, chosen_log_probs(log_probs, settings).cpu(), options)
 

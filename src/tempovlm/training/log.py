@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.paths import write_whole
+from tempovlm.profiling.parts import held
 
 LOG = "training_log.jsonl"
 
@@ -16,16 +18,33 @@ Log = Callable[[Mapping[str, Any]], None]
 
 
 def logged(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    """The first `epochs` records that an interrupted training left; what is beyond is trained again."""
+    """The first `epochs` records that an interrupted training left; what is beyond is trained again.
+
+    Raises:
+        UserError: the log is damaged.
+    """
     path = folder / LOG
     if not epochs or not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:epochs]]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:epochs]]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove the folder to train anew") from None
 
 
 @contextmanager
 def training_log(folder: Path, before: Sequence[Mapping[str, Any]] = ()) -> Iterator[Log]:
-    """Yields a function that logs an epoch's record; the file begins with those of the epochs `before`."""
+    """Yields a function that logs an epoch's record; the file begins with those of the epochs `before`.
+
+    Raises:
+        UserError: another process trains in the folder, or it cannot be written.
+    """
+    with held(folder), _written(folder, before) as log:
+        yield log
+
+
+@contextmanager
+def _written(folder: Path, before: Sequence[Mapping[str, Any]]) -> Iterator[Log]:
     write_whole(folder / LOG, "".join(json.dumps(record) + "\n" for record in before))
     try:
         from torch.utils.tensorboard import SummaryWriter

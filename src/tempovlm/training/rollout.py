@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.cores import LEVELS
@@ -231,6 +232,17 @@ class Rollout:
         return self.latency_ms <= self.batch.budget_ms.unsqueeze(1)
 
 
+def sound(log_probs: Tensor) -> Tensor:
+    """The log-probabilities (B, K) themselves.
+
+    Raises:
+        UserError: they are no numbers, because the policy's weights are not.
+    """
+    if bool(torch.isnan(log_probs).any()):
+        raise UserError("--lr: the training diverged, the controller's outputs are no numbers; give a smaller one")
+    return log_probs
+
+
 def draw_settings(log_probs: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """(B, G) settings drawn with replacement from the distributions (B, K)."""
     return torch.multinomial(log_probs.exp().cpu(), count, replacement=True, generator=generator)
@@ -241,7 +253,7 @@ def roll_out(
     actor: Actor, world: World, batch: Batch, options: GrpoOptions, generator: torch.Generator
 ) -> Rollout:
     """Draw a group for every question and see what came of it."""
-    log_probs = actor(batch)
+    log_probs = sound(actor(batch))
     settings = draw_settings(log_probs, options.num_generations, generator)
     return outcome(world, batch, settings, chosen_log_probs(log_probs, settings).cpu(), options)
 

@@ -85,6 +85,8 @@ def load_material(
     space, path = engine.space, latency_estimator_path
     estimator = None if path is None else load_estimator(path, space)
     frame = _read(results_dirs, datasets, space, weights)
+    if estimator is None:
+        material.check_device(frame)
     table = material.read_table(frame, space, datasets)
     split = material.split_images(table.image_id, train_split, seed)
     features = _features(engine, weights, results_dirs[0], table, data_dir)

@@ -82,16 +82,16 @@ def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:
         raise UserError(f"--latency_quantile {quantile}: choose from {', '.join(QUANTILES)}")
     files = {path: _records(path) for path in paths}
     first = next(iter(files))
-    stamps = {path: rows[0].get("stamp") or {} for path, rows in files.items()}
-    for path, stamp in stamps.items():
+    stamp = files[first][0].get("stamp") or {}
+    for path, row in ((path, row) for path, rows in files.items() for row in rows):
         for name in ("weights", "hardware", "device", "knob_space"):
-            if stamp.get(name) != stamps[first].get(name):
+            if (row.get("stamp") or {}).get(name) != stamp.get(name):
                 raise UserError(f"{path}: field {name} of its stamp is not that of {first}; give results of one")
-    space = _space_of(files[first], stamps[first].get("knob_space"), first)
+    space = _space_of(files[first], stamp.get("knob_space"), first)
     parts = [_columns(path, rows, space, quantile) for path, rows in files.items()]
     counts = np.array([float(rows[0].get("num_samples") or 1) for rows in files.values()])
     accuracy, latency_ms = (np.average([part[i] for part in parts], axis=0, weights=counts) for i in (0, 1))
-    return Table(space, accuracy, latency_ms, stamps[first])
+    return Table(space, accuracy, latency_ms, stamp)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -107,6 +107,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
         for name in (*KNOBS, "accuracy", "T_total"):
             if row.get(name) is None:
                 raise UserError(f"{path}: field {name} of a setting is missing; profile with latency and accuracy")
+        for name, kind in (*((name, int) for name in KNOBS[1:]), (KNOBS[0], str), ("stamp", dict | None)):
+            if not isinstance(row.get(name), kind):
+                raise UserError(f"{path}: field {name} of a setting is {row[name]!r}; profile again")
     return records
 
 
@@ -133,7 +136,8 @@ def _columns(path: Path, records: Sequence[Mapping[str, Any]], space: KnobSpace,
         if row is None:
             raise UserError(f"{path}: setting {knobs} is missing; profile all {len(space)} settings")
         total = row["T_total"] if quantile == "mean" else row.get(f"T_total_{quantile}", row["T_total"])
-        if not 0 <= row["accuracy"] <= 1 or not 0 < total < np.inf:
+        are_numbers = all(isinstance(value, int | float) for value in (row["accuracy"], total))
+        if not are_numbers or not 0 <= row["accuracy"] <= 1 or not 0 < total < np.inf:
             raise UserError(f"{path}: setting {knobs} has accuracy {row['accuracy']} and T_total {total}")
         columns[0].append(float(row["accuracy"]))
         columns[1].append(float(total))

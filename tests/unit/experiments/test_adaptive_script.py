@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +129,8 @@ def test_an_interrupted_run_answers_only_the_rest(
     with pytest.raises(KeyboardInterrupt):
         script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     assert not out.exists()
-    with (tmp_path / ".out.json.records.jsonl").open("a") as file:
-        file.write('{"run": "budg')
+    with (tmp_path / ".out.json.records.jsonl").open("ab") as file:
+        file.write(b'{"run": "budg\xff')
     with pytest.raises(UserError, match="another max_new_tokens"):
         script(SCRIPT).main(words(tiny_folder, small_bed, out, *more, "--max_new_tokens", "1"))
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
@@ -135,6 +138,47 @@ def test_an_interrupted_run_answers_only_the_rest(
     assert asked[3:] == [asked[2], asked[4]]
     samples = samples_of(json.loads(out.read_text()))
     assert len({(s["dataset"], s["question_id"]) for s in samples}) == len(samples) == 4
+
+
+def test_a_run_that_waited_for_another_begins_anew(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, kept = tmp_path / "out.json", tmp_path / ".out.json.records.jsonl"
+
+    @contextlib.contextmanager
+    def waited() -> Iterator[bool]:
+        kept.unlink(missing_ok=True)  # as the other process does at its end
+        yield True
+
+    def interrupted(*_: Any) -> Any:
+        assert "conditions" in kept.read_text().splitlines()[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adaptive, "machine_lock", waited)
+    more = ["--controller_path", "fixed", "--latency_budget", "5000"]
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    assert len(samples_of(json.loads(out.read_text()))) == 4
+
+
+def test_nothing_is_kept_where_every_question_failed(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out.json", bench.measure
+
+    def without_picture(model: Any, samples: Any, plan: Any) -> Any:
+        return whole(model, [replace(sample, image_path=Path("gone.png")) for sample in samples], plan)
+
+    more = ["--controller_path", "fixed", "--latency_budget", "5000"]
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", without_picture)
+        with pytest.raises(UserError, match=r"no question could .* gone\.png"):
+            script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
+    assert json.loads(out.read_text())["num_failed"] == 0
 
 
 def test_columns_lose_nothing() -> None:
@@ -172,6 +216,9 @@ def test_stopped_answers_are_reported_apart(tiny_folder: Path, small_bed: Path, 
         (["--device", "cuda:x"], "--device cuda:x"),
         (["--data_dir", "absent"], "absent"),
         (["--on_deadline", "run"], "on_deadline"),
+        (["--output_path", ""], r"--output_path \.: a folder"),
+        (["--output_path", "/tmp"], "--output_path /tmp: a folder"),
+        (["--output_path", "/dev/null/x/y.json"], "--output_path /dev/null/x: cannot be made"),
     ],
 )
 def test_bad_input_is_named(

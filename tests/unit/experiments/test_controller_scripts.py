@@ -30,10 +30,10 @@ TWO_STAGE = "controller/train_two_stage_controller"
 FEW = ["--hidden_dim", "8", "--device", "cpu", "--batch_size", "16"]
 
 
-def write_results(folder: Path, bed: Path, weights: str, split: str = "train") -> Path:
+def write_results(folder: Path, bed: Path, weights: str, split: str = "train", hardware: str = "cpu") -> Path:
     """What a core experiment on the tiny model might have found."""
     rng = np.random.default_rng(0)
-    stamp = replace(stamps.STAMP, weights=weights, knob_space=SPACE.fingerprint)
+    stamp = replace(stamps.STAMP, weights=weights, knob_space=SPACE.fingerprint, hardware=hardware)
     for dataset in ("text_vqa", "okvqa"):
         rows = []
         for sample in load_samples(dataset, split, data_dir=bed):
@@ -172,6 +172,14 @@ def test_results_of_another_model(tiny_folder: Path, small_bed: Path, tmp_path: 
         script(TWO_STAGE).main(two_stage(tiny_folder, small_bed, other, tmp_path / "out"))
 
 
+def test_times_of_two_machines(tiny_folder: Path, small_bed: Path, results: Path, tmp_path: Path) -> None:
+    weights = weights_hash(tiny_folder)
+    other = write_results(tmp_path / "more", small_bed, weights, hardware="another")
+    words = two_stage(tiny_folder, small_bed, results, tmp_path / "out")
+    with pytest.raises(UserError, match="field hardware of the timed results differs"):
+        script(TWO_STAGE).main([*words, "--results_dir", str(results), str(other)])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -183,6 +191,8 @@ def test_results_of_another_model(tiny_folder: Path, small_bed: Path, tmp_path: 
         (["--knob1_variant", "x"], "--knob1_variant x"),
         (["--train_split", "1.5"], "--train_split 1.5"),
         (["--stage", "stage3"], "stage3"),
+        (["--num_epochs_stage1", "0"], "--num_epochs_stage1 0"),
+        (["--seed", "-1"], "--seed: -1: must be from 0"),
     ],
 )
 def test_wrong_input_is_named(

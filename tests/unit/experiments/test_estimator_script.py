@@ -128,12 +128,15 @@ def test_a_model_of_unknown_sizes(tmp_path: Path) -> None:
         (["--dataset_names", "vqa9"], "--dataset_names vqa9"),
         (["--dataset_names", "okvqa"], "no results of okvqa"),
         (["--results_dir", "nowhere"], "nowhere: no such results directory"),
+        (["--transfer_results_dir", "nowhere"], "nowhere: no such results directory"),
+        (["--seed", "-1"], "--seed: -1: must be from 0"),
     ],
 )
 def test_wrong_flags_are_named(tmp_path: Path, flags: list[str], message: str) -> None:
     folder = write_results(tmp_path / "a", pictures=3)
     with pytest.raises(UserError, match=message):
         script(SCRIPT).main([*words(tmp_path / "out", folder), *flags])
+    assert not (tmp_path / "out").exists(), "told before the training"
 
 
 def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_the_seed_documents_defaults() -> None:
         (["--dataset_names", "vqa9"], "--dataset_names vqa9"),
         (["--latency_source", "estimator", "--latency_estimator_path", "none.pt"], "none.pt: no such file"),
         (["--results_dir", "nowhere"], "nowhere: no such results directory"),
+        (["--seeds", "1", "-1"], "--seeds: -1: must be from 0"),
     ],
 )
 def test_wrong_flags_are_named(bed: Path, results: Path, tmp_path: Path, flags: list[str], message: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 from scripts import script
 
 from tempovlm.core.errors import UserError
+from tempovlm.profiling.parts import held
 from tempovlm.profiling.ranking import read_ranking
 
 SCRIPT = "controller/validate_importance_consistency"
@@ -74,6 +75,7 @@ def test_the_study_on_a_tiny_model(
         (["--top_k", "7"], "--top_k 7"),
         (["--model_path", "nowhere"], "nowhere"),
         (["--num_val_samples", "0"], "--num_val_samples 0"),
+        (["--output_dir", "/dev/null/x"], "--output_dir /dev/null/x: cannot be made"),
     ],
 )
 def test_wrong_flags_are_named(
@@ -81,3 +83,8 @@ def test_wrong_flags_are_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         script(SCRIPT).main(words(tiny_folder, small_bed, tmp_path, *flags))
+
+
+def test_one_process_at_a_time(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
+        script(SCRIPT).main(words(tiny_folder, small_bed, tmp_path))

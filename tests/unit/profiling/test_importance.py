@@ -164,9 +164,10 @@ def test_score_files_that_cannot_be_used(tmp_path: Path) -> None:
     assert not ScoreFile(path, HEADER).rows
     with pytest.raises(UserError, match=r"a\.jsonl: field plans is of another run"):
         ScoreFile(path, {**HEADER, "plans": [[0]]})
-    path.write_text(path.read_text() + "{}\n")
-    with pytest.raises(UserError, match=r"a\.jsonl: damaged"):
-        ScoreFile(path, HEADER)
+    for text in (path.read_text() + "{}\n", "3\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"a\.jsonl: damaged"):
+            ScoreFile(path, HEADER)
     path.write_text("")
     assert not ScoreFile(path, HEADER).rows
 

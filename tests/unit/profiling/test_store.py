@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tempovlm.profiling.ranking import read_ranking
 from tempovlm.profiling.store import read_results, read_rows, write_rows
 
 RANKING = Ranking.evenly_spaced(6)
+
+LAPS = dict(row(2).repeats or {})
 
 
 def write_json(folder: Path, some: list[SweepRow]) -> list[Path]:
@@ -117,8 +120,22 @@ def change(name: str, value: Any) -> list[SweepRow]:
         (change("num_blocks", 2), "field num_blocks is outside this model's knob space"),
         (change("dataset", "okvqa"), "field dataset must be text_vqa"),
         (change("question_id", "q0"), "field question_id occurs twice"),
-        (change("repeats", {"T_total": (1.0,), "T_projector": ()}), "field repeats must hold equally many"),
-        (change("repeats", {"T_total": (-1.0,)}), "field repeats holds a negative time"),
+        (change("split", "test"), "field split must be train or val"),
+        (change("tiling", (2,)), "field tiling must be rows and columns"),
+        (change("tiling", (0, 2)), "field tiling must be rows and columns"),
+        (change("repeats", {}), "field repeats must hold equally many"),
+        (
+            change("repeats", LAPS | {"T_projector": ()}),
+            "field repeats must hold equally many",
+        ),
+        (
+            change("repeats", LAPS | {"T_total": (6.0, -1.0)}),
+            "field repeats holds a time that is negative or",
+        ),
+        (
+            change("repeats", LAPS | {"T_total": (6.0, math.nan)}),
+            "field repeats holds a time that is negative or",
+        ),
         ([], "holds no rows"),
     ],
 )
@@ -183,6 +200,9 @@ def test_foreign_parquet_files_are_named(tmp_path: Path) -> None:
         (json.dumps(predecessor(per_sample_results=[])), "holds no rows"),
         (json.dumps(predecessor(per_sample_results=[{}])), r"field per_sample_results\[0\]\.actual_tiling"),
         (json.dumps(predecessor(top_k="many")), r"per_sample_results\[0\] cannot be read"),
+        (json.dumps(predecessor(failed_samples=3)), "field failed_samples is no list"),
+        (json.dumps(predecessor(stamp={})), "field stamp: the stamp has no field 'hardware'"),
+        (json.dumps(predecessor(stamp=3)), "field stamp: "),
     ],
 )
 def test_wrong_json_files_are_named(text: str, named: str, tmp_path: Path) -> None:
@@ -192,6 +212,19 @@ def test_wrong_json_files_are_named(text: str, named: str, tmp_path: Path) -> No
     with pytest.raises(UserError, match=named) as caught:
         read_results([tmp_path])
     assert "text-vqa" in str(caught.value)
+
+
+def test_json_files_of_two_models_are_not_one(tmp_path: Path) -> None:
+    legacy.write_folder(tmp_path, "text_vqa", rows([0], SPACE.settings[:1]), STAMP, RANKING)
+    other = replace(STAMP, weights="another")
+    legacy.write_folder(tmp_path, "text_vqa", rows([0], SPACE.settings[1:2]), other, RANKING)
+    with pytest.raises(UserError, match="field weights of its files' stamps differs"):
+        read_results([tmp_path])
+
+
+def test_a_directory_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    write_rows(tmp_path, "text_vqa", [row(0)], STAMP)
+    assert len(read_results([tmp_path, tmp_path])) == 1
 
 
 def test_a_row_without_a_field_is_named() -> None:

@@ -177,6 +177,26 @@ def test_the_older_layout_grows_too(engine: Engine, tmp_path: Path) -> None:
     assert seen[0].items() <= seen[1].items()
 
 
+def test_damaged_parts_are_named(engine: Engine, tmp_path: Path) -> None:
+    part = tmp_path / store.PARTS / "text_vqa" / "0.jsonl"
+    part.parent.mkdir(parents=True)
+    for data in (b"\xff\n", b"{\n", b"3\n"):
+        part.write_bytes(data)
+        with (
+            pytest.raises(UserError, match=r"0\.jsonl: damaged"),
+            ledger_of(engine, tmp_path).opened(["text_vqa"]),
+        ):
+            pass
+
+
+def test_one_layout_takes_the_place_of_the_other(engine: Engine, tmp_path: Path) -> None:
+    for count, form in ((1, "parquet"), (2, "json"), (3, "parquet")):
+        ledger = replace(ledger_of(engine, tmp_path / "out"), form=form)
+        with ledger.opened(["text_vqa"]):
+            run_sweep(engine, {"text_vqa": questions(tmp_path, count)}, PLAN, ledger, Share())
+        assert len(store.read_results([tmp_path / "out"])) == count * len(PLAN.settings), form
+
+
 def test_only_the_timed_questions_without_batches(engine: Engine, tmp_path: Path) -> None:
     plan = replace(PLAN, batch_size=0, max_new_tokens=(1, 3))
     rows = sweep(engine, tmp_path / "out", tmp_path, plan)

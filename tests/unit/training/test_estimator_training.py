@@ -86,6 +86,21 @@ def test_boosting_in_numpy_is_the_library_s(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.predict(rows.workload).ms, estimator.predict(rows.workload).ms)
 
 
+def test_a_stage_that_one_row_has_is_left_to_the_roofline() -> None:
+    rows = make_rows(2)
+    rows.ms[1:, 3] = np.nan
+    core = fit_boosting(TABLE, rows, seed=0)
+    roofline = RooflineCore.fit(TABLE, rows.workload, rows.ms)
+    found, expected = (one.log_ms(TABLE, rows.workload)[:, 3] for one in (core, roofline))
+    np.testing.assert_allclose(found, expected)
+
+
+def test_a_network_that_diverges_is_told() -> None:
+    split = split_rows(make_rows(6), SPACE)
+    with pytest.raises(UserError, match=r"--lr 1e\+30: the training diverged in epoch 1"):
+        train_mlp(TABLE, split, replace(FEW, lr=1e30, batch_size=16), lambda _: None)
+
+
 def test_the_nearest_row_answers_for_itself(tmp_path: Path) -> None:
     rows = make_rows(3, noise=0.0)
     core = fit_nearest(TABLE, rows, seed=0)

@@ -86,6 +86,12 @@ def test_several_data_sets_are_averaged_by_their_questions(tmp_path: Path) -> No
         (records(accuracy=None), "field accuracy of a setting is missing"),
         (records(T_total_p95=-1.0), "T_total -1.0"),
         (records(accuracy=1.5), "accuracy 1.5"),
+        (records(accuracy="high"), "accuracy high"),
+        (records(T_total_p95=None), "T_total None"),
+        (records(tier=["low"]), r"field tier of a setting is \['low'\]"),
+        (records(top_k=2.5), "field top_k of a setting is 2.5"),
+        (records(stamp=3), "field stamp of a setting is 3"),
+        ([*records(), *records(stamp={**STAMP, "weights": "x"})], "field weights of its stamp"),
     ],
 )
 def test_bad_tables_are_named(tmp_path: Path, rows: Any, message: str) -> None:
@@ -142,6 +148,12 @@ def test_it_learns_the_staircase_and_reports(tmp_path: Path) -> None:
     assert supervised.measure(net, table(), rows)["tier"] > 0.7
     assert "regret" in supervised.render(report)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+
+
+def test_a_training_that_diverges_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--lr 1e\+30: the training diverged in epoch 1"):
+        supervised.run_job(job(tmp_path, replace(FAST, lr=1e30)))
+    assert not (tmp_path / "out" / supervised.CHECKPOINT).exists()
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
