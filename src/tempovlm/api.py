@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.paths import expanded
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.weights import Weights
@@ -76,7 +77,7 @@ def load(
         UserError: no such model, device or policy, a damaged model folder, or a controller of another model.
     """
     check_policy(policy)
-    folder, name = model_folder(model), "pocket" if model == "pocket" else Path(model).expanduser().name
+    folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     count = prepare(threads)
     import torch
 
@@ -333,7 +334,7 @@ def model_folder(model: str) -> Path:
         if not (embedded / "config.json").is_file():
             raise UserError(f"{embedded}: the embedded model is missing; install the package again")
         return embedded
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return folder
     from tempovlm.model.hub import fetch, is_hub_id
@@ -359,6 +360,8 @@ def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: 
 
 def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    if not isinstance(policy, str | Path) and not hasattr(policy, "choose_tier"):
+        raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not Path(policy).is_file():
         raise UserError(
             f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "

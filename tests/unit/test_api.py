@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import tiny_model
-from tempovlm.api import TempoVLM, load, model_folder
+from tempovlm.api import TempoVLM, check_policy, load, model_folder
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Features, Question
 from tempovlm.core.errors import UserError
@@ -148,6 +149,32 @@ def test_the_stamp_names_model_weights_and_machine(model: TempoVLM) -> None:
     assert len(model.weights) == 12
     assert stamp.knob_space == model.space.fingerprint
     assert model.ranking.order[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"question": None}, "the question: must be text, not NoneType"),
+        ({"question": b"what?"}, "the question: must be text, not bytes"),
+        ({"budget_ms": "100"}, "--budget_ms 100: must be a positive"),
+        ({"budget_ms": 10**400}, "must be a positive, finite number"),
+        ({"temperature": "hot"}, "--temperature hot"),
+        ({"temperature": 1.0, "seed": 1 << 64}, "--seed 18446744073709551616: must fit 64 bits"),
+        ({"stop": "Q:"}, "--stop 'Q:': must be a tuple"),
+        ({"stop": ("",)}, "must be a tuple of texts that are not empty"),
+        ({"on_deadline": "later"}, "--on_deadline later: choose from finish, stop"),
+    ],
+)
+def test_a_request_of_wrong_values_is_told(options: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        Request(**{"images": (), "question": "what?", **options})  # type: ignore[arg-type]
+
+
+def test_other_values_are_no_policy_and_no_setting(model: TempoVLM) -> None:
+    with pytest.raises(UserError, match="a NoneType is no policy; choose from auto, table, fixed"):
+        check_policy(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="knobs 'native': must be a KnobConfig"):
+        model.answer(None, "what?", knobs="native")  # type: ignore[arg-type]
 
 
 def test_unknown_names(tmp_path: Path) -> None:
