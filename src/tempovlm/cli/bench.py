@@ -16,6 +16,7 @@ import tyro
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms
 from tempovlm.core.weights import Weights
 
@@ -112,7 +113,7 @@ def read_budgets_ms(texts: Sequence[str]) -> tuple[float, ...]:
     """
     budgets_ms = {value for text in texts if (value := console.number("budgets", text)) is not None}
     for budget_ms in budgets_ms:
-        check_budget_ms(budget_ms)
+        check_budget_ms(budget_ms, "budgets")
     return tuple(sorted(budgets_ms))
 
 
@@ -127,8 +128,10 @@ def main(argv: list[str]) -> None:
     from tempovlm.evaluation.files import make_folder
 
     notes = console.stderr()
-    folder = make_folder(args.output_dir)
+    folder = make_folder(expanded(args.output_dir))
     result, records = run(args, notes)
+    if result["complete"]:
+        save(folder, result, records)  # before it is shown: stdout may be gone by now
     out = notes if args.json else console.stdout()
     out.print(table(result))
     if args.json:
@@ -136,7 +139,6 @@ def main(argv: list[str]) -> None:
     if not result["complete"]:
         notes.print("interrupted: nothing was written; the figures are of the requests done so far")
         raise KeyboardInterrupt
-    save(folder, result, records)
     notes.print(f"wrote {folder / 'bench.json'}, {folder / 'records.jsonl'} and {folder / 'trade_off.svg'}")
 
 

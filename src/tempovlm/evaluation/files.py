@@ -7,8 +7,8 @@ from pathlib import Path
 from tempovlm.core.errors import UserError
 
 
-def make_folder(path: Path) -> Path:
-    """The folder, made with its parents.
+def make_folder(path: Path, flag: str = "output_dir") -> Path:
+    """The folder, made with its parents; `flag` named it.
 
     Raises:
         UserError: it cannot be made, or a file has its name.
@@ -16,5 +16,5 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output_dir {path}: cannot be made ({error.strerror or error})") from None
+        raise UserError(f"--{flag} {path}: cannot be made ({error.strerror or error})") from None
     return path

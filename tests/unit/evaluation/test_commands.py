@@ -63,7 +63,7 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--budgets", "0"], "0.0"),
+        (["--budgets", "0"], "--budgets 0.0"),
         (["--budgets", "60", "nan"], "nan"),
         (["--budgets", "inf"], "inf"),
         (["--budgets", "soon"], "--budgets soon"),
@@ -75,6 +75,38 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(
 def test_bad_flags_are_named(words: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         bench.main(words)
+
+
+def test_results_are_kept_when_they_cannot_be_shown(
+    model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(bench, "table", gone)
+    with pytest.raises(BrokenPipeError):
+        bench.main(["--budgets", "120", "--num_samples", "5", "--output_dir", str(tmp_path / "out")])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"bench.json", "records.jsonl", "trade_off.svg"}
+    assert len(model.asked) == 10
+
+
+@pytest.mark.usefixtures("model")
+def test_folders_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bench.main(["--budgets", "120", "--num_samples", "1", "--output_dir", "~/out"])
+    demo.main(["--figure", "~/answer.svg"])
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "answer.svg"}
+
+
+@pytest.mark.usefixtures("model")
+def test_a_figure_is_a_file(tmp_path: Path) -> None:
+    for path in ("", str(tmp_path)):
+        with pytest.raises(UserError, match=r"--figure .*: is a folder; name an SVG file"):
+            demo.main(["--figure", path])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--figure .*file: cannot be made"):
+        demo.main(["--figure", str(tmp_path / "file" / "a.svg")])
 
 
 def test_fixed_setting() -> None:
