@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tempovlm.control.policy import Features, Question
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.threads import pick_device
+from tempovlm.latency.profile import LatencyProfile
 from tempovlm.profiling import calibration
 
 
@@ -118,6 +120,25 @@ def test_a_damaged_calibration_is_told_once_and_measured_again(
     assert len(counted) == 1
     model.calibrate(force=True)
     assert len(counted) == 2
+
+
+def test_threads_look_for_the_calibration_together(
+    model: TempoVLM, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, seen = tiny_model.make_profile(model.space), []
+    other = threading.Thread(target=lambda: seen.append(model.calibrate()))
+
+    def read(*_: object) -> LatencyProfile:
+        if not other.ident:
+            other.start()
+            other.join(0.2)  # long enough to be served too early
+        return stored
+
+    monkeypatch.setattr(calibration, "stored_profile", read)
+    assert model.profile is stored
+    other.join()
+    assert seen == [stored]
+    assert not counted
 
 
 def test_stream(model: TempoVLM, picture: Image.Image) -> None:

@@ -30,7 +30,9 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{path}: no such user, or no home folder; write the folder out in place of ~") from None
+        raise UserError(
+            f"{path}: no such user, or no home folder; set HOME, or write the folder out in place of ~"
+        ) from None
 
 
 @contextlib.contextmanager
