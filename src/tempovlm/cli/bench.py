@@ -130,12 +130,15 @@ def main(argv: list[str]) -> None:
     notes = console.stderr()
     folder = make_folder(expanded(args.output_dir))
     result, records = run(args, notes)
-    if result["complete"]:
-        save(folder, result, records)  # before it is shown: stdout may be gone by now
-    out = notes if args.json else console.stdout()
-    out.print(table(result))
-    if args.json:
-        console.print_json(result)
+    try:
+        if result["complete"]:
+            save(folder, result, records)
+    finally:
+        # Kept first and shown in any case: neither a full disk nor a closed stdout loses what was measured.
+        out = notes if args.json else console.stdout()
+        out.print(table(result))
+        if args.json:
+            console.print_json(result)
     if not result["complete"]:
         notes.print("interrupted: nothing was written; the figures are of the requests done so far")
         raise KeyboardInterrupt
