@@ -6,6 +6,7 @@ Importing this module imports no torch: threads and their wait policy must be se
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.paths import expanded
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.weights import Weights
@@ -76,7 +78,7 @@ def load(
         UserError: no such model, device or policy, a damaged model folder, or a controller of another model.
     """
     check_policy(policy)
-    folder, name = model_folder(model), "pocket" if model == "pocket" else Path(model).expanduser().name
+    folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     count = prepare(threads)
     import torch
 
@@ -102,7 +104,7 @@ def load(
 
 
 class TempoVLM:
-    """A loaded model with its policy and what is known about this machine."""
+    """A loaded model with its policy and what is known about this machine; of threads one measures it for all."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class TempoVLM:
         self.card = card
         self.weights = weights
         self._wanted = policy
-        self._may_calibrate, self._progress = may_calibrate, progress
+        self._may_calibrate, self._progress, self._lock = may_calibrate, progress, threading.RLock()
         self._profile: LatencyProfile | None = None
         self._looked_up = False
         self._guard: Guard | None = None
@@ -136,12 +138,13 @@ class TempoVLM:
     @property
     def profile(self) -> LatencyProfile | None:
         """What each setting takes on this machine; None until it was measured or found in the cache."""
-        if not self._looked_up:
-            from tempovlm.profiling.calibration import stored_profile
+        with self._lock:
+            if not self._looked_up:
+                from tempovlm.profiling.calibration import stored_profile
 
-            self._looked_up = True
-            self._profile = stored_profile(self.stamp(), self.space, self.output_length)
-        return self._profile
+                self._looked_up = True
+                self._profile = stored_profile(self.stamp(), self.space, self.output_length)
+            return self._profile
 
     @property
     def accuracy(self) -> dict[KnobConfig, float]:
@@ -177,14 +180,15 @@ class TempoVLM:
         """Measure this machine, or take what is stored unless `force` is set."""
         from tempovlm.profiling.calibration import obtain_profile
 
-        if force or self.profile is None:
-            self._looked_up, self._guard = True, None
-            # What is stored was looked at just now, and a damaged file reported: it is not read once more.
-            self._profile = obtain_profile(
-                self.engine, self.stamp(), self.output_length, force=True, progress=self._progress
-            )
-        assert self._profile is not None
-        return self._profile
+        with self._lock:
+            if force or self.profile is None:
+                self._looked_up, self._guard = True, None
+                # What is stored was looked at just now, and a damaged file reported: it is not read once more.
+                self._profile = obtain_profile(
+                    self.engine, self.stamp(), self.output_length, force=True, progress=self._progress
+                )
+            assert self._profile is not None
+            return self._profile
 
     def answer(
         self,
@@ -302,14 +306,15 @@ class TempoVLM:
 
     def _policy_guard(self) -> Guard:
         """The policy within its guard; measures the machine first if nothing is known about it."""
-        if self._guard is None:
-            from tempovlm.control.policies import TablePolicy
-            from tempovlm.engine.glance import guarded
+        with self._lock:
+            if self._guard is None:
+                from tempovlm.control.policies import TablePolicy
+                from tempovlm.engine.glance import guarded
 
-            profile, wanted = self.profile or self.calibrate(), self._wanted
-            policy = TablePolicy(profile, self.accuracy) if isinstance(wanted, str | Path) else wanted
-            self._guard = guarded(self.engine.runner, self.space, policy, profile)
-        return self._guard
+                profile, wanted = self.profile or self.calibrate(), self._wanted
+                policy = TablePolicy(profile, self.accuracy) if isinstance(wanted, str | Path) else wanted
+                self._guard = guarded(self.engine.runner, self.space, policy, profile)
+            return self._guard
 
 
 def _request(image: Any, question: str, budget_ms: float | None, options: dict[str, Any]) -> Request:
@@ -333,7 +338,7 @@ def model_folder(model: str) -> Path:
         if not (embedded / "config.json").is_file():
             raise UserError(f"{embedded}: the embedded model is missing; install the package again")
         return embedded
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return folder
     from tempovlm.model.hub import fetch, is_hub_id
@@ -359,6 +364,8 @@ def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: 
 
 def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    if not isinstance(policy, str | Path) and not hasattr(policy, "choose_tier"):
+        raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not Path(policy).is_file():
         raise UserError(
             f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "

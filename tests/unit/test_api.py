@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import logging
+import re
+import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import tiny_model
-from tempovlm.api import TempoVLM, load, model_folder
+from tempovlm.api import TempoVLM, check_policy, load, model_folder
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Features, Question
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.threads import pick_device
+from tempovlm.latency.profile import LatencyProfile
 from tempovlm.profiling import calibration
 
 
@@ -119,6 +122,25 @@ def test_a_damaged_calibration_is_told_once_and_measured_again(
     assert len(counted) == 2
 
 
+def test_threads_look_for_the_calibration_together(
+    model: TempoVLM, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, seen = tiny_model.make_profile(model.space), []
+    other = threading.Thread(target=lambda: seen.append(model.calibrate()))
+
+    def read(*_: object) -> LatencyProfile:
+        if not other.ident:
+            other.start()
+            other.join(0.2)  # long enough to be served too early
+        return stored
+
+    monkeypatch.setattr(calibration, "stored_profile", read)
+    assert model.profile is stored
+    other.join()
+    assert seen == [stored]
+    assert not counted
+
+
 def test_stream(model: TempoVLM, picture: Image.Image) -> None:
     *tokens, answer = model.stream(picture, "what?", knobs=model.space.cheapest, cancel=lambda: False)
     assert isinstance(answer, Answer)
@@ -148,6 +170,32 @@ def test_the_stamp_names_model_weights_and_machine(model: TempoVLM) -> None:
     assert len(model.weights) == 12
     assert stamp.knob_space == model.space.fingerprint
     assert model.ranking.order[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"question": None}, "the question: must be text, not NoneType"),
+        ({"question": b"what?"}, "the question: must be text, not bytes"),
+        ({"budget_ms": "100"}, "--budget_ms 100: must be a positive"),
+        ({"budget_ms": 10**400}, "must be a positive, finite number"),
+        ({"temperature": "hot"}, "--temperature hot"),
+        ({"temperature": 1.0, "seed": 1 << 64}, "--seed 18446744073709551616: must fit 64 bits"),
+        ({"stop": "Q:"}, "--stop 'Q:': must be a tuple"),
+        ({"stop": ("",)}, "must be a tuple of texts that are not empty"),
+        ({"on_deadline": "later"}, "--on_deadline later: choose from finish, stop"),
+    ],
+)
+def test_a_request_of_wrong_values_is_told(options: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        Request(**{"images": (), "question": "what?", **options})  # type: ignore[arg-type]
+
+
+def test_other_values_are_no_policy_and_no_setting(model: TempoVLM) -> None:
+    with pytest.raises(UserError, match="a NoneType is no policy; choose from auto, table, fixed"):
+        check_policy(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="knobs 'native': must be a KnobConfig"):
+        model.answer(None, "what?", knobs="native")  # type: ignore[arg-type]
 
 
 def test_unknown_names(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import tyro
 
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
+from tempovlm.core.paths import expanded
 from tempovlm.core.request import STAGES, Answer, check_budget_ms
 from tempovlm.core.weights import Weights
 from tempovlm.model.image import open_image
@@ -75,10 +76,10 @@ def main(argv: list[str]) -> None:
     if budget_ms is not None:
         check_budget_ms(budget_ms)
     # Told before the model is loaded and the machine is measured, which can take a minute.
-    open_image(flags.image)
+    pixels = open_image(flags.image)
     model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights)
     answer = model.answer(
-        flags.image,
+        flags.image if expanded(flags.image).is_file() else pixels,  # a pipe can be read once only
         flags.question,
         budget_ms,
         tier=flags.tier,

@@ -16,6 +16,7 @@ import tyro
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms
 from tempovlm.core.weights import Weights
 
@@ -127,16 +128,20 @@ def main(argv: list[str]) -> None:
     from tempovlm.evaluation.files import make_folder
 
     notes = console.stderr()
-    folder = make_folder(args.output_dir)
+    folder = make_folder(expanded(args.output_dir))
     result, records = run(args, notes)
-    out = notes if args.json else console.stdout()
-    out.print(table(result))
-    if args.json:
-        console.print_json(result)
+    try:
+        if result["complete"]:
+            save(folder, result, records)
+    finally:
+        # Kept first and shown in any case: neither a full disk nor a closed stdout loses what was measured.
+        out = notes if args.json else console.stdout()
+        out.print(table(result))
+        if args.json:
+            console.print_json(result)
     if not result["complete"]:
         notes.print("interrupted: nothing was written; the figures are of the requests done so far")
         raise KeyboardInterrupt
-    save(folder, result, records)
     notes.print(f"wrote {folder / 'bench.json'}, {folder / 'records.jsonl'} and {folder / 'trade_off.svg'}")
 
 

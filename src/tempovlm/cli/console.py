@@ -45,18 +45,27 @@ def number(flag: str, text: str | None) -> float | None:
 
 def stdout() -> Console:
     """A console for results that people read."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
+    return _console(stderr=False)
 
 
 def stderr() -> Console:
     """A console for everything else."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    class Plain(Console):
+        """Leaves a reader that went away to `main`, where the library would end the process."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Plain(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """One object on one line of stdout."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+    """One object on one line of stdout, whose letters are escaped where stdout has none such."""
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(record, ensure_ascii=not is_utf8) + "\n")

@@ -15,6 +15,7 @@ import tyro
 
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import expanded
 
 _EXAMPLES = {
     "make": ("tempovlm data make --out /tmp/bed --num_train 100 --num_val 50",),
@@ -107,7 +108,7 @@ def _parse(flags: type[console.Flags], name: str, argv: list[str], command: Call
 def _root(data_dir: Path | None) -> Path:
     from tempovlm.tasks.catalog import default_data_dir
 
-    return default_data_dir() if data_dir is None else data_dir.expanduser()
+    return default_data_dir() if data_dir is None else expanded(data_dir)
 
 
 def _within(path: Path, folder: Path) -> str:

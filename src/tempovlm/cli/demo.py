@@ -17,6 +17,7 @@ import tyro
 from tempovlm.cli import bench as bench_command
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import expanded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +74,8 @@ class DemoArgs:
         bench_command.read_budgets_ms(self.budgets)
         if self.num_samples < 1:
             raise UserError(f"--num_samples {self.num_samples}: must be at least 1")
+        if self.figure is not None and (not self.figure.name or self.figure.is_dir()):
+            raise UserError(f"--figure {str(self.figure)!r}: is a folder; name an SVG file")
 
 
 def main(argv: list[str]) -> None:
@@ -87,14 +90,15 @@ def main(argv: list[str]) -> None:
     from tempovlm.evaluation.files import make_folder
 
     notes, out = console.stderr(), console.stdout()
-    folder = make_folder(args.figure.parent if args.figure else args.output_dir)
+    figure = None if args.figure is None else expanded(args.figure)
+    folder = make_folder(expanded(args.output_dir)) if figure is None else make_folder(figure.parent, "figure")
     model = bench_command.load_model(args.model, args.device, args.policy, notes)
     model.calibrate()
     budgets_ms = bench_command.read_budgets_ms(args.budgets)
     budgets_ms = budgets_ms or showcase.choose_budgets_ms(model.space, model.profile)
-    if args.figure is not None:
-        draw_figure(model, args.figure, budgets_ms, args.seed)
-        notes.print(f"wrote {args.figure}")
+    if figure is not None:
+        draw_figure(model, figure, budgets_ms, args.seed)
+        notes.print(f"wrote {figure}")
         return
     examples = showcase.make_examples(folder / "images", seed=args.seed)
     notes.print(f"answering {len(examples)} pictures within {', '.join(f'{b:g}' for b in budgets_ms)} ms")

@@ -7,10 +7,13 @@ Each subcommand is a module of this package with `main(argv)`, imported when it 
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tempovlm import __version__
 from tempovlm.core.errors import UserError
@@ -66,12 +69,18 @@ def main(argv: list[str] | None = None) -> int:
         subcommand's parser may also leave through SystemExit with its own code.
     """
     words = sys.argv[1:] if argv is None else argv
+    _make_streams_usable()
     try:
         code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_stdout()
         return _EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_stdout()
+        return _fail("no space is left where the output goes")
     except KeyboardInterrupt:
         return _fail("interrupted", _EXIT_INTERRUPTED)
     return code
@@ -119,8 +128,20 @@ def _fail(message: str, code: int = _EXIT_USAGE) -> int:
     return code
 
 
+def _make_streams_usable() -> None:
+    """Let output that cannot be shown be lost and not end the command: closed streams, letters, no width."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - likewise
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
+
+
 def _discard_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush does not report the broken pipe again."""
+    """Point stdout at nothing, so that the interpreter's last flush does not report the failure again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

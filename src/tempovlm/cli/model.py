@@ -16,6 +16,7 @@ import tyro
 
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import expanded
 
 if TYPE_CHECKING:
     from tempovlm.model.config import ModelConfig
@@ -96,7 +97,9 @@ def random(argv: list[str]) -> None:
         if not 1 <= flags.num_layers <= config.num_blocks:
             raise UserError(f"--num_layers {flags.num_layers}: must be from 1 to {config.num_blocks}")
         config = replace(config, num_blocks=flags.num_layers)
-    out = flags.out.expanduser()
+    if not -(1 << 63) <= flags.seed < 1 << 64:
+        raise UserError(f"--seed {flags.seed}: must fit 64 bits")
+    out = expanded(flags.out)
     with progress_bar("writing random weights") as advance:
         write_random(out, config, seed=flags.seed, tokenizer=flags.tokenizer, advance=advance)
     sys.stderr.write(f"wrote a random {flags.config} with {config.num_blocks} decoder blocks to {out}\n")

@@ -44,6 +44,19 @@ CLASSES: dict[str, str] = {
 }
 """Class of a network → the module that defines it. Nothing else is ever built from a file."""
 
+_READ_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
+"""What torch raises on damaged files."""
+
 _FIELDS = ("kind", "networks", "space", "knob_space", "weights", "stamp", "options", "metrics")
 
 
@@ -151,7 +164,7 @@ def read_tensors(path: Path, what: str) -> dict[str, Any]:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a {what}") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except _READ_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: damaged, or no {what} ({reason[:120]})") from None
     if not isinstance(record, dict):

@@ -106,6 +106,8 @@ class KnobSpace:
 
     def validate(self, knobs: KnobConfig) -> None:
         """Raise a `UserError` that names the first knob whose value is not legal."""
+        if not isinstance(knobs, KnobConfig):
+            raise UserError(f"knobs {knobs!r}: must be a KnobConfig, such as the space's native")
         for name, value, legal in (
             ("tier", knobs.tier, self.tiers),
             ("top_k", knobs.top_k, self.top_ks),

@@ -17,9 +17,22 @@ def cache_dir() -> Path:
     """
     named = os.environ.get("TEMPOVLM_CACHE_DIR")
     if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "tempovlm"
+        return expanded(named)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tempovlm"
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a leading `~` or `~user` replaced by that user's home folder.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path}: no such user, or no home folder; set HOME, or write the folder out in place of ~"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -31,6 +44,8 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be made or written to.
     """
+    if not path.name:
+        raise UserError(f"{str(path)!r}: names no file to write; add one")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -48,22 +48,48 @@ class Request:
     def __post_init__(self) -> None:
         if len(self.images) > 1:
             raise UserError(f"{len(self.images)} images: a request takes one image or none")
+        _check_text("question", self.question)
+        _check_text("style", self.style)
         if not self.question.strip():
             raise UserError("the question is empty; ask something about the picture")
         if self.budget_ms is not None:
             check_budget_ms(self.budget_ms)
         if self.max_new_tokens < 1:
             raise UserError(f"--max_new_tokens {self.max_new_tokens}: must be at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not (_is_finite(self.temperature) and self.temperature >= 0):
             raise UserError(f"--temperature {self.temperature}: must be zero or a positive number")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p {self.top_p}: must be above 0 and at most 1")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise UserError(f"--stop {self.stop!r}: must be a tuple of texts that are not empty")
+        if self.on_deadline not in ("finish", "stop"):
+            raise UserError(f"--on_deadline {self.on_deadline}: choose from finish, stop")
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise UserError(f"--seed {self.seed}: must fit 64 bits")
+
+
+def _check_text(name: str, text: object) -> None:
+    """Raise a `UserError` unless it is text that can be encoded."""
+    if not isinstance(text, str):
+        raise UserError(f"the {name}: must be text, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the {name}: {text!r} holds bytes that are no UTF-8; write it in UTF-8") from None
 
 
 def check_budget_ms(budget_ms: float, flag: str = "budget_ms") -> None:
     """Raise a `UserError` that names the flag unless the budget is a positive, finite number of milliseconds."""
-    if not (math.isfinite(budget_ms) and budget_ms > 0):
+    if not (_is_finite(budget_ms) and budget_ms > 0):
         raise UserError(f"--{flag} {budget_ms}: must be a positive, finite number of milliseconds")
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is a number at all, and finite."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 DEFAULT_THREADS = 2
 """At most this many threads: the pocket's matrices are too small to feed more."""
 
+MOST_THREADS = 1024
+"""Where OpenMP cannot start the threads that it was told to, it ends the process without a word."""
+
 _PASSIVE = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
@@ -39,8 +42,13 @@ def prepare(threads: int | None = None) -> int:
     Variables that the user has set are kept. `threads` wins over `TEMPOVLM_THREADS`, that over the default.
     Where torch was imported before without a passive wait policy, the default is one thread: a single thread
     waits for nobody, which costs a sixth of the speed on an idle machine and saves the deadline on a busy one.
+
+    Raises:
+        UserError: no such number of threads.
     """
     keep_memory()
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads {threads}: must be from 1 to {MOST_THREADS}")
     count = threads if threads is not None else default_threads()
     if threads is None and "torch" in sys.modules and not _is_passive():
         count = 1
@@ -73,9 +81,15 @@ def _is_passive() -> bool:
 
 
 def default_threads() -> int:
-    """`TEMPOVLM_THREADS` if it is a positive number, else the physical cores that are ours, at most two."""
+    """`TEMPOVLM_THREADS` if it is a positive number, else the physical cores that are ours, at most two.
+
+    Raises:
+        UserError: it is more than any machine can start.
+    """
     named = os.environ.get("TEMPOVLM_THREADS", "")
-    if named.isdigit() and int(named) > 0:
+    if named.isdecimal() and int(named) > 0:
+        if int(named) > MOST_THREADS:
+            raise UserError(f"TEMPOVLM_THREADS {named}: must be at most {MOST_THREADS}")
         return int(named)
     return max(1, min(DEFAULT_THREADS, physical_cores()))
 

@@ -19,6 +19,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
 from tempovlm.evaluation.bench import Model
+from tempovlm.evaluation.files import make_folder
 from tempovlm.tasks.base import STYLES, Sample, choice_question, score
 from tempovlm.tasks.synthetic import CHARSET, Scene, SceneQuestion, make_scene
 from tempovlm.tasks.synthetic.lexicon import SIGN_WORDS
@@ -159,7 +160,7 @@ def make_examples(folder: Path, *, seed: int = 0, most: int = len(WANTED)) -> li
 
 def draw_examples(wanted: Wanted, folder: Path, *, seed: int = 0) -> Iterator[Example]:
     """Example after example of one kind; each overwrites the picture of the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"{wanted.name}.jpg"
     for index, scene, question in find_scenes(wanted, seed):
         write_whole(path, jpeg(Image.fromarray(scene.image)))

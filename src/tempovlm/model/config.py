@@ -127,6 +127,7 @@ class ModelConfig:
         """
         try:
             _check_variant(fields)
+            _check_counts(fields)
             vision = fields["vision_backbone"]
             size, patch = vision["image_default_input_size"][0], vision["image_patch_size"]
             expert_width = fields.get("mlp_hidden_size") or fields["mlp_ratio"] * fields["d_model"]
@@ -206,6 +207,23 @@ _VARIANT: dict[str, Any] = {
     "weight_tying": False,
 }
 """The one variant of the family that this code implements."""
+
+
+_COUNTS = (
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "moe_num_experts",
+    "moe_top_k",
+    "embedding_size",
+    "max_sequence_length",
+)
+
+
+def _check_counts(fields: Mapping[str, Any]) -> None:
+    for name in _COUNTS:
+        if not isinstance(fields[name], int) or fields[name] < 1:
+            raise UserError(f"config.json: field {name} is {fields[name]!r}, not a whole number from 1 on")
 
 
 def _check_variant(fields: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ Knows no crops and no model.
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 import warnings
 import zlib
@@ -15,9 +17,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import expanded
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused, from the header, before any pixel is decoded."""
+
+MAX_BYTES = 1 << 30
+"""Larger files are not read: as many pixels in the widest of the usual types take 0.6 GB."""
 
 _DECODE_ERRORS = (
     OSError,
@@ -48,8 +54,13 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
         return _pixels(source, "the picture")
     if isinstance(source, bytes | bytearray | memoryview):
         name, data = "the picture's bytes", bytes(source)
+    elif isinstance(source, str | os.PathLike):
+        name, data = str(source), _read(source)
     else:
-        name, data = str(source), _read(Path(source))
+        raise UserError(
+            f"a {type(source).__name__} is no picture; give a path, encoded bytes, a PIL image or uint8 pixels of "
+            "shape (height, width, 3)"
+        )
     if not data:
         raise UserError(f"{name}: the file is empty")
     try:
@@ -68,16 +79,30 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
         return _pixels(image, name)
 
 
-def _read(path: Path) -> bytes:
+def _read(name: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file; messages name it as it was given."""
+    if not str(name):
+        raise UserError("the picture's path is empty; name an image file")
+    path, data = expanded(Path(name)), None
     try:
-        return path.expanduser().read_bytes()
+        with path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                data = file.read(MAX_BYTES + 1)
+            elif about.st_size <= MAX_BYTES:
+                data = file.read()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        if "://" in str(name):
+            raise UserError(f"{name}: pictures are not fetched; save it and give its path") from None
+        raise UserError(f"{name}: no such file") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a directory; name an image file") from None
+        raise UserError(f"{name}: is a directory; name an image file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{str(path)!r}: cannot be read ({reason})") from None
+        raise UserError(f"{str(name)!r}: cannot be read ({reason})") from None
+    if data is None or len(data) > MAX_BYTES:
+        raise UserError(f"{name}: more than {MAX_BYTES / 1e9:.1f} GB, too much for a picture; name an image file")
+    return data
 
 
 def _checked(pixels: np.ndarray) -> np.ndarray:

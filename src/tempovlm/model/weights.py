@@ -54,7 +54,7 @@ def read_config(folder: Path) -> ModelConfig:
     """The `config.json` of a checkpoint folder.
 
     Raises:
-        UserError: missing or not JSON.
+        UserError: missing, not JSON, or of wrong values.
     """
     path = folder / "config.json"
     try:
@@ -65,6 +65,8 @@ def read_config(folder: Path) -> ModelConfig:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    except (TypeError, AttributeError, LookupError) as error:
+        raise UserError(f"{path}: damaged ({error}); copy it again from the model's folder") from None
 
 
 def load_model(

@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import expanded
 from tempovlm.tasks.base import DATASETS, STYLES, Sample
 from tempovlm.tasks.official import NOTICE, READERS
 from tempovlm.tasks.parquet import ParquetSet
@@ -30,9 +31,8 @@ def default_data_dir() -> Path:
     """Where data sets are sought if nobody says: $TEMPOVLM_DATA_DIR, else `tempovlm/data` in the user's cache."""
     named = os.environ.get(DATA_DIR_VARIABLE)
     if named:
-        return Path(named).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "tempovlm" / "data"
+        return expanded(named)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tempovlm" / "data"
 
 
 def load_samples(
@@ -66,7 +66,7 @@ def load_samples(
         raise UserError(f"unknown split {split!r}; choose train or val")
     if num_samples is not None and num_samples < 1:
         raise UserError(f"num_samples must be 1 or more, got {num_samples}")
-    root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    root = default_data_dir() if data_dir is None else expanded(data_dir)
     if data_dir is None and dataset in STYLES:
         root = _made_if_missing(root, dataset)
     folder = root / dataset

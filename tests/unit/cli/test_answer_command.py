@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,9 @@ def test_knobs_as_flags(tiny_folder: Path, picture_file: Path, capsys: pytest.Ca
         (("PICTURE", "what?", "--policy", "PICTURE"), "picture.png: damaged, or no controller checkpoint"),
         (("nowhere.png", "what?"), "nowhere.png: no such file"),
         (("FOLDER", "what?"), "is a directory"),
+        (("PICTURE", "what \udcff?"), "the question: 'what \\udcff?' holds bytes that are no UTF-8"),
+        (("PICTURE", "what?", "--style", "\udcff"), "the style: '\\udcff' holds bytes that are no UTF-8"),
+        (("~nobody-of-that-name/a.png", "what?"), "~nobody-of-that-name/a.png: no such user"),
     ],
 )
 def test_wrong_input_gets_one_line_that_names_it(
@@ -135,6 +139,7 @@ def test_wrong_input_gets_one_line_that_names_it(
         (("--model", "TINY", "--device", "cuda"), "no CUDA device"),
         (("--model", "TINY", "--weights", "fp8"), "--weights fp8: only for decoding on CUDA"),
         (("--model", "EMPTY"), "config.json: missing"),
+        (("--model", "~nobody-of-that-name"), "~nobody-of-that-name: no such user"),
     ],
 )
 def test_wrong_model_or_device(
@@ -164,6 +169,20 @@ def test_an_over_large_picture_is_refused_before_it_is_decoded(
     Image.new("1", (10_000, 5_001)).save(path)
     assert run(tiny_folder, path, "what?") == 2
     assert "50 million" in capsys.readouterr().err
+
+
+def test_a_picture_from_a_pipe_is_read_once(
+    tiny_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(path: object) -> str:
+        assert run(tiny_folder, path, "what is the sign?", "--json") == 0
+        return str(json.loads(capsys.readouterr().out)["answer"])
+
+    ends = os.pipe()
+    with os.fdopen(ends[1], "wb") as write:
+        write.write(picture_file.read_bytes())  # fits the pipe
+    with os.fdopen(ends[0], "rb") as read:
+        assert answer(f"/dev/fd/{read.fileno()}") == answer(picture_file)
 
 
 def test_help_is_spelled_with_underscores(capsys: pytest.CaptureFixture[str]) -> None:

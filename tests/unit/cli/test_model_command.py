@@ -61,6 +61,8 @@ def test_random_then_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (("show",), "unknown command 'model show'; choose one of info, random"),
         (("info", "/nowhere/at/all"), "no such model"),
         (("random", "--out", "x", "--config", "pocket", "--num_layers", "17"), "from 1 to 16"),
+        (("random", "--out", "x", "--config", "pocket", "--seed", str(1 << 64)), "--seed 18446744073709551616"),
+        (("random", "--out", "~nobody-of-that-name/x", "--config", "pocket"), "no such user"),
     ],
 )
 def test_wrong_words(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

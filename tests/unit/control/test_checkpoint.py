@@ -69,6 +69,9 @@ def test_missing_cut_off_or_foreign(path: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"controller\.pt: damaged"):
         load_controller(path, SPACE)
+    path.write_bytes(b"\x80\x02s.")  # a pickle that takes from an empty stack
+    with pytest.raises(UserError, match=r"controller\.pt: damaged"):
+        load_controller(path, SPACE)
     torch.save({"schema": "else"}, path)
     with pytest.raises(UserError, match=r"controller\.pt: field schema"):
         load_controller(path, SPACE)

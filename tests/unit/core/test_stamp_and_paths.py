@@ -32,6 +32,17 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert not cache_dir().exists()
 
 
+def test_a_home_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPOVLM_CACHE_DIR", "~nobody-of-that-name/cache")
+    with pytest.raises(UserError, match="~nobody-of-that-name/cache: no such user"):
+        cache_dir()
+
+
+def test_a_path_without_a_name_is_told() -> None:
+    with pytest.raises(UserError, match="names no file"):
+        write_whole(Path(), "content")
+
+
 def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "file.json"
     write_whole(path, "old")

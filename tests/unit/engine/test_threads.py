@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tempovlm.engine.threads import keep_memory
+from tempovlm.core.errors import UserError
+from tempovlm.engine.threads import default_threads, keep_memory, prepare
 
 SCRIPT = """
 import resource, sys
@@ -26,6 +27,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def faults(mode: str) -> int:
     run = subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, check=True)
     return int(run.stdout)
+
+
+@pytest.mark.parametrize("threads", [0, -3, 100_000])
+def test_a_number_of_threads_that_cannot_be_is_told(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=f"threads {threads}: must be from 1"):
+        prepare(threads)
+    monkeypatch.setenv("TEMPOVLM_THREADS", "100000")
+    with pytest.raises(UserError, match="TEMPOVLM_THREADS 100000: must be at most"):
+        prepare()
+
+
+def test_a_variable_that_is_no_number_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPOVLM_THREADS", "²")
+    assert default_threads() in (1, 2)
 
 
 @pytest.mark.skipif(not keep_memory(), reason="the C library is not glibc")

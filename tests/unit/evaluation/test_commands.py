@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -63,7 +66,7 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--budgets", "0"], "0.0"),
+        (["--budgets", "0"], "--budgets 0.0"),
         (["--budgets", "60", "nan"], "nan"),
         (["--budgets", "inf"], "inf"),
         (["--budgets", "soon"], "--budgets soon"),
@@ -75,6 +78,68 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(
 def test_bad_flags_are_named(words: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         bench.main(words)
+
+
+def test_results_are_kept_when_they_cannot_be_shown(
+    model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(bench, "table", gone)
+    with pytest.raises(BrokenPipeError):
+        bench.main(["--budgets", "120", "--num_samples", "5", "--output_dir", str(tmp_path / "out")])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"bench.json", "records.jsonl", "trade_off.svg"}
+    assert len(model.asked) == 10
+
+
+def test_results_that_cannot_be_kept_are_shown(
+    model: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bench.json").mkdir()
+    with pytest.raises(UserError, match=r"bench\.json: cannot be written"):
+        bench.main(["--budgets", "120", "--num_samples", "5", "--output_dir", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out)["complete"]
+    assert len(model.asked) == 10
+
+
+@pytest.mark.parametrize("command", [bench, demo])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
+    command: ModuleType, model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(UserError, match=f"--output_dir {tmp_path}: cannot be written"):
+        command.main(["--output_dir", str(tmp_path)])
+    assert not model.asked
+
+
+@pytest.mark.usefixtures("model")
+def test_a_file_in_the_place_of_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "images").touch()
+    with pytest.raises(UserError, match="images: cannot be made"):
+        demo.main(["--output_dir", str(tmp_path)])
+
+
+@pytest.mark.usefixtures("model")
+def test_folders_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bench.main(["--budgets", "120", "--num_samples", "1", "--output_dir", "~/out"])
+    demo.main(["--figure", "~/answer.svg"])
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "answer.svg"}
+
+
+@pytest.mark.usefixtures("model")
+def test_a_figure_is_a_file(tmp_path: Path) -> None:
+    for path in ("", str(tmp_path)):
+        with pytest.raises(UserError, match=r"--figure .*: is a folder; name an SVG file"):
+            demo.main(["--figure", path])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--figure .*file: cannot be made"):
+        demo.main(["--figure", str(tmp_path / "file" / "a.svg")])
 
 
 def test_fixed_setting() -> None:

@@ -187,7 +187,6 @@ def test_times_of_two_machines(tiny_folder: Path, small_bed: Path, results: Path
         (["--dataset_names", "vqa9"], "--dataset_names vqa9"),
         (["--latency_estimator_path", "absent.pt"], "absent.pt: no such file"),
         (["--batch_size", "0"], "--batch_size 0"),
-        (["--seed", "-1"], "--seed: -1 is no whole number from 0 on"),
         (["--knob1_variant", "x"], "--knob1_variant x"),
         (["--train_split", "1.5"], "--train_split 1.5"),
         (["--stage", "stage3"], "stage3"),

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tempovlm.core.errors import UserError
+from tempovlm.model import image as image_module
 from tempovlm.model.image import MAX_PIXELS, open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -128,6 +130,33 @@ def test_a_directory_and_a_null_byte(tmp_path: Path) -> None:
         open_image(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         open_image("a\0b.png")
+
+
+def test_a_name_stays_as_it_was_given() -> None:
+    with pytest.raises(UserError, match=r"https://example\.com/a\.png: pictures are not fetched; save it"):
+        open_image("https://example.com/a.png")
+    with pytest.raises(UserError, match="the picture's path is empty"):
+        open_image("")
+    with pytest.raises(UserError, match=r"~nobody-of-that-name/a\.png: no such user"):
+        open_image("~nobody-of-that-name/a.png")
+
+
+@pytest.mark.parametrize("source", [3, ["a.png"], {"path": "a.png"}, io.BytesIO(b""), torch.zeros(4, 4, 3)])
+def test_other_things_are_no_pictures(source: object) -> None:
+    with pytest.raises(UserError, match=f"a {type(source).__name__} is no picture; give a path"):
+        open_image(source)  # type: ignore[arg-type]
+
+
+def test_a_file_without_an_end_or_of_another_kind_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_module, "MAX_BYTES", 1000)
+    film = tmp_path / "film.mp4"
+    with film.open("wb") as file:
+        file.truncate(1 << 40)
+    for path in (film, Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{path}: more than .* name an image file"):
+            open_image(path)
 
 
 def test_bytes_are_checked_too() -> None:

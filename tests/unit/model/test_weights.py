@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tempovlm.model.weights import (
     expected_shapes,
     hub_views,
     load_model,
+    read_config,
     save_model,
     weights_hash,
     write_random,
@@ -171,6 +173,29 @@ def test_missing_files(folder: Path, tensors: Tensors) -> None:
         (folder / SAFETENSORS_INDEX).write_text(content)
         with pytest.raises(UserError, match=SAFETENSORS_INDEX):
             checkpoint_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n_layers", "16", "field n_layers is '16', not a whole number from 1 on"),
+        ("n_heads", 0, "field n_heads is 0, not a whole number from 1 on"),
+        ("d_model", 1.5, "field d_model is 1.5, not a whole number from 1 on"),
+        ("overlap_margins", 2, "config.json: damaged"),
+        ("vision_backbone", [], "config.json: damaged"),
+    ],
+)
+def test_fields_of_wrong_values_are_named(folder: Path, name: str, value: object, message: str) -> None:
+    fields = tiny_model.CONFIG.to_hub() | {name: value}
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_config(folder)
+
+
+def test_a_configuration_that_is_no_table(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
+        read_config(folder)
 
 
 def test_configurations_that_cannot_be_read(folder: Path) -> None:

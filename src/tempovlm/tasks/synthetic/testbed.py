@@ -18,6 +18,7 @@ from typing import Any
 
 import tempovlm.core
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import expanded
 from tempovlm.tasks.synthetic.formats import WRITERS, Record
 from tempovlm.tasks.synthetic.scene import DATASETS
 from tempovlm.tasks.synthetic.worker import part_path
@@ -71,7 +72,7 @@ def make_testbed(
     Raises:
         UserError: The folder is not empty or cannot be written, or a number is out of range.
     """
-    target = Path(out).expanduser().absolute()
+    target = expanded(out).absolute()
     if num_train < 0 or num_val < 0 or num_train + num_val == 0:
         raise UserError(f"num_train and num_val must be 0 or more and not both 0, got {num_train} and {num_val}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
