@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
     """Run the command.
 
     Raises:
-        UserError: wrong input.
+        UserError: wrong input, or nothing could be answered.
     """
     args = console.parse(BenchArgs, argv, "bench", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -143,6 +143,8 @@ def main(argv: list[str]) -> None:
         notes.print("interrupted: nothing was written; the figures are of the requests done so far")
         raise KeyboardInterrupt
     notes.print(f"wrote {folder / 'bench.json'}, {folder / 'records.jsonl'} and {folder / 'trade_off.svg'}")
+    if all(record.error is not None for record in records):
+        raise UserError(f"no question could be answered; the first failure: {records[0].error}")
 
 
 def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:

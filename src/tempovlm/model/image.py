@@ -38,6 +38,9 @@ _DECODE_ERRORS = (
 )
 """What the library's decoders raise on damaged data."""
 
+_PROGRAMS = ("EPS",)
+"""Formats that the library would give to an interpreter, where the machine has one."""
+
 
 def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
     """The (H, W, 3) uint8 RGB pixels of a picture, upright as its EXIF orientation says; such pixels as they are.
@@ -76,6 +79,8 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
     except _DECODE_ERRORS as error:
         raise UserError(f"{name}: damaged image ({error})") from None
     with image:
+        if image.format in _PROGRAMS:
+            raise UserError(f"{name}: {image.format} pictures are programs and are not run; save it as PNG")
         return _pixels(image, name)
 
 

@@ -307,6 +307,8 @@ def obtain_features(
 ) -> FeatureTable:
     """What is stored beside the results, else extracted and stored there.
 
+    Where a picture could not be read, nothing is stored: it may be repaired.
+
     Args:
         folder: a results directory; where it cannot be written, nothing is stored.
         weights: hash of the model's weights.
@@ -318,7 +320,8 @@ def obtain_features(
     if stored is not None and len(stored) == len(samples):
         return stored
     made = extract()
-    _store(path, made)
+    if made.vision.any(axis=(1, 2)).all():
+        _store(path, made)
     return made
 
 

@@ -104,6 +104,18 @@ def test_results_that_cannot_be_kept_are_shown(
     assert len(model.asked) == 10
 
 
+def test_nothing_but_failures_is_an_error(
+    model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("too long")
+
+    monkeypatch.setattr(model, "answer", fail)
+    with pytest.raises(UserError, match=r"no question could be answered; the first failure: .*too long"):
+        bench.main(["--budgets", "120", "--num_samples", "2", "--output_dir", str(tmp_path)])
+    assert json.loads((tmp_path / "bench.json").read_text())["num_failed"] == 4
+
+
 @pytest.mark.parametrize("command", [bench, demo])
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
     command: ModuleType, model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -37,6 +37,9 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
 def test_a_path_bytes_and_an_image_are_the_same(tmp_path: Path) -> None:
     image = Image.fromarray(PIXELS)
     path = tmp_path / "a.png"
@@ -106,6 +109,7 @@ def test_damaged_exif_is_ignored() -> None:
         ("missing.png", None, "no such file"),
         ("empty.png", b"", "empty"),
         ("text.png", b"this is no picture" * 20, "not an image"),
+        ("program.png", EPS, "EPS pictures are programs"),
         ("cut.png", encoded(Image.fromarray(np.tile(PIXELS, (40, 40, 1))))[:900], "truncated or damaged"),
         ("cut.jpg", encoded(Image.fromarray(np.tile(PIXELS, (40, 40, 1))), "JPEG")[:2000], "truncated or damaged"),
         ("header.png", encoded(Image.fromarray(PIXELS))[:20], "damaged image"),

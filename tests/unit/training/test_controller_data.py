@@ -170,3 +170,11 @@ def test_features_are_made_once(samples: list[Sample], tmp_path: Path) -> None:
         stored.write_bytes(stored.read_bytes()[:50])
     material.obtain_features(tmp_path, "abc", samples, extract)
     assert len(calls) == 4
+
+
+def test_features_of_an_unreadable_picture_are_not_kept(samples: list[Sample], tmp_path: Path) -> None:
+    blind = material.FeatureTable(*(np.zeros((len(samples), *rest), np.float32) for rest in ((4,), (6,), (3, 6))))
+    assert not material.obtain_features(tmp_path, "abc", samples, lambda: blind).vision.any()
+    seen = replace(blind, vision=blind.vision + 1)
+    assert material.obtain_features(tmp_path, "abc", samples, lambda: seen).vision.all()
+    assert material.obtain_features(tmp_path, "abc", samples, lambda: blind).vision.all()
