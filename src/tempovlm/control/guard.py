@@ -8,7 +8,7 @@ A policy that glances makes its first choice later. The tables hold the glance's
 tier needs the global crop: only what a glance took beyond an ordinary look at the lowest tier is charged, beside
 what the tables do not hold, which is measured: the policy's own time, and what encoding in two passes costs.
 
-What an answer took is told to the guard, which widens its bounds while the machine is slower than calibrated.
+What an answer took is told to the guard, whose bounds follow a machine that is slower or faster than calibrated.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Guard:
         control_ms: the policy's measured own time, for both choices, that calibration did not see.
         second_ms: the second choice's part of it; None charges all of it there too.
         split_ms: by tier, what it takes longer to encode the global crop first and the tiles later.
-        margin: widens the bounds by what answers took; None leaves them as they were calibrated.
+        margin: the bounds' factor, by what answers took; None leaves them as they were calibrated.
     """
 
     policy: Policy
@@ -228,13 +228,13 @@ class Guard:
         return self.profile.upper_total_ms(index) - self.profile.open_ms + split_ms
 
     @property
-    def _widened(self) -> float:
+    def _factor(self) -> float:
         return 1.0 if self.margin is None else self.margin.factor
 
     def _within(self, bounds: Bounds, left_ms: float) -> tuple[KnobConfig, ...]:
-        """The settings whose bound, widened, fits."""
-        widened = self._widened
-        return tuple([knobs for knobs, upper_ms in bounds if widened * upper_ms <= left_ms])
+        """The settings whose bound, times the margin's factor, fits."""
+        factor = self._factor
+        return tuple([knobs for knobs, upper_ms in bounds if factor * upper_ms <= left_ms])
 
     def _ask(
         self, chosen: TierChoice, choices: tuple[KnobConfig, ...], sight: Sight, left_ms: float
@@ -270,7 +270,7 @@ class Guard:
         profile, index = self.profile, self.space.index(knobs)
         predicted = Prediction(
             p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
-            upper_ms=elapsed_ms + self._widened * profile.upper_remainder_ms(index),
+            upper_ms=elapsed_ms + self._factor * profile.upper_remainder_ms(index),
         )
         return Choice(knobs, feasible, predicted, profile.step_ms(index), policy)
 

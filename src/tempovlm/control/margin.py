@@ -1,9 +1,9 @@
-"""Keeps upper bounds true while a machine drifts: they widen when answers exceed them, and recover slowly.
+"""Keeps upper bounds true while a machine drifts: they widen when answers exceed them, and narrow slowly.
 
 A calibration is of its hour. Afterwards the host may be shared, or warmer, or pictures larger, and a bound that
-covered 98 of 100 answers covers 80. After every answer the logarithm of a factor on all bounds moves by
-step · (1 if the bound was exceeded, else 0, less the allowed miss rate), so that in the long run bounds are
-exceeded at that rate whatever the machine does. The factor never falls below 1: a calibration is not made bolder.
+covered 98 of 100 answers covers 80; or the calibration met a busy minute, and a bound covers everything. After
+every answer the logarithm of a factor on all bounds moves by step · (1 if the bound was exceeded, else 0, less the
+allowed miss rate), so that in the long run bounds are exceeded at that rate whatever the machine does.
 
 Source: I. Gibbs and E. Candès, Adaptive conformal inference under distribution shift, 2021, arXiv 2106.00170,
 equation 2, on the bound itself instead of on its level.
@@ -19,8 +19,8 @@ MISS_RATE = 0.01
 STEP = 0.05
 """One answer beyond its bound widens all bounds by 5 %; a hundred that keep theirs undo it."""
 
-MOST = 2.0
-"""Bounds are never wider than so many times the calibrated ones."""
+LEAST, MOST = 0.7, 2.0
+"""Bounds are never narrower or wider than so many times the calibrated ones."""
 
 
 class OnlineMargin:
@@ -43,4 +43,5 @@ class OnlineMargin:
             bound_ms: its calibrated bound, without the factor.
         """
         missed = took_ms > bound_ms * self.factor
-        self._log = min(max(self._log + self._step * (missed - self._miss_rate), 0.0), math.log(MOST))
+        moved = self._log + self._step * (missed - self._miss_rate)
+        self._log = min(max(moved, math.log(LEAST)), math.log(MOST))
