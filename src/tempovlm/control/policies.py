@@ -40,13 +40,11 @@ class Row(NamedTuple):
     knobs: KnobConfig
     accuracy: float
     p50_ms: float
-    upper_total_ms: float
-    upper_remainder_ms: float
 
 
 @dataclass(frozen=True)
 class TablePolicy:
-    """The most accurate setting whose calibrated upper latency fits, by accuracies measured in advance.
+    """The most accurate of the settings that the guard lets through, by accuracies measured in advance.
 
     It looks at the budget only: neither at the question nor at the picture. Accuracies are those of the model
     card, or `prior_accuracy` where there is none.
@@ -56,30 +54,21 @@ class TablePolicy:
     accuracy: Mapping[KnobConfig, float]
     name: str = "table"
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        """The tier of the best setting whose upper total fits."""
-        rows = [self._rows[knobs] for knobs in question.choices]
-        return _best([row for row in rows if row.upper_total_ms <= budget_ms] or rows[:1]).tier
+    def choose_tier(self, question: Question, budget_ms: float) -> str:  # noqa: ARG002 - the guard masked by it
+        """The tier of the best choice."""
+        return _best([self._rows[knobs] for knobs in question.choices]).tier
 
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        """Top-k and depth of the tier's best setting whose upper remainder fits."""
+    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
+        """Top-k and depth of the tier's best choice; without features, of its best setting."""
         choices = features.choices if features else self.profile.space.settings
-        rows = [self._rows[knobs] for knobs in choices if knobs.tier == tier]
-        best = _best([row for row in rows if row.upper_remainder_ms <= budget_ms] or rows[:1])
+        best = _best([self._rows[knobs] for knobs in choices if knobs.tier == tier])
         return best.top_k, best.num_blocks
 
     @cached_property
     def _rows(self) -> dict[KnobConfig, Row]:
         profile, accuracy = self.profile, self.accuracy
         return {
-            knobs: Row(
-                knobs,
-                accuracy[knobs],
-                profile.p50_total_ms(i),
-                profile.upper_total_ms(i),
-                profile.upper_remainder_ms(i),
-            )
-            for i, knobs in enumerate(profile.space)
+            knobs: Row(knobs, accuracy[knobs], profile.p50_total_ms(i)) for i, knobs in enumerate(profile.space)
         }
 
 

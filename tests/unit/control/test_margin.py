@@ -10,7 +10,9 @@ import pytest
 import tiny_model
 from tempovlm.control.guard import Guard
 from tempovlm.control.margin import LEAST, MISS_RATE, MOST, STEP, OnlineMargin
-from tempovlm.control.policies import FixedPolicy
+from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
+from tempovlm.control.policy import Sight
+from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.engine import Engine
 
@@ -78,3 +80,19 @@ def test_an_engine_tells_its_guard(engine: Engine) -> None:
     answer = engine.answer(Request(images=(), question="what?", max_new_tokens=2), guard)
     assert len(told) == 1
     assert 0 < told[0] <= answer.timings_ms["total"]
+
+
+def test_a_machine_that_is_faster_than_calibrated_is_used() -> None:
+    guard = Guard.around(TablePolicy(PROFILE, prior_accuracy(SPACE)), SPACE, PROFILE)
+    assert guard.margin is not None
+    bound_ms = PROFILE.upper_total_ms(SPACE.index(SPACE.native))
+    request = Request(images=(), question="what?", budget_ms=0.9 * bound_ms)
+
+    def chosen() -> KnobConfig:
+        tier = guard.choose_tier(request, None, 0.0)
+        return guard.choose_compute(request, tier, Sight(None, 0, 0), 0.0).knobs
+
+    assert chosen() != SPACE.native
+    for _ in range(1000):
+        guard.margin.observe(0.5 * bound_ms, bound_ms)
+    assert chosen() == SPACE.native

@@ -19,12 +19,14 @@ def table(**accuracy: float) -> TablePolicy:
 
 
 def choose(policy: TablePolicy, total_ms: float, left_ms: float) -> KnobConfig:
-    question = Question(text="what?", choices=SPACE.settings)
+    """What it takes of the settings that fit, as the guard lets it choose."""
+    fitting = [k for i, k in enumerate(SPACE) if PROFILE.upper_total_ms(i) <= total_ms]
+    question = Question(text="what?", choices=tuple(fitting) or (SPACE.cheapest,))
     tier = policy.choose_tier(question, total_ms)
-    choices = tuple(k for k in SPACE if k.tier == tier)
+    same = {k: PROFILE.upper_remainder_ms(i) for i, k in enumerate(SPACE) if k.tier == tier}
+    choices = tuple(k for k, upper_ms in same.items() if upper_ms <= left_ms) or tuple(same)[:1]
     features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
     top_k, num_blocks = policy.choose_compute(features, tier, left_ms)
-    assert policy.choose_compute(None, tier, left_ms) == (top_k, num_blocks)
     return KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
 
 
@@ -50,6 +52,10 @@ def test_a_tie_goes_to_the_cheaper(lead: float, chosen: str) -> None:
 
 def test_nothing_fits() -> None:
     assert choose(table(high_6_6=0.9), 0.1, 0.1) == SPACE.cheapest
+
+
+def test_without_features_it_is_the_tier_s_best() -> None:
+    assert table(low_4_4=0.6, high_4_4=0.9).choose_compute(None, "low", 1.0) == (4, 4)
 
 
 def test_the_prior_prefers_more_compute_up_to_the_trained_top_k() -> None:
