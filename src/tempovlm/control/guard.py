@@ -118,7 +118,16 @@ class Guard:
         everything = tuple(range(len(space)))
         first_ms, second_ms = measure_control_ms(policy, space, glance)
         own_ms = first_ms + second_ms
-        return cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, OnlineMargin())
+        guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, OnlineMargin())
+        guard._make_tables()
+        return guard
+
+    def _make_tables(self) -> None:
+        """Look up now what every choice needs, or the first answer pays for it: 35 ms on two cores."""
+        _ = self._totals, self._remainders, self._cheapest
+        if self.profile is not None:
+            self.profile.p50_prefix_ms(0)
+            self._choice(self._cheapest, None, 0.0, "")
 
     @classmethod
     def fixed(cls, knobs: KnobConfig, space: KnobSpace, profile: LatencyProfile | None = None) -> Guard:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 
 import tiny_model
@@ -130,3 +131,15 @@ def test_fewer_settings() -> None:
     low = guard.only(i for i, knobs in enumerate(SPACE) if knobs.tier == "low" and knobs.top_k == 2)
     assert choose(low, 1e6).knobs == KnobConfig(tier="low", top_k=2, num_blocks=6)
     assert choose(low, 1.0).knobs == SPACE.cheapest
+
+
+def test_the_first_answer_does_not_pay_for_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = Guard.around(FixedPolicy(SPACE.largest), SPACE, tiny_model.make_profile(spread=0.2))
+
+    def late(*_: object) -> None:
+        raise AssertionError("a table is made within an answer")
+
+    monkeypatch.setattr(np, "median", late)
+    monkeypatch.setattr(np, "argsort", late)
+    tier = guard.choose_tier(request(1e5), (84, 112), 1.0)
+    assert guard.choose_compute(request(1e5), tier, SIGHT, 2.0).knobs == SPACE.largest
