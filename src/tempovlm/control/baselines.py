@@ -1,9 +1,8 @@
 """Policies without deep learning: what a learned controller has to beat.
 
-A random choice, tables that turn a single knob, nearest neighbours and a linear contextual bandit. Each scores
-every setting and takes the best of those still allowed, so each works on whole arrays, for the judge, and question
-by question behind the guard. They look at the question's words and at the picture's shape, never at its pixels;
-what fits a budget is somebody else's business.
+A table, nearest neighbours and a linear contextual bandit. Each scores every setting and takes the best of those
+still allowed, so each works on whole arrays, for the judge, and question by question behind the guard. They look at
+the question's words and at the picture's shape, never at its pixels; what fits a budget is somebody else's business.
 
 Shapes: `N` questions, `K` settings, `F` features.
 """
@@ -16,7 +15,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from random import Random
 from typing import Protocol
 
 import numpy as np
@@ -138,30 +136,6 @@ class ScoredPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class RandomPolicy:
-    """A setting drawn evenly from those allowed; the same question at the same budget draws the same."""
-
-    seed: int = 0
-    name: str = "random"
-
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        """The tier of a random setting."""
-        return Random(f"{self.seed}/{question.text}/{budget_ms}").choice(question.choices).tier
-
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        """Top-k and depth of a random setting of the tier.
-
-        Raises:
-            ValueError: there are no features, which carry the choices.
-        """
-        if features is None:
-            raise ValueError("a random choice needs the settings to choose from")
-        choices = [knobs for knobs in features.choices if knobs.tier == tier]
-        drawn = Random(f"{self.seed}/{features.question.text}/{budget_ms}/{tier}").choice(choices)
-        return drawn.top_k, drawn.num_blocks
-
-
-@dataclass(frozen=True, slots=True)
 class ConstantScores:
     """The same accuracies whatever the question: a table; accuracy (K,)."""
 
@@ -170,11 +144,6 @@ class ConstantScores:
     def scores(self, features: Floats) -> Floats:
         """(N, K) the table's row for each question."""
         return np.broadcast_to(self.accuracy, (len(features), len(self.accuracy)))
-
-
-def single_knob(space: KnobSpace, knob: str, accuracy: Floats, cost_ms: Floats) -> ScoredPolicy:
-    """The table that turns one knob and leaves the others native."""
-    return ScoredPolicy(space, ConstantScores(accuracy), cost_ms, varying(space, (knob,)), f"only_{knob}")
 
 
 @dataclass(frozen=True, slots=True)

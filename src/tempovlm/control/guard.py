@@ -123,7 +123,7 @@ class Guard:
         return guard
 
     def _make_tables(self) -> None:
-        """Look up now what every choice needs, or the first answer pays for it: 35 ms on two cores."""
+        """Look up now what every choice needs, or a process's first answer pays for it."""
         _ = self._totals, self._remainders, self._cheapest
         if self.profile is not None:
             self.profile.p50_prefix_ms(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from decision_worlds import COST_MS, SPACE, K, budget_world, content_world, parity, table
 
-from tempovlm.control.baselines import NearestNeighbours, RandomPolicy, single_knob
+from tempovlm.control.baselines import ConstantScores, NearestNeighbours, ScoredPolicy, varying
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Question, Sight
 from tempovlm.core.errors import UserError
@@ -169,7 +169,8 @@ def test_restricted_rules_choose_among_the_rest() -> None:
 def test_a_policy_of_the_engine_chooses_as_its_rule_does() -> None:
     world = budget_world(30)
     accuracy = np.linspace(0.2, 0.9, K)
-    policy = single_knob(SPACE, "num_blocks", accuracy, COST_MS)
+    allowed = varying(SPACE, ("num_blocks",))
+    policy = ScoredPolicy(SPACE, ConstantScores(accuracy), COST_MS, allowed, "only_num_blocks")
     by_policy = offline.PolicyRule(policy, SPACE, question_of, sight_of)(world, world.latency_ms, BUDGETS)
     by_rule = offline.single_knob_rule(SPACE, ("num_blocks",), accuracy)(world, world.latency_ms, BUDGETS)
     np.testing.assert_array_equal(by_policy, by_rule)
@@ -189,32 +190,32 @@ def test_a_policy_that_asks_too_much_is_corrected_to_the_cheaper_side() -> None:
 
 
 def test_a_policy_is_told_what_is_left_after_looking() -> None:
-    class Listener(RandomPolicy):
+    class Listener(FixedPolicy):
         heard: list[float] = []  # noqa: RUF012 - a test's notebook
 
         def choose_compute(self, features, tier, budget_ms):  # type: ignore[no-untyped-def]
             self.heard.append(budget_ms)
-            return super().choose_compute(features, tier, budget_ms)
+            return FixedPolicy.choose_compute(self, features, tier, budget_ms)
 
     world = budget_world(3)
     looking_ms = np.full((3, 3), 4.0)
-    rule = offline.PolicyRule(Listener(), SPACE, question_of, sight_of, lambda _part: looking_ms)
+    rule = offline.PolicyRule(Listener(SPACE.native), SPACE, question_of, sight_of, lambda _part: looking_ms)
     rule(world, world.latency_ms, (40.0,))
     assert Listener.heard == [36.0] * 3
 
 
 def test_a_policy_that_glances_sees_the_global_crop_of_the_lowest_tier() -> None:
-    class Looker(RandomPolicy):
+    class Looker(FixedPolicy):
         glances = True
         seen: list[Any] = []  # noqa: RUF012 - a test's notebook
 
         def choose_tier(self, question: Question, budget_ms: float) -> str:
             self.seen.append(question.glance)
-            return super().choose_tier(question, budget_ms)
+            return FixedPolicy.choose_tier(self, question, budget_ms)
 
     def look(_: object, row: int, tier: str) -> Sight:
         return Sight([f"crop {i} of {row} at {tier}" for i in range(3)], 10, 5)
 
     world = budget_world(2)
-    offline.PolicyRule(Looker(), SPACE, question_of, look)(world, world.latency_ms, (99.0,))
+    offline.PolicyRule(Looker(SPACE.native), SPACE, question_of, look)(world, world.latency_ms, (99.0,))
     assert Looker.seen == [["crop 0 of 0 at low"], ["crop 0 of 1 at low"]]
