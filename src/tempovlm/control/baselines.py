@@ -1,8 +1,9 @@
 """Policies without deep learning: what a learned controller has to beat.
 
 A table, nearest neighbours and a linear contextual bandit. Each scores every setting and takes the best of those
-still allowed, so each works on whole arrays, for the judge, and question by question behind the guard. They look at
-the question's words and at the picture's shape, never at its pixels; what fits a budget is somebody else's business.
+still allowed, so each works on whole arrays, for the judge, and question by question behind the guard. They look
+at the question's words and at the picture's shape, never at its pixels; what fits a budget is somebody else's
+business.
 
 Shapes: `N` questions, `K` settings, `F` features.
 """
