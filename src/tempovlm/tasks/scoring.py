@@ -70,7 +70,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         answers: What people said, ten as a rule.
 
     Returns:
-        A number from 0 to 1; 0 where there are no answers.
+        A number from 0 to 1; 0 where there are no answers. One answer alone counts in full: the official program,
+        which leaves each out in turn and compares with the others, would give every reply 0.
     """
     said, given = _one_line(prediction), [_one_line(answer) for answer in answers]
     if len(set(given)) > 1:
@@ -90,8 +91,8 @@ def _normalise_text_vqa(answer: str) -> str:
 
 
 def _leave_one_out(matches: Sequence[bool]) -> float:
-    if not matches:
-        return 0.0
+    if len(matches) < 2:
+        return float(any(matches))
     total = sum(matches)
     return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
 
