@@ -202,7 +202,11 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or half-written parquet file ({error}); download it again") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: damaged or half-written parquet file ({error}); download it again")
 
 
 def _rows_with_picture(path: Path) -> Iterable[int]:
@@ -256,7 +260,10 @@ def _pictures(path: Path, rows: set[int] | None = None) -> Iterable[tuple[int, A
         size = file.metadata.row_group(group).num_rows
         inside = [i for i in range(size) if rows is None or start + i in rows]
         if inside:
-            column = file.read_row_group(group, columns=["image"]).column("image")
+            try:
+                column = file.read_row_group(group, columns=["image"]).column("image")
+            except (OSError, ValueError) as error:
+                raise _damaged(path, error) from None
             yield from ((start + i, column[i].as_py()) for i in inside)
         start += size
 

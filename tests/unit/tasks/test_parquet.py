@@ -301,3 +301,17 @@ def test_numbers_among_answers_and_options(tmp_path: Path) -> None:
     single = text_rows(0, 1)[0] | {"answers": "red"}
     write(tmp_path / "okvqa" / "validation-0.parquet", [single])
     assert load_samples("okvqa", data_dir=tmp_path)[0].answers == ("red",)
+
+
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    """The questions can be read, the pages of the pictures cannot."""
+    path = tmp_path / "text_vqa" / "validation-0.parquet"
+    write(path, text_rows(0, 2))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    content = bytearray(path.read_bytes())
+    start = columns["image.bytes"].data_page_offset
+    content[start : start + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"validation-0\.parquet: damaged or half-written"):
+        load_samples("text_vqa", data_dir=tmp_path)
