@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tempovlm.tasks import captions, scoring
+from tempovlm.tasks import captions, choices, scoring
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("vqa_scores.json").read_text(encoding="utf-8"))
 
@@ -36,7 +36,7 @@ def test_anls() -> None:
 def test_multiple_choice() -> None:
     assert 20 < sum(row["choice"] for row in GOLDEN["choice"]) < 220
     for row in GOLDEN["choice"]:
-        said = scoring.choice_accuracy(row["prediction"], row["options"], row["answer_index"])
+        said = choices.choice_accuracy(row["prediction"], row["options"], row["answer_index"])
         assert said == row["choice"], row
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tempovlm.core.errors import UserError
 from tempovlm.tasks import scoring
+from tempovlm.tasks.choices import choice_accuracy
 
 STYLES: dict[str, str] = {
     "text_vqa": "text_vqa",
@@ -88,7 +89,7 @@ def score(sample: Sample, prediction: str) -> float:
         UserError: The data set has no score for a single answer.
     """
     if sample.options:
-        return scoring.choice_accuracy(prediction, sample.options, sample.answer_index)
+        return choice_accuracy(prediction, sample.options, sample.answer_index)
     if sample.dataset == "coco_caption":
         raise UserError("coco_caption is scored by CIDEr over many captions at once: use tasks.captions.cider")
     return _RULES.get(sample.dataset, scoring.vqa_accuracy)(prediction, sample.answers)

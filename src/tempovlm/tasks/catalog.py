@@ -90,9 +90,7 @@ def load_samples(
     if num_samples is not None:
         Random(seed).shuffle(order)
         order = order[:num_samples]
-    if table is not None:
-        table.extract(order)
-    return [samples[index] for index in order]
+    return [samples[index] for index in order] if table is None else table.extract(order)
 
 
 def load_mixed(

@@ -12,14 +12,32 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.core.errors import UserError
 from tempovlm.tasks.base import DATASETS, Sample, choice_question
+from tempovlm.tasks.entries import Entry
 
 NOTICE = "SYNTHETIC.md"
 """The file whose presence marks a folder as generated."""
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it anew") from None
+
+
+def _content(path: Path) -> Entry:
+    """A file's fields."""
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; get the file anew")
+    return Entry(content, path, "the file")
+
+
+def _listed(content: Entry, field: str, key: str, word: str = "question") -> list[Entry]:
+    """The entries of a list in a file, called by their id, the field `key`."""
+    return list(Entry.each(content.value(field), content.path, key, word))
 
 
 def _source(folder: Path) -> str:
@@ -58,23 +76,23 @@ def _images(folder: Path, name: str) -> Path:
 
 def _read_text_vqa(folder: Path, split: str) -> list[Sample]:
     """TextVQA 0.5.1: one file a split, all pictures in `train_images`."""
-    entries = _json(folder / f"TextVQA_0.5.1_{split}.json")["data"]
+    entries = _listed(_content(folder / f"TextVQA_0.5.1_{split}.json"), "data", "question_id")
     images = _images(folder, "train_images")
     source = _source(folder)
     return [
         Sample(
-            question_id=str(entry["question_id"]),
-            image_id=str(entry["image_id"]),
-            image_path=images / f"{entry['image_id']}.jpg",
-            question=entry["question"],
-            answers=tuple(entry["answers"]),
+            question_id=entry.text("question_id"),
+            image_id=entry.text("image_id"),
+            image_path=images / f"{entry.text('image_id')}.jpg",
+            question=entry.text("question"),
+            answers=entry.answers(),
             style=DATASETS["text_vqa"],
             dataset="text_vqa",
             split=split,
-            twin_path=_twin(folder, f"{entry['image_id']}.jpg"),
+            twin_path=_twin(folder, f"{entry.text('image_id')}.jpg"),
             data_source=source,
-            template=entry.get("template", ""),
-            held_out=entry.get("held_out", False),
+            template=entry.fields.get("template", ""),
+            held_out=entry.fields.get("held_out", False),
         )
         for entry in entries
     ]
@@ -85,28 +103,31 @@ def _read_coco(dataset: str, prefix: str) -> Callable[[Path, str], list[Sample]]
 
     def read(folder: Path, split: str) -> list[Sample]:
         part = f"{split}2014"
-        questions = _json(folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json")["questions"]
-        annotations = _json(folder / f"{prefix}mscoco_{part}_annotations.json")["annotations"]
-        by_id = {entry["question_id"]: entry for entry in annotations}
+        questions = _content(folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json")
+        annotations = _content(folder / f"{prefix}mscoco_{part}_annotations.json")
+        by_id = {note.text("question_id"): note for note in _listed(annotations, "annotations", "question_id")}
         images = _coco_images(folder, part)
         source = _source(folder)
         samples = []
-        for entry in questions:
-            note = by_id[entry["question_id"]]
-            name = f"COCO_{part}_{int(entry['image_id']):012d}.jpg"
+        for entry in _listed(questions, "questions", "question_id"):
+            question_id = entry.text("question_id")
+            if question_id not in by_id:
+                raise entry.wrong("question_id", f"has no annotation in {annotations.path.name}")
+            note = by_id[question_id]
+            name = f"COCO_{part}_{entry.whole('image_id'):012d}.jpg"
             sample = Sample(
-                question_id=str(entry["question_id"]),
-                image_id=str(entry["image_id"]),
+                question_id=question_id,
+                image_id=entry.text("image_id"),
                 image_path=images / name,
-                question=entry["question"],
-                answers=tuple(answer.get("raw_answer", answer["answer"]) for answer in note["answers"]),
+                question=entry.text("question"),
+                answers=note.answers(),
                 style=DATASETS[dataset],
                 dataset=dataset,
                 split=split,
                 twin_path=_twin(folder, name),
                 data_source=source,
-                template=note.get("template", ""),
-                held_out=note.get("held_out", False),
+                template=note.fields.get("template", ""),
+                held_out=note.fields.get("held_out", False),
             )
             samples.append(sample)
         return samples
@@ -116,21 +137,25 @@ def _read_coco(dataset: str, prefix: str) -> Callable[[Path, str], list[Sample]]
 
 def _read_science(folder: Path, split: str) -> list[Sample]:
     """ScienceQA: problems without a picture are left out; a hint stands before its question."""
-    problems = _json(folder / "problems.json")
+    problems = _content(folder / "problems.json")
+    splits = _content(folder / "pid_splits.json")
     images = _images(folder, f"images/{split}")
     source = _source(folder)
     samples = []
-    for pid in _json(folder / "pid_splits.json")[split]:
-        problem = problems[pid]
-        if not problem.get("image"):
+    for pid in splits.value(split):
+        fields = problems.value(str(pid))
+        if not isinstance(fields, dict):
+            raise problems.wrong(str(pid), "is no problem")
+        problem = Entry(fields, problems.path, f"question {pid}")
+        if not fields.get("image"):
             continue
-        options = tuple(str(choice) for choice in problem["choices"])
-        index = int(problem["answer"])
+        options = problem.options("choices")
+        index = problem.option_index("answer", len(options))
         sample = Sample(
             question_id=str(pid),
-            image_id=str(problem.get("image_id", pid)),
-            image_path=images / str(pid) / problem["image"],
-            question=choice_question(hinted(problem["question"], problem.get("hint")), options),
+            image_id=str(fields.get("image_id", pid)),
+            image_path=images / str(pid) / problem.text("image"),
+            question=choice_question(hinted(problem), options),
             answers=(chr(ord("a") + index),),
             style=DATASETS["science_qa_img"],
             dataset="science_qa_img",
@@ -139,39 +164,42 @@ def _read_science(folder: Path, split: str) -> list[Sample]:
             answer_index=index,
             twin_path=_twin(folder, f"{pid}.png"),
             data_source=source,
-            template=problem.get("template", ""),
-            held_out=problem.get("held_out", False),
+            template=fields.get("template", ""),
+            held_out=fields.get("held_out", False),
         )
         samples.append(sample)
     return samples
 
 
-def hinted(question: str, hint: str | None) -> str:
+def hinted(problem: Entry) -> str:
     """A ScienceQA question after its hint, which often holds what the question is about."""
-    return f"{hint.strip()}\n{question}" if hint and hint.strip() else question
+    question, hint = problem.text("question"), ""
+    if problem.fields.get("hint") is not None:
+        hint = problem.text("hint").strip()
+    return f"{hint}\n{question}" if hint else question
 
 
 def _read_doc_qa(folder: Path, split: str) -> list[Sample]:
     """DocVQA, single pages: `train_v1.0…json` and pictures, as first published or as `spdocvqa_*` later."""
     names = (f"{split}_v1.0_withQT.json", f"{split}_v1.0.json")
     places = (folder / "spdocvqa_qas", folder / split, folder)
-    entries = _json(_first(*(place / name for place in places for name in names)))["data"]
+    content = _content(_first(*(place / name for place in places for name in names)))
     images = _first(folder / "spdocvqa_images", folder / split / "documents", folder / "documents")
     source = _source(folder)
     return [
         Sample(
-            question_id=str(entry["questionId"]),
-            image_id=Path(entry["image"]).stem,
-            image_path=images / Path(entry["image"]).name,
-            question=entry["question"],
-            answers=tuple(entry["answers"]),
+            question_id=entry.text("questionId"),
+            image_id=Path(entry.text("image")).stem,
+            image_path=images / Path(entry.text("image")).name,
+            question=entry.text("question"),
+            answers=entry.answers(),
             style=DATASETS["doc_qa"],
             dataset="doc_qa",
             split=split,
             data_source=source,
-            template=", ".join(entry.get("question_types") or ()),
+            template=", ".join(entry.fields.get("question_types") or ()),
         )
-        for entry in entries
+        for entry in _listed(content, "data", "questionId")
     ]
 
 
@@ -185,43 +213,46 @@ def _read_st_qa(folder: Path, split: str) -> list[Sample]:
     Validation is the part that Molmo's authors set aside: sorted by id, shuffled by numpy with their seed, the
     first 1024.
     """
-    entries = sorted(_json(folder / "train_task_3.json")["data"], key=lambda entry: entry["question_id"])
-    np.random.RandomState(_ST_QA_SEED).shuffle(entries)
+    entries = _listed(_content(folder / "train_task_3.json"), "data", "question_id")
+    entries.sort(key=lambda entry: entry.value("question_id"))
+    order = list(range(len(entries)))
+    np.random.RandomState(_ST_QA_SEED).shuffle(order)
     source = _source(folder)
     return [
         Sample(
-            question_id=str(entry["question_id"]),
-            image_id=entry["file_path"],
-            image_path=folder / entry["file_path"],
-            question=entry["question"],
-            answers=tuple(entry["answers"]),
+            question_id=entry.text("question_id"),
+            image_id=entry.text("file_path"),
+            image_path=folder / entry.text("file_path"),
+            question=entry.text("question"),
+            answers=entry.answers(),
             style=DATASETS["st_qa"],
             dataset="st_qa",
             split=split,
             data_source=source,
-            template=entry.get("dataset", ""),
+            template=entry.fields.get("dataset", ""),
         )
-        for entry in (entries[_ST_QA_VAL:] if split == "train" else entries[:_ST_QA_VAL])
+        for entry in (entries[i] for i in (order[_ST_QA_VAL:] if split == "train" else order[:_ST_QA_VAL]))
     ]
 
 
 def _read_tally_qa(folder: Path, split: str) -> list[Sample]:
     """TallyQA: `train.json` and `test.json`; it has no validation questions, so `val` reads the test questions."""
+    path = folder / ("train.json" if split == "train" else "test.json")
     source = _source(folder)
     return [
         Sample(
-            question_id=str(entry["question_id"]),
-            image_id=str(entry["image_id"]),
-            image_path=_tally_image(folder, entry["image"]),
-            question=entry["question"],
-            answers=(str(entry["answer"]),),
+            question_id=entry.text("question_id"),
+            image_id=entry.text("image_id"),
+            image_path=_tally_image(folder, entry.text("image")),
+            question=entry.text("question"),
+            answers=entry.counts("answer"),
             style=DATASETS["tally_qa"],
             dataset="tally_qa",
             split=split,
             data_source=source,
-            template="" if "issimple" not in entry else "simple" if entry["issimple"] else "complex",
+            template="" if "issimple" not in entry.fields else "simple" if entry.fields["issimple"] else "complex",
         )
-        for entry in _json(folder / ("train.json" if split == "train" else "test.json"))
+        for entry in Entry.each(_json(path), path, "question_id")
     ]
 
 
@@ -238,26 +269,26 @@ CAPTION_REQUEST = "Briefly describe the image."
 def _read_coco_caption(folder: Path, split: str) -> list[Sample]:
     """COCO 2014 captions: one sample a picture, whose answers are all of its captions; ids are the pictures'."""
     name = f"captions_{split}2014.json"
-    content = _json(_first(folder / "annotations" / name, folder / name))
+    content = _content(_first(folder / "annotations" / name, folder / name))
     images = _coco_images(folder, f"{split}2014")
     source = _source(folder)
-    captions: dict[int, list[str]] = {}
-    for entry in content["annotations"]:
-        captions.setdefault(entry["image_id"], []).append(entry["caption"])
+    captions: dict[str, list[str]] = {}
+    for note in _listed(content, "annotations", "image_id", "picture"):
+        captions.setdefault(note.text("image_id"), []).append(note.text("caption"))
     return [
         Sample(
-            question_id=str(entry["id"]),
-            image_id=str(entry["id"]),
-            image_path=images / entry["file_name"],
+            question_id=entry.text("id"),
+            image_id=entry.text("id"),
+            image_path=images / entry.text("file_name"),
             question=CAPTION_REQUEST,
-            answers=tuple(captions[entry["id"]]),
+            answers=tuple(captions[entry.text("id")]),
             style=DATASETS["coco_caption"],
             dataset="coco_caption",
             split=split,
             data_source=source,
         )
-        for entry in content["images"]
-        if entry["id"] in captions
+        for entry in _listed(content, "images", "id", "picture")
+        if entry.text("id") in captions
     ]
 
 

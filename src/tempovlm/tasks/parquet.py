@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image, UnidentifiedImageError
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir
 from tempovlm.tasks.base import DATASETS, Sample, choice_question
+from tempovlm.tasks.entries import Entry
 from tempovlm.tasks.official import CAPTION_REQUEST, hinted
 
 if TYPE_CHECKING:
@@ -27,73 +31,94 @@ _OTHER_SET = "InfographicVQA"
 """Lies beside DocVQA in the hub's copy and is another data set."""
 _UNSAFE = re.compile(r"[^\w.-]+")
 
-Row = Mapping[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """What a hub copy's rows mean: the columns to read beside the picture, and the fields of a sample in a row."""
+    """What a hub copy's rows mean.
+
+    Attributes:
+        names: Columns to read beside the picture.
+        fields: From a row, and its place in the split, to the fields of a sample.
+        id: The column of the question's id, where there is one.
+    """
 
     names: tuple[str, ...]
-    fields: Callable[[Row, str], dict[str, Any]]
+    fields: Callable[[Entry, str], dict[str, Any]]
+    id: str | None = None
 
 
-def _asked(row: Row, image_id: Any) -> dict[str, Any]:
-    answers = [one.get("raw_answer", one["answer"]) if isinstance(one, dict) else one for one in row["answers"]]
+def _asked(row: Entry, question_id: str, image_id: str) -> dict[str, Any]:
     return {
-        "question_id": str(row["question_id"]),
-        "image_id": str(image_id),
-        "question": row["question"],
-        "answers": tuple(answers),
+        "question_id": question_id,
+        "image_id": image_id,
+        "question": row.text("question"),
+        "answers": row.answers(),
     }
 
 
-def _science(row: Row, place: str) -> dict[str, Any]:
-    index, options = int(row["answer"]), tuple(row["choices"])
+def _numbered(row: Entry, _: str) -> dict[str, Any]:
+    return _asked(row, row.text("question_id"), row.text("image_id"))
+
+
+def _outside(row: Entry, _: str) -> dict[str, Any]:
+    # A question's id is its picture's with one more digit.
+    return _asked(row, row.text("question_id"), row.text("question_id")[:-1])
+
+
+def _science(row: Entry, place: str) -> dict[str, Any]:
+    options = row.options("choices")
+    index = row.option_index("answer", len(options))
     return {
         "question_id": place,
         "image_id": place,
-        "question": choice_question(hinted(row["question"], row["hint"]), options),
+        "question": choice_question(hinted(row), options),
         "answers": (chr(ord("a") + index),),
         "options": options,
         "answer_index": index,
     }
 
 
-def _document(row: Row, _: str) -> dict[str, Any]:
+def _document(row: Entry, _: str) -> dict[str, Any]:
     # One document has several pages, each a picture of its own.
-    page = f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}"
-    return _asked({**row, "question_id": row["questionId"]}, page)
+    page = f"{row.text('ucsf_document_id')}_{row.text('ucsf_document_page_no')}"
+    return _asked(row, row.text("questionId"), page)
 
 
-def _caption(row: Row, _: str) -> dict[str, Any]:
-    caption = {"question_id": row["id"], "question": CAPTION_REQUEST, "answers": row["answer"]}
-    return _asked(caption, row["id"])
+def _caption(row: Entry, _: str) -> dict[str, Any]:
+    return {
+        "question_id": row.text("id"),
+        "image_id": row.text("id"),
+        "question": CAPTION_REQUEST,
+        "answers": row.answers("answer"),
+    }
 
 
 _QUESTION = ("question_id", "question", "answers")
 _COLUMNS = {
-    "text_vqa": _Columns((*_QUESTION, "image_id"), lambda row, _: _asked(row, row["image_id"])),
-    "coco_2014_vqa": _Columns((*_QUESTION, "image_id"), lambda row, _: _asked(row, row["image_id"])),
-    # A question's id is its picture's with one more digit.
-    "okvqa": _Columns(_QUESTION, lambda row, _: _asked(row, str(row["question_id"])[:-1])),
+    "text_vqa": _Columns((*_QUESTION, "image_id"), _numbered, "question_id"),
+    "coco_2014_vqa": _Columns((*_QUESTION, "image_id"), _numbered, "question_id"),
+    "okvqa": _Columns(_QUESTION, _outside, "question_id"),
     # The hub's copy has no ids: a row's place in its split stands for one.
     "science_qa_img": _Columns(("question", "choices", "answer", "hint"), _science),
     "doc_qa": _Columns(
-        ("questionId", "question", "answers", "ucsf_document_id", "ucsf_document_page_no"), _document
+        ("questionId", "question", "answers", "ucsf_document_id", "ucsf_document_page_no"), _document, "questionId"
     ),
-    "coco_caption": _Columns(("id", "answer"), _caption),
+    "coco_caption": _Columns(("id", "answer"), _caption, "id"),
 }
 
 
 class ParquetSet:
-    """One split of a data set in parquet files."""
+    """One split of a data set in parquet files.
+
+    Attributes:
+        samples: All questions. Their picture is in the parquet file that `image_path` names; see `extract`.
+    """
 
     def __init__(self, dataset: str, split: str, files: Sequence[Path], folder: Path) -> None:
         self.samples: list[Sample] = []
-        self._places: list[tuple[Path, int]] = []
+        self._rows: list[int] = []
+        self._pictures = cache_dir() / "pictures" / dataset
         columns = _COLUMNS[dataset]
-        pictures = cache_dir() / "pictures" / f"{dataset}-{split}-{_fingerprint(files)}"
         row_number = 0
         for path in files:
             file = _open(path)
@@ -102,18 +127,19 @@ class ParquetSet:
                 raise UserError(f"{path}: has no column {min(missing)}; is this a copy of {dataset}?")
             table = file.read(columns=list(columns.names))
             for i, row in enumerate(table.to_pylist()):
-                fields = columns.fields(row, f"{split}-{row_number + i}")
-                name = _UNSAFE.sub("_", fields["image_id"])
+                entry = Entry(row, path, f"row {i}")
+                if columns.id:
+                    entry = Entry(row, path, f"question {entry.text(columns.id)}")
                 sample = Sample(
-                    **fields,
-                    image_path=pictures / f"{name}.picture",
+                    **columns.fields(entry, f"{split}-{row_number + i}"),
+                    image_path=path,
                     style=DATASETS[dataset],
                     dataset=dataset,
                     split=split,
                     data_source="synthetic" if (folder / "SYNTHETIC.md").is_file() else "official",
                 )
                 self.samples.append(sample)
-                self._places.append((path, i))
+                self._rows.append(i)
             row_number += table.num_rows
         if dataset == "science_qa_img":
             self._drop_rows_without_picture()
@@ -128,27 +154,36 @@ class ParquetSet:
         files = parquet_files(folder, split) if dataset in _COLUMNS else []
         return cls(dataset, split, files, folder) if files else None
 
-    def extract(self, indices: Iterable[int]) -> None:
-        """Write the pictures of these samples to their paths, where they are not there yet."""
-        wanted: dict[Path, dict[int, Path]] = {}
+    def extract(self, indices: Sequence[int]) -> list[Sample]:
+        """Some of the samples, each with its picture in a file of its own.
+
+        The files are in the cache, named by picture and by a digest of its bytes, and are written where they are
+        not there yet: whatever parquet file a picture is from, no other one is taken for it.
+
+        Raises:
+            UserError: a row has no picture, or what it holds is none.
+        """
+        wanted: dict[Path, dict[int, int]] = {}
         for i in indices:
-            path, row = self._places[i]
-            target = self.samples[i].image_path
-            if not target.is_file():
-                wanted.setdefault(path, {})[row] = target
+            wanted.setdefault(self.samples[i].image_path, {})[self._rows[i]] = i
+        places: dict[int, Path] = {}
         for path, rows in wanted.items():
             for row, value in _pictures(path, set(rows)):
-                if value is None or not value.get("bytes"):
-                    raise UserError(f"{path}: row {row} has no picture")
-                _write(rows[row], value["bytes"])
+                content = _content(value, f"{path}: row {row}")
+                name = _UNSAFE.sub("_", self.samples[rows[row]].image_id)
+                digest = hashlib.sha256(content).hexdigest()[:32]
+                places[rows[row]] = target = self._pictures / f"{name}-{digest}.picture"
+                if not target.is_file():
+                    _write(target, content)
+        return [replace(self.samples[i], image_path=places[i]) for i in indices]
 
     def _drop_rows_without_picture(self) -> None:
-        with_picture = set()
-        for path in dict.fromkeys(path for path, _ in self._places):
-            with_picture |= {(path, row) for row in _rows_with_picture(path)}
-        kept = [i for i, place in enumerate(self._places) if place in with_picture]
+        paths = dict.fromkeys(sample.image_path for sample in self.samples)
+        with_picture = {(path, row) for path in paths for row in _rows_with_picture(path)}
+        places = [(sample.image_path, row) for sample, row in zip(self.samples, self._rows, strict=True)]
+        kept = [i for i, place in enumerate(places) if place in with_picture]
         self.samples = [self.samples[i] for i in kept]
-        self._places = [self._places[i] for i in kept]
+        self._rows = [self._rows[i] for i in kept]
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
@@ -167,25 +202,68 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or half-written parquet file ({error}); download it again") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: damaged or half-written parquet file ({error}); download it again")
 
 
 def _rows_with_picture(path: Path) -> Iterable[int]:
-    file, start = _open(path), 0
-    for group in range(file.num_row_groups):
-        column = file.read_row_group(group, columns=["image"]).column("image")
-        yield from (start + i for i, valid in enumerate(column.is_valid().to_pylist()) if valid)
-        start += len(column)
+    return (row for row, value in _pictures(path) if _has_picture(value))
 
 
-def _pictures(path: Path, rows: set[int]) -> Iterable[tuple[int, dict[str, Any] | None]]:
-    """The pictures of some rows; parts of the file without any of them are not read."""
+def _has_picture(value: Any) -> bool:
+    """Whether a row has a picture: a struct without bytes and path, no bytes and an empty list are none."""
+    if isinstance(value, dict):
+        return bool(value.get("bytes") or value.get("path"))
+    if isinstance(value, list):
+        return any(one is not None and (isinstance(one, int) or _has_picture(one)) for one in value)
+    return bool(value)
+
+
+def _content(value: Any, where: str) -> bytes:
+    """The bytes of a picture, as the hub's struct of bytes and path, as bytes, or as a list of one of these."""
+    if not _has_picture(value):
+        raise UserError(f"{where} has no picture; get a copy that has it")
+    if isinstance(value, dict) and not value.get("bytes"):
+        raise UserError(
+            f"{where} names its picture ({value['path']}) and does not hold it; get a copy that holds it"
+        )
+    content = value["bytes"] if isinstance(value, dict) else value
+    if isinstance(content, list):
+        if len(content) == 1 and not isinstance(content[0], int):
+            return _content(content[0], where)
+        if not all(isinstance(one, int) and 0 <= one < 256 for one in content):
+            raise UserError(
+                f"{where} holds a list of {len(content)} where one picture belongs; get a copy with one"
+            )
+        content = bytes(content)
+    if not isinstance(content, bytes):
+        raise UserError(
+            f"{where} holds {type(content).__name__} in the column image, no bytes; get a copy with bytes"
+        )
+    try:
+        Image.open(BytesIO(content)).close()
+    except UnidentifiedImageError:
+        about = f"{len(content)} bytes that are no picture (they begin with {content[:8]!r})"
+        raise UserError(f"{where} holds {about}; get the file anew") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass  # Damaged or too large: whoever opens it says so, as of any other picture.
+    return content
+
+
+def _pictures(path: Path, rows: set[int] | None = None) -> Iterable[tuple[int, Any]]:
+    """What some rows, or all, hold in the column of pictures; parts of the file without any are not read."""
     file, start = _open(path), 0
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows
-        inside = [i for i in range(size) if start + i in rows]
+        inside = [i for i in range(size) if rows is None or start + i in rows]
         if inside:
-            column = file.read_row_group(group, columns=["image"]).column("image")
+            try:
+                column = file.read_row_group(group, columns=["image"]).column("image")
+            except (OSError, ValueError) as error:
+                raise _damaged(path, error) from None
             yield from ((start + i, column[i].as_py()) for i in inside)
         start += size
 
@@ -196,9 +274,3 @@ def _write(path: Path, content: bytes) -> None:
     scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_bytes(content)
     scratch.replace(path)
-
-
-def _fingerprint(files: Sequence[Path]) -> str:
-    """Changes with the names and sizes of files, so that no picture of another copy is taken for theirs."""
-    text = "\n".join(f"{path.name} {path.stat().st_size}" for path in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

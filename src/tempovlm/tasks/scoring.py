@@ -35,9 +35,6 @@ _CONTRACTIONS = {"somebody'd": "somebodyd"} | {
     word[:i] + word[i + 1 :]: word for word in _CONTRACTED.split() for i, mark in enumerate(word) if mark == "'"
 }
 """Any one apostrophe forgotten. The first entry is the official list's own slip, kept so that scores agree."""
-_LETTER = re.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'])")
-_STATED_LETTER = re.compile(r"[Tt]he answer is \(?([A-Z])(?![A-Za-z'])")
-_LONE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
 _ANLS_THRESHOLD = 0.5
 
 
@@ -73,7 +70,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         answers: What people said, ten as a rule.
 
     Returns:
-        A number from 0 to 1; 0 where there are no answers.
+        A number from 0 to 1; 0 where there are no answers. One answer alone counts in full: the official program,
+        which leaves each out in turn and compares with the others, would give every reply 0.
     """
     said, given = _one_line(prediction), [_one_line(answer) for answer in answers]
     if len(set(given)) > 1:
@@ -93,8 +91,8 @@ def _normalise_text_vqa(answer: str) -> str:
 
 
 def _leave_one_out(matches: Sequence[bool]) -> float:
-    if not matches:
-        return 0.0
+    if len(matches) < 2:
+        return float(any(matches))
     total = sum(matches)
     return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
 
@@ -125,39 +123,7 @@ def edit_distance(first: str, second: str) -> int:
     return row[-1]
 
 
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the answers, case and outer blanks aside, else 0.0."""
-    said = prediction.strip().lower()
-    return float(any(answer.strip().lower() == said for answer in answers))
-
-
 def number_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the prediction is the number of one of the answers, in digits or as a word up to ten, else 0.0."""
     said = normalise(prediction)
     return float(said.isdecimal() and any(int(said) == int(answer) for answer in answers))
-
-
-def choice_index(prediction: str, options: Sequence[str]) -> int:
-    """Which option a prediction means, -1 if none.
-
-    A prediction that is one letter, or else the letter after `the answer is`, or the first capital that stands
-    alone, names an option; failing that the option whose text it equals, or the only one whose text it contains.
-    ScienceQA's own program (github.com/lupantech/ScienceQA, run_gpt3.py) reads the first two, else it guesses.
-    """
-    lone = _LONE_LETTER.fullmatch(prediction.strip())
-    found = lone or _STATED_LETTER.search(prediction) or _LETTER.search(prediction)
-    if found:
-        index = ord(found.group(1).upper()) - ord("A")
-        if index < len(options):
-            return index
-    said = normalise(prediction)
-    texts = [normalise(option) for option in options]
-    if said in texts:
-        return texts.index(said)
-    inside = [index for index, text in enumerate(texts) if text and f" {text} " in f" {said} "]
-    return inside[0] if len(inside) == 1 else -1
-
-
-def choice_accuracy(prediction: str, options: Sequence[str], answer_index: int) -> float:
-    """1.0 if the prediction means the right option, else 0.0."""
-    return float(choice_index(prediction, options) == answer_index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -151,4 +152,166 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"tempovlm\[experiments\]"):
+        load_samples("text_vqa", data_dir=tmp_path)
+
+
+def bare(level: int) -> bytes:
+    content = picture(level)["bytes"]
+    assert isinstance(content, bytes)
+    return content
+
+
+def write_column(path: Path, rows: list[dict[str, Any]], pictures: Any) -> None:
+    """Rows whose pictures are a column of a given type."""
+    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "image"} for row in rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.append_column("image", pictures), path, row_group_size=2)
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PICTURE_TYPES = {
+    "binary": (pa.binary(), bare),
+    "large binary": (pa.large_binary(), bare),
+    "binary view": (pa.binary_view(), bare),
+    "list of structs": (pa.list_(STRUCT), lambda level: [picture(level)]),
+    "list of bytes": (pa.list_(pa.binary()), lambda level: [bare(level)]),
+    "numbers": (pa.list_(pa.uint8()), lambda level: list(bare(level))),
+    "large struct": (pa.struct([("bytes", pa.large_binary())]), lambda level: {"bytes": bare(level)}),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURE_TYPES)
+def test_pictures_of_every_type_are_read(kind: str, tmp_path: Path) -> None:
+    arrow, make = PICTURE_TYPES[kind]
+    pictures = pa.array([make(i // 2) for i in range(5)], arrow)
+    write_column(tmp_path / "text_vqa" / "validation-0.parquet", text_rows(0, 5), pictures)
+    samples = load_samples("text_vqa", data_dir=tmp_path)
+    assert [level_of(sample.image_path) for sample in samples] == [0, 0, 1, 1, 2]
+
+
+def test_pictures_of_a_dictionary_column_are_read(tmp_path: Path) -> None:
+    pictures = pa.array([bare(i // 2) for i in range(4)], pa.binary()).dictionary_encode()
+    write_column(tmp_path / "text_vqa" / "validation-0.parquet", text_rows(0, 4), pictures)
+    assert [level_of(s.image_path) for s in load_samples("text_vqa", data_dir=tmp_path)] == [0, 0, 1, 1]
+
+
+def science_rows(count: int) -> list[dict[str, Any]]:
+    return [{"question": f"which {i}?", "choices": ["a", "b"], "answer": 1, "hint": ""} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("arrow", "values"),
+    [
+        (STRUCT, [picture(0), {"bytes": None, "path": None}, None, {"bytes": b"", "path": ""}, picture(4)]),
+        (pa.binary(), [bare(0), None, b"", None, bare(4)]),
+        (pa.list_(STRUCT), [[picture(0)], [], None, [None], [picture(4)]]),
+    ],
+)
+def test_rows_whose_picture_is_empty_are_left_out(arrow: Any, values: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "science_qa_img" / "validation-0.parquet"
+    write_column(path, science_rows(5), pa.array(values, arrow))
+    samples = load_samples("science_qa_img", data_dir=tmp_path)
+    assert [sample.question_id for sample in samples] == ["val-0", "val-4"]
+    assert [level_of(sample.image_path) for sample in samples] == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("arrow", "value", "message"),
+    [
+        (STRUCT, {"bytes": None, "path": "x.jpg"}, r"names its picture \(x\.jpg\) and does not hold it"),
+        (STRUCT, {"bytes": None, "path": None}, "has no picture"),
+        (pa.binary(), b"GIF or not", "holds 10 bytes that are no picture"),
+        (STRUCT, {"bytes": b"<svg/>", "path": None}, "holds 6 bytes that are no picture"),
+        (pa.string(), "aGVsbG8=", "holds str in the column image, no bytes"),
+        (pa.list_(STRUCT), [picture(0), picture(1)], "holds a list of 2 where one picture belongs"),
+        (pa.list_(pa.int32()), [1, 256], "holds a list of 2 where one picture belongs"),
+        (pa.struct([("bytes", pa.string())]), {"bytes": "x"}, "holds str in the column image, no bytes"),
+    ],
+)
+def test_what_holds_no_picture_is_named(arrow: Any, value: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "text_vqa" / "validation-0.parquet"
+    write_column(path, text_rows(0, 1), pa.array([value], arrow))
+    with pytest.raises(UserError, match=rf"validation-0\.parquet: row 0 {message}[^\n]*$"):
+        load_samples("text_vqa", data_dir=tmp_path)
+
+
+def test_two_files_of_equal_name_and_size_keep_their_own_pictures(tmp_path: Path) -> None:
+    """Uncompressed, pictures of one size make files of one size."""
+    for place, level in (("one", 10), ("two", 200)):
+        rows = [row | {"image": {"bytes": bitmap(level), "path": None}} for row in text_rows(0, 2)]
+        path = tmp_path / place / "text_vqa" / "validation-0.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), path, compression="none", use_dictionary=False)
+    sizes = {path.stat().st_size for path in tmp_path.rglob("validation-0.parquet")}
+    assert len(sizes) == 1
+    first, second = (load_samples("text_vqa", data_dir=tmp_path / place) for place in ("one", "two"))
+    assert [level_of(sample.image_path) for sample in (*first, *second)] == [10, 10, 200, 200]
+
+
+def test_a_file_that_is_replaced_gives_its_new_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "text_vqa" / "validation-0.parquet"
+    path.parent.mkdir(parents=True)
+    for level in (10, 200, 10):
+        rows = [row | {"image": {"bytes": bitmap(level), "path": None}} for row in text_rows(0, 1)]
+        pq.write_table(pa.Table.from_pylist(rows), path, compression="none", use_dictionary=False)
+        os.utime(path, (1, 1))
+        (sample,) = load_samples("text_vqa", data_dir=tmp_path)
+        assert level_of(sample.image_path) == level
+
+
+def test_equal_ids_of_other_pictures_do_not_share_one(tmp_path: Path) -> None:
+    rows = [row | {"image_id": "same", "image": picture(i)} for i, row in enumerate(text_rows(0, 3))]
+    write(tmp_path / "text_vqa" / "validation-0.parquet", rows)
+    assert [level_of(s.image_path) for s in load_samples("text_vqa", data_dir=tmp_path)] == [0, 1, 2]
+
+
+def bitmap(level: int) -> bytes:
+    """A picture whose size does not depend on what it shows."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (level, 0, 0)).save(buffer, "BMP")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "row", "message"),
+    [
+        ("text_vqa", {"answers": ["red", None]}, r"question 34602: answers\[1\] is null"),
+        ("text_vqa", {"answers": []}, "question 34602: answers is empty"),
+        ("text_vqa", {"answers": [True]}, r"question 34602: answers\[0\] is true"),
+        ("coco_2014_vqa", {"answers": [{"answer": None}]}, r"question 34602: answers\[0\]\.answer is null"),
+        ("science_qa_img", {"answer": -1}, "row 0: answer is -1"),
+        ("science_qa_img", {"answer": "B"}, "row 0: answer is 'B'"),
+        ("science_qa_img", {"choices": ["x", None]}, r"row 0: choices\[1\] is null"),
+    ],
+)
+def test_wrong_fields_of_a_row_are_named(dataset: str, row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    whole = science_rows(1)[0] | text_rows(0, 1)[0] | row
+    write(tmp_path / dataset / "validation-0.parquet", [whole])
+    with pytest.raises(UserError, match=rf"validation-0\.parquet: {message}"):
+        load_samples(dataset, data_dir=tmp_path)
+
+
+def test_numbers_among_answers_and_options(tmp_path: Path) -> None:
+    write(tmp_path / "text_vqa" / "validation-0.parquet", [text_rows(0, 1)[0] | {"answers": [4.0, 2.5]}])
+    assert load_samples("text_vqa", data_dir=tmp_path)[0].answers == ("4", "2.5")
+    problem = science_rows(1)[0] | {"choices": [3, 4], "answer": 1.0, "image": picture(0)}
+    write(tmp_path / "science_qa_img" / "validation-0.parquet", [problem])
+    (sample,) = load_samples("science_qa_img", data_dir=tmp_path)
+    assert (sample.options, sample.answer_index) == (("3", "4"), 1)
+    single = text_rows(0, 1)[0] | {"answers": "red"}
+    write(tmp_path / "okvqa" / "validation-0.parquet", [single])
+    assert load_samples("okvqa", data_dir=tmp_path)[0].answers == ("red",)
+
+
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    """The questions can be read, the pages of the pictures cannot."""
+    path = tmp_path / "text_vqa" / "validation-0.parquet"
+    write(path, text_rows(0, 2))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    content = bytearray(path.read_bytes())
+    start = columns["image.bytes"].data_page_offset
+    content[start : start + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"validation-0\.parquet: damaged or half-written"):
         load_samples("text_vqa", data_dir=tmp_path)

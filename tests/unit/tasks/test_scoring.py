@@ -11,9 +11,6 @@ from tempovlm.core.errors import UserError
 from tempovlm.tasks.base import Sample, choice_question, score, score_all
 from tempovlm.tasks.scoring import (
     anls,
-    choice_accuracy,
-    choice_index,
-    exact_match,
     normalise,
     number_match,
     text_vqa_accuracy,
@@ -64,31 +61,6 @@ def test_vqa_accuracy_without_answers_is_zero() -> None:
     assert vqa_accuracy("red", []) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("prediction", "index"),
-    [
-        ("b", 1),
-        ("B", 1),
-        ("(b)", 1),
-        ("B: north", 1),
-        ("The answer is C.", 2),
-        ("north", 1),
-        ("it is to the west of it", 2),
-        ("east and west", -1),
-        ("d", -1),
-        ("", -1),
-    ],
-)
-def test_choice_index(prediction: str, index: int) -> None:
-    assert choice_index(prediction, ("east", "north", "west")) == index
-
-
-def test_choice_accuracy() -> None:
-    assert choice_accuracy("a", ("yes", "no"), 0) == 1.0
-    assert choice_accuracy("no", ("yes", "no"), 0) == 0.0
-    assert choice_accuracy("maybe", ("yes", "no"), 0) == 0.0
-
-
 def _sample(**changes: object) -> Sample:
     values: dict[str, object] = {
         "question_id": "1", "image_id": "1", "image_path": Path("x.jpg"), "question": "q",
@@ -118,11 +90,6 @@ def test_anls(prediction: str, answers: tuple[str, ...], expected: float) -> Non
 )
 def test_number_match(prediction: str, expected: int) -> None:
     assert number_match(prediction, ("4",)) == expected
-
-
-def test_exact_match() -> None:
-    assert exact_match(" Yes", ("no", "yes ")) == 1.0
-    assert exact_match("yes.", ("yes",)) == 0.0
 
 
 def test_score_goes_by_the_data_set() -> None:

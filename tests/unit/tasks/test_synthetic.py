@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tempovlm.core.errors import UserError
-from tempovlm.tasks.scoring import choice_accuracy, vqa_accuracy
+from tempovlm.tasks.choices import choice_accuracy
+from tempovlm.tasks.scoring import vqa_accuracy
 from tempovlm.tasks.synthetic import (
     CHARSET,
     COLORS,
