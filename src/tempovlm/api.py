@@ -91,7 +91,7 @@ def load(
     where = pick_device(device)
     dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", read_config(folder))
     network = _load_weights(folder, where, dtype, name, progress=progress)
     exact = name != "pocket" if exact is None else exact
     given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}

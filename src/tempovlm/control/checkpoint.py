@@ -181,11 +181,12 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
         weights: hash of the caller's model; None does not ask.
 
     Raises:
-        UserError: missing, damaged, of an unknown kind, of another knob space or of another model.
+        UserError: missing, damaged, of an unknown kind, of another knob space or of another model, or a network
+            has other outputs, or weights that are no numbers.
     """
     record = _read_record(path)
     kind = record["kind"]
-    if kind not in PARTS:
+    if not isinstance(kind, str) or kind not in PARTS:
         raise UserError(f"{path}: field kind is {kind!r}, which is unknown; known are {', '.join(PARTS)}")
     if record["knob_space"] != space.fingerprint:
         raise UserError(
@@ -200,10 +201,29 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
     try:
         networks = {name: _built(record["networks"][name]) for name in PARTS[kind]}
         extra = {name: dict(record[name]) for name in ("stamp", "options", "metrics")}
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ImportError) as error:
+    except (*_READ_ERRORS, ImportError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged, field networks cannot be used ({reason[:120]})") from None
+    for name, net in networks.items():
+        _check_network(path, name, net, space)
     return SavedController(kind=kind, networks=networks, weights=record["weights"], **extra)
+
+
+def check_sizes(path: Path, name: str, net: nn.Module, expected: Mapping[str, int]) -> None:
+    """Raise a `UserError` if a size that a network has is not as expected."""
+    for size, ours in expected.items():
+        found = getattr(net, "sizes", {}).get(size, ours)
+        if found != ours:
+            raise UserError(f"{path}: field networks: {name} has {size} {found}, where this model has {ours}")
+
+
+def _check_network(path: Path, name: str, net: nn.Module, space: KnobSpace) -> None:
+    """Raise a `UserError` unless a network's outputs are the space's knobs and its weights are numbers."""
+    counts = (len(space.tiers), len(space.top_ks), len(space.block_counts))
+    check_sizes(path, name, net, dict(zip(("num_tiers", "num_top_ks", "num_block_counts"), counts, strict=True)))
+    for key, values in net.state_dict().items():
+        if not bool(torch.isfinite(values).all()):
+            raise UserError(f"{path}: field networks: {name}: {key} holds values that are no finite numbers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tempovlm.control.checkpoint import SavedController, load_controller
+from tempovlm.control.checkpoint import SavedController, check_sizes, load_controller
 from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.control.networks import (
@@ -37,6 +37,7 @@ from tempovlm.control.observation import (
     question_ids,
     token_vectors,
     vision_feature,
+    vision_width,
 )
 from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.policy import Features, Policy, Question
@@ -250,6 +251,9 @@ def policy_from_checkpoint(
         UserError: the file cannot be used with this model.
     """
     saved = load_controller(path, space, weights)
+    width = int(model.decoder.embedding.shape[1])
+    for name, net in saved.networks.items():
+        check_sizes(path, name, net, {"language_width": width, "vision_width": vision_width(width)})
     return policy_of(saved, space, Reader(model, tokenizer), path)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import check_file, is_there
 
 if TYPE_CHECKING:
     from tempovlm.control.observation import Encodes, HasDecoder
@@ -64,8 +65,9 @@ def shipped_policy(chooser: Chooser) -> Policy | None:
         UserError: the file is damaged, or holds a controller that no policy runs.
     """
     path, space = chooser.folder / FILE, chooser.space
-    if not path.is_file():
+    if not is_there(path):
         return None
+    check_file(path, "copy it again from the model's folder, or remove it")
     from tempovlm.control.checkpoint import fingerprint
     from tempovlm.control.learned import policy_from_checkpoint
 

@@ -1,11 +1,16 @@
-"""Where this program keeps what it measured and made, and how a file is written: whole or not at all."""
+"""Where this program keeps what it measured and made, and how files are read and written.
+
+A file is written whole or not at all. One that cannot be read is told in one line.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tempovlm.core.errors import UserError
 
@@ -66,3 +71,59 @@ def write_whole(path: Path, data: str | bytes) -> None:
     """
     with whole(path) as part:
         part.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything has this name, be it a folder, or a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
+def check_file(path: Path, remedy: str) -> None:
+    """See that a path is a file that can be read and that its content is here.
+
+    Args:
+        path: of the file.
+        remedy: ends the message.
+
+    Raises:
+        UserError: missing, a link that leads nowhere, a folder, not readable, or a git-LFS pointer.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a folder, where a file should be; {remedy}")
+        if not path.is_file():
+            raise UserError(f"{path}: {_why_absent(path)}; {remedy}")
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    if start == _LFS_POINTER:
+        raise UserError(f"{path}: a git-LFS pointer and not what it points to; run git lfs pull, or {remedy}")
+
+
+def _why_absent(path: Path) -> str:
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which is missing"
+    return "not a file" if is_there(path) else "missing"
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: of the file.
+        remedy: ends the message.
+
+    Raises:
+        UserError: the file cannot be read, or is not JSON.
+    """
+    check_file(path, remedy)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None

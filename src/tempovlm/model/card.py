@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.paths import is_there, read_json
 from tempovlm.core.plan import Ranking
+from tempovlm.model.fields import is_number, is_whole
+
+_AGAIN = "copy it again from the model's folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +34,50 @@ class ModelCard:
         """The card of a model folder; an empty one where there is no `accuracy.json`.
 
         Raises:
-            UserError: the file is damaged, or lacks a setting of the knob space.
+            UserError: the file cannot be read or is damaged, lacks a setting of the knob space, or a value
+                is wrong; names the field.
         """
         path = folder / "accuracy.json"
-        if not path.is_file():
+        if not is_there(path):
             return cls()
+        record = read_json(path, _AGAIN)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             accuracy = {
                 KnobConfig(tier=row["tier"], top_k=row["top_k"], num_blocks=row["num_blocks"]): row["accuracy"]
                 for row in record["settings"]
             }
-            order = record.get("ranking")
-            ranking = Ranking(tuple(order)) if order else None
-            counts = (record.get("output_tokens") or {}).get("counts")
-            lengths = tuple(int(count) for count in counts) if counts else None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: damaged ({error}); copy it again from the model's folder") from None
+            order, output = record.get("ranking"), record.get("output_tokens")
+            counts = None if output is None else output.get("counts")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({error}); {_AGAIN}") from None
         missing = [knobs for knobs in space if knobs not in accuracy]
         if missing:
             raise UserError(f"{path}: {len(missing)} settings have no accuracy, {missing[0]} among them")
-        return cls(accuracy, ranking, lengths)
+        for knobs in space:
+            if not (is_number(accuracy[knobs]) and 0 <= accuracy[knobs] <= 1):
+                raise UserError(
+                    f"{path}: field accuracy of {knobs} is {accuracy[knobs]!r}, not a number from 0 to 1; {_AGAIN}"
+                )
+        return cls(accuracy, _ranking(order, space.block_counts[-1], path), _lengths(counts, path))
+
+
+def _ranking(order: Any, num_blocks: int, path: Path) -> Ranking | None:
+    if order is None or order == []:
+        return None
+    if not isinstance(order, list) or not all(map(is_whole, order)) or sorted(order) != list(range(num_blocks)):
+        raise UserError(
+            f"{path}: field ranking is {repr(order)[:80]}, not each of blocks 0 to {num_blocks - 1} once; {_AGAIN}"
+        )
+    return Ranking(tuple(order))
+
+
+def _lengths(counts: Any, path: Path) -> tuple[int, ...] | None:
+    if counts is None or counts == []:
+        return None
+    is_list = isinstance(counts, list) and all(is_whole(count) and count >= 0 for count in counts)
+    if not is_list or not any(counts):
+        raise UserError(
+            f"{path}: field output_tokens: counts is {repr(counts)[:80]}, not a list of whole numbers from 0 on, "
+            f"one of them above; {_AGAIN}"
+        )
+    return tuple(counts)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tempovlm.core.errors import UserError
 from tempovlm.core.shape import ModelShape
+from tempovlm.model.fields import MOST, Fields
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -119,45 +119,38 @@ class ModelConfig:
         )
 
     @classmethod
-    def from_hub(cls, fields: Mapping[str, Any]) -> ModelConfig:
-        """Read the published layout of `config.json`.
+    def from_hub(cls, values: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+        """Read the published layout of `config.json`; `where` names the file in messages.
 
         Raises:
-            UserError: a field is missing, or asks for a variant that MolmoE does not use.
+            UserError: a field is missing, of a wrong type or value, does not fit another, or asks for a variant
+                that MolmoE does not use; names it.
         """
-        try:
-            _check_variant(fields)
-            _check_counts(fields)
-            vision = fields["vision_backbone"]
-            size, patch = vision["image_default_input_size"][0], vision["image_patch_size"]
-            expert_width = fields.get("mlp_hidden_size") or fields["mlp_ratio"] * fields["d_model"]
-            return cls(
-                width=fields["d_model"],
-                num_blocks=fields["n_layers"],
-                num_heads=fields["n_heads"],
-                num_experts=fields["moe_num_experts"],
-                top_k=fields["moe_top_k"],
-                expert_width=expert_width // 2,
-                embedding_size=fields["embedding_size"],
-                additional_vocab_size=fields["additional_vocab_size"],
-                rope_theta=fields["rope_theta"],
-                norm_eps=fields["layer_norm_eps"],
-                max_sequence_length=fields["max_sequence_length"],
-                vision=VisionConfig(
-                    crop_size=size,
-                    patch_size=patch,
-                    margins=tuple(fields["overlap_margins"]),
-                    width=vision["image_emb_dim"],
-                    num_blocks=vision["image_num_layers"],
-                    num_heads=vision["image_num_heads"],
-                    mlp_width=vision["image_mlp_dim"],
-                    feature_layers=tuple(fields["vit_layers"]),
-                    pool=fields["image_pooling_h"],
-                    norm_eps=vision["image_norm_eps"],
-                ),
-            )
-        except KeyError as missing:
-            raise UserError(f"config.json: field {missing} is missing; is this a Molmo checkpoint?") from None
+        fields = Fields(values, where)
+        for name, ours in (_VARIANT | _VARIANT_UNWRITTEN).items():
+            fields.fixed(name, ours)
+        width, heads = fields.whole("d_model"), fields.whole("n_heads")
+        if width % heads or width // heads % 2:
+            raise fields.wrong("n_heads", f"which does not divide d_model {width} into heads of an even width")
+        fields.fixed("n_kv_heads", heads)
+        fields.fixed("head_dim", width // heads)
+        experts, top_k = fields.whole("moe_num_experts"), fields.whole("moe_top_k")
+        if top_k > experts:
+            raise fields.wrong("moe_top_k", f"more than moe_num_experts, {experts}")
+        return cls(
+            width=width,
+            num_blocks=fields.whole("n_layers", most=MOST_BLOCKS),
+            num_heads=heads,
+            num_experts=experts,
+            top_k=top_k,
+            expert_width=_expert_width(fields, width),
+            embedding_size=fields.whole("embedding_size"),
+            additional_vocab_size=fields.whole("additional_vocab_size", least=0),
+            rope_theta=fields.positive("rope_theta"),
+            norm_eps=fields.positive("layer_norm_eps"),
+            max_sequence_length=fields.whole("max_sequence_length"),
+            vision=_vision_from_hub(fields),
+        )
 
     def to_hub(self) -> dict[str, Any]:
         """The published layout of `config.json`, as far as this code reads it."""
@@ -209,27 +202,86 @@ _VARIANT: dict[str, Any] = {
 """The one variant of the family that this code implements."""
 
 
-_COUNTS = (
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "moe_num_experts",
-    "moe_top_k",
-    "embedding_size",
-    "max_sequence_length",
-)
+_VARIANT_UNWRITTEN: dict[str, Any] = {
+    "model_type": "molmo",
+    "alibi": False,
+    "always_start_with_space": True,
+    "attention_layer_norm_with_affine": True,
+    "attn_logit_softcapping": None,
+    "clip_qkv": None,
+    "final_logit_softcapping": None,
+    "include_bias": False,
+    "layer_norm_with_affine": True,
+    "message_formatting": "role",
+    "moe_interleave": False,
+    "moe_shared_expert": False,
+    "multi_query_attention": False,
+    "normalize_input_embeds": False,
+    "rope": True,
+    "rope_impl": "llama",
+    "scale_logits": False,
+    "use_cls_feature": False,
+    "use_col_tokens": True,
+}
+"""More of it: what published files also say, and another value of which would give other answers."""
+
+MOST_BLOCKS = 1024
+"""Blocks of a decoder or a vision transformer; each takes time to build before its weights are looked for."""
 
 
-def _check_counts(fields: Mapping[str, Any]) -> None:
-    for name in _COUNTS:
-        if not isinstance(fields[name], int) or fields[name] < 1:
-            raise UserError(f"config.json: field {name} is {fields[name]!r}, not a whole number from 1 on")
+def _expert_width(fields: Fields, width: int) -> int:
+    """Half of the hidden width, which counts the gate's units too."""
+    name = "mlp_hidden_size" if fields.values.get("mlp_hidden_size") is not None else "mlp_ratio"
+    hidden = fields.positive(name) * (1 if name == "mlp_hidden_size" else width)
+    if hidden % 2 or not 2 <= hidden <= MOST:
+        raise fields.wrong(name, f"which makes experts of hidden width {hidden:g}, not an even number from 2 on")
+    return int(hidden) // 2
 
 
-def _check_variant(fields: Mapping[str, Any]) -> None:
-    for name, ours in _VARIANT.items():
-        if fields.get(name, ours) != ours:
-            raise UserError(f"config.json: {name} is {fields[name]!r}; only {ours!r} is supported (MolmoE-1B)")
+def _vision_from_hub(fields: Fields) -> VisionConfig:
+    """The vision side: a table of its own, and what stands outside of it."""
+    own = fields.table("vision_backbone")
+    for name, ours in _VISION_VARIANT.items():
+        own.fixed(name, ours)
+    size, patch = own.list_of_whole("image_default_input_size", 2), own.whole("image_patch_size", most=MOST_PIXELS)
+    if size[0] != size[1] or not 0 < size[0] <= MOST_PIXELS or size[0] % patch:
+        raise own.wrong("image_default_input_size", f"not a square of whole patches of image_patch_size {patch}")
+    grid, pool = size[0] // patch, fields.whole("image_pooling_h")
+    if grid % pool:
+        raise fields.wrong("image_pooling_h", f"which does not divide a crop's {grid} patches a side")
+    fields.fixed("image_pooling_w", pool)
+    margins = fields.list_of_whole("overlap_margins", 2)
+    if min(margins) < 0 or sum(margins) >= grid or any(margin % pool for margin in margins):
+        rule = f"not two multiples of image_pooling_h {pool} that leave some of a crop's {grid} patches a side"
+        raise fields.wrong("overlap_margins", rule)
+    blocks, layers = own.whole("image_num_layers", most=MOST_BLOCKS), fields.list_of_whole("vit_layers")
+    if not all(-blocks <= layer < blocks for layer in layers):
+        raise fields.wrong("vit_layers", f"of which not all are among image_num_layers {blocks}")
+    width, heads = own.whole("image_emb_dim"), own.whole("image_num_heads")
+    if width % heads:
+        raise own.wrong("image_num_heads", f"which does not divide image_emb_dim {width}")
+    own.fixed("image_num_key_value_heads", heads)
+    own.fixed("image_head_dim", width // heads)
+    own.fixed("image_num_pos", grid**2 + 1)
+    own.fixed("image_pos_patch_size", patch)
+    return VisionConfig(
+        crop_size=size[0],
+        patch_size=patch,
+        margins=(margins[0], margins[1]),
+        width=width,
+        num_blocks=blocks,
+        num_heads=heads,
+        mlp_width=own.whole("image_mlp_dim"),
+        feature_layers=layers,
+        pool=pool,
+        norm_eps=own.positive("image_norm_eps"),
+    )
+
+
+_VISION_VARIANT = {"image_mlp_activations": "quick_gelu", "image_model_type": "openai", "resize_mode": "default"}
+
+MOST_PIXELS = 4096
+"""Of a crop's side; a vision transformer looks at all pairs of its patches."""
 
 
 MOLMOE_1B = ModelConfig()

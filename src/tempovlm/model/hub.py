@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import check_file, is_there, read_json
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -26,6 +27,7 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK_BYTES = 32 << 20
+_AGAIN = "download it again"
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin)$")
 
 
@@ -73,32 +75,50 @@ def checkpoint_files(folder: Path) -> list[Path]:
     safetensors files or `pytorch_model.bin` are taken, in this order of preference.
 
     Raises:
-        UserError: there are none, one that an index or a numbering promises is missing, or an index is damaged.
+        UserError: there are none, one cannot be read, one that an index or a numbering promises is missing, or an
+            index is damaged.
     """
     for index in (SAFETENSORS_INDEX, PICKLE_INDEX):
-        if (folder / index).is_file():
+        if is_there(folder / index):
             return _listed(folder / index)
         single = folder / index.removesuffix(".index.json")
-        if single.is_file():
-            return [single]
         pattern = "*.safetensors" if index == SAFETENSORS_INDEX else "pytorch_model-*.bin"
-        if files := sorted(folder.glob(pattern)):
-            return _numbered(files)
+        if files := [single] if is_there(single) else _numbered(sorted(folder.glob(pattern))):
+            for path in files:
+                check_file(path, _AGAIN)
+            return files
     raise UserError(f"{folder}: no weights (safetensors or pytorch_model.bin); is this a model folder?")
 
 
 def _listed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [index.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: damaged index ({error!r}); download it again") from None
-    for name, file in zip(names, files, strict=True):
-        if Path(name).name != name:
-            raise UserError(f"{index}: names {name!r}, which is not a file beside it")
-        if not file.is_file():
-            raise UserError(f"{file}: missing, though {index.name} lists it; download it again")
+    files = sorted(set(_places(index).values()))
+    if not files:
+        raise UserError(f"{index}: field weight_map names no files; {_AGAIN}")
+    for file in files:
+        if not is_there(file):
+            raise UserError(f"{file}: missing, though {index.name} lists it; {_AGAIN}")
+        check_file(file, _AGAIN)
     return files
+
+
+def _places(index: Path) -> dict[str, Path]:
+    """Name of a tensor → the file that an index says it is in."""
+    record = read_json(index, _AGAIN)
+    places = record.get("weight_map") if isinstance(record, dict) else None
+    if not isinstance(places, dict):
+        raise UserError(f"{index}: damaged index, field weight_map is no table; {_AGAIN}")
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file or "\0" in file:
+            raise UserError(f"{index}: field weight_map: {name} is {file!r}, which is not a file beside it")
+    return {name: index.parent / file for name, file in places.items()}
+
+
+def indexed_files(folder: Path) -> dict[str, Path]:
+    """Name of a tensor → its file, as the folder's index has it; empty where there is no index."""
+    for index in (SAFETENSORS_INDEX, PICKLE_INDEX):
+        if is_there(folder / index):
+            return _places(folder / index)
+    return {}
 
 
 def _numbered(files: list[Path]) -> list[Path]:
@@ -178,21 +198,31 @@ class _SafetensorsFile:
         try:
             header: dict[str, Any] = json.loads(self._file.read(length))
             header.pop("__metadata__", None)
-            ends = {name: entry["data_offsets"] for name, entry in header.items()}
+            ends = {name: _whole_numbers(entry["data_offsets"], 2) for name, entry in header.items()}
+            order = sorted(ends, key=lambda name: ends[name])
             found = {
-                name: Stored(_DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + ends[name][0])
-                for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+                name: Stored(
+                    _DTYPES[header[name]["dtype"]],
+                    _whole_numbers(header[name]["shape"]),
+                    8 + length + ends[name][0],
+                )
+                for name in order
             }
-        except (ValueError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged(f"its header cannot be read: {error}") from None
         except KeyError as key:
             raise self._damaged(f"its header lacks {key}, or that type of number is not supported") from None
         whole = 8 + length + max((end for _, end in ends.values()), default=0)
         if whole != size:
             raise self._damaged(f"{size} bytes, its header promises {whole}")
-        for name, (start, end) in ends.items():
+        done = 0
+        for name in order:
+            start, end = ends[name]
             if found[name].nbytes != end - start:
                 raise self._damaged(f"tensor {name} has {end - start} bytes, its shape needs {found[name].nbytes}")
+            if start != done:
+                raise self._damaged(f"tensor {name} begins at byte {start}, the one before it ends at {done}")
+            done = end
         return found
 
     def _damaged(self, why: str) -> UserError:
@@ -236,14 +266,33 @@ class _PickleFile:
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             reason = _first_line(error)
             raise UserError(f"{path}: damaged, half-written or not a file of weights ({reason})") from None
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        if not isinstance(content, dict) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        ):
             raise UserError(f"{path}: holds something else than named tensors")
+        for name, tensor in content.items():
+            if tensor.dtype not in _DTYPES.values() or tensor.layout != torch.strided:
+                kind = f"{tensor.layout} of {tensor.dtype}".removeprefix("torch.strided of ")
+                raise UserError(f"{path}: tensor {name} is {kind}, which is not supported")
         self._content: dict[str, Tensor] = content
         self.tensors = {name: Stored(tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()}
 
     def copy_to(self, name: str, place: Tensor) -> None:
         # Taken out, so that a file whose tensors are all placed holds on to nothing.
         place.copy_(self._content.pop(name))
+
+
+def _whole_numbers(values: Any, count: int | None = None) -> tuple[int, ...]:
+    """A header's list of sizes or of places.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(f"{values!r} is no list of whole numbers from 0 on"[:120])
+    if count is not None and len(values) != count:
+        raise ValueError(f"{values!r} should have {count} numbers"[:120])
+    return tuple(values)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,12 +13,21 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import check_file, read_json
 from tempovlm.model.config import ModelConfig, VisionConfig
-from tempovlm.model.tiling import Grid
+from tempovlm.model.tiling import CROPS_OF_TIER, Grid, grids_of
 
 END = "<|endoftext|>"
 PAD = "<|padding|>"
 IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN = "<im_start>", "<im_end>", "<im_patch>", "<im_col>"
+_AGAIN = "copy it from the model's folder"
+
+_RARE = "\u2603 \U0001f98a"
+"""A snowman and a fox, which few word lists have."""
+
+_LEAST_BESIDE = 3
+"""Tokens beside the picture: begin, a question, an answer."""
+
 CONTROL_TOKENS = (PAD, END, IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN)
 
 
@@ -32,16 +41,27 @@ class Tokenizer:
         self.end, self.pad = self.ids[END], self.ids[PAD]
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """Read a `tokenizer.json`.
+    def load(cls, path: Path, config: ModelConfig | None = None) -> Tokenizer:
+        """Read a `tokenizer.json`; text is neither cut nor padded, whatever the file says of that.
+
+        Args:
+            path: of the file.
+            config: of the model, whose embedding has to have a row for every token.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the file cannot be read or is damaged, a control token is missing, or it does not fit the
+                model.
         """
-        if not path.is_file():
-            raise UserError(f"{path}: no tokenizer.json beside the weights; copy it from the model's folder")
+        check_file(path, _AGAIN)
         try:
             fast = FastTokenizer.from_file(str(path))
+            fast.no_truncation()
+            fast.no_padding()
+            _check_words(fast, path)
+            if config is not None:
+                _check_fit(fast, path, config)
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 - the library raises bare Exception
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from None
         fast.encode_special_tokens = True
@@ -60,6 +80,46 @@ class Tokenizer:
     def decode(self, tokens: list[int]) -> str:
         """Plain text of token ids, without control tokens and outer spaces."""
         return self._fast.decode(tokens, skip_special_tokens=True).strip()
+
+
+def _check_words(fast: FastTokenizer, path: Path) -> None:
+    """Raise a `UserError` if some text cannot be read, or two control tokens cannot be told apart."""
+    try:
+        fast.encode(_RARE, add_special_tokens=False)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise UserError(f"{path}: field model has no token for unknown text ({error})") from None
+    # The library numbers added tokens on from the last word and passes over the ids that the file gives them.
+    for entry in read_json(path, _AGAIN).get("added_tokens") or ():
+        if fast.token_to_id(entry["content"]) != entry["id"]:
+            raise UserError(
+                f"{path}: field added_tokens: {entry['content']} has id {entry['id']}, but is read as "
+                f"{fast.token_to_id(entry['content'])}, the next that is free; {_AGAIN}"
+            )
+    owners: dict[int | None, str] = {}
+    for name in CONTROL_TOKENS:
+        token = fast.token_to_id(name)
+        if token is not None and owners.setdefault(token, name) != name:
+            raise UserError(f"{path}: control tokens {owners[token]} and {name} have the same id {token}")
+
+
+def _check_fit(fast: FastTokenizer, path: Path, config: ModelConfig) -> None:
+    """Raise a `UserError` if a token is beyond the embedding, or a picture longer than the context."""
+    rows, beside = config.embedding_size + config.additional_vocab_size, path.with_name("config.json").name
+    token, name = max(((i, name) for name, i in fast.get_vocab(with_added_tokens=True).items()), default=(0, ""))
+    sizes = f"embedding_size {config.embedding_size} and additional_vocab_size {config.additional_vocab_size}"
+    if token >= rows:
+        raise UserError(f"{path}: token {name!r} has id {token}, beyond the {rows} rows of {beside}: {sizes}")
+    end = fast.token_to_id(END)
+    if end is not None and end >= config.embedding_size:
+        raise UserError(
+            f"{path}: control token {END} has id {end}, which the model cannot predict: {beside} has {sizes}"
+        )
+    longest = max(num_image_tokens(grid, config.vision) for tier in CROPS_OF_TIER for grid in grids_of(tier))
+    if config.max_sequence_length < longest + _LEAST_BESIDE:
+        raise UserError(
+            f"{path.with_name(beside)}: field max_sequence_length is {config.max_sequence_length}, but a picture "
+            f"takes up to {longest} tokens and a question with its answer at least {_LEAST_BESIDE}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

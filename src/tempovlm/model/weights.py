@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.paths import read_json
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, open_weights
+from tempovlm.model.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_files, open_weights
 from tempovlm.model.vlm import Molmo
 
 SHARD_BYTES = 15 << 20
@@ -54,25 +55,18 @@ def read_config(folder: Path) -> ModelConfig:
     """The `config.json` of a checkpoint folder.
 
     Raises:
-        UserError: missing, not JSON, or of wrong values.
+        UserError: it cannot be read, is not JSON, or a field's value is wrong.
     """
     path = folder / "config.json"
-    try:
-        return ModelConfig.from_hub(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; a model folder holds config.json and safetensors files") from None
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    except (TypeError, AttributeError, LookupError) as error:
-        raise UserError(f"{path}: damaged ({error}); copy it again from the model's folder") from None
+    return ModelConfig.from_hub(
+        read_json(path, "a model folder holds config.json and safetensors files"), str(path)
+    )
 
 
 def load_model(
     folder: Path, device: torch.device | str, dtype: torch.dtype, advance: Advance | None = None
 ) -> Molmo:
-    """Load a checkpoint folder strictly; all headers are checked before the first weight is read.
+    """Load a checkpoint folder strictly; all headers are checked before memory is taken for the first weight.
 
     Host memory holds the model once when it is loaded to the CPU, and one small buffer when it is loaded to
     another device or type.
@@ -89,9 +83,8 @@ def load_model(
     config, files = read_config(folder), checkpoint_files(folder)
     with ExitStack() as stack:
         sources = [stack.enter_context(open_weights(path)) for path in files]
-        model = empty_model(config, device, dtype)
-        views = hub_views(model)
-        check_tensors(sources, {name: tuple(view.shape) for name, view in views.items()}, folder)
+        check_tensors(sources, expected_shapes(config), folder)
+        views = hub_views(model := empty_model(config, device, dtype))
         total = sum(stored.nbytes for source in sources for stored in source.tensors.values())
         done = 0
         for source in sources:
@@ -119,7 +112,8 @@ def check_tensors(sources: list[WeightFile], expected: Mapping[str, tuple[int, .
     missing = [name for name in expected if name not in seen]
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{folder}: tensor {missing[0]}{rest} missing; download the checkpoint again")
+        place = indexed_files(folder).get(missing[0], folder)
+        raise UserError(f"{place}: tensor {missing[0]}{rest} missing; download the checkpoint again")
 
 
 def save_model(model: Molmo, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:

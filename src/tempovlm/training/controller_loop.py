@@ -172,7 +172,7 @@ def _epoch(
         for i in range(batches):
             batch = [column[i * options.batch_size : (i + 1) * options.batch_size] for column in rows]
             loss = lesson.loss(*batch)
-            (loss / options.grad_accum).backward()
+            (loss * share_of_step(i, count, options.batch_size, options.grad_accum)).backward()
             total += loss.detach() * len(batch[0]) / count
             if (i + 1) % options.grad_accum == 0 or i + 1 == batches:
                 done = (epoch - 1) * steps + i // options.grad_accum
@@ -183,6 +183,20 @@ def _epoch(
                 optimizer.step()
                 optimizer.zero_grad()
     return total.item(), lr
+
+
+def share_of_step(batch: int, rows: int, batch_size: int, grad_accum: int) -> float:
+    """Share of a batch in the mean over its step's rows; the last step of an epoch may have fewer than others.
+
+    Args:
+        batch: index within the epoch.
+        rows: of the epoch.
+        batch_size: rows of every batch but the last.
+        grad_accum: batches of every step but the last.
+    """
+    first = batch // grad_accum * grad_accum
+    own = min(batch_size, rows - batch * batch_size)
+    return own / min(grad_accum * batch_size, rows - first * batch_size)
 
 
 def _key(net: nn.Module, options: FitOptions, data: Mapping[str, Any]) -> str:

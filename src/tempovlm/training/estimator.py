@@ -23,6 +23,7 @@ from tempovlm.latency.cores import LEVELS, Core, MlpCore, RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES, CostTable, Floats
 from tempovlm.latency.recalibration import total_margins
+from tempovlm.training.controller_loop import share_of_step
 from tempovlm.training.estimator_data import Rows, Split
 
 LOSSES = ("log", "mse")
@@ -151,7 +152,7 @@ class _Trainer:
         order = torch.randperm(len(data.x), generator=self.generator).to(self.device)
         for i, rows in enumerate(order.split(options.batch_size)):
             loss = self.loss_of(self.net(data.x[rows], data.base[rows]), data.y[rows])
-            (loss / options.grad_accum).backward()
+            (loss * share_of_step(i, len(order), options.batch_size, options.grad_accum)).backward()
             trained += loss.item() * len(rows) / len(order)
             if (i + 1) % options.grad_accum == 0 or i + 1 == self.batches:
                 self.optimizer.step()

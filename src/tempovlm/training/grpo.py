@@ -2,9 +2,11 @@
 
 For every question and budget the policy draws a group of settings; what counts is how much better each is than its
 group (DeepSeekMath, Shao et al. 2024, arXiv 2402.03300). There is one action to an episode: its log-probability is
-that of the whole setting, the sum over the knobs that were drawn. Option names are trl's. Knows no network.
+that of the whole setting, the sum over the knobs that were drawn. Option names are trl's and mean what they do in
+trl 1.16, but for the KL term, which is summed over all settings and not estimated. Defaults are this project's.
+Knows no network.
 
-Shapes: `B` groups (a question with a budget), `G` choices of a group.
+Shapes: `B` groups (a question with a budget), `G` choices of a group, `K` settings.
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ class GrpoOptions:
         num_iterations: gradient steps on the same draws. From the second one on the policy differs from the one
             that drew, so the ratio and its clipping matter.
         epsilon: how far the ratio of new to old probability may pay off on either side of 1.
-        beta: weight of the KL divergence to the policy at the start of the training; 0 leaves it out.
+        beta: weight of KL(policy ‖ reference), where the reference is the policy at the start of the training; 0
+            leaves it out.
         scale_rewards: what a reward less its group's mean is divided by: the standard deviation of the `group`,
-            that of the whole `batch`, or `none`. None takes what the loss type stands for.
-        loss_type: `grpo` divides by the group's spread. `dr_grpo` (Liu et al. 2025, arXiv 2503.20783) does not,
-            since that makes questions count most whose answers differ least. The other thing that paper removes, a
-            division by the length of the answer, does not exist here: every episode has one action.
+            that of the whole `batch`, or `none`. Dividing by the group's makes questions count most whose answers
+            differ least, for which the Dr. GRPO paper (Liu et al. 2025, arXiv 2503.20783) takes `none`.
+        loss_type: how the losses of an episode's actions become one: `grpo` divides by their number, `dr_grpo` by
+            a constant, the most that there can be. There is one action to an episode here, so both are the mean
+            over the choices. Neither says anything about scaling: all of the Dr. GRPO paper is `dr_grpo` with
+            `scale_rewards` none.
         entropy_coef: weight of the policy's entropy, which is added to what is maximised.
         alpha, penalty, time_price: weights of the reward's accuracy, of its overshoot and of the share of the
             budget that is used.
@@ -61,7 +66,7 @@ class GrpoOptions:
     num_iterations: int = 2
     epsilon: float = 0.2
     beta: float = 0.0
-    scale_rewards: str | None = None
+    scale_rewards: str = "group"
     loss_type: str = "grpo"
     entropy_coef: float = 0.01
     alpha: float = ALPHA
@@ -80,13 +85,6 @@ class GrpoOptions:
         """The seed document's name for the number of generations."""
         return self.num_generations
 
-    @property
-    def scaling(self) -> str:
-        """What rewards are divided by, where it was left open too."""
-        if self.scale_rewards is not None:
-            return self.scale_rewards
-        return "none" if self.loss_type == "dr_grpo" else "group"
-
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
         if self.num_generations < 2:
@@ -100,19 +98,20 @@ class GrpoOptions:
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"--{name} {value}: must be a number of at least 0")
         for name, legal in (
-            ("scale_rewards", (*SCALES, None)),
+            ("scale_rewards", SCALES),
             ("loss_type", LOSS_TYPES),
             ("accuracy_source", ACCURACY_SOURCES),
         ):
             if getattr(self, name) not in legal:
-                choices = ", ".join(str(choice) for choice in legal if choice is not None)
-                raise UserError(f"--{name} {getattr(self, name)}: choose from {choices}")
+                raise UserError(f"--{name} {getattr(self, name)}: choose from {', '.join(legal)}")
 
 
 def advantages(rewards: Tensor, scale_rewards: str = "group") -> Tensor:
     """(B, G) rewards less their group's mean, divided as `scale_rewards` says; a group without spread gets zeros.
 
-    Standard deviations are those of a sample (divided by their count less one), as in trl.
+    Standard deviations are those of a sample (divided by their count less one), as in trl. A choice is part of the
+    mean that it is compared with, so without scaling the gradient's expectation is (G - 1) / G of that of the mean
+    reward's.
 
     Raises:
         ValueError: an unknown scale.
@@ -135,7 +134,7 @@ class GrpoLoss:
 
     Attributes:
         clip_fraction: share of choices whose ratio is clipped, so that they give no gradient.
-        kl: estimated divergence from the reference; 0 without one.
+        kl: mean of KL(policy ‖ reference); 0 where `beta` is.
         flat_groups: share of groups without any advantage.
         ratio: mean of new over old probability.
     """
@@ -147,13 +146,22 @@ class GrpoLoss:
     ratio: Tensor
 
 
-def k3_divergence(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-    """Estimate of KL(policy ‖ reference) at draws from the policy: r - 1 - log r, with r = reference / policy.
+def kl_divergence(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """KL(policy ‖ reference), (B,) in nats, of distributions (B, K); a setting without probability adds nothing.
 
-    Never negative and without bias: J. Schulman, "Approximating KL divergence", 2020, where it is called k3.
+    The sum over all settings, which are few, so that value and gradient are exact whoever drew the choices. The
+    estimate by the choices themselves, k3 of J. Schulman, "Approximating KL divergence", 2020 (equation 4 of
+    DeepSeekMath, arXiv 2402.03300), has the right mean only at draws from this very policy, and its gradient is
+    there on average that of KL(reference ‖ policy): it leaves out that the policy says how likely they are.
+    trl 1.16 repairs that by a factor, the ratio of new to old probability (arXiv 2512.02556).
+
+    Args:
+        log_probs: of the policy that learns; what is masked is so low that its probability is 0.
+        ref_log_probs: of the reference under the same mask, constants.
     """
-    log_ratio = ref_log_probs - log_probs
-    return log_ratio.exp() - 1 - log_ratio
+    probabilities = log_probs.exp()
+    log_ratio = torch.where(probabilities > 0, log_probs - ref_log_probs.detach(), 0.0)
+    return (probabilities * log_ratio).sum(dim=1)
 
 
 def grpo_loss(
@@ -161,7 +169,7 @@ def grpo_loss(
     old_log_probs: Tensor,
     advantages: Tensor,
     options: GrpoOptions,
-    ref_log_probs: Tensor | None = None,
+    divergence: Tensor | None = None,
     entropy: Tensor | None = None,
 ) -> GrpoLoss:
     """The clipped surrogate, negated, with the KL term and the entropy bonus.
@@ -171,7 +179,7 @@ def grpo_loss(
         old_log_probs: (B, G) under the policy that drew them.
         advantages: (B, G) constants.
         options: clip range and weights.
-        ref_log_probs: (B, G) under the reference; needed where `options.beta` is not 0.
+        divergence: (B,) of the policy from the reference; needed where `options.beta` is not 0.
         entropy: (B,) of the policy; needed where `options.entropy_coef` is not 0.
 
     Raises:
@@ -182,9 +190,9 @@ def grpo_loss(
     loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     kl = log_probs.new_zeros(())
     if options.beta:
-        if ref_log_probs is None:
-            raise ValueError("beta is not 0: the reference's log-probabilities are needed")
-        kl = k3_divergence(log_probs, ref_log_probs.detach()).mean()
+        if divergence is None:
+            raise ValueError("beta is not 0: the divergence from the reference is needed")
+        kl = divergence.mean()
         loss = loss + options.beta * kl
     if options.entropy_coef:
         if entropy is None:

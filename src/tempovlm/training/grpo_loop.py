@@ -10,6 +10,7 @@ Shapes: `B` groups of a batch, `G` choices of a group, `K` settings, `T` tiers.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -27,7 +28,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.evaluation.files import make_folder
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.training.controller_loop import SCHEDULES
-from tempovlm.training.grpo import GrpoLoss, GrpoOptions, advantages, grpo_loss
+from tempovlm.training.grpo import GrpoLoss, GrpoOptions, advantages, grpo_loss, kl_divergence
 from tempovlm.training.log import logged, training_log
 from tempovlm.training.rollout import (
     Batch,
@@ -48,6 +49,10 @@ STATE = "training_state.pt"
 """Beside the log; a training that is finished is not repeated."""
 
 _MAX_GRAD_NORM = 1.0
+
+_UNSCALED = "add --scale_rewards none for what the paper does"
+
+_log = logging.getLogger("tempovlm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +150,8 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
     task.loop.check()
     if task.loop.warm_start and task.options.accuracy_source != "table":
         raise UserError("--warm_start: needs the accuracies of all settings; leave --accuracy_source as it is")
+    if (task.options.loss_type, task.options.scale_rewards) == ("dr_grpo", "group"):
+        _log.warning("--loss_type dr_grpo divides by the group's spread, which its paper does not; %s", _UNSCALED)
     make_folder(folder)
     run = _Run(policy, task)
     run.resume(folder / STATE)
@@ -241,18 +248,19 @@ class _Run:
         return roll_out(self.policy, world, batch, options, generator)
 
     def _step(self, rollouts: list[Rollout], losses: list[GrpoLoss], entropies: list[float]) -> None:
-        """One step on groups that were drawn."""
-        options = self.task.options
+        """One step on groups that were drawn: the gradient of the mean over all of them."""
+        options, groups = self.task.options, sum(len(one.settings) for one in rollouts)
         for one in rollouts:
             log_probs = self.policy(one.batch)
             chosen, spread = chosen_log_probs(log_probs, one.settings), entropy(log_probs)
-            gains = advantages(one.rewards, options.scaling).to(chosen)
-            reference = None
+            gains = advantages(one.rewards, options.scale_rewards).to(chosen)
+            divergence = None
             if self.reference is not None:
                 with torch.no_grad():
-                    reference = chosen_log_probs(self.reference(one.batch), one.settings)
-            found = grpo_loss(chosen, one.log_probs.to(chosen), gains, options, reference, spread)
-            (found.loss / len(rollouts)).backward()
+                    reference = self.reference(one.batch)
+                divergence = kl_divergence(log_probs, reference)
+            found = grpo_loss(chosen, one.log_probs.to(chosen), gains, options, divergence, spread)
+            (found.loss * (len(one.settings) / groups)).backward()
             losses.append(found)
             entropies.append(spread.mean().item())
         nn.utils.clip_grad_norm_(self.policy.parameters(), _MAX_GRAD_NORM)

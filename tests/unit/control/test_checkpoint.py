@@ -21,7 +21,8 @@ OTHER = KnobSpace.for_model(POCKET.shape)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "new" / "controller.pt"
-    nets = {"knob1": Knob1PredictorBudgetLanguage(6, 8), "knob2knob3": Knob2Knob3Predictor(4, 6, 8)}
+    second = Knob2Knob3Predictor(4, 6, 8, len(SPACE.top_ks), len(SPACE.block_counts))
+    nets = {"knob1": Knob1PredictorBudgetLanguage(6, 8), "knob2knob3": second}
     save_controller(
         path,
         kind="two_stage",

@@ -42,7 +42,7 @@ def write(path: Path, weights: str | None, *, device: str = "cpu/float32", space
     """An untrained two-stage controller."""
     torch.manual_seed(0)
     first = Knob1PredictorBudgetLanguage(WIDTH, 8)
-    second = Knob2Knob3Predictor(vision_width(WIDTH), WIDTH, 8)
+    second = Knob2Knob3Predictor(vision_width(WIDTH), WIDTH, 8, len(space.top_ks), len(space.block_counts))
     networks = {"knob1": first, "knob2knob3": second}
     stamp = {"device": device}
     save_controller(path, kind="two_stage", networks=networks, space=space, weights=weights, stamp=stamp)

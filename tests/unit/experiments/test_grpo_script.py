@@ -89,10 +89,20 @@ def test_the_seed_documents_defaults() -> None:
     assert args.latency_estimator_path == Path("checkpoints/latency_estimator/best_latency_estimator.pt")
 
 
+def test_help_says_that_the_loss_type_does_not_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script(SCRIPT).flags().parse_args(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "both divide rewards as --scale_rewards says" in told
+    assert "weight of KL(policy || start)" in told
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--group_size", "1"], "--group_size 1"),
+        (["--scale_rewards", "std"], "--scale_rewards std: choose from group, batch, none"),
+        (["--loss_type", "cispo"], "--loss_type cispo: choose from grpo, dr_grpo"),
         (["--architecture", "mlp"], "--architecture mlp"),
         (["--estimator_only"], "--estimator_only"),
         (["--dataset_names", "vqa9"], "--dataset_names vqa9"),

@@ -181,8 +181,8 @@ def test_missing_files(folder: Path, tensors: Tensors) -> None:
         ("n_layers", "16", "field n_layers is '16', not a whole number from 1 on"),
         ("n_heads", 0, "field n_heads is 0, not a whole number from 1 on"),
         ("d_model", 1.5, "field d_model is 1.5, not a whole number from 1 on"),
-        ("overlap_margins", 2, "config.json: damaged"),
-        ("vision_backbone", [], "config.json: damaged"),
+        ("overlap_margins", 2, "field overlap_margins is 2, not a list of 2 whole numbers"),
+        ("vision_backbone", [], "field vision_backbone is [], not a table of fields"),
     ],
 )
 def test_fields_of_wrong_values_are_named(folder: Path, name: str, value: object, message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tempovlm.core.errors import UserError
-from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss, k3_divergence
+from tempovlm.training.grpo import LOSS_TYPES, SCALES, GrpoOptions, advantages, grpo_loss
 
 PLAIN = GrpoOptions(num_generations=2, entropy_coef=0.0)
 
@@ -17,9 +17,7 @@ def test_defaults() -> None:
     options = GrpoOptions()
     assert (options.group_size, options.epsilon, options.beta) == (5, 0.2, 0.0)
     assert (options.alpha, options.penalty) == (1.0, 0.5)
-    assert options.scaling == "group"
-    assert replace(options, loss_type="dr_grpo").scaling == "none"
-    assert replace(options, loss_type="dr_grpo", scale_rewards="batch").scaling == "batch"
+    assert (options.scale_rewards, options.loss_type) == ("group", "grpo")
     options.check()
 
 
@@ -78,26 +76,30 @@ def test_clipping_by_hand(ratio: float, gain: float, loss: float, is_clipped: bo
     assert found.ratio.item() == pytest.approx(ratio)
 
 
-def test_divergence_and_entropy_by_hand() -> None:
+def test_the_weights_of_divergence_and_entropy_by_hand() -> None:
     old, gains = torch.tensor([[0.5, 0.25]]).log(), torch.tensor([[1.0, -1.0]])
-    reference = torch.tensor([[0.25, 0.25]]).log()
     options = replace(PLAIN, beta=0.1, entropy_coef=0.01)
-    found = grpo_loss(old, old, gains, options, reference, torch.tensor([2.0]))
-    # r = 1/2 for the first choice: 1/2 - 1 - log 1/2; nothing for the second; their mean.
-    kl = (0.5 - 1 + 0.6931472) / 2
-    assert found.kl.item() == pytest.approx(kl, rel=1e-5)
-    assert found.loss.item() == pytest.approx(0.1 * kl - 0.02, rel=1e-5)
+    found = grpo_loss(old, old, gains, options, torch.tensor([0.3]), torch.tensor([2.0]))
+    assert found.kl.item() == pytest.approx(0.3)
+    assert found.loss.item() == pytest.approx(0.1 * 0.3 - 0.02, rel=1e-5)
     with pytest.raises(ValueError, match="reference"):
         grpo_loss(old, old, gains, options, None, torch.tensor([2.0]))
     with pytest.raises(ValueError, match="entropy"):
-        grpo_loss(old, old, gains, options, reference)
+        grpo_loss(old, old, gains, options, torch.tensor([0.3]))
 
 
-def test_the_divergence_is_unbiased() -> None:
-    policy, reference = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
-    exact = (policy * (policy / reference).log()).sum()
-    expected = (policy * k3_divergence(policy.log(), reference.log())).sum()
-    torch.testing.assert_close(expected, exact)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_loss_type_says_nothing_about_scaling(loss_type: str, scale: str) -> None:
+    """As in trl 1.16: `dr_grpo` too divides by the group's spread unless `scale_rewards` says none."""
+    options = replace(PLAIN, loss_type=loss_type, scale_rewards=scale)
+    options.check()
+    assert options.scale_rewards == scale
+    log_probs, gains = logs(0.5, 0.25), advantages(torch.tensor([[1.0, 0.0]]), options.scale_rewards)
+    spread = {"group": 0.5**0.5 + 1e-4, "batch": 0.5**0.5 + 1e-4, "none": 1.0}[scale]
+    torch.testing.assert_close(gains, torch.tensor([[0.5, -0.5]]) / spread)
+    old = torch.zeros(1, 2)
+    assert grpo_loss(log_probs, old, gains, options).loss.item() == pytest.approx(0.075 / spread, rel=1e-5)
 
 
 def test_flat_groups_are_counted() -> None:
@@ -115,7 +117,7 @@ def test_flat_groups_are_counted() -> None:
         ({"beta": -1.0}, "--beta -1.0"),
         ({"penalty": float("nan")}, "--penalty nan"),
         ({"scale_rewards": "std"}, "--scale_rewards std"),
-        ({"loss_type": "dapo"}, "--loss_type dapo"),
+        ({"loss_type": "cispo"}, "--loss_type cispo"),
         ({"accuracy_source": "guess"}, "--accuracy_source guess"),
     ],
 )

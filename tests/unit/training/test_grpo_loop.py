@@ -144,6 +144,34 @@ def test_several_steps_on_the_same_draws_move_the_ratio(tmp_path: Path) -> None:
     assert max(record["clip_fraction"] for record in often.history) > 0
 
 
+@pytest.mark.parametrize(
+    ("loss_type", "scale", "is_told"),
+    [
+        ("dr_grpo", "group", True),
+        ("dr_grpo", "none", False),
+        ("dr_grpo", "batch", False),
+        ("grpo", "group", False),
+    ],
+)
+def test_dr_grpo_that_divides_by_the_spread_is_told(
+    loss_type: str, scale: str, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = replace(OPTIONS, loss_type=loss_type, scale_rewards=scale)
+    train(grpo_toy.actor(learn_tier=True), grpo_toy.task(options, num_epochs=1), tmp_path, "toy")
+    assert ("--scale_rewards none" in caplog.text) is is_told
+
+
+def test_trainings_by_other_loss_types_are_one_and_scales_are_not(tmp_path: Path) -> None:
+    ends = {}
+    for loss_type, scale in (("grpo", "group"), ("dr_grpo", "group"), ("dr_grpo", "none")):
+        actor = grpo_toy.actor(learn_tier=True)
+        options = replace(OPTIONS, loss_type=loss_type, scale_rewards=scale)
+        train(actor, grpo_toy.task(options, num_epochs=1), tmp_path / f"{loss_type}_{scale}", "toy")
+        ends[loss_type, scale] = next(actor.controller.knob2knob3.parameters()).detach()
+    torch.testing.assert_close(ends["grpo", "group"], ends["dr_grpo", "group"])
+    assert not torch.allclose(ends["dr_grpo", "group"], ends["dr_grpo", "none"], rtol=1e-4)
+
+
 def test_accumulated_batches_make_one_step(tmp_path: Path) -> None:
     counts = []
     for accumulate in (1, 2):

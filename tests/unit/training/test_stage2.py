@@ -85,7 +85,8 @@ def test_without_a_first_stage(job: Stage2Job) -> None:
     with pytest.raises(UserError, match="run with --stage stage1 first"):
         run_job(job)
     other = job.output_dir / "other.pt"
-    save_controller(other, kind="supervised", networks={"controller": SupervisedController(8)}, space=SPACE)
+    net = SupervisedController(8, len(SPACE.tiers), len(SPACE.top_ks), len(SPACE.block_counts))
+    save_controller(other, kind="supervised", networks={"controller": net}, space=SPACE)
     with pytest.raises(UserError, match="field kind is supervised, which has no first stage"):
         run_job(replace(job, stage1_checkpoint=other))
 

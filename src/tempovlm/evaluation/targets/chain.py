@@ -24,7 +24,7 @@ LABEL_STAGE = (
 LABEL_EPOCHS = 16
 
 GRPO_RECIPE = (
-    *("--loss_type", "dr_grpo", "--group_size", "16", "--lr", "2e-5"),
+    *("--scale_rewards", "none", "--group_size", "16", "--lr", "2e-5"),
     *("--beta", "0.02", "--entropy_coef", "0.001"),
 )
 """Flags of Exp 4 and 5 beside the price of time."""

@@ -1,0 +1,96 @@
+"""Fields of a published `config.json`, read one by one: present, of the right type, in range. Knows no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tempovlm.core.errors import UserError
+
+MOST = 1 << 24
+"""A size above it is a slip of the keyboard, and would exhaust memory or time before anything else is found."""
+
+_SHOWN = 60
+"""Characters of a wrong value that a message shows."""
+
+
+class Fields:
+    """A table of a file, and how its fields are named in messages."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        """Wrap what `where`, a file or a table in it, holds.
+
+        Raises:
+            UserError: it is no table.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where}: damaged, no table of fields; copy it again from the model's folder")
+        self.values, self.where = values, where
+
+    def wrong(self, name: str, rule: str) -> UserError:
+        """The error that a field breaks a rule."""
+        return UserError(f"{self.where}: field {name} is {repr(self.values.get(name))[:_SHOWN]}, {rule}")
+
+    def get(self, name: str) -> Any:
+        """The field as it is.
+
+        Raises:
+            UserError: it is missing, as the readers below too.
+        """
+        if name not in self.values:
+            raise UserError(f"{self.where}: field {name} is missing; is this a Molmo checkpoint?")
+        return self.values[name]
+
+    def table(self, name: str) -> Fields:
+        """A table within."""
+        if not isinstance(self.get(name), Mapping):
+            raise self.wrong(name, "not a table of fields")
+        return Fields(self.get(name), f"{self.where}: {name}")
+
+    def whole(self, name: str, least: int = 1, most: int = MOST) -> int:
+        """A whole number."""
+        value = self.get(name)
+        if not is_whole(value) or value < least:
+            raise self.wrong(name, f"not a whole number from {least} on")
+        if value > most:
+            raise self.wrong(name, f"above {most}, the most that is supported")
+        return int(value)
+
+    def positive(self, name: str) -> float:
+        """A finite number above 0."""
+        value = self.get(name)
+        if not is_number(value) or value <= 0:
+            raise self.wrong(name, "not a positive, finite number")
+        return float(value)
+
+    def list_of_whole(self, name: str, count: int | None = None) -> tuple[int, ...]:
+        """Whole numbers of any sign; `count` of them, or at least one."""
+        value = self.get(name)
+        if (
+            not isinstance(value, list)
+            or not all(map(is_whole, value))
+            or len(value) != (count or len(value) or 1)
+        ):
+            raise self.wrong(name, f"not a list of {count or 'one or more'} whole numbers")
+        return tuple(value)
+
+    def fixed(self, name: str, ours: Any) -> None:
+        """A field that may be left out or empty, and where it is there has one supported value."""
+        if self.values.get(name) is not None and self.values[name] != ours:
+            raise self.wrong(name, f"only {ours!r} is supported")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, which JSON's `true` is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float holds
+        return False
