@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tempovlm.model.cache import KVCache
+from tempovlm.model.kernels.device import on_device
 
 
 @triton.jit
@@ -99,27 +100,26 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
+@on_device
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm of (..., D), cast back before the weight is applied."""
     rows, D = _rows(x), x.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    with torch.cuda.device_of(x):
-        _norm[(len(rows),)](rows, rows.stride(0), weight, out, eps, D, triton.next_power_of_2(D))
+    _norm[(len(rows),)](rows, rows.stride(0), weight, out, eps, D, triton.next_power_of_2(D))
     return out
 
 
+@on_device
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """RMS norm of (B, T, D), then the rotary embedding of each head by `cos` and `sin` (B, T, 1, W)."""
     rows, D, W = _rows(x), x.shape[-1], cos.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes = (D, W, triton.next_power_of_2(D))
-    with torch.cuda.device_of(x):
-        _norm_rotate[(len(rows),)](
-            rows, rows.stride(0), weight, cos.contiguous(), sin.contiguous(), out, eps, *sizes
-        )
+    _norm_rotate[(len(rows),)](rows, rows.stride(0), weight, cos.contiguous(), sin.contiguous(), out, eps, *sizes)
     return out
 
 
+@on_device
 def split(
     qkv: Tensor, norms: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor], eps: float, entries: KVCache,
     step: int, start: int,
@@ -138,19 +138,18 @@ def split(
     B, T, D = *qkv.shape[:2], qkv.shape[2] // 3
     q = qkv.new_empty(B, T, D)
     cos, sin = (table.contiguous() for table in tables)
-    with torch.cuda.device_of(qkv):
-        _split[(B * T, 3)](
-            qkv.contiguous(), *norms, cos, sin, q, entries.keys[step], entries.values[step], eps, T, start,
-            entries.capacity, D, cos.shape[-1], triton.next_power_of_2(D),
-        )  # fmt: skip
+    _split[(B * T, 3)](
+        qkv.contiguous(), *norms, cos, sin, q, entries.keys[step], entries.values[step], eps, T, start,
+        entries.capacity, D, cos.shape[-1], triton.next_power_of_2(D),
+    )  # fmt: skip
     return q
 
 
+@on_device
 def choose(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The shares (N, K), in the type of the scores (N, E), and the experts that have the most of the softmax."""
     N, E = scores.shape
     weights = scores.new_empty(N, top_k)
     experts = torch.empty(N, top_k, dtype=torch.int32, device=scores.device)
-    with torch.cuda.device_of(scores):
-        _choose[(N,)](scores, weights, experts, top_k, E, triton.next_power_of_2(E), num_warps=1)
+    _choose[(N,)](scores, weights, experts, top_k, E, triton.next_power_of_2(E), num_warps=1)
     return weights, experts
