@@ -83,15 +83,16 @@ def _split(
 def _choose(scores_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.constexpr):
     row, e = tl.program_id(0).to(tl.int64), tl.arange(0, E_PAD)
     scores = tl.load(scores_ptr + row * E + e, mask=e < E, other=float("-inf")).to(tl.float32)
-    masses = tl.exp(scores - tl.max(scores, axis=0))
-    left = tl.where(e < E, masses / tl.sum(masses, axis=0), -1.0)
+    top = tl.max(scores, axis=0)
+    total = tl.sum(tl.exp(scores - top), axis=0)
     for k in range(0, K):
-        best = tl.max(left, axis=0)
-        # Equal shares go to the lower index; what is not a number must still name an expert that there is.
-        chosen = tl.minimum(tl.min(tl.where(left == best, e, E_PAD), axis=0), E - 1)
-        tl.store(weights_ptr + row * K + k, best.to(weights_ptr.dtype.element_ty))
+        best = tl.max(scores, axis=0)
+        # Equal scores go to the lower index; what is not a number must still name an expert that there is.
+        chosen = tl.minimum(tl.min(tl.where(scores == best, e, E_PAD), axis=0), E - 1)
+        share = tl.exp(best - top) / total
+        tl.store(weights_ptr + row * K + k, share.to(weights_ptr.dtype.element_ty))
         tl.store(experts_ptr + row * K + k, chosen)
-        left = tl.where(e == chosen, -1.0, left)
+        scores = tl.where(e == chosen, float("-inf"), scores)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -146,10 +147,10 @@ def split(
 
 
 @on_device
-def choose(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The shares (N, K), in the type of the scores (N, E), and the experts that have the most of the softmax."""
+def choose(scores: Tensor, top_k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The shares (N, K) of the softmax of scores (N, E) and the experts that have the most, as `moe.best`."""
     N, E = scores.shape
-    weights = scores.new_empty(N, top_k)
+    weights = scores.new_empty(N, top_k, dtype=dtype)
     experts = torch.empty(N, top_k, dtype=torch.int32, device=scores.device)
     _choose[(N,)](scores, weights, experts, top_k, E, triton.next_power_of_2(E), num_warps=1)
     return weights, experts
