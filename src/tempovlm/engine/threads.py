@@ -83,6 +83,8 @@ def _is_passive() -> bool:
 def default_threads() -> int:
     """`TEMPOVLM_THREADS` if it is a positive number, else the physical cores that are ours, at most two.
 
+    Processes that `torchrun` started on one machine share its cores.
+
     Raises:
         UserError: it is more than any machine can start.
     """
@@ -91,7 +93,9 @@ def default_threads() -> int:
         if int(named) > MOST_THREADS:
             raise UserError(f"TEMPOVLM_THREADS {named}: must be at most {MOST_THREADS}")
         return int(named)
-    return max(1, min(DEFAULT_THREADS, physical_cores()))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    sharers = max(1, int(beside)) if beside.isdecimal() else 1
+    return max(1, min(DEFAULT_THREADS, physical_cores() // sharers))
 
 
 def physical_cores() -> int:
