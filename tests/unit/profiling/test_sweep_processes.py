@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,35 +30,84 @@ COUNT = 13
 BATCHED = replace(PLAN, batch_size=2, latency_samples=0)
 
 SCRIPT = """
-import os, sys, time
+import json, os, sys, time
 from pathlib import Path
-sys.path[:0] = sys.argv[3].split(os.pathsep)
-from tempovlm.core.errors import UserError
-from tempovlm.profiling.entry import Share
-share = Share.of_process()
+sys.path[:0] = sys.argv[2].split(os.pathsep)
 import torch
 torch.set_num_threads(1)
 import tiny_model
 from sweep_fakes import questions
 from sweep_runs import ledger_of
 from test_sweep_processes import BATCHED, COUNT
+from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.profiling import sweep
-out, pictures = Path(sys.argv[1]), Path(sys.argv[2])
+from tempovlm.profiling.entry import Share
+pictures = Path(sys.argv[1])
 engine = Engine(tiny_model.build_model(), Tokenizer.load(pictures / "tiny" / "tokenizer.json"), name="tiny")
 answer = sweep.answer_settings
-def slow(*args):
-    yield from answer(*args)
-    time.sleep(float(os.environ.get("PAUSE_S", "0")))
-sweep.answer_settings = slow
-try:
-    with ledger_of(engine, out, BATCHED, share.rank).opened(["text_vqa"]) as ledger:
-        sweep.run_sweep(engine, {"text_vqa": questions(pictures, COUNT)}, BATCHED, ledger, share)
-except UserError as error:
-    sys.exit(f"error: {error}")
+
+def run(out, pause_s):
+    def slow(*args):
+        yield from answer(*args)
+        time.sleep(pause_s)
+    sweep.answer_settings = slow
+    share = Share.of_process()
+    try:
+        with ledger_of(engine, out, BATCHED, share.rank).opened(["text_vqa"]) as ledger:
+            sweep.run_sweep(engine, {"text_vqa": questions(pictures, COUNT)}, BATCHED, ledger, share)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}")
+        return 2
+    return 0
+
+for line in sys.stdin:
+    job = json.loads(line)
+    pids = []
+    for rank in range(job["world"]):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            code = 1
+            try:
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(job["world"]))
+                os.dup2(os.open(f"{job['out']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+                code = run(Path(job["out"]), job["pause_s"])
+            finally:
+                os._exit(code)
+    print(json.dumps(pids), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 """
-"""Arguments: output directory, folder of pictures and model, paths to import from."""
+"""Loads once, and forks the processes of each job. Arguments: pictures, paths to import from."""
+
+
+class Launcher:
+    """Starts sweeps of several processes, as `torchrun` would."""
+
+    def __init__(self, pictures: Path) -> None:
+        paths = [str(Path(__file__).parent), str(Path(tiny_model.__file__).parent)]
+        words = [sys.executable, "-c", SCRIPT, str(pictures), os.pathsep.join(paths)]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, out: Path, world: int, pause_s: float = 0.0) -> list[int]:
+        """The numbers of the processes."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"out": str(out), "world": world, "pause_s": pause_s}) + "\n")
+        self.process.stdin.flush()
+        return self.codes()
+
+    def codes(self) -> list[int]:
+        """How each of them ended."""
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def rows(self, out: Path, world: int) -> list[SweepRow]:
+        """What a run that nobody interrupts leaves."""
+        self.start(out, world)
+        codes = self.codes()
+        assert codes == [0] * world, [out.with_name(f"{out.name}.{rank}").read_text() for rank in range(world)]
+        assert not (out / store.PARTS).exists()
+        return store.read_rows(out / "text_vqa.parquet")[0]
 
 
 @pytest.fixture(scope="module")
@@ -75,42 +124,24 @@ def single(engine: Engine, pictures: Path, tmp_path_factory: pytest.TempPathFact
     return sweep(engine, tmp_path_factory.mktemp("single") / "out", pictures, BATCHED, COUNT)
 
 
-@contextmanager
-def started(out: Path, pictures: Path, world: int, pause_s: float = 0.0) -> Iterator[list[subprocess.Popen[str]]]:
-    """All processes of a run; none outlives the block."""
-    paths = [str(Path(__file__).parent), str(Path(tiny_model.__file__).parent)]
-    words = [sys.executable, "-c", SCRIPT, str(out), str(pictures), os.pathsep.join(paths)]
-    running = []
-    try:
-        for rank in range(world):
-            own = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "PAUSE_S": str(pause_s)}
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", **own}
-            running.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
-        yield running
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
-
-
-def run_all(out: Path, pictures: Path, world: int) -> list[SweepRow]:
-    with started(out, pictures, world) as running:
-        errors = [process.communicate(timeout=120)[1] for process in running]
-        assert [process.returncode for process in running] == [0] * world, errors
-    assert not (out / store.PARTS).exists()
-    return store.read_rows(out / "text_vqa.parquet")[0]
+@pytest.fixture(scope="module")
+def launcher(pictures: Path) -> Iterator[Launcher]:
+    one = Launcher(pictures)
+    yield one
+    one.process.kill()
+    one.process.communicate()
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_rows_and_their_order_are_those_of_a_single_process(
-    world: int, single: list[SweepRow], pictures: Path, tmp_path: Path
+    world: int, single: list[SweepRow], launcher: Launcher, tmp_path: Path
 ) -> None:
-    assert run_all(tmp_path / "out", pictures, world) == single
+    assert launcher.rows(tmp_path / "out", world) == single
 
 
-def await_parts(out: Path, least: int) -> list[Path]:
+def await_parts(out: Path, least: int) -> int:
     deadline = time.monotonic() + 120
-    while len(found := list((out / store.PARTS / "text_vqa").glob("*.jsonl"))) < least:
+    while (found := len(list((out / store.PARTS / "text_vqa").glob("*.jsonl")))) < least:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found
@@ -118,30 +149,32 @@ def await_parts(out: Path, least: int) -> list[Path]:
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (4, 2), (2, 1), (1, 4)])
 def test_killed_in_the_middle_and_resumed_by_as_many_or_others(
-    before: int, after: int, single: list[SweepRow], pictures: Path, tmp_path: Path
+    before: int, after: int, single: list[SweepRow], launcher: Launcher, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with started(out, pictures, before, pause_s=0.2) as running:
-        await_parts(out, 3)
-        for process in running:
-            process.send_signal(signal.SIGKILL)
-    done = len(await_parts(out, 3))
-    assert done < 14, "seven batches at two tiers: the run was over before it was killed"
-    assert run_all(out, pictures, after) == single
+    pids = launcher.start(out, before, pause_s=0.1)
+    await_parts(out, 3)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert launcher.codes() == [-signal.SIGKILL] * before
+    assert await_parts(out, 3) < 14, "seven batches at two tiers: the run was over before it was killed"
+    assert launcher.rows(out, after) == single
 
 
 def test_the_first_process_tells_that_another_one_died(
-    single: list[SweepRow], pictures: Path, tmp_path: Path
+    single: list[SweepRow], launcher: Launcher, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with started(out, pictures, 2, pause_s=0.2) as (first, second):
-        await_parts(out, 3)
-        second.send_signal(signal.SIGKILL)
-        _, said = first.communicate(timeout=120)
-        assert first.returncode == 1
-    assert "error: process 1 ended before its share was done; what is done is kept" in said
+    pids = launcher.start(out, 2, pause_s=0.1)
+    await_parts(out, 3)
+    os.kill(pids[1], signal.SIGKILL)
+    assert launcher.codes() == [2, -signal.SIGKILL]
+    assert (
+        "error: process 1 ended before its share was done; what is done is kept"
+        in (tmp_path / "out.0").read_text()
+    )
     assert not (out / "text_vqa.parquet").exists()
-    assert run_all(out, pictures, 2) == single
+    assert launcher.rows(out, 2) == single
 
 
 def test_every_process_refuses_other_conditions(engine: Engine, tmp_path: Path) -> None:
