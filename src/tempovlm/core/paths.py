@@ -58,7 +58,7 @@ def whole(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def write_new(path: Path, data: str) -> bool:
+def write_if_absent(path: Path, data: str) -> bool:
     """Write text, whole or not at all, where no file is there yet; whether it was written.
 
     Of several processes that do this at once one writes; where the file system has no links, the last of them.

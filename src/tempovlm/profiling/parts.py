@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.paths import write_new, write_whole
+from tempovlm.core.paths import write_if_absent, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import Key, SweepRow, better
 from tempovlm.core.stamp import Stamp
@@ -79,7 +79,7 @@ class Ledger:
             stray = [*self.folder.glob("*.parquet"), *self.folder.glob(f"*/{legacy.PATTERN}")]
             if stray:
                 raise UserError(f"{stray[0]}: results without {MANIFEST} beside them; use another --output_dir")
-            if write_new(path, json.dumps(ours, indent=2) + "\n"):
+            if write_if_absent(path, json.dumps(ours, indent=2) + "\n"):
                 return
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))

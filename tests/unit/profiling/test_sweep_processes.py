@@ -232,15 +232,15 @@ def test_a_manifest_that_came_meanwhile_is_compared(
 ) -> None:
     """Between the look and the writing another process writes its own."""
     theirs = replace(ledger_of(engine, tmp_path), conditions=PLAN.conditions("val") | {"seed": 1})
-    write = parts.write_new
+    write = parts.write_if_absent
 
     def late(path: Path, data: str) -> bool:
         with monkeypatch.context() as patch:
-            patch.setattr(parts, "write_new", write)
+            patch.setattr(parts, "write_if_absent", write)
             with theirs.opened([]):
                 return write(path, data)
 
-    monkeypatch.setattr(parts, "write_new", late)
+    monkeypatch.setattr(parts, "write_if_absent", late)
     with pytest.raises(UserError, match="field seed is 1, this run's is 42"):
         ledger_of(engine, tmp_path, rank=1)._check_manifest()
 
