@@ -60,13 +60,13 @@ def timed(
             run()
             times_ms.append(now_ms() - begin_ms)
         return times_ms
-    pairs = []
+    pairs, stream = [], torch.cuda.current_stream(device)
     for _ in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before()
-        begin.record()
+        begin.record(stream)
         run()
-        end.record()
+        end.record(stream)
         pairs.append((begin, end))
     torch.cuda.synchronize(device)
     return [begin.elapsed_time(end) for begin, end in pairs]

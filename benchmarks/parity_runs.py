@@ -33,7 +33,7 @@ from tempovlm.engine.graphs import GraphDecoder
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig, VisionConfig
-from tempovlm.model.moe import MoE
+from tempovlm.model.moe import MoE, best
 from tempovlm.model.tiling import Grid
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model
@@ -178,11 +178,11 @@ class ForcedExperts:
 
     def route(self, layer: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """Weights (tokens, top-k) and experts of (tokens, width)."""
-        probabilities, forced = layer.router(x).float().softmax(dim=-1), next(self._rest)
-        own = probabilities.topk(top_k, dim=-1).indices
+        scores, forced = layer.scores(x), next(self._rest)
+        own = best(scores, top_k)
         self.visits += len(own)
         self.differing += int((own.sort(-1).values != forced.sort(-1).values).any(-1).sum())
-        return probabilities.gather(-1, forced).to(x.dtype), forced
+        return scores.softmax(dim=-1).gather(-1, forced).to(x.dtype), forced
 
 
 @torch.inference_mode()

@@ -169,6 +169,19 @@ def _is_version(name: str) -> bool:
     return VERSION_SUFFIX.search(name.lower()) is not None
 
 
+def kernels_start_on_their_device(source: Source) -> list[str]:
+    """A function that starts a kernel, as `kernel[grid](...)`, is `on_device`: Triton does not ask the tensors."""
+    if not source.path.startswith("src/tempovlm/model/kernels/"):
+        return []
+    found = []
+    for node in source.nodes(ast.FunctionDef):
+        assert isinstance(node, ast.FunctionDef)
+        starts = any(isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript) for n in ast.walk(node))
+        if starts and "on_device" not in map(ast.unparse, node.decorator_list):
+            found.append(f"{source.path}:{node.lineno}: {node.name} starts a kernel and is not on_device")
+    return found
+
+
 def nothing_unfinished(source: Source) -> list[str]:
     if not source.path.startswith(("src/", "experiments/")):
         return []
@@ -255,6 +268,20 @@ CASES = (
         ("def train(): ...", "max_new_tokens = 4", "def f():\n    log_prob_old = 1"),
     ),
     Case(no_version_suffix, "src/tempovlm/trainer_v2.py", ("x = 1",), ()),
+    Case(
+        kernels_start_on_their_device,
+        "src/tempovlm/model/kernels/a.py",
+        (
+            "def f(x):\n    _kernel[(1,)](x)",
+            "class A:\n    @staticmethod\n    def forward(ctx, x):\n        kernels.run[(4, 2)](x, num_warps=1)",
+            "@torch.no_grad()\ndef f(x):\n    with torch.cuda.device_of(x):\n        _kernel[(1,)](x)",
+        ),
+        (
+            "@on_device\ndef f(x):\n    _kernel[(1,)](x)",
+            "class A:\n    @staticmethod\n    @on_device\n    def forward(ctx, x):\n        _kernel[(1,)](x)",
+            "def f(x):\n    return sizes[0] * g(x)",
+        ),
+    ),
     Case(
         nothing_unfinished,
         "src/tempovlm/a.py",

@@ -51,16 +51,14 @@ def main(argv: list[str]) -> None:
 def measure(args: Namespace, names: list[str]) -> list[Path]:
     """The core experiment with this ranking, into `{output_dir}/core_exp`; nothing but of the first process."""
     share = entry.Share.of_process()
-    model = tempovlm.load(args.model_path, device=share.device(args.device), policy="fixed", calibrate=False)
+    device, warmup = share.device(args.device), share.rank == 0  # the others time nothing
+    model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
     from tempovlm.profiling import sweep
     from tempovlm.profiling.parts import Ledger
 
-    engine, wanted = (
-        sweep.with_ranking(model.engine, args.importance_scores_file),
-        ("batch_size", "repeats", "seed"),
-    )
-    options = {name: getattr(args, name) for name in (*wanted, "latency_samples")}
+    engine = sweep.with_ranking(model.engine, args.importance_scores_file)
+    options = {name: getattr(args, name) for name in ("batch_size", "repeats", "seed", "latency_samples")}
     plan = sweep.SweepPlan(settings=model.space.settings, max_new_tokens=tuple(args.max_new_tokens), **options)
     samples, source = sweep.draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed)
     folder, conditions = args.output_dir / "core_exp", plan.conditions(args.split)

@@ -58,7 +58,9 @@ def main(argv: list[str]) -> None:
 def sweep(args: Namespace, names: list[str]) -> list[Path]:
     """Load the model and the questions, and do what is not done yet."""
     share = entry.Share.of_process()
-    model = tempovlm.load(args.model_path, device=share.device(args.device), policy="fixed", calibrate=False)
+    device = share.device(args.device)
+    warmup = share.rank == 0 and args.latency_samples > 0  # nothing else is timed
+    model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
     from tempovlm.profiling.parts import Ledger
     from tempovlm.profiling.sweep import SweepPlan, choose_settings, draw_samples, run_sweep, with_ranking

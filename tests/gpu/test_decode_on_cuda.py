@@ -19,6 +19,7 @@ from tempovlm.engine.engine import Engine
 from tempovlm.engine.graphs import GraphDecoder
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import MOLMOE_1B, POCKET, ModelConfig
+from tempovlm.model.moe import best
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model
@@ -101,6 +102,44 @@ def test_grouped_experts_against_float32(pair: tuple[Molmo, Molmo], tokens: int,
     out = kernels.grouped(x, weights, experts, ours.gate_up, ours.down)
     assert relative_error(out, exact.grouped(x.float(), weights.float(), experts)) <= 1e-2
     assert torch.equal(out, kernels.grouped(x, weights, experts, ours.gate_up, ours.down))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tokens", [1, 5, 336, 1250])
+def test_a_prompt_visits_the_experts_of_float32(pair: tuple[Molmo, Molmo], tokens: int) -> None:
+    """Of the same inputs: rounded to bfloat16, a score in fifty would be another's equal."""
+    ours, exact = (model.decoder.blocks[1].moe for model in pair)
+    x = torch.randn(tokens, pair[0].config.width, device="cuda").bfloat16()
+    scores, wanted = ours.scores(x), x.double() @ ours.router.weight.double().T
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.double(), wanted, rtol=1e-4, atol=1e-4)
+    weights, experts = ours.route(x, 8)
+    assert torch.equal(experts.long(), best(scores, 8))
+    torch.testing.assert_close(weights.float(), scores.softmax(-1).gather(-1, experts.long()), rtol=8e-3, atol=0)
+    assert (best(wanted, 8) == experts).float().mean() >= 0.999
+    assert (best(exact.scores(x.float()), 8) == experts).float().mean() >= 0.999
+
+
+@torch.inference_mode()
+def test_equal_scores_go_to_the_lower_expert(pair: tuple[Molmo, Molmo]) -> None:
+    """In a prompt by kernels, by the modules in float32, and in a step."""
+    from tempovlm.model.kernels import decode
+
+    ours, exact = (model.decoder.blocks[1].moe for model in pair)
+    kept = ours.router.weight.clone()
+    try:
+        for layer in (ours, exact):
+            layer.router.weight.zero_()
+        x = torch.randn(7, pair[0].config.width, device="cuda").bfloat16()
+        for chosen in (ours.route(x, 8)[1], exact.route(x.float(), 8)[1]):
+            assert chosen.tolist() == [list(range(8))] * 7
+        on = decode.StepBuffers.allocate(pair[0].config, 8, x.device)
+        on.x.copy_(x[0])
+        decode.route(ours, 8, on)
+        assert on.chosen.tolist() == list(range(8))
+    finally:
+        for layer in (ours, exact):
+            layer.router.weight.copy_(kept)
 
 
 @torch.inference_mode()

@@ -63,6 +63,27 @@ def whole(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def write_if_absent(path: Path, data: str) -> bool:
+    """Write text, whole or not at all, where no file is there yet; whether it was written.
+
+    Of several processes that do this at once one writes; where the file system has no links, the last of them.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.whole")
+    write_whole(scratch, data)
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return True
+
+
 def write_whole(path: Path, data: str | bytes) -> None:
     """Write text or bytes, whole or not at all.
 

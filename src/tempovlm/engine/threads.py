@@ -83,6 +83,8 @@ def _is_passive() -> bool:
 def default_threads() -> int:
     """`TEMPOVLM_THREADS` if it is a positive number, else the physical cores that are ours, at most two.
 
+    Processes that `torchrun` started on one machine share its cores.
+
     Raises:
         UserError: it is more than any machine can start.
     """
@@ -91,7 +93,9 @@ def default_threads() -> int:
         if int(named) > MOST_THREADS:
             raise UserError(f"TEMPOVLM_THREADS {named}: must be at most {MOST_THREADS}")
         return int(named)
-    return max(1, min(DEFAULT_THREADS, physical_cores()))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    sharers = max(1, int(beside)) if beside.isdecimal() else 1
+    return max(1, min(DEFAULT_THREADS, physical_cores() // sharers))
 
 
 def physical_cores() -> int:
@@ -111,18 +115,22 @@ def physical_cores() -> int:
 def pick_device(device: str) -> torch.device:
     """The device of a name; `auto` takes CUDA where there is some.
 
+    A CUDA device has its index: without one it would be another device in another thread.
+
     Raises:
         UserError: unknown, or CUDA where there is none.
     """
     import torch
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+        raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda, cuda:1 and so on")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
     if index and int(index) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, from 0 on")
-    return torch.device(device)
+    return (
+        torch.device("cuda", int(index or torch.cuda.current_device())) if kind == "cuda" else torch.device(kind)
+    )

@@ -10,6 +10,7 @@ Shapes: `N` tokens, `D` width, `E` experts, `K` top-k, `F` expert width.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -21,6 +22,14 @@ from tempovlm.model.layers import RMSNorm, gated_swiglu, has_kernels, swiglu
 
 GATHER_LIMIT = 4
 """Up to this many tokens, fetching experts token by token beats sorting tokens into groups."""
+
+
+def best(scores: Tensor, top_k: int) -> Tensor:
+    """The experts (N, K) with the highest scores (N, E), highest first and of equal ones the lower first.
+
+    The kernels and `narrow` choose in the same order; the library's top-k takes any of equal ones.
+    """
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k].contiguous()
 
 
 class MoE(nn.Module):
@@ -54,15 +63,27 @@ class MoE(nn.Module):
         weights, experts = self.route(flat, top_k)
         kernels.grouped(flat, weights, experts, self.gate_up, self.down, onto=x.view_as(flat))
 
+    def scores(self, x: Tensor) -> Tensor:
+        """The router's products (N, E) with (N, D) tokens, in float32 whatever the type of `x` and of the weights.
+
+        Rounded to bfloat16, two scores are often equal, and then a prompt would visit other experts than a decode
+        step, whose kernels sum in float32.
+        """
+        weight, kind = self.router.weight, x.device.type
+        if has_kernels(x, weight):
+            return torch.mm(x, weight.t(), out_dtype=torch.float32)
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            return F.linear(x.float(), weight.float())
+
     def route(self, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """The (N, K) weights, in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k."""
+        scores = self.scores(x)
         if has_kernels(x, self.router.weight):
             from tempovlm.model.kernels import prefill
 
-            return prefill.choose(self.router(x), top_k)
-        probabilities = self.router(x).float().softmax(dim=-1)
-        weights, experts = probabilities.topk(top_k, dim=-1)
-        return weights.to(x.dtype), experts
+            return prefill.choose(scores, top_k, x.dtype)
+        experts = best(scores, top_k)
+        return scores.softmax(dim=-1).gather(-1, experts).to(x.dtype), experts
 
     def gathered(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """Sum over each token's experts, one matrix-vector product after another: for a handful of tokens."""

@@ -116,8 +116,9 @@ class NarrowDecoder:
     def _visit(self, w: _Block, x: Floats, top_k: int) -> Floats:
         """(D,) after the `top_k` experts, whose weights are not renormalised."""
         normed = self._scaled(x) * w.moe_norm
-        probabilities = _softmax(w.router.dot(normed))
-        chosen = probabilities.argpartition(-top_k)[-top_k:].tolist()
+        scores = w.router.dot(normed)
+        probabilities = _softmax(scores)
+        chosen = (-scores).argsort(kind="stable")[:top_k].tolist()  # as `moe.best`
         gate, up = np.split(np.stack([w.gate_up[expert].dot(normed) for expert in chosen]), 2, axis=1)
         silu = gate * (0.5 + 0.5 * np.tanh(0.5 * gate))
         hidden = silu * up * probabilities[chosen][:, None]

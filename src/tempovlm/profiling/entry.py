@@ -9,11 +9,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tempovlm.core.errors import UserError
 from tempovlm.engine.threads import prepare
+from tempovlm.profiling.processes import process_began_s
 from tempovlm.tasks.base import DATASETS
 
 _EXTRA = ("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard")
@@ -63,15 +64,23 @@ def _fail(message: str, code: int) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """This process among those of `torchrun`."""
+    """This process among those of `torchrun`; `began_s`, since the epoch, is when it was started."""
 
     rank: int = 0
     world: int = 1
+    began_s: float = field(default_factory=process_began_s, compare=False)
 
     @classmethod
     def of_process(cls) -> Share:
-        """As `torchrun` tells; alone without it."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """As `torchrun` tells; alone without it.
+
+        Raises:
+            UserError: `RANK` and `WORLD_SIZE` are no place among some processes.
+        """
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            raise UserError(f"RANK={rank} WORLD_SIZE={world}: give numbers from 0 to below WORLD_SIZE, or neither")
+        return cls(int(rank), int(world))
 
     def device(self, wanted: str) -> str:
         """The GPU of this process where several share the work and none is named."""

@@ -14,19 +14,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.paths import write_whole
+from tempovlm.core.paths import write_if_absent, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import Key, SweepRow, better
 from tempovlm.core.stamp import Stamp
 from tempovlm.model.weights import read_config
-from tempovlm.profiling import legacy, store
+from tempovlm.profiling import legacy, processes, store
 from tempovlm.profiling.ranking import read_ranking
 
 MANIFEST = "sweep.json"
@@ -64,9 +64,8 @@ class Ledger:
         Raises:
             UserError: another process writes there, or its rows were made under other conditions.
         """
-        with held(self.folder) if self.rank == 0 else contextlib.nullcontext():
-            if self.rank == 0:
-                self._check_manifest()
+        with held(self.folder) if self.rank == 0 else processes.at_work(self._processes, self.rank):
+            self._check_manifest()
             for dataset in datasets:
                 # Parts first: while another process merges, a row is in a part, in the merged file, or in both.
                 self.refresh(dataset)
@@ -80,8 +79,8 @@ class Ledger:
             stray = [*self.folder.glob("*.parquet"), *self.folder.glob(f"*/{legacy.PATTERN}")]
             if stray:
                 raise UserError(f"{stray[0]}: results without {MANIFEST} beside them; use another --output_dir")
-            write_whole(path, json.dumps(ours, indent=2) + "\n")
-            return
+            if write_if_absent(path, json.dumps(ours, indent=2) + "\n"):
+                return
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
             pairs = [(f"stamp.{name}", theirs["stamp"][name], ours["stamp"][name]) for name in _SAME_STAMP]
@@ -146,9 +145,32 @@ class Ledger:
             old = known.get(row.key)
             known[row.key] = row if old is None else better(old, row)
 
-    def merge(self, dataset: str) -> list[Path]:
-        """Write all rows of a data set as its results, then remove its parts and what the other layout has."""
-        rows = list(self.refresh(dataset).values())
+    def say_done(self) -> None:
+        """Tell the first process that this one has done its share."""
+        processes.say_done(self._processes, self.rank)
+
+    def wait_for_others(self, world: int, began_s: float) -> None:
+        """Return when all other processes of a run, which began at this time, have done their shares.
+
+        Raises:
+            UserError: one ended before.
+        """
+        processes.wait_for(self._processes, range(1, world), began_s)
+
+    @property
+    def _processes(self) -> Path:
+        return self.folder / store.PARTS / "processes"
+
+    def merge(self, dataset: str, questions: Sequence[str] = ()) -> list[Path]:
+        """Write all rows of a data set as its results, then remove its parts and what the other layout has.
+
+        Rows are ordered by the place of their question among `questions`, then by setting, however many processes
+        made them and however often they were interrupted.
+        """
+        places = {question: place for place, question in enumerate(questions)}
+        rows = sorted(
+            self.refresh(dataset).values(), key=lambda row: (places.get(row.question_id, len(places)), row.key)
+        )
         tables = [self.folder / f"{dataset}.parquet"]
         texts = list((self.folder / dataset.replace("_", "-")).glob(legacy.PATTERN))
         if self.form == "json":

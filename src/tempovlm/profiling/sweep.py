@@ -1,9 +1,11 @@
 """The core experiment: every question at every setting, first for accuracy in batches, then for latency alone.
 
-Accuracy is split over the processes of `torchrun` by question. Latency is measured by the first process when all
-others have ended, one whole answer of the engine at a time, under the machine's lock. The machine's speed drifts,
-so every pass times all questions once at every setting, in a new order: all pictures see the same spells. What is
-done is kept by a `Ledger`, so any part can be interrupted and resumed.
+Accuracy is split over the processes of `torchrun` by batch. Batches are the same whatever the number of processes
+is and wherever a run was interrupted, because a row may depend, by rounding, on the others of its batch. Latency
+is measured by the first process when all others have ended, one whole answer of the engine at a time, under the
+machine's lock. The machine's speed drifts, so every pass times all questions once at every setting, in a new
+order: all pictures see the same spells. What is done is kept by a `Ledger`, so any part can be interrupted and
+resumed.
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -33,9 +34,6 @@ from tempovlm.profiling.progress import Advance, progress_bar
 from tempovlm.profiling.ranking import read_ranking
 from tempovlm.tasks.base import Sample, score
 from tempovlm.tasks.catalog import load_samples
-
-POLL_S = 0.5
-"""How often the first process looks whether the others have ended."""
 
 DIGITS = 4
 """Of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""
@@ -168,18 +166,20 @@ def run_sweep(
         UserError: the output cannot be written.
     """
     jobs = {name: plan.jobs(samples) for name, samples in datasets.items()} if plan.batch_size else {}
-    own = {name: some[share.rank :: share.world] for name, some in jobs.items()}
     with progress_bar(_title("accuracy", jobs, share)) as advance:
-        run_accuracy(engine, own, plan, ledger, advance)
+        run_accuracy(engine, jobs, plan, ledger, share, advance)
     if share.rank > 0:
+        ledger.say_done()
         return []
-    _await_others(jobs, plan, ledger)
-    paths = {name: ledger.merge(name) for name in jobs}
+    ledger.wait_for_others(share.world, share.began_s)
+    _check_whole(jobs, plan, ledger)
+    order = {name: [str(sample.question_id) for sample in samples] for name, samples in datasets.items()}
+    paths = {name: ledger.merge(name, order[name]) for name in jobs}
     timed = {name: plan.latency_jobs(samples) for name, samples in datasets.items()}
     if any(timed.values()):
         with progress_bar(_title("latency", timed, Share())) as advance:
             run_latency(engine, timed, plan, ledger, advance)
-        paths = {name: ledger.merge(name) for name in datasets}
+        paths = {name: ledger.merge(name, order[name]) for name in datasets}
     return [path for some in paths.values() for path in some]
 
 
@@ -189,24 +189,42 @@ def _title(what: str, jobs: Mapping[str, Sequence[Job]], share: Share) -> str:
 
 
 def run_accuracy(
-    engine: Engine, jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, advance: Advance
+    engine: Engine,
+    jobs: Mapping[str, Sequence[Job]],
+    plan: SweepPlan,
+    ledger: Ledger,
+    share: Share,
+    advance: Advance,
 ) -> None:
-    """Answer in batches what has no row yet; each batch at all settings of a tier is one part."""
-    todo: dict[tuple[str, tuple[KnobConfig, ...]], list[Job]] = defaultdict(list)
+    """Answer in batches what of this process's share has no row yet; a batch at a tier's settings is one part."""
+    todo: list[tuple[str, tuple[KnobConfig, ...], list[Job]]] = []
+    for name, settings, batch in _shared(jobs, plan, share):
+        known, open_ = ledger.rows.get(name, {}), defaultdict[tuple[KnobConfig, ...], list[Job]](list)
+        for job in batch:
+            open_[tuple(knobs for knobs in settings if _key(job, knobs) not in known)].append(job)
+        todo += [(name, lacking, some) for lacking, some in open_.items() if lacking]
+    done, total = 0, sum(len(settings) * len(some) for _, settings, some in todo)
+    for name, settings, some in todo:
+        rows = list(answer_settings(engine, some, settings))
+        ledger.add(name, rows)
+        done += len(rows)
+        advance(done, total)
+
+
+def _shared(
+    jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, share: Share
+) -> Iterator[tuple[str, tuple[KnobConfig, ...], Sequence[Job]]]:
+    """The batches of one process: every one in turn of each data set at each tier, known rows or not.
+
+    So that processes which begin at different times agree on whose each batch is.
+    """
+    number = 0
     for name, some in jobs.items():
-        known = ledger.rows.get(name, {})
-        for job in some:
-            for settings in _by_tier(plan.settings):
-                open_ = tuple(k for k in settings if _key(job, k) not in known)
-                if open_:
-                    todo[name, open_].append(job)
-    done, total = 0, sum(len(settings) * len(some) for (_, settings), some in todo.items())
-    for (name, settings), some in todo.items():
-        for start in range(0, len(some), plan.batch_size):
-            rows = list(answer_settings(engine, some[start : start + plan.batch_size], settings))
-            ledger.add(name, rows)
-            done += len(rows)
-            advance(done, total)
+        for settings in _by_tier(plan.settings):
+            for start in range(0, len(some), plan.batch_size):
+                if number % share.world == share.rank:
+                    yield name, settings, some[start : start + plan.batch_size]
+                number += 1
 
 
 def _by_tier(settings: Iterable[KnobConfig]) -> list[tuple[KnobConfig, ...]]:
@@ -220,12 +238,15 @@ def _key(job: Job, knobs: KnobConfig) -> Key:
     return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
 
 
-def _await_others(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> None:
-    """Wait until every question has its rows; `torchrun` ends this process where another one dies."""
+def _check_whole(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> None:
+    """Raise a `UserError` where a row is missing though all processes are done."""
     for name, some in jobs.items():
-        wanted = {_key(job, knobs) for job in some for knobs in plan.settings}
-        while not wanted <= ledger.refresh(name).keys():
-            time.sleep(POLL_S)
+        missing = {_key(job, knobs) for job in some for knobs in plan.settings} - ledger.refresh(name).keys()
+        if missing:
+            raise UserError(
+                f"{ledger.folder}: {len(missing)} rows of {name} are missing, though all processes are done; were "
+                "they given the same flags? Run the same command again"
+            )
 
 
 def run_latency(

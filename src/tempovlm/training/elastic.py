@@ -18,7 +18,7 @@ from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.model.attention import Span
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.decoder import Block, Decoder
-from tempovlm.model.moe import MoE
+from tempovlm.model.moe import MoE, best
 from tempovlm.model.prompt import Tokenizer, feature_slots, image_tokens
 from tempovlm.model.tiling import Grid, choose_grid, cut_batch
 from tempovlm.model.vlm import Molmo
@@ -112,8 +112,9 @@ def block_elastic(block: Block, x: Tensor, span: Span, top_k: int) -> tuple[Tens
 def moe_elastic(moe: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The experts' sum for (B, T, D), all experts computed, and the balance term: 1 when all share alike."""
     flat = moe.norm(x).flatten(0, 1)
-    probabilities = moe.router(flat).float().softmax(dim=-1)
-    weights, experts = probabilities.topk(top_k, dim=-1)
+    scores = moe.scores(flat)
+    probabilities, experts = scores.softmax(dim=-1), best(scores, top_k)
+    weights = probabilities.gather(-1, experts)
     chosen = F.one_hot(experts, probabilities.shape[-1]).sum(1, dtype=torch.float32).mean(0) / top_k
     balance = probabilities.shape[-1] * (chosen * probabilities.mean(0)).sum()
     return moe.dense(flat, weights.to(flat.dtype), experts).view_as(x), balance

@@ -25,6 +25,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
+from tempovlm.engine.threads import pick_device
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
@@ -126,7 +127,7 @@ def optimisers(pupil: Pupil, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...
             [{"params": p, "weight_decay": decay * decays, "late": late} for (late, decays), p in adam.items()],
             lr=recipe.lr,
             betas=(0.9, 0.98),
-            fused=torch.cuda.is_available(),
+            fused=next(pupil.parameters()).is_cuda,
         ),
     )
 
@@ -302,7 +303,7 @@ class Trainer:
             "output_tokens": self.output_tokens(),
             "steps": self.step,
             "recipe": asdict(self.recipe),
-            "hardware": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "hardware": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "settings": table,
         }
         (folder / "accuracy.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -364,7 +365,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; any field of the recipe can be given."""
     parser = argparse.ArgumentParser(prog="python -m tempovlm.training.pocket", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an earlier run there goes on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw pictures")
     parser.add_argument("--max_minutes", type=float, default=1e9, help="stop after this long, to go on later")
     parser.add_argument("--log_every", type=int, default=50)
@@ -380,7 +381,10 @@ def main(argv: list[str] | None = None) -> None:
     recipe = Recipe(**{name: getattr(options, name) for name in asdict(Recipe())})
     torch.set_float32_matmul_precision("high")
     try:
-        trainer = Trainer(options.out, recipe, POCKET, torch.device(options.device))
+        device = pick_device(options.device)
+        if device.type == "cuda":  # else the thread that pins pictures would take memory of the first device
+            torch.cuda.set_device(device)
+        trainer = Trainer(options.out, recipe, POCKET, device)
     except UserError as error:
         raise SystemExit(f"tempovlm.training.pocket: error: {error}") from None
     done = trainer.train(options.workers, options.max_minutes, options.log_every)

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tempovlm.core.errors import UserError
-from tempovlm.engine.threads import default_threads, keep_memory, prepare
+from tempovlm.engine.threads import default_threads, keep_memory, pick_device, prepare
 
 SCRIPT = """
 import resource, sys
@@ -46,3 +47,17 @@ def test_a_variable_that_is_no_number_is_passed_by(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not keep_memory(), reason="the C library is not glibc")
 def test_freed_memory_is_used_again() -> None:
     assert faults("kept") < 200 < 2000 < faults("given back")
+
+
+def test_a_cuda_device_has_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one it would be the first device in a thread that another thread made."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = {name: str(pick_device(name)) for name in ("auto", "cuda", "cuda:0", "cuda:1", "cpu")}
+    assert found == {"auto": "cuda:1", "cuda": "cuda:1", "cuda:0": "cuda:0", "cuda:1": "cuda:1", "cpu": "cpu"}
+    with pytest.raises(UserError, match="has 2 CUDA devices, from 0 on"):
+        pick_device("cuda:2")
+    for wrong in ("cuda:x", "cuda:-1", "cuda1", "gpu"):
+        with pytest.raises(UserError, match="choose from auto, cpu, cuda"):
+            pick_device(wrong)

@@ -88,6 +88,23 @@ def test_resumes_after_a_kill(small_bed: Path, tmp_path: Path) -> None:
     assert not (out / store.PARTS).exists()
 
 
+def test_processes_write_one_file_like_a_single_one(
+    small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, one, two = script(SCRIPT).main, tmp_path / "one", tmp_path / "two"
+    main(words(small_bed, one, "--batch_size", "1"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        capsys.readouterr()
+        main(words(small_bed, two, "--batch_size", "1"))
+        assert capsys.readouterr().out == ("" if rank == "1" else f"{two / 'text_vqa.parquet'}\n")
+    assert store.read_rows(two / "text_vqa.parquet")[0] == store.read_rows(one / "text_vqa.parquet")[0]
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="field seed is 42, this run's is 7"):
+        main(words(small_bed, two, "--seed", "7"))
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [

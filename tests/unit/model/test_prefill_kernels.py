@@ -101,10 +101,10 @@ def test_sums_within_products_are_sums() -> None:
 def test_choice_of_experts(kernels: ModuleType, experts: int, top_k: int) -> None:
     scores = torch.randn(9, experts, device=DEVICE)
     shares, expected = scores.softmax(dim=-1).topk(top_k, dim=-1)
-    weights, chosen = kernels.choose(scores, top_k)
+    weights, chosen = kernels.choose(scores, top_k, torch.float32)
     assert torch.equal(chosen.long(), expected)
     torch.testing.assert_close(weights, shares)
-    _, equal = kernels.choose(torch.zeros(1, experts, device=DEVICE), top_k)
+    _, equal = kernels.choose(torch.zeros(1, experts, device=DEVICE), top_k, torch.float32)
     assert equal[0].tolist() == list(range(top_k))
-    _, unclear = kernels.choose(torch.full((1, experts), torch.nan, device=DEVICE), top_k)
+    _, unclear = kernels.choose(torch.full((1, experts), torch.nan, device=DEVICE), top_k, torch.float32)
     assert 0 <= int(unclear.min()) <= int(unclear.max()) < experts

@@ -35,6 +35,7 @@ from tempovlm.core.plan import Plan
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.kernels import products
+from tempovlm.model.kernels.device import on_device
 from tempovlm.model.kernels.tiles import Tile, Tiling
 from tempovlm.model.layers import RMSNorm, Rotary
 from tempovlm.model.quantised import AnyAttention, AnyBlock, AnyDecoder, AnyMoE, Weight, parts
@@ -204,6 +205,11 @@ class StepBuffers:
     tiling: Tiling = field(default_factory=Tiling)
     early: bool = False
 
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return self.x.device
+
     @classmethod
     def allocate(
         cls, config: ModelConfig, top_k: int, device: torch.device, tiling: Tiling | None = None
@@ -242,6 +248,7 @@ def _launch(warps: int, early: bool) -> dict[str, Any]:
     return {"num_warps": warps, "EARLY": early} | ({"launch_pdl": True} if early else {})
 
 
+@on_device
 def norm_matvec(x: Tensor, norm: RMSNorm, weight: Weight, out: Tensor, tile: Tile, *, early: bool = False) -> None:
     """Write weight (rows, D) · norm(x) to `out`; `x` and `out` are float32 vectors."""
     rows, D = weight.shape
@@ -251,6 +258,7 @@ def norm_matvec(x: Tensor, norm: RMSNorm, weight: Weight, out: Tensor, tile: Til
     )
 
 
+@on_device
 def attend(layer: AnyAttention, rotary: Rotary, keys: Tensor, values: Tensor, on: StepBuffers) -> None:
     """Add this token's key and value to the (H, T, W) cache entries and write attention over all to `on.mixed`."""
     H, T, W = keys.shape
@@ -263,6 +271,7 @@ def attend(layer: AnyAttention, rotary: Rotary, keys: Tensor, values: Tensor, on
     )  # fmt: skip
 
 
+@on_device
 def add_matvec(
     inputs: Tensor,
     weight: Weight,
@@ -282,6 +291,7 @@ def add_matvec(
     )  # fmt: skip
 
 
+@on_device
 def route(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
     """Write the `top_k` best experts for `on.x` and their shares of the router's softmax."""
     E, D = layer.router.weight.shape
@@ -295,6 +305,7 @@ def route(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
     )  # fmt: skip
 
 
+@on_device
 def expert_hidden(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
     """Write what the gate and up rows of the chosen experts make of `on.x`, times their shares."""
     E, D, F = layer.down.shape
@@ -313,6 +324,7 @@ def add_experts(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
     add_matvec(on.hidden[:top_k], layer.down, on.x, on.tiling.down, on.chosen, early=on.early)
 
 
+@on_device
 def pick(on: StepBuffers) -> None:
     """Replace the token by the likeliest of `on.logits` and count the position on."""
     V, parts = on.logits.shape[1], on.best.shape[0]
@@ -322,6 +334,7 @@ def pick(on: StepBuffers) -> None:
     )  # fmt: skip
 
 
+@on_device
 def forward(decoder: AnyDecoder, plan: Plan, cache: KVCache, on: StepBuffers) -> None:
     """Write the logits after `on.token` at `on.position`; token and position are left as they are.
 

@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from tempovlm.model.kernels.device import on_device
+
 ROWS = 128
 """Of a tile; an expert's last one may have half of them."""
 
@@ -174,6 +176,7 @@ def _gather_sum(rows_ptr, places_ptr, out_ptr, K, D: tl.constexpr, C: tl.constex
     tl.store(out_ptr + token * D + c, total.to(out_ptr.dtype.element_ty), mask=c < D)
 
 
+@on_device
 def sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Choices (N, K) in the order of their experts.
 
@@ -188,14 +191,12 @@ def sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
     counts, ends = (
         torch.empty(size, dtype=torch.int32, device=experts.device) for size in (chunks * num_experts, num_experts)
     )
-    with torch.cuda.device_of(experts):
-        _count[(chunks,)](experts, counts, M, *sizes)
-        _place[(chunks,)](
-            experts, counts, tokens, order, places, ends, M, experts.shape[1], chunks, *sizes, CHUNKS
-        )
+    _count[(chunks,)](experts, counts, M, *sizes)
+    _place[(chunks,)](experts, counts, tokens, order, places, ends, M, experts.shape[1], chunks, *sizes, CHUNKS)
     return tokens, order, places.view_as(experts), ends
 
 
+@on_device
 def hidden(x: Tensor, weights: Tensor, rows: tuple[Tensor, Tensor, Tensor], gate_up: Tensor) -> Tensor:
     """SwiGLU (M, F) of each row's token at its expert, times the router's weight.
 
@@ -209,25 +210,24 @@ def hidden(x: Tensor, weights: Tensor, rows: tuple[Tensor, Tensor, Tensor], gate
     F, M = F2 // 2, len(tokens)
     out, columns = x.new_empty(M, F), min(COLUMNS, triton.next_power_of_2(F))
     w = TensorDescriptor.from_tensor(gate_up.view(E * F2, D), [columns, STEP])
-    with torch.cuda.device_of(x):
-        _hidden[_grid(M, E, F, columns)](
-            x, tokens, order, ends, weights, w, out, D, F, E, triton.next_power_of_2(E), ROWS, columns, STEP,
-            num_warps=8, num_stages=4,
-        )  # fmt: skip
+    _hidden[_grid(M, E, F, columns)](
+        x, tokens, order, ends, weights, w, out, D, F, E, triton.next_power_of_2(E), ROWS, columns, STEP,
+        num_warps=8, num_stages=4,
+    )  # fmt: skip
     return out
 
 
+@on_device
 def down(h: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
     """The products (M, D) of rows (M, F) with their experts' (E, D, F); rows of an expert end at `ends` (E,)."""
     (E, D, F), M = weight.shape, len(h)
     out, columns = h.new_empty(M, D), min(COLUMNS, triton.next_power_of_2(D))
     w = TensorDescriptor.from_tensor(weight.view(E * D, F), [columns, STEP])
     tiles = [TensorDescriptor.from_tensor(h, [rows, STEP]) for rows in (ROWS, ROWS // 2)]
-    with torch.cuda.device_of(h):
-        _down[_grid(M, E, D, columns)](
-            *tiles, ends, w, out, D, F, E, triton.next_power_of_2(E), ROWS, columns, STEP,
-            num_warps=4, num_stages=3,
-        )  # fmt: skip
+    _down[_grid(M, E, D, columns)](
+        *tiles, ends, w, out, D, F, E, triton.next_power_of_2(E), ROWS, columns, STEP,
+        num_warps=4, num_stages=3,
+    )  # fmt: skip
     return out
 
 
@@ -236,13 +236,13 @@ def _grid(rows: int, num_experts: int, width: int, columns: int) -> tuple[int]:
     return ((triton.cdiv(rows, ROWS) + min(num_experts, rows)) * triton.cdiv(width, columns),)
 
 
+@on_device
 def gather_sum(rows: Tensor, places: Tensor, onto: Tensor | None = None) -> Tensor:
     """The sum of the rows (M, D) at each token's K places (N, K), added to `onto` in place if given: (N, D)."""
     (N, K), D = places.shape, rows.shape[1]
     out = rows.new_empty(N, D) if onto is None else onto
     columns = min(SUM_COLUMNS, triton.next_power_of_2(D))
-    with torch.cuda.device_of(rows):
-        _gather_sum[(N, triton.cdiv(D, columns))](rows, places, out, K, D, columns, onto is not None)
+    _gather_sum[(N, triton.cdiv(D, columns))](rows, places, out, K, D, columns, onto is not None)
     return out
 
 

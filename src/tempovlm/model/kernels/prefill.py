@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tempovlm.model.cache import KVCache
+from tempovlm.model.kernels.device import on_device
 
 
 @triton.jit
@@ -82,15 +83,16 @@ def _split(
 def _choose(scores_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.constexpr):
     row, e = tl.program_id(0).to(tl.int64), tl.arange(0, E_PAD)
     scores = tl.load(scores_ptr + row * E + e, mask=e < E, other=float("-inf")).to(tl.float32)
-    masses = tl.exp(scores - tl.max(scores, axis=0))
-    left = tl.where(e < E, masses / tl.sum(masses, axis=0), -1.0)
+    top = tl.max(scores, axis=0)
+    total = tl.sum(tl.exp(scores - top), axis=0)
     for k in range(0, K):
-        best = tl.max(left, axis=0)
-        # Equal shares go to the lower index; what is not a number must still name an expert that there is.
-        chosen = tl.minimum(tl.min(tl.where(left == best, e, E_PAD), axis=0), E - 1)
-        tl.store(weights_ptr + row * K + k, best.to(weights_ptr.dtype.element_ty))
+        best = tl.max(scores, axis=0)
+        # Equal scores go to the lower index; what is not a number must still name an expert that there is.
+        chosen = tl.minimum(tl.min(tl.where(scores == best, e, E_PAD), axis=0), E - 1)
+        share = tl.exp(best - top) / total
+        tl.store(weights_ptr + row * K + k, share.to(weights_ptr.dtype.element_ty))
         tl.store(experts_ptr + row * K + k, chosen)
-        left = tl.where(e == chosen, -1.0, left)
+        scores = tl.where(e == chosen, float("-inf"), scores)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -99,27 +101,26 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
+@on_device
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm of (..., D), cast back before the weight is applied."""
     rows, D = _rows(x), x.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    with torch.cuda.device_of(x):
-        _norm[(len(rows),)](rows, rows.stride(0), weight, out, eps, D, triton.next_power_of_2(D))
+    _norm[(len(rows),)](rows, rows.stride(0), weight, out, eps, D, triton.next_power_of_2(D))
     return out
 
 
+@on_device
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """RMS norm of (B, T, D), then the rotary embedding of each head by `cos` and `sin` (B, T, 1, W)."""
     rows, D, W = _rows(x), x.shape[-1], cos.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes = (D, W, triton.next_power_of_2(D))
-    with torch.cuda.device_of(x):
-        _norm_rotate[(len(rows),)](
-            rows, rows.stride(0), weight, cos.contiguous(), sin.contiguous(), out, eps, *sizes
-        )
+    _norm_rotate[(len(rows),)](rows, rows.stride(0), weight, cos.contiguous(), sin.contiguous(), out, eps, *sizes)
     return out
 
 
+@on_device
 def split(
     qkv: Tensor, norms: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor], eps: float, entries: KVCache,
     step: int, start: int,
@@ -138,19 +139,18 @@ def split(
     B, T, D = *qkv.shape[:2], qkv.shape[2] // 3
     q = qkv.new_empty(B, T, D)
     cos, sin = (table.contiguous() for table in tables)
-    with torch.cuda.device_of(qkv):
-        _split[(B * T, 3)](
-            qkv.contiguous(), *norms, cos, sin, q, entries.keys[step], entries.values[step], eps, T, start,
-            entries.capacity, D, cos.shape[-1], triton.next_power_of_2(D),
-        )  # fmt: skip
+    _split[(B * T, 3)](
+        qkv.contiguous(), *norms, cos, sin, q, entries.keys[step], entries.values[step], eps, T, start,
+        entries.capacity, D, cos.shape[-1], triton.next_power_of_2(D),
+    )  # fmt: skip
     return q
 
 
-def choose(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The shares (N, K), in the type of the scores (N, E), and the experts that have the most of the softmax."""
+@on_device
+def choose(scores: Tensor, top_k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The shares (N, K) of the softmax of scores (N, E) and the experts that have the most, as `moe.best`."""
     N, E = scores.shape
-    weights = scores.new_empty(N, top_k)
+    weights = scores.new_empty(N, top_k, dtype=dtype)
     experts = torch.empty(N, top_k, dtype=torch.int32, device=scores.device)
-    with torch.cuda.device_of(scores):
-        _choose[(N,)](scores, weights, experts, top_k, E, triton.next_power_of_2(E), num_warps=1)
+    _choose[(N,)](scores, weights, experts, top_k, E, triton.next_power_of_2(E), num_warps=1)
     return weights, experts

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tempovlm.model.kernels.device import on_device
+
 PAIRS = 64
 ROWS = 16
 ELEMENTS = 2048
@@ -59,6 +61,7 @@ def _gated_swiglu_backward(
 
 class _GatedSwiGLU(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(ctx: Any, h: Tensor, gates: Tensor) -> Tensor:
         h, gates = h.contiguous(), gates.contiguous()
         width = h.shape[-1] // (2 * gates.shape[-1])
@@ -69,6 +72,7 @@ class _GatedSwiGLU(torch.autograd.Function):
         return out
 
     @staticmethod
+    @on_device
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
         h, gates = ctx.saved_tensors
         width = h.shape[-1] // (2 * gates.shape[-1])
@@ -142,6 +146,7 @@ def _norm_rotate_backward(
 
 class _NormRotate(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
         B, T, D = x.shape
         if x.stride(0) != T * x.stride(1) or x.stride(2) != 1:
@@ -156,6 +161,7 @@ class _NormRotate(torch.autograd.Function):
         return out
 
     @staticmethod
+    @on_device
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, weight, cos, sin, eps = ctx.saved_tensors
         B, T, D = x.shape
@@ -196,6 +202,7 @@ def _quick_gelu_backward(x_ptr, d_ptr, dx_ptr, count, S: tl.constexpr):
 
 class _QuickGELU(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
@@ -204,6 +211,7 @@ class _QuickGELU(torch.autograd.Function):
         return out
 
     @staticmethod
+    @on_device
     def backward(ctx: Any, d: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)

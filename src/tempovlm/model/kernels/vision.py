@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from tempovlm.model.kernels.device import on_device
 from tempovlm.model.kernels.training import quick_gelu
 
 FEATURES = 1024
@@ -55,6 +56,7 @@ def _biased_norm(
     tl.store(out_ptr + at, (centred * scale * w + b).to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@on_device
 def biased_norm(
     x: Tensor, sums: Tensor, place: int, bias: Tensor, norm: nn.LayerNorm, parts: Tensor | None = None
 ) -> Tensor:
@@ -112,6 +114,7 @@ def _programs(device: torch.device) -> int:
     return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@on_device
 def product_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
     """Quick-GELU of a layer's product (M, N) with rows (M, K), whose strides are multiples of 16 bytes.
 
@@ -148,6 +151,7 @@ def _keep(
     tl.store(out_ptr + row * WIDTH + place * W + i, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@on_device
 def keep(
     x: Tensor, left_out: Tensor, bias: Tensor, features: Tensor, place: int, parts: Tensor | None = None
 ) -> None:
@@ -185,6 +189,7 @@ def _pad_windows(
     tl.store(means_ptr + window * F + i, mean, mask=inside)
 
 
+@on_device
 def pad_windows(features: Tensor, masks: Tensor, pad: Tensor, side: int, pool: int) -> tuple[Tensor, Tensor]:
     """Features (C, P, F) with their padding embedding, by pooling window: (N, K, F), and the means (N, F).
 
@@ -227,6 +232,7 @@ def _pool(
     tl.store(out_ptr + window * H * D + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@on_device
 def pool(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
     """Attention of one query (N, W) to the keys and then values (N, K, 2·W) of its own window: (N, W)."""
     q, kv = q.contiguous(), kv.contiguous()
