@@ -125,10 +125,18 @@ def main(argv: list[str]) -> None:
     """
     args = console.parse(BenchArgs, argv, "bench", _DESCRIPTION, _EXAMPLES)
     args.check()
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.evaluation.files import writing_to
 
-    notes = console.stderr()
-    folder = make_folder(expanded(args.output_dir))
+    with writing_to(expanded(args.output_dir)) as folder:
+        run_into(folder, args, console.stderr())
+
+
+def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
+    """Measure, write and show, in a folder that is held.
+
+    Raises:
+        UserError: nothing could be answered.
+    """
     result, records = run(args, notes)
     try:
         if result["complete"]:

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         UserError: wrong input, or a step failed.
     """
     flags = console.parse(Flags, argv, "reproduce", DESCRIPTION, EXAMPLES)
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.evaluation.files import writing_to
 
     notes = console.stderr()
     repository = find_repository(flags.repository)
@@ -85,7 +85,16 @@ def main(argv: list[str]) -> None:
             f"--output_dir {flags.output_dir}: is the repository itself, whose results would be replaced; give "
             "another folder"
         )
-    make_folder(flags.output_dir)
+    with writing_to(flags.output_dir):
+        run_chain(flags, repository, notes)
+
+
+def run_chain(flags: Flags, repository: Path, notes: Console) -> None:
+    """Run what is left to do in a folder that is held, and print the table.
+
+    Raises:
+        UserError: wrong input, or a step failed.
+    """
     setup = read_setup(flags, repository, notes)
     from tempovlm.evaluation.journal import Journal
     from tempovlm.evaluation.reproduction_steps import steps

@@ -9,7 +9,6 @@ Knows no model.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.locks import held
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import Key, SweepRow, better
@@ -196,30 +196,3 @@ def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tup
     if found is None:
         raise UserError("--importance_scores_file: needed, because the results do not tell which blocks ran")
     return found, KnobSpace.for_model(shape)
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make an output directory and hold it; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        UserError: it cannot be made, or another process holds it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror or error})") from None
-    try:
-        _lock(handle, folder)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        message = "another process is writing results there; wait for it to end, or use another directory"
-        raise UserError(f"--output_dir {folder}: {message}") from None

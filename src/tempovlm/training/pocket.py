@@ -25,6 +25,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
+from tempovlm.evaluation.files import writing_to
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
@@ -380,9 +381,19 @@ def main(argv: list[str] | None = None) -> None:
     recipe = Recipe(**{name: getattr(options, name) for name in asdict(Recipe())})
     torch.set_float32_matmul_precision("high")
     try:
-        trainer = Trainer(options.out, recipe, POCKET, torch.device(options.device))
+        with writing_to(options.out, "out"):
+            run(options, recipe)
     except UserError as error:
         raise SystemExit(f"tempovlm.training.pocket: error: {error}") from None
+
+
+def run(options: argparse.Namespace, recipe: Recipe) -> None:
+    """Do what is left of a run in a folder that is held.
+
+    Raises:
+        UserError: the folder has a run of another recipe.
+    """
+    trainer = Trainer(options.out, recipe, POCKET, torch.device(options.device))
     done = trainer.train(options.workers, options.max_minutes, options.log_every)
     for row in trainer.evaluate(corners(trainer.space), 2):
         show(json.dumps(row))

@@ -22,6 +22,7 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
 from tempovlm.core.errors import UserError
+from tempovlm.core.locks import held
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
@@ -262,3 +263,9 @@ def test_results_of_another_model_are_refused(
 def test_the_command_is_listed() -> None:
     assert "evaluate" in COMMANDS
     assert "evaluate" in help_text()
+
+
+def test_two_runs_in_one_folder_are_not_mixed(tiny_folder: Path, results: dict[str, Path], tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
+        evaluate.main(words(tiny_folder, results, tmp_path))
+    assert not list(tmp_path.iterdir())

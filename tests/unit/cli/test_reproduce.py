@@ -259,3 +259,29 @@ def test_wrong_input_is_one_line(
     said = capsys.readouterr().err
     assert named in said
     assert said.count("\n") == 1
+
+
+def test_two_runs_in_one_folder_are_not_mixed(
+    tiny_folder: Path,
+    bed: Path,
+    checkout: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, begun = tmp_path / "run", list[str]()
+    argv = words(tiny_folder, bed, checkout, out)
+
+    def second_while_first(step: Step, *_: object) -> None:
+        begun.append(step.name)
+        assert main([*argv[:-1], str(out / ".." / "run")]) == 2
+        raise UserError("stopped")
+
+    monkeypatch.setattr(reproduce, "run_step", second_while_first)
+    assert main(argv) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(begun) == 1, "the second run has run nothing"
+    assert "another process is writing results there; wait for it to end" in said[0]
+    assert "stopped" in said[1]
+    assert main(argv) == 2, "and what has ended holds nothing"
+    assert len(begun) == 2
