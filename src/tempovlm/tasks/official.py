@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.tasks.base import DATASETS, Sample, choice_question
+from tempovlm.tasks.base import DATASETS, Sample, check_unique, choice_question
 
 NOTICE = "SYNTHETIC.md"
 """The file whose presence marks a folder as generated."""
@@ -20,6 +20,12 @@ NOTICE = "SYNTHETIC.md"
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """An object of a file whose keys are ids; JSON readers keep the last of equal keys and say nothing."""
+    check_unique([key for key, _ in pairs], lambda _: path)
+    return dict(pairs)
 
 
 def _source(folder: Path) -> str:
@@ -86,7 +92,9 @@ def _read_coco(dataset: str, prefix: str) -> Callable[[Path, str], list[Sample]]
     def read(folder: Path, split: str) -> list[Sample]:
         part = f"{split}2014"
         questions = _json(folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json")["questions"]
-        annotations = _json(folder / f"{prefix}mscoco_{part}_annotations.json")["annotations"]
+        noted = folder / f"{prefix}mscoco_{part}_annotations.json"
+        annotations = _json(noted)["annotations"]
+        check_unique([str(entry["question_id"]) for entry in annotations], lambda _: noted)
         by_id = {entry["question_id"]: entry for entry in annotations}
         images = _coco_images(folder, part)
         source = _source(folder)
@@ -116,12 +124,15 @@ def _read_coco(dataset: str, prefix: str) -> Callable[[Path, str], list[Sample]]
 
 def _read_science(folder: Path, split: str) -> list[Sample]:
     """ScienceQA: problems without a picture are left out; a hint stands before its question."""
-    problems = _json(folder / "problems.json")
+    problems, listed = folder / "problems.json", folder / "pid_splits.json"
+    by_id = json.loads(problems.read_text(encoding="utf-8"), object_pairs_hook=lambda p: _once(p, problems))
+    pids = _json(listed)[split]
+    check_unique([str(pid) for pid in pids], lambda _: listed)
     images = _images(folder, f"images/{split}")
     source = _source(folder)
     samples = []
-    for pid in _json(folder / "pid_splits.json")[split]:
-        problem = problems[pid]
+    for pid in pids:
+        problem = by_id[pid]
         if not problem.get("image"):
             continue
         options = tuple(str(choice) for choice in problem["choices"])
