@@ -60,8 +60,9 @@ def sweep(args: Namespace, names: list[str]) -> list[Path]:
     share = entry.Share.of_process()
     model = tempovlm.load(args.model_path, device=share.device(args.device), policy="fixed", calibrate=False)
     # Imported now that `load` has set the threads, which must be done before torch is there.
+    from tempovlm.profiling.conduct import conduct
     from tempovlm.profiling.parts import Ledger
-    from tempovlm.profiling.sweep import SweepPlan, choose_settings, draw_samples, run_sweep, with_ranking
+    from tempovlm.profiling.sweep import SweepPlan, choose_settings, draw_samples, with_ranking
 
     engine = with_ranking(model.engine, args.importance_scores_file)
     plan = SweepPlan(
@@ -77,8 +78,7 @@ def sweep(args: Namespace, names: list[str]) -> list[Path]:
     samples, source = draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed, args.twins)
     conditions = plan.conditions(args.split)
     ledger = Ledger(args.output_dir, model.stamp(source), engine.ranking, conditions, args.format, share.rank)
-    with ledger.opened(names):
-        return run_sweep(engine, samples, plan, ledger, share)
+    return conduct(engine, samples, plan, ledger, share)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms
@@ -135,7 +135,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
     """Measure, write and show, in a folder that is held.
 
     Raises:
-        UserError: nothing could be answered.
+        AllFailedError: every question failed.
     """
     result, records = run(args, notes)
     try:
@@ -152,7 +152,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
         raise KeyboardInterrupt
     notes.print(f"wrote {folder / 'bench.json'}, {folder / 'records.jsonl'} and {folder / 'trade_off.svg'}")
     if all(record.error is not None for record in records):
-        raise UserError(f"no question could be answered; the first failure: {records[0].error}")
+        raise AllFailedError(f"no question could be answered; the first failure: {records[0].error}")
 
 
 def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:

@@ -196,7 +196,7 @@ def run(steps: Sequence[Step], kept: Journal, repository: Path, setup: Setup, no
         try:
             run_step(step, kept.folder, repository, setup)
         except UserError as error:
-            raise UserError(f"{step.title}: {error}") from None
+            raise type(error)(f"{step.title}: {error}") from None
         except KeyboardInterrupt:
             notes.print("run the same command again to resume")
             raise

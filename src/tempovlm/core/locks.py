@@ -34,6 +34,33 @@ def held(folder: Path, flag: str = "output_dir") -> Iterator[None]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def marked(path: Path) -> Iterator[None]:
+    """Let others see by `is_marked` that this process lives and has come this far."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Waits for the moment that another process looks, which takes a lock too.
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a process is within `marked` of a file."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def _lock(handle: int, folder: Path, flag: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ import logging
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -28,14 +28,11 @@ from tempovlm.engine.engine import Engine
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, answer_settings, blank_row, error_line
 from tempovlm.profiling.entry import Share
 from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
-from tempovlm.profiling.parts import Ledger
+from tempovlm.profiling.parts import POLL_S, Ledger
 from tempovlm.profiling.progress import Advance, progress_bar
 from tempovlm.profiling.ranking import read_ranking
-from tempovlm.tasks.base import Sample, score
+from tempovlm.tasks.base import Sample, check_unique, score
 from tempovlm.tasks.catalog import load_samples
-
-POLL_S = 0.5
-"""How often the first process looks whether the others have ended."""
 
 DIGITS = 4
 """Of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""
@@ -167,8 +164,12 @@ def run_sweep(
     Raises:
         UserError: the output cannot be written.
     """
+    for name, samples in datasets.items():
+        check_unique([str(sample.question_id) for sample in samples], [f"data set {name}"] * len(samples))
     jobs = {name: plan.jobs(samples) for name, samples in datasets.items()} if plan.batch_size else {}
     own = {name: some[share.rank :: share.world] for name, some in jobs.items()}
+    if share.rank > 0 and _todo(own, plan, ledger):
+        ledger.await_first()
     with progress_bar(_title("accuracy", jobs, share)) as advance:
         run_accuracy(engine, own, plan, ledger, advance)
     if share.rank > 0:
@@ -191,15 +192,8 @@ def _title(what: str, jobs: Mapping[str, Sequence[Job]], share: Share) -> str:
 def run_accuracy(
     engine: Engine, jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, advance: Advance
 ) -> None:
-    """Answer in batches what has no row yet; each batch at all settings of a tier is one part."""
-    todo: dict[tuple[str, tuple[KnobConfig, ...]], list[Job]] = defaultdict(list)
-    for name, some in jobs.items():
-        known = ledger.rows.get(name, {})
-        for job in some:
-            for settings in _by_tier(plan.settings):
-                open_ = tuple(k for k in settings if _key(job, k) not in known)
-                if open_:
-                    todo[name, open_].append(job)
+    """Answer in batches what has no answer yet; each batch at all settings of a tier is one part."""
+    todo = _todo(jobs, plan, ledger)
     done, total = 0, sum(len(settings) * len(some) for (_, settings), some in todo.items())
     for (name, settings), some in todo.items():
         for start in range(0, len(some), plan.batch_size):
@@ -209,6 +203,20 @@ def run_accuracy(
             advance(done, total)
 
 
+def _todo(
+    jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger
+) -> dict[tuple[str, tuple[KnobConfig, ...]], list[Job]]:
+    """Questions by data set and the settings of a tier that they lack; what failed before this run is lacking."""
+    todo: dict[tuple[str, tuple[KnobConfig, ...]], list[Job]] = defaultdict(list)
+    for name, some in jobs.items():
+        for job in some:
+            for settings in _by_tier(plan.settings):
+                open_ = set(ledger.unanswered(name, [row_key(job, knobs) for knobs in settings]))
+                if open_:
+                    todo[name, tuple(knobs for knobs in settings if row_key(job, knobs) in open_)].append(job)
+    return todo
+
+
 def _by_tier(settings: Iterable[KnobConfig]) -> list[tuple[KnobConfig, ...]]:
     groups: dict[str, list[KnobConfig]] = defaultdict(list)
     for knobs in settings:
@@ -216,16 +224,18 @@ def _by_tier(settings: Iterable[KnobConfig]) -> list[tuple[KnobConfig, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _key(job: Job, knobs: KnobConfig) -> Key:
+def row_key(job: Job, knobs: KnobConfig) -> Key:
+    """What makes the row of a question at a setting unique within its data set."""
     return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
 
 
 def _await_others(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> None:
     """Wait until every question has its rows; `torchrun` ends this process where another one dies."""
     for name, some in jobs.items():
-        wanted = {_key(job, knobs) for job in some for knobs in plan.settings}
-        while not wanted <= ledger.refresh(name).keys():
+        wanted = [row_key(job, knobs) for job in some for knobs in plan.settings]
+        while wanted := ledger.unanswered(name, wanted):
             time.sleep(POLL_S)
+            ledger.refresh(name)
 
 
 def run_latency(
@@ -243,7 +253,8 @@ def run_latency(
         engine.warmup(plan.settings)
         for turn in turns:
             warm_up(engine, turn.job, turn.cold, plan.warmup)
-            rows = time_settings(engine, turn, plan.seed, ledger.rows.get(turn.dataset, {}))
+            known, failed = ledger.rows.get(turn.dataset, {}), ledger.failed_before(turn.dataset)
+            rows = time_settings(engine, turn, plan.seed, known, failed)
             if rows:
                 ledger.add(turn.dataset, rows)
             done += turn.num_answers(plan.warmup)
@@ -281,20 +292,29 @@ def _turns(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -
         asked = [(name, job) for name, some in jobs.items() for job in some]
         Random(f"{plan.seed}/{number}").shuffle(asked)
         for name, job in asked:
-            known, question = ledger.rows.get(name, {}), (name, job.sample.question_id)
-            if settings := _lacking(job, plan.settings, known, number):
-                cold = () if question in warm else _lacking(job, plan.settings, known, plan.repeats)
+            question = (name, job.sample.question_id)
+            known, failed = ledger.rows.get(name, {}), ledger.failed_before(name)
+            if settings := _lacking(job, plan.settings, known, failed, number):
+                cold = () if question in warm else _lacking(job, plan.settings, known, failed, plan.repeats)
                 turns.append(Turn(name, job, number, settings, cold))
                 warm.add(question)
     return turns
 
 
 def _lacking(
-    job: Job, settings: Iterable[KnobConfig], known: Mapping[Key, SweepRow], number: int
+    job: Job,
+    settings: Iterable[KnobConfig],
+    known: Mapping[Key, SweepRow],
+    failed: Container[Key],
+    number: int,
 ) -> tuple[KnobConfig, ...]:
-    """Settings at which the question has not failed and has fewer repeats than that."""
-    rows = ((knobs, known.get(_key(job, knobs))) for knobs in settings)
-    return tuple(knobs for knobs, row in rows if row is None or not (row.error or row.num_repeats >= number))
+    """Settings at which the question has not failed in this run and has fewer repeats than that."""
+    rows = ((knobs, known.get(row_key(job, knobs))) for knobs in settings)
+    return tuple(
+        knobs
+        for knobs, row in rows
+        if row is None or (row.num_repeats < number and (row.error is None or row.key in failed))
+    )
 
 
 def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int) -> None:
@@ -305,16 +325,19 @@ def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int
                 engine.answer(job.request, Guard.fixed(knobs, engine.space))
 
 
-def time_settings(engine: Engine, turn: Turn, seed: int, known: Mapping[Key, SweepRow]) -> list[SweepRow]:
+def time_settings(
+    engine: Engine, turn: Turn, seed: int, known: Mapping[Key, SweepRow], failed: Container[Key] = ()
+) -> list[SweepRow]:
     """One answer at every setting of the turn, in a new order: the rows known so far with one repeat more.
 
-    A row that fails keeps its repeats beside the error, and is not timed again.
+    A row that fails keeps its repeats beside the error, and is not timed again but by a later run, whose `failed`
+    holds it.
     """
     sample, rows = turn.job.sample, list[SweepRow]()
     order = Random(f"{seed}/{turn.number}/{sample.question_id}")
     for knobs in order.sample(turn.settings, len(turn.settings)):
-        row = known.get(_key(turn.job, knobs)) or blank_row(sample, knobs)
-        if row.error:
+        row = known.get(row_key(turn.job, knobs)) or blank_row(sample, knobs)
+        if row.error and row.key not in failed:
             continue
         guard = Guard.fixed(knobs, engine.space)
         try:
@@ -322,7 +345,7 @@ def time_settings(engine: Engine, turn: Turn, seed: int, known: Mapping[Key, Swe
         except SAMPLE_ERRORS as error:
             rows.append(replace(row, error=error_line(error)))
             continue
-        rows.append(with_repeat(row, sample, answer))
+        rows.append(with_repeat(replace(row, error=None), sample, answer))
     return rows
 
 

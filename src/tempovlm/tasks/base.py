@@ -75,18 +75,18 @@ class Sample:
     held_out: bool = False
 
 
-def check_unique(ids: Sequence[str], where: Callable[[int], Path | str]) -> None:
+def check_unique(ids: Sequence[str], places: Sequence[object]) -> None:
     """Raise a `UserError` that names the first id that is there twice: one of its rows would stand for all.
 
     Args:
         ids: of questions.
-        where: the file, or what else, that the id of this place is from.
+        places: the file, or what else, that each id is from.
     """
     first: dict[str, int] = {}
     for place, name in enumerate(ids):
         if name in first:
             count, others = ids.count(name), len(ids) - len(set(ids))
-            kept, again = where(first[name]), where(place)
+            kept, again = places[first[name]], places[place]
             files = f"{again}" if kept == again else f"{again} (and {kept})"
             more = f"; {others} of {len(ids)} ids repeat an earlier one" if others >= count else ""
             raise UserError(f"{files}: question id {name} is there {count} times{more}; give each its own id")

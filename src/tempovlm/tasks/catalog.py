@@ -86,8 +86,8 @@ def load_samples(
         raise UserError(f"data set {dataset}: the files in {folder} cannot be read ({error!r})") from error
     if not samples:
         raise UserError(f"data set {dataset} has no {split} samples in {folder}")
-    file = _questions_file(dataset, folder, split)
-    check_unique([sample.question_id for sample in samples], table.file_of if table else lambda _: file)
+    files = table.files if table else [_questions_file(dataset, folder, split)] * len(samples)
+    check_unique([sample.question_id for sample in samples], files)
     order = list(range(len(samples)))
     if num_samples is not None:
         Random(seed).shuffle(order)

@@ -24,7 +24,7 @@ def _json(path: Path) -> Any:
 
 def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     """An object of a file whose keys are ids; JSON readers keep the last of equal keys and say nothing."""
-    check_unique([key for key, _ in pairs], lambda _: path)
+    check_unique([key for key, _ in pairs], [path] * len(pairs))
     return dict(pairs)
 
 
@@ -94,7 +94,7 @@ def _read_coco(dataset: str, prefix: str) -> Callable[[Path, str], list[Sample]]
         questions = _json(folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json")["questions"]
         noted = folder / f"{prefix}mscoco_{part}_annotations.json"
         annotations = _json(noted)["annotations"]
-        check_unique([str(entry["question_id"]) for entry in annotations], lambda _: noted)
+        check_unique([str(entry["question_id"]) for entry in annotations], [noted] * len(annotations))
         by_id = {entry["question_id"]: entry for entry in annotations}
         images = _coco_images(folder, part)
         source = _source(folder)
@@ -127,7 +127,7 @@ def _read_science(folder: Path, split: str) -> list[Sample]:
     problems, listed = folder / "problems.json", folder / "pid_splits.json"
     by_id = json.loads(problems.read_text(encoding="utf-8"), object_pairs_hook=lambda p: _once(p, problems))
     pids = _json(listed)[split]
-    check_unique([str(pid) for pid in pids], lambda _: listed)
+    check_unique([str(pid) for pid in pids], [listed] * len(pids))
     images = _images(folder, f"images/{split}")
     source = _source(folder)
     samples = []

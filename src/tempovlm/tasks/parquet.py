@@ -128,9 +128,10 @@ class ParquetSet:
         files = parquet_files(folder, split) if dataset in _COLUMNS else []
         return cls(dataset, split, files, folder) if files else None
 
-    def file_of(self, index: int) -> Path:
-        """The file that a sample is from."""
-        return self._places[index][0]
+    @property
+    def files(self) -> list[Path]:
+        """The file that each sample is from."""
+        return [path for path, _ in self._places]
 
     def extract(self, indices: Iterable[int]) -> None:
         """Write the pictures of these samples to their paths, where they are not there yet."""

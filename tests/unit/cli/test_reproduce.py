@@ -21,7 +21,7 @@ from tempovlm.evaluation.reproduction import DATASETS, SWEEPS, Setup, Step
 from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling import calibration
-from tempovlm.profiling.parts import MANIFEST
+from tempovlm.profiling.questions import MANIFEST
 from tempovlm.profiling.shipped import missing, take_results
 from tempovlm.profiling.store import read_rows, write_rows
 from tempovlm.tasks.base import Sample
