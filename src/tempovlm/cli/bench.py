@@ -153,6 +153,8 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
     notes.print(f"wrote {folder / 'bench.json'}, {folder / 'records.jsonl'} and {folder / 'trade_off.svg'}")
     if all(record.error is not None for record in records):
         raise AllFailedError(f"no question could be answered; the first failure: {records[0].error}")
+    if result["num_failed"]:
+        notes.print(f"{result['num_failed']} of {len(records)} answers failed", markup=False)
 
 
 def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:

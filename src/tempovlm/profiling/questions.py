@@ -90,20 +90,20 @@ def _check_draw(before: set[str], now: set[str], where: str) -> None:
     )
 
 
-def check_samples(folders: Iterable[Path], dataset: str, split: str, samples: Sequence[Sample]) -> None:
-    """Raise a `UserError` where rows of results directories are about other questions of the same ids.
+def check_samples(folders: Iterable[Path], split: str, samples: Sequence[Sample]) -> None:
+    """Raise a `UserError` where rows of results directories are about other questions than samples of their ids.
 
     Directories without digests are taken as they are, and of twins, whose pictures differ, only texts count.
     """
-    digests: dict[str, str] | None = None
     for folder in folders:
         record = read_manifest(folder) or {}
-        known = record.get(_FIELD, {}).get(dataset)
         conditions = record.get("conditions", {})
-        if known and conditions.get("split") == split:
-            digests = digests or question_digests(one for one in samples if str(one.question_id) in known)
+        if conditions.get("split") != split:
+            continue
+        for dataset, known in record.get(_FIELD, {}).items():
+            own = [one for one in samples if one.dataset == dataset and str(one.question_id) in known]
             where = f"{folder / MANIFEST}: {dataset}"
-            refuse_others(known, digests, where, pictures=not conditions.get("twins"))
+            refuse_others(known, question_digests(own), where, pictures=not conditions.get("twins"))
 
 
 def check_directories(folders: Sequence[Path]) -> None:

@@ -85,7 +85,7 @@ def take_results(
                 "measured, or --from_scratch"
             )
         asked = [sample for sample in known if str(sample.question_id) in wanted]
-        check_samples([source], dataset, known[0].split, asked)
+        check_samples([source], known[0].split, asked)
         own = [row for row in rows if row.question_id in wanted and row.split == known[0].split]
         write_rows(target, dataset, own, stamp)
         taken[dataset] = len(wanted)

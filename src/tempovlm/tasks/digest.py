@@ -25,10 +25,11 @@ Digests = Mapping[str, str]
 
 def question_digests(samples: Iterable[Sample]) -> dict[str, str]:
     """The digest of each question by its id; each picture is read once, and again when its file has changed."""
-    return {str(one.question_id): f"{_text_digits(one)}/{picture_digits(one.image_path)}" for one in samples}
+    return {str(one.question_id): f"{text_digits(one)}/{picture_digits(one.image_path)}" for one in samples}
 
 
-def _text_digits(sample: Sample) -> str:
+def text_digits(sample: Sample) -> str:
+    """Those of what is asked and what is right."""
     about = (sample.dataset, sample.split, str(sample.question_id), sample.question)
     return _digits(json.dumps([*about, sample.answers, sample.options, sample.answer_index]).encode())
 
