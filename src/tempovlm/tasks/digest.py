@@ -1,6 +1,6 @@
 """What a question is, in a few digits, so that another one of the same id is not taken for it.
 
-Pictures count by the bytes of their files, which are not decoded: 10,000 of 50 kB take a second.
+Pictures count by the bytes of their files, which are not decoded: 10,000 of 50 kB take two seconds.
 """
 
 from __future__ import annotations

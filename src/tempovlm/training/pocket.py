@@ -382,23 +382,14 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")
     try:
         with writing_to(options.out, "out"):
-            run(options, recipe)
+            trainer = Trainer(options.out, recipe, POCKET, torch.device(options.device))
+            done = trainer.train(options.workers, options.max_minutes, options.log_every)
+            for row in trainer.evaluate(corners(trainer.space), 2):
+                show(json.dumps(row))
+            if done or options.export:
+                trainer.export()
     except UserError as error:
         raise SystemExit(f"tempovlm.training.pocket: error: {error}") from None
-
-
-def run(options: argparse.Namespace, recipe: Recipe) -> None:
-    """Do what is left of a run in a folder that is held.
-
-    Raises:
-        UserError: the folder has a run of another recipe.
-    """
-    trainer = Trainer(options.out, recipe, POCKET, torch.device(options.device))
-    done = trainer.train(options.workers, options.max_minutes, options.log_every)
-    for row in trainer.evaluate(corners(trainer.space), 2):
-        show(json.dumps(row))
-    if done or options.export:
-        trainer.export()
 
 
 if __name__ == "__main__":
