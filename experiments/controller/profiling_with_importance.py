@@ -55,6 +55,7 @@ def measure(args: Namespace, names: list[str]) -> list[Path]:
     model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
     from tempovlm.profiling import sweep
+    from tempovlm.profiling.conduct import conduct
     from tempovlm.profiling.parts import Ledger
 
     engine = sweep.with_ranking(model.engine, args.importance_scores_file)
@@ -63,8 +64,7 @@ def measure(args: Namespace, names: list[str]) -> list[Path]:
     samples, source = sweep.draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed)
     folder, conditions = args.output_dir / "core_exp", plan.conditions(args.split)
     ledger = Ledger(folder, model.stamp(source), engine.ranking, conditions, "parquet", share.rank)
-    with ledger.opened(names):
-        return [folder] if sweep.run_sweep(engine, samples, plan, ledger, share) else []
+    return [folder] if conduct(engine, samples, plan, ledger, share) else []
 
 
 def write_tables(args: Namespace, names: list[str], folders: list[Path]) -> None:

@@ -62,8 +62,9 @@ def sweep(args: Namespace, names: list[str]) -> list[Path]:
     warmup = share.rank == 0 and args.latency_samples > 0  # nothing else is timed
     model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
+    from tempovlm.profiling.conduct import conduct
     from tempovlm.profiling.parts import Ledger
-    from tempovlm.profiling.sweep import SweepPlan, choose_settings, draw_samples, run_sweep, with_ranking
+    from tempovlm.profiling.sweep import SweepPlan, choose_settings, draw_samples, with_ranking
 
     engine = with_ranking(model.engine, args.importance_scores_file)
     plan = SweepPlan(
@@ -79,8 +80,7 @@ def sweep(args: Namespace, names: list[str]) -> list[Path]:
     samples, source = draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed, args.twins)
     conditions = plan.conditions(args.split)
     ledger = Ledger(args.output_dir, model.stamp(source), engine.ranking, conditions, args.format, share.rank)
-    with ledger.opened(names):
-        return run_sweep(engine, samples, plan, ledger, share)
+    return conduct(engine, samples, plan, ledger, share)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms
@@ -125,10 +125,18 @@ def main(argv: list[str]) -> None:
     """
     args = console.parse(BenchArgs, argv, "bench", _DESCRIPTION, _EXAMPLES)
     args.check()
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.evaluation.files import writing_to
 
-    notes = console.stderr()
-    folder = make_folder(expanded(args.output_dir))
+    with writing_to(expanded(args.output_dir)) as folder:
+        run_into(folder, args, console.stderr())
+
+
+def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
+    """Measure, write and show, in a folder that is held.
+
+    Raises:
+        AllFailedError: every question failed.
+    """
     result, records = run(args, notes)
     try:
         if result["complete"]:
@@ -144,7 +152,9 @@ def main(argv: list[str]) -> None:
         raise KeyboardInterrupt
     notes.print(f"wrote {folder / 'bench.json'}, {folder / 'records.jsonl'} and {folder / 'trade_off.svg'}")
     if all(record.error is not None for record in records):
-        raise UserError(f"no question could be answered; the first failure: {records[0].error}")
+        raise AllFailedError(f"no question could be answered; the first failure: {records[0].error}")
+    if result["num_failed"]:
+        notes.print(f"{result['num_failed']} of {len(records)} answers failed", markup=False)
 
 
 def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:

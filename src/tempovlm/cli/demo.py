@@ -86,20 +86,36 @@ def main(argv: list[str]) -> None:
     """
     args = console.parse(DemoArgs, argv, "demo", _DESCRIPTION, _EXAMPLES)
     args.check()
-    from tempovlm.evaluation import showcase
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.evaluation.files import make_folder, writing_to
 
-    notes, out = console.stderr(), console.stdout()
-    figure = None if args.figure is None else expanded(args.figure)
-    folder = make_folder(expanded(args.output_dir)) if figure is None else make_folder(figure.parent, "figure")
+    notes = console.stderr()
+    if args.figure is None:
+        with writing_to(expanded(args.output_dir)) as folder:
+            run_into(folder, args, notes)
+        return
+    figure = expanded(args.figure)
+    make_folder(figure.parent, "figure")
+    model, budgets_ms = load(args, notes)
+    draw_figure(model, figure, budgets_ms, args.seed)
+    notes.print(f"wrote {figure}")
+
+
+def load(args: DemoArgs, notes: Console) -> tuple[TempoVLM, Sequence[float]]:
+    """The model on a calibrated machine, and the budgets to answer within."""
+    from tempovlm.evaluation import showcase
+
     model = bench_command.load_model(args.model, args.device, args.policy, notes)
     model.calibrate()
     budgets_ms = bench_command.read_budgets_ms(args.budgets)
-    budgets_ms = budgets_ms or showcase.choose_budgets_ms(model.space, model.profile)
-    if figure is not None:
-        draw_figure(model, figure, budgets_ms, args.seed)
-        notes.print(f"wrote {figure}")
-        return
+    return model, budgets_ms or showcase.choose_budgets_ms(model.space, model.profile)
+
+
+def run_into(folder: Path, args: DemoArgs, notes: Console) -> None:
+    """Answer, measure, and write the report, in a folder that is held."""
+    from tempovlm.evaluation import showcase
+
+    out = console.stdout()
+    model, budgets_ms = load(args, notes)
     examples = showcase.make_examples(folder / "images", seed=args.seed)
     notes.print(f"answering {len(examples)} pictures within {', '.join(f'{b:g}' for b in budgets_ms)} ms")
     shown = []

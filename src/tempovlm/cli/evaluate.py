@@ -136,16 +136,16 @@ def main(argv: list[str]) -> None:
         UserError: wrong input.
     """
     from tempovlm.evaluation import judge_report
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.evaluation.files import writing_to
 
     args = console.parse(EvaluateArgs, argv, "evaluate", _DESCRIPTION, _EXAMPLES)
     args.check()
     notes = console.stderr()
-    make_folder(args.output_dir)
-    inputs = Inputs(args)
-    inputs.check()
-    trial, report, outcomes = run(inputs)
-    paths = judge_report.write(args.output_dir, report, trial, outcomes)
+    with writing_to(args.output_dir):
+        inputs = Inputs(args)
+        inputs.check()
+        trial, report, outcomes = run(inputs)
+        paths = judge_report.write(args.output_dir, report, trial, outcomes)
     out = notes if args.json else console.stdout()
     out.print(table(report))
     out.print(budgets_that_hold(report))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tempovlm import __version__
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import AllFailedError, UserError
 
 COMMANDS = {
     "answer": "answer a question about a picture within a budget in milliseconds",
@@ -53,6 +53,7 @@ _EXTRA_OF_PACKAGE = {
 }
 
 _EXIT_OK = 0
+_EXIT_NOTHING = 1
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
@@ -65,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after `tempovlm`; None takes them from the command line.
 
     Returns:
-        The exit code: 0, 2 for wrong input, 130 after Ctrl-C, 141 when the reader of stdout went away. A
-        subcommand's parser may also leave through SystemExit with its own code.
+        The exit code: 0, 1 where every question failed, 2 for wrong input, 130 after Ctrl-C, 141 when the reader
+        of stdout went away. A subcommand's parser may also leave through SystemExit with its own code.
     """
     words = sys.argv[1:] if argv is None else argv
     _make_streams_usable()
@@ -99,6 +100,8 @@ def _run(words: list[str]) -> int:
     try:
         command: Callable[[list[str]], None] = importlib.import_module(f"tempovlm.cli.{name}").main
         command(words[1:])
+    except AllFailedError as error:
+        return _fail(" ".join(str(error).splitlines()), _EXIT_NOTHING)
     except UserError as error:
         return _fail(" ".join(str(error).splitlines()))
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ came of them. Which steps there are, with how many samples, is in `tempovlm.eval
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tempovlm.evaluation.journal import Journal
-    from tempovlm.evaluation.reproduction import Setup, Step
+    from tempovlm.evaluation.reproduction import Counts, Setup, Step
     from tempovlm.evaluation.results_report import Row
 
 DESCRIPTION = """\
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
         UserError: wrong input, or a step failed.
     """
     flags = console.parse(Flags, argv, "reproduce", DESCRIPTION, EXAMPLES)
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.evaluation.files import writing_to
 
     notes = console.stderr()
     repository = find_repository(flags.repository)
@@ -85,7 +86,16 @@ def main(argv: list[str]) -> None:
             f"--output_dir {flags.output_dir}: is the repository itself, whose results would be replaced; give "
             "another folder"
         )
-    make_folder(flags.output_dir)
+    with writing_to(flags.output_dir):
+        run_chain(flags, repository, notes)
+
+
+def run_chain(flags: Flags, repository: Path, notes: Console) -> None:
+    """Run what is left to do in a folder that is held, and print the table.
+
+    Raises:
+        UserError: wrong input, or a step failed.
+    """
     setup = read_setup(flags, repository, notes)
     from tempovlm.evaluation.journal import Journal
     from tempovlm.evaluation.reproduction_steps import steps
@@ -159,15 +169,35 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
         if why is not None:
             notes.print(f"accuracies are measured, with fewer questions: {why}")
     counts = reproduction.SHIPPED if has_shipped else reproduction.ANEW
+    counts = reproduction.SMOKE if flags.smoke else counts
     return reproduction.Setup(
         model=str(folder.resolve()) if Path(flags.model).expanduser().is_dir() else flags.model,
         weights=weights,
         device=str(device),
         place=place_of(device.type, hardware_name(device)),
-        counts=reproduction.SMOKE if flags.smoke else counts,
+        counts=counts,
         data_dir=None if flags.data_dir is None else flags.data_dir.resolve(),
         has_shipped=has_shipped,
+        questions=None if flags.data_dir is None else data_digest(flags.data_dir, counts),
     )
+
+
+def data_digest(data_dir: Path, counts: Counts) -> str:
+    """Twelve hex digits of the questions and answers that a run draws from a folder.
+
+    Pictures are compared by the steps that read them: one that was missing and is back is no other one.
+    """
+    from tempovlm.evaluation.reproduction import DATASETS
+    from tempovlm.tasks.catalog import load_samples
+    from tempovlm.tasks.digest import text_digits
+
+    drawn = [
+        text_digits(sample)
+        for name in DATASETS
+        for split, count in (("train", counts.train), ("val", counts.val))
+        for sample in load_samples(name, split, data_dir=data_dir, num_samples=count, seed=42)
+    ]
+    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:12]
 
 
 def run(steps: Sequence[Step], kept: Journal, repository: Path, setup: Setup, notes: Console) -> None:
@@ -187,7 +217,7 @@ def run(steps: Sequence[Step], kept: Journal, repository: Path, setup: Setup, no
         try:
             run_step(step, kept.folder, repository, setup)
         except UserError as error:
-            raise UserError(f"{step.title}: {error}") from None
+            raise type(error)(f"{step.title}: {error}") from None
         except KeyboardInterrupt:
             notes.print("run the same command again to resume")
             raise

@@ -96,6 +96,11 @@ class SweepRow:
         return self.T_total is not None
 
     @property
+    def is_answered(self) -> bool:
+        """Whether an answer is known, even if timing it failed later."""
+        return self.error is None or self.prediction is not None
+
+    @property
     def num_repeats(self) -> int:
         """How many timed answers are kept; 0 too where only medians are known."""
         return len(self.repeats["T_total"]) if self.repeats else 0
@@ -131,11 +136,14 @@ def better(one: SweepRow, other: SweepRow) -> SweepRow:
     """Which of two rows of one key to keep: the one with more repeats, which has those of the other too.
 
     A sweep only adds repeats to what it knows of a row, so reading a row twice doubles nothing. Of equally many
-    it is the one without an error, with the other's error where that has one.
+    it is the one with an answer, before that without; of two answers the one without an error, with the other's
+    error where that has one, because an answer is timed after it is known.
     """
     sizes = [(row.is_measured, row.num_repeats) for row in (one, other)]
     if sizes[0] != sizes[1]:
         return one if sizes[0] > sizes[1] else other
+    if one.is_answered != other.is_answered:
+        return one if one.is_answered else other
     kept, rest = (one, other) if one.error is None or other.error is not None else (other, one)
     if kept.error is None and rest.error is not None:
         return replace(kept, error=rest.error)

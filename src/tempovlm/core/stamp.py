@@ -16,7 +16,7 @@ class Stamp:
     Attributes:
         hardware: name of the processor that ran the model. device: `cpu` or `cuda`.
         threads: threads of a CPU operation.
-        commit: of the source tree, with `+` when it had changes; None outside a repository.
+        commit: that holds the package's source, with `+` when that had changes; None where no commit does.
         weights: hash of the weights. knob_space: fingerprint of the legal settings.
         data_source: `synthetic` for generated pictures, a data set's name otherwise, None without data.
         created: UTC, ISO 8601.

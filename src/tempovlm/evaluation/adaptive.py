@@ -7,12 +7,13 @@ keeps what is done on disk, and prints the trade-off. It knows the model only by
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
@@ -20,9 +21,14 @@ from tempovlm.core.stamp import Stamp
 from tempovlm.evaluation import bench, statistics
 from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.summary import Record, rounded, summarise
+from tempovlm.profiling.failures import tell_failures
 from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.progress import progress_bar
+from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_mixed
+from tempovlm.tasks.digest import merged, question_digests, refuse_others
+
+_log = logging.getLogger("tempovlm")
 
 SCHEMA = "tempovlm.adaptive_inference/2"
 
@@ -119,7 +125,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
     )
     with machine_lock(), progress_bar("answering questions") as advance:
         # Read once no other process measures, which may have written to the same file.
-        records = _resume(kept, plan.conditions(stamp))
+        records = _resume(kept, plan.conditions(stamp), samples)
         asked = {(r.dataset, r.question_id) for r in records}
         left = [s for s in samples if (s.dataset, str(s.question_id)) not in asked]
         busy = busy_cores()
@@ -135,26 +141,31 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
         records = [r for r in records if (r.dataset, r.question_id) in wanted]
         if all(r.error is not None for r in records):
             kept.unlink(missing_ok=True)
-            raise UserError(f"--dataset: no question could be answered; the first failure: {records[0].error}")
+            raise AllFailedError(
+                f"--dataset: no question could be answered; the first failure: {records[0].error}"
+            )
         result = _result(model, plan, records, stamp)
+        failed = [f"{r.dataset} {r.question_id}: {r.error}" for r in records if r.error is not None]
+        tell_failures(len(failed), len(records), next(iter(failed), None), what="answers")
         result["busy"] = None if busy is None else busy >= BUSY_CORES
         write_whole(path, as_text(rounded(result)))
         kept.unlink(missing_ok=True)
     return result
 
 
-def _resume(path: Path, conditions: Mapping[str, Any]) -> list[Record]:
+def _resume(path: Path, conditions: Mapping[str, Any], samples: Sequence[Sample]) -> list[Record]:
     """Records of the whole questions of an interrupted run; the file is made where there is none.
 
+    Questions that failed are left out, so that they are asked again.
+
     Raises:
-        UserError: that run was another one.
+        UserError: that run was another one, or about other questions of the same ids.
     """
-    first = {"conditions": dict(conditions)}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     records: list[Record] = []
     if lines:
-        before = _conditions(lines[0])
-        if before is None or before != first["conditions"]:
+        before = _field(lines[0], "conditions")
+        if before is None or before != conditions:
             differs = [name for name in conditions if before is None or before.get(name) != conditions[name]]
             raise UserError(
                 f"{path}: left by an interrupted run with another {', '.join(differs)}: repeat that command to "
@@ -169,14 +180,42 @@ def _resume(path: Path, conditions: Mapping[str, Any]) -> list[Record]:
     for record in records:
         key = (record.dataset, record.question_id)
         counts[key] = counts.get(key, 0) + 1
-    whole = [r for r in records if counts[r.dataset, r.question_id] == len(conditions["budgets_ms"])]
+    failed = {(r.dataset, r.question_id) for r in records if r.error is not None}
+    whole = [
+        r
+        for r in records
+        if counts[r.dataset, r.question_id] == len(conditions["budgets_ms"])
+        and (r.dataset, r.question_id) not in failed
+    ]
+    questions = _questions(samples)
+    known, kept = (
+        _field(lines[0], "questions") if lines else None,
+        {_name(r.dataset, r.question_id) for r in whole},
+    )
+    if known is None and whole:
+        _log.warning("%s: does not tell what was asked, being of an earlier version: taken as it is", path)
+    refuse_others({name: digest for name, digest in (known or {}).items() if name in kept}, questions, str(path))
+    first = {"conditions": dict(conditions), "questions": merged(known or {}, questions)}
     write_whole(path, "\n".join([json.dumps(first), *(json.dumps(r.to_json()) for r in whole)]) + "\n")
     return whole
 
 
-def _conditions(line: str) -> dict[str, Any] | None:
+def _name(dataset: str, question_id: str) -> str:
+    return f"{dataset} {question_id}"
+
+
+def _questions(samples: Sequence[Sample]) -> dict[str, str]:
+    """Digests of questions of several data sets, whose ids may be the same."""
+    found: dict[str, str] = {}
+    for dataset in dict.fromkeys(sample.dataset for sample in samples):
+        own = question_digests(sample for sample in samples if sample.dataset == dataset)
+        found |= {_name(dataset, name): digest for name, digest in own.items()}
+    return found
+
+
+def _field(line: str, name: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)["conditions"]
+        found = json.loads(line)[name]
     except (ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, dict) else None

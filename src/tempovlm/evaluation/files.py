@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.locks import held
 
 
 def make_folder(path: Path, flag: str = "output_dir") -> Path:
@@ -25,3 +28,14 @@ def make_folder(path: Path, flag: str = "output_dir") -> Path:
     except OSError as error:
         raise UserError(f"--{flag} {path}: cannot be written to ({error.strerror or error})") from None
     return path
+
+
+@contextlib.contextmanager
+def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
+    """The folder, made with its parents and held, so that the files of two runs are not mixed; `flag` named it.
+
+    Raises:
+        UserError: it cannot be made or written to, a file has its name, or another process holds it.
+    """
+    with held(make_folder(path, flag), flag):
+        yield path

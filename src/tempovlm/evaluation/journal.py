@@ -63,7 +63,8 @@ class Journal:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             before, took_ms = record["conditions"], {k: float(v) for k, v in record["took_ms"].items()}
-            differs = [name for name in conditions if before.get(name) != conditions[name]]
+            # What a journal of an earlier version does not hold cannot be compared.
+            differs = [name for name in conditions if before.get(name, conditions[name]) != conditions[name]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error!r}); use another --output_dir") from None
         if differs:

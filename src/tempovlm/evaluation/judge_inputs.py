@@ -24,6 +24,7 @@ from tempovlm.evaluation import offline
 from tempovlm.evaluation.offline import Floats, Rule, StaticMixture
 from tempovlm.latency.estimator import LatencyEstimator
 from tempovlm.profiling.decisions import DecisionTable, decision_table
+from tempovlm.profiling.questions import check_samples
 from tempovlm.profiling.store import read_results
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_samples
@@ -169,6 +170,7 @@ class Content:
                         "name the folder that the core experiment read (the repository's results: `tempovlm data "
                         "make --out DIR` draws it)"
                     )
+            check_samples(table.folders, table.split, [samples[key] for key in offline.keys(table)])
         return cls(samples)
 
     def of(self, table: DecisionTable, row: int) -> Sample:

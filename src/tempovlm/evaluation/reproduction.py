@@ -129,6 +129,7 @@ class Setup:
         model: pocket, a folder or a hub id. weights: hash of its weights. device: cpu or cuda.
         place: the machine's name in paths of results.
         data_dir: of the data sets; None draws a test bed. has_shipped: whether accuracies are taken from there.
+        questions: digest of those that `data_dir` has for the run; None where a test bed is drawn.
     """
 
     model: str
@@ -138,6 +139,7 @@ class Setup:
     counts: Counts
     data_dir: Path | None
     has_shipped: bool
+    questions: str | None = None
 
     @property
     def data(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,11 @@ class DecisionTable:
 
     def __len__(self) -> int:
         return len(self.question_id)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The results directories that it is from."""
+        return list(dict.fromkeys(Path(file).parent for file in self.stamps))
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> DecisionTable:
         """Some of the questions, by index or mask."""

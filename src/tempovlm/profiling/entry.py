@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.engine.threads import prepare
 from tempovlm.profiling.processes import process_began_s
 from tempovlm.tasks.base import DATASETS
 
 _EXTRA = ("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard")
 
-_EXIT_USAGE, _EXIT_INTERRUPTED = 2, 130
+_EXIT_NOTHING, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -40,10 +40,13 @@ class FlagParser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a script's main function on the command line's words and end the process.
 
-    Exit codes: 0, 2 for wrong input or a package that is not installed (one line on stderr), 130 after Ctrl-C.
+    Exit codes: 0, 1 where every question failed, 2 for wrong input or a package that is not installed (each one
+    line on stderr), 130 after Ctrl-C.
     """
     try:
         main(sys.argv[1:])
+    except AllFailedError as error:
+        _fail(" ".join(str(error).splitlines()), _EXIT_NOTHING)
     except UserError as error:
         _fail(" ".join(str(error).splitlines()), _EXIT_USAGE)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -18,6 +19,9 @@ from tempovlm.core.version import __version__
 
 _FINGERPRINTED = ("hardware", "device", "threads", "torch", "tempovlm", "weights", "knob_space")
 """What a calibration depends on: where one of these changes, the machine is measured again."""
+
+_OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+"""Variables by which git, within a hook or an alias, points its children at the user's repository."""
 
 
 def collect_stamp(
@@ -80,17 +84,37 @@ def _cpu_name() -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of the source tree, with `+` where it has changes; None outside a repository."""
-    folder = Path(__file__).parent
+    """The commit of this package's source, with `+` where it has changes; None where no commit holds it."""
+    return commit_of(Path(__file__).parents[1])
+
+
+def commit_of(package: Path) -> str | None:
+    """The commit that holds a package's source, with `+` where its tracked files have changes.
+
+    Args:
+        package: folder of the package. It may lie within a repository that does not hold it, as a virtual
+            environment within the user's own does: that repository's commit says nothing about the package.
+
+    Returns:
+        Twelve hex digits; None where git is missing, there is no repository, or its commit lacks the source.
+    """
     try:
-        head = _git(folder, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no", ".") else "")
+        head = _git(package, "rev-parse", "--short=12", "HEAD")
+        _git(package, "cat-file", "-e", "HEAD:./__init__.py")
+        return head + ("+" if _git(package, "status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(folder: Path, *words: str) -> str:
+    """What git prints about the repository that a folder lies in, whichever one a hook that runs this is of."""
+    own = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
     done = subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        ["git", "-C", str(folder), *words],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        env={**own, "GIT_OPTIONAL_LOCKS": "0"},
     )
     return done.stdout.strip()

@@ -9,6 +9,7 @@ so that a run can be killed and resumed. Shapes: `B` questions, `T` tokens, `D` 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
@@ -32,10 +33,14 @@ from tempovlm.engine.runner import Prepared
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, decode_greedily, error_line
+from tempovlm.profiling.failures import tell_failures
 from tempovlm.profiling.progress import Advance, silent
-from tempovlm.tasks.base import Sample, score
+from tempovlm.tasks.base import Sample, check_unique, score
+from tempovlm.tasks.digest import Digests, question_digests, refuse_others
 
 SCHEMA = "tempovlm.importance_scores/1"
+
+_log = logging.getLogger("tempovlm")
 
 Floats = NDArray[np.float64]
 Blocks = tuple[int, ...]
@@ -146,8 +151,9 @@ class ScoreFile:
         good = [row for row in rows if "error" not in row]
         if not good:
             first = next((row["error"] for row in rows), "no samples")
-            raise UserError(
-                f"{self.path}: none of {len(rows)} questions could be answered ({first}); delete it to ask again"
+            raise AllFailedError(
+                f"{self.path}: none of {len(rows)} questions could be answered ({first}); run the same command "
+                "again to ask them again"
             )
         nothing = [float("nan")] * num_blocks
         return Scores(
@@ -156,6 +162,21 @@ class ScoreFile:
             np.array([row.get("influence") or nothing for row in good], dtype=np.float64),
             {row["question_id"]: row["error"] for row in rows if "error" in row},
         )
+
+    def lacking(self, samples: Sequence[Sample], digests: Digests) -> list[Sample]:
+        """Those that have no score, or failed.
+
+        Raises:
+            UserError: a score is about another question of the same id.
+        """
+        scored = {name: row for name, row in self.rows.items() if "error" not in row}
+        known = {name: str(row["question"]) for name, row in scored.items() if "question" in row}
+        if len(known) < len(scored):
+            _log.warning(
+                "%s: does not tell what was asked, being of an earlier version: taken as it is", self.path
+            )
+        refuse_others(known, digests, str(self.path))
+        return [sample for sample in samples if str(sample.question_id) not in scored]
 
 
 def measure(
@@ -168,20 +189,25 @@ def measure(
     *,
     influence: bool = False,
 ) -> Scores:
-    """Score every sample under every plan, those that the file has already left out.
+    """Score every sample under every plan, those that the file has scores of already left out.
 
     `influence` measures how far blocks turn the stream too; the first plan must then run all of them.
     """
-    todo = [sample for sample in samples if str(sample.question_id) not in file.rows]
+    check_unique([str(sample.question_id) for sample in samples], [file.path] * len(samples))
+    digests = question_digests(samples)
+    todo = file.lacking(samples, digests)
     done = len(samples) - len(todo)
     advance(done, len(samples))
     with file.appending() as append:
         for start in range(0, len(todo), protocol.batch_size):
             part = todo[start : start + protocol.batch_size]
-            append(_measure_batch(engine, part, plans, protocol, influence))
+            rows = _measure_batch(engine, part, plans, protocol, influence)
+            append([row | {"question": digests[row["question_id"]]} for row in rows])
             done += len(part)
             advance(done, len(samples))
-    return file.scores(samples, engine.runner.model.config.num_blocks)
+    found = file.scores(samples, engine.runner.model.config.num_blocks)
+    tell_failures(len(found.errors), len(samples), next(iter(found.errors.values()), None), what="questions")
+    return found
 
 
 def _measure_batch(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.core.locks import held
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.stamp import Stamp
@@ -32,7 +33,6 @@ from tempovlm.profiling.importance import (
     measure,
     single_ranking,
 )
-from tempovlm.profiling.parts import held
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.base import Sample
 

@@ -9,7 +9,6 @@ Knows no model.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -21,16 +20,19 @@ from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.locks import held, is_marked, marked
 from tempovlm.core.paths import write_if_absent, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import Key, SweepRow, better
 from tempovlm.core.stamp import Stamp
 from tempovlm.model.weights import read_config
 from tempovlm.profiling import legacy, processes, store
+from tempovlm.profiling.questions import MANIFEST, keep_questions
 from tempovlm.profiling.ranking import read_ranking
+from tempovlm.tasks.digest import Digests
 
-MANIFEST = "sweep.json"
-"""What all rows of an output directory have in common; stays there."""
+POLL_S = 0.5
+"""How often one process looks whether another has come so far."""
 
 _SAME_STAMP = ("hardware", "device", "model", "weights", "knob_space", "data_source")
 
@@ -54,23 +56,57 @@ class Ledger:
     form: Format = "parquet"
     rank: int = 0
     rows: dict[str, dict[Key, SweepRow]] = field(default_factory=dict)
+    _failed: dict[str, set[Key]] = field(default_factory=dict)
     _seen: set[Path] = field(default_factory=set)
     _count: int = 0
 
     @contextlib.contextmanager
-    def opened(self, datasets: Iterable[str]) -> Iterator[Ledger]:
+    def opened(self, datasets: Iterable[str], questions: Mapping[str, Digests] | None = None) -> Iterator[Ledger]:
         """Hold the directory, check that what it holds belongs together with what is to come, and read it.
 
+        Args:
+            datasets: whose rows to read.
+            questions: digests of what is to be asked, by data set; the first process checks and keeps them.
+
         Raises:
-            UserError: another process writes there, or its rows were made under other conditions.
+            UserError: another process writes there, or its rows were made under other conditions or are about
+                other questions.
         """
-        with held(self.folder) if self.rank == 0 else processes.at_work(self._processes, self.rank):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                held(self.folder) if self.rank == 0 else processes.at_work(self._processes, self.rank)
+            )
             self._check_manifest()
             for dataset in datasets:
                 # Parts first: while another process merges, a row is in a part, in the merged file, or in both.
                 self.refresh(dataset)
                 self._read_merged(dataset)
+            if self.rank == 0:
+                keep_questions(self.folder, self.rows, questions or {})
+            self._failed = {
+                name: {row.key for row in rows.values() if row.error} for name, rows in self.rows.items()
+            }
+            if self.rank == 0:
+                stack.enter_context(marked(self.folder / MANIFEST))
             yield self
+
+    def await_first(self) -> None:
+        """Wait until the first process has checked the directory and read what it holds.
+
+        What comes later is of this run: so it can tell a failure of another process from one that is to be asked
+        again, and nothing is written beside rows that do not belong to it.
+        """
+        while not is_marked(self.folder / MANIFEST):
+            time.sleep(POLL_S)
+
+    def failed_before(self, dataset: str) -> set[Key]:
+        """Rows that failed before this run and were not asked again yet."""
+        return self._failed.setdefault(dataset, set())
+
+    def unanswered(self, dataset: str, keys: Iterable[Key]) -> list[Key]:
+        """Those of some rows that are not known, or failed before this run."""
+        known, failed = self.rows.get(dataset, {}), self.failed_before(dataset)
+        return [key for key in keys if key not in known or (key in failed and not known[key].is_answered)]
 
     def _check_manifest(self) -> None:
         path = self.folder / MANIFEST
@@ -140,8 +176,9 @@ class Ledger:
         self._take(dataset, new)
 
     def _take(self, dataset: str, rows: Iterable[SweepRow]) -> None:
-        known = self.rows.setdefault(dataset, {})
+        known, failed = self.rows.setdefault(dataset, {}), self.failed_before(dataset)
         for row in rows:
+            failed.discard(row.key)
             old = known.get(row.key)
             known[row.key] = row if old is None else better(old, row)
 
@@ -218,30 +255,3 @@ def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tup
     if found is None:
         raise UserError("--importance_scores_file: needed, because the results do not tell which blocks ran")
     return found, KnobSpace.for_model(shape)
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make an output directory and hold it; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        UserError: it cannot be made, or another process holds it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror or error})") from None
-    try:
-        _lock(handle, folder)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        message = "another process is writing results there; wait for it to end, or use another directory"
-        raise UserError(f"--output_dir {folder}: {message}") from None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
-from tempovlm.profiling.parts import MANIFEST
+from tempovlm.profiling.questions import MANIFEST, check_samples
 from tempovlm.profiling.store import read_rows, read_stamp, write_rows
 from tempovlm.tasks.base import Sample
 
@@ -84,6 +84,8 @@ def take_results(
                 f"{path}: is about none of the {len(keys)} questions here; give --data_dir with the data that was "
                 "measured, or --from_scratch"
             )
+        asked = [sample for sample in known if str(sample.question_id) in wanted]
+        check_samples([source], known[0].split, asked)
         own = [row for row in rows if row.question_id in wanted and row.split == known[0].split]
         write_rows(target, dataset, own, stamp)
         taken[dataset] = len(wanted)

@@ -18,6 +18,7 @@ from tempovlm.core.records import COLUMNS, REPEAT_FIELDS, TIME_FIELDS, SweepRow
 from tempovlm.core.stamp import Stamp
 from tempovlm.profiling import legacy
 from tempovlm.profiling.checks import check_rows
+from tempovlm.profiling.questions import check_directories
 from tempovlm.tasks.base import DATASETS
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def read_results(
     frames: list[pd.DataFrame] = []
     stamps: dict[str, dict[str, Any] | None] = {}
     found: set[str] = set()
-    for folder in dict.fromkeys(map(Path, results_dirs)):
+    folders = list(dict.fromkeys(map(Path, results_dirs)))
+    check_directories(folders)
+    for folder in folders:
         for dataset, path in sorted(results_files(folder).items()):
             if datasets is None or dataset in datasets:
                 frame, stamps[str(path)] = _read_checked(path, dataset, space)

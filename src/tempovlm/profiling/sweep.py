@@ -14,7 +14,7 @@ import contextlib
 import logging
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -32,13 +32,16 @@ from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.parts import Ledger
 from tempovlm.profiling.progress import Advance, progress_bar
 from tempovlm.profiling.ranking import read_ranking
-from tempovlm.tasks.base import Sample, score
+from tempovlm.tasks.base import Sample, check_unique, score
 from tempovlm.tasks.catalog import load_samples
 
 DIGITS = 4
 """Of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""
 
 _log = logging.getLogger("tempovlm")
+
+Todo = tuple[str, tuple[KnobConfig, ...], list[Job]]
+"""A data set, the settings of a tier, and a batch of its questions that lack an answer at all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +168,14 @@ def run_sweep(
     Raises:
         UserError: the output cannot be written.
     """
+    for name, samples in datasets.items():
+        check_unique([str(sample.question_id) for sample in samples], [f"data set {name}"] * len(samples))
     jobs = {name: plan.jobs(samples) for name, samples in datasets.items()} if plan.batch_size else {}
+    todo = _todo(jobs, plan, ledger, share)
+    if share.rank > 0 and todo:
+        ledger.await_first()
     with progress_bar(_title("accuracy", jobs, share)) as advance:
-        run_accuracy(engine, jobs, plan, ledger, share, advance)
+        run_accuracy(engine, todo, ledger, advance)
     if share.rank > 0:
         ledger.say_done()
         return []
@@ -188,21 +196,8 @@ def _title(what: str, jobs: Mapping[str, Sequence[Job]], share: Share) -> str:
     return f"{what} of {sum(map(len, jobs.values()))} questions{part}"
 
 
-def run_accuracy(
-    engine: Engine,
-    jobs: Mapping[str, Sequence[Job]],
-    plan: SweepPlan,
-    ledger: Ledger,
-    share: Share,
-    advance: Advance,
-) -> None:
-    """Answer in batches what of this process's share has no row yet; a batch at a tier's settings is one part."""
-    todo: list[tuple[str, tuple[KnobConfig, ...], list[Job]]] = []
-    for name, settings, batch in _shared(jobs, plan, share):
-        known, open_ = ledger.rows.get(name, {}), defaultdict[tuple[KnobConfig, ...], list[Job]](list)
-        for job in batch:
-            open_[tuple(knobs for knobs in settings if _key(job, knobs) not in known)].append(job)
-        todo += [(name, lacking, some) for lacking, some in open_.items() if lacking]
+def run_accuracy(engine: Engine, todo: Sequence[Todo], ledger: Ledger, advance: Advance) -> None:
+    """Answer in batches; each batch at the settings of a tier that it lacks is one part."""
     done, total = 0, sum(len(settings) * len(some) for _, settings, some in todo)
     for name, settings, some in todo:
         rows = list(answer_settings(engine, some, settings))
@@ -211,9 +206,19 @@ def run_accuracy(
         advance(done, total)
 
 
-def _shared(
-    jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, share: Share
-) -> Iterator[tuple[str, tuple[KnobConfig, ...], Sequence[Job]]]:
+def _todo(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, share: Share) -> list[Todo]:
+    """What of this process's share has no answer yet; what failed before this run has none."""
+    todo: list[Todo] = []
+    for name, settings, batch in _shared(jobs, plan, share):
+        open_ = defaultdict[tuple[KnobConfig, ...], list[Job]](list)
+        for job in batch:
+            keys = {row_key(job, knobs): knobs for knobs in settings}
+            open_[tuple(keys[key] for key in ledger.unanswered(name, keys))].append(job)
+        todo += [(name, lacking, some) for lacking, some in open_.items() if lacking]
+    return todo
+
+
+def _shared(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, share: Share) -> Iterator[Todo]:
     """The batches of one process: every one in turn of each data set at each tier, known rows or not.
 
     So that processes which begin at different times agree on whose each batch is.
@@ -223,7 +228,7 @@ def _shared(
         for settings in _by_tier(plan.settings):
             for start in range(0, len(some), plan.batch_size):
                 if number % share.world == share.rank:
-                    yield name, settings, some[start : start + plan.batch_size]
+                    yield name, settings, list(some[start : start + plan.batch_size])
                 number += 1
 
 
@@ -234,14 +239,16 @@ def _by_tier(settings: Iterable[KnobConfig]) -> list[tuple[KnobConfig, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _key(job: Job, knobs: KnobConfig) -> Key:
+def row_key(job: Job, knobs: KnobConfig) -> Key:
+    """What makes the row of a question at a setting unique within its data set."""
     return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
 
 
 def _check_whole(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> None:
     """Raise a `UserError` where a row is missing though all processes are done."""
     for name, some in jobs.items():
-        missing = {_key(job, knobs) for job in some for knobs in plan.settings} - ledger.refresh(name).keys()
+        ledger.refresh(name)
+        missing = ledger.unanswered(name, [row_key(job, knobs) for job in some for knobs in plan.settings])
         if missing:
             raise UserError(
                 f"{ledger.folder}: {len(missing)} rows of {name} are missing, though all processes are done; were "
@@ -264,7 +271,8 @@ def run_latency(
         engine.warmup(plan.settings)
         for turn in turns:
             warm_up(engine, turn.job, turn.cold, plan.warmup)
-            rows = time_settings(engine, turn, plan.seed, ledger.rows.get(turn.dataset, {}))
+            known, failed = ledger.rows.get(turn.dataset, {}), ledger.failed_before(turn.dataset)
+            rows = time_settings(engine, turn, plan.seed, known, failed)
             if rows:
                 ledger.add(turn.dataset, rows)
             done += turn.num_answers(plan.warmup)
@@ -302,20 +310,29 @@ def _turns(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -
         asked = [(name, job) for name, some in jobs.items() for job in some]
         Random(f"{plan.seed}/{number}").shuffle(asked)
         for name, job in asked:
-            known, question = ledger.rows.get(name, {}), (name, job.sample.question_id)
-            if settings := _lacking(job, plan.settings, known, number):
-                cold = () if question in warm else _lacking(job, plan.settings, known, plan.repeats)
+            question = (name, job.sample.question_id)
+            known, failed = ledger.rows.get(name, {}), ledger.failed_before(name)
+            if settings := _lacking(job, plan.settings, known, failed, number):
+                cold = () if question in warm else _lacking(job, plan.settings, known, failed, plan.repeats)
                 turns.append(Turn(name, job, number, settings, cold))
                 warm.add(question)
     return turns
 
 
 def _lacking(
-    job: Job, settings: Iterable[KnobConfig], known: Mapping[Key, SweepRow], number: int
+    job: Job,
+    settings: Iterable[KnobConfig],
+    known: Mapping[Key, SweepRow],
+    failed: Container[Key],
+    number: int,
 ) -> tuple[KnobConfig, ...]:
-    """Settings at which the question has not failed and has fewer repeats than that."""
-    rows = ((knobs, known.get(_key(job, knobs))) for knobs in settings)
-    return tuple(knobs for knobs, row in rows if row is None or not (row.error or row.num_repeats >= number))
+    """Settings at which the question has not failed in this run and has fewer repeats than that."""
+    rows = ((knobs, known.get(row_key(job, knobs))) for knobs in settings)
+    return tuple(
+        knobs
+        for knobs, row in rows
+        if row is None or (row.num_repeats < number and (row.error is None or row.key in failed))
+    )
 
 
 def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int) -> None:
@@ -326,16 +343,19 @@ def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int
                 engine.answer(job.request, Guard.fixed(knobs, engine.space))
 
 
-def time_settings(engine: Engine, turn: Turn, seed: int, known: Mapping[Key, SweepRow]) -> list[SweepRow]:
+def time_settings(
+    engine: Engine, turn: Turn, seed: int, known: Mapping[Key, SweepRow], failed: Container[Key] = ()
+) -> list[SweepRow]:
     """One answer at every setting of the turn, in a new order: the rows known so far with one repeat more.
 
-    A row that fails keeps its repeats beside the error, and is not timed again.
+    A row that fails keeps its repeats beside the error, and is not timed again but by a later run, whose `failed`
+    holds it.
     """
     sample, rows = turn.job.sample, list[SweepRow]()
     order = Random(f"{seed}/{turn.number}/{sample.question_id}")
     for knobs in order.sample(turn.settings, len(turn.settings)):
-        row = known.get(_key(turn.job, knobs)) or blank_row(sample, knobs)
-        if row.error:
+        row = known.get(row_key(turn.job, knobs)) or blank_row(sample, knobs)
+        if row.error and row.key not in failed:
             continue
         guard = Guard.fixed(knobs, engine.space)
         try:
@@ -343,7 +363,7 @@ def time_settings(engine: Engine, turn: Turn, seed: int, known: Mapping[Key, Swe
         except SAMPLE_ERRORS as error:
             rows.append(replace(row, error=error_line(error)))
             continue
-        rows.append(with_repeat(row, sample, answer))
+        rows.append(with_repeat(replace(row, error=None), sample, answer))
     return rows
 
 

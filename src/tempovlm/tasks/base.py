@@ -76,6 +76,24 @@ class Sample:
     held_out: bool = False
 
 
+def check_unique(ids: Sequence[str], places: Sequence[object]) -> None:
+    """Raise a `UserError` that names the first id that is there twice: one of its rows would stand for all.
+
+    Args:
+        ids: of questions.
+        places: the file, or what else, that each id is from.
+    """
+    first: dict[str, int] = {}
+    for place, name in enumerate(ids):
+        if name in first:
+            count, others = ids.count(name), len(ids) - len(set(ids))
+            kept, again = places[first[name]], places[place]
+            files = f"{again}" if kept == again else f"{again} (and {kept})"
+            more = f"; {others} of {len(ids)} ids repeat an earlier one" if others >= count else ""
+            raise UserError(f"{files}: question id {name} is there {count} times{more}; give each its own id")
+        first[name] = place
+
+
 def choice_question(question: str, options: Sequence[str]) -> str:
     """The text of a multiple choice question: the question, then a line `A: option` for each, each line ended."""
     lines = [f"{chr(ord('A') + index)}: {option}" for index, option in enumerate(options)]

@@ -15,7 +15,7 @@ from random import Random
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.tasks.base import DATASETS, STYLES, Sample
+from tempovlm.tasks.base import DATASETS, STYLES, Sample, check_unique
 from tempovlm.tasks.official import NOTICE, READERS
 from tempovlm.tasks.parquet import ParquetSet
 from tempovlm.tasks.sources import SOURCES
@@ -58,7 +58,7 @@ def load_samples(
         The samples; fewer than `num_samples` if the data set has fewer.
 
     Raises:
-        UserError: Unknown data set or split, missing or damaged files.
+        UserError: Unknown data set or split, missing or damaged files, or questions that share an id.
     """
     if dataset not in DATASETS:
         raise UserError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
@@ -86,11 +86,19 @@ def load_samples(
         raise UserError(f"data set {dataset}: the files in {folder} cannot be read ({error!r})") from error
     if not samples:
         raise UserError(f"data set {dataset} has no {split} samples in {folder}")
+    files = table.files if table else [_questions_file(dataset, folder, split)] * len(samples)
+    check_unique([sample.question_id for sample in samples], files)
     order = list(range(len(samples)))
     if num_samples is not None:
         Random(seed).shuffle(order)
         order = order[:num_samples]
     return [samples[index] for index in order] if table is None else table.extract(order)
+
+
+def _questions_file(dataset: str, folder: Path, split: str) -> Path:
+    """The file that the ids of a split come from, which its owners list first."""
+    places = [folder / name for name in SOURCES[dataset].needs[split][0].paths]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def load_mixed(

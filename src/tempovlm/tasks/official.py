@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 
 from tempovlm.core.errors import UserError
-from tempovlm.tasks.base import DATASETS, Sample, choice_question
+from tempovlm.tasks.base import DATASETS, Sample, check_unique, choice_question
 from tempovlm.tasks.entries import Entry
 
 NOTICE = "SYNTHETIC.md"
 """The file whose presence marks a folder as generated."""
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, *, keyed_by_id: bool = False) -> Any:
+    hook = (lambda pairs: _once(pairs, path)) if keyed_by_id else None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=hook)
     except ValueError as error:
         raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it anew") from None
 
 
-def _content(path: Path) -> Entry:
+def _content(path: Path, *, keyed_by_id: bool = False) -> Entry:
     """A file's fields."""
-    content = _json(path)
+    content = _json(path, keyed_by_id=keyed_by_id)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no JSON object; get the file anew")
     return Entry(content, path, "the file")
@@ -38,6 +39,12 @@ def _content(path: Path) -> Entry:
 def _listed(content: Entry, field: str, key: str, word: str = "question") -> list[Entry]:
     """The entries of a list in a file, called by their id, the field `key`."""
     return list(Entry.each(content.value(field), content.path, key, word))
+
+
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """An object of a file whose keys are ids; JSON readers keep the last of equal keys and say nothing."""
+    check_unique([key for key, _ in pairs], [path] * len(pairs))
+    return dict(pairs)
 
 
 def _source(folder: Path) -> str:
@@ -105,7 +112,9 @@ def _read_coco(dataset: str, prefix: str) -> Callable[[Path, str], list[Sample]]
         part = f"{split}2014"
         questions = _content(folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json")
         annotations = _content(folder / f"{prefix}mscoco_{part}_annotations.json")
-        by_id = {note.text("question_id"): note for note in _listed(annotations, "annotations", "question_id")}
+        notes = _listed(annotations, "annotations", "question_id")
+        by_id = {note.text("question_id"): note for note in notes}
+        check_unique([note.text("question_id") for note in notes], [annotations.path] * len(notes))
         images = _coco_images(folder, part)
         source = _source(folder)
         samples = []
@@ -137,12 +146,14 @@ def _read_coco(dataset: str, prefix: str) -> Callable[[Path, str], list[Sample]]
 
 def _read_science(folder: Path, split: str) -> list[Sample]:
     """ScienceQA: problems without a picture are left out; a hint stands before its question."""
-    problems = _content(folder / "problems.json")
+    problems = _content(folder / "problems.json", keyed_by_id=True)
     splits = _content(folder / "pid_splits.json")
+    pids = splits.value(split)
+    check_unique([str(pid) for pid in pids], [splits.path] * len(pids))
     images = _images(folder, f"images/{split}")
     source = _source(folder)
     samples = []
-    for pid in splits.value(split):
+    for pid in pids:
         fields = problems.value(str(pid))
         if not isinstance(fields, dict):
             raise problems.wrong(str(pid), "is no problem")

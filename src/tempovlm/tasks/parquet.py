@@ -154,6 +154,11 @@ class ParquetSet:
         files = parquet_files(folder, split) if dataset in _COLUMNS else []
         return cls(dataset, split, files, folder) if files else None
 
+    @property
+    def files(self) -> list[Path]:
+        """The file that each sample is from."""
+        return [sample.image_path for sample in self.samples]
+
     def extract(self, indices: Sequence[int]) -> list[Sample]:
         """Some of the samples, each with its picture in a file of its own.
 

@@ -38,8 +38,10 @@ from tempovlm.latency.estimator import LatencyEstimator
 from tempovlm.profiling.batched import SAMPLE_ERRORS
 from tempovlm.profiling.decisions import DecisionTable, Floats, decision_table
 from tempovlm.profiling.progress import Advance, silent
+from tempovlm.profiling.questions import check_samples
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.digest import question_digests
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,7 +243,7 @@ def find_samples(table: DecisionTable, data_dir: Path | None = None) -> list[Sam
     """The questions of a table with their pictures, in its order.
 
     Raises:
-        UserError: a data set is not there, or lacks one of the questions.
+        UserError: a data set is not there, lacks one of the questions, or has another of its id.
     """
     known: dict[tuple[str, str], Sample] = {}
     for name in dict.fromkeys(table.dataset.tolist()):
@@ -254,7 +256,9 @@ def find_samples(table: DecisionTable, data_dir: Path | None = None) -> list[Sam
             f"--data_dir: {lost[0][0]} ({table.split}) has no question {lost[0][1]}, which the results are about "
             f"({len(lost)} of {len(keys)} are missing); give the folder of the measured data"
         )
-    return [known[key] for key in keys]
+    found = [known[key] for key in keys]
+    check_samples(table.folders, table.split, found)
+    return found
 
 
 def extract_features(engine: Engine, samples: Sequence[Sample], advance: Advance = silent) -> FeatureTable:
@@ -297,8 +301,8 @@ def _look(engine: Engine, paths: Sequence[Path], tier: str) -> list[tuple[Featur
 
 
 def feature_key(weights: str, samples: Sequence[Sample]) -> str:
-    """Twelve hex digits of the model's weights and the questions, in order."""
-    about = [[s.dataset, s.split, str(s.question_id), s.question] for s in samples]
+    """Twelve hex digits of the model's weights and the questions with their pictures, in order."""
+    about = [[s.dataset, *next(iter(question_digests([s]).items()))] for s in samples]
     return hashlib.sha256(json.dumps([weights, about]).encode()).hexdigest()[:12]
 
 

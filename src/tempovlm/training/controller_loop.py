@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from tempovlm.control.checkpoint import read_tensors, write_tensors
 from tempovlm.control.networks import HIDDEN_DIM
 from tempovlm.core.errors import UserError
-from tempovlm.evaluation.files import make_folder
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.training.log import training_log
 
@@ -114,13 +113,12 @@ def fit(net: nn.Module, lesson: Lesson, options: FitOptions, folder: Path, data:
         net: on the training device.
         lesson: what to learn.
         options: how.
-        folder: for the log and the state; a state of the same options and data is taken up.
+        folder: for the log and the state, held by the caller; a state of the same options and data is taken up.
         data: plain values that identify the data.
 
     Raises:
         UserError: the folder cannot be written, or the training diverges.
     """
-    make_folder(folder)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     key = _key(net, options, data)
     state = _resumed(folder / LAST, key, net, optimizer)

@@ -15,7 +15,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
-from tempovlm.evaluation.files import make_folder
+from tempovlm.evaluation.files import writing_to
 from tempovlm.latency.conformal import coverage, coverage_by_group
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
@@ -118,7 +118,11 @@ def run_job(job: Job) -> dict[str, Any]:
     other = _read_transfer(job)
     rows = thin(source.rows, job.max_samples, job.options.seed)
     split = split_rows(rows, source.table.space, train_split=job.train_split, seed=job.options.seed)
-    make_folder(job.output_dir)
+    with writing_to(job.output_dir):
+        return _train(job, source, other, split, rows)
+
+
+def _train(job: Job, source: Source, other: Source | None, split: Split, rows: Rows) -> dict[str, Any]:
     with training_log(job.output_dir) as log:
         candidates = fit_candidates(source.table, split, job.options, source.stamp, log)
     winner, judged = choose(candidates, split)

@@ -144,7 +144,7 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
 
     Raises:
         UserError: the training diverges, the folder cannot be written, or it holds a training under other
-            conditions that was interrupted.
+            conditions that was interrupted. The caller holds it (`evaluation.files.writing_to`).
     """
     task.options.check()
     task.loop.check()

@@ -28,7 +28,7 @@ from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
-from tempovlm.evaluation.files import make_folder
+from tempovlm.evaluation.files import writing_to
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.base import Sample
@@ -88,10 +88,14 @@ def run_job(job: JointJob) -> dict[str, Any]:
     """Train every seed, judge, and write everything; returns the report.
 
     Raises:
-        UserError: wrong input, or the folder cannot be written.
+        UserError: wrong input, or the folder cannot be written or another process trains in it.
     """
     material = gather(job)
-    folder = make_folder(job.output_dir)
+    with writing_to(job.output_dir) as folder:
+        return _train(job, material, folder)
+
+
+def _train(job: JointJob, material: Material, folder: Path) -> dict[str, Any]:
     shared = see(job, material) if job.architecture == "two_stage" or job.compare_with else None
     reading = None
     if job.architecture == "llm_based":

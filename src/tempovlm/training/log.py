@@ -10,7 +10,6 @@ from typing import Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import write_whole
-from tempovlm.profiling.parts import held
 
 LOG = "training_log.jsonl"
 
@@ -36,15 +35,11 @@ def logged(folder: Path, epochs: int) -> list[dict[str, Any]]:
 def training_log(folder: Path, before: Sequence[Mapping[str, Any]] = ()) -> Iterator[Log]:
     """Yields a function that logs an epoch's record; the file begins with those of the epochs `before`.
 
+    The folder is one that the caller holds (`evaluation.files.writing_to`).
+
     Raises:
-        UserError: another process trains in the folder, or it cannot be written.
+        UserError: it cannot be written.
     """
-    with held(folder), _written(folder, before) as log:
-        yield log
-
-
-@contextmanager
-def _written(folder: Path, before: Sequence[Mapping[str, Any]]) -> Iterator[Log]:
     write_whole(folder / LOG, "".join(json.dumps(record) + "\n" for record in before))
     try:
         from torch.utils.tensorboard import SummaryWriter

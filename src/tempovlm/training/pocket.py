@@ -26,6 +26,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.threads import pick_device
+from tempovlm.evaluation.files import writing_to
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
@@ -384,14 +385,15 @@ def main(argv: list[str] | None = None) -> None:
         device = pick_device(options.device)
         if device.type == "cuda":  # else the thread that pins pictures would take memory of the first device
             torch.cuda.set_device(device)
-        trainer = Trainer(options.out, recipe, POCKET, device)
+        with writing_to(options.out, "out"):
+            trainer = Trainer(options.out, recipe, POCKET, device)
+            done = trainer.train(options.workers, options.max_minutes, options.log_every)
+            for row in trainer.evaluate(corners(trainer.space), 2):
+                show(json.dumps(row))
+            if done or options.export:
+                trainer.export()
     except UserError as error:
         raise SystemExit(f"tempovlm.training.pocket: error: {error}") from None
-    done = trainer.train(options.workers, options.max_minutes, options.log_every)
-    for row in trainer.evaluate(corners(trainer.space), 2):
-        show(json.dumps(row))
-    if done or options.export:
-        trainer.export()
 
 
 if __name__ == "__main__":

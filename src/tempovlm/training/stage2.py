@@ -19,7 +19,7 @@ from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.networks import Knob1Predictor, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import write_whole
-from tempovlm.evaluation.files import make_folder
+from tempovlm.evaluation.files import writing_to
 from tempovlm.training.actors import Shared, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
 from tempovlm.training.grpo_loop import train
@@ -59,12 +59,16 @@ def run_job(job: Stage2Job) -> dict[str, Any]:
     """Train, judge and write everything; returns the report.
 
     Raises:
-        UserError: wrong input, no first stage, or the folder cannot be written.
+        UserError: wrong input, no first stage, or the folder cannot be written or another process trains in it.
     """
     job.check()
     knob1 = read_stage1(job)
     material = gather(job)
-    folder = make_folder((job.output_dir / CHECKPOINT).parent)
+    with writing_to((job.output_dir / CHECKPOINT).parent) as folder:
+        return _train(job, knob1, material, folder)
+
+
+def _train(job: Stage2Job, knob1: Knob1Predictor, material: Material, folder: Path) -> dict[str, Any]:
     shared = see(job, material)
     second = new_second_stage(material, shared, job.hidden_dim, job.loop.seed)
     controller = TwoStageController(knob1, second).to(job.loop.device)

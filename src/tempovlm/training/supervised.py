@@ -26,6 +26,7 @@ from tempovlm.control.networks import SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
+from tempovlm.evaluation.files import writing_to
 from tempovlm.profiling.decisions import Floats
 from tempovlm.training.controller_data import best_setting, budget_range, draw_budgets
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
@@ -248,13 +249,18 @@ def run_job(job: SupervisedJob) -> dict[str, Any]:
     """Train and write the checkpoint and `report.json`; returns the report.
 
     Raises:
-        UserError: wrong input, or the folder cannot be written.
+        UserError: wrong input, or the folder cannot be written or another process trains in it.
     """
-    options = job.options
-    options.check()
+    job.options.check()
     if not 0 < job.train_split < 1:
         raise UserError(f"--train_split {job.train_split}: must be between 0 and 1")
     table = read_profile_table(job.profiling_results, job.latency_quantile)
+    with writing_to(job.output_dir):
+        return _train(job, table)
+
+
+def _train(job: SupervisedJob, table: Table) -> dict[str, Any]:
+    options = job.options
     limits_ms = budget_range(table.latency_ms)
     budgets = draw_budgets(np.random.default_rng(options.seed), max(job.num_budgets, 2), limits_ms)
     count = min(max(round(job.train_split * len(budgets)), 1), len(budgets) - 1)

@@ -34,6 +34,7 @@ from tempovlm.control.policies import TIE
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import write_whole
 from tempovlm.engine.engine import Engine
+from tempovlm.evaluation.files import writing_to
 from tempovlm.profiling.decisions import Floats
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 from tempovlm.training.reward import TIME_PRICE
@@ -184,7 +185,7 @@ def run_job(job: Stage1Job) -> dict[str, Any]:
     """Train, compare with gradient boosting, write the checkpoint and `report.json`; returns the report.
 
     Raises:
-        UserError: wrong input, or the folder cannot be written.
+        UserError: wrong input, or the folder cannot be written or another process trains in it.
     """
     job.check()
     options = job.options
@@ -204,6 +205,11 @@ def run_job(job: Stage1Job) -> dict[str, Any]:
 
 def train_stage1(job: Stage1Job, data: Material) -> dict[str, Any]:
     """The same on material that was read."""
+    with writing_to(job.folder):
+        return _train(job, data)
+
+
+def _train(job: Stage1Job, data: Material) -> dict[str, Any]:
     options = job.options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

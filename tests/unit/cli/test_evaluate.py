@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,12 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
 from tempovlm.core.errors import UserError
+from tempovlm.core.locks import held
 from tempovlm.model.weights import weights_hash
+from tempovlm.profiling.questions import MANIFEST, keep_questions
 from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.digest import question_digests
 from tempovlm.tasks.synthetic.testbed import make_testbed
 
 SPACE = tiny_model.SPACE
@@ -262,3 +266,28 @@ def test_results_of_another_model_are_refused(
 def test_the_command_is_listed() -> None:
     assert "evaluate" in COMMANDS
     assert "evaluate" in help_text()
+
+
+def test_two_runs_in_one_folder_are_not_mixed(tiny_folder: Path, results: dict[str, Path], tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
+        evaluate.main(words(tiny_folder, results, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_is_other_under_the_same_ids_is_named(
+    tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    own = dict(results, val=tmp_path / "val")
+    shutil.copytree(results["val"], own["val"])
+    (own["val"] / MANIFEST).write_text(json.dumps({"conditions": {"split": "val"}}))
+    datasets = sorted(path.stem for path in own["val"].glob("*.parquet"))
+    digests = {name: question_digests(load_samples(name, data_dir=bed)) for name in datasets}
+    keep_questions(own["val"], {}, digests)
+    given = words(tiny_folder, own, tmp_path / "out", "--policies", "knn", "--shuffles", "0")
+    evaluate.main([*given, "--data_dir", str(bed)])
+    other = shutil.copytree(bed, tmp_path / "other")
+    for path in (other / datasets[0]).rglob("*"):
+        if path.suffix in (".jpg", ".png"):
+            path.write_bytes(path.read_bytes() + b"another")
+    with pytest.raises(UserError, match=rf"sweep\.json: {datasets[0]}: the picture of question .* is another now"):
+        evaluate.main([*given, "--data_dir", str(other)])

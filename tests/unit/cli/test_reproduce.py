@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from tempovlm.evaluation.reproduction import DATASETS, SWEEPS, Setup, Step
 from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling import calibration
-from tempovlm.profiling.parts import MANIFEST
+from tempovlm.profiling.questions import MANIFEST, keep_questions
 from tempovlm.profiling.shipped import missing, take_results
 from tempovlm.profiling.store import read_rows, write_rows
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.digest import question_digests
 from tempovlm.tasks.synthetic.testbed import make_testbed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -259,3 +261,58 @@ def test_wrong_input_is_one_line(
     said = capsys.readouterr().err
     assert named in said
     assert said.count("\n") == 1
+
+
+def test_two_runs_in_one_folder_are_not_mixed(
+    tiny_folder: Path,
+    bed: Path,
+    checkout: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, begun = tmp_path / "run", list[str]()
+    argv = words(tiny_folder, bed, checkout, out)
+
+    def second_while_first(step: Step, *_: object) -> None:
+        begun.append(step.name)
+        assert main([*argv[:-1], str(out / ".." / "run")]) == 2
+        raise UserError("stopped")
+
+    monkeypatch.setattr(reproduce, "run_step", second_while_first)
+    assert main(argv) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(begun) == 1, "the second run has run nothing"
+    assert "another process is writing results there; wait for it to end" in said[0]
+    assert "stopped" in said[1]
+    assert main(argv) == 2, "and what has ended holds nothing"
+    assert len(begun) == 2
+
+
+def test_a_run_goes_on_with_the_data_that_it_was_begun_with(bed: Path, tmp_path: Path) -> None:
+    counts = reproduction.SMOKE
+    given = setup(data_dir=bed, questions=reproduce.data_digest(bed, counts))
+    kept = journal.Journal(tmp_path, given.conditions())
+    kept.finish(replace(reproduction_steps.steps(given)[0], results=()), 1.0)
+    other = shutil.copytree(bed, tmp_path / "other")
+    assert reproduce.data_digest(other, counts) == given.questions
+    path = other / "text_vqa" / "TextVQA_0.5.1_val.json"
+    path.write_text(path.read_text().replace('"question": "', '"question": "so, '))
+    changed = replace(given, questions=reproduce.data_digest(other, counts))
+    with pytest.raises(UserError, match="holds a run with another questions"):
+        journal.Journal.open(tmp_path, changed.conditions())
+    record = json.loads((tmp_path / journal.FILE).read_text())
+    record["conditions"].pop("questions")
+    (tmp_path / journal.FILE).write_text(json.dumps(record))
+    assert journal.Journal.open(tmp_path, given.conditions()).took_ms == kept.took_ms
+
+
+def test_shipped_rows_of_other_pictures_are_refused(bed: Path, checkout: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(checkout / "results" / SWEEPS["val"], tmp_path / "source")
+    samples = load_samples("okvqa", "val", data_dir=bed)
+    (source / MANIFEST).write_text(json.dumps({"conditions": {"split": "val"}, "ranking": list(range(6))}))
+    keep_questions(source, {}, {"okvqa": question_digests(samples)})
+    assert take_results(source, tmp_path / "out", {"okvqa": samples}, 1) == {"okvqa": 1}
+    others = [replace(sample, image_path=sample.twin_path) for sample in samples]
+    with pytest.raises(UserError, match=r"source/sweep\.json: okvqa: the picture of question .* is another now"):
+        take_results(source, tmp_path / "more", {"okvqa": others}, 1)

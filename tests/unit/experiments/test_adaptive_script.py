@@ -235,3 +235,56 @@ def test_defaults_are_those_of_the_protocol() -> None:
     assert (args.dataset, args.num_samples, args.latency_budget) == (["text_vqa"], 100, [200.0])
     path = adaptive.default_path(args.dataset, args.latency_budget)
     assert path == Path("results/adaptive_inference/text_vqa_200.json")
+
+
+def stopped_after(count: int, whole: Any, path: Path | None = None) -> Any:
+    """`bench.measure` that is killed at the question after so many; the last of them cannot see its picture."""
+    done = 0
+
+    def measure(model: Any, samples: Any, plan: Any) -> Any:
+        nonlocal done
+        if done == count:
+            raise KeyboardInterrupt
+        done += 1
+        if done == count and path is not None:
+            samples = [replace(one, image_path=path) for one in samples]
+        return whole(model, samples, plan)
+
+    return measure
+
+
+def test_an_interrupted_run_goes_on_with_its_questions_and_asks_failed_ones_again(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, main = tmp_path / "out.json", script(SCRIPT).main
+    more = ["--controller_path", "fixed", "--latency_budget", "5000"]
+    given = words(tiny_folder, small_bed, out, *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", stopped_after(2, bench.measure, tmp_path / "gone.png"))
+        with pytest.raises(KeyboardInterrupt):
+            main(given)
+    others, load = tmp_path / "others.png", adaptive.load_mixed
+    others.write_bytes(b"another picture")
+
+    def of_other_data(*args: Any, **options: Any) -> Any:
+        return [replace(sample, image_path=others) for sample in load(*args, **options)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptive, "load_mixed", of_other_data)
+        with pytest.raises(
+            UserError, match=r"records\.jsonl: the picture of question .* \(1 of \d+ questions differ"
+        ):
+            main(given)
+    asked, whole = list[str](), bench.measure
+
+    def noted(model: Any, samples: Any, plan: Any) -> Any:
+        asked.extend(sample.question_id for sample in samples)
+        return whole(model, samples, plan)
+
+    monkeypatch.setattr(bench, "measure", noted)
+    main(given)
+    result = json.loads(out.read_text())
+    assert result["num_failed"] == 0
+    ids = [sample["question_id"] for sample in samples_of(result)]
+    assert len(asked) == len(ids) - 1, "all but the one that was answered"
+    assert set(asked) < set(ids)

@@ -20,6 +20,7 @@ from tempovlm.api import TempoVLM
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned import policy_from_checkpoint
 from tempovlm.core.errors import UserError
+from tempovlm.core.locks import held
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
@@ -214,3 +215,22 @@ def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "absent.json: no such file" in done.stderr
+
+
+def test_two_trainings_in_one_folder_are_not_mixed(
+    tiny_folder: Path, small_bed: Path, results: Path, tmp_path: Path
+) -> None:
+    refused = pytest.raises(UserError, match="another process is writing results there")
+    supervised = ["--profiling_results", str(profile(tmp_path)), "--output_dir", str(tmp_path / "two"), *FEW]
+    first = two_stage(tiny_folder, small_bed, results, tmp_path / "three")
+    for main, words, folder in (
+        (script(SUPERVISED).main, supervised, tmp_path / "two"),
+        (script(TWO_STAGE).main, first, tmp_path / "three" / "stage1"),
+    ):
+        with held(folder), refused:
+            main(words)
+        assert not list(folder.iterdir())
+    script(TWO_STAGE).main(first)
+    with held(tmp_path / "three" / "stage2"), refused:
+        script(TWO_STAGE).main([*first, "--stage", "stage2", "--num_epochs_stage2", "1"])
+    assert not list((tmp_path / "three" / "stage2").iterdir())

@@ -16,6 +16,7 @@ import tempovlm
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.locks import held
 from tempovlm.model.config import POCKET
 from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
@@ -123,3 +124,9 @@ def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no such results directory" in done.stderr
+
+
+def test_two_trainings_in_one_folder_are_not_mixed(bed: Path, results: Path, tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
+        script(SCRIPT).main(words(bed, results, tmp_path))
+    assert not list(tmp_path.iterdir())

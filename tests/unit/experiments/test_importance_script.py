@@ -7,7 +7,7 @@ import pytest
 from scripts import script
 
 from tempovlm.core.errors import UserError
-from tempovlm.profiling.parts import held
+from tempovlm.core.locks import held
 from tempovlm.profiling.ranking import read_ranking
 
 SCRIPT = "controller/validate_importance_consistency"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 import tiny_model
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer
@@ -20,6 +21,7 @@ from tempovlm.profiling.importance import (
     Blocks,
     Protocol,
     ScoreFile,
+    Scores,
     _see,
     ablations,
     answer_plans,
@@ -203,3 +205,41 @@ def test_the_joint_search_sees_what_single_removals_cannot() -> None:
 def test_ends_are_never_removed() -> None:
     removals = eliminate(4, 1, lambda _, candidates: [0.0] * len(candidates), [0.0] * 4)
     assert [removal.block for removal in removals] == [2, 1]
+
+
+def test_a_resumed_file_is_about_the_same_questions_and_asks_failed_ones_again(
+    idle_engine: Engine,
+    samples: list[Sample],
+    protocol: Protocol,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path, plans = tmp_path / "a.jsonl", ablations(NUM_BLOCKS)[:1]
+    away = sample(tmp_path / "away.png", 77, "x")
+
+    def go(*some: Sample) -> Scores:
+        return measure(idle_engine, some, plans, ScoreFile(path, {}), protocol)
+
+    with pytest.raises(AllFailedError, match="none of 1 questions could be answered"):
+        go(away)
+    assert list(go(away, samples[0]).errors) == ["77"]
+    assert "1 of 2 questions failed, the first with: " in caplog.text
+    away.image_path.write_bytes(samples[0].image_path.read_bytes())
+    assert not go(away, samples[0]).errors
+    other = replace(samples[0], image_path=samples[-1].image_path)
+    with pytest.raises(UserError, match=rf"a\.jsonl: the picture of question {other.question_id} is another now"):
+        go(other)
+    with pytest.raises(UserError, match=r"a\.jsonl: the text of question 77 is another now"):
+        go(replace(away, answers=("y",)))
+    with pytest.raises(UserError, match=r"a\.jsonl: question id 77 is there 2 times"):
+        go(away, away)
+    text = path.read_text()
+    path.write_text("".join(f"{json.dumps(drop(line))}\n" for line in text.splitlines()))
+    caplog.clear()
+    assert not go(away, samples[0]).errors
+    assert caplog.text.count("does not tell what was asked") == 1
+
+
+def drop(line: str) -> dict[str, object]:
+    """A line of a file that an earlier version wrote."""
+    return {name: value for name, value in json.loads(line).items() if name != "question"}

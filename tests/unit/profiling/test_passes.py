@@ -143,4 +143,9 @@ def test_a_failure_in_a_later_pass_keeps_the_repeats(
     (failed,) = [row for row in rows if row.error]
     assert (failed.num_repeats, failed.error) == (1, "RuntimeError: out of memory")
     assert {row.num_repeats for row in rows if row is not failed} == {3}
-    assert sweep(engine, tmp_path / "out", tmp_path, plan) == rows
+    again = sweep(engine, tmp_path / "out", tmp_path, plan)
+    kept, before = timings(again), timings(rows)
+    assert {len(laps) for laps in kept.values()} == {3}, "a later run asks again"
+    assert kept[failed.key][:1] == before.pop(failed.key)
+    assert before.items() <= kept.items()
+    assert not [row for row in again if row.error]

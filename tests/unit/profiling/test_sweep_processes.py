@@ -218,13 +218,11 @@ def test_what_an_earlier_run_left_says_nothing(tmp_path: Path) -> None:
 
 def test_rows_that_no_process_made_are_missed(engine: Engine, tmp_path: Path) -> None:
     samples = {"text_vqa": questions(tmp_path, 4)}
-    with ledger_of(engine, tmp_path / "out", rank=1).opened(["text_vqa"]) as ledger:
-        run_sweep(engine, {"text_vqa": samples["text_vqa"][:1]}, PLAN, ledger, Share(1, 2))
-    with (
-        ledger_of(engine, tmp_path / "out").opened(["text_vqa"]) as ledger,
-        pytest.raises(UserError, match="rows of text_vqa are missing, though all processes are done"),
-    ):
-        run_sweep(engine, samples, PLAN, ledger, Share(0, 2))
+    with ledger_of(engine, tmp_path / "out").opened(["text_vqa"]) as first:
+        with ledger_of(engine, tmp_path / "out", rank=1).opened(["text_vqa"]) as second:
+            run_sweep(engine, {"text_vqa": samples["text_vqa"][:1]}, PLAN, second, Share(1, 2))
+        with pytest.raises(UserError, match="rows of text_vqa are missing, though all processes are done"):
+            run_sweep(engine, samples, PLAN, first, Share(0, 2))
 
 
 def test_a_manifest_that_came_meanwhile_is_compared(

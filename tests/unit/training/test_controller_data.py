@@ -178,3 +178,14 @@ def test_features_of_an_unreadable_picture_are_not_kept(samples: list[Sample], t
     seen = replace(blind, vision=blind.vision + 1)
     assert material.obtain_features(tmp_path, "abc", samples, lambda: seen).vision.all()
     assert material.obtain_features(tmp_path, "abc", samples, lambda: blind).vision.all()
+
+
+def test_features_of_other_pictures_or_answers_are_others(samples: list[Sample], tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"one")
+    same = [replace(sample, image_path=picture) for sample in samples]
+    first = material.feature_key("abc", same)
+    assert material.feature_key("abc", same) == first
+    picture.write_bytes(b"another")
+    second = material.feature_key("abc", same)
+    assert len({first, second, material.feature_key("abc", [replace(s, answers=("no",)) for s in same])}) == 3

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tempovlm.core.errors import UserError
-from tempovlm.profiling.parts import held
 from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss
 from tempovlm.training.grpo_loop import STATE, LoopOptions, evaluate, knob_shares, measures, train
 from tempovlm.training.grpo_report import by_budget, judge, oracle_choice, render, table_choice, targets
@@ -263,11 +262,6 @@ def test_a_training_that_diverges_is_told(tmp_path: Path) -> None:
     task = replace(task, loop=replace(task.loop, lr=1e30))
     with pytest.raises(UserError, match="--lr: the training diverged"):
         train(grpo_toy.actor(learn_tier=True), task, tmp_path, "toy")
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
-        train(grpo_toy.actor(learn_tier=True), grpo_toy.task(OPTIONS, num_epochs=1), tmp_path, "toy")
 
 
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:
