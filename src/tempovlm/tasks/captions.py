@@ -7,9 +7,22 @@ Words are those of the official evaluation's tokenizer, see `treebank`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from tempovlm.core.errors import UserError
 from tempovlm.tasks.treebank import words
+
+
+def check_cider(num_pictures: int) -> None:
+    """Make sure that so many captions can be scored.
+
+    Raises:
+        UserError: pycocoevalcap is not installed, or there are fewer than two pictures.
+    """
+    if find_spec("pycocoevalcap") is None:
+        raise UserError("CIDEr needs pycocoevalcap, which is not installed: pip install 'tempovlm[captions]'")
+    if num_pictures < 2:
+        raise UserError("CIDEr needs the captions of at least two pictures; ask for more with --num_samples")
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -24,18 +37,15 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> li
 
     Raises:
         UserError: pycocoevalcap is not installed, or there are fewer than two pictures, for which the weights of
-            words that the score is made of are all zero.
+            words that the score is made of are all zero, or no reference has a word.
     """
-    try:
-        from pycocoevalcap.cider.cider import Cider
-    except ModuleNotFoundError:
-        raise UserError(
-            "CIDEr needs pycocoevalcap, which is not installed: pip install 'tempovlm[captions]'"
-        ) from None
-    if len(predictions) < 2:
-        raise UserError("CIDEr needs the captions of at least two pictures")
+    check_cider(len(predictions))
+    from pycocoevalcap.cider.cider import Cider
+
     said = {i: [text] for i, text in enumerate(words(predictions))}
     cut = iter(words([text for texts in references for text in texts]))
     right = {i: [next(cut) for _ in texts] for i, texts in enumerate(references)}
+    if not any(text for texts in right.values() for text in texts):
+        raise UserError("CIDEr needs captions to compare with, and none of these pictures' has a word")
     _, scores = Cider().compute_score(right, said)
     return [float(one) for one in scores]
