@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tempovlm.tasks.base import DATASETS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 MAX_MODULE_LINES = 400
@@ -189,6 +191,26 @@ def nothing_unfinished(source: Source) -> list[str]:
     return [f"{source.path}:{i}: says {match[0]!r}" for i, line in lines if (match := UNFINISHED.search(line))]
 
 
+def no_list_of_data_sets(source: Source) -> list[str]:
+    """Which data sets there are is said in `tasks`; a copy elsewhere refuses what another command takes.
+
+    A table with a value for each (a mapping) is no list.
+    """
+    if source.path.startswith("src/tempovlm/tasks/"):
+        return []
+    found = []
+    for node in source.nodes(ast.Tuple, ast.List, ast.Set, ast.Constant):
+        if isinstance(node, ast.Constant):
+            words = re.findall(r"\w+", node.value) if isinstance(node.value, str) else []
+        else:
+            assert isinstance(node, ast.Tuple | ast.List | ast.Set)
+            words = [item.value for item in node.elts if isinstance(item, ast.Constant)]
+        if len(set(words) & set(DATASETS)) > 2:
+            assert isinstance(node, ast.expr)
+            found.append(f"{source.path}:{node.lineno}: lists data sets: take them from tempovlm.tasks.base")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A rule with a snippet that violates it and one that does not, both at `path`."""
@@ -287,6 +309,17 @@ CASES = (
         "src/tempovlm/a.py",
         ("x = 1  # TODO", "raise NotImplementedError", "# zeros for now", "text = 'placeholder'"),
         ("x = 1  # a reason",),
+    ),
+    Case(
+        no_list_of_data_sets,
+        "src/tempovlm/cli/a.py",
+        (
+            'NAMES = ("text_vqa", "okvqa", "doc_qa")',
+            'def f(names=["text_vqa", "okvqa", "st_qa"]): ...',
+            'f"python run.py --dataset text_vqa okvqa science_qa_img --seed {seed}"',
+            'def f():\n    """One of text_vqa, okvqa, doc_qa."""',
+        ),
+        ('PAIR = ("text_vqa", "okvqa")', 'SHARES = {"text_vqa": 1, "okvqa": 2, "doc_qa": 3}', "x = (1, 2, 3)"),
     ),
 )
 RULES = tuple(dict.fromkeys(case.rule for case in CASES))

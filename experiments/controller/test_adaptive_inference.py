@@ -38,7 +38,7 @@ def flags() -> entry.FlagParser:
 def main(argv: list[str]) -> None:
     """Answer, write the result file, and print the totals."""
     args = flags().parse_args(argv)
-    names = tuple(entry.check_datasets(args.dataset, "dataset"))
+    names = tuple(entry.check_datasets(args.dataset, "dataset", together=True))
     for name in ("num_samples", "max_new_tokens"):
         entry.positive(name, getattr(args, name))
     budgets_ms = tuple(sorted(set(args.latency_budget)))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tempovlm.tasks import captions, choices, scoring
+from tempovlm.tasks.treebank import words
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("vqa_scores.json").read_text(encoding="utf-8"))
 
@@ -41,8 +42,8 @@ def test_multiple_choice() -> None:
 
 
 def test_words_of_captions() -> None:
-    for row in GOLDEN["cider"]:
-        assert captions.words(row["prediction"]) == row["words"]
+    rows = GOLDEN["cider"]
+    assert words([row["prediction"] for row in rows]) == [row["words"] for row in rows]
 
 
 def test_cider() -> None:

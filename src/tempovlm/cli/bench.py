@@ -19,6 +19,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms
 from tempovlm.core.weights import Weights
+from tempovlm.tasks.base import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, check_scorable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from tempovlm.api import TempoVLM
     from tempovlm.evaluation.summary import Record
     from tempovlm.tasks.base import Sample
-
-DATASETS = ("text_vqa", "coco_2014_vqa", "okvqa", "science_qa_img")
 
 _DESCRIPTION = """\
 Run a data set at several budgets, one question at a time: accuracy, share on time, latency, settings chosen.
@@ -50,7 +49,8 @@ class BenchArgs:
     Attributes:
         budgets: Budgets in milliseconds.
         num_samples: Questions in all; each is answered at every budget.
-        dataset: Data sets, mixed in equal parts; text_vqa, coco_2014_vqa, okvqa, science_qa_img.
+        dataset: Data sets, mixed in equal parts: any that `tempovlm data check` knows. Captions get CIDEr over all
+            pictures, a hundredfold, beside the accuracy of the others.
         model: Model to load: a name or a folder.
         device: Where to run: auto, cpu or cuda.
         weights: What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8.
@@ -69,7 +69,7 @@ class BenchArgs:
 
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ("60", "100", "150", "200", "300")
     num_samples: int = 200
-    dataset: tuple[str, ...] = DATASETS
+    dataset: tuple[str, ...] = GENERATED
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     weights: Weights = "bf16"
@@ -100,9 +100,7 @@ class BenchArgs:
                 raise UserError(f"--{name} {value}: must be at least {least}")
         if not self.dataset:
             raise UserError(f"--dataset: give at least one of {', '.join(DATASETS)}")
-        for name in self.dataset:
-            if name not in DATASETS:
-                raise UserError(f"--dataset {name}: unknown; choose from {', '.join(DATASETS)}")
+        check_datasets(self.dataset, "dataset", together=True)
 
 
 def read_budgets_ms(texts: Sequence[str]) -> tuple[float, ...]:
@@ -165,7 +163,9 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     """
     from tempovlm.tasks.catalog import load_mixed
 
-    samples = load_mixed(args.dataset, args.num_samples, data_dir=args.data_dir, seed=args.seed)
+    names = tuple(dict.fromkeys(args.dataset))
+    samples = load_mixed(names, args.num_samples, data_dir=args.data_dir, seed=args.seed)
+    check_scorable(samples)
     model = load_model(args.model, args.device, args.policy, notes, args.weights)
     if args.policy != "fixed":
         # Before the measurement's lock, which calibration takes itself.
@@ -211,6 +211,7 @@ def measure_all(
         source = bench.measure_fresh(fresh, plan, flags)
         count = len(fresh) * len(plan.budgets_ms)
         complete = _collect(source, count, "answering in fresh processes", records)
+    records = bench.score_together(records, samples)
     result = _result(model, samples, args, records, complete)
     result["busy_cores"] = busy
     return rounded(result), records
@@ -254,7 +255,7 @@ def _result(
         "model": stamp.model,
         "device": stamp.device,
         "data_source": data_source,
-        "dataset": list(args.dataset),
+        "dataset": list(dict.fromkeys(args.dataset)),
         "knob_space": {
             "tier": list(model.space.tiers),
             "top_k": list(model.space.top_ks),
@@ -299,7 +300,8 @@ def table(result: dict[str, Any]) -> Table:
         box=None,
         padding=(0, 1, 0, 0),
     )
-    for head in ("budget", "right", "on time", "interval", "used", "p50", "p95", "p99"):
+    heads = _score_heads(result)
+    for head in ("budget", *heads, "on time", "interval", "used", "p50", "p95", "p99"):
         shown.add_column(head, justify="right", no_wrap=True)
     shown.add_column("most chosen", no_wrap=True)
     for row in result["budgets"]:
@@ -307,7 +309,7 @@ def table(result: dict[str, Any]) -> Table:
         name, share = next(iter(row["knobs"].items()), ("", 0.0))
         shown.add_row(
             f"{row['budget_ms']:g} ms",
-            percent(row["accuracy"]),
+            *_score_cells(row, heads),
             percent(row["adherence"]),
             f"{100 * low:.1f}–{100 * high:.1f}",
             percent(row["utilisation"]),
@@ -316,14 +318,28 @@ def table(result: dict[str, Any]) -> Table:
         )
     if fixed := result["fixed"]:
         times = (milliseconds(fixed[key]) for key in ("p50_ms", "p95_ms", "p99_ms"))
-        shown.add_row("fixed", percent(fixed["accuracy"]), "", "", "", *times, fixed["knobs"])
+        shown.add_row("fixed", *_score_cells(fixed, heads), "", "", "", *times, fixed["knobs"])
     return shown
+
+
+def _score_heads(result: dict[str, Any]) -> tuple[str, ...]:
+    """Accuracy, CIDEr or both, by what the questions are scored with."""
+    names = set(result["dataset"])
+    right = ("right",) if names - SCORED_TOGETHER else ()
+    return (*right, "CIDEr") if names & SCORED_TOGETHER else right
+
+
+def _score_cells(row: dict[str, Any], heads: tuple[str, ...]) -> list[str]:
+    cells = {"right": percent(row["accuracy"]), "CIDEr": hundredfold(row.get("cider"))}
+    return [cells[head] for head in heads]
 
 
 def _caption(result: dict[str, Any]) -> str:
     from rich.markup import escape
 
     parts = ["on time: total within the budget, with its 95 % Wilson interval; used: total / budget"]
+    if set(result["dataset"]) & SCORED_TOGETHER:
+        parts.append("CIDEr: of all captions together, times 100")
     if (fixed := result["fixed"]) and fixed["p99_over_p50"] is not None:
         parts.append(f"fixed {fixed['knobs']}: p99/p50 {fixed['p99_over_p50']:.2f}")
     fresh = [row["fresh"] for row in result["budgets"] if "fresh" in row]
@@ -339,6 +355,11 @@ def _caption(result: dict[str, Any]) -> str:
 def percent(value: float | None) -> str:
     """A share for people."""
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def hundredfold(cider: float | None) -> str:
+    """CIDEr for people, who read it times 100."""
+    return "–" if cider is None else f"{100 * cider:.1f}"
 
 
 def milliseconds(value_ms: float | None) -> str:

@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
+from tempovlm.tasks.base import DATASETS
+
+_KNOWN = f"Data set: one of {', '.join(DATASETS)}."
 
 _EXAMPLES = {
     "make": ("tempovlm data make --out /tmp/bed --num_train 100 --num_val 50",),
@@ -42,8 +45,7 @@ class MakeFlags:
 class CheckFlags:
     """Flags of `tempovlm data check`."""
 
-    name: tyro.conf.Positional[str]
-    """Data set: text_vqa, coco_2014_vqa, okvqa, science_qa_img, doc_qa, st_qa, tally_qa or coco_caption."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=_KNOWN)]
     data_dir: Path | None = None
     """Folder that holds the data sets' folders; TEMPOVLM_DATA_DIR or your cache unless told."""
 
@@ -53,7 +55,7 @@ class DownloadFlags:
     """Flags of `tempovlm data download`."""
 
     name: tyro.conf.Positional[str]
-    """Data set: text_vqa, coco_2014_vqa, okvqa, science_qa_img, doc_qa or coco_caption."""
+    """Data set that `tempovlm data check` knows a copy on the hub of."""
     split: Literal["train", "val"] = "val"
     """Questions for training or for validation."""
     data_dir: Path | None = None
@@ -61,7 +63,7 @@ class DownloadFlags:
 
 
 def make(argv: list[str]) -> None:
-    """Draw pictures and questions that stand in for text_vqa, coco_2014_vqa, okvqa and science_qa_img."""
+    """Draw pictures and questions that stand in for TextVQA, VQAv2, OK-VQA and ScienceQA."""
     flags = _parse(MakeFlags, "make", argv, make)
     from tempovlm.tasks.synthetic.testbed import make_testbed
 

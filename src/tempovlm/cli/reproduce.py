@@ -156,6 +156,7 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     from tempovlm.model.weights import read_config, weights_hash
     from tempovlm.profiling import shipped
     from tempovlm.profiling.environment import hardware_name
+    from tempovlm.tasks.base import GENERATED
 
     device, weights = pick_device(flags.device), weights_hash(folder)
     shape = read_config(folder).shape
@@ -164,7 +165,7 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     if not flags.from_scratch:
         places = [repository / "results" / name for name in reproduction.SWEEPS.values()]
         ranking = ModelCard.read(folder, space).ranking or Ranking.evenly_spaced(shape.num_blocks)
-        why = shipped.missing(places, reproduction.DATASETS, weights, space.fingerprint, ranking.order)
+        why = shipped.missing(places, GENERATED, weights, space.fingerprint, ranking.order)
         has_shipped = why is None
         if why is not None:
             notes.print(f"accuracies are measured, with fewer questions: {why}")
@@ -252,12 +253,12 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
 
 def take(step: Step, repository: Path, setup: Setup) -> dict[str, int]:
     """Rows of shipped results about the questions of this run; how many questions of each data set."""
-    from tempovlm.evaluation.reproduction import DATASETS
     from tempovlm.profiling.shipped import take_results
+    from tempovlm.tasks.base import GENERATED
     from tempovlm.tasks.catalog import load_samples
 
     name, split, count = step.words
-    every = {one: load_samples(one, split, data_dir=setup.data) for one in DATASETS}
+    every = {one: load_samples(one, split, data_dir=setup.data) for one in GENERATED}
     drawn = {
         one: load_samples(one, split, data_dir=setup.data, num_samples=len(samples), seed=42)
         for one, samples in every.items()

@@ -24,7 +24,7 @@ from tempovlm.evaluation.summary import Record, rounded, summarise
 from tempovlm.profiling.failures import tell_failures
 from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.progress import progress_bar
-from tempovlm.tasks.base import Sample
+from tempovlm.tasks.base import Sample, check_scorable
 from tempovlm.tasks.catalog import load_mixed
 from tempovlm.tasks.digest import merged, question_digests, refuse_others
 
@@ -113,6 +113,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
         UserError: the data or the output cannot be used.
     """
     samples = load_mixed(plan.datasets, plan.num_samples, data_dir=plan.data_dir, seed=plan.seed)
+    check_scorable(samples)
     stamp = model.stamp(", ".join(sorted({sample.data_source for sample in samples})))
     make_folder(path.parent, "output_path")
     kept = path.with_name(f".{path.name}.records.jsonl")
@@ -144,6 +145,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
             raise AllFailedError(
                 f"--dataset: no question could be answered; the first failure: {records[0].error}"
             )
+        records = bench.score_together(records, samples)
         result = _result(model, plan, records, stamp)
         failed = [f"{r.dataset} {r.question_id}: {r.error}" for r in records if r.error is not None]
         tell_failures(len(failed), len(records), next(iter(failed), None), what="answers")
@@ -289,26 +291,29 @@ def _more(records: Sequence[Record]) -> dict[str, Any]:
         "knob_shares": {"tier": tiers, "top_k": top_ks, "num_blocks": blocks},
         "stopped": {
             "num": len(stopped),
-            "accuracy": statistics.mean(r.score for r in stopped),
+            "accuracy": statistics.mean(r.score for r in stopped if r.score is not None and not r.is_caption),
             "adherence": statistics.mean(r.on_time for r in stopped),
         },
     }
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The trade-off as text, a line a budget, beside what the seed document expects."""
+    """The trade-off as text, a line a budget, beside what the seed document expects; CIDEr is given times 100."""
     about = f"{', '.join(result['dataset'])} ({result['data_source']}), {result['model']} on {result['device']}"
     lines = [f"{about}, controller {result['controller']}", ""]
+    has_captions = any("cider" in row for row in result["budgets"])
+    cider = f" {'CIDEr':>8}" if has_captions else ""
     lines += [
-        f"{'budget':>8} {'right':>8} {'on time':>8} {'interval':>15} {'used':>7}"
+        f"{'budget':>8} {'right':>8}{cider} {'on time':>8} {'interval':>15} {'used':>7}"
         + "".join(f" {name:>7}" for name in ("mean", "p50", "p95", "p99"))
     ]
     for row in result["budgets"]:
         low, high = row["adherence_wilson"]
         times = "".join(_cell(row[name], 7, "ms") for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms"))
         interval = f"{100 * low:.1f}-{100 * high:.1f}"
+        cider = _cell(row["cider"], 8) if has_captions else ""
         lines.append(
-            f"{row['budget_ms']:>8g}{_cell(row['accuracy'], 8)}{_cell(row['adherence'], 8)} {interval:>15}"
+            f"{row['budget_ms']:>8g}{_cell(row['accuracy'], 8)}{cider}{_cell(row['adherence'], 8)} {interval:>15}"
             f"{_cell(row['utilisation'], 7)}{times}"
         )
     stopped = sum(row["stopped"]["num"] for row in result["budgets"])

@@ -10,14 +10,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol
 
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer
 from tempovlm.evaluation.summary import Record, Run
-from tempovlm.tasks.base import Sample, score
+from tempovlm.tasks.base import SCORED_TOGETHER, Sample, score, score_all
 
 _FRESH_TIMEOUT_S = 600
 
@@ -115,7 +115,7 @@ def _answer(model: Model, sample: Sample, plan: BenchPlan, budget_ms: float | No
     return Record(
         **_identity(run, sample, budget_ms),
         prediction=answer.text,
-        score=score(sample, answer.text),
+        score=_score(sample, answer.text),
         knobs=str(answer.knobs),
         timings_ms=dict(answer.timings_ms),
         feasible=answer.budget_feasible,
@@ -155,7 +155,7 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
     return Record(
         **_identity("fresh", sample, budget_ms),
         prediction=answer["answer"],
-        score=score(sample, answer["answer"]),
+        score=_score(sample, answer["answer"]),
         knobs=str(knobs),
         timings_ms=answer["timings_ms"],
         feasible=answer["budget_feasible"],
@@ -164,6 +164,36 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
         finish_reason=answer["finish_reason"],
         policy=answer["policy"],
     )
+
+
+def score_together(records: Sequence[Record], samples: Sequence[Sample]) -> list[Record]:
+    """The records, each caption with its share of the CIDEr of all captions at its budget or fixed setting.
+
+    A request that failed counts as one without a word. First answers of fresh processes are too few to be scored.
+
+    Args:
+        records: of all samples, or of as many as an interrupted run came to.
+        samples: what was asked.
+    """
+    asked = {(s.dataset, str(s.question_id)): s for s in samples if s.dataset in SCORED_TOGETHER}
+    groups: dict[tuple[str, str, float | None], list[int]] = {}
+    for i, record in enumerate(records):
+        if record.is_caption and record.run != "fresh":
+            groups.setdefault((record.dataset, record.run, record.budget_ms), []).append(i)
+    scored = list(records)
+    for places in groups.values():
+        if len(places) < 2:
+            continue
+        some = [records[i] for i in places]
+        found = score_all([asked[r.dataset, r.question_id] for r in some], [r.prediction for r in some])
+        for i, value in zip(places, found, strict=True):
+            scored[i] = replace(records[i], score=value)
+    return scored
+
+
+def _score(sample: Sample, prediction: str) -> float | None:
+    """None for a caption, which is scored together with others."""
+    return None if sample.dataset in SCORED_TOGETHER else score(sample, prediction)
 
 
 def _identity(run: Run, sample: Sample, budget_ms: float | None) -> dict[str, Any]:
@@ -177,4 +207,5 @@ def _identity(run: Run, sample: Sample, budget_ms: float | None) -> dict[str, An
 
 
 def _failed(run: Run, sample: Sample, budget_ms: float | None, error: str) -> Record:
-    return Record(**_identity(run, sample, budget_ms), error=" ".join(error.split()))
+    lost = None if sample.dataset in SCORED_TOGETHER else 0.0
+    return Record(**_identity(run, sample, budget_ms), score=lost, error=" ".join(error.split()))

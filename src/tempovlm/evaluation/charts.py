@@ -1,4 +1,4 @@
-"""The two pictures of a bench: accuracy against measured latency, and which settings each budget used.
+"""The two pictures of a bench: accuracy or CIDEr against measured latency, and which settings each budget used.
 
 Reads the result object only; knows neither records nor models.
 """
@@ -31,6 +31,40 @@ class Scale:
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the upright axis shows, a hundredfold.
+
+    Attributes:
+        name: of the field in a row. title, label: at the top and in the key.
+        unit: after a number. most: the largest there can be.
+    """
+
+    name: str
+    title: str
+    label: str
+    unit: str
+    most: float
+
+    def has(self, row: dict[str, Any]) -> bool:
+        """Whether a row has it."""
+        return row.get(self.name) is not None
+
+    def drawn(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with this score and its interval as `score` and `score_interval`."""
+        return row | {"score": row[self.name], "score_interval": row[f"{self.name}_interval"]}
+
+
+ACCURACY = Score("accuracy", "Accuracy", "accuracy", " %", 100.0)
+CIDER = Score("cider", "CIDEr, times 100,", "CIDEr", "", 1000.0)
+
+
+def score_of(result: dict[str, Any]) -> Score:
+    """CIDEr where all questions ask for captions, else accuracy."""
+    rows = result["budgets"]
+    return CIDER if any(map(CIDER.has, rows)) and not any(map(ACCURACY.has, rows)) else ACCURACY
 
 
 @dataclass(slots=True)
@@ -87,30 +121,31 @@ def trade_off(result: dict[str, Any], *, style: str = svg.STYLE) -> str:
         body,
         WIDTH,
         _PLOT_HEIGHT + height,
-        "Accuracy against measured latency at each budget, and the settings chosen",
+        f"{score_of(result).title} against measured latency at each budget, and the settings chosen",
         style=style,
     )
 
 
 def trade_off_plot(result: dict[str, Any]) -> str:
-    """Accuracy against measured latency, a point a budget, the fixed setting as a diamond; 760 × 400."""
-    rows = [row for row in result["budgets"] if row["p50_ms"] is not None and row["accuracy"] is not None]
+    """Accuracy or CIDEr against measured latency, a point a budget, the fixed setting as a diamond; 760 × 400."""
+    score = score_of(result)
+    rows = [score.drawn(row) for row in result["budgets"] if row["p50_ms"] is not None and score.has(row)]
     fixed = result.get("fixed")
-    points = [*rows, fixed] if fixed and fixed["p50_ms"] is not None else rows
+    points = [*rows, score.drawn(fixed)] if fixed and fixed["p50_ms"] is not None and score.has(fixed) else rows
     if not points:
         return svg.text(_LEFT, _TOP, "no request was answered", "muted")
-    x, y = _axes(points)
-    title = f"Accuracy against measured latency · {_sources(result)}"
-    parts = [svg.text(20, 30, title, "title"), _key(20, 54), *_frame(x, y)]
+    x, y = _axes(points, score)
+    title = f"{score.title} against measured latency · {_sources(result)}"
+    parts = [svg.text(20, 30, title, "title"), _key(20, 54, score), *_frame(x, y, score)]
     labels = Labels()
     for row in points:
-        at = y(100 * row["accuracy"])
-        low, high = (y(100 * share) for share in row["accuracy_interval"])
+        at = y(100 * row["score"])
+        low, high = (y(100 * share) for share in row["score_interval"])
         labels.block(x(row["p50_ms"]), at, 8, 8)
         labels.block(x(row["p50_ms"]), (low + high) / 2, 3, (low - high) / 2)
         labels.block(x(row.get("budget_ms") or row["p95_ms"]), at, 3, 9)
     ordered = sorted(rows, key=lambda row: row["p50_ms"])
-    trend = " ".join(f"{x(r['p50_ms']):.1f},{y(100 * r['accuracy']):.1f}" for r in ordered)
+    trend = " ".join(f"{x(r['p50_ms']):.1f},{y(100 * r['score']):.1f}" for r in ordered)
     parts.append(f'<path class="trend" d="M{trend.replace(" ", " L")}"/>' if len(ordered) > 1 else "")
     parts += [_budget_marks(row, x, y) for row in rows]
     if len(points) > len(rows):
@@ -119,22 +154,22 @@ def trade_off_plot(result: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _axes(points: Sequence[dict[str, Any]]) -> tuple[Scale, Scale]:
+def _axes(points: Sequence[dict[str, Any]], score: Score) -> tuple[Scale, Scale]:
     right_ms = max(max(row["p95_ms"], row.get("budget_ms") or 0.0) for row in points) * 1.04
-    shares = [100 * share for row in points for share in (row["accuracy"], *row["accuracy_interval"])]
+    shares = [100 * share for row in points for share in (row["score"], *row["score_interval"])]
     low, high = min(shares) - 3, max(shares) + 3
     spare = max(0.0, 24 - (high - low)) / 2
-    low, high = max(0.0, low - spare), min(100.0, high + spare)
+    low, high = max(0.0, low - spare), min(score.most, high + spare)
     x = Scale(0.0, right_ms, _LEFT, WIDTH - _RIGHT)
     return x, Scale(low, max(high, low + 1), _PLOT_HEIGHT - _BOTTOM, _TOP)
 
 
-def _frame(x: Scale, y: Scale) -> list[str]:
+def _frame(x: Scale, y: Scale, score: Score) -> list[str]:
     bottom = _PLOT_HEIGHT - _BOTTOM
     parts: list[str] = []
     for value in svg.ticks(y.low, y.high, 6):
         parts.append(svg.line(_LEFT, y(value), WIDTH - _RIGHT, y(value), "grid"))
-        parts.append(svg.text(_LEFT - 8, y(value) + 4, f"{value:g} %", "small muted", "end"))
+        parts.append(svg.text(_LEFT - 8, y(value) + 4, f"{value:g}{score.unit}", "small muted", "end"))
     for value in svg.ticks(x.low, x.high, 8):
         parts.append(svg.line(x(value), bottom, x(value), bottom + 5, "axis"))
         parts.append(svg.text(x(value), bottom + 20, f"{value:g}", "small muted", "middle"))
@@ -143,7 +178,7 @@ def _frame(x: Scale, y: Scale) -> list[str]:
     return parts
 
 
-def _key(x: float, y: float) -> str:
+def _key(x: float, y: float, score: Score) -> str:
     """What the marks mean, in one line."""
     mid = y - 4
     parts = [
@@ -157,13 +192,13 @@ def _key(x: float, y: float) -> str:
     parts += [svg.line(x, mid - 7, x, mid + 7, "deadline"), svg.text(x + 8, y, "deadline", "small muted")]
     x += 78
     parts += [svg.line(x, mid - 8, x, mid + 8, "interval")]
-    parts.append(svg.text(x + 9, y, "95 % interval of accuracy", "small muted"))
+    parts.append(svg.text(x + 9, y, f"95 % interval of {score.label}", "small muted"))
     return "".join(parts)
 
 
 def _budget_marks(row: dict[str, Any], x: Scale, y: Scale) -> str:
-    left, right, at = x(row["p50_ms"]), x(row["p95_ms"]), y(100 * row["accuracy"])
-    low, high = (y(100 * share) for share in row["accuracy_interval"])
+    left, right, at = x(row["p50_ms"]), x(row["p95_ms"]), y(100 * row["score"])
+    low, high = (y(100 * share) for share in row["score_interval"])
     deadline = x(row["budget_ms"])
     return "".join(
         (
@@ -180,15 +215,15 @@ def _budget_marks(row: dict[str, Any], x: Scale, y: Scale) -> str:
 def _budget_label(row: dict[str, Any], x: Scale, y: Scale, labels: Labels) -> str:
     first, second = f"{row['budget_ms']:g} ms budget", f"{_percent(row['adherence'], 1)} on time"
     width = max(svg.text_width(first, 14), svg.text_width(second, 12))
-    left, top, anchor = labels.place(x(row["p50_ms"]), y(100 * row["accuracy"]), width)
+    left, top, anchor = labels.place(x(row["p50_ms"]), y(100 * row["score"]), width)
     return svg.text(left, top, first, "strong label", anchor) + svg.text(
         left, top + 15, second, "small muted label", anchor
     )
 
 
 def _fixed_marks(row: dict[str, Any], x: Scale, y: Scale, labels: Labels) -> str:
-    left, right, at = x(row["p50_ms"]), x(row["p95_ms"]), y(100 * row["accuracy"])
-    low, high = (y(100 * share) for share in row["accuracy_interval"])
+    left, right, at = x(row["p50_ms"]), x(row["p95_ms"]), y(100 * row["score"])
+    low, high = (y(100 * share) for share in row["score_interval"])
     first, second = f"fixed {row['knobs']}", f"p99/p50 {row['p99_over_p50']:.2f}"
     where = labels.place(left, at, svg.text_width(first, 14))
     return "".join(

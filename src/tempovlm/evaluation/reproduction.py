@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-DATASETS = ("text_vqa", "coco_2014_vqa", "okvqa", "science_qa_img")
-
 TAKE = "take"
 """Command of a step that takes rows of shipped results instead of running a script."""
 

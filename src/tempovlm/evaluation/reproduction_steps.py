@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tempovlm.evaluation.reproduction import DATASETS, RATES_MS, SWEEPS, TAKE, Counts, Setup, Step
+from tempovlm.evaluation.reproduction import RATES_MS, SWEEPS, TAKE, Counts, Setup, Step
 from tempovlm.evaluation.targets.chain import (
     END_TO_END_FILE,
     ESTIMATOR_FILE,
@@ -24,6 +24,7 @@ from tempovlm.evaluation.targets.chain import (
 )
 from tempovlm.evaluation.targets.devices import ANSWERED_MS, JUDGED_MS, time_price
 from tempovlm.evaluation.targets.measuring import PROFILES
+from tempovlm.tasks.base import GENERATED
 
 _REMOVED, _SEARCHED, _RANKED = 17, 84, 11
 """Plans of a question in Exp 6: whole and without each of 16 blocks, in the joint search, and by the rankings."""
@@ -53,8 +54,8 @@ def _drawing(setup: Setup) -> Step:
         counts=f"{c.train_pictures} training and {c.val_pictures} validation pictures each",
         command="data",
         words=_texts(*words),
-        results=tuple(f"data/{name}" for name in DATASETS),
-        about_ms=len(DATASETS) * (c.train_pictures + 2 * c.val_pictures) * RATES_MS["picture drawn"],
+        results=tuple(f"data/{name}" for name in GENERATED),
+        about_ms=len(GENERATED) * (c.train_pictures + 2 * c.val_pictures) * RATES_MS["picture drawn"],
     )
 
 
@@ -75,7 +76,7 @@ def _importance(setup: Setup) -> Step:
             "results/importance_validation/cross_dataset_correlation.json",
             "results/importance/merged_scores.json",
         ),
-        about_ms=len(DATASETS)
+        about_ms=len(GENERATED)
         * (2 * c.importance * (_REMOVED + _RANKED) + c.joint * _SEARCHED)
         * RATES_MS["plan of a question"],
     )
@@ -96,7 +97,7 @@ def _measuring(setup: Setup) -> list[Step]:
             *("--num_samples", 4 * c.timed, "--latency_samples", c.timed, "--repeats", c.repeats),
         ),
         results=_parquet(f"core_exp_pocket_{place}"),
-        about_ms=len(DATASETS) * c.timed * c.repeats * _SETTINGS * RATES_MS["timed answer"],
+        about_ms=len(GENERATED) * c.timed * c.repeats * _SETTINGS * RATES_MS["timed answer"],
     )
     profiling = Step(
         name="exp7",
@@ -104,10 +105,10 @@ def _measuring(setup: Setup) -> list[Step]:
         counts=f"{c.val} questions each, of which {c.timed} timed",
         command="experiments/controller/profiling_with_importance.py",
         words=_texts(
-            *("--model_path", setup.model, "--datasets", *DATASETS, "--output_dir", PROFILES),
+            *("--model_path", setup.model, "--datasets", *GENERATED, "--output_dir", PROFILES),
             *("--results_dir", f"results/{SWEEPS['val']}", f"results/core_exp_pocket_{place}"),
         ),
-        results=tuple(f"{PROFILES}/{name}/profiling_results.json" for name in DATASETS),
+        results=tuple(f"{PROFILES}/{name}/profiling_results.json" for name in GENERATED),
         about_ms=15_000,
     )
     return [*(_answering(setup, part) for part in SWEEPS), timing, profiling]
@@ -127,7 +128,7 @@ def _answering(setup: Setup, part: str) -> Step:
             command=TAKE,
             words=(folder, split, str(count)),
             results=_parquet(folder),
-            about_ms=len(DATASETS) * count * RATES_MS["question read"],
+            about_ms=len(GENERATED) * count * RATES_MS["question read"],
         )
     more = ("--twins",) if part == "twin" else ()
     return Step(
@@ -141,7 +142,7 @@ def _answering(setup: Setup, part: str) -> Step:
             *_common(setup),
         ),
         results=_parquet(folder),
-        about_ms=len(DATASETS) * count * RATES_MS["question at all settings"],
+        about_ms=len(GENERATED) * count * RATES_MS["question at all settings"],
     )
 
 
@@ -154,7 +155,7 @@ def _first_trainings(setup: Setup) -> list[Step]:
         counts=f"{c.timed} questions each at every setting",
         command="experiments/controller/train_latency_estimator.py",
         words=_texts(
-            *("--results_dir", sweep, "--dataset_names", *DATASETS, "--model_path", setup.model),
+            *("--results_dir", sweep, "--dataset_names", *GENERATED, "--model_path", setup.model),
             *("--output_dir", "checkpoints/latency_estimator", *device, *_epochs(c, "--num_epochs")),
         ),
         results=(ESTIMATOR_FILE, "checkpoints/latency_estimator/report.json"),
@@ -166,7 +167,7 @@ def _first_trainings(setup: Setup) -> list[Step]:
         counts=f"{c.budgets} budgets",
         command="experiments/controller/train_supervised_controller.py",
         words=_texts(
-            *("--profiling_results", f"{PROFILES}/{DATASETS[0]}/profiling_results.json"),
+            *("--profiling_results", f"{PROFILES}/{GENERATED[0]}/profiling_results.json"),
             *("--output_dir", "checkpoints/controller/supervised", "--num_budgets", c.budgets),
             *(*device, *_epochs(c, "--num_epochs")),
         ),
@@ -181,14 +182,14 @@ def _controllers(setup: Setup) -> list[Step]:
     c, sweep = setup.counts, f"results/core_exp_pocket_{setup.place}"
     learned = f"{c.train} questions each" + (f", {c.epochs} epochs" if c.epochs else "")
     words = (
-        *("--results_dir", f"results/{SWEEPS['train']}", sweep, "--dataset_names", *DATASETS),
+        *("--results_dir", f"results/{SWEEPS['train']}", sweep, "--dataset_names", *GENERATED),
         *("--model_path", setup.model, "--data_dir", setup.data, "--device", setup.device),
         *("--latency_estimator_path", ESTIMATOR_FILE),
     )
     first_epochs = _epochs(c, "--num_epochs_stage1")
     warm, epochs = c.epochs or WARM_START, c.epochs or GRPO_EPOCHS
     recipe = (*time_price(setup.place), *GRPO_RECIPE, "--warm_start", warm)
-    looked_ms = len(DATASETS) * min(c.train, c.train_pictures) * RATES_MS["picture looked at"]
+    looked_ms = len(GENERATED) * min(c.train, c.train_pictures) * RATES_MS["picture looked at"]
 
     def stage(name: str, title: str, folder: str, part: str, about_ms: float, *own: object) -> Step:
         return Step(
@@ -243,7 +244,7 @@ def _judging(setup: Setup) -> list[Step]:
         counts=f"{c.requests} requests at each of {len(budgets)} budgets",
         command="experiments/controller/test_adaptive_inference.py",
         words=_texts(
-            *("--model_path", setup.model, "--controller_path", STAGE2_FILE, "--dataset", *DATASETS),
+            *("--model_path", setup.model, "--controller_path", STAGE2_FILE, "--dataset", *GENERATED),
             *("--num_samples", c.requests, "--latency_budget", *budgets, "--output_path", answered),
             *_common(setup),
         ),
@@ -277,7 +278,7 @@ def _judging(setup: Setup) -> list[Step]:
             *("--data_dir", setup.data, "--draws", c.draws, "--shuffles", c.shuffles, "--output_dir", folder),
         ),
         results=tuple(f"{folder}/{name}" for name in ("judge.json", "judge.html")),
-        about_ms=len(DATASETS) * min(c.val, c.val_pictures) * RATES_MS["picture looked at"]
+        about_ms=len(GENERATED) * min(c.val, c.val_pictures) * RATES_MS["picture looked at"]
         + RATES_MS["statistics"],
     )
     return [adaptive, judge]
@@ -290,7 +291,7 @@ def _common(setup: Setup) -> tuple[object, ...]:
 
 
 def _named(setup: Setup) -> tuple[object, ...]:
-    return ("--dataset_names", *DATASETS, "--model_path", setup.model)
+    return ("--dataset_names", *GENERATED, "--model_path", setup.model)
 
 
 def _texts(*words: object) -> tuple[str, ...]:
@@ -302,4 +303,4 @@ def _epochs(counts: Counts, flag: str) -> tuple[object, ...]:
 
 
 def _parquet(folder: str) -> tuple[str, ...]:
-    return tuple(f"results/{folder}/{name}.parquet" for name in DATASETS)
+    return tuple(f"results/{folder}/{name}.parquet" for name in GENERATED)

@@ -16,7 +16,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.core.stamp import Stamp
 from tempovlm.evaluation.targets.base import Content, Source
-from tempovlm.evaluation.targets.measuring import DATASETS
+from tempovlm.tasks.base import GENERATED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +157,7 @@ def _read_sweep(folder: Path) -> tuple[Content, list[Stamp]]:
     """The counts and checks of a results directory of the core experiment, and its stamps; of all data sets."""
     from tempovlm.profiling.store import read_results
 
-    frame = read_results([folder], DATASETS)
+    frame = read_results([folder], GENERATED)
     stamps = frame.attrs["stamps"]
     for path, stamp in stamps.items():
         if stamp is None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tempovlm.core.request import STAGES
 from tempovlm.evaluation import statistics
+from tempovlm.tasks.base import SCORED_TOGETHER
 
 SCHEMA = "tempovlm.bench/1"
 
@@ -24,7 +25,8 @@ class Record:
 
     Attributes:
         budget_ms: None for the fixed setting.
-        score: 0 to 1 by the data set's own rule; 0 for a request that failed.
+        score: 0 to 1 by the data set's own rule; 0 for a request that failed. Of a caption, its share of the CIDEr
+            of all of them, 0 to 10, and None where it was not scored with others.
         knobs: the setting that ran, such as `low/k4/b8`.
         slower_existed: whether a setting slower than it exists. policy: what chose it.
         error: why the request failed; then there is no setting and no time.
@@ -36,7 +38,7 @@ class Record:
     image_id: str
     budget_ms: float | None
     prediction: str = ""
-    score: float = 0.0
+    score: float | None = 0.0
     knobs: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     feasible: bool | None = None
@@ -55,6 +57,11 @@ class Record:
     def on_time(self) -> bool:
         """Whether it was answered within its budget; a failed request was not."""
         return self.error is None and self.budget_ms is not None and self.total_ms <= self.budget_ms
+
+    @property
+    def is_caption(self) -> bool:
+        """Whether its score is a share of that of all captions together."""
+        return self.dataset in SCORED_TOGETHER
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
@@ -89,6 +96,7 @@ def summarise_budget(records: Sequence[Record], budget_ms: float) -> dict[str, A
         "num_samples": len(warm),
         "num_failed": len(warm) - len(done),
         **_accuracy(warm),
+        **_cider(warm),
         "adherence": num_on_time / len(records),
         "adherence_wilson": list(statistics.wilson_interval(num_on_time, len(records))),
         "num_adherence": len(records),
@@ -116,6 +124,7 @@ def summarise_fixed(records: Sequence[Record]) -> dict[str, Any]:
         "num_samples": len(records),
         "num_failed": len(records) - len(done),
         **_accuracy(records),
+        **_cider(records),
         **latency,
         "p99_over_p50": p99_ms / p50_ms if p50_ms and p99_ms else None,
         "stages_ms": _stages(done),
@@ -123,18 +132,36 @@ def summarise_fixed(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _accuracy(records: Sequence[Record]) -> dict[str, Any]:
-    if not records:
+    """Of the answers that have a score of their own."""
+    own = [(r.dataset, r.image_id, r.score) for r in records if not r.is_caption and r.score is not None]
+    if not own:
         return {"accuracy": None, "accuracy_interval": None, "accuracy_by_dataset": {}}
     by_dataset = {
-        name: statistics.mean(r.score for r in records if r.dataset == name)
-        for name in sorted({r.dataset for r in records})
+        name: statistics.mean(score for dataset, _, score in own if dataset == name)
+        for name in sorted({dataset for dataset, _, _ in own})
     }
-    interval = statistics.clustered_bootstrap([r.score for r in records], [r.image_id for r in records])
+    scores, images = [score for _, _, score in own], [image for _, image, _ in own]
     return {
-        "accuracy": statistics.mean(r.score for r in records),
-        "accuracy_interval": list(interval),
+        "accuracy": statistics.mean(scores),
+        "accuracy_interval": list(statistics.clustered_bootstrap(scores, images)),
         "accuracy_by_dataset": by_dataset,
     }
+
+
+def _cider(records: Sequence[Record]) -> dict[str, Any]:
+    """CIDEr of all captions together, 0 to 10; nothing where there are none.
+
+    The interval is of the mean over resampled pictures, the weights of words as they are in all of them.
+    """
+    captions = [r for r in records if r.is_caption]
+    scored = [(r.image_id, r.score) for r in captions if r.score is not None]
+    if not captions:
+        return {}
+    if len(scored) < len(captions):
+        return {"cider": None, "cider_interval": None}
+    scores = [score for _, score in scored]
+    interval = statistics.clustered_bootstrap(scores, [image for image, _ in scored])
+    return {"cider": statistics.mean(scores), "cider_interval": list(interval)}
 
 
 def _latency(records: Sequence[Record]) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.engine.threads import prepare
 from tempovlm.profiling.processes import process_began_s
-from tempovlm.tasks.base import DATASETS
+from tempovlm.tasks.base import check_datasets as check_datasets
 
 _EXTRA = ("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard")
 
@@ -94,18 +94,6 @@ class Share:
 
         is_cuda = wanted == "cuda" or torch.cuda.is_available()
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if is_cuda else "cpu"
-
-
-def check_datasets(names: list[str], flag: str) -> list[str]:
-    """The names, each once and in order.
-
-    Raises:
-        UserError: one is unknown.
-    """
-    for name in names:
-        if name not in DATASETS:
-            raise UserError(f"--{flag} {name}: unknown data set; choose from {', '.join(DATASETS)}")
-    return list(dict.fromkeys(names))
 
 
 def seed(text: str) -> int:

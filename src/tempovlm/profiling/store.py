@@ -19,7 +19,7 @@ from tempovlm.core.stamp import Stamp
 from tempovlm.profiling import legacy
 from tempovlm.profiling.checks import check_rows
 from tempovlm.profiling.questions import check_directories
-from tempovlm.tasks.base import DATASETS
+from tempovlm.tasks.base import DATASETS, check_datasets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,9 +100,7 @@ def read_results(
     """
     import pandas as pd
 
-    for name in datasets or ():
-        if name not in DATASETS:
-            raise UserError(f"--dataset_names {name}: unknown data set; choose from {', '.join(DATASETS)}")
+    check_datasets(datasets or (), "dataset_names")
     if not results_dirs:
         raise UserError("--results_dir: name at least one results directory")
     frames: list[pd.DataFrame] = []

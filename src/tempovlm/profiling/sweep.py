@@ -132,10 +132,8 @@ def draw_samples(
     With `twins` they are asked about the twins of their pictures.
 
     Raises:
-        UserError: a data set is missing, or not scored answer by answer, or a picture has no twin.
+        UserError: a data set is missing, or a picture has no twin.
     """
-    if "coco_caption" in datasets:
-        raise UserError("--dataset_names coco_caption: captions are scored many at once, not answer by answer")
     drawn = {
         name: load_samples(name, split, data_dir=data_dir, num_samples=num_samples, seed=seed) for name in datasets
     }

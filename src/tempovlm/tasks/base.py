@@ -21,6 +21,9 @@ STYLES: dict[str, str] = {
 }
 """Data set to the name of its prompt style, for those that the generated test bed stands in for."""
 
+GENERATED: tuple[str, ...] = tuple(STYLES)
+"""Data sets that the generated test bed stands in for."""
+
 DATASETS: dict[str, str] = {
     **STYLES,
     "doc_qa": "doc_qa",
@@ -29,6 +32,9 @@ DATASETS: dict[str, str] = {
     "coco_caption": "coco_captioning",
 }
 """Every data set that can be read → the name of its prompt style."""
+
+SCORED_TOGETHER = frozenset({"coco_caption"})
+"""Data sets with a score of all answers together (CIDEr of captions), where an answer alone has none."""
 
 _RULES: dict[str, Callable[[str, Sequence[str]], float]] = {
     "text_vqa": scoring.text_vqa_accuracy,
@@ -108,18 +114,55 @@ def score(sample: Sample, prediction: str) -> float:
     """
     if sample.options:
         return choice_accuracy(prediction, sample.options, sample.answer_index)
-    if sample.dataset == "coco_caption":
-        raise UserError("coco_caption is scored by CIDEr over many captions at once: use tasks.captions.cider")
+    if sample.dataset in SCORED_TOGETHER:
+        raise UserError(
+            f"{sample.dataset} is scored by CIDEr over many captions at once: use tasks.base.score_all"
+        )
     return _RULES.get(sample.dataset, scoring.vqa_accuracy)(prediction, sample.answers)
+
+
+def check_datasets(names: Sequence[str], flag: str, *, together: bool = False) -> list[str]:
+    """The names, each once and in order.
+
+    Args:
+        names: What the user gave.
+        flag: Its name, for the message.
+        together: Whether data sets whose answers have no score of their own will do.
+
+    Raises:
+        UserError: One is unknown, or will not do.
+    """
+    for name in names:
+        if name not in DATASETS:
+            raise UserError(f"--{flag} {name}: unknown data set; choose from {', '.join(DATASETS)}")
+        if name in SCORED_TOGETHER and not together:
+            raise UserError(
+                f"--{flag} {name}: captions are scored many at once, not answer by answer; tempovlm bench and "
+                "test_adaptive_inference.py score them"
+            )
+    return list(dict.fromkeys(names))
+
+
+def check_scorable(samples: Sequence[Sample]) -> None:
+    """Make sure that `score_all` can score these, before anybody answers them.
+
+    Raises:
+        UserError: Captions are among them, and pycocoevalcap is not installed or there are too few.
+    """
+    captions = sum(sample.dataset in SCORED_TOGETHER for sample in samples)
+    if captions:
+        from tempovlm.tasks.captions import check_cider
+
+        check_cider(captions)
 
 
 def score_all(samples: Sequence[Sample], predictions: Sequence[str]) -> list[float]:
     """The score of each prediction; captions get their share of the CIDEr of all captions together.
 
     Raises:
-        UserError: Captions are among them, and the package that scores them is not installed.
+        UserError: Captions are among them and cannot be scored, see `check_scorable`.
     """
-    captions = [i for i, sample in enumerate(samples) if sample.dataset == "coco_caption"]
+    captions = [i for i, sample in enumerate(samples) if sample.dataset in SCORED_TOGETHER]
     shares: dict[int, float] = {}
     if captions:
         from tempovlm.tasks.captions import cider

@@ -1,29 +1,28 @@
 """CIDEr over a corpus of captions, computed by pycocoevalcap (the extra `captions`).
 
-Source: Vedantam et al., CIDEr: Consensus-based Image Description Evaluation, CVPR 2015 (arXiv 1411.5726). The
-official evaluation cuts captions into words with a Java program; here the same rules, as far as captions need
-them, are a regular expression, so that no Java is needed.
+Source: Vedantam et al., CIDEr: Consensus-based Image Description Evaluation, CVPR 2015 (arXiv 1411.5726).
+Words are those of the official evaluation's tokenizer, see `treebank`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from tempovlm.core.errors import UserError
+from tempovlm.tasks.treebank import words
 
-_WORD = re.compile(
-    r"\d+(?:[.,:]\d+)+"  # numbers with their separators: 1,000 and 5:30
-    r"|(?:[a-z]\.){2,}"  # u.s.
-    r"|(?:no|mr|mrs|ms|dr|st|jr|sr|vs|etc)\."
-    r"|\w+?(?=n't\b)|n't\b"  # do n't
-    r"|'(?:s|re|ve|ll|d|m)\b"  # dog 's
-    r"|[^\W_]+(?:[-/][^\W_]+)*"  # black-and-white
-    r"|[$#%&+*/=@<>^~|\\()\[\]{}]"
-)
-"""Words as the Penn Treebank's rules cut lower-case text; what nothing matches is punctuation, and dropped."""
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-"""The official evaluation means to drop brackets, but spells them in capitals: they stay, as words."""
+
+def check_cider(num_pictures: int) -> None:
+    """Make sure that so many captions can be scored.
+
+    Raises:
+        UserError: pycocoevalcap is not installed, or there are fewer than two pictures.
+    """
+    if find_spec("pycocoevalcap") is None:
+        raise UserError("CIDEr needs pycocoevalcap, which is not installed: pip install 'tempovlm[captions]'")
+    if num_pictures < 2:
+        raise UserError("CIDEr needs the captions of at least two pictures; ask for more with --num_samples")
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -38,23 +37,15 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> li
 
     Raises:
         UserError: pycocoevalcap is not installed, or there are fewer than two pictures, for which the weights of
-            words that the score is made of are all zero.
+            words that the score is made of are all zero, or no reference has a word.
     """
-    try:
-        from pycocoevalcap.cider.cider import Cider
-    except ModuleNotFoundError:
-        raise UserError(
-            "CIDEr needs pycocoevalcap, which is not installed: pip install 'tempovlm[captions]'"
-        ) from None
-    if len(predictions) < 2:
-        raise UserError("CIDEr needs the captions of at least two pictures")
-    said = {i: [words(text)] for i, text in enumerate(predictions)}
-    right = {i: [words(text) for text in texts] for i, texts in enumerate(references)}
+    check_cider(len(predictions))
+    from pycocoevalcap.cider.cider import Cider
+
+    said = {i: [text] for i, text in enumerate(words(predictions))}
+    cut = iter(words([text for texts in references for text in texts]))
+    right = {i: [next(cut) for _ in texts] for i, texts in enumerate(references)}
+    if not any(text for texts in right.values() for text in texts):
+        raise UserError("CIDEr needs captions to compare with, and none of these pictures' has a word")
     _, scores = Cider().compute_score(right, said)
     return [float(one) for one in scores]
-
-
-def words(caption: str) -> str:
-    """A caption in lower case, its words set apart by blanks, without punctuation."""
-    found = _WORD.findall(caption.lower().replace("\u2019", "'"))
-    return " ".join(_BRACKETS.get(word, word) for word in found)

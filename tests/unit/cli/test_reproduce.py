@@ -18,14 +18,14 @@ from tempovlm.cli.main import main
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.evaluation import journal, reproduction, reproduction_steps
-from tempovlm.evaluation.reproduction import DATASETS, SWEEPS, Setup, Step
+from tempovlm.evaluation.reproduction import SWEEPS, Setup, Step
 from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling import calibration
 from tempovlm.profiling.questions import MANIFEST, keep_questions
 from tempovlm.profiling.shipped import missing, take_results
 from tempovlm.profiling.store import read_rows, write_rows
-from tempovlm.tasks.base import Sample
+from tempovlm.tasks.base import GENERATED, Sample
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.digest import question_digests
 from tempovlm.tasks.synthetic.testbed import make_testbed
@@ -47,7 +47,7 @@ def checkout(tiny_folder: Path, bed: Path, tmp_path_factory: pytest.TempPathFact
     stamp = replace(stamps.STAMP, weights=weights_hash(tiny_folder), hardware="a GPU", device="cuda/bfloat16")
     for part, name in SWEEPS.items():
         split = "train" if part == "train" else "val"
-        for dataset in DATASETS:
+        for dataset in GENERATED:
             samples = load_samples(dataset, split, data_dir=bed)
             rows = [answered(s) for s in samples]
             write_rows(root / "results" / name, dataset, [row for some in rows for row in some], stamp)
@@ -212,13 +212,13 @@ def test_shipped_rows_are_taken_where_the_questions_are_here(
 ) -> None:
     source, weights = checkout / "results" / SWEEPS["val"], weights_hash(tiny_folder)
     order = list(range(6))
-    assert missing([source], DATASETS, weights, SPACE.fingerprint, order) is None
-    assert "of the weights" in str(missing([source], DATASETS, "w", SPACE.fingerprint, order))
-    assert "is not there" in str(missing([tmp_path], DATASETS, weights, SPACE.fingerprint, order))
+    assert missing([source], GENERATED, weights, SPACE.fingerprint, order) is None
+    assert "of the weights" in str(missing([source], GENERATED, "w", SPACE.fingerprint, order))
+    assert "is not there" in str(missing([tmp_path], GENERATED, weights, SPACE.fingerprint, order))
     samples = load_samples("okvqa", "val", data_dir=bed)
     first, other, *_ = samples
     (source / MANIFEST).write_text(json.dumps({"ranking": [5, *order[:5]]}))
-    assert "other blocks" in str(missing([source], DATASETS, weights, SPACE.fingerprint, order))
+    assert "other blocks" in str(missing([source], GENERATED, weights, SPACE.fingerprint, order))
     changed = replace(first, template="another kind")
     taken = take_results(source, tmp_path / "out", {"okvqa": [changed, other, *samples[2:]]}, 1)
     rows, stamp = read_rows(tmp_path / "out" / "okvqa.parquet")

@@ -6,7 +6,8 @@ A controller of the CPU lies under `checkpoints`, one of a GPU at the same place
 from __future__ import annotations
 
 from tempovlm.evaluation.targets.devices import time_price
-from tempovlm.evaluation.targets.measuring import DATASETS, PROFILES, estimator_command
+from tempovlm.evaluation.targets.measuring import PROFILES, estimator_command
+from tempovlm.tasks.base import GENERATED
 
 ESTIMATOR_FILE = "checkpoints/latency_estimator/best_latency_estimator.pt"
 SUPERVISED_FILE = "checkpoints/controller/supervised/best_supervised_controller.pt"
@@ -66,13 +67,13 @@ def supervised(device: str) -> str:
     profiles = PROFILES if device == "cpu" else f"results/profiling/gpu_{device}"
     train = (
         "python experiments/controller/train_supervised_controller.py --profiling_results "
-        f"{profiles}/{DATASETS[0]}/profiling_results.json --output_dir {_folder(device, SUPERVISED_FILE)}"
+        f"{profiles}/{GENERATED[0]}/profiling_results.json --output_dir {_folder(device, SUPERVISED_FILE)}"
     )
     if device == "cpu":
         return train
     return (
-        f"python experiments/controller/profiling_with_importance.py --model_path pocket --datasets {DATASETS[0]} "
-        f"--results_dir {results(device, 'val')} --output_dir {profiles} && "
+        f"python experiments/controller/profiling_with_importance.py --model_path pocket "
+        f"--datasets {GENERATED[0]} --results_dir {results(device, 'val')} --output_dir {profiles} && "
         f"{train}"
     )
 
@@ -112,7 +113,7 @@ def _folder(device: str, file: str, levels: int = 1) -> str:
 
 def _learned(device: str) -> str:
     return (
-        f"--results_dir {results(device, 'train')} --dataset_names {' '.join(DATASETS)} --model_path pocket "
+        f"--results_dir {results(device, 'train')} --dataset_names {' '.join(GENERATED)} --model_path pocket "
         f"--latency_estimator_path {checkpoint(device, ESTIMATOR_FILE)}"
     )
 

@@ -23,6 +23,7 @@ from tempovlm.evaluation.targets.base import (
 )
 from tempovlm.evaluation.targets.devices import ANSWERED_MS, GPUS, HARDWARE, PLACE, suffix
 from tempovlm.evaluation.targets.pocket import at_budget
+from tempovlm.tasks.base import GENERATED
 
 EXP8 = "Exp 8"
 
@@ -37,7 +38,7 @@ def _adaptive(
     folder = model if model == "pocket" else f"{model}-random"
     answering = (
         f"python experiments/controller/test_adaptive_inference.py --model_path {folder} --controller_path "
-        f"{controller} --dataset text_vqa coco_2014_vqa okvqa science_qa_img --num_samples 1000 --latency_budget "
+        f"{controller} --dataset {' '.join(GENERATED)} --num_samples 1000 --latency_budget "
         f"{budgets_ms} --device {'cpu' if device == 'cpu' else 'cuda'} --output_path {path}"
     )
     return Source(

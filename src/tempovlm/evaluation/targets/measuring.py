@@ -22,11 +22,11 @@ from tempovlm.evaluation.targets.base import (
     value_at,
 )
 from tempovlm.evaluation.targets.devices import GPUS, HARDWARE, PLACE
+from tempovlm.tasks.base import GENERATED
 
 CORE, EXP1, EXP6, EXP7 = "Core experiment", "Exp 1", "Exp 6", "Exp 7"
 
-DATASETS = ("text_vqa", "coco_2014_vqa", "okvqa", "science_qa_img")
-_NAMES = " ".join(DATASETS)
+_NAMES = " ".join(GENERATED)
 STAGES = ("vision_encoder", "projector", "prefill", "decode_per_token")
 _PARTS = {"images": "test", "settings": "held_out"}
 _MEASUREMENTS = 25
@@ -358,7 +358,7 @@ def _core() -> Iterable[Target]:
 
 
 def _exp7() -> Iterable[Target]:
-    for dataset in DATASETS:
+    for dataset in GENERATED:
         for name, about, limit, unit, measure in (
             ("settings", "settings profiled", 75, "settings", _count),
             ("questions", "questions at each setting", 300, "questions", _least("num_samples")),

@@ -11,7 +11,9 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-DATASETS: tuple[str, ...] = ("text_vqa", "coco_2014_vqa", "okvqa", "science_qa_img")
+from tempovlm.tasks.base import GENERATED
+
+DATASETS: tuple[str, ...] = GENERATED
 """Data sets that have a stand-in."""
 
 SPLITS: tuple[str, ...] = ("train", "val")
