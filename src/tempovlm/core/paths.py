@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
@@ -33,6 +33,14 @@ def expanded(path: str | Path) -> Path:
         raise UserError(
             f"{path}: no such user, or no home folder; set HOME, or write the folder out in place of ~"
         ) from None
+
+
+def is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is a path of a kind, such as `Path.is_dir`; False for a name that no file can have."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Where a model runs: the device of a name; a CPU's threads and how they wait, set before torch is imported.
+"""Where a model runs: device and type of numbers; a CPU's threads and how they wait, set before torch is imported.
 
 With this a busy neighbour slows us in proportion and not tenfold.
 
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tempovlm.core.checks import checked_integer, shown
 from tempovlm.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def prepare(threads: int | None = None) -> int:
         UserError: no such number of threads.
     """
     keep_memory()
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UserError(f"threads {threads}: must be from 1 to {MOST_THREADS}")
+    if threads is not None:
+        threads = checked_integer("threads", threads, 1, MOST_THREADS)
     count = threads if threads is not None else default_threads()
     if threads is None and "torch" in sys.modules and not _is_passive():
         count = 1
@@ -61,6 +62,19 @@ def prepare(threads: int | None = None) -> int:
         os.environ.setdefault(name, value)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(count))
+    return count
+
+
+def start_torch(threads: int | None = None) -> int:
+    """Import torch with the threads that `prepare` says; returns their number.
+
+    Raises:
+        UserError: no such number of threads.
+    """
+    count = prepare(threads)
+    import torch
+
+    torch.set_num_threads(count)
     return count
 
 
@@ -119,10 +133,25 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
     if index and int(index) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, from 0 on")
     return torch.device(device)
+
+
+def pick_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The type of the weights; that of the device unless told.
+
+    Raises:
+        UserError: it is no type that a model computes in.
+    """
+    import torch
+
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise UserError(f"dtype {shown(dtype)}: must be torch.float32, torch.bfloat16 or torch.float16")
+    return dtype
