@@ -6,7 +6,6 @@ Importing this module imports no torch: threads and their wait policy must be se
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from tempovlm.core.paths import expanded, is_there
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request, request_of, requests_of
 from tempovlm.core.weights import Weights
+from tempovlm.engine.forks import ProcessLock
 from tempovlm.engine.threads import pick_device, pick_dtype, start_torch
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def load(
         weights: what decode steps read: `bf16`, as loaded, or on CUDA copies in `fp8` or `int8`, half the bytes.
         policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
             `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
-        threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
+        threads: of a CPU operation, fixed here; unless told, as `TEMPOVLM_THREADS`, `torch.set_num_threads` or
+            `OMP_NUM_THREADS` says, else at most two cores.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
             several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
             pictures are always resized in float32, and exact adds the published padding rule.
@@ -119,9 +120,9 @@ class TempoVLM:
         self.card = card
         self.weights = weights
         self._wanted = policy
-        self._may_calibrate, self._progress, self._lock = may_calibrate, progress, threading.RLock()
+        self._may_calibrate, self._progress, self._lock = may_calibrate, progress, ProcessLock()
         self._profile: LatencyProfile | None = None
-        self._looked_up = False
+        self._looked_up: int | None = None
         self._guard: Guard | None = None
 
     @property
@@ -138,10 +139,10 @@ class TempoVLM:
     def profile(self) -> LatencyProfile | None:
         """What each setting takes on this machine; None until it was measured or found in the cache."""
         with self._lock:
-            if not self._looked_up:
+            if self._looked_up != self.engine.threads:  # a fork can leave fewer
                 from tempovlm.profiling.calibration import stored_profile
 
-                self._looked_up = True
+                self._looked_up, self._guard = self.engine.threads, None
                 self._profile = stored_profile(self.stamp(), self.space, self.output_length)
             return self._profile
 
@@ -173,6 +174,7 @@ class TempoVLM:
             dtype=runner.dtype,
             data_source=data_source,
             decode_weights=runner.decode_weights,
+            threads=self.engine.threads,
         )
 
     def calibrate(self, force: bool = False) -> LatencyProfile:
@@ -181,7 +183,7 @@ class TempoVLM:
 
         with self._lock:
             if force or self.profile is None:
-                self._looked_up, self._guard = True, None
+                self._looked_up, self._guard = self.engine.threads, None
                 # What is stored was looked at just now, and a damaged file reported: it is not read once more.
                 self._profile = obtain_profile(
                     self.engine, self.stamp(), self.output_length, force=True, progress=self._progress
@@ -310,11 +312,12 @@ class TempoVLM:
     def _policy_guard(self) -> Guard:
         """The policy within its guard; measures the machine first if nothing is known about it."""
         with self._lock:
+            profile = self.profile or self.calibrate()
             if self._guard is None:
                 from tempovlm.control.policies import TablePolicy
                 from tempovlm.engine.glance import guarded
 
-                profile, wanted = self.profile or self.calibrate(), self._wanted
+                wanted = self._wanted
                 policy = TablePolicy(profile, self.accuracy) if isinstance(wanted, str | Path) else wanted
                 self._guard = guarded(self.engine.runner, self.space, policy, profile)
             return self._guard
