@@ -66,8 +66,7 @@ def prepare(threads: int | None = None) -> int:
     count = FORKS.threads(threads if threads is not None else default_threads())
     if torch is not None:
         # The library has read its environment; changing it now would only mislead the next call.
-        torch.set_num_threads(count)
-        _MINE["torch"] = str(count)
+        _set_threads(torch, count)
         return count
     if os.environ.get("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
         for name, value in _PASSIVE.items():
@@ -87,9 +86,14 @@ def start_torch(threads: int | None = None) -> int:
     count = prepare(threads)
     import torch
 
-    torch.set_num_threads(count)
-    _MINE["torch"] = str(count)
+    _set_threads(torch, count)
     return count
+
+
+def _set_threads(torch: ModuleType, count: int) -> None:
+    if _chosen_in(torch) != count:
+        _MINE["torch"] = str(count)
+    torch.set_num_threads(count)
 
 
 def keep_memory() -> bool:
