@@ -6,19 +6,20 @@ Importing this module imports no torch: threads and their wait policy must be se
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tempovlm.core.checks import check_megabytes, checked_flag, checked_text
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.core.paths import expanded
+from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
+from tempovlm.core.paths import expanded, is_there
 from tempovlm.core.plan import Ranking
-from tempovlm.core.request import Answer, Request
+from tempovlm.core.request import Answer, Request, request_of, requests_of
 from tempovlm.core.weights import Weights
-from tempovlm.engine.threads import pick_device, prepare
+from tempovlm.engine.forks import ProcessLock
+from tempovlm.engine.threads import pick_device, pick_dtype, start_torch
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 POLICIES = ("auto", "table", "fixed")
 
-_WARM_UP_ROUNDS = 2
 _LARGE_BYTES = 1 << 30
 """Weights over this take long enough to load that a bar is shown."""
 
@@ -42,7 +42,7 @@ _log = logging.getLogger("tempovlm")
 
 
 def load(
-    model: str = "pocket",
+    model: str | Path = "pocket",
     *,
     device: str = "auto",
     dtype: torch.dtype | None = None,
@@ -65,7 +65,8 @@ def load(
         weights: what decode steps read: `bf16`, as loaded, or on CUDA copies in `fp8` or `int8`, half the bytes.
         policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
             `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
-        threads: of a CPU operation; `TEMPOVLM_THREADS` or at most two cores unless told.
+        threads: of a CPU operation, fixed here; unless told, as `TEMPOVLM_THREADS`, `torch.set_num_threads` or
+            `OMP_NUM_THREADS` says, else at most two cores.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
             several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
             pictures are always resized in float32, and exact adds the published padding rule.
@@ -75,26 +76,25 @@ def load(
         feature_cache_mb: megabytes for features of pictures, so that none is encoded twice; 0 keeps none.
 
     Raises:
-        UserError: no such model, device or policy, a damaged model folder, or a controller of another model.
+        UserError: no such model, device or policy, a damaged folder, another model's controller, a wrong type.
     """
     check_policy(policy)
+    given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
+    _check_types(given | {"device": device, "calibrate": calibrate, "warmup": warmup, "progress": progress})
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
-    count = prepare(threads)
-    import torch
-
+    start_torch(threads)
     from tempovlm.engine.engine import Engine
     from tempovlm.model.card import ModelCard
     from tempovlm.model.prompt import Tokenizer
     from tempovlm.model.weights import read_config, weights_hash
+    from tempovlm.profiling.calibration import warm_up
 
-    torch.set_num_threads(count)
     where = pick_device(device)
-    dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    dtype = pick_dtype(dtype, where)
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json", read_config(folder))
     network = _load_weights(folder, where, dtype, name, progress=progress)
-    exact = name != "pocket" if exact is None else exact
-    given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
+    given["exact"] = name != "pocket" if exact is None else exact
     engine, hashed = Engine(network, tokenizer, ranking=card.ranking, name=name, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
@@ -120,9 +120,9 @@ class TempoVLM:
         self.card = card
         self.weights = weights
         self._wanted = policy
-        self._may_calibrate, self._progress, self._lock = may_calibrate, progress, threading.RLock()
+        self._may_calibrate, self._progress, self._lock = may_calibrate, progress, ProcessLock()
         self._profile: LatencyProfile | None = None
-        self._looked_up = False
+        self._looked_up: int | None = None
         self._guard: Guard | None = None
 
     @property
@@ -139,10 +139,10 @@ class TempoVLM:
     def profile(self) -> LatencyProfile | None:
         """What each setting takes on this machine; None until it was measured or found in the cache."""
         with self._lock:
-            if not self._looked_up:
+            if self._looked_up != self.engine.threads:  # a fork can leave fewer
                 from tempovlm.profiling.calibration import stored_profile
 
-                self._looked_up = True
+                self._looked_up, self._guard = self.engine.threads, None
                 self._profile = stored_profile(self.stamp(), self.space, self.output_length)
             return self._profile
 
@@ -174,6 +174,7 @@ class TempoVLM:
             dtype=runner.dtype,
             data_source=data_source,
             decode_weights=runner.decode_weights,
+            threads=self.engine.threads,
         )
 
     def calibrate(self, force: bool = False) -> LatencyProfile:
@@ -182,7 +183,7 @@ class TempoVLM:
 
         with self._lock:
             if force or self.profile is None:
-                self._looked_up, self._guard = True, None
+                self._looked_up, self._guard = self.engine.threads, None
                 # What is stored was looked at just now, and a damaged file reported: it is not read once more.
                 self._profile = obtain_profile(
                     self.engine, self.stamp(), self.output_length, force=True, progress=self._progress
@@ -217,7 +218,7 @@ class TempoVLM:
         Raises:
             UserError: wrong input; names it.
         """
-        request = _request(image, question, budget_ms, options)
+        request = request_of(image, question, budget_ms, options)
         return self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
 
     def stream(
@@ -234,7 +235,9 @@ class TempoVLM:
         **options: Any,
     ) -> Iterator[Token | Answer]:
         """As `answer`, but yields tokens as they come and the answer last; `cancel` is asked between tokens."""
-        request = _request(image, question, budget_ms, options)
+        if cancel is not None and not callable(cancel):
+            raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
+        request = request_of(image, question, budget_ms, options)
         guard = self.guard_for(request, knobs, tier, top_k, num_blocks)
         return self.engine.stream(request, guard, cancel)
 
@@ -250,7 +253,7 @@ class TempoVLM:
         """
         from tempovlm.engine.batching import answer_batch
 
-        ready = [one if isinstance(one, Request) else _request(*one, None, options) for one in requests]
+        ready = requests_of(requests, options)
         budgeted = next((one for one in ready if one.budget_ms is not None), None)
         if knobs is None and budgeted is not None:
             return answer_batch(self.engine, ready, self.guard_for(budgeted))
@@ -268,18 +271,20 @@ class TempoVLM:
         if knobs is not None:
             return self._fixed(knobs)
         base, given = self._base, (tier, top_k, num_blocks)
+        chosen = [one is None for one in given]
         filled = KnobConfig(
             tier=base.tier if tier is None else tier,
             top_k=base.top_k if top_k is None else top_k,
             num_blocks=base.num_blocks if num_blocks is None else num_blocks,
         )
         self.space.validate(filled)
-        if request.budget_ms is None or None not in given or not self._chooses:
+        if request.budget_ms is None or not any(chosen) or not self._chooses:
             return self._fixed(filled)
         guard = self._policy_guard()
-        if given == (None, None, None):
+        if all(chosen):
             return guard
-        return guard.only(i for i, one in enumerate(self.space) if _matches(one, given))
+        bound = [(name, getattr(filled, name)) for name, free in zip(KNOBS, chosen, strict=True) if not free]
+        return guard.only(i for i, one in enumerate(self.space) if all(getattr(one, n) == v for n, v in bound))
 
     @property
     def _base(self) -> KnobConfig:
@@ -307,44 +312,48 @@ class TempoVLM:
     def _policy_guard(self) -> Guard:
         """The policy within its guard; measures the machine first if nothing is known about it."""
         with self._lock:
+            profile = self.profile or self.calibrate()
             if self._guard is None:
                 from tempovlm.control.policies import TablePolicy
                 from tempovlm.engine.glance import guarded
 
-                profile, wanted = self.profile or self.calibrate(), self._wanted
+                wanted = self._wanted
                 policy = TablePolicy(profile, self.accuracy) if isinstance(wanted, str | Path) else wanted
                 self._guard = guarded(self.engine.runner, self.space, policy, profile)
             return self._guard
 
 
-def _request(image: Any, question: str, budget_ms: float | None, options: dict[str, Any]) -> Request:
-    images = () if image is None else (image,)
-    return Request(images=images, question=question, budget_ms=budget_ms, **options)
+def _check_types(given: dict[str, Any]) -> None:
+    """Raise a `UserError` that names the first of `load`'s arguments of another type than it takes."""
+    for name, value in given.items():
+        if name in ("device", "weights"):
+            checked_text(f"--{name}", value)
+        elif name == "feature_cache_mb":
+            check_megabytes(value)
+        elif name != "exact" or value is not None:
+            checked_flag(name, value)
 
 
-def _matches(knobs: KnobConfig, given: tuple[str | None, int | None, int | None]) -> bool:
-    own = (knobs.tier, knobs.top_k, knobs.num_blocks)
-    return all(want is None or want == have for want, have in zip(given, own, strict=True))
-
-
-def model_folder(model: str) -> Path:
+def model_folder(model: str | Path) -> Path:
     """The folder of a model's name, path or hub id; a hub id is downloaded where the hub's cache lacks it.
 
     Raises:
         UserError: there is no such model.
     """
+    if not isinstance(model, Path):
+        model = checked_text("--model", model)
     embedded = Path(str(resources.files("tempovlm") / "pocket"))
     if model == "pocket":
         if not (embedded / "config.json").is_file():
             raise UserError(f"{embedded}: the embedded model is missing; install the package again")
         return embedded
     folder = expanded(model)
-    if folder.is_dir():
+    if is_there(folder, Path.is_dir):
         return folder
     from tempovlm.model.hub import fetch, is_hub_id
 
-    if is_hub_id(model):
-        return fetch(model)
+    if is_hub_id(str(model)):
+        return fetch(str(model))
     raise UserError(
         f"--model {model}: no such model and no such folder; use pocket, which is embedded, a hub id such as "
         "allenai/MolmoE-1B-0924, or a local folder with config.json, tokenizer.json and safetensors files"
@@ -366,7 +375,7 @@ def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
     if not isinstance(policy, str | Path) and not hasattr(policy, "choose_tier"):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
-    if isinstance(policy, str | Path) and policy not in POLICIES and not Path(policy).is_file():
+    if isinstance(policy, str | Path) and policy not in POLICIES and not is_there(Path(policy), Path.is_file):
         raise UserError(
             f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "
             "checkpoint of a controller"
@@ -379,22 +388,3 @@ def _find_policy(policy: str | Path | Policy, engine: Engine, folder: Path, weig
     run = engine.runner
     parts = (folder, engine.space, run.model, run.tokenizer, weights, run.device.type)
     return find_policy(policy, Chooser(*parts))
-
-
-def warm_up(engine: Engine, *, progress: bool = False) -> None:
-    """Answer at the cheapest and the native setting, so that nothing is done for the first time later.
-
-    On CUDA the graphs of all settings are captured first.
-    """
-    from tempovlm.control.guard import Guard
-    from tempovlm.profiling.calibration import sample_requests
-    from tempovlm.profiling.progress import progress_bar
-
-    if engine.device.type == "cuda":
-        with progress_bar("capturing graphs", show=progress) as advance:
-            engine.warmup(advance=advance)
-
-    requests = sample_requests(seed=1, max_new_tokens=3)
-    for _ in range(_WARM_UP_ROUNDS):
-        for knobs in (engine.space.cheapest, engine.space.native):
-            engine.answer(next(requests), Guard.fixed(knobs, engine.space))

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import tiny_model
@@ -14,6 +15,7 @@ from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Features, Question
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
+from tempovlm.engine.forks import FORKS
 from tempovlm.engine.threads import pick_device
 from tempovlm.latency.profile import LatencyProfile
 from tempovlm.profiling import calibration
@@ -139,6 +141,38 @@ def test_threads_look_for_the_calibration_together(
     other.join()
     assert seen == [stored]
     assert not counted
+
+
+def test_a_calibration_of_other_threads_is_not_used(
+    tiny_folder: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch, picture: Image.Image
+) -> None:
+    one, two = (load(str(tiny_folder), threads=n, warmup=False, progress=False) for n in (1, 2))
+    assert two.calibrate().stamp["threads"] == 2
+    assert one.profile is None, "measured by a model with other threads, which was loaded later"
+    assert one.calibrate().stamp["threads"] == 1
+    two.answer(picture, "what?", budget_ms=1e5)
+    assert len(counted) == 2
+    monkeypatch.setattr(FORKS, "one_thread", True)
+    assert two.profile is not None
+    assert two.profile.stamp["threads"] == 1, "as in a fork that lost its threads"
+    assert two.answer(picture, "what?", budget_ms=1e5).budget_feasible is True
+    assert len(counted) == 2
+
+
+@pytest.mark.parametrize("ambient", [1, 3])
+def test_a_model_keeps_its_threads_and_gives_back_the_callers(
+    tiny_folder: Path, picture: Image.Image, ambient: int
+) -> None:
+    model, seen = load(str(tiny_folder), threads=2, warmup=False, progress=False), []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(ambient)
+        for item in model.stream(picture, "what?", cancel=lambda: bool(seen.append(torch.get_num_threads()))):
+            assert torch.get_num_threads() == ambient, item
+        assert set(seen) == {2}
+        assert model.stamp().threads == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_stream(model: TempoVLM, picture: Image.Image) -> None:

@@ -188,13 +188,13 @@ def data_digest(data_dir: Path, counts: Counts) -> str:
 
     Pictures are compared by the steps that read them: one that was missing and is back is no other one.
     """
-    from tempovlm.evaluation.reproduction import DATASETS
+    from tempovlm.tasks.base import GENERATED
     from tempovlm.tasks.catalog import load_samples
     from tempovlm.tasks.digest import text_digits
 
     drawn = [
         text_digits(sample)
-        for name in DATASETS
+        for name in GENERATED
         for split, count in (("train", counts.train), ("val", counts.val))
         for sample in load_samples(name, split, data_dir=data_dir, num_samples=count, seed=42)
     ]

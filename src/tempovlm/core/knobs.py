@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
+from tempovlm.core.checks import checked_integer, checked_text
 from tempovlm.core.errors import UserError
 from tempovlm.core.shape import ModelShape
 
 TIERS = ("low", "medium", "high")
 """Vision tiers from the fewest crops to the most."""
+
+KNOBS = ("tier", "top_k", "num_blocks")
+"""The knobs' names, in the order of a setting's index."""
 
 _TOP_K_OF_NATIVE = (0.5, 0.75, 1.0, 1.25, 1.5)
 _BLOCKS_OF_ALL = (0.5, 0.625, 0.75, 0.875, 1.0)
@@ -24,11 +28,23 @@ _BLOCKS_OF_ALL = (0.5, 0.625, 0.75, 0.875, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=False)
 class KnobConfig:
-    """One setting: vision `tier`, experts per token `top_k`, transformer blocks that run `num_blocks`."""
+    """One setting: vision `tier`, experts per token `top_k`, transformer blocks that run `num_blocks`.
+
+    Raises:
+        UserError: `tier` is no text, or another knob no integer. Which are legal is for `KnobSpace` to say.
+    """
 
     tier: str
     top_k: int
     num_blocks: int
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("tier", checked_text("--tier", self.tier)),
+            ("top_k", checked_integer("--top_k", self.top_k)),
+            ("num_blocks", checked_integer("--num_blocks", self.num_blocks)),
+        ):
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         return f"{self.tier}/k{self.top_k}/b{self.num_blocks}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ def expanded(path: str | Path) -> Path:
         raise UserError(
             f"{path}: no such user, or no home folder; set HOME, or write the folder out in place of ~"
         ) from None
+
+
+def is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is a path of a kind, such as `Path.is_dir`; False for a name that no file can have."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

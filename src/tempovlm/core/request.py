@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tempovlm.core.checks import (
+    checked_integer,
+    checked_members,
+    checked_text,
+    checked_texts,
+    finite,
+    shown,
+    text,
+)
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 
@@ -21,6 +30,9 @@ FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 class Request:
     """One question about at most one picture.
 
+    Numbers and texts of NumPy and torch become plain ones. Every field has a value: None stands for no budget, and
+    for nothing else.
+
     Attributes:
         images: zero or one picture: a path, encoded bytes, a PIL image, or its RGB pixels (H, W, 3) uint8.
         question: the user's text, not empty.
@@ -32,6 +44,9 @@ class Request:
         seed: for sampling.
         stop: texts that end the answer when they appear.
         on_deadline: `finish` lets an answer run over its budget, `stop` cuts it there.
+
+    Raises:
+        UserError: a value is none of these; names the field.
     """
 
     images: tuple[Any, ...]
@@ -46,50 +61,106 @@ class Request:
     on_deadline: Literal["finish", "stop"] = "finish"
 
     def __post_init__(self) -> None:
-        if len(self.images) > 1:
-            raise UserError(f"{len(self.images)} images: a request takes one image or none")
-        _check_text("question", self.question)
-        _check_text("style", self.style)
-        if not self.question.strip():
-            raise UserError("the question is empty; ask something about the picture")
-        if self.budget_ms is not None:
-            check_budget_ms(self.budget_ms)
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max_new_tokens {self.max_new_tokens}: must be at least 1")
-        if not (_is_finite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"--temperature {self.temperature}: must be zero or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p {self.top_p}: must be above 0 and at most 1")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise UserError(f"--stop {self.stop!r}: must be a tuple of texts that are not empty")
-        if self.on_deadline not in ("finish", "stop"):
-            raise UserError(f"--on_deadline {self.on_deadline}: choose from finish, stop")
-        if not -(1 << 63) <= self.seed < 1 << 64:
-            raise UserError(f"--seed {self.seed}: must fit 64 bits")
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(getattr(self, name)))
 
 
-def _check_text(name: str, text: object) -> None:
-    """Raise a `UserError` unless it is text that can be encoded."""
-    if not isinstance(text, str):
-        raise UserError(f"the {name}: must be text, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the {name}: {text!r} holds bytes that are no UTF-8; write it in UTF-8") from None
+def _images(value: object) -> tuple[Any, ...]:
+    images = checked_members("images", value, "a tuple of one picture or none")
+    if len(images) > 1:
+        raise UserError(f"{len(images)} images: a request takes one image or none")
+    if images and images[0] is None:
+        raise UserError("images: None is no picture; leave the tuple empty to ask without one")
+    return images
 
 
-def check_budget_ms(budget_ms: float, flag: str = "budget_ms") -> None:
-    """Raise a `UserError` that names the flag unless the budget is a positive, finite number of milliseconds."""
-    if not (_is_finite(budget_ms) and budget_ms > 0):
-        raise UserError(f"--{flag} {budget_ms}: must be a positive, finite number of milliseconds")
+def _question(value: object) -> str:
+    question = checked_text("the question", value)
+    if not question.strip():
+        raise UserError("the question is empty; ask something about the picture")
+    return question
 
 
-def _is_finite(value: float) -> bool:
-    """Whether it is a number at all, and finite."""
-    try:
-        return math.isfinite(value)
-    except (TypeError, OverflowError):
-        return False
+def _temperature(value: object) -> float:
+    number = finite(value)
+    if number is None or number < 0:
+        raise UserError(f"--temperature {shown(value)}: must be zero or a positive number")
+    return number
+
+
+def _top_p(value: object) -> float:
+    number = finite(value)
+    if number is None or not 0 < number <= 1:
+        raise UserError(f"--top_p {shown(value)}: must be a number above 0 and at most 1")
+    return number
+
+
+def _seed(value: object) -> int:
+    number = checked_integer("--seed", value)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise UserError(f"--seed {shown(number)}: must fit 64 bits")
+    return number
+
+
+def _on_deadline(value: object) -> str:
+    name = text(value)
+    if name not in ("finish", "stop"):
+        raise UserError(f"--on_deadline {shown(value)}: choose from finish, stop")
+    return name
+
+
+def request_of(image: Any, question: str, budget_ms: float | None, options: Mapping[str, Any]) -> Request:
+    """A request about a picture, or without one where it is None."""
+    images = () if image is None else (image,)
+    return Request(images=images, question=question, budget_ms=budget_ms, **options)
+
+
+def requests_of(given: object, options: Mapping[str, Any]) -> list[Request]:
+    """A batch's requests; pairs of image and question take the options.
+
+    Raises:
+        UserError: it is no such batch; names the place.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        raise UserError(f"requests: must be a list of Request or (image, question), not {type(given).__name__}")
+    ready: list[Request] = []
+    for place, one in enumerate(given):
+        if isinstance(one, Request):
+            ready.append(one)
+        elif isinstance(one, tuple | list) and len(one) == 2:
+            ready.append(request_of(one[0], one[1], None, options))
+        else:
+            raise UserError(
+                f"requests: number {place}, a {type(one).__name__}, is no Request or (image, question)"
+            )
+    return ready
+
+
+def check_budget_ms(budget_ms: object, flag: str = "budget_ms") -> float:
+    """The budget as a plain number.
+
+    Raises:
+        UserError: it is no positive, finite number of milliseconds; names the flag.
+    """
+    number = finite(budget_ms)
+    if number is None or number <= 0:
+        raise UserError(f"--{flag} {shown(budget_ms)}: must be a positive, finite number of milliseconds")
+    return number
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "images": _images,
+    "question": _question,
+    "budget_ms": lambda value: None if value is None else check_budget_ms(value),
+    "style": lambda value: checked_text("the style", value),
+    "max_new_tokens": lambda value: checked_integer("--max_new_tokens", value, 1),
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "seed": _seed,
+    "stop": lambda value: checked_texts("--stop", value),
+    "on_deadline": _on_deadline,
+}
+"""What each field becomes: a plain value, or a `UserError` that names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,11 @@ def answer_batch(engine: Engine, requests: Sequence[Request], guard: Guard | Non
     usual time of looking at a picture. Deadlines do not stop a batch. A policy that glances has to see a picture
     before it chooses: requests whose budget it decides about are answered alone, one after another.
     """
-    chooser = guard or engine.native
+    with engine.computing():
+        return _answer_batch(engine, requests, guard or engine.native)
+
+
+def _answer_batch(engine: Engine, requests: Sequence[Request], chooser: Guard) -> list[Answer]:
     groups: dict[Plan, list[_Row]] = {}
     answers: dict[int, Answer] = {}
     for place, request in enumerate(requests):

@@ -6,18 +6,22 @@ request: streams with different plans interleave on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import usual_buckets
 from tempovlm.engine.feature_cache import FeatureCache
+from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.runner import Prepared, Runner
@@ -31,7 +35,7 @@ from tempovlm.model.vlm import Molmo
 
 
 class Engine:
-    """Answers requests on one model and one device."""
+    """Answers requests on one model and one device, with as many threads as torch had when it was made."""
 
     def __init__(
         self,
@@ -58,12 +62,35 @@ class Engine:
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name = name
         self.native = Guard.fixed(self.space.native, self.space)
+        self._threads, self._process = torch.get_num_threads(), os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.runner.device
+
+    @property
+    def threads(self) -> int:
+        """Threads of an operation on a CPU."""
+        return FORKS.threads(self._threads)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Everything that this engine computes runs in such a block, and on its threads.
+
+        Raises:
+            UserError: the process is a fork in which nothing can be computed.
+        """
+        if self.device.type == "cuda" and os.getpid() != self._process:
+            raise UserError(NO_CUDA_IN_CHILD)
+        with FORKS.computing():
+            before = torch.get_num_threads()
+            torch.set_num_threads(self.threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(FORKS.threads(before))
 
     def plan(self, knobs: KnobConfig) -> Plan:
         """The plan of a setting.
@@ -80,11 +107,12 @@ class Engine:
         Prompts are captured for questions of the usual length about pictures of any shape.
         """
         plans, captured = [self.plan(one) for one in knobs or self.space], 0
-        if self.runner.vision is not None:
-            captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
-        if self.runner.graphs is not None:
-            lengths = usual_buckets({plan.knobs.tier for plan in plans}, self.runner.model.config.vision)
-            captured += self.runner.graphs.warmup(plans, advance, lengths)
+        with self.computing():
+            if self.runner.vision is not None:
+                captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
+            if self.runner.graphs is not None:
+                lengths = usual_buckets({plan.knobs.tier for plan in plans}, self.runner.model.config.vision)
+                captured += self.runner.graphs.warmup(plans, advance, lengths)
         return captured
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
@@ -102,11 +130,23 @@ class Engine:
 
         `cancel` is asked between tokens; where it says True, the answer ends there.
         """
-        return self._run(request, guard or self.native, stage_clock(self.device), cancel)
+        with self.computing():
+            clock = stage_clock(self.device)
+        return self._stepped(self._run(request, guard or self.native, clock, cancel))
+
+    def _stepped(self, items: Generator[Token | Answer, None, None]) -> Iterator[Token | Answer]:
+        """The items; only while one is being made does a stream compute."""
+        with closing(items):
+            while True:
+                with self.computing():
+                    item = next(items, None)
+                if item is None:
+                    return
+                yield item
 
     def _run(
         self, request: Request, guard: Guard, clock: StageClock, cancel: Callable[[], bool] | None
-    ) -> Iterator[Token | Answer]:
+    ) -> Generator[Token | Answer, None, None]:
         run, sample = self.runner, sampler_for(request, self.device)
         image = run.open(request)
         clock.mark("preprocess")

@@ -9,7 +9,6 @@ Shapes: `U` distinct crops, `P` patches of a crop, `X` values of a patch, `F` fe
 
 from __future__ import annotations
 
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tempovlm.core.errors import UserError
+from tempovlm.core.checks import check_megabytes
 
 BYTES_OF_MB = 1_000_000
 
@@ -75,9 +74,8 @@ class FeatureCache:
         Raises:
             UserError: negative, or not finite.
         """
-        if not 0 <= megabytes < math.inf:
-            raise UserError(f"feature_cache_mb {megabytes}: give a size in megabytes, or 0 for no cache")
-        return cls(int(megabytes * BYTES_OF_MB)) if megabytes else None
+        size = check_megabytes(megabytes)
+        return cls(int(size * BYTES_OF_MB)) if size else None
 
     @property
     def num_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Where a model runs: the device of a name; a CPU's threads and how they wait, set before torch is imported.
+"""Where a model runs: device and type of numbers; a CPU's threads and how they wait, set before torch is imported.
 
 With this a busy neighbour slows us in proportion and not tenfold.
 
@@ -12,9 +12,12 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from tempovlm.core.checks import checked_integer, shown
 from tempovlm.core.errors import UserError
+from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,10 @@ _PASSIVE = {
     "KMP_BLOCKTIME": "0",
 }
 
+_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_MINE: dict[str, str] = {}
+"""What this module has set, which is not what the user has: variables, and `torch` for its count."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of the C library's mallopt
 _KEPT_BYTES = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 512 << 20}
 """Arrays up to the first size come from the heap; up to the second of it stays when they are freed."""
@@ -39,29 +46,54 @@ _KEPT_BYTES = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 512 << 20}
 def prepare(threads: int | None = None) -> int:
     """Set the OpenMP environment, or torch's thread count if torch is already there; return the count.
 
-    Variables that the user has set are kept. `threads` wins over `TEMPOVLM_THREADS`, that over the default.
-    Where torch was imported before without a passive wait policy, the default is one thread: a single thread
-    waits for nobody, which costs a sixth of the speed on an idle machine and saves the deadline on a busy one.
+    What the user has set is kept. `threads` wins over `TEMPOVLM_THREADS`, that over a count that was given to
+    `torch.set_num_threads`, that over `OMP_NUM_THREADS` and `MKL_NUM_THREADS` (the smaller one, since torch has
+    one count for both), that over the default. A wait policy other than passive is left alone with all that
+    belongs to it. Where torch was imported before and nobody has said how its threads wait, the default is one
+    thread: a single thread waits for nobody, which costs a sixth of the speed on an idle machine and saves the
+    deadline on a busy one.
+
+    Raises:
+        UserError: no such number of threads, or more than one where a fork has left one.
+    """
+    keep_memory()
+    FORKS.check()
+    if threads is not None:
+        threads = checked_integer("threads", threads, 1, MOST_THREADS)
+        if FORKS.threads(threads) < threads:
+            raise UserError(f"threads {threads}: this forked process has one; leave it out, or start it by spawn")
+    torch = sys.modules.get("torch")
+    count = FORKS.threads(threads if threads is not None else default_threads())
+    if torch is not None:
+        # The library has read its environment; changing it now would only mislead the next call.
+        _set_threads(torch, count)
+        return count
+    if os.environ.get("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
+        for name, value in _PASSIVE.items():
+            os.environ.setdefault(name, value)
+    for name in _COUNTS:
+        if name not in os.environ:
+            os.environ[name] = _MINE[name] = str(count)
+    return count
+
+
+def start_torch(threads: int | None = None) -> int:
+    """Import torch with the threads that `prepare` says; returns their number.
 
     Raises:
         UserError: no such number of threads.
     """
-    keep_memory()
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UserError(f"threads {threads}: must be from 1 to {MOST_THREADS}")
-    count = threads if threads is not None else default_threads()
-    if threads is None and "torch" in sys.modules and not _is_passive():
-        count = 1
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        # The library has read its environment; changing it now would only mislead the next call.
-        torch.set_num_threads(count)
-        return count
-    for name, value in _PASSIVE.items():
-        os.environ.setdefault(name, value)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(count))
+    count = prepare(threads)
+    import torch
+
+    _set_threads(torch, count)
     return count
+
+
+def _set_threads(torch: ModuleType, count: int) -> None:
+    if _chosen_in(torch) != count:
+        _MINE["torch"] = str(count)
+    torch.set_num_threads(count)
 
 
 def keep_memory() -> bool:
@@ -76,32 +108,102 @@ def keep_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in _KEPT_BYTES.items())
 
 
-def _is_passive() -> bool:
-    return os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-
-
 def default_threads() -> int:
-    """`TEMPOVLM_THREADS` if it is a positive number, else the physical cores that are ours, at most two.
+    """The threads that the user set, see `prepare`; else the cores that are ours, at most two.
 
     Processes that `torchrun` started on one machine share its cores.
 
     Raises:
-        UserError: it is more than any machine can start.
+        UserError: `TEMPOVLM_THREADS` is more than any machine can start.
     """
     named = os.environ.get("TEMPOVLM_THREADS", "")
     if named.isdecimal() and int(named) > 0:
         if int(named) > MOST_THREADS:
             raise UserError(f"TEMPOVLM_THREADS {named}: must be at most {MOST_THREADS}")
         return int(named)
+    torch = sys.modules.get("torch")
+    chosen = None if torch is None else _chosen_in(torch)
+    if chosen is not None:
+        return chosen
+    told = [count for count in map(_told, _COUNTS) if count]
+    if told:
+        return min(MOST_THREADS, *told)
+    if torch is not None and not any(name in os.environ for name in _PASSIVE):
+        return 1
+    cores, quota = physical_cores(), cpu_quota()
     beside = os.environ.get("LOCAL_WORLD_SIZE", "")
     sharers = max(1, int(beside)) if beside.isdecimal() else 1
-    return max(1, min(DEFAULT_THREADS, physical_cores() // sharers))
+    return max(1, min(DEFAULT_THREADS, (cores if quota is None else min(cores, int(quota))) // sharers))
+
+
+def _told(name: str) -> int | None:
+    """The count of a variable that the user has set; of a list, the outermost. None where it says none."""
+    value = os.environ.get(name, "")
+    first = value.partition(",")[0].strip()
+    is_mine = _MINE.get(name) == value
+    return int(first) if not is_mine and first.isdecimal() and int(first) > 0 else None
+
+
+def _chosen_in(torch: ModuleType) -> int | None:
+    """The threads that somebody else has given to `torch.set_num_threads`; None where nobody has.
+
+    MKL tells, because torch hands it the count of every such call, and none without one. Without MKL it is any
+    count that torch would not have taken by itself.
+    """
+    count = int(torch.get_num_threads())  # a thread takes over what was set in another when it asks
+    if _MINE.get("torch") == str(count) or FORKS.others_compute():  # which sets it for a while
+        return None
+    try:
+        local = ctypes.CDLL(torch._C.__file__).MKL_Set_Num_Threads_Local  # lower case takes an address
+    except (AttributeError, OSError):
+        return None if count in {physical_cores(), cpus(), *map(_told, _COUNTS)} else count
+    previous = int(local(0))
+    local(previous)
+    return count if previous else None
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """The processors' time that control groups leave to this process, in cores; None where they set no limit.
+
+    Args:
+        root: of the file system whose `proc` and `sys` are read.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    shares = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for folder in (Path(path), *Path(path).parents):
+            shares += _shares(root / "sys/fs/cgroup", controllers, folder.as_posix().lstrip("/"))
+    return min(shares, default=None)
+
+
+def _shares(groups: Path, controllers: str, path: str) -> list[float]:
+    """The limit of one control group, version 1 or 2; nothing where it has none."""
+    try:
+        if controllers:
+            folder = groups / controllers / path
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        else:
+            quota, period = (groups / path / "cpu.max").read_text().split()
+        return [int(quota) / int(period)] if int(quota) > 0 and int(period) > 0 else []
+    except (OSError, ValueError):
+        return []
+
+
+def cpus() -> int:
+    """Logical processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def physical_cores() -> int:
     """Cores that this process may run on, hyper-threads of a core counted once."""
     if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
+        return cpus()
     cores = set()
     for cpu in os.sched_getaffinity(0):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -123,10 +225,16 @@ def pick_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return (
+            pick_device("cuda")
+            if torch.cuda._is_in_bad_fork() or torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda, cuda:1 and so on")
+    if kind == "cuda" and torch.cuda._is_in_bad_fork():
+        raise UserError(f"--device {device}: {NO_CUDA_IN_CHILD}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
     if index and int(index) >= torch.cuda.device_count():
@@ -134,3 +242,18 @@ def pick_device(device: str) -> torch.device:
     return (
         torch.device("cuda", int(index or torch.cuda.current_device())) if kind == "cuda" else torch.device(kind)
     )
+
+
+def pick_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The type of the weights; that of the device unless told.
+
+    Raises:
+        UserError: it is no type that a model computes in.
+    """
+    import torch
+
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise UserError(f"dtype {shown(dtype)}: must be torch.float32, torch.bfloat16 or torch.float16")
+    return dtype

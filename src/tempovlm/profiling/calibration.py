@@ -38,6 +38,8 @@ LIMIT_MS = 55_000.0
 MIN_PASSES = 2
 """Fewer leave no residuals to take a quantile of."""
 
+WARM_UP_ROUNDS = 2
+
 PICTURE_SIZES = ((448, 336), (336, 448), (448, 336), (448, 448), (512, 384), (448, 256))
 """Widths and heights: those of the test bed's pictures, and what phones and the web make of them."""
 
@@ -144,6 +146,20 @@ def measure_once(engine: Engine, request: Request, index: int) -> Measurement:
         step_ms=answer.step_ms,
         num_output_tokens=answer.num_output_tokens,
     )
+
+
+def warm_up(engine: Engine, *, progress: bool = False) -> None:
+    """Answer at the cheapest and the native setting, so that nothing is done for the first time later.
+
+    On CUDA the graphs of all settings are captured first.
+    """
+    if engine.device.type == "cuda":
+        with progress_bar("capturing graphs", show=progress) as advance:
+            engine.warmup(advance=advance)
+    requests = sample_requests(seed=1, max_new_tokens=3)
+    for _ in range(WARM_UP_ROUNDS):
+        for knobs in (engine.space.cheapest, engine.space.native):
+            engine.answer(next(requests), Guard.fixed(knobs, engine.space))
 
 
 def sample_requests(seed: int, max_new_tokens: int) -> Iterator[Request]:

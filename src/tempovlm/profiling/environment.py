@@ -33,17 +33,18 @@ def collect_stamp(
     dtype: torch.dtype,
     data_source: str | None = None,
     decode_weights: str = "bf16",
+    threads: int | None = None,
 ) -> Stamp:
     """The stamp of this process, now.
 
     The device's name tells the type of the weights too: `cpu/float32`, and `cuda/bfloat16/fp8` where decode steps
-    read others.
+    read others. `threads` are those of the model where it has its own, else torch's in this thread.
     """
     kind = str(dtype).removeprefix("torch.") + (f"/{decode_weights}" if decode_weights != "bf16" else "")
     return Stamp(
         hardware=hardware_name(device),
         device=f"{device.type}/{kind}",
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() if threads is None else threads,
         os=platform.platform(terse=True),
         python=platform.python_version(),
         torch=torch.__version__,

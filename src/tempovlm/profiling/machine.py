@@ -37,7 +37,11 @@ def machine_lock(on_wait: Callable[[], None] = lambda: None) -> Iterator[bool]:
             waited = True
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield waited
+        try:
+            yield waited
+        finally:
+            # A child that was forked meanwhile has the file open too: closing it here would not be the end of it.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _lock_file() -> TextIO:

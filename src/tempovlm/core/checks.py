@@ -1,0 +1,154 @@
+"""What a caller gives, turned into plain values once at the door; what cannot be is told in one line.
+
+NumPy's and torch's numbers count as numbers, in arrays and tensors of no dimension too. They are known by what
+they can do, because this layer imports neither. Inside there are plain `int`, `float` and `str` only.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+
+from tempovlm.core.errors import UserError
+
+_SHOWN = 60
+"""So many letters of a wrong value are shown."""
+
+
+def shown(value: object) -> str:
+    """A value in a few words of one line, whatever it is."""
+    try:
+        text = " ".join(str(value).split())
+    except Exception:  # noqa: BLE001 - a value of any type may refuse, an integer of 5,000 digits among them
+        return f"(a {type(value).__name__})"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def finite(value: object) -> float | None:
+    """The finite number that it is, an integer as such; None for booleans, text, several numbers and the rest."""
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real | Decimal):
+        return None
+    try:
+        number = float(plain)
+    except (OverflowError, ValueError):
+        return None
+    whole = integer(plain)
+    return whole if whole is not None else number if math.isfinite(number) else None
+
+
+def integer(value: object) -> int | None:
+    """The integer that it is; None for booleans, whole floats, text and the rest."""
+    plain = _plain(value)
+    if isinstance(plain, bool):
+        return None
+    try:
+        return operator.index(plain)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def text(value: object) -> str | None:
+    """The text that it is, of the plain type; None for all else."""
+    return str.__str__(value) if isinstance(value, str) else None
+
+
+def _plain(value: object) -> object:
+    """The scalar of an array or a tensor without dimensions, and of a scalar of such a library."""
+    item, kind = getattr(value, "item", None), getattr(getattr(value, "dtype", None), "kind", None)
+    if kind in ("m", "M"):
+        return None  # NumPy's times say that they are integers
+    if not callable(item) or getattr(value, "ndim", None) != 0:
+        return value
+    try:
+        return item()
+    except (TypeError, ValueError, RuntimeError):  # a tensor without data, such as one on the device meta
+        return value
+
+
+def checked_integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
+    """The integer, of at least and at most so much where that is given.
+
+    Raises:
+        UserError: it is none, or out of range; names the argument.
+    """
+    found = integer(value)
+    if found is None:
+        raise UserError(f"{name} {shown(value)}: must be an integer, not {type(value).__name__}")
+    too_little, too_much = least is not None and found < least, most is not None and found > most
+    if too_little or too_much:
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{name} {shown(found)}: must be {limits}")
+    return found
+
+
+def check_megabytes(megabytes: object) -> float:
+    """The size of the cache for features of pictures.
+
+    Raises:
+        UserError: negative, or no finite number.
+    """
+    found = finite(megabytes)
+    if found is None or found < 0:
+        raise UserError(f"feature_cache_mb {shown(megabytes)}: give a size in megabytes, or 0 for no cache")
+    return found
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """The boolean.
+
+    Raises:
+        UserError: it is none; names the argument.
+    """
+    plain = _plain(value)
+    if not isinstance(plain, bool):
+        raise UserError(f"{name} {shown(value)}: must be True or False, not {type(value).__name__}")
+    return plain
+
+
+def checked_text(name: str, value: object) -> str:
+    """Text that can be encoded.
+
+    Raises:
+        UserError: it is no such text; names the argument.
+    """
+    found = text(value)
+    if found is None:
+        raise UserError(f"{name}: must be text, not {type(value).__name__}")
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: {found!r} holds bytes that are no UTF-8; write it in UTF-8") from None
+    return found
+
+
+def checked_texts(name: str, value: object) -> tuple[str, ...]:
+    """Several texts that are not empty.
+
+    Raises:
+        UserError: they are no such texts; names the argument.
+    """
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    try:
+        found = [text(one) for one in value] if several else [None]  # type: ignore[attr-defined]
+    except TypeError:  # an array without dimensions
+        found = [None]
+    texts = [one for one in found if one]
+    if len(texts) < len(found):
+        raise UserError(f"{name} {shown(repr(value))}: must be a tuple of texts that are not empty")
+    return tuple(checked_text(name, one) for one in texts)
+
+
+def checked_members(name: str, value: object, what: str) -> tuple[Any, ...]:
+    """The members of a list or a tuple.
+
+    Raises:
+        UserError: it is neither; names the argument.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
+        raise UserError(f"{name}: must be {what}, not {type(value).__name__}")
+    return tuple(value)
