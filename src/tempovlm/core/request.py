@@ -30,7 +30,8 @@ class Request:
         temperature: 0 is greedy.
         top_p: nucleus mass when sampling.
         seed: for sampling.
-        stop: texts that end the answer when they appear.
+        stop: texts that end the answer when they appear after its first character, line ends and spaces too; an
+            answer says nothing of them.
         on_deadline: `finish` lets an answer run over its budget, `stop` cuts it there.
     """
 

@@ -133,6 +133,7 @@ class Engine:
                 clock.mark("decode", made.event)
                 yield from next_token
         reading = clock.read()
+        yield from transcript.settled()
         answer = build_answer(self, request, choice, ready, transcript, reading)
         guard.observe(answer, reading.laps[0].duration_ms)
         yield answer

@@ -58,8 +58,8 @@ class Tokenizer:
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: list[int]) -> str:
-        """Plain text of token ids, without control tokens and outer spaces."""
-        return self._fast.decode(tokens, skip_special_tokens=True).strip()
+        """Plain text of token ids, without control tokens; white space stays as the tokens have it."""
+        return self._fast.decode(tokens, skip_special_tokens=True)
 
 
 @dataclass(frozen=True, slots=True)
