@@ -6,7 +6,6 @@ Importing this module imports no torch: threads and their wait policy must be se
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.lock import OwnLock
 from tempovlm.core.paths import expanded
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request
@@ -120,7 +120,7 @@ class TempoVLM:
         self.card = card
         self.weights = weights
         self._wanted = policy
-        self._may_calibrate, self._progress, self._lock = may_calibrate, progress, threading.RLock()
+        self._may_calibrate, self._progress, self._lock = may_calibrate, progress, OwnLock()
         self._profile: LatencyProfile | None = None
         self._looked_up = False
         self._guard: Guard | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ STAGES = ("preprocess", "control", "vision_encoder", "projector", "prefill", "de
 """The stages of an answer, in order; their times add up to the total."""
 
 SCHEMA = "tempovlm.answer/1"
+
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode's categories of what is not seen: control and format characters, line ends and spaces."""
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 
@@ -51,7 +55,7 @@ class Request:
             raise UserError(f"{len(self.images)} images: a request takes one image or none")
         _check_text("question", self.question)
         _check_text("style", self.style)
-        if not self.question.strip():
+        if all(unicodedata.category(character) in _INVISIBLE for character in self.question):
             raise UserError("the question is empty; ask something about the picture")
         if self.budget_ms is not None:
             check_budget_ms(self.budget_ms)

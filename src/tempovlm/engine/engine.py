@@ -7,11 +7,13 @@ request: streams with different plans interleave on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import STAGES, Answer, Request
@@ -59,6 +61,19 @@ class Engine:
         self.name = name
         self.native = Guard.fixed(self.space.native, self.space)
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of.
+
+        Raises:
+            UserError: captured graphs belong to one model in one process.
+        """
+        if self.runner.graphs is not None or self.runner.vision is not None:
+            raise UserError(
+                f"the model on {self.device}: its captured graphs cannot be copied or sent to another process; "
+                "load the model anew where it is to answer"
+            )
+        return self.__dict__
 
     @property
     def device(self) -> torch.device:

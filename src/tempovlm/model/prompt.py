@@ -26,7 +26,8 @@ class Tokenizer:
     """A `tokenizer.json` with the ids of its control tokens; the end token also begins a stream."""
 
     def __init__(self, fast: FastTokenizer) -> None:
-        """Wrap a tokenizer whose `encode_special_tokens` is on, as `load` sets it."""
+        """Wrap a tokenizer; from then on it reads control tokens in a text as letters."""
+        fast.encode_special_tokens = True
         self._fast = fast
         self.ids = {name: self._id(name) for name in CONTROL_TOKENS}
         self.end, self.pad = self.ids[END], self.ids[PAD]
@@ -44,8 +45,11 @@ class Tokenizer:
             fast = FastTokenizer.from_file(str(path))
         except Exception as error:  # noqa: BLE001 - the library raises bare Exception
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from None
-        fast.encode_special_tokens = True
         return cls(fast)
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[FastTokenizer]]:
+        """Wrap a copy anew: how the library reads control tokens is no part of what it copies and pickles."""
+        return Tokenizer, (self._fast,)
 
     def _id(self, name: str) -> int:
         token = self._fast.token_to_id(name)
