@@ -93,9 +93,9 @@ def load(
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     network = _load_weights(folder, where, dtype, name, progress=progress)
-    exact = name != "pocket" if exact is None else exact
-    given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
-    engine, hashed = Engine(network, tokenizer, ranking=card.ranking, name=name, **given), weights_hash(folder)
+    given: dict[str, Any] = {"exact": name != "pocket" if exact is None else exact, "weights": weights}
+    given |= {"name": name, "ranking": card.ranking, "option_letters": card.option_letters}
+    engine, hashed = Engine(network, tokenizer, feature_cache_mb=feature_cache_mb, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:

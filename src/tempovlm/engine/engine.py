@@ -22,6 +22,7 @@ from tempovlm.engine.capture import usual_buckets
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
+from tempovlm.engine.open_answers import OpenAnswers
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
@@ -45,20 +46,23 @@ class Engine:
         exact: bool = False,
         feature_cache_mb: float = 0.0,
         weights: Weights = "bf16",
+        option_letters: str = "",
     ) -> None:
         shape = model.config.shape
+        rules = OpenAnswers.of(tokenizer, option_letters, model.decoder.embedding)
         self.runner = Runner(
             model,
             tokenizer,
             exact,
             NarrowDecoder.of(model.decoder),
-            graph_decoder(model, weights),
+            graph_decoder(model, weights, is_limited=rules is not None),
             vision_graphs(model),
             FeatureCache.of(feature_cache_mb),
+            rules,
         )
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
-        self.name = name
+        self.name, self.option_letters = name, option_letters
         self.native = Guard.fixed(self.space.native, self.space)
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
@@ -138,7 +142,8 @@ class Engine:
         with run.lane() as lane:
             plan = self._plans[choice.knobs]
             state = run.prefill(ready.prompt, vision, plan, request.max_new_tokens, lane)
-            token, transcript = sample(state.logits), Transcript(request, run.tokenizer)
+            token = sample(run.limits([request])(state.logits))
+            transcript = Transcript(request, run.tokenizer)
             first, steps = transcript.add(int(token)), run.steps(token, state, sample, request)
             clock.mark("prefill")
             yield from first

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.request import FinishReason, Request
+from tempovlm.engine.sampling import BROKEN
 from tempovlm.model.prompt import Tokenizer
 
 UNFINISHED = "\ufffd"
@@ -48,7 +50,15 @@ class Transcript:
         """Take one more token; returns the tokens whose text is settled by it, oldest first.
 
         The end token counts as generated, because it takes a step like any other, and is never returned.
+
+        Raises:
+            UserError: the token stands for logits that are not numbers.
         """
+        if token == BROKEN:
+            raise UserError(
+                f"the model's logits are not numbers (NaN or infinite) at token {len(self.tokens) + 1} of the "
+                "answer: its weights are damaged or overflow; copy them again, or load them in float32"
+            )
         self.tokens.append(token)
         if token == self._tokenizer.end:
             self.end("stop")

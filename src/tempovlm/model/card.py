@@ -19,11 +19,13 @@ class ModelCard:
         accuracy: share of right answers, from 0 to 1, of each setting.
         ranking: blocks by importance.
         length_counts: how many answers have 1, 2, … generated tokens, the end token included.
+        option_letters: by which the model names the options of a question; empty where it was not taught to.
     """
 
     accuracy: dict[KnobConfig, float] | None = None
     ranking: Ranking | None = None
     length_counts: tuple[int, ...] | None = None
+    option_letters: str = ""
 
     @classmethod
     def read(cls, folder: Path, space: KnobSpace) -> ModelCard:
@@ -45,9 +47,12 @@ class ModelCard:
             ranking = Ranking(tuple(order)) if order else None
             counts = (record.get("output_tokens") or {}).get("counts")
             lengths = tuple(int(count) for count in counts) if counts else None
+            letters = record.get("option_letters", "")
+            if not isinstance(letters, str):
+                raise TypeError(f"field option_letters: {letters!r} is no text")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error}); copy it again from the model's folder") from None
         missing = [knobs for knobs in space if knobs not in accuracy]
         if missing:
             raise UserError(f"{path}: {len(missing)} settings have no accuracy, {missing[0]} among them")
-        return cls(accuracy, ranking, lengths)
+        return cls(accuracy, ranking, lengths, letters)

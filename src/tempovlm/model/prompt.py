@@ -31,6 +31,8 @@ class Tokenizer:
         self._fast = fast
         self.ids = {name: self._id(name) for name in CONTROL_TOKENS}
         self.end, self.pad = self.ids[END], self.ids[PAD]
+        unknown: str | None = getattr(fast.model, "unk_token", None)
+        self.unknown = None if unknown is None else fast.token_to_id(unknown)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
