@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.tasks.base import lists_options
@@ -38,11 +39,17 @@ class OpenAnswers:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, letters: str, like: Tensor) -> OpenAnswers | None:
-        """For a model with the embedding `like` (V, D) that names options by `letters`; None where it has none."""
+        """For a model with the embedding `like` (V, D) that names options by `letters`; None where it has none.
+
+        Raises:
+            UserError: no letter is a token.
+        """
         if not letters:
             return None
         spelled = [tokenizer.encode(letter) for letter in letters]
         alone = [tokens[0] for tokens in spelled if len(tokens) == 1 and tokens[0] != tokenizer.unknown]
+        if not alone:
+            raise UserError(f"accuracy.json: field option_letters: no token is one of {letters}; leave it out")
         V, begin = like.shape[0], alone[0]
         texts = ["" if i == tokenizer.unknown else tokenizer.decode([i]).strip() for i in range(V)]
         before = tokenizer.decode([begin])

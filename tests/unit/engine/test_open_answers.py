@@ -12,6 +12,7 @@ import torch
 import tiny_model
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.guard import Guard
+from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.batching import Ragged, answer_batch
 from tempovlm.engine.engine import Engine
@@ -191,6 +192,11 @@ def test_how_an_open_answer_begins_and_goes_on(rules: OpenAnswers, tokenizer: To
     assert not {"<|endoftext|>", "##.", "b", ".", "[unk]", None} & allowed(second, tokenizer, 0)
     assert second[1:].isfinite().all()
     assert limits(zeros, ids(tokenizer, "a", "a", "a"), 2) is zeros
+
+
+def test_letters_that_are_no_tokens_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="field option_letters"):
+        OpenAnswers.of(tokenizer, "\u0416\u042f", torch.zeros(8, 1))
 
 
 def test_other_models_have_no_limits(tokenizer: Tokenizer, rules: OpenAnswers) -> None:
