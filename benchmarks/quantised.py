@@ -85,16 +85,16 @@ def imitation(run: Runner, kind: Kind) -> Runner:
     decoder = imitate(run.model.decoder, kind)
     narrow = NarrowDecoder.of(decoder)
     if narrow is not None:
-        return Runner(run.model, run.tokenizer, run.exact, narrow)
+        return Runner(run.model, run.tokenizer, run.exact, narrow, open_answers=run.open_answers)
     with torch.device("meta"):
         model = Molmo(run.model.config)
     model.decoder = decoder
-    return Runner(model, run.tokenizer, run.exact)
+    return Runner(model, run.tokenizer, run.exact, open_answers=run.open_answers)
 
 
 def answer(run: Runner, state: Decoding, request: Request) -> Transcript:
     """The greedy answer of a prompt that was read."""
-    transcript, token = Transcript(request, run.tokenizer), greedy(state.logits)
+    transcript, token = Transcript(request, run.tokenizer), greedy(run.limits([request])(state.logits))
     transcript.add(int(token))
     steps = run.steps(token, state, greedy, request)
     while not transcript.finish:

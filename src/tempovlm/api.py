@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tempovlm.core.checks import check_megabytes, checked_flag, checked_text
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
-from tempovlm.core.paths import expanded, is_there
+from tempovlm.core.paths import exists_as, expanded
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request, request_of, requests_of
 from tempovlm.core.weights import Weights
@@ -95,7 +95,8 @@ def load(
     tokenizer = Tokenizer.load(folder / "tokenizer.json", read_config(folder))
     network = _load_weights(folder, where, dtype, name, progress=progress)
     given["exact"] = name != "pocket" if exact is None else exact
-    engine, hashed = Engine(network, tokenizer, ranking=card.ranking, name=name, **given), weights_hash(folder)
+    given |= {"name": name, "ranking": card.ranking, "option_letters": card.option_letters}
+    engine, hashed = Engine(network, tokenizer, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
@@ -348,7 +349,7 @@ def model_folder(model: str | Path) -> Path:
             raise UserError(f"{embedded}: the embedded model is missing; install the package again")
         return embedded
     folder = expanded(model)
-    if is_there(folder, Path.is_dir):
+    if exists_as(folder, Path.is_dir):
         return folder
     from tempovlm.model.hub import fetch, is_hub_id
 
@@ -375,7 +376,7 @@ def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
     if not isinstance(policy, str | Path) and not hasattr(policy, "choose_tier"):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
-    if isinstance(policy, str | Path) and policy not in POLICIES and not is_there(Path(policy), Path.is_file):
+    if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
         raise UserError(
             f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "
             "checkpoint of a controller"

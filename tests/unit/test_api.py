@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -239,3 +244,32 @@ def test_unknown_names(tmp_path: Path) -> None:
         pick_device("cpu:3")
     with pytest.raises(UserError, match="2 images"):
         Request(images=(b"", b""), question="what?")
+
+
+def _pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("copied", [deepcopy, _pickled])
+def test_a_copy_of_a_model_answers_alike(
+    model: TempoVLM, picture: Image.Image, copied: Callable[[Any], Any]
+) -> None:
+    again = copied(model)
+    for question in ("what is the sign?", "what is <im_patch>?"):
+        assert again.answer(picture, question).tokens == model.answer(picture, question).tokens
+    assert (again.space, again.ranking, again.card) == (model.space, model.ranking, model.card)
+    with ThreadPoolExecutor(1) as other, model._lock:  # one that is held here is free in the copy
+        assert other.submit(lambda: copied(model).profile).result(timeout=60) is None
+
+
+@pytest.mark.parametrize("copied", [deepcopy, _pickled])
+def test_values_are_equal_to_their_copies(model: TempoVLM, copied: Callable[[Any], Any]) -> None:
+    request = Request(images=(b"png",), question="what?", budget_ms=5.0, stop=("a",))
+    answer = model.answer(None, "what is the sign?")
+    knobs = answer.knobs
+    values = (request, answer, knobs, model.space, model.engine.plan(knobs), model.engine.native)
+    for value in values:
+        assert copied(value) == value
+    again = copied(model.space)
+    assert (again.index(knobs), again.fingerprint) == (model.space.index(knobs), model.space.fingerprint)
+    assert copied({knobs: 1})[knobs] == 1

@@ -8,6 +8,7 @@ request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -81,7 +82,7 @@ class LearnedPolicy:
 
     def best_tier(self, logits: Row, choices: Sequence[KnobConfig]) -> str:
         """The tier of the highest logit (3,) among those that a choice has."""
-        score = dict(zip(self.space.tiers, logits.tolist(), strict=False))
+        score = dict(zip(self.space.tiers, self._numbers(logits), strict=False))
         return max(dict.fromkeys([knobs.tier for knobs in choices]), key=score.__getitem__)
 
     def best_compute(self, top_k: Row, num_blocks: Row, choices: Sequence[KnobConfig]) -> KnobConfig:
@@ -95,12 +96,26 @@ class LearnedPolicy:
             logits: (3,), (5,) and (5,) of tier, top-k and depth.
             choices: what is allowed.
         """
-        space, (tiers, top_ks, blocks) = self.space, [row.tolist() for row in logits]
+        space, (tiers, top_ks, blocks) = self.space, [self._numbers(row) for row in logits]
         of_tier = dict(zip(space.tiers, tiers, strict=False))
         of_top_k = dict(zip(space.top_ks, top_ks, strict=False))
         of_blocks = dict(zip(space.block_counts, blocks, strict=False))
         scores = [of_tier[k.tier] + of_top_k[k.top_k] + of_blocks[k.num_blocks] for k in choices]
         return choices[scores.index(max(scores))]
+
+    def _numbers(self, logits: Row | Tensor) -> list[float]:
+        """Logits as they are compared.
+
+        Raises:
+            UserError: they are no numbers.
+        """
+        values: list[float] = logits.tolist()
+        if not all(map(math.isfinite, values)):
+            raise UserError(
+                f"policy {self.name}: its logits are not numbers (NaN or infinite); its checkpoint or the model's "
+                "weights are damaged: copy them again, or choose --policy table"
+            )
+        return values
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def expanded(path: str | Path) -> Path:
         ) from None
 
 
-def is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
+def exists_as(path: Path, kind: Callable[[Path], bool]) -> bool:
     """Whether there is a path of a kind, such as `Path.is_dir`; False for a name that no file can have."""
     try:
         return kind(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +24,9 @@ STAGES = ("preprocess", "control", "vision_encoder", "projector", "prefill", "de
 
 SCHEMA = "tempovlm.answer/1"
 
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode's categories of what is not seen: control and format characters, line ends and spaces."""
+
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 
 
@@ -42,7 +46,8 @@ class Request:
         temperature: 0 is greedy.
         top_p: nucleus mass when sampling.
         seed: for sampling.
-        stop: texts that end the answer when they appear.
+        stop: texts that end the answer when they appear after its first character, line ends and spaces too; an
+            answer says nothing of them.
         on_deadline: `finish` lets an answer run over its budget, `stop` cuts it there.
 
     Raises:
@@ -76,7 +81,7 @@ def _images(value: object) -> tuple[Any, ...]:
 
 def _question(value: object) -> str:
     question = checked_text("the question", value)
-    if not question.strip():
+    if all(unicodedata.category(character) in _INVISIBLE for character in question):
         raise UserError("the question is empty; ask something about the picture")
     return question
 

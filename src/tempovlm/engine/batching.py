@@ -93,8 +93,10 @@ def _answer_group(engine: Engine, plan: Plan, rows: list[_Row]) -> list[Answer]:
     samplers = [sampler_for(row.request, engine.device) for row in rows]
     most = max(row.request.max_new_tokens for row in rows)
     state = Ragged.prefill(run, ready, vision, plan, most)
+    limits, tokens = run.limits([row.request for row in rows]), None
     logits = state.logits
     for count in range(most):
+        logits = limits(logits, tokens, count)
         tokens = torch.cat([sample(row) for sample, row in zip(samplers, logits.split(1), strict=True)])
         for transcript, token in zip(transcripts, tokens.tolist(), strict=True):
             if not transcript.finish:
@@ -156,4 +158,5 @@ class Ragged:
         place = torch.arange(start + 1, device=run.device)
         valid = (place < self.lengths.unsqueeze(1)) | (place >= self.longest)
         mask = causal_mask(valid, 1)
+        tokens = tokens.clamp(min=0)  # a row that has ended may stand for no token
         return run.model.decode(tokens, self.plan, self.cache, start, self.lengths + count, mask)

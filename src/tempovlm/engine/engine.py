@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
+from tempovlm.engine.open_answers import OpenAnswers
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
@@ -47,23 +49,39 @@ class Engine:
         exact: bool = False,
         feature_cache_mb: float = 0.0,
         weights: Weights = "bf16",
+        option_letters: str = "",
     ) -> None:
         shape = model.config.shape
+        rules = OpenAnswers.of(tokenizer, option_letters, model.decoder.embedding)
         self.runner = Runner(
             model,
             tokenizer,
             exact,
             NarrowDecoder.of(model.decoder),
-            graph_decoder(model, weights),
+            graph_decoder(model, weights, is_limited=rules is not None),
             vision_graphs(model),
             FeatureCache.of(feature_cache_mb),
+            rules,
         )
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
-        self.name = name
+        self.name, self.option_letters = name, option_letters
         self.native = Guard.fixed(self.space.native, self.space)
         self._threads, self._process = torch.get_num_threads(), os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of.
+
+        Raises:
+            UserError: captured graphs belong to one model in one process.
+        """
+        if self.runner.graphs is not None or self.runner.vision is not None:
+            raise UserError(
+                f"the model on {self.device}: its captured graphs cannot be copied or sent to another process; "
+                "load the model anew where it is to answer"
+            )
+        return self.__dict__
 
     @property
     def device(self) -> torch.device:
@@ -163,7 +181,8 @@ class Engine:
         with run.lane() as lane:
             plan = self._plans[choice.knobs]
             state = run.prefill(ready.prompt, vision, plan, request.max_new_tokens, lane)
-            token, transcript = sample(state.logits), Transcript(request, run.tokenizer)
+            token = sample(run.limits([request])(state.logits))
+            transcript = Transcript(request, run.tokenizer)
             first, steps = transcript.add(int(token)), run.steps(token, state, sample, request)
             clock.mark("prefill")
             yield from first
@@ -173,6 +192,7 @@ class Engine:
                 clock.mark("decode", made.event)
                 yield from next_token
         reading = clock.read()
+        yield from transcript.settled()
         answer = build_answer(self, request, choice, ready, transcript, reading)
         guard.observe(answer, reading.laps[0].duration_ms)
         yield answer

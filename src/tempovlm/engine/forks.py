@@ -120,7 +120,7 @@ def _is_forked() -> bool:
 
 
 class ProcessLock:
-    """A lock that its thread can take again, and that a child of a fork finds open."""
+    """A lock that its thread can take again. A child of a fork finds it open; every copy is a lock of its own."""
 
     def __init__(self) -> None:
         self._locks: dict[int, threading.RLock] = {}
@@ -130,6 +130,10 @@ class ProcessLock:
 
     def __exit__(self, *_: object) -> None:
         self._lock().release()
+
+    def __reduce__(self) -> tuple[type[ProcessLock], tuple[()]]:
+        """A new lock: one that guards other values has no part in this one's."""
+        return ProcessLock, ()
 
     def _lock(self) -> threading.RLock:
         return self._locks.setdefault(os.getpid(), threading.RLock())

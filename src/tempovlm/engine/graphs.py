@@ -28,7 +28,7 @@ from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
 from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import PromptReader, Recorder
-from tempovlm.engine.sampling import nucleus
+from tempovlm.engine.sampling import BROKEN, candidates, usable
 from tempovlm.model.cache import KVCache
 from tempovlm.model.layers import HAS_TRITON
 from tempovlm.model.quantised import TYPES, AnyDecoder, QuantisedDecoder
@@ -65,7 +65,13 @@ class Lane:
     """
 
     def __init__(
-        self, model: Molmo, decoder: AnyDecoder, recorder: Recorder | None, tiling: Tiling | None = None
+        self,
+        model: Molmo,
+        decoder: AnyDecoder,
+        recorder: Recorder | None,
+        tiling: Tiling | None = None,
+        *,
+        is_limited: bool = False,
     ) -> None:
         from tempovlm.model.kernels import decode
 
@@ -75,7 +81,9 @@ class Lane:
         capacity, device = config.max_sequence_length, like.device
         self.cache = KVCache.allocate(config, config.num_blocks, 1, capacity, like)
         self.prompts = PromptReader(model, self.cache, recorder)
-        self.on: StepBuffers = decode.StepBuffers.allocate(config, config.num_experts, device, tiling)
+        self.on: StepBuffers = decode.StepBuffers.allocate(
+            config, config.num_experts, device, tiling, is_limited=is_limited
+        )
         self._noise = torch.ones_like(self.on.logits)
         self._temperature, self._top_p = torch.ones(2, 1, 1, device=device)
         self._generator = torch.Generator(device)
@@ -92,20 +100,33 @@ class Lane:
         """Whether a step of this plan is captured."""
         return (plan.steps, is_drawn) in self._graphs
 
-    def steps(self, first: Tensor, plan: Plan, length: int, request: Request, *, ahead: bool) -> Iterator[Made]:
+    def steps(
+        self,
+        first: Tensor,
+        plan: Plan,
+        length: int,
+        request: Request,
+        limit: Tensor | None = None,
+        *,
+        ahead: bool,
+    ) -> Iterator[Made]:
         """The tokens after the `first` (1,) of a request whose prompt of `length` tokens is in the cache.
 
+        A `limit` (1, V) is added to the logits of the token after the first one alone.
         With `ahead`, a step starts before the token of the one before it is read; none starts that
         `max_new_tokens` forbids.
         """
         key = plan.steps, request.temperature > 0
         self._start(first, length, request)
+        self._limit(limit)
         under_way: deque[tuple[int, torch.cuda.Event | None]] = deque()
         started, total = 0, request.max_new_tokens - 1
         while started < total or under_way:
             while started < total and len(under_way) < 1 + ahead:
                 under_way.append((started, self._step(key, plan, started)))
                 started += 1
+                if started == 1 and limit is not None:
+                    self._limit(None)
             place, event = under_way.popleft()
             if event is not None:
                 event.synchronize()
@@ -115,10 +136,19 @@ class Lane:
         self.on.token.copy_(first)
         self.on.position.fill_(length)
         if request.temperature > 0:
-            self._temperature.fill_(request.temperature)
+            self._temperature.fill_(usable(request.temperature))
             self._top_p.fill_(request.top_p)
             self._generator.manual_seed(request.seed)
             self._draw_noise()  # the first token was drawn with the seed's first numbers
+
+    def _limit(self, limit: Tensor | None) -> None:
+        """Add `limit` (1, V) to the logits of the steps that are started from here on, or nothing."""
+        if self.on.limit is None:
+            return
+        if limit is None:
+            self.on.limit.zero_()
+        else:
+            self.on.limit.copy_(limit)
 
     def _draw_noise(self) -> None:
         self._noise.exponential_(generator=self._generator)
@@ -155,8 +185,9 @@ class Lane:
             self._kernels.pick(self.on)
             return
         # argmax(p / e) with exponential e is a draw from p (the Gumbel trick), and needs no host.
-        kept = nucleus((self.on.logits / self._temperature).softmax(dim=-1), self._top_p)
-        self.on.token.copy_((kept / self._noise).argmax(dim=-1))
+        logits = self.on.logits if self.on.limit is None else self.on.logits + self.on.limit
+        is_sound, kept = candidates(logits, self._temperature, self._top_p)
+        self.on.token.copy_(torch.where(is_sound, (kept / self._noise).argmax(dim=-1), BROKEN))
         self.on.position.add_(1)
 
     def capture(self, plan: Plan, *, is_drawn: bool = False) -> None:
@@ -183,6 +214,7 @@ class GraphDecoder:
         ahead: start a step before the token of the one before it is read. A step is then wasted where an answer
             ends with the end token, and no time is lost between steps.
         tiling: of the kernels, for measurements.
+        is_limited: steps can be told what may not be said next.
         weights: what steps read; other than `bf16`, copies of the decoder's products that are kept beside them.
     """
 
@@ -194,11 +226,12 @@ class GraphDecoder:
         ahead: bool = True,
         tiling: Tiling | None = None,
         weights: Weights = "bf16",
+        is_limited: bool = False,
     ) -> None:
         recorder = Recorder.on(model.decoder.embedding.device)
         self.ahead, self.weights = ahead, weights
         decoder = model.decoder if weights == "bf16" else QuantisedDecoder.of(model.decoder, weights)
-        self._lanes = tuple(Lane(model, decoder, recorder, tiling) for _ in range(lanes))
+        self._lanes = tuple(Lane(model, decoder, recorder, tiling, is_limited=is_limited) for _ in range(lanes))
         self._free = list(self._lanes)
 
     @contextmanager
@@ -215,10 +248,18 @@ class GraphDecoder:
             lane.wait()
             self._free.append(lane)
 
-    def steps(self, lane: Lane, first: Tensor, plan: Plan, length: int, request: Request) -> Iterator[Made]:
-        """The tokens after the first one; not ahead of a request that may stop at its deadline."""
+    def steps(
+        self,
+        lane: Lane,
+        first: Tensor,
+        plan: Plan,
+        length: int,
+        request: Request,
+        limit: Tensor | None = None,
+    ) -> Iterator[Made]:
+        """As `Lane.steps`; not ahead of a request that may stop at its deadline."""
         may_run_ahead = self.ahead and (request.budget_ms is None or request.on_deadline == "finish")
-        return lane.steps(first, plan, length, request, ahead=may_run_ahead)
+        return lane.steps(first, plan, length, request, limit, ahead=may_run_ahead)
 
     def settle(self) -> None:
         """Capture, on the lanes that are free, the steps and prompts that ran without a graph."""
@@ -250,7 +291,7 @@ class GraphDecoder:
         return len(jobs)
 
 
-def graph_decoder(model: Molmo, weights: Weights = "bf16") -> GraphDecoder | None:
+def graph_decoder(model: Molmo, weights: Weights = "bf16", *, is_limited: bool = False) -> GraphDecoder | None:
     """A decoder for a model on CUDA; None on a CPU and where Triton is not installed.
 
     Raises:
@@ -258,7 +299,9 @@ def graph_decoder(model: Molmo, weights: Weights = "bf16") -> GraphDecoder | Non
     """
     device = model.decoder.embedding.device
     check_weights(weights, device)
-    return GraphDecoder(model, weights=weights) if device.type == "cuda" and HAS_TRITON else None
+    if device.type != "cuda" or not HAS_TRITON:
+        return None
+    return GraphDecoder(model, weights=weights, is_limited=is_limited)
 
 
 def check_weights(weights: str, device: torch.device) -> None:

@@ -6,7 +6,7 @@ Shapes: `C` crops, `P` patches, `G` tokens of a crop, `T` tokens, `D` width, `V`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +21,7 @@ from tempovlm.core.request import Request
 from tempovlm.core.weights import Weights
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.graphs import GraphDecoder, Lane, Made
+from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.sampling import Sampler
 from tempovlm.engine.vision_graphs import VisionGraphs
 from tempovlm.model.cache import KVCache
@@ -69,6 +70,7 @@ class Runner:
         narrow: decodes for a narrow model on a CPU; None for all others.
         graphs: decodes on CUDA; without it, and where its lanes are taken, the model does.
         vision: encodes and projects on CUDA. features: of pictures seen before; None forgets every picture.
+        open_answers: what is not said where a question lists no options; None allows anything.
     """
 
     model: Molmo
@@ -78,6 +80,7 @@ class Runner:
     graphs: GraphDecoder | None = None
     vision: VisionGraphs | None = None
     features: FeatureCache | None = None
+    open_answers: OpenAnswers | None = None
 
     @property
     def device(self) -> torch.device:
@@ -190,16 +193,24 @@ class Runner:
         """Logits (1, V) after the `count`-th generated token (1,)."""
         start = state.length + count - 1
         if self.narrow is not None:
-            return self.narrow.decode(int(token), state.plan, state.cache, start)
+            with np.errstate(all="ignore"):  # the transcript has one line for logits that are not numbers
+                return self.narrow.decode(int(token), state.plan, state.cache, start)
         with self._threads():
             return self.model.decode(token, state.plan, state.cache, start)
 
     def steps(self, first: Tensor, state: Decoding, sample: Sampler, request: Request) -> Iterator[Made]:
         """The tokens after the `first` (1,), one for each step, for as long as they are asked for."""
+        limits = self.limits([request])
         if self.graphs is not None and state.lane is not None:
-            yield from self.graphs.steps(state.lane, first, state.plan, state.length, request)
+            yield from self.graphs.steps(
+                state.lane, first, state.plan, state.length, request, limits.second(first)
+            )
             return
         token = first
         for number in count(1):
-            token = sample(self.decode(token, state, number))
+            token = sample(limits(self.decode(token, state, number), token, number))
             yield Made(int(token))
+
+    def limits(self, requests: Sequence[Request]) -> Limits:
+        """What answers to these requests may not say, a row each."""
+        return Limits(self.open_answers, requests)

@@ -10,12 +10,19 @@ from torch import Tensor
 from tempovlm.core.request import Request
 
 Sampler = Callable[[Tensor], Tensor]
-"""(B, V) logits to (B,) tokens."""
+"""(B, V) logits to (B,) tokens, `BROKEN` for rows whose logits are not numbers."""
+
+BROKEN = -1
+"""Stands for the token of logits with a NaN or an infinity: the host learns of it where it reads tokens anyway."""
+
+_LEAST_TEMPERATURE = 1e-30
+"""Lower ones, which float32 cannot divide by, draw what this one draws: the likeliest token."""
 
 
 def greedy(logits: Tensor) -> Tensor:
     """The likeliest token of each row."""
-    return logits.argmax(dim=-1)
+    best, tokens = logits.max(dim=-1)  # a NaN anywhere in a row is its maximum
+    return torch.where(best.isfinite(), tokens, BROKEN)
 
 
 def sampler_for(request: Request, device: torch.device) -> Sampler:
@@ -25,11 +32,24 @@ def sampler_for(request: Request, device: torch.device) -> Sampler:
     generator = torch.Generator(device).manual_seed(request.seed)
 
     def sample(logits: Tensor) -> Tensor:
-        probabilities = (logits.float() / request.temperature).softmax(dim=-1)
-        kept = nucleus(probabilities, request.top_p)
-        return torch.multinomial(kept, 1, generator=generator).squeeze(-1)
+        is_sound, kept = candidates(logits, usable(request.temperature), request.top_p)
+        return torch.where(is_sound, torch.multinomial(kept, 1, generator=generator).squeeze(-1), BROKEN)
 
     return sample
+
+
+def usable(temperature: float) -> float:
+    """The temperature, or the least that float32 can divide by."""
+    return max(temperature, _LEAST_TEMPERATURE)
+
+
+def candidates(logits: Tensor, temperature: float | Tensor, top_p: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Whether logits (B, V) are numbers (B,), and the masses (B, V) to draw by; even masses where they are not."""
+    logits = logits.float()
+    best = logits.amax(dim=-1, keepdim=True)
+    is_sound = best.isfinite()
+    below = torch.where(is_sound, logits - best, 0.0)  # before the division, which could overflow
+    return is_sound.squeeze(-1), nucleus((below / temperature).softmax(dim=-1), top_p)
 
 
 def nucleus(probabilities: Tensor, top_p: float | Tensor) -> Tensor:

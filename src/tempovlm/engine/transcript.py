@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.request import FinishReason, Request
+from tempovlm.engine.sampling import BROKEN
 from tempovlm.model.prompt import Tokenizer
+
+UNFINISHED = "\ufffd"
+"""What a tokenizer that spells in bytes writes for the first bytes of a character whose last ones are to come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token that carries text: its id, the text it adds, its place in the answer."""
+    """One generated token that carries text: its id, the text it adds, its place in the answer.
+
+    Texts of an answer's tokens, joined, are the answer's text. So a token whose text the next ones may still
+    change or take back (half a character, the beginning of a stop text, outer white space) is held back until
+    they cannot, and adds no text where they did.
+    """
 
     id: int
     text: str
@@ -18,31 +30,76 @@ class Token:
 
 
 class Transcript:
-    """Collects tokens; `finish` says why the answer is over, None while it is not."""
+    """Collects tokens; `finish` says why the answer is over, None while it is not.
+
+    Attributes:
+        tokens: all that were generated, the end token among them.
+        text: what they say, without outer white space, up to the first stop text.
+    """
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self._request, self._tokenizer = request, tokenizer
         self.tokens: list[int] = []
         self.text = ""
         self.finish: FinishReason | None = None
+        self._settled = 0
+        self._shown = 0
+        self._held: deque[tuple[int, int, int]] = deque()  # id, place, and how long the text was with it
 
     def add(self, token: int) -> list[Token]:
-        """Take one more token; returns it with its text, or nothing for the end token.
+        """Take one more token; returns the tokens whose text is settled by it, oldest first.
 
-        The end token counts as generated, because it takes a step like any other.
+        The end token counts as generated, because it takes a step like any other, and is never returned.
+
+        Raises:
+            UserError: the token stands for logits that are not numbers.
         """
+        if token == BROKEN:
+            raise UserError(
+                f"the model's logits are not numbers (NaN or infinite) at token {len(self.tokens) + 1} of the "
+                "answer: its weights are damaged or overflow; copy them again, or load them in float32"
+            )
         self.tokens.append(token)
         if token == self._tokenizer.end:
-            self.finish = "stop"
-            return []
-        before, self.text = self.text, self._tokenizer.decode(self.tokens)
-        cut = min((at for at in map(self.text.find, self._request.stop) if at >= 0), default=-1)
+            self.end("stop")
+            return self.settled()
+        # The answer begins at its first character; white space before it is neither shown nor searched.
+        said = self._tokenizer.decode(self.tokens).lstrip()
+        whole = said.rstrip(UNFINISHED)
+        cut = min((at for at in map(whole.find, self._request.stop) if at >= 0), default=-1)
         if cut >= 0:
-            self.text, self.finish = self.text[:cut].rstrip(), "stop"
+            said, self.finish = whole[:cut], "stop"
         elif len(self.tokens) >= self._request.max_new_tokens:
             self.finish = "length"
-        return [Token(token, self.text[len(before) :], len(self.tokens) - 1)]
+        self.text = said.rstrip()
+        self._settled = len(whole[: _begun(whole, self._request.stop)].rstrip())
+        self._held = deque((one, index, min(end, len(said))) for one, index, end in self._held)
+        self._held.append((token, len(self.tokens) - 1, len(said)))
+        return self.settled()
 
     def end(self, reason: FinishReason) -> None:
-        """Give up after the tokens there are."""
+        """Give up after the tokens there are; `settled` has those that were held back."""
         self.finish = reason
+
+    def settled(self) -> list[Token]:
+        """The tokens held back whose text can no longer change: all of them once the answer is over."""
+        tokens, sure = [], len(self.text) if self.finish else self._settled
+        while self._held and (self.finish or self._held[0][2] <= sure):
+            token, index, end = self._held.popleft()
+            end = max(self._shown, min(end, sure) if self._held else sure)
+            tokens.append(Token(token, self.text[self._shown : end], index))
+            self._shown = end
+        return tokens
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """Where the longest end of the text begins that a stop text begins with; its length where there is none."""
+    return min(
+        (
+            len(text) - length
+            for stop in stops
+            for length in range(min(len(stop) - 1, len(text)), 0, -1)
+            if text.endswith(stop[:length])
+        ),
+        default=len(text),
+    )

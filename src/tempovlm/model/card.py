@@ -23,11 +23,13 @@ class ModelCard:
         accuracy: share of right answers, from 0 to 1, of each setting.
         ranking: blocks by importance.
         length_counts: how many answers have 1, 2, … generated tokens, the end token included.
+        option_letters: by which the model names the options of a question; empty where it was not taught to.
     """
 
     accuracy: dict[KnobConfig, float] | None = None
     ranking: Ranking | None = None
     length_counts: tuple[int, ...] | None = None
+    option_letters: str = ""
 
     @classmethod
     def read(cls, folder: Path, space: KnobSpace) -> ModelCard:
@@ -48,6 +50,7 @@ class ModelCard:
             }
             order, output = record.get("ranking"), record.get("output_tokens")
             counts = None if output is None else output.get("counts")
+            letters = record.get("option_letters", "")
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error}); {_AGAIN}") from None
         missing = [knobs for knobs in space if knobs not in accuracy]
@@ -58,7 +61,9 @@ class ModelCard:
                 raise UserError(
                     f"{path}: field accuracy of {knobs} is {accuracy[knobs]!r}, not a number from 0 to 1; {_AGAIN}"
                 )
-        return cls(accuracy, _ranking(order, space.block_counts[-1], path), _lengths(counts, path))
+        if not isinstance(letters, str):
+            raise UserError(f"{path}: field option_letters is {repr(letters)[:80]}, no text; {_AGAIN}")
+        return cls(accuracy, _ranking(order, space.block_counts[-1], path), _lengths(counts, path), letters)
 
 
 def _ranking(order: Any, num_blocks: int, path: Path) -> Ranking | None:

@@ -35,10 +35,13 @@ class Tokenizer:
     """A `tokenizer.json` with the ids of its control tokens; the end token also begins a stream."""
 
     def __init__(self, fast: FastTokenizer) -> None:
-        """Wrap a tokenizer whose `encode_special_tokens` is on, as `load` sets it."""
+        """Wrap a tokenizer; from then on it reads control tokens in a text as letters."""
+        fast.encode_special_tokens = True
         self._fast = fast
         self.ids = {name: self._id(name) for name in CONTROL_TOKENS}
         self.end, self.pad = self.ids[END], self.ids[PAD]
+        unknown: str | None = getattr(fast.model, "unk_token", None)
+        self.unknown = None if unknown is None else fast.token_to_id(unknown)
 
     @classmethod
     def load(cls, path: Path, config: ModelConfig | None = None) -> Tokenizer:
@@ -64,8 +67,11 @@ class Tokenizer:
             raise
         except Exception as error:  # noqa: BLE001 - the library raises bare Exception
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from None
-        fast.encode_special_tokens = True
         return cls(fast)
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[FastTokenizer]]:
+        """Wrap a copy anew: how the library reads control tokens is no part of what it copies and pickles."""
+        return Tokenizer, (self._fast,)
 
     def _id(self, name: str) -> int:
         token = self._fast.token_to_id(name)
@@ -78,8 +84,8 @@ class Tokenizer:
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: list[int]) -> str:
-        """Plain text of token ids, without control tokens and outer spaces."""
-        return self._fast.decode(tokens, skip_special_tokens=True).strip()
+        """Plain text of token ids, without control tokens; white space stays as the tokens have it."""
+        return self._fast.decode(tokens, skip_special_tokens=True)
 
 
 def _check_words(fast: FastTokenizer, path: Path) -> None:

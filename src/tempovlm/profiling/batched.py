@@ -146,8 +146,9 @@ def decode_group(engine: Engine, seen: Sequence[_Seen], plan: Plan) -> list[Tran
 def decode_greedily(run: Runner, requests: Sequence[Request], state: Ragged, most: int) -> list[Transcript]:
     """Answers of at most `most` tokens to a batch that was read; rows that have ended are computed on."""
     transcripts, logits = [Transcript(request, run.tokenizer) for request in requests], state.logits
+    limits, tokens = run.limits(requests), None
     for count in range(most):
-        tokens = greedy(logits)
+        tokens = greedy(limits(logits, tokens, count))
         for transcript, token in zip(transcripts, tokens.tolist(), strict=True):
             if not transcript.finish:
                 transcript.add(token)

@@ -155,7 +155,8 @@ def with_ranking(engine: Engine, scores: Path | None) -> Engine:
     if scores is None:
         return engine
     ranking, run = read_ranking(scores, len(engine.ranking.order)), engine.runner
-    return Engine(run.model, run.tokenizer, ranking=ranking, name=engine.name)
+    letters = engine.option_letters
+    return Engine(run.model, run.tokenizer, ranking=ranking, name=engine.name, option_letters=letters)
 
 
 def run_sweep(

@@ -5,6 +5,8 @@ It knows what every data set has in common; it does not know any file format.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +106,12 @@ def choice_question(question: str, options: Sequence[str]) -> str:
     """The text of a multiple choice question: the question, then a line `A: option` for each, each line ended."""
     lines = [f"{chr(ord('A') + index)}: {option}" for index, option in enumerate(options)]
     return "\n".join((question, *lines)) + "\n"
+
+
+def lists_options(question: str) -> bool:
+    """Whether a question offers answers by letter: it names A and B alone, however it sets them off."""
+    letters = re.findall(r"(?<![\w'])[a-z](?!\w)", unicodedata.normalize("NFKC", question).casefold())
+    return {"a", "b"} <= set(letters)
 
 
 def score(sample: Sample, prediction: str) -> float:

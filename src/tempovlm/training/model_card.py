@@ -36,7 +36,9 @@ _LIMITS = """\
 
 English questions of the test bed's templates; other questions get an answer too, and it means nothing. Signs are
 read in plain typefaces; small print needs the high tier, and words that training never showed are spelled with
-more errors. Nothing here says anything about MolmoE-1B's accuracy.
+more errors. Where a question names no options by letter, an answer is never a letter alone and never empty, unless
+a deadline, a cancelled stream or a stop text cuts it; no measured reply was either. Nothing here says
+anything about MolmoE-1B's accuracy.
 """
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -302,6 +303,7 @@ class Trainer:
             "data_source": "synthetic",
             "ranking": list(self.ranking.order),
             "output_tokens": self.output_tokens(),
+            "option_letters": ascii_uppercase,
             "steps": self.step,
             "recipe": asdict(self.recipe),
             "hardware": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",

@@ -210,3 +210,25 @@ def test_features_of_nothing_are_zeros(engine: Engine) -> None:
     for kind in (torch.float32, torch.bfloat16):
         seen = vision_feature(tokens.to(kind))
         assert (seen.dtype, seen.tolist()) == (np.float32, [2.0, 2.0, 3.0, 4.0])
+
+
+@pytest.mark.parametrize("kind", ["two_stage", "supervised"])
+def test_logits_that_are_not_numbers_choose_nothing(kind: str, request: pytest.FixtureRequest) -> None:
+    policy = request.getfixturevalue(kind)
+    assert isinstance(policy, LearnedPolicy)
+    good, bad = np.zeros(5, np.float32), np.array([0, 1, np.nan, 0, 0], np.float32)
+    tiers = np.zeros(3, np.float32)
+    assert policy.best((tiers, good, good), list(SPACE)) == SPACE.settings[0]
+    with pytest.raises(UserError, match=r"logits are not numbers.*--policy table"):
+        policy.best((tiers, good, bad), list(SPACE))
+    with pytest.raises(UserError, match="logits are not numbers"):
+        policy.best_compute(bad, good, list(SPACE))
+    with pytest.raises(UserError, match="logits are not numbers"):
+        policy.best_tier(np.array([0, np.inf, 0], np.float32), list(SPACE))
+
+
+def test_features_that_are_not_numbers_choose_nothing(two_stage: Policy) -> None:
+    question = Question(text="what is it?", choices=tuple(SPACE))
+    sight = Sight(torch.full((1, 4, WIDTH), torch.nan), 4, 9)
+    with pytest.raises(UserError, match="logits are not numbers"):
+        two_stage.choose_compute(Features(question=question, choices=tuple(SPACE), sight=sight), "low", 50.0)

@@ -68,7 +68,7 @@ def test_stream_yields_tokens_then_the_answer(engine: Engine) -> None:
     assert isinstance(answer, Answer)
     assert all(isinstance(token, Token) for token in tokens)
     assert [token.id for token in tokens if isinstance(token, Token)] == list(answer.tokens)
-    assert "".join(token.text for token in tokens if isinstance(token, Token)).strip() == answer.text
+    assert "".join(token.text for token in tokens if isinstance(token, Token)) == answer.text
 
 
 def test_cancelled_between_tokens(engine: Engine) -> None:
@@ -78,6 +78,18 @@ def test_cancelled_between_tokens(engine: Engine) -> None:
     answer = seen[-1]
     assert isinstance(answer, Answer)
     assert (answer.finish_reason, answer.num_output_tokens) == ("cancelled", 3)
+
+
+@pytest.mark.parametrize("fields", [{}, {"budget_ms": 0.01, "on_deadline": "stop"}])
+def test_what_was_held_back_is_said_where_a_stream_is_cut(engine: Engine, fields: dict[str, object]) -> None:
+    whole = engine.answer(request(max_new_tokens=8))
+    first = engine.runner.tokenizer.decode([whole.tokens[0]])
+    asked = request(max_new_tokens=8, stop=(f"{first} and then some",), **fields)
+    *tokens, answer = engine.stream(asked, cancel=lambda: not fields)
+    assert isinstance(answer, Answer)
+    assert answer.finish_reason == ("deadline" if fields else "cancelled")
+    assert [(token.text, token.id) for token in tokens if isinstance(token, Token)] == [(first, answer.tokens[0])]
+    assert answer.text == first
 
 
 def test_a_closed_stream_stops(engine: Engine) -> None:

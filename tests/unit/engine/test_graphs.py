@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 
 import tiny_model
 from tempovlm.control.guard import Guard
+from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.shape import padded_length
 from tempovlm.engine.capture import PromptReader, usual_buckets
@@ -73,6 +77,12 @@ def test_interleaved_plans_answer_as_each_alone(engine: Engine, on_lanes: Engine
             else:
                 last[i] = item
     assert [tokens(answer) for answer in last] == expected
+
+
+@pytest.mark.parametrize("copied", [deepcopy, pickle.dumps])
+def test_captured_graphs_are_not_copied(on_lanes: Engine, copied: Callable[[Engine], object]) -> None:
+    with pytest.raises(UserError, match="load the model anew"):
+        copied(on_lanes)
 
 
 def test_an_abandoned_stream_frees_its_lane(on_lanes: Engine) -> None:

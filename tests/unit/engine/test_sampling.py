@@ -1,15 +1,35 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tempovlm.core.request import Request
-from tempovlm.engine.sampling import greedy, nucleus, sampler_for
+from tempovlm.engine.sampling import BROKEN, greedy, nucleus, sampler_for
 
 
 def test_greedy_takes_the_likeliest() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     assert sampler_for(Request(images=(), question="q"), torch.device("cpu")) is greedy
     assert greedy(logits).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("wrong", [[torch.nan], [torch.inf], [torch.nan, torch.inf], [-torch.inf] * 4])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_is_taken_from_what_is_not_a_number(wrong: list[float], temperature: float) -> None:
+    sample = sampler_for(Request(images=(), question="q", temperature=temperature), torch.device("cpu"))
+    logits = torch.tensor([[0.0, 9.0, 1.0, -torch.inf]]).repeat(len(wrong) + 1, 1)
+    for row in range(1, len(logits)):
+        logits[row, : len(wrong)] = torch.tensor(wrong)
+        logits[row] = logits[row].roll(row)
+    tokens = sample(logits).tolist()
+    assert tokens[1:] == [BROKEN] * len(wrong)
+    assert tokens[0] in (0, 1, 2)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-42, 1e-12])
+def test_the_lowest_temperatures_draw_the_likeliest(temperature: float) -> None:
+    sample = sampler_for(Request(images=(), question="q", temperature=temperature), torch.device("cpu"))
+    assert sample(torch.tensor([[0.0, 200.0, 1.0], [-3.0, -900.0, -2.9]])).tolist() == [1, 2]
 
 
 def test_nucleus_keeps_the_fewest_that_reach_the_mass() -> None:

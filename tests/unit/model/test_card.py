@@ -25,6 +25,17 @@ def record(settings: int | None = None) -> dict[str, object]:
     }
 
 
+def test_option_letters(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.json"
+    path.write_text(json.dumps(record() | {"option_letters": "ABC"}))
+    assert ModelCard.read(tmp_path, SPACE).option_letters == "ABC"
+    path.write_text(json.dumps(record()))
+    assert ModelCard.read(tmp_path, SPACE).option_letters == ""
+    path.write_text(json.dumps(record() | {"option_letters": ["A"]}))
+    with pytest.raises(UserError, match="field option_letters"):
+        ModelCard.read(tmp_path, SPACE)
+
+
 def test_read(tmp_path: Path) -> None:
     (tmp_path / "accuracy.json").write_text(json.dumps(record()))
     card = ModelCard.read(tmp_path, SPACE)

@@ -151,6 +151,49 @@ def test_pick(kernels: ModuleType, size: int) -> None:
     assert on.token.tolist() == [0]
 
 
+@pytest.mark.parametrize("size", [160, 2049])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_pick_finds_none_where_logits_are_not_numbers(kernels: ModuleType, size: int, wrong: float) -> None:
+    on = buffers(kernels, replace(ODD, embedding_size=size), 1)
+    for place in (0, size // 2, size - 1):
+        on.logits.copy_(torch.randn(1, size))
+        on.logits[0, place] = wrong
+        kernels.pick(on)
+        assert on.token.tolist() == [-1]
+    on.logits.fill_(-torch.inf)
+    kernels.pick(on)
+    assert on.token.tolist() == [-1]
+    on.logits[0, 7] = -3.0
+    kernels.pick(on)
+    assert on.token.tolist() == [7]
+
+
+def test_no_embedding_is_read_for_no_token(kernels: ModuleType) -> None:
+    model = tiny_model.build_model().to(DEVICE)
+    plan = Plan(KnobConfig(tier="low", top_k=3, num_blocks=3), (Step(0, 3), Step(4, 3), Step(5, 3)))
+    cache = KVCache.allocate(model.config, 3, 1, 32, model.decoder.embedding)
+    found = []
+    for token in (-1, 0):
+        on = buffers(kernels, model.config, 4)
+        on.token.fill_(token)
+        on.position.fill_(0)
+        kernels.forward(model.decoder, plan, cache, on)
+        found.append(on.logits)
+    assert_close(*found)
+
+
+def test_pick_keeps_to_a_limit(kernels: ModuleType) -> None:
+    on = buffers(kernels, replace(ODD, embedding_size=2049), 1)
+    on = replace(on, limit=torch.zeros_like(on.logits))
+    on.logits.copy_(-torch.arange(2049.0).unsqueeze(0))
+    on.limit[0, :2048] = -torch.inf
+    kernels.pick(on)
+    assert on.token.tolist() == [2048]
+    on.limit.zero_()
+    kernels.pick(on)
+    assert on.token.tolist() == [0]
+
+
 def test_greedy_tokens_of_a_plan(kernels: ModuleType) -> None:
     model = tiny_model.build_model().to(DEVICE)
     plan = Plan(KnobConfig(tier="low", top_k=3, num_blocks=3), (Step(0, 3), Step(4, 3), Step(5, 3)))

@@ -43,6 +43,9 @@ from tempovlm.model.quantised import AnyAttention, AnyBlock, AnyDecoder, AnyMoE,
 PICK_COLUMNS = 2048
 """Logits that one program looks through for the likeliest token."""
 
+BROKEN = tl.constexpr(-1)
+"""The token that stands for logits which are not numbers, as in `engine/sampling.py`."""
+
 EARLY_CAPABILITY = (9, 0)
 """CUDA compute capability from which a kernel can be started before the one ahead of it has ended."""
 
@@ -53,7 +56,7 @@ def _embed(token_ptr, table_ptr, x_ptr, D: tl.constexpr, C: tl.constexpr, EARLY:
         gdc_wait()
         gdc_launch_dependents()
     at = tl.program_id(0) * C + tl.arange(0, C)
-    token = tl.load(token_ptr).to(tl.int64)
+    token = tl.maximum(tl.load(token_ptr).to(tl.int64), 0)  # a step may follow one whose logits were no numbers
     row = tl.load(table_ptr + token * D + at, mask=at < D, other=0.0)
     tl.store(x_ptr + at, row.to(tl.float32), mask=at < D)
 
@@ -150,14 +153,17 @@ def _attend(
 
 @triton.jit
 def _pick(
-    logits_ptr, best_ptr, where_ptr, ticket_ptr, token_ptr, position_ptr, V, parts,
+    logits_ptr, limit_ptr, best_ptr, where_ptr, ticket_ptr, token_ptr, position_ptr, V, parts,
     C: tl.constexpr, P_PAD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         gdc_wait()
     at = tl.program_id(0) * C + tl.arange(0, C)
     values = tl.load(logits_ptr + at, mask=at < V, other=float("-inf"))
-    best = tl.max(values, axis=0)
+    if limit_ptr is not None:
+        values += tl.load(limit_ptr + at, mask=at < V, other=0.0)
+    # A maximum passes over what is not a number: one such logit counts as infinite.
+    best = tl.max(tl.where(values == values, values, float("inf")), axis=0)
     tl.store(best_ptr + tl.program_id(0), best)
     tl.store(where_ptr + tl.program_id(0), tl.min(tl.where(values == best, at, V - 1), axis=0))
     tl.debug_barrier()
@@ -165,8 +171,10 @@ def _pick(
         p = tl.arange(0, P_PAD)
         bests = tl.load(best_ptr + p, mask=p < parts, other=float("-inf"), cache_modifier=".cg")
         places = tl.load(where_ptr + p, mask=p < parts, other=2147483647, cache_modifier=".cg")
-        token = tl.min(tl.where(bests == tl.max(bests, axis=0), places, V - 1), axis=0)
-        tl.store(token_ptr, token.to(tl.int64))
+        top = tl.max(bests, axis=0)
+        token = tl.min(tl.where(bests == top, places, V - 1), axis=0)
+        is_sound = (top > float("-inf")) & (top < float("inf"))
+        tl.store(token_ptr, tl.where(is_sound, token, BROKEN).to(tl.int64))
         tl.store(position_ptr, tl.load(position_ptr) + 1)
         tl.store(ticket_ptr, 0)
 
@@ -184,6 +192,7 @@ class StepBuffers:
         x: (D,) the residual stream. logits: (1, V), float32. top_k: experts for which there is room.
         tickets: (H + 2,) arrivals at the heads, at the choice of experts and at that of the token; zero
             between steps.
+        limit: (1, V) is added to the logits before a token is chosen; None where nothing ever is.
         early: whether the kernels of a step start before the one ahead of them has ended.
     """
 
@@ -202,6 +211,7 @@ class StepBuffers:
     logits: Tensor
     best: Tensor
     where: Tensor
+    limit: Tensor | None = None
     tiling: Tiling = field(default_factory=Tiling)
     early: bool = False
 
@@ -212,7 +222,13 @@ class StepBuffers:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, top_k: int, device: torch.device, tiling: Tiling | None = None
+        cls,
+        config: ModelConfig,
+        top_k: int,
+        device: torch.device,
+        tiling: Tiling | None = None,
+        *,
+        is_limited: bool = False,
     ) -> StepBuffers:
         """Room for plans of at most `top_k` experts a token."""
         tiling = tiling or Tiling()
@@ -238,6 +254,7 @@ class StepBuffers:
             logits=_floats(1, V, device=device),
             best=_floats(parts, device=device),
             where=integers(parts),
+            limit=_floats(1, V, device=device) if is_limited else None,
             tiling=tiling,
             early=device.type == "cuda" and torch.cuda.get_device_capability(device) >= EARLY_CAPABILITY,
         )
@@ -326,10 +343,10 @@ def add_experts(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
 
 @on_device
 def pick(on: StepBuffers) -> None:
-    """Replace the token by the likeliest of `on.logits` and count the position on."""
+    """Replace the token by the likeliest of `on.logits`, `BROKEN` without one, and count the position on."""
     V, parts = on.logits.shape[1], on.best.shape[0]
     _pick[(parts,)](
-        on.logits, on.best, on.where, on.tickets[-1:], on.token, on.position, V, parts,
+        on.logits, on.limit, on.best, on.where, on.tickets[-1:], on.token, on.position, V, parts,
         PICK_COLUMNS, triton.next_power_of_2(parts), **_launch(4, on.early),
     )  # fmt: skip
 
