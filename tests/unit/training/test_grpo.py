@@ -15,8 +15,8 @@ PLAIN = GrpoOptions(num_generations=2, entropy_coef=0.0)
 
 def test_defaults() -> None:
     options = GrpoOptions()
-    assert (options.group_size, options.epsilon, options.beta) == (5, 0.2, 0.0)
-    assert (options.alpha, options.penalty) == (1.0, 0.5)
+    assert (options.group_size, options.epsilon, options.beta) == pytest.approx((5, 0.2, 0.0))
+    assert (options.alpha, options.penalty) == pytest.approx((1.0, 0.5))
     assert options.scaling == "group"
     assert replace(options, loss_type="dr_grpo").scaling == "none"
     assert replace(options, loss_type="dr_grpo", scale_rewards="batch").scaling == "batch"
@@ -39,7 +39,7 @@ def test_advantages_by_hand() -> None:
 def test_a_group_of_equal_rewards_has_no_advantage_at_all() -> None:
     equal = torch.full((1, 5), 0.3)
     for scale in ("group", "batch", "none"):
-        assert advantages(torch.cat((equal, torch.rand(1, 5))), scale)[0].tolist() == [0.0] * 5
+        assert advantages(torch.cat((equal, torch.rand(1, 5))), scale)[0].tolist() == pytest.approx([0.0] * 5)
     with pytest.raises(ValueError, match="choose from"):
         advantages(equal, "std")
 
@@ -103,7 +103,7 @@ def test_the_divergence_is_unbiased() -> None:
 def test_flat_groups_are_counted() -> None:
     gains = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0], [0.0, 0.0]])
     zeros = torch.zeros(4, 2)
-    assert grpo_loss(zeros, zeros, gains, PLAIN).flat_groups.item() == 0.75
+    assert grpo_loss(zeros, zeros, gains, PLAIN).flat_groups.item() == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_masks_hold_for_the_llm_based_policy(engine: Engine) -> None:
 
 def test_spread_by_hand() -> None:
     found = spread([1.0, 2.0, 3.0])
-    assert (found["mean"], found["std"]) == (2.0, 1.0)
+    assert (found["mean"], found["std"]) == pytest.approx((2.0, 1.0))
     assert found["interval"] == pytest.approx([2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5])
     assert spread([1.0])["interval"] is None
 

@@ -78,7 +78,7 @@ def job(folder: Path, variant: str = "language", loss: str = "label", options: F
 
 def test_the_seed_documents_settings() -> None:
     options = Stage1Job.__dataclass_fields__
-    assert options["train_split"].default == 0.8
+    assert options["train_split"].default == pytest.approx(0.8)
     assert (options["knob1_variant"].default, options["knob1_loss"].default) == ("language", "label")
     assert two_stage.CHECKPOINT == "best_stage1_checkpoint.pt"
 
@@ -102,7 +102,7 @@ def test_a_price_of_time_prefers_a_tiers_cheaper_setting() -> None:
     priced = replace(data, table=replace(data.table, accuracy=better))
     question, budget_ms = np.array([0]), np.array([100.0])
     dear, cheap = (label(priced, question, budget_ms, price) for price in (0.0, 50.0))
-    assert (dear.value[0, 0], cheap.value[0, 0]) == (1.0, 0.9)
+    assert (dear.value[0, 0], cheap.value[0, 0]) == pytest.approx((1.0, 0.9))
     assert (dear.share[0, 0], cheap.share[0, 0]) == pytest.approx((LATENCY_MS[1] / 100, LATENCY_MS[0] / 100))
 
 
