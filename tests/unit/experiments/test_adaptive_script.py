@@ -21,7 +21,7 @@ from tempovlm.control.observation import vision_width
 from tempovlm.core.errors import UserError
 from tempovlm.evaluation import adaptive, bench
 from tempovlm.evaluation.summary import Record
-from timings import stage_gap
+from timings import UNTOLD_MS, Ticks, untold_ms
 
 SCRIPT = "controller/test_adaptive_inference"
 SPACE = tiny_model.SPACE
@@ -48,10 +48,15 @@ def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [kept["same"] | dict(zip(kept["columns"], row, strict=True)) for row in kept["rows"]]
 
 
-def gap(sample: dict[str, Any]) -> float:
-    """Share of its total that no stage has."""
+@pytest.fixture(autouse=True)
+def _any_machine(ticks: Ticks) -> None:
+    """Whether a budget is met hangs on what was done, not on this machine."""
+
+
+def untold_of(sample: dict[str, Any]) -> float:
+    """What of its total no stage has."""
     prefix = "timings_ms."
-    return stage_gap({name.removeprefix(prefix): v for name, v in sample.items() if name.startswith(prefix)})
+    return untold_ms({name.removeprefix(prefix): v for name, v in sample.items() if name.startswith(prefix)})
 
 
 def test_a_checkpoint_answers_within_its_budgets(
@@ -81,7 +86,7 @@ def test_a_checkpoint_answers_within_its_budgets(
     assert result["stamp"]["data_source"] == result["data_source"] == "synthetic"
     samples = samples_of(result)
     assert len(samples) == 8
-    assert min(map(gap, samples)) <= 0.01
+    assert [*map(untold_of, samples)] == pytest.approx([UNTOLD_MS] * len(samples), abs=1e-3)
     assert all({"knobs", "prediction", "score"} <= set(sample) for sample in samples)
     assert {sample["dataset"] for sample in samples} == {"text_vqa", "okvqa"}
     printed = capsys.readouterr().out
@@ -108,7 +113,7 @@ def test_checkpoints_that_glance(
     result = json.loads(out.read_text())
     assert [row["feasible_share"] for row in result["budgets"]] == pytest.approx([0.0, 1.0])
     samples = samples_of(result)
-    assert min(map(gap, samples)) <= 0.01
+    assert [*map(untold_of, samples)] == pytest.approx([UNTOLD_MS] * len(samples), abs=1e-3)
     assert all(sample["timings_ms.control"] > 0 for sample in samples)
 
 

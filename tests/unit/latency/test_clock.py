@@ -32,8 +32,9 @@ def test_laps_tile_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_elapsed_grows() -> None:
+def test_the_host_s_nanoseconds_become_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [5_000_000_000]
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now_ns[0])
     clock = HostClock()
-    first_ms = clock.elapsed_ms()
-    time.sleep(0.002)
-    assert clock.elapsed_ms() >= first_ms + 2
+    now_ns[0] += 2_500_000
+    assert clock.elapsed_ms() == pytest.approx(2.5)

@@ -142,6 +142,6 @@ def test_a_crop_that_counts_as_padding_has_features_of_zero() -> None:
     model = tiny_model.build_model()
     patches = torch.randn(2, model.config.vision.num_patches, model.config.vision.patch_values)
     plain, masked = model.vision(patches), model.vision(patches, torch.tensor([True, False]))
-    assert torch.equal(plain[0], masked[0])
+    torch.testing.assert_close(masked[0], plain[0])
     assert not masked[1].any()
     assert plain[1].any()

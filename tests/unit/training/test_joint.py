@@ -59,7 +59,7 @@ def test_both_stages_over_seeds_beside_exp_4(job: JointJob) -> None:
     assert runs[0] == first["seeds"]["runs"][0], "a seed's training does not depend on the others"
     gains = report["compared"]["gains"]
     if first["best_seed"] == 42:
-        assert gains[0]["accuracy"]["mean"] == 0, "compared with itself"
+        assert gains[0]["accuracy"]["mean"] == pytest.approx(0), "compared with itself"
     low, high = report["seeds"]["reward"]["interval"]
     assert low <= report["seeds"]["reward"]["mean"] <= high
     saved = load_controller(again.output_dir / CHECKPOINT, SPACE, WEIGHTS)
