@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from run_report import pytest_configure, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tempovlm.engine.threads import prepare
 
 # Before any test module imports torch: spinning threads would make tests slow beside other processes.
