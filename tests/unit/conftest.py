@@ -32,6 +32,12 @@ def model(tiny_folder: Path) -> TempoVLM:
     return load(str(tiny_folder), device="cpu", warmup=False, progress=False)
 
 
+@pytest.fixture(autouse=True)
+def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes do changes no result and adds no warning."""
+    monkeypatch.setattr("tempovlm.profiling.machine._busy_ticks", lambda: 0)
+
+
 @pytest.fixture
 def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
     """A clock that no machine drives, for requests and policies."""
