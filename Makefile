@@ -1,7 +1,7 @@
 # One environment, .venv at the root, made once and again when its inputs change.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint clean look-again
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -17,13 +17,17 @@ TORCH := torch==2.13.0
 # versions from the first of these in older releases and from the second in newer ones. Set to nothing where nothing
 # is pinned, so that a file that the caller's environment names stays in force.
 PINS := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS))
-INSTALL := $(PINS) $(BIN)/pip install -qq --disable-pip-version-check
+NEWEST := $(if $(CONSTRAINTS),,--upgrade --upgrade-strategy eager)
+INSTALL := $(PINS) $(BIN)/pip install -qq --disable-pip-version-check $(NEWEST)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# What is newest changes without a file that says so.
+look-again:
+
 # torch comes first and by its exact version: a resolver that is free to choose takes the newest CUDA build.
-$(STAMP): pyproject.toml Makefile $(CONSTRAINTS)
+$(STAMP): pyproject.toml Makefile $(or $(CONSTRAINTS),look-again)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "setting up the environment in $(VENV) (a minute or two, once)"

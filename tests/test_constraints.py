@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -75,10 +76,11 @@ def test_indirect_ones_are_pinned_too() -> None:
 def test_torch_comes_first_by_its_exact_version(word: str, folder: str) -> None:
     command = ["make", "--dry-run", "--always-make", "demo", "PYTHON=true", word]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"}
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}
     )
     installs = [line for line in done.stdout.splitlines() if "pip install" in line]
     assert len(installs) == 2
+    assert ["--upgrade" in line for line in installs] == [folder == ".venv-newest"] * 2
     torch = f"torch=={PINS['torch']}"
     assert installs[0].endswith(f" {torch}")
     assert installs[1].endswith(f" {torch} -e '.[experiments,dev]'")
