@@ -43,7 +43,7 @@ def test_the_network_recovers_the_roofline_and_its_spread(loss: str) -> None:
     assert (np.abs(found - [0.5, 0.9, 0.99]) <= [0.04, 0.03, 0.01]).all(), found
 
 
-def test_the_network_learns_what_the_roofline_cannot_say() -> None:
+def test_the_network_learns_what_the_roofline_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows(24)
     wave = 1 + 0.3 * np.tanh((rows.workload.vision_tokens - 250) / 80)
     for times in (rows.ms, rows.repeats):
@@ -60,9 +60,18 @@ def test_the_network_learns_what_the_roofline_cannot_say() -> None:
     }
     errors = {name: median_ape(one.estimator, split.held_out)[2] for name, one in found.items()}
     assert errors["mlp"] < 0.03 < errors["roofline"]
+    costs_ms = {"mlp": 0.19, "roofline": 0.01}
+    patch = "tempovlm.training.estimator_baselines.benchmark_ms"
+    monkeypatch.setattr(patch, lambda estimator, _: costs_ms[estimator.name])
     winner, judged = choose(found, split)
-    assert winner == "mlp"
-    assert judged["mlp"]["is_fast"] in (True, False)
+    assert (winner, judged["mlp"]["is_fast"], judged["roofline"]["is_fast"]) == ("mlp", True, True)
+    costs_ms["mlp"] = 0.21
+    winner, judged = choose(found, split)
+    assert (winner, judged["mlp"]["is_fast"]) == ("roofline", False), (
+        "it predicts more slowly than a choice may take"
+    )
+    costs_ms["roofline"] = 9.0
+    assert choose(found, split)[0] == "mlp", "where none is fast, the error alone decides"
 
 
 def test_training_repeats() -> None:
