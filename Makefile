@@ -1,26 +1,41 @@
 # One environment, .venv at the root, made once and again when its inputs change.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint clean look-again
 
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+CONSTRAINTS ?= constraints.txt
+# Tried packages stay apart from the pinned ones: neither run may use what the other installed.
+VENV := $(if $(CONSTRAINTS),.venv,.venv-newest)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
+PYTEST_FLAGS ?=
+
+TORCH := torch==2.13.0
+# By the environment, and not by -c, because the build back end is installed by a pip of its own, which takes its
+# versions from the first of these in older releases and from the second in newer ones. Set to nothing where nothing
+# is pinned, so that a file that the caller's environment names stays in force.
+PINS := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS))
+NEWEST := $(if $(CONSTRAINTS),,--upgrade --upgrade-strategy eager)
+INSTALL := $(PINS) $(BIN)/pip install -qq --disable-pip-version-check $(NEWEST)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# torch comes first and by its exact pin: a resolver that is free to choose takes the newest CUDA build.
-$(STAMP): pyproject.toml constraints.txt
+# What is newest changes without a file that says so.
+look-again:
+
+# torch comes first and by its exact version: a resolver that is free to choose takes the newest CUDA build.
+$(STAMP): pyproject.toml Makefile $(or $(CONSTRAINTS),look-again)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "setting up the environment in .venv (a minute or two, once)"
-	@$(PYTHON) -m venv .venv
+	@echo "setting up the environment in $(VENV) (a minute or two, once)"
+	@$(PYTHON) -m venv $(VENV)
 	@echo "  installing torch"
-	@$(BIN)/pip install -qq --disable-pip-version-check -r constraints.txt
+	@$(INSTALL) $(TORCH)
 	@echo "  installing tempovlm and what its experiments and tests need"
-	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[experiments,dev]'
+	@$(INSTALL) $(TORCH) -e '.[experiments,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## answer example pictures at three budgets; leaves demo/report.html
@@ -32,7 +47,7 @@ lint: $(STAMP)  ## ruff, mypy and the import contracts
 	@echo "import contracts" && $(BIN)/lint-imports --no-logo
 
 test: lint  ## lint, then all tests that need no GPU, two at a time
-	@echo "pytest" && $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+	@echo "pytest" && $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(PYTEST_FLAGS)
 
-clean:  ## remove the environment, caches and the demo's output
-	rm -rf .venv build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean:  ## remove the environments, caches and the demo's output
+	rm -rf .venv .venv-newest build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from run_report import pytest_configure, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tempovlm.engine.threads import prepare
 
 # Before any test module imports torch: spinning threads would make tests slow beside other processes.
@@ -18,6 +20,13 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draws that no generator is named for are the same whatever ran before: before the first fixture is made."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import tiny_model
 from tempovlm.api import TempoVLM, load
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer
+from timings import Ticks
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,18 @@ def engine(tiny_folder: Path) -> Engine:
 def model(tiny_folder: Path) -> TempoVLM:
     """The tiny model through the public door; not calibrated."""
     return load(str(tiny_folder), device="cpu", warmup=False, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes do changes no result and adds no warning."""
+    monkeypatch.setattr("tempovlm.profiling.machine._busy_ticks", lambda: 0)
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    """A clock that no machine drives, for requests and policies."""
+    return Ticks.everywhere(monkeypatch)
 
 
 @pytest.fixture

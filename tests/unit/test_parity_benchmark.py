@@ -98,7 +98,10 @@ def test_the_model_of_another_seed_is_far_away(runs: Any) -> None:
     assert row["max_relative_logit_error"] > 0.5
 
 
-@pytest.mark.skipif("TEMPOVLM_REFERENCE" not in os.environ, reason="needs the published implementation")
+@pytest.mark.skipif(
+    "TEMPOVLM_REFERENCE" not in os.environ,
+    reason="the published implementation is not here; name a checkout of it in TEMPOVLM_REFERENCE",
+)
 def test_the_published_implementation_on_the_same_memory(runs: Any) -> None:
     from tempovlm.model.config import MOLMOE_1B
 

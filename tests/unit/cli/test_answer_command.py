@@ -49,7 +49,7 @@ def run(tiny_folder: Path, *words: object) -> int:
 def test_json_is_one_line_and_nothing_else(
     tiny_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tiny_folder, picture_file, "what is the sign?", "--budget_ms", "1000", "--json") == 0
+    assert run(tiny_folder, picture_file, "what is the sign?", "--budget_ms", "1e5", "--json") == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     record = json.loads(out)
@@ -57,8 +57,12 @@ def test_json_is_one_line_and_nothing_else(
     assert record["knobs"].keys() == {"tier", "top_k", "num_blocks"}
     assert record["timings_ms"].keys() == {*STAGES, "total"}
     assert record["predicted_ms"].keys() == {"p50", "upper"}
-    assert (record["budget_ms"], record["budget_feasible"], record["policy"]) == (1000.0, True, "table")
-    assert record["budget_met"] == (record["timings_ms"]["total"] <= 1000)
+    assert (record["budget_ms"], record["budget_feasible"], record["policy"]) == (
+        pytest.approx(1e5),
+        True,
+        "table",
+    )
+    assert record["budget_met"] is True
 
 
 def test_people_see_answer_knobs_stages_and_budget(

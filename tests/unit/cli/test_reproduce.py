@@ -202,9 +202,9 @@ def test_a_step_that_leaves_nothing_is_no_step(tmp_path: Path) -> None:
 def test_the_time_left_follows_the_pace(tmp_path: Path) -> None:
     one, two, three = (replace(reproduction_steps.steps(setup())[i], about_ms=100.0 * (i + 1)) for i in range(3))
     kept = journal.Journal(tmp_path, {})
-    assert kept.left_ms((one, two, three), (one, two, three)) == 600
+    assert kept.left_ms((one, two, three), (one, two, three)) == pytest.approx(600)
     kept.took_ms[one.name] = 200.0
-    assert kept.left_ms((one, two, three), (two, three)) == 1000
+    assert kept.left_ms((one, two, three), (two, three)) == pytest.approx(1000)
 
 
 def test_shipped_rows_are_taken_where_the_questions_are_here(

@@ -43,7 +43,11 @@ def edit(path: Path, **values: object) -> None:
 def test_both_stages_come_back(path: Path) -> None:
     saved = load_controller(path, SPACE, "abc")
     assert saved.kind == "two_stage"
-    assert (saved.weights, saved.options, saved.metrics) == ("abc", {"lr": 1e-4, "folder": "x"}, {"accuracy": 0.5})
+    assert (saved.weights, saved.options, saved.metrics) == (
+        "abc",
+        {"lr": pytest.approx(1e-4), "folder": "x"},
+        pytest.approx({"accuracy": 0.5}),
+    )
     assert set(saved.networks) == set(PARTS["two_stage"])
     first = saved.networks["knob1"]
     assert not first.training

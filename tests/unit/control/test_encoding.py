@@ -33,18 +33,18 @@ def test_equal_ratios_are_equal_phases_of_the_logarithm() -> None:
 def test_no_budget_breaks_it() -> None:
     found = waves(0.0, -5.0, 1e9, float("inf"))
     assert torch.isfinite(found).all()
-    assert torch.equal(found[0], waves(LEAST_MS)[0])
-    assert torch.equal(found[3], waves(MOST_MS)[0])
+    torch.testing.assert_close(found[0], waves(LEAST_MS)[0])
+    torch.testing.assert_close(found[3], waves(MOST_MS)[0])
 
 
 def test_budgets_beyond_those_of_a_training_are_taken_as_the_nearest() -> None:
     encoder = LatencyBudgetEncoder(8)
     encoder.fit((20.0, 200.0))
     found = encoder.waves(torch.tensor([1.0, 20.0, 60.0, 200.0, 900.0]))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[3], found[4])
-    assert torch.equal(found[2], waves(60.0)[0])
-    assert torch.equal(encoder.state_dict()["range_ms"], torch.tensor([20.0, 200.0]))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[3], found[4])
+    torch.testing.assert_close(found[2], waves(60.0)[0])
+    torch.testing.assert_close(encoder.state_dict()["range_ms"], torch.tensor([20.0, 200.0]))
 
 
 def test_shape_weights_and_gradient() -> None:

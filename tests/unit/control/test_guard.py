@@ -12,6 +12,7 @@ from tempovlm.control.policy import Features, Policy, Question, Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Request
+from timings import TICK_MS
 
 SPACE = tiny_model.SPACE
 PROFILE = tiny_model.make_profile()
@@ -66,7 +67,7 @@ def test_every_setting_let_through_fits_both_tables(budget_ms: float) -> None:
     }
     assert choice.feasible is True
     assert PROFILE.upper_remainder_ms(SPACE.index(choice.knobs)) <= budget_ms - 5.0
-    assert choice.predicted.upper_ms == 5.0 + PROFILE.upper_remainder_ms(SPACE.index(choice.knobs))
+    assert choice.predicted.upper_ms == pytest.approx(5.0 + PROFILE.upper_remainder_ms(SPACE.index(choice.knobs)))
     assert choice.predicted.p50_ms <= choice.predicted.upper_ms
 
 
@@ -93,12 +94,14 @@ def test_only_unusual_opening_is_charged_to_the_first_choice() -> None:
         assert wilful.told[0][1] == pytest.approx(45.0 - beyond_ms)  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("ticks")
 def test_the_policys_own_time_is_subtracted() -> None:
     wilful = Wilful(SPACE.largest)
     choose(guard_of(wilful, control_ms=4.0), 40.0)
     assert wilful.told[0][1] == pytest.approx(36.0)  # type: ignore[index]
     assert wilful.told[1][2] == pytest.approx(31.0)  # type: ignore[index]
-    assert Guard.around(wilful, SPACE, PROFILE).control_ms > 0
+    measured = Guard.around(wilful, SPACE, PROFILE)
+    assert (measured.control_ms, measured.second_ms) == pytest.approx((2 * TICK_MS, TICK_MS))
 
 
 def test_a_policy_outside_the_space_is_corrected() -> None:

@@ -32,6 +32,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Request
 from tempovlm.engine.engine import Engine
+from timings import TICK_MS
 
 SPACE = tiny_model.SPACE
 WIDTH = tiny_model.CONFIG.width
@@ -118,9 +119,10 @@ def test_supervision_answers_the_budget_of_the_first_choice(supervised: Policy) 
     assert [supervised.choose_compute(look(choices, b), "low", 1.0) for b in budgets] == alone
 
 
+@pytest.mark.usefixtures("ticks")
 def test_the_guard_measures_and_asks(two_stage: Policy, supervised: Policy) -> None:
     for policy in (two_stage, supervised):
-        assert min(measure_control_ms(policy, SPACE)) > 0
+        assert measure_control_ms(policy, SPACE) == pytest.approx((TICK_MS, TICK_MS))
         guard = Guard.around(policy, SPACE, tiny_model.make_profile())
         request = Request(images=(), question="what?", budget_ms=60.0)
         chosen = guard.choose_tier(request, (84, 112), 1.0)
@@ -209,7 +211,7 @@ def test_features_of_nothing_are_zeros(engine: Engine) -> None:
     tokens = torch.tensor([[[1.0, 4.0], [3.0, 0.0]]])
     for kind in (torch.float32, torch.bfloat16):
         seen = vision_feature(tokens.to(kind))
-        assert (seen.dtype, seen.tolist()) == (np.float32, [2.0, 2.0, 3.0, 4.0])
+        assert (seen.dtype, seen.tolist()) == (np.float32, pytest.approx([2.0, 2.0, 3.0, 4.0]))
 
 
 @pytest.mark.parametrize("kind", ["two_stage", "supervised"])

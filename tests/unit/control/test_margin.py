@@ -19,6 +19,9 @@ from tempovlm.engine.engine import Engine
 SPACE = tiny_model.SPACE
 PROFILE = tiny_model.make_profile(spread=0.1)
 
+# What a policy takes itself is measured: here by a clock that no machine drives.
+pytestmark = pytest.mark.usefixtures("ticks")
+
 
 @pytest.mark.parametrize("slower", [0.8, 1.0, 1.15, 1.4])
 def test_bounds_are_exceeded_as_often_as_allowed_whatever_the_machine_does(slower: float) -> None:

@@ -30,7 +30,7 @@ from tempovlm.engine.runner import Runner
 from tempovlm.latency.clock import stage_clock
 from tempovlm.model.vision import VisionTransformer
 from tempovlm.profiling import calibration
-from timings import stage_gap
+from timings import TICK_MS, UNTOLD_MS, untold_ms
 
 SPACE = tiny_model.SPACE
 PROFILE = tiny_model.make_profile()
@@ -131,12 +131,12 @@ def test_what_the_answer_sees_is_what_it_sees_without_a_glance(engine: Engine, t
     assert ready.crops.grid == plain.crops.grid
     assert ready.prompt.tokens.tolist() == plain.prompt.tokens.tolist()
     tiles = ready.crops.patches if tier != SPACE.tiers[0] else ready.crops.patches[1:]
-    torch.testing.assert_close(tiles, plain.crops.patches[1:], rtol=0, atol=0)
+    torch.testing.assert_close(tiles, plain.crops.patches[1:], rtol=0, atol=1e-6)
     if tier != SPACE.tiers[0]:
         spared = without_global(plain.crops)
         assert (spared.live is None) == (ready.crops.live is None)
-        torch.testing.assert_close(spared.patches, tiles, rtol=0, atol=0)
-    torch.testing.assert_close(ready.crops.masks, plain.crops.masks, rtol=0, atol=0)
+        torch.testing.assert_close(spared.patches, tiles, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ready.crops.masks, plain.crops.masks, rtol=0, atol=1e-6)
     patches = run.encode(plain.crops)
     found = glance.encode(run, ready.crops)
     torch.testing.assert_close(found, patches, rtol=1e-4, atol=1e-5)
@@ -147,6 +147,7 @@ def test_what_the_answer_sees_is_what_it_sees_without_a_glance(engine: Engine, t
         torch.testing.assert_close(glance.tokens, wanted[:1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("ticks")
 @pytest.mark.parametrize("kind", [Wanting, WantingAtOnce])
 @pytest.mark.parametrize("knobs", [SPACE.cheapest, SPACE.settings[len(SPACE) // 2], SPACE.native], ids=str)
 def test_a_glanced_answer_is_the_setting_s_own(
@@ -165,8 +166,7 @@ def test_a_glanced_answer_is_the_setting_s_own(
     assert question.glance.shape == (1, tiny_model.CONFIG.vision.pooled**2, WIDTH)
     assert question.style == request().style
     assert tuple(answer.timings_ms) == (*STAGES, "total")
-    again = [engine.answer(request(max_new_tokens=5), unmasked(policy)) for _ in range(5)]
-    assert min(stage_gap(one.timings_ms) for one in [answer, *again]) <= 0.01
+    assert untold_ms(answer.timings_ms) == pytest.approx(UNTOLD_MS)
 
 
 @KINDS
@@ -208,11 +208,12 @@ def test_what_the_policy_runs_is_charged_to_control(
     assert marks == [*glance, "preprocess", "vision_encoder", "(projects)", "projector", "control", "prefill"]
 
 
+@pytest.mark.usefixtures("ticks")
 @pytest.mark.parametrize("kind", [Wanting, WantingAtOnce])
 def test_nothing_fits(engine: Engine, encoded: list[int], kind: type[Wanting]) -> None:
     policy = kind(SPACE.native)
     guard = replace(unmasked(policy), profile=PROFILE)
-    answer = engine.answer(request(budget_ms=0.01), guard)
+    answer = engine.answer(request(budget_ms=TICK_MS), guard)
     assert (answer.knobs, answer.budget_feasible, answer.budget_met) == (SPACE.cheapest, False, False)
     assert not policy.asked, "where nothing can be chosen, nobody is asked and nothing is glanced at"
     assert encoded == [1]
@@ -270,6 +271,7 @@ def test_what_no_longer_fits_is_lowered() -> None:
     assert PROFILE.upper_remainder_ms(SPACE.index(late.knobs)) <= 22.0
 
 
+@pytest.mark.usefixtures("ticks")
 @KINDS
 def test_the_guard_measures_the_glance(
     engine: Engine, policy_of: Callable[[str], Policy], monkeypatch: pytest.MonkeyPatch, kind: str
@@ -285,8 +287,8 @@ def test_the_guard_measures_the_glance(
     guard = guarded(engine.runner, SPACE, policy_of(kind), PROFILE)
     assert seen
     assert set(seen) == {1}
-    assert guard.control_ms > 0
-    assert (guard.second_ms == 0) == (kind == "llm_based")
+    second_ms = 0.0 if kind == "llm_based" else TICK_MS
+    assert (guard.control_ms, guard.second_ms) == pytest.approx((TICK_MS + second_ms, second_ms))
     assert tuple(guard.split_ms) == SPACE.tiers
 
 
@@ -299,7 +301,7 @@ def test_two_passes_are_compared_with_one(
         return 1.0 + 2.0 * len(patches)
 
     monkeypatch.setattr("tempovlm.engine.glance._encode_ms", timed)
-    assert measure_split_ms(engine.runner, SPACE.tiers) == {"low": 0.0, "medium": 1.0, "high": 1.0}
+    assert measure_split_ms(engine.runner, SPACE.tiers) == pytest.approx({"low": 0.0, "medium": 1.0, "high": 1.0})
     assert encoded[0] == 1 + encoded[2]
 
 
@@ -313,6 +315,7 @@ def test_a_batch_is_answered_one_by_one(engine: Engine, policy_of: Callable[[str
     assert [one.policy for one in together] == ["llm_based", "fixed", "llm_based"]
 
 
+@pytest.mark.usefixtures("ticks")
 @KINDS
 def test_a_path_is_a_policy(
     tiny_folder: Path, tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch, kind: str

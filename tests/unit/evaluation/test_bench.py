@@ -46,18 +46,26 @@ def test_summary_by_hand() -> None:
     result = summary.summarise(records)
     tight, middle, loose = result["budgets"]
     # The cheapest setting takes 10 + 8 + 40 = 58 ms: too slow for 50 ms.
-    assert (tight["budget_ms"], tight["adherence"], tight["feasible_share"]) == (50.0, 0.0, 0.0)
-    assert (tight["p50_ms"], tight["accuracy"], tight["knobs"]) == (58.0, 0.0, {"low/k4/b8": 1.0})
+    assert (tight["budget_ms"], tight["adherence"], tight["feasible_share"]) == pytest.approx((50.0, 0.0, 0.0))
+    assert (tight["p50_ms"], tight["accuracy"], tight["knobs"]) == (
+        pytest.approx(58.0),
+        pytest.approx(0.0),
+        pytest.approx({"low/k4/b8": 1.0}),
+    )
     # The slowest that fits 120 / 1.1 = 109.09 ms takes 108 ms: low, medium at 40 + 8 + 60, 40 + 12 + 50 …
-    assert middle["p50_ms"] == middle["p99_ms"] == 108.0
-    assert middle["adherence"] == 1.0
+    assert (middle["p50_ms"], middle["p99_ms"]) == pytest.approx((108.0, 108.0))
+    assert middle["adherence"] == pytest.approx(1.0)
     assert middle["utilisation"] == pytest.approx(0.9)
     # With a second the largest setting runs: nothing slower existed.
-    assert loose["knobs"] == {str(SPACE.largest): 1.0}
+    assert loose["knobs"] == pytest.approx({str(SPACE.largest): 1.0})
     assert (loose["utilisation"], loose["num_utilisation"]) == (None, 0)
-    assert loose["accuracy"] == 1.0
+    assert loose["accuracy"] == pytest.approx(1.0)
     fixed = result["fixed"]
-    assert (fixed["knobs"], fixed["p50_ms"], fixed["p99_over_p50"]) == (str(SPACE.native), 186.0, 1.0)
+    assert (fixed["knobs"], fixed["p50_ms"], fixed["p99_over_p50"]) == (
+        str(SPACE.native),
+        pytest.approx(186.0),
+        pytest.approx(1.0),
+    )
     assert sum(loose["stages_ms"].values()) == pytest.approx(loose["p50_ms"])
 
 
@@ -69,7 +77,9 @@ def test_a_failing_sample_is_recorded_and_counts_as_wrong_and_late() -> None:
     assert [r.question_id for r in failed] == ["q1"] * 3
     assert failed[0].error == "OSError: broken.jpg: truncated"
     row = summary.summarise(records)["budgets"][2]
-    assert (row["num_samples"], row["num_failed"], row["accuracy"], row["adherence"]) == (4, 1, 0.75, 0.75)
+    assert (row["num_samples"], row["num_failed"], row["accuracy"], row["adherence"]) == pytest.approx(
+        (4, 1, 0.75, 0.75)
+    )
     assert summary.summarise(records)["num_failed"] == 3
 
 
@@ -94,8 +104,12 @@ def test_first_answers_count_in_the_adherence_only() -> None:
         score=1.0,
     )
     row = summary.summarise([*warm, fresh])["budgets"][0]
-    assert (row["num_samples"], row["num_adherence"], row["adherence"], row["p99_ms"]) == (3, 4, 0.75, 108.0)
-    assert row["fresh"] == {"num_samples": 1, "num_failed": 0, "adherence": 0.0, "p50_ms": 300.0, "max_ms": 300.0}
+    assert (row["num_samples"], row["num_adherence"], row["adherence"], row["p99_ms"]) == pytest.approx(
+        (3, 4, 0.75, 108.0)
+    )
+    assert row["fresh"] == pytest.approx(
+        {"num_samples": 1, "num_failed": 0, "adherence": 0.0, "p50_ms": 300.0, "max_ms": 300.0}
+    )
 
 
 def test_fresh_answers_run_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +127,11 @@ def test_fresh_answers_run_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     records = list(bench.measure_fresh([sample(0)], plan(model, budgets_ms=(120.0, 200.0)), ["--model", "pocket"]))
     assert seen[0][1:6] == ["-m", "tempovlm", "answer", "a.jpg", "what does sign 0 say?"]
     assert seen[0][-3:] == ["--json", "--model", "pocket"]
-    assert (records[0].run, records[0].total_ms, records[0].score) == ("fresh", 108.0, 1.0)
+    assert (records[0].run, records[0].total_ms, records[0].score) == (
+        "fresh",
+        pytest.approx(108.0),
+        pytest.approx(1.0),
+    )
     assert records[1].error == "tempovlm: error: no such model"
 
 

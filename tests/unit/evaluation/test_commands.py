@@ -35,7 +35,7 @@ def test_bench_prints_one_line_of_json(
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1
     result = json.loads(printed.out)
-    assert [row["budget_ms"] for row in result["budgets"]] == [50.0, 120.0]
+    assert [row["budget_ms"] for row in result["budgets"]] == pytest.approx([50.0, 120.0])
     assert (result["model"], result["device"], result["data_source"]) == ("fake", "cpu/float32", "synthetic")
     assert result["complete"]
     assert (result["policy"], result["chosen_by"]) == ("auto", ["fake"])

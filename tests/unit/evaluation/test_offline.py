@@ -131,7 +131,7 @@ def test_noise_corrected_oracle_chooses_on_the_twin() -> None:
     twin = content_world(4)
     judged = table(1 - twin.accuracy)
     chosen = offline.Oracle(twin)(judged, judged.latency_ms, (40.0,))
-    assert np.take_along_axis(judged.accuracy, chosen, 1).sum() == 0
+    assert np.take_along_axis(judged.accuracy, chosen, 1).sum() == pytest.approx(0)
 
 
 def test_tables_are_aligned_by_question_and_a_gap_is_named() -> None:
@@ -201,7 +201,7 @@ def test_a_policy_is_told_what_is_left_after_looking() -> None:
     looking_ms = np.full((3, 3), 4.0)
     rule = offline.PolicyRule(Listener(SPACE.native), SPACE, question_of, sight_of, lambda _part: looking_ms)
     rule(world, world.latency_ms, (40.0,))
-    assert Listener.heard == [36.0] * 3
+    assert Listener.heard == pytest.approx([36.0] * 3)
 
 
 def test_a_policy_that_glances_sees_the_global_crop_of_the_lowest_tier() -> None:

@@ -117,7 +117,7 @@ def test_verdicts_follow_the_file(repository: Path) -> None:
     rows = rows_of(repository)
     for name in ("pocket_latency_native", "pocket_adherence_60ms"):
         assert rows[name]["met"] is False
-    assert rows["pocket_latency_native"]["measured"] == 350.0001
+    assert rows["pocket_latency_native"]["measured"] == pytest.approx(350.0001, rel=1e-12)
     assert "350.0001 ms | **missed**" in build(repository)[MARKDOWN_FILE]
     assert rows["pocket_adherence_100ms"]["met"] is True
 
@@ -125,18 +125,18 @@ def test_verdicts_follow_the_file(repository: Path) -> None:
 def test_pocket_accuracy_is_compared_knob_by_knob(repository: Path) -> None:
     put(repository, "src/tempovlm/pocket/accuracy.json", accuracy_file(science_qa_img=0.74999))
     rows = rows_of(repository)
-    assert rows["pocket_accuracy_native"]["measured"] == 90
+    assert rows["pocket_accuracy_native"]["measured"] == pytest.approx(90)
     assert rows["pocket_accuracy_science_qa_img"]["met"] is False
-    assert rows["pocket_reading_gap"]["measured"] == 30
-    assert rows["pocket_kept_at_lowest_num_blocks"]["measured"] == 50
+    assert rows["pocket_reading_gap"]["measured"] == pytest.approx(30)
+    assert rows["pocket_kept_at_lowest_num_blocks"]["measured"] == pytest.approx(50)
     assert rows["pocket_kept_at_lowest_num_blocks"]["met"] is True
-    assert rows["pocket_lost_at_lowest_top_k"]["measured"] == 20
+    assert rows["pocket_lost_at_lowest_top_k"]["measured"] == pytest.approx(20)
 
 
 def test_figures_of_other_weights_have_no_verdict(repository: Path) -> None:
     put(repository, "src/tempovlm/pocket/accuracy.json", accuracy_file(weights="another00000"))
     row = rows_of(repository)["pocket_latency_native"]
-    assert (row["measured"], row["met"]) == (350, None)
+    assert (row["measured"], row["met"]) == (pytest.approx(350), None)
     assert "another00000" in row["reason"]
     assert SHIPPED in row["reason"]
     assert "350 ms | of other weights" in build(repository)[MARKDOWN_FILE]
@@ -188,7 +188,10 @@ def test_figures_of_one_gpu_are_not_taken_for_anothers(repository: Path) -> None
     of_h100 = stamp(hardware="NVIDIA H100 80GB HBM3", device="cuda/bfloat16", model="molmoe-1b, random weights")
     put(repository, "benchmarks/results/engine_h100.json", record | {"stamp": of_h100})
     rows = rows_of(repository)
-    assert (rows["vision_c1_first_h100"]["measured"], rows["vision_c1_first_h100"]["met"]) == (1.3, True)
+    assert (rows["vision_c1_first_h100"]["measured"], rows["vision_c1_first_h100"]["met"]) == (
+        pytest.approx(1.3),
+        True,
+    )
     assert rows["vision_c1_first_h100"]["hardware"] == "NVIDIA H100 80GB HBM3"
     assert rows["vision_c1_first"]["measured"] is None
     put(repository, "benchmarks/results/engine_h200.json", record | {"stamp": of_h100})
@@ -237,7 +240,7 @@ def test_a_sweep_is_summed_up_from_its_rows() -> None:
     assert found["stage_gap"] == pytest.approx(0.12 / 6.12)
     assert (found["settings"], found["questions"], found["timed_settings"]) == (3, 1, 2)
     assert (found["timed_images"], found["repeats"], found["zero_decodes"]) == (1, 2, 2)
-    assert found["fastest_ms"] == 6.0
+    assert found["fastest_ms"] == pytest.approx(6.0)
     empty = sweep_content(pd.DataFrame([plain]))
     assert [empty[name] for name in ("stage_gap", "fastest_ms", "repeats", "zero_decodes")] == [None] * 4
 

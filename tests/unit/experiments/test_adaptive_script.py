@@ -21,7 +21,7 @@ from tempovlm.control.observation import vision_width
 from tempovlm.core.errors import UserError
 from tempovlm.evaluation import adaptive, bench
 from tempovlm.evaluation.summary import Record
-from timings import stage_gap
+from timings import UNTOLD_MS, Ticks, untold_ms
 
 SCRIPT = "controller/test_adaptive_inference"
 SPACE = tiny_model.SPACE
@@ -48,10 +48,15 @@ def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [kept["same"] | dict(zip(kept["columns"], row, strict=True)) for row in kept["rows"]]
 
 
-def gap(sample: dict[str, Any]) -> float:
-    """Share of its total that no stage has."""
+@pytest.fixture(autouse=True)
+def _any_machine(ticks: Ticks) -> None:
+    """Whether a budget is met hangs on what was done, not on this machine."""
+
+
+def untold_of(sample: dict[str, Any]) -> float:
+    """What of its total no stage has."""
     prefix = "timings_ms."
-    return stage_gap({name.removeprefix(prefix): v for name, v in sample.items() if name.startswith(prefix)})
+    return untold_ms({name.removeprefix(prefix): v for name, v in sample.items() if name.startswith(prefix)})
 
 
 def test_a_checkpoint_answers_within_its_budgets(
@@ -70,10 +75,10 @@ def test_a_checkpoint_answers_within_its_budgets(
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     result = json.loads(out.read_text())
     tight, loose = result["budgets"]
-    assert (tight["budget_ms"], loose["budget_ms"]) == (0.001, 5000.0)
-    assert (tight["adherence"], loose["adherence"]) == (0.0, 1.0)
-    assert (tight["feasible_share"], loose["feasible_share"]) == (0.0, 1.0)
-    assert tight["knobs"] == {str(SPACE.cheapest): 1.0}
+    assert (tight["budget_ms"], loose["budget_ms"]) == pytest.approx((0.001, 5000.0))
+    assert (tight["adherence"], loose["adherence"]) == pytest.approx((0.0, 1.0))
+    assert (tight["feasible_share"], loose["feasible_share"]) == pytest.approx((0.0, 1.0))
+    assert tight["knobs"] == pytest.approx({str(SPACE.cheapest): 1.0})
     assert loose["mean_ms"] > 0
     assert sum(loose["knob_shares"]["tier"].values()) == pytest.approx(1.0)
     assert loose["stopped"]["num"] == 0
@@ -81,7 +86,7 @@ def test_a_checkpoint_answers_within_its_budgets(
     assert result["stamp"]["data_source"] == result["data_source"] == "synthetic"
     samples = samples_of(result)
     assert len(samples) == 8
-    assert min(map(gap, samples)) <= 0.01
+    assert [*map(untold_of, samples)] == pytest.approx([UNTOLD_MS] * len(samples), abs=1e-3)
     assert all({"knobs", "prediction", "score"} <= set(sample) for sample in samples)
     assert {sample["dataset"] for sample in samples} == {"text_vqa", "okvqa"}
     printed = capsys.readouterr().out
@@ -106,9 +111,9 @@ def test_checkpoints_that_glance(
     more = ["--controller_path", str(path), "--latency_budget", "5000", "0.001"]
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     result = json.loads(out.read_text())
-    assert [row["feasible_share"] for row in result["budgets"]] == [0.0, 1.0]
+    assert [row["feasible_share"] for row in result["budgets"]] == pytest.approx([0.0, 1.0])
     samples = samples_of(result)
-    assert min(map(gap, samples)) <= 0.01
+    assert [*map(untold_of, samples)] == pytest.approx([UNTOLD_MS] * len(samples), abs=1e-3)
     assert all(sample["timings_ms.control"] > 0 for sample in samples)
 
 
@@ -201,7 +206,7 @@ def test_stopped_answers_are_reported_apart(tiny_folder: Path, small_bed: Path, 
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more, "--max_new_tokens", "6"))
     row = json.loads(out.read_text())["budgets"][0]
     assert row["stopped"]["num"] == row["num_samples"] == 4
-    assert row["stopped"]["adherence"] == 0.0
+    assert row["stopped"]["adherence"] == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +237,7 @@ def test_bad_input_is_named(
 
 def test_defaults_are_those_of_the_protocol() -> None:
     args = script(SCRIPT).flags().parse_args([])
-    assert (args.dataset, args.num_samples, args.latency_budget) == (["text_vqa"], 100, [200.0])
+    assert (args.dataset, args.num_samples, args.latency_budget) == (["text_vqa"], 100, pytest.approx([200.0]))
     path = adaptive.default_path(args.dataset, args.latency_budget)
     assert path == Path("results/adaptive_inference/text_vqa_200.json")
 

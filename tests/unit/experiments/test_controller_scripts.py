@@ -161,10 +161,19 @@ def test_the_second_stage_takes_up_the_first(
 def test_flags_of_the_seed_document() -> None:
     base = ["--results_dir", "r", "--dataset_names", "okvqa", "--model_path", "m", "--stage", "stage1"]
     args = script(TWO_STAGE).flags().parse_args(base)
-    assert (args.num_epochs_stage1, args.num_epochs_stage2, args.lr, args.group_size) == (50, 100, 1e-4, 5)
-    assert (args.train_split, args.seed, args.knob1_variant, args.batch_size) == (0.8, 42, "language", None)
+    assert (args.num_epochs_stage1, args.num_epochs_stage2, args.lr, args.group_size) == pytest.approx(
+        (50, 100, 1e-4, 5)
+    )
+    assert (args.train_split, args.seed, args.knob1_variant, args.batch_size) == (
+        pytest.approx(0.8),
+        42,
+        "language",
+        None,
+    )
     args = script(SUPERVISED).flags().parse_args(["--profiling_results", "p", "--output_dir", "o"])
-    assert (args.batch_size, args.num_epochs, args.lr, args.train_split, args.seed) == (64, 50, 1e-4, 0.8, 42)
+    assert (args.batch_size, args.num_epochs, args.lr, args.train_split, args.seed) == pytest.approx(
+        (64, 50, 1e-4, 0.8, 42)
+    )
 
 
 def test_results_of_another_model(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ def test_the_seed_documents_defaults() -> None:
     args = script(SCRIPT).flags().parse_args(["--results_dir", "r", "--dataset_names", "d", "--model_path", "m"])
     grpo, loop = options_from({**vars(args), "device": "cpu"})
     assert grpo == GrpoOptions()
-    assert (grpo.num_generations, grpo.alpha, grpo.penalty) == (5, 1.0, 0.5)
+    assert (grpo.num_generations, grpo.alpha, grpo.penalty) == pytest.approx((5, 1.0, 0.5))
     assert loop == LoopOptions(batch_size=64, num_epochs=100, lr=1e-4, seed=42)
-    assert args.train_split == 0.8
+    assert args.train_split == pytest.approx(0.8)
     assert args.output_dir == Path("checkpoints/controller/grpo")
     assert args.latency_estimator_path == Path("checkpoints/latency_estimator/best_latency_estimator.pt")
 

@@ -64,7 +64,7 @@ def test_how_long_pictures_take_to_open_is_no_part_of_the_spread() -> None:
         for m in profile.measurements
     ]
     mixed = replace(profile, measurements=(*profile.measurements[::3], *slow[1::3], *profile.measurements[2::3]))
-    assert mixed.open_ms == profile.open_ms
+    assert mixed.open_ms == pytest.approx(profile.open_ms)
     for i in range(len(SPACE)):
         assert mixed.p50_prefix_ms(i) == pytest.approx(profile.p50_prefix_ms(i))
         assert mixed.upper_total_ms(i) == pytest.approx(profile.upper_total_ms(i))
@@ -104,14 +104,16 @@ def test_bounds_cover_new_answers() -> None:
 
 def test_residuals() -> None:
     assert residual_ratios([[1.0], [2.0]]) == [SINGLE_PASS_SPREAD]
-    assert residual_ratios([[2.0, 2.0, 2.0]]) == [1.0, 1.0, 1.0]
-    assert sorted(residual_ratios([[1.0, 1.0, 1.0, 3.0]])) == [1.0, 1.0, 1.0, 3.0]
-    assert residual_ratios([[2.0, 4.0]], [2.0]) == [1.0, 2.0]
+    assert residual_ratios([[2.0, 2.0, 2.0]]) == pytest.approx([1.0, 1.0, 1.0])
+    assert sorted(residual_ratios([[1.0, 1.0, 1.0, 3.0]])) == pytest.approx([1.0, 1.0, 1.0, 3.0])
+    assert residual_ratios([[2.0, 4.0]], [2.0]) == pytest.approx([1.0, 2.0])
 
 
 def test_weighted_quantile() -> None:
     values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 2.0])
-    assert [weighted_quantile(values, weights, level) for level in (0.2, 0.5, 0.75, 0.9, 1.0)] == [1, 2, 2, 3, 3]
+    assert [weighted_quantile(values, weights, level) for level in (0.2, 0.5, 0.75, 0.9, 1.0)] == pytest.approx(
+        [1, 2, 2, 3, 3]
+    )
 
 
 def test_bounds_weigh_lengths_by_how_often_they_occur() -> None:

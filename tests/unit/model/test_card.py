@@ -40,7 +40,7 @@ def test_read(tmp_path: Path) -> None:
     (tmp_path / "accuracy.json").write_text(json.dumps(record()))
     card = ModelCard.read(tmp_path, SPACE)
     assert card.accuracy is not None
-    assert card.accuracy[SPACE.settings[7]] == 0.07
+    assert card.accuracy[SPACE.settings[7]] == pytest.approx(0.07)
     assert card.ranking is not None
     assert card.ranking.order == (5, 0, 3, 1, 2, 4)
     assert card.length_counts == (0, 5, 3, 2)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from tempovlm.model.image import open_image
 from tempovlm.profiling import calibration, machine
 from tempovlm.profiling.calibration import PICTURE_SIZES, measure, obtain_profile, profile_path, sample_requests
 from tempovlm.profiling.environment import collect_stamp, fingerprint
-from tempovlm.profiling.machine import busy_cores, machine_lock
+from tempovlm.profiling.machine import _busy_ticks, busy_cores, machine_lock
 
 OUTPUT = OutputLength.exactly(2)
 
@@ -139,7 +141,7 @@ def test_a_busy_machine_is_told(
     with caplog.at_level(logging.WARNING, "tempovlm"):
         profile = obtain_profile(engine, stamp, OUTPUT, progress=False)
     assert any("busy: others use 1.5 cores" in message for message in caplog.messages)
-    assert (profile.busy_cores, len(counted)) == (1.5, 1)
+    assert (profile.busy_cores, len(counted)) == pytest.approx((1.5, 1))
 
 
 def _hold(ready: object, release: object) -> None:
@@ -184,9 +186,21 @@ def test_the_second_process_waits_and_takes_what_the_first_stored(
     assert [message for message in caplog.messages if "waiting" in message]
 
 
-def test_the_load_of_others_is_seen() -> None:
-    cores = busy_cores(5.0)
-    assert cores is None or cores >= 0
+def test_the_load_of_others_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks, seconds = iter((1000, 1000 + 3 * os.sysconf("SC_CLK_TCK"))), iter((10.0, 12.0))
+    slept: list[float] = []
+    made_up = SimpleNamespace(perf_counter=lambda: next(seconds), sleep=slept.append)
+    monkeypatch.setattr(machine, "time", made_up)
+    monkeypatch.setattr(machine, "_busy_ticks", lambda: next(ticks))
+    assert busy_cores(5.0) == pytest.approx(1.5), "three core-seconds in two seconds"
+    assert slept == [pytest.approx(0.005)]
+    monkeypatch.setattr(machine, "_busy_ticks", lambda: None)
+    assert busy_cores(5.0) is None
+
+
+def test_the_kernel_s_counters_only_grow() -> None:
+    counts = [_busy_ticks() for _ in range(3)]
+    assert counts == [None] * 3 or counts == sorted(counts)
 
 
 def test_the_fingerprint_follows_what_latency_depends_on(stamp: Stamp) -> None:

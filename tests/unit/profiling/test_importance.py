@@ -88,9 +88,9 @@ def test_a_block_that_adds_nothing_has_no_importance_and_no_influence(
     assert plans[1 + IDLE] == (0, 1, 3, 4, 5)
     scores = measure(idle_engine, samples, plans, ScoreFile(tmp_path / "a.jsonl", {}), protocol, influence=True)
     assert scores.images == tuple(one.image_id for one in samples)
-    assert scores.scores[:, 0].mean() == 1
+    assert scores.scores[:, 0].mean() == pytest.approx(1)
     importance, influence = scores.drops.mean(axis=0), scores.influence.mean(axis=0)
-    assert importance[IDLE] == 0
+    assert importance[IDLE] == pytest.approx(0)
     assert abs(influence[IDLE]) < 1e-6
     others = [block for block in range(NUM_BLOCKS) if block != IDLE]
     assert importance[others].max() > 0.3
@@ -107,7 +107,7 @@ def test_influence_does_not_depend_on_the_batch(
         file = ScoreFile(tmp_path / f"{size}.jsonl", {})
         found.append(measure(idle_engine, questions, ablations(NUM_BLOCKS)[:1], file, protocol, influence=True))
     np.testing.assert_allclose(found[0].influence, found[1].influence, atol=2e-5)
-    np.testing.assert_array_equal(found[0].scores, found[1].scores)
+    np.testing.assert_allclose(found[0].scores, found[1].scores)
 
 
 def test_shared_beginnings_change_no_answer(idle_engine: Engine, samples: list[Sample]) -> None:
@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_with_nothing_lost_or_doubled(
         protocol,
         lambda done, total: calls.append((done, total)),
     )
-    np.testing.assert_array_equal(again.scores, whole.scores)
+    np.testing.assert_allclose(again.scores, whole.scores)
     assert calls == [(2, 6), (6, 6)]
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert sorted(row["question_id"] for row in rows) == [one.question_id for one in samples]
@@ -191,7 +191,7 @@ def test_the_joint_search_sees_what_single_removals_cannot() -> None:
     assert [removal.block for removal in removals] == [2, 3, 4]
     assert steps == [0, 1, 2]
     assert removals[-1].blocks == (0, 1, 5)
-    assert removals[1].candidates == {1: pytest.approx(0.1), 3: 0.9, 4: 0.8}
+    assert removals[1].candidates == {1: pytest.approx(0.1), 3: pytest.approx(0.9), 4: pytest.approx(0.8)}
     importance = [1.0, 0.0, 0.0, 0.1, 0.2, 0.9]
     ranking = joint_ranking(removals, importance)
     assert ranking.order == (0, 5, 1, 4, 3, 2)

@@ -22,7 +22,7 @@ def test_correlations_by_hand() -> None:
     assert pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])) == pytest.approx(1)
     assert pearson(np.array([1.0, 2.0, 3.0]), np.array([1.0, 0.0, 2.0])) == pytest.approx(0.5)
     assert spearman(np.array([1.0, 10.0, 100.0, 1000.0]), np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(0.8)
-    np.testing.assert_array_equal(ranks(np.array([5.0, 1.0, 5.0, 0.0])), [3.5, 2, 3.5, 1])
+    np.testing.assert_allclose(ranks(np.array([5.0, 1.0, 5.0, 0.0])), [3.5, 2, 3.5, 1])
     assert np.isnan(pearson(np.ones(3), np.arange(3.0)))
 
 
@@ -30,16 +30,16 @@ def test_the_bootstrap_by_hand() -> None:
     """Two pictures with opposite differences: a draw is one of them (1/4 each) or their mean (1/2)."""
     table = np.array([[0.0, 1.0, 2.0, 3.0, 0.0], [0.0, 3.0, 2.0, 1.0, 0.0]])
     found = Importance.of(table, ["a", "b"], draws=4000)
-    np.testing.assert_array_equal(found.values, [0, 2, 2, 2, 0])
-    kinds, counts = np.unique(found.draws[:, 1], return_counts=True)
-    np.testing.assert_array_equal(kinds, [1, 2, 3])
+    np.testing.assert_allclose(found.values, [0, 2, 2, 2, 0])
+    kinds, counts = np.unique(found.draws[:, 1].round(9), return_counts=True)
+    np.testing.assert_allclose(kinds, [1, 2, 3])
     np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
     low, high = found.interval()
-    assert (low[1], high[1]) == (1, 3)
+    assert (low[1], high[1]) == pytest.approx((1, 3))
     fixed = Importance(np.array([0.0, 1.0, 2.0, 3.0, 0.0]), np.tile([0.0, 1.0, 2.0, 3.0, 0.0], (4000, 1)), 1.0)
     cell = correlate(found, fixed)["pearson_inner_blocks"]
     # A draw of the mean does not vary and has no correlation; the others have 1 and -1.
-    assert (cell["estimate"], cell["low"], cell["high"]) == (None, -1, 1)
+    assert (cell["estimate"], cell["low"], cell["high"]) == (None, pytest.approx(-1), pytest.approx(1))
 
 
 def test_questions_of_a_picture_are_drawn_together() -> None:

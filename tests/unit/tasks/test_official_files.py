@@ -62,8 +62,8 @@ def test_doc_qa(questions: str, pictures: str, tmp_path: Path) -> None:
     picture(tmp_path / "doc_qa" / pictures / "pybv0228_81.png")
     sample = only(tmp_path, "doc_qa")
     assert (sample.question_id, sample.image_id) == ("49153", "pybv0228_81")
-    assert score(sample, ".28") == 1.0
-    assert score(sample, "0.29") == 0.75
+    assert score(sample, ".28") == pytest.approx(1.0)
+    assert score(sample, "0.29") == pytest.approx(0.75)
 
 
 def test_st_qa(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_tally_qa_finds_pictures_of_both_collections(tmp_path: Path) -> None:
     assert (first.question_id, first.image_id, first.template) == ("30095774", "92410408", "complex")
     assert first.image_path.is_file()
     assert second.image_path.is_file()
-    assert (score(first, "four"), score(first, "5")) == (1.0, 0.0)
+    assert (score(first, "four"), score(first, "5")) == pytest.approx((1.0, 0.0))
 
 
 def test_coco_caption(tmp_path: Path) -> None:

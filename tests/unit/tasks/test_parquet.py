@@ -63,7 +63,7 @@ def test_text_vqa_in_two_files(tmp_path: Path) -> None:
     samples = load_samples("text_vqa", data_dir=tmp_path)
     assert [sample.question_id for sample in samples] == [str(34_602 + i) for i in range(10)]
     assert [level_of(sample.image_path) for sample in samples] == [i // 2 for i in range(10)]
-    assert all(score(sample, str(i)) == 1.0 for i, sample in enumerate(samples))
+    assert all(score(sample, str(i)) == pytest.approx(1.0) for i, sample in enumerate(samples))
     assert {(sample.style, sample.data_source) for sample in samples} == {("text_vqa", "official")}
     assert len(load_samples("text_vqa", "train", data_dir=tmp_path)) == 1
 
@@ -129,7 +129,7 @@ def test_science_rows_without_a_picture_are_left_out(tmp_path: Path) -> None:
     assert [sample.question_id for sample in samples] == ["val-0", "val-2", "val-3"]
     assert [level_of(sample.image_path) for sample in samples] == [0, 2, 3]
     assert samples[1].question == "a hint\nwhich 2?\nA: a\nB: b\n"
-    assert score(samples[0], "B") == 1.0
+    assert score(samples[0], "B") == pytest.approx(1.0)
 
 
 def test_official_files_are_read_where_there_is_no_parquet_of_the_split(tmp_path: Path) -> None:

@@ -53,12 +53,12 @@ def test_vqa_accuracy_is_the_mean_over_leave_one_out_sets(matches: int, expected
 
 def test_unanimous_answers_are_compared_as_they_stand() -> None:
     """The official program normalises only where people disagree."""
-    assert vqa_accuracy("Red.", ["red"] * 10) == 0.0
-    assert vqa_accuracy("Red.", ["red"] * 9 + ["pink"]) == 1.0
+    assert vqa_accuracy("Red.", ["red"] * 10) == pytest.approx(0.0)
+    assert vqa_accuracy("Red.", ["red"] * 9 + ["pink"]) == pytest.approx(1.0)
 
 
 def test_vqa_accuracy_without_answers_is_zero() -> None:
-    assert vqa_accuracy("red", []) == 0.0
+    assert vqa_accuracy("red", []) == pytest.approx(0.0)
 
 
 def _sample(**changes: object) -> Sample:
@@ -89,7 +89,7 @@ def test_anls(prediction: str, answers: tuple[str, ...], expected: float) -> Non
     [("4", 1), ("four", 1), (" Four. ", 1), ("04", 1), ("14", 0), ("4 dogs", 0), ("many", 0), ("", 0)],
 )
 def test_number_match(prediction: str, expected: int) -> None:
-    assert number_match(prediction, ("4",)) == expected
+    assert number_match(prediction, ("4",)) == pytest.approx(expected)
 
 
 def test_score_goes_by_the_data_set() -> None:
@@ -113,7 +113,7 @@ def test_captions_are_scored_together() -> None:
     scores = score_all(mixed, [texts[0], texts[1], "nothing of it", "red"])
     assert scores[0] > 3
     assert scores[2] < 1
-    assert scores[3] == 1.0
+    assert scores[3] == pytest.approx(1.0)
 
 
 def test_captions_without_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,11 +124,11 @@ def test_captions_without_their_package(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_score_picks_the_rule_by_the_options() -> None:
-    assert score(_sample(), "red") == 1.0
-    assert score(_sample(), "blue") == 0.0
+    assert score(_sample(), "red") == pytest.approx(1.0)
+    assert score(_sample(), "blue") == pytest.approx(0.0)
     multiple = _sample(options=("yes", "no"), answer_index=1, answers=("b",))
-    assert score(multiple, "b") == 1.0
-    assert score(multiple, "yes") == 0.0
+    assert score(multiple, "b") == pytest.approx(1.0)
+    assert score(multiple, "yes") == pytest.approx(0.0)
 
 
 def test_choice_question() -> None:

@@ -111,9 +111,9 @@ def test_questions_are_short_and_scored_right(scenes: dict[tuple[str, str], list
                 if dataset == "science_qa_img":
                     assert 2 <= len(item.options) <= 4
                     assert len(set(item.options)) == len(item.options)
-                    assert choice_accuracy(item.answer, item.options, item.answer_index) == 1.0
+                    assert choice_accuracy(item.answer, item.options, item.answer_index) == pytest.approx(1.0)
                 else:
-                    assert vqa_accuracy(item.answer, item.answers) == 1.0
+                    assert vqa_accuracy(item.answer, item.answers) == pytest.approx(1.0)
 
 
 def test_at_least_twenty_templates(scenes: dict[tuple[str, str], list[Scene]]) -> None:

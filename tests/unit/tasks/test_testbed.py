@@ -47,7 +47,7 @@ def test_round_trip(bed: Path, dataset: str, split: str, pictures: int) -> None:
         assert sample.question.startswith(question.question)
         assert (sample.options, sample.answer_index) == (question.options, question.answer_index)
         assert (sample.template, sample.held_out) == (question.template, question.held_out)
-        assert score(sample, question.answer) == 1.0
+        assert score(sample, question.answer) == pytest.approx(1.0)
         assert sample.data_source == "synthetic"
         assert sample.image_path.is_file()
         assert (sample.twin_path is not None) == (split == "val")

@@ -48,15 +48,15 @@ def test_nothing_fits() -> None:
 def test_budgets_are_log_uniform_over_what_is_feasible() -> None:
     latency_ms = np.array([[10.0, 100.0], [20.0, 200.0], [30.0, 1000.0]])
     limits_ms = material.budget_range(latency_ms)
-    assert limits_ms == (20.0, 200.0)
-    assert material.budget_range(latency_ms[0]) == (10.0, 100.0)
+    assert limits_ms == pytest.approx((20.0, 200.0))
+    assert material.budget_range(latency_ms[0]) == pytest.approx((10.0, 100.0))
     drawn = material.draw_budgets(np.random.default_rng(0), 4000, limits_ms)
     assert drawn.min() >= 20.0
     assert drawn.max() <= 200.0
     middle = np.sqrt(20.0 * 200.0)
     assert abs((drawn < middle).mean() - 0.5) < 0.03
     again = material.draw_budgets(np.random.default_rng(0), 4000, limits_ms)
-    assert np.array_equal(drawn, again)
+    np.testing.assert_allclose(again, drawn)
 
 
 def test_questions_of_one_picture_stay_together() -> None:
@@ -83,7 +83,7 @@ def test_more_questions_are_for_the_test_alone() -> None:
     for name in ("train", "validation"):
         assert np.flatnonzero(getattr(parts, name)).tolist() == np.flatnonzero(getattr(split, name)).tolist()
     assert np.flatnonzero(parts.test).tolist() == [*np.flatnonzero(split.test), 8, 9, 10]
-    assert table.accuracy.mean(axis=1).tolist() == [0.0] * 8 + [1.0] * 3
+    assert table.accuracy.mean(axis=1).tolist() == pytest.approx([0.0] * 8 + [1.0] * 3)
     assert np.isnan(table.latency_ms).all(axis=1).tolist() == [False] * 8 + [True] * 3
     seen = replace(more, image_id=np.array(["x", "y", first.image_id[5]]))
     with pytest.raises(UserError, match=f"--test_results_dir: picture {first.image_id[5]} is in --results_dir"):
@@ -112,8 +112,8 @@ def test_preparing_a_picture_counts_where_it_was_timed_on_the_same_device() -> N
     frame.loc[frame["tier"] == "high", "T_preprocess"] = 4.0
     frame.attrs["stamps"] = {"a/okvqa.parquet": {"hardware": "x", "device": "cpu"}, "b/okvqa.parquet": None}
     same, other = {"hardware": "x", "device": "cpu"}, {"hardware": "y", "device": "cuda"}
-    assert material.preprocess_ms(frame, SPACE, same).tolist() == [0.0, 0.0, 4.0]
-    assert material.preprocess_ms(frame, SPACE, other).tolist() == [0.0, 0.0, 0.0]
+    assert material.preprocess_ms(frame, SPACE, same).tolist() == pytest.approx([0.0, 0.0, 4.0])
+    assert material.preprocess_ms(frame, SPACE, other).tolist() == pytest.approx([0.0, 0.0, 0.0])
 
 
 @pytest.fixture(scope="module")

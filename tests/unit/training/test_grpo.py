@@ -15,8 +15,8 @@ PLAIN = GrpoOptions(num_generations=2, entropy_coef=0.0)
 
 def test_defaults() -> None:
     options = GrpoOptions()
-    assert (options.group_size, options.epsilon, options.beta) == (5, 0.2, 0.0)
-    assert (options.alpha, options.penalty) == (1.0, 0.5)
+    assert (options.group_size, options.epsilon, options.beta) == pytest.approx((5, 0.2, 0.0))
+    assert (options.alpha, options.penalty) == pytest.approx((1.0, 0.5))
     assert (options.scale_rewards, options.loss_type) == ("group", "grpo")
     options.check()
 
@@ -37,7 +37,7 @@ def test_advantages_by_hand() -> None:
 def test_a_group_of_equal_rewards_has_no_advantage_at_all() -> None:
     equal = torch.full((1, 5), 0.3)
     for scale in ("group", "batch", "none"):
-        assert advantages(torch.cat((equal, torch.rand(1, 5))), scale)[0].tolist() == [0.0] * 5
+        assert advantages(torch.cat((equal, torch.rand(1, 5))), scale)[0].tolist() == pytest.approx([0.0] * 5)
     with pytest.raises(ValueError, match="choose from"):
         advantages(equal, "std")
 
@@ -51,7 +51,7 @@ def test_the_first_step_is_the_policy_gradient() -> None:
     found = grpo_loss(log_probs, log_probs, gains, PLAIN)
     found.loss.backward()
     assert found.loss.item() == pytest.approx(0.5)
-    assert found.clip_fraction.item() == 0
+    assert found.clip_fraction.item() == pytest.approx(0)
     torch.testing.assert_close(log_probs.grad, torch.tensor([[-0.5, 1.0]]))
 
 
@@ -70,9 +70,9 @@ def test_clipping_by_hand(ratio: float, gain: float, loss: float, is_clipped: bo
     found = grpo_loss(log_probs, torch.zeros(1, 1), torch.tensor([[gain]]), PLAIN)
     found.loss.backward()
     assert found.loss.item() == pytest.approx(loss, rel=1e-6)
-    assert found.clip_fraction.item() == float(is_clipped)
+    assert found.clip_fraction.item() == pytest.approx(float(is_clipped))
     assert log_probs.grad is not None
-    assert (log_probs.grad.item() == 0) is is_clipped
+    assert (log_probs.grad.item() == pytest.approx(0)) is is_clipped
     assert found.ratio.item() == pytest.approx(ratio)
 
 
@@ -105,7 +105,7 @@ def test_a_loss_type_says_nothing_about_scaling(loss_type: str, scale: str) -> N
 def test_flat_groups_are_counted() -> None:
     gains = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.0, 0.0], [0.0, 0.0]])
     zeros = torch.zeros(4, 2)
-    assert grpo_loss(zeros, zeros, gains, PLAIN).flat_groups.item() == 0.75
+    assert grpo_loss(zeros, zeros, gains, PLAIN).flat_groups.item() == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(

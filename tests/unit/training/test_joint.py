@@ -59,7 +59,7 @@ def test_both_stages_over_seeds_beside_exp_4(job: JointJob) -> None:
     assert runs[0] == first["seeds"]["runs"][0], "a seed's training does not depend on the others"
     gains = report["compared"]["gains"]
     if first["best_seed"] == 42:
-        assert gains[0]["accuracy"]["mean"] == 0, "compared with itself"
+        assert gains[0]["accuracy"]["mean"] == pytest.approx(0), "compared with itself"
     low, high = report["seeds"]["reward"]["interval"]
     assert low <= report["seeds"]["reward"]["mean"] <= high
     saved = load_controller(again.output_dir / CHECKPOINT, SPACE, WEIGHTS)
@@ -145,7 +145,7 @@ def test_masks_hold_for_the_llm_based_policy(engine: Engine) -> None:
 
 def test_spread_by_hand() -> None:
     found = spread([1.0, 2.0, 3.0])
-    assert (found["mean"], found["std"]) == (2.0, 1.0)
+    assert (found["mean"], found["std"]) == pytest.approx((2.0, 1.0))
     assert found["interval"] == pytest.approx([2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5])
     assert spread([1.0])["interval"] is None
 

@@ -7,7 +7,8 @@ from tempovlm.training.reward import ALPHA, PENALTY, TIME_PRICE, overshoot, rewa
 
 
 def test_the_seed_documents_weights() -> None:
-    assert (ALPHA, PENALTY, TIME_PRICE) == (1.0, 0.5, 0.0)
+    weights = (ALPHA, PENALTY, TIME_PRICE)
+    assert weights == pytest.approx((1.0, 0.5, 0.0))
 
 
 def test_only_time_beyond_the_budget_costs() -> None:

@@ -62,9 +62,9 @@ def job(folder: Path, options: FitOptions = FAST, num_budgets: int = 400) -> Sup
 
 def test_the_seed_documents_settings() -> None:
     options = FitOptions()
-    assert (options.batch_size, options.num_epochs, options.lr, options.seed) == (64, 50, 1e-4, 42)
-    assert SupervisedJob.__dataclass_fields__["train_split"].default == 0.8
-    assert inspect.signature(split_images).parameters["train_split"].default == 0.8
+    assert (options.batch_size, options.num_epochs, options.lr, options.seed) == pytest.approx((64, 50, 1e-4, 42))
+    assert SupervisedJob.__dataclass_fields__["train_split"].default == pytest.approx(0.8)
+    assert inspect.signature(split_images).parameters["train_split"].default == pytest.approx(0.8)
     assert inspect.signature(split_images).parameters["seed"].default == 42
     assert SupervisedController().heads == (3, 5, 5)
 
@@ -129,10 +129,10 @@ def test_metrics_of_a_controller_that_always_says_the_same() -> None:
         net.trunk[-1].bias[len(SPACE.tiers) - 1] = 1.0
     cheap = Labelled.of(table(), np.array([5.0, 1000.0]))
     found = supervised.measure(net, table(), cheap)
-    assert (found["tier"], found["overall"]) == (0.5, 0.0)
+    assert (found["tier"], found["overall"]) == pytest.approx((0.5, 0.0))
     # As served it runs the cheapest where nothing fits, and the first of the high tier where all do.
     first_high = table().accuracy[2 * len(SPACE) // 3]
-    assert found["served"] == 0.5
+    assert found["served"] == pytest.approx(0.5)
     assert found["regret_points"] == pytest.approx(100 * (table().accuracy[-1] - first_high) / 2)
 
 

@@ -78,7 +78,7 @@ def job(folder: Path, variant: str = "language", loss: str = "label", options: F
 
 def test_the_seed_documents_settings() -> None:
     options = Stage1Job.__dataclass_fields__
-    assert options["train_split"].default == 0.8
+    assert options["train_split"].default == pytest.approx(0.8)
     assert (options["knob1_variant"].default, options["knob1_loss"].default) == ("language", "label")
     assert two_stage.CHECKPOINT == "best_stage1_checkpoint.pt"
 
@@ -88,11 +88,11 @@ def test_labels_and_values_by_hand() -> None:
     rows = label(data, np.array([0, 1, 1]), np.array([1e3, 1e3, high_ms - 0.1]))
     # Question 1 is right at the high tier alone; where that does not fit, nothing is, and the cheapest ties.
     assert rows.tier.tolist() == [0, 2, 0]
-    assert rows.value.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert rows.value.tolist() == [pytest.approx([1, 1, 0]), pytest.approx([0, 0, 1]), pytest.approx([0, 0, 0])]
     # Half of the questions are right at any setting of a tier, so the first of its settings, the cheapest, counts.
     first_ms = LATENCY_MS[::PER_TIER]
     np.testing.assert_allclose(rows.share[1], first_ms / 1e3)
-    assert rows.share[2, 2] == 1  # of what does not fit
+    assert rows.share[2, 2] == pytest.approx(1)  # of what does not fit
 
 
 def test_a_price_of_time_prefers_a_tiers_cheaper_setting() -> None:
@@ -102,7 +102,7 @@ def test_a_price_of_time_prefers_a_tiers_cheaper_setting() -> None:
     priced = replace(data, table=replace(data.table, accuracy=better))
     question, budget_ms = np.array([0]), np.array([100.0])
     dear, cheap = (label(priced, question, budget_ms, price) for price in (0.0, 50.0))
-    assert (dear.value[0, 0], cheap.value[0, 0]) == (1.0, 0.9)
+    assert (dear.value[0, 0], cheap.value[0, 0]) == pytest.approx((1.0, 0.9))
     assert (dear.share[0, 0], cheap.share[0, 0]) == pytest.approx((LATENCY_MS[1] / 100, LATENCY_MS[0] / 100))
 
 
