@@ -94,9 +94,8 @@ def load(
     card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
     tokenizer = Tokenizer.load(folder / "tokenizer.json", read_config(folder))
     network = _load_weights(folder, where, dtype, name, progress=progress)
-    given["exact"] = name != "pocket" if exact is None else exact
-    given |= {"name": name, "ranking": card.ranking, "option_letters": card.option_letters}
-    engine, hashed = Engine(network, tokenizer, **given), weights_hash(folder)
+    given |= {"exact": name != "pocket" if exact is None else exact, "option_letters": card.option_letters}
+    engine, hashed = Engine(network, tokenizer, name=name, ranking=card.ranking, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:

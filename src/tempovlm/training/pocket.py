@@ -355,9 +355,7 @@ def corners(space: KnobSpace) -> list[KnobConfig]:
     """Native, cheapest, and native with each single knob at its lowest: a quick look at a run."""
     native, cheapest = space.native, space.cheapest
     return [
-        native,
-        replace(native, tier="medium"),
-        replace(native, tier="low"),
+        *(replace(native, tier=tier) for tier in reversed(space.tiers)),
         replace(native, top_k=cheapest.top_k),
         replace(native, num_blocks=cheapest.num_blocks),
         cheapest,

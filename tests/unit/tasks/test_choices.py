@@ -130,6 +130,6 @@ def test_texts_that_are_letters_or_contain_each_other(prediction: str, options: 
 
 
 def test_choice_accuracy() -> None:
-    assert choice_accuracy("a", ("yes", "no"), 0) == 1.0
-    assert choice_accuracy("no", ("yes", "no"), 0) == 0.0
-    assert choice_accuracy("maybe", ("yes", "no"), 0) == 0.0
+    assert choice_accuracy("a", ("yes", "no"), 0) == pytest.approx(1.0)
+    assert choice_accuracy("no", ("yes", "no"), 0) == pytest.approx(0.0)
+    assert choice_accuracy("maybe", ("yes", "no"), 0) == pytest.approx(0.0)

@@ -85,7 +85,7 @@ def test_text_vqa(answers: Any, expected: tuple[str, ...], reply: str | None, tm
     assert sample.answers == expected
     if reply is not None:
         assert score(sample, reply) == pytest.approx(1.0)
-        assert score(sample, "r") == 0.0
+        assert score(sample, "r") == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_answers_of_vqa(dataset: str, tmp_path: Path) -> None:
     ):
         vqa(tmp_path, dataset, answers)
         assert only(tmp_path, dataset).answers == expected
-    assert score(only(tmp_path, dataset), "red") == 1.0
+    assert score(only(tmp_path, dataset), "red") == pytest.approx(1.0)
     for wrong, field in (([{"answer": None}], r"answers\[0\]\.answer is null"), ([{}], r"answers\[0\]\.answer")):
         vqa(tmp_path, dataset, wrong)
         with pytest.raises(UserError, match=rf"annotations\.json: question 5: {field}"):
@@ -152,7 +152,7 @@ def test_counts(answer: Any, tmp_path: Path) -> None:
     tally_qa(tmp_path, answer)
     sample = only(tmp_path, "tally_qa")
     assert sample.answers == ("4",)
-    assert (score(sample, "four"), score(sample, "5")) == (1.0, 0.0)
+    assert (score(sample, "four"), score(sample, "5")) == pytest.approx((1.0, 0.0))
 
 
 @pytest.mark.parametrize("answer", [4.5, -1, None, True, "many", "", [], [[4]]])
@@ -167,7 +167,7 @@ def test_options_and_the_right_one(tmp_path: Path) -> None:
         science(tmp_path, choices=[2, 2.5], answer=answer)
         sample = only(tmp_path, "science_qa_img")
         assert (sample.options, sample.answer_index) == (("2", "2.5"), 1)
-        assert (score(sample, "B"), score(sample, "2")) == (1.0, 0.0)
+        assert (score(sample, "B"), score(sample, "2")) == pytest.approx((1.0, 0.0))
 
 
 @pytest.mark.parametrize(
