@@ -22,8 +22,8 @@ PAD = "<|padding|>"
 IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN = "<im_start>", "<im_end>", "<im_patch>", "<im_col>"
 _AGAIN = "copy it from the model's folder"
 
-_RARE = "\u2603 \U0001f98a"
-"""A snowman and a fox, which few word lists have."""
+_RARE = "\u1200 \u13a0"
+"""A letter of Ethiopia's and one of the Cherokee, which few word lists have and no normaliser drops."""
 
 _LEAST_BESIDE = 3
 """Tokens beside the picture: begin, a question, an answer."""

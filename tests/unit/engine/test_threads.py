@@ -163,6 +163,14 @@ def test_variables_of_the_user_win_over_the_default(
     assert "OPENBLAS_NUM_THREADS" not in alone or "OPENBLAS_NUM_THREADS" in env
 
 
+def test_processes_of_one_machine_share_its_cores(alone: dict[str, str]) -> None:
+    found = []
+    for beside in ("", "1", "4", "8", "16", "many"):
+        alone["LOCAL_WORLD_SIZE"] = beside
+        found.append(default_threads())
+    assert found == [2, 2, 2, 1, 1, 2]
+
+
 def test_what_was_set_here_is_not_taken_for_the_users(alone: dict[str, str]) -> None:
     assert prepare(5) == 5
     assert alone["OMP_NUM_THREADS"] == "5"

@@ -20,7 +20,6 @@ import tiny_model
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.engine.engine import Engine
-from tempovlm.engine.threads import default_threads
 from tempovlm.profiling import parts, processes, store
 from tempovlm.profiling.entry import Share
 from tempovlm.profiling.parts import Ledger
@@ -249,16 +248,6 @@ def test_places_that_are_none(rank: str, world: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UserError, match=f"RANK={rank} WORLD_SIZE={world}"):
         Share.of_process()
-
-
-def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TEMPOVLM_THREADS", raising=False)
-    monkeypatch.setattr("tempovlm.engine.threads.physical_cores", lambda: 6)
-    found = []
-    for beside in ("", "1", "2", "4", "8", "many"):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
-        found.append(default_threads())
-    assert found == [2, 2, 2, 1, 1, 2]
 
 
 def test_merged_rows_follow_the_questions(engine: Engine, tmp_path: Path, single: list[SweepRow]) -> None:
