@@ -48,7 +48,8 @@ def prepare(threads: int | None = None) -> int:
 
     What the user has set is kept. `threads` wins over `TEMPOVLM_THREADS`, that over a count that was given to
     `torch.set_num_threads`, that over `OMP_NUM_THREADS` and `MKL_NUM_THREADS` (the smaller one, since torch has
-    one count for both), that over the default. A wait policy other than passive is left alone with all that
+    one count for both), that over the default. The one thread that `torchrun` sets for each of several processes is
+    not the user's. A wait policy other than passive is left alone with all that
     belongs to it. Where torch was imported before and nobody has said how its threads wait, the default is one
     thread: a single thread waits for nobody, which costs a sixth of the speed on an idle machine and saves the
     deadline on a busy one.
@@ -140,8 +141,14 @@ def _told(name: str) -> int | None:
     """The count of a variable that the user has set; of a list, the outermost. None where it says none."""
     value = os.environ.get(name, "")
     first = value.partition(",")[0].strip()
-    is_mine = _MINE.get(name) == value
-    return int(first) if not is_mine and first.isdecimal() and int(first) > 0 else None
+    is_users = _MINE.get(name) != value and not _is_of_torchrun(name, value)
+    return int(first) if is_users and first.isdecimal() and int(first) > 0 else None
+
+
+def _is_of_torchrun(name: str, value: str) -> bool:
+    """Whether `torchrun` may have set it, as it does where it starts several processes and the user has not."""
+    several = os.environ.get("LOCAL_WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    return several and (name, value) == ("OMP_NUM_THREADS", "1")
 
 
 def _chosen_in(torch: ModuleType) -> int | None:

@@ -171,6 +171,15 @@ def test_processes_of_one_machine_share_its_cores(alone: dict[str, str]) -> None
     assert found == [2, 2, 2, 1, 1, 2]
 
 
+def test_the_one_thread_that_torchrun_sets_is_not_the_users(alone: dict[str, str]) -> None:
+    alone |= {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    assert default_threads() == 2
+    alone["LOCAL_WORLD_SIZE"] = "1"
+    assert default_threads() == 1, "a process that it starts alone keeps what the user has set"
+    alone |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}
+    assert default_threads() == 3
+
+
 def test_what_was_set_here_is_not_taken_for_the_users(alone: dict[str, str]) -> None:
     assert prepare(5) == 5
     assert alone["OMP_NUM_THREADS"] == "5"
