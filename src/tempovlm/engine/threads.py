@@ -48,11 +48,10 @@ def prepare(threads: int | None = None) -> int:
 
     What the user has set is kept. `threads` wins over `TEMPOVLM_THREADS`, that over a count that was given to
     `torch.set_num_threads`, that over `OMP_NUM_THREADS` and `MKL_NUM_THREADS` (the smaller one, since torch has
-    one count for both), that over the default. The one thread that `torchrun` sets for each of several processes is
-    not the user's. A wait policy other than passive is left alone with all that
-    belongs to it. Where torch was imported before and nobody has said how its threads wait, the default is one
-    thread: a single thread waits for nobody, which costs a sixth of the speed on an idle machine and saves the
-    deadline on a busy one.
+    one count for both), that over the default. The one thread that `torchrun` sets for each of several processes
+    is not the user's. A wait policy other than passive is left alone with all that belongs to it. Where torch was
+    imported before and nobody has said how its threads wait, the default is one thread: a single thread waits for
+    nobody, which costs a sixth of the speed on an idle machine and saves the deadline on a busy one.
 
     Raises:
         UserError: no such number of threads, or more than one where a fork has left one.
