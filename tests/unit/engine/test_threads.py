@@ -248,6 +248,8 @@ def test_a_quota_below_two_cores_leaves_one_thread(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_mkl_a_count_that_torch_would_not_take_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in threads._COUNTS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads, "_MINE", {})
     monkeypatch.setattr(threads, "cpus", lambda: 4)
     monkeypatch.setattr(threads, "physical_cores", lambda: 2)
