@@ -318,7 +318,7 @@ class TempoVLM:
                 from tempovlm.engine.glance import guarded
 
                 wanted = self._wanted
-                policy = TablePolicy(profile, self.accuracy) if isinstance(wanted, str | Path) else wanted
+                policy = TablePolicy(self.space, self.accuracy) if isinstance(wanted, str | Path) else wanted
                 self._guard = guarded(self.engine.runner, self.space, policy, profile)
             return self._guard
 
@@ -373,7 +373,9 @@ def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: 
 
 def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
-    if not isinstance(policy, str | Path) and not hasattr(policy, "choose_tier"):
+    from tempovlm.control.policy import Policy
+
+    if not isinstance(policy, str | Path | Policy):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
         raise UserError(

@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,13 +18,16 @@ from PIL import Image
 import tiny_model
 from tempovlm.api import TempoVLM, check_policy, load, model_folder
 from tempovlm.control.policies import FixedPolicy
-from tempovlm.control.policy import Features, Question
+from tempovlm.control.policy import Policy, Question
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.threads import pick_device
 from tempovlm.latency.profile import LatencyProfile
 from tempovlm.profiling import calibration
+
+MIDDLE = KnobConfig(tier="medium", top_k=3, num_blocks=4)
 
 
 @pytest.fixture
@@ -70,19 +74,17 @@ def test_budgets_choose_and_partial_knobs_bind(model: TempoVLM, picture: Image.I
 
 @pytest.mark.usefixtures("counted")
 def test_own_policies(tiny_folder: Path, picture: Image.Image) -> None:
-    class Middle:
+    class Middle(Policy):
         name = "middle"
 
-        def choose_tier(self, question: Question, budget_ms: float) -> str:  # noqa: ARG002
-            return "medium"
-
-        def choose_compute(self, features: Features | None, tier: str, budget_ms: float):  # noqa: ARG002
-            return 3, 4
+        def look(self, question: Question, left_ms: float) -> np.ndarray:
+            assert question.left_ms == left_ms
+            return np.eye(len(tiny_model.SPACE))[tiny_model.SPACE.index(MIDDLE)]
 
     own = load(str(tiny_folder), policy=Middle(), warmup=False, progress=False)
     answer = own.answer(picture, "what?", budget_ms=1e5)
     assert (str(answer.knobs), answer.policy) == ("medium/k3/b4", "middle")
-    fixed = load(str(tiny_folder), policy=FixedPolicy(own.space.cheapest), warmup=False, progress=False)
+    fixed = load(str(tiny_folder), policy=FixedPolicy(own.space.cheapest, own.space), warmup=False, progress=False)
     for budget_ms in (None, 1e5):
         answer = fixed.answer(picture, "what?", budget_ms=budget_ms)
         assert (answer.knobs, answer.policy) == (own.space.cheapest, "fixed")

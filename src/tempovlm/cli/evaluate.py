@@ -166,7 +166,7 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
     from tempovlm.evaluation.judge import judge_all
     from tempovlm.evaluation.judge_inputs import LOOKING, static_mixture
     from tempovlm.evaluation.judge_trial import Trial
-    from tempovlm.evaluation.offline import Oracle
+    from tempovlm.evaluation.offline import oracle_rule
     from tempovlm.profiling.progress import progress_bar
 
     args = inputs.args
@@ -183,7 +183,7 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
             name: static_mixture(inputs.train, trained, name)
             for name in sorted(set(inputs.train.table.dataset.tolist()))
         },
-        oracle=Oracle(inputs.twin.table if inputs.has_twin else judged),
+        oracle=oracle_rule(inputs.twin.table if inputs.has_twin else judged),
         oracle_kind="noise-corrected" if inputs.has_twin else "plain",
         draws=args.draws,
         seed=args.seed,

@@ -179,7 +179,7 @@ class Inputs:
     def known(self) -> Known:
         """What baselines are made from."""
         from tempovlm.evaluation.judge_inputs import Known
-        from tempovlm.evaluation.offline import Oracle
+        from tempovlm.evaluation.offline import oracle_rule
 
         args = self.args
         return Known(
@@ -187,7 +187,7 @@ class Inputs:
             train_latencies=self.latencies(self.train),
             level=args.level,
             content=lambda: self.content,
-            oracle=Oracle(self.judged.table),
+            oracle=oracle_rule(self.judged.table),
             seed=args.seed,
             time_price=args.time_price,
         )

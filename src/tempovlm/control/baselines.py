@@ -1,9 +1,7 @@
-"""Policies without deep learning: what a learned controller has to beat.
+"""Policies without deep learning: nearest neighbours and a linear contextual bandit.
 
-A table, nearest neighbours and a linear contextual bandit. Each scores every setting and takes the best of those
-still allowed, so each works on whole arrays, for the judge, and question by question behind the guard. They look
-at the question's words and at the picture's shape, never at its pixels; what fits a budget is somebody else's
-business.
+Each predicts the accuracy of every setting from the question's words and the picture's shape, never from its
+pixels: of many questions at once, for the judge, or of one behind the guard.
 
 Shapes: `N` questions, `K` settings, `F` features.
 """
@@ -13,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -21,16 +19,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tempovlm.control.policies import TIE
-from tempovlm.control.policy import Features, Question
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.control.policy import Policy, Question
+from tempovlm.control.select import TIE, Mask
+from tempovlm.core.knobs import KNOBS, KnobSpace
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 Size = tuple[int, int]
-
-KNOBS = ("tier", "top_k", "num_blocks")
 
 _WORD_COLUMNS = 32
 _NEIGHBOURS = (8, 16, 32, 64, 128)
@@ -43,9 +37,6 @@ class Scorer(Protocol):
 
     def scores(self, features: Floats) -> Floats:
         """(N, K) expected accuracies from features (N, F)."""
-
-
-Featurise = Callable[[str, Size | None], Floats]
 
 
 def question_features(text: str, image_size: Size | None) -> Floats:
@@ -72,79 +63,24 @@ def question_features(text: str, image_size: Size | None) -> Floats:
     return np.array([*(columns / norm if norm else columns), math.log1p(len(words)), *shape])
 
 
-def features_of(texts: Sequence[str], sizes: Sequence[Size | None], featurise: Featurise) -> Floats:
-    """(N, F) features of many questions."""
-    return np.stack([featurise(text, size) for text, size in zip(texts, sizes, strict=True)])
-
-
 def varying(space: KnobSpace, knobs: Sequence[str]) -> Mask:
     """(K,) the settings where only the named knobs differ from the native setting."""
     native, fixed = space.native, [name for name in KNOBS if name not in knobs]
     return np.array([all(getattr(one, name) == getattr(native, name) for name in fixed) for one in space])
 
 
-def choose_best(scores: Floats, allowed: Mask, cost_ms: Floats, tie: float = TIE) -> Ints:
-    """(N,) the best-scored allowed setting, the cheapest of those within a tie.
+@dataclass(frozen=True)
+class ScoredPolicy(Policy):
+    """Scores settings by the accuracy that a scorer predicts from the question."""
 
-    Where nothing is allowed, the cheapest setting.
-
-    Args:
-        scores: (N, K).
-        allowed: (N, K).
-        cost_ms: (N, K), infinite for a setting that is not there.
-        tie: scores that differ by at most this count as equal.
-    """
-    best = np.max(np.where(allowed, scores, -np.inf), axis=1, keepdims=True)
-    near = allowed & (scores >= best - tie)
-    near = np.where(allowed.any(axis=1, keepdims=True), near, True)
-    return np.argmin(np.where(near, cost_ms, np.inf), axis=1).astype(np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredPolicy:
-    """Takes the best-scored setting among those that the guard allows.
-
-    Attributes:
-        cost_ms: (K,) what settings take, to break ties. featurise: the scorer's features of a question.
-        allowed: (K,) settings that it may take at all; outside them it falls back to the cheapest choice.
-    """
-
-    space: KnobSpace
     scorer: Scorer
-    cost_ms: Floats
-    allowed: Mask
     name: str
-    featurise: Featurise = question_features
+    scale = "accuracy"
+    tie = TIE
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:  # noqa: ARG002 - the guard masked by it
-        """The best setting's tier."""
-        return self._best(question, question.choices).tier
-
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
-        """Top-k and depth of the tier's best setting; without features, of the average question's."""
-        settings = features.choices if features else self.space.settings
-        question = features.question if features else Question(text="", choices=settings)
-        best = self._best(question, tuple(knobs for knobs in settings if knobs.tier == tier))
-        return best.top_k, best.num_blocks
-
-    def _best(self, question: Question, choices: tuple[KnobConfig, ...]) -> KnobConfig:
-        open_to = np.zeros(len(self.space), dtype=bool)
-        open_to[[self.space.index(knobs) for knobs in choices]] = True
-        scores = self.scorer.scores(self.featurise(question.text, question.image_size)[None])
-        cost_ms = np.where(open_to, self.cost_ms, np.inf)
-        index = choose_best(scores, (open_to & self.allowed)[None], cost_ms[None])
-        return self.space.settings[int(index[0])]
-
-
-@dataclass(frozen=True, slots=True)
-class ConstantScores:
-    """The same accuracies whatever the question: a table; accuracy (K,)."""
-
-    accuracy: Floats
-
-    def scores(self, features: Floats) -> Floats:
-        """(N, K) the table's row for each question."""
-        return np.broadcast_to(self.accuracy, (len(features), len(self.accuracy)))
+    def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
+        """Return expected accuracies (K,)."""
+        return self.scorer.scores(question_features(question.text, question.image_size)[None])[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,20 @@
 
 It guards both choices, each with a calibrated table of its own: upper totals before the tier, upper remainders
 before top-k and depth, where the budget left is what the clock says. Where nothing fits, it runs the cheapest
-setting and says so. A policy whose choice is not allowed is corrected towards the cheaper side.
+setting and says so. Of what fits, `select.best` takes the setting that the policy scores highest.
 
 A policy that glances makes its first choice later. The tables hold the glance's cutting and encoding, since every
 tier needs the global crop: only what a glance took beyond an ordinary look at the lowest tier is charged, beside
 what the tables do not hold, which is measured: the policy's own time, and what encoding in two passes costs.
 
 What an answer took is told to the guard, whose bounds follow a machine that is slower or faster than calibrated.
+
+Shapes: `K` settings of the knob space.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -23,23 +24,22 @@ import numpy as np
 
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
-from tempovlm.control.policy import ChoosesAtOnce, Features, Policy, Question, Sight, needs_glance
+from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import Floats, Mask, best
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer, Prediction, Request
 from tempovlm.core.units import now_ms
 from tempovlm.latency.profile import LatencyProfile
 
-Bounds = tuple[tuple[KnobConfig, float], ...]
-"""Settings in index order, each with its calibrated bound; before the factor of the margin."""
-
 CONTROL_REPEATS = 20
 """Times that a policy's own cost is measured."""
 
 CONTROL_SHARE = 0.9
-"""Of those times: how many the cost covers. The largest would be whatever interrupted the measuring."""
+"""Quantile of those times that is charged; the maximum is usually an interruption."""
 
 CROWD_BYTES = 1 << 25
-"""What is walked through before each of them, as a model's weights are between two choices: nothing stays near."""
+"""Bytes touched before each timing to evict the CPU caches, as streaming the model's weights would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,15 @@ class TierChoice:
 
     Attributes:
         feasible: None where there is no budget or nothing was calibrated.
-        wanted: the whole setting, of a policy that chooses it at once.
+        index: the setting that was best; its tier is the choice.
+        scores: (K,) of the policy; None where it was not asked.
     """
 
     tier: str
     question: Question
     feasible: bool | None
-    wanted: KnobConfig | None = None
+    index: int
+    scores: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,8 @@ class Choice:
 class Guard:
     """Wraps a policy; of requests it holds nothing but the margin.
 
-    What does not change between requests is looked up once: the choices are made while the caches hold the
-    model's weights, when touching anything costs several times what a loop over it suggests.
+    Tables are arrays that are made once: the choices are made while the caches hold the model's weights, when
+    touching anything costs several times what a loop over it suggests.
 
     Attributes:
         choices: indices of the settings that may run at all, ascending.
@@ -124,7 +126,7 @@ class Guard:
 
     def _make_tables(self) -> None:
         """Look up now what every choice needs, or a process's first answer pays for it."""
-        _ = self._totals, self._remainders, self._cheapest
+        _ = self._totals_ms, self._remainders_ms, self._cheapest
         if self.profile is not None:
             self.profile.p50_prefix_ms(0)
             self._choice(self._cheapest, None, 0.0, "")
@@ -136,7 +138,7 @@ class Guard:
         Raises:
             UserError: the setting is not in the knob space.
         """
-        return cls(FixedPolicy(knobs), space, (space.index(knobs),), profile)
+        return cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)
 
     def only(self, choices: Iterable[int]) -> Guard:
         """The same guard over fewer settings."""
@@ -144,10 +146,9 @@ class Guard:
 
     def wants_glance(self, request: Request, elapsed_ms: float) -> bool:
         """Whether the policy glances and has something to choose, after `elapsed_ms` of opening the picture."""
-        if request.budget_ms is None or not self._glances:
+        if request.budget_ms is None or not self.policy.sees_glance:
             return False
-        left_ms = self._left_ms(request.budget_ms, elapsed_ms, glanced=False)
-        return self._is_open(self._fitting(left_ms, glanced=False))
+        return self._is_open(self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), 0))
 
     def choose_tier(
         self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None
@@ -155,103 +156,106 @@ class Guard:
         """The tier, after `elapsed_ms` of opening the picture and of encoding the glance, if there is one.
 
         `glance` is (1, G, D) the projected tokens of the global crop.
+
+        Raises:
+            UserError: time has a price, and the policy's scores are no accuracies.
         """
         budget_ms = request.budget_ms
         if budget_ms is None:
-            return TierChoice(self._unbounded.tier, Question(text=request.question, choices=()), None)
+            return self._tier_choice(self._unbounded, Question(text=request.question), None)
+        self._check_price(request)
         left_ms = self._left_ms(budget_ms, elapsed_ms, glanced=glance is not None)
-        allowed = self._fitting(left_ms, glanced=glance is not None)
-        feasible = None if self.profile is None else bool(allowed)
-        choices = allowed or (self._cheapest,)
+        fits = self._fitting(left_ms, int(glance is not None))
+        feasible = None if self.profile is None else bool(fits.any())
         question = Question(
-            text=request.question,
-            choices=choices,
-            image_size=image_size,
-            budget_ms=left_ms,
-            style=request.style,
-            glance=glance,
+            text=request.question, image_size=image_size, left_ms=left_ms, style=request.style, glance=glance
         )
-        is_open = self._is_open(choices)
-        if self._at_once is not None:
-            wanted = self._at_once.choose_setting(question, left_ms) if is_open else choices[0]
-            return TierChoice(lower_tier(self.space, wanted.tier, choices), question, feasible, wanted)
-        tier = self.policy.choose_tier(question, left_ms) if is_open else choices[0].tier
-        return TierChoice(lower_tier(self.space, tier, choices), question, feasible)
+        if not self._is_open(fits):
+            return self._tier_choice(int(fits.argmax()) if fits.any() else self._cheapest, question, feasible)
+        scores = self.policy.look(question, left_ms)
+        index = int(best(scores, fits, self._costs_ms, request.price_per_ms, self.policy.tie))
+        return self._tier_choice(index, question, feasible, scores)
 
     def choose_compute(self, request: Request, chosen: TierChoice, sight: Sight, elapsed_ms: float) -> Choice:
-        """Top-k and depth, after `elapsed_ms` of looking at the picture.
-
-        Where the whole setting was chosen at once, it runs unless it no longer fits.
-        """
+        """Top-k and depth, after `elapsed_ms` of looking at the picture."""
         budget_ms = request.budget_ms
         if budget_ms is None:
             return self._choice(self._unbounded, None, elapsed_ms, FIXED)
         left_ms = budget_ms - elapsed_ms - (self.control_ms if self.second_ms is None else self.second_ms)
-        bounds = self._remainders[chosen.tier]
-        choices = self._within(bounds, left_ms)
-        feasible = chosen.feasible and bool(choices)
-        choices = choices or (bounds[0][0],)
-        knobs = choices[0]
-        if len(choices) > 1:
-            wanted = chosen.wanted or self._ask(chosen, choices, sight, left_ms)
-            knobs = nearest_below(wanted, choices)
-        return self._choice(knobs, feasible, elapsed_ms, self.policy.name)
+        of_tier = self._of_tier[chosen.tier]
+        fits = of_tier & (self._factor * self._remainders_ms <= left_ms)
+        count = np.count_nonzero(fits)
+        if count > 1:
+            scores = self._settled(chosen, sight, left_ms)
+            index = int(best(scores, fits, self._costs_ms, request.price_per_ms, self.policy.tie))
+        else:
+            index = int(fits.argmax()) if count else int(np.where(of_tier, self._costs_ms, np.inf).argmin())
+        return self._choice(index, chosen.feasible and bool(count), elapsed_ms, self.policy.name)
 
     def observe(self, answer: Answer, opened_ms: float) -> None:
         """Learn from a whole answer, whose picture took `opened_ms` to open, what bounds are worth by now."""
         if self.margin is None or self.profile is None or answer.finish_reason in ("deadline", "cancelled"):
             return
         took_ms = answer.timings_ms["total"] - opened_ms - answer.timings_ms["control"]
-        self.margin.observe(took_ms, self._upper_ms(self.space.index(answer.knobs), glanced=self._glances))
+        bounds_ms = self._totals_ms[self.policy.sees_glance]
+        self.margin.observe(took_ms, float(bounds_ms[self.space.index(answer.knobs)]))
+
+    def _settled(self, chosen: TierChoice, sight: Sight, left_ms: float) -> Floats:
+        """The policy's scores (K,) at the second choice."""
+        policy = self.policy
+        if policy.sees_picture or (chosen.scores is None and not policy.sees_glance):
+            return policy.settle(chosen.question, sight, left_ms)
+        # A policy that glances had no glance where nothing was open to it; then the first choice stays.
+        return np.eye(len(self.space))[chosen.index] if chosen.scores is None else chosen.scores
+
+    def _check_price(self, request: Request) -> None:
+        if request.price_per_ms and len(self.choices) > 1 and self.policy.scale != "accuracy":
+            raise no_price(self.policy.name, request.price_per_ms)
+
+    def _tier_choice(
+        self, index: int, question: Question, feasible: bool | None, scores: Floats | None = None
+    ) -> TierChoice:
+        return TierChoice(self.space.settings[index].tier, question, feasible, index, scores)
 
     @cached_property
-    def _at_once(self) -> ChoosesAtOnce | None:
-        """The policy, if it chooses the whole setting first."""
-        return self.policy if isinstance(self.policy, ChoosesAtOnce) else None
+    def _open(self) -> Mask:
+        """(K,) the settings that may run at all."""
+        mask = np.zeros(len(self.space), dtype=bool)
+        mask[list(self.choices)] = True
+        return mask
 
     @cached_property
-    def _glances(self) -> bool:
-        return needs_glance(self.policy)
+    def _of_tier(self) -> dict[str, Mask]:
+        """(K,) of those, the settings of each tier."""
+        tiers = np.array([knobs.tier for knobs in self.space])
+        return {tier: self._open & (tiers == tier) for tier in self.space.tiers}
 
     @cached_property
-    def _totals(self) -> dict[bool, Bounds]:
-        """Of the answers from the opened picture on, without and with a glance."""
-        settings = self.space.settings
-        return {
-            glanced: tuple((settings[i], self._upper_ms(i, glanced=glanced)) for i in self.choices)
-            for glanced in (False, True)
-        }
+    def _costs_ms(self) -> Floats:
+        """(K,) medians of whole answers, by which ties are broken; without a profile, places in the space."""
+        profile, places = self.profile, range(len(self.space))
+        costs_ms = np.array([float(i) if profile is None else profile.p50_total_ms(i) for i in places])
+        return np.where(self._open, costs_ms, np.inf)
 
     @cached_property
-    def _remainders(self) -> dict[str, Bounds]:
-        """Of prefill and decode, by tier."""
-        upper_ms = (lambda _: -math.inf) if self.profile is None else self.profile.upper_remainder_ms
-        rows = [(self.space.settings[i], upper_ms(i)) for i in self.choices]
-        return {tier: tuple(row for row in rows if row[0].tier == tier) for tier in self.space.tiers}
+    def _totals_ms(self) -> tuple[Floats, Floats]:
+        """(K,) bounds on answers from the opened picture on, without and with a glance; none without a profile."""
+        profile = self.profile
+        if profile is None:
+            unbounded = np.full(len(self.space), -np.inf)
+            return unbounded, unbounded
+        upper_ms = np.array([profile.upper_total_ms(i) - profile.open_ms for i in range(len(self.space))])
+        return upper_ms, upper_ms + np.array([self.split_ms.get(knobs.tier, 0.0) for knobs in self.space])
 
-    def _upper_ms(self, index: int, *, glanced: bool) -> float:
-        """The calibrated bound on a setting's answer from the opened picture on; none where none is known."""
-        if self.profile is None:
-            return -math.inf
-        split_ms = self.split_ms.get(self.space.settings[index].tier, 0.0) if glanced else 0.0
-        return self.profile.upper_total_ms(index) - self.profile.open_ms + split_ms
+    @cached_property
+    def _remainders_ms(self) -> Floats:
+        """(K,) bounds on prefill and decode; none without a profile."""
+        profile, places = self.profile, range(len(self.space))
+        return np.array([-np.inf if profile is None else profile.upper_remainder_ms(i) for i in places])
 
     @property
     def _factor(self) -> float:
         return 1.0 if self.margin is None else self.margin.factor
-
-    def _within(self, bounds: Bounds, left_ms: float) -> tuple[KnobConfig, ...]:
-        """The settings whose bound, times the margin's factor, fits."""
-        factor = self._factor
-        return tuple([knobs for knobs, upper_ms in bounds if factor * upper_ms <= left_ms])
-
-    def _ask(
-        self, chosen: TierChoice, choices: tuple[KnobConfig, ...], sight: Sight, left_ms: float
-    ) -> KnobConfig:
-        """What the policy wants to run at the chosen tier."""
-        features = Features(question=chosen.question, choices=choices, sight=sight)
-        top_k, num_blocks = self.policy.choose_compute(features, chosen.tier, left_ms)
-        return KnobConfig(tier=chosen.tier, top_k=top_k, num_blocks=num_blocks)
 
     def _left_ms(self, budget_ms: float, elapsed_ms: float, *, glanced: bool) -> float:
         """What is left for a whole answer, of which opening the picture and the glance are parts."""
@@ -261,22 +265,24 @@ class Guard:
         # The table holds an ordinary picture's opening, and an ordinary look at the lowest tier.
         return left_ms + (min(elapsed_ms, profile.p50_prefix_ms(0)) if glanced else profile.open_ms)
 
-    def _fitting(self, left_ms: float, *, glanced: bool) -> tuple[KnobConfig, ...]:
-        """The settings whose upper total fits, with what a glance adds to it."""
+    def _fitting(self, left_ms: float, glances: int) -> Mask:
+        """(K,) the settings whose upper total, with that of 0 or 1 glances, fits."""
         opened_ms = 0.0 if self.profile is None else self.profile.open_ms  # which `_left_ms` gave back
-        return self._within(self._totals[glanced], left_ms - opened_ms)
+        return self._open & (self._factor * self._totals_ms[glances] <= left_ms - opened_ms)
 
-    def _is_open(self, choices: Sequence[KnobConfig]) -> bool:
-        """Whether there is something to choose first: they are in index order, in which tiers are together."""
-        if self._at_once is not None:
-            return len(choices) > 1
-        return bool(choices) and choices[0].tier != choices[-1].tier
+    def _is_open(self, fits: Mask) -> bool:
+        """Whether there is something to choose first: a setting, or for a policy that settles later, a tier."""
+        if not self.policy.sees_picture:
+            return bool(np.count_nonzero(fits) > 1)
+        places = fits.nonzero()[0]
+        per_tier = len(self.space) // len(self.space.tiers)
+        return bool(len(places) and places[0] // per_tier != places[-1] // per_tier)
 
-    def _choice(self, knobs: KnobConfig, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
+    def _choice(self, index: int, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
         """The setting, with what has passed and what the rest is expected to take."""
-        if self.profile is None:
+        knobs, profile = self.space.settings[index], self.profile
+        if profile is None:
             return Choice(knobs, feasible, None, 0.0, policy)
-        profile, index = self.profile, self.space.index(knobs)
         predicted = Prediction(
             p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
             upper_ms=elapsed_ms + self._factor * profile.upper_remainder_ms(index),
@@ -284,39 +290,30 @@ class Guard:
         return Choice(knobs, feasible, predicted, profile.step_ms(index), policy)
 
     @cached_property
-    def _unbounded(self) -> KnobConfig:
+    def _unbounded(self) -> int:
         """Without a budget: the model as trained, or the most that may run."""
-        settings = [self.space.settings[i] for i in self.choices]
-        return self.space.native if self.space.native in settings else settings[-1]
+        native = self.space.index(self.space.native)
+        return native if native in self.choices else self.choices[-1]
 
     @cached_property
-    def _cheapest(self) -> KnobConfig:
-        profile = self.profile
-        index = self.choices[0] if profile is None else min(self.choices, key=profile.p50_total_ms)
-        return self.space.settings[index]
+    def _cheapest(self) -> int:
+        return int(self._costs_ms.argmin())
 
 
-def lower_tier(space: KnobSpace, wanted: str, choices: Sequence[KnobConfig]) -> str:
-    """The wanted tier if a choice has it, else the next lower one that has, else the lowest."""
-    limit = space.tiers.index(wanted) if wanted in space.tiers else 0
-    for tier in reversed(space.tiers[: limit + 1]):
-        if any(knobs.tier == tier for knobs in choices):
-            return tier
-    return choices[0].tier
-
-
-def nearest_below(wanted: KnobConfig, choices: Sequence[KnobConfig]) -> KnobConfig:
-    """The wanted setting if it is allowed, else the largest that exceeds it in no knob, else the cheapest."""
-    below = [k for k in choices if k.top_k <= wanted.top_k and k.num_blocks <= wanted.num_blocks]
-    return max(below, key=lambda k: (k.num_blocks, k.top_k)) if below else choices[0]
+def no_price(policy: str, price_per_ms: float) -> UserError:
+    """Say that a policy's scores cannot be weighed against time."""
+    return UserError(
+        f"--price_per_ms {price_per_ms:g}: policy {policy} scores settings by logits, which have no price in "
+        "accuracy; give 0, or a policy that predicts accuracy: table, nearest neighbours or LinUCB"
+    )
 
 
 def measure_control_ms(
     policy: Policy, space: KnobSpace, glance: Callable[[], Any] | None = None
 ) -> tuple[float, float]:
-    """The times that the policy's first and second choice keep in most of a few tries, over the whole knob space.
+    """Measure the times that a policy's first and second scoring keep in most of a few tries.
 
-    `glance` projects a glance, which belongs to the first choice; a policy that chooses at once has no second one.
+    `glance` projects a glance, which belongs to the first one.
     """
     times_ms, crowd = [], np.zeros(CROWD_BYTES, dtype=np.uint8)
     for number in range(CONTROL_REPEATS):
@@ -324,17 +321,14 @@ def measure_control_ms(
         text, budget_ms = f"what does sign {number} say?", 1e9 + number
         crowd += 1
         start_ms = now_ms()
-        seen = glance() if glance is not None and needs_glance(policy) else None
-        question = Question(text=text, choices=space.settings, image_size=(336, 448), glance=seen)
-        if isinstance(policy, ChoosesAtOnce):
-            policy.choose_setting(question, budget_ms)
-            times_ms.append((now_ms() - start_ms, 0.0))
-            continue
-        tier = policy.choose_tier(question, budget_ms)
-        middle_ms = now_ms()
-        choices = tuple(knobs for knobs in space if knobs.tier == tier) or space.settings
-        features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
-        policy.choose_compute(features, tier, budget_ms)
-        times_ms.append((middle_ms - start_ms, now_ms() - middle_ms))
+        seen = glance() if glance is not None and policy.sees_glance else None
+        question = Question(text=text, image_size=(336, 448), left_ms=budget_ms, glance=seen)
+        scores = policy.look(question, budget_ms)
+        middle_ms = end_ms = now_ms()
+        if policy.sees_picture:
+            tier = space.settings[int(scores.argmax())].tier
+            policy.settle(question, Sight(tier, None, 0, 0), budget_ms)
+            end_ms = now_ms()
+        times_ms.append((middle_ms - start_ms, end_ms - middle_ms))
     first_ms, second_ms = np.quantile(times_ms[1:], CONTROL_SHARE, axis=0, method="higher").tolist()
     return first_ms, second_ms

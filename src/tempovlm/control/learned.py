@@ -1,15 +1,13 @@
-"""Learned controllers as policies: features of the request, logits, and the best of the settings still allowed.
+"""Learned controllers as policies: features of the request, and joint logits of the settings.
 
-What the guard masked is never chosen: the heads' joint is maximised over the allowed settings only, not each head
-by itself. Networks run on the host, in NumPy; only pooled features come from the model's device. The LLM-based one
+Networks run on the host, in NumPy; only pooled features come from the model's device. The LLM-based one
 runs where the model is, because the model's blocks are a part of it. A policy holds nothing of any
 request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` decoder width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import SavedController, check_sizes, load_controller
 from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised
-from tempovlm.control.llm_based import LLMBasedController, glance_tokens
+from tempovlm.control.llm_based import LLMBasedController, Reading, glance_tokens
 from tempovlm.control.networks import (
     Knob1Predictor,
     Knob1PredictorBudget,
@@ -41,9 +39,9 @@ from tempovlm.control.observation import (
     vision_width,
 )
 from tempovlm.control.policies import prior_accuracy
-from tempovlm.control.policy import Features, Policy, Question
+from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
 
@@ -73,115 +71,83 @@ class Reader:
         return token_vectors(self.model)
 
 
+_NOTHING = np.zeros(1, np.float32)
+"""Logits of a knob that a network does not score."""
+
+
 @dataclass(frozen=True)
-class LearnedPolicy:
-    """What the learned policies share: a knob space, and where each setting's knobs stand in it."""
+class LearnedPolicy(Policy):
+    """Base of the learned policies: one score a setting, from logits of the knobs."""
 
     space: KnobSpace
     name: str
 
-    def best_tier(self, logits: Row, choices: Sequence[KnobConfig]) -> str:
-        """The tier of the highest logit (3,) among those that a choice has."""
-        score = dict(zip(self.space.tiers, self._numbers(logits), strict=False))
-        return max(dict.fromkeys([knobs.tier for knobs in choices]), key=score.__getitem__)
-
-    def best_compute(self, top_k: Row, num_blocks: Row, choices: Sequence[KnobConfig]) -> KnobConfig:
-        """The choice of the highest joint logit of (5,) and (5,); the first of equals."""
-        return self.best((np.zeros(len(self.space.tiers), np.float32), top_k, num_blocks), choices)
-
-    def best(self, logits: Sequence[Row | Tensor], choices: Sequence[KnobConfig]) -> KnobConfig:
-        """The choice of the highest joint logit of all three knobs; the first of equals, which is the cheapest.
-
-        Args:
-            logits: (3,), (5,) and (5,) of tier, top-k and depth.
-            choices: what is allowed.
-        """
-        space, (tiers, top_ks, blocks) = self.space, [self._numbers(row) for row in logits]
-        of_tier = dict(zip(space.tiers, tiers, strict=False))
-        of_top_k = dict(zip(space.top_ks, top_ks, strict=False))
-        of_blocks = dict(zip(space.block_counts, blocks, strict=False))
-        scores = [of_tier[k.tier] + of_top_k[k.top_k] + of_blocks[k.num_blocks] for k in choices]
-        return choices[scores.index(max(scores))]
-
-    def _numbers(self, logits: Row | Tensor) -> list[float]:
-        """Logits as they are compared.
+    def joint(self, tier: Row, top_k: Row, num_blocks: Row) -> Row:
+        """Return joint logits (K,) of the settings from those of each knob's values, or one (1,) for all of them.
 
         Raises:
-            UserError: they are no numbers.
+            UserError: they are no finite numbers.
         """
-        values: list[float] = logits.tolist()
-        if not all(map(math.isfinite, values)):
+        space = self.space
+        shape = (len(space.tiers), len(space.top_ks), len(space.block_counts))
+        scores = tier[:, None, None] + top_k[:, None] + num_blocks
+        if not np.isfinite(scores).all():
             raise UserError(
                 f"policy {self.name}: its logits are not numbers (NaN or infinite); its checkpoint or the model's "
                 "weights are damaged: copy them again, or choose --policy table"
             )
-        return values
+        return np.broadcast_to(scores, shape).ravel()
 
 
 @dataclass(frozen=True)
 class SupervisedPolicy(LearnedPolicy):
-    """Exp 2: the budget decides everything; both choices are parts of one answer to the whole budget."""
+    """Exp 2: scores by the budget alone."""
 
     net: SupervisedController
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        """The tier of the best setting."""
-        return self._choose(question.choices, budget_ms).tier
-
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        """Top-k and depth of the best setting of the tier, for the budget that the first choice knew."""
-        if features is None:
-            choices = tuple(knobs for knobs in self.space if knobs.tier == tier)
-        else:
-            choices, first_ms = features.choices, features.question.budget_ms
-            budget_ms = budget_ms if first_ms is None else first_ms
-        knobs = self._choose(choices, budget_ms)
-        return knobs.top_k, knobs.num_blocks
-
-    def _choose(self, choices: Sequence[KnobConfig], budget_ms: float) -> KnobConfig:
-        return self.best(self._logits(budget_ms), choices)
+    def look(self, question: Question, left_ms: float) -> Row:  # noqa: ARG002 - reads the budget alone
+        """Return joint logits (K,)."""
+        return self.joint(*self._network(left_ms))
 
     @cached_property
-    def _logits(self) -> Callable[[float], list[Row]]:
-        """Those of the last budget are known, since both choices ask."""
-        return lru_cache(maxsize=1)(HostSupervised(self.net))
+    def _network(self) -> HostSupervised:
+        return HostSupervised(self.net)
 
 
 @dataclass(frozen=True)
 class Stage1Policy(LearnedPolicy):
-    """Exp 3: the network chooses the tier; of the tier's settings, the one nearest to the trained model runs."""
+    """Exp 3: the network scores the tiers; of the tier's settings, the one nearest to the trained model runs."""
 
     knob1: Knob1Predictor
     reader: Reader
+    sees_picture = True
 
     @property
-    def glances(self) -> bool:
-        """Whether the network looks at the global crop."""
+    def sees_glance(self) -> bool:
+        """Whether the network uses the global crop."""
         return isinstance(self.knob1, Knob1PredictorBudgetLanguageGlance)
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        """The most likely tier of those that are allowed."""
+    def look(self, question: Question, left_ms: float) -> Row:
+        """Return the logit (K,) of each setting's tier."""
         looks: list[Row] = []
         if not isinstance(self.knob1, Knob1PredictorBudget):
             looks.append(self.reader.language(question.text))
-        if self.glances:
+        if self.sees_glance:
             seen, width = question.glance, self.knob1.sizes["vision_width"]
             looks.append(np.zeros(width, np.float32) if seen is None else glance_feature(seen))
-        return self.best_tier(self._network(budget_ms, *looks), question.choices)
+        return self.joint(self._network(left_ms, *looks), _NOTHING, _NOTHING)
 
     @cached_property
     def _network(self) -> HostKnob1:
         return HostKnob1(self.knob1)
 
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
-        """The most compute that is allowed, up to the trained top-k."""
-        choices = features.choices if features else tuple(knobs for knobs in self.space if knobs.tier == tier)
-        knobs = max(choices, key=self._prior.__getitem__)
-        return knobs.top_k, knobs.num_blocks
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Row:  # noqa: ARG002 - the protocol's
+        """Return ranks (K,): the most compute, up to the trained top-k."""
+        return self._prior
 
     @cached_property
-    def _prior(self) -> dict[KnobConfig, float]:
-        return prior_accuracy(self.space)
+    def _prior(self) -> Row:
+        return np.array(list(prior_accuracy(self.space).values()), np.float32)
 
 
 @dataclass(frozen=True)
@@ -190,15 +156,17 @@ class TwoStagePolicy(Stage1Policy):
 
     knob2knob3: Knob2Knob3Predictor
 
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        """The most likely pair of those that are allowed; without features, as stage 1 alone."""
-        if features is None:
-            return super().choose_compute(features, tier, budget_ms)
-        tokens, width = features.sight.vision, self.knob2knob3.sizes["vision_width"]
-        vision = np.zeros(width, np.float32) if tokens is None else vision_feature(tokens)
-        language, place = self.reader.language(features.question.text), self.space.tiers.index(tier)
-        knobs = self.best_compute(*self._second(vision, language, budget_ms, place), features.choices)
-        return knobs.top_k, knobs.num_blocks
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Row:
+        """Return joint logits (K,) of top-k and depth, equal for all tiers."""
+        language, place = self.reader.language(question.text), self.space.tiers.index(sight.tier)
+        return self.joint(_NOTHING, *self._second(self._vision(sight), language, left_ms, place))
+
+    def _vision(self, sight: Sight) -> Row:
+        if sight.pooled is not None:
+            return sight.pooled.numpy()
+        if sight.vision is None:
+            return np.zeros(self.knob2knob3.sizes["vision_width"], np.float32)
+        return vision_feature(sight.vision)
 
     @cached_property
     def _second(self) -> HostKnob2Knob3:
@@ -207,47 +175,39 @@ class TwoStagePolicy(Stage1Policy):
 
 @dataclass(frozen=True)
 class LLMBasedPolicy(LearnedPolicy):
-    """Exp 5: the model's first blocks read glance, question and budget, and all three knobs are chosen at once."""
+    """Exp 5: the model's first blocks read glance, question and budget, and score all three knobs at once."""
 
     controller: LLMBasedController
     model: Molmo
     tokenizer: Tokenizer
 
     @property
-    def glances(self) -> bool:
+    def sees_glance(self) -> bool:
         """Always."""
         return True
 
-    def choose_setting(self, question: Question, budget_ms: float) -> KnobConfig:
-        """The most likely of the settings that are allowed."""
-        return self._choose(question, question.choices, budget_ms)
-
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        """The tier of the most likely setting."""
-        return self.choose_setting(question, budget_ms).tier
-
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        """Top-k and depth of the tier's most likely setting, for the budget that the first choice knew.
-
-        Raises:
-            ValueError: there are no features, and so no question to read.
-        """
-        if features is None:
-            raise ValueError(f"at tier {tier} the LLM-based policy needs the question")
-        first_ms = features.question.budget_ms
-        knobs = self._choose(features.question, features.choices, budget_ms if first_ms is None else first_ms)
-        return knobs.top_k, knobs.num_blocks
-
     @torch.inference_mode()
-    def _choose(self, question: Question, choices: Sequence[KnobConfig], budget_ms: float) -> KnobConfig:
+    def look(self, question: Question, left_ms: float) -> Row:
+        """Return joint logits (K,)."""
+        reading = self._read(question.text, question.style, question.glance)
+        budget_ms = torch.tensor([left_ms], device=reading.keys.device)
+        logits = self.controller.decide(self.model, reading, budget_ms)
+        return self.joint(*(row[0].float().cpu().numpy() for row in logits))
+
+    @cached_property
+    def _read(self) -> Callable[[str, str, Tensor | None], Reading]:
+        """Reads glance and question; the last reading is kept, since it serves every budget."""
         model, config = self.model, self.model.config
         device = model.decoder.embedding.device
-        stream = glance_tokens(question.text, question.style, config, self.tokenizer)
-        # A question without a picture may fill the context, where glance and budget need room too.
-        tokens = stream[: config.max_sequence_length - 1].to(device).unsqueeze(0)
-        lengths = torch.tensor([tokens.shape[1]], device=device)
-        logits = self.controller(model, question.glance, tokens, lengths, torch.tensor([budget_ms], device=device))
-        return self.best([row[0] for row in logits], choices)
+
+        @lru_cache(maxsize=1)
+        def read(text: str, style: str, glance: Tensor | None) -> Reading:
+            stream = glance_tokens(text, style, config, self.tokenizer)
+            # A question without a picture may fill the context, where glance and budget need room too.
+            tokens = stream[: config.max_sequence_length - 1].to(device).unsqueeze(0)
+            return self.controller.read(model, glance, tokens, torch.tensor([tokens.shape[1]], device=device))
+
+        return read
 
 
 def policy_from_checkpoint(

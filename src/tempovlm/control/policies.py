@@ -5,83 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
-from tempovlm.control.policy import Features, Question
+import numpy as np
+
+from tempovlm.control.policy import Policy, Question
+from tempovlm.control.select import TIE, Floats
 from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.latency.profile import LatencyProfile
 
 FIXED = "fixed"
 """The name of the policy that never chooses."""
 
-TIE = 0.0025
-"""Settings whose accuracies (shares of 1) differ by at most this are taken as equal; the cheaper one is chosen."""
 
-
-@dataclass(frozen=True, slots=True)
-class FixedPolicy:
-    """Always the same setting."""
+@dataclass(frozen=True)
+class FixedPolicy(Policy):
+    """One setting, whatever the question and the budget."""
 
     knobs: KnobConfig
+    space: KnobSpace
     name: str = FIXED
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:  # noqa: ARG002 - the protocol's
-        """The setting's tier."""
-        return self.knobs.tier
-
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
-        """The setting's top-k and depth."""
-        return self.knobs.top_k, self.knobs.num_blocks
-
-
-class Row(NamedTuple):
-    """What the table holds of a setting."""
-
-    knobs: KnobConfig
-    accuracy: float
-    p50_ms: float
+    def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
+        """Return 1 for the setting and 0 for all others (K,)."""
+        return np.eye(len(self.space))[self.space.index(self.knobs)]
 
 
 @dataclass(frozen=True)
-class TablePolicy:
-    """The most accurate of the settings that the guard lets through, by accuracies measured in advance.
+class TablePolicy(Policy):
+    """The most accurate setting that fits, by mean accuracies measured in advance.
 
-    It looks at the budget only: neither at the question nor at the picture. Accuracies are those of the model
-    card, or `prior_accuracy` where there is none.
+    It sees neither the question nor the picture. Accuracies are those of the model card, or `prior_accuracy` where
+    there is none.
     """
 
-    profile: LatencyProfile
+    space: KnobSpace
     accuracy: Mapping[KnobConfig, float]
     name: str = "table"
+    scale = "accuracy"
+    tie = TIE
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:  # noqa: ARG002 - the guard masked by it
-        """The tier of the best choice."""
-        return _best([self._rows[knobs] for knobs in question.choices]).tier
-
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
-        """Top-k and depth of the tier's best choice; without features, of its best setting."""
-        choices = features.choices if features else self.profile.space.settings
-        best = _best([self._rows[knobs] for knobs in choices if knobs.tier == tier])
-        return best.top_k, best.num_blocks
+    def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
+        """Return the accuracies (K,)."""
+        return self._scores
 
     @cached_property
-    def _rows(self) -> dict[KnobConfig, Row]:
-        profile, accuracy = self.profile, self.accuracy
-        return {
-            knobs: Row(knobs, accuracy[knobs], profile.p50_total_ms(i)) for i, knobs in enumerate(profile.space)
-        }
-
-
-def _best(rows: list[Row]) -> KnobConfig:
-    """The cheapest of the settings whose accuracy is within a tie of the best."""
-    floor = max([row.accuracy for row in rows]) - TIE
-    return min([row for row in rows if row.accuracy >= floor], key=lambda row: row.p50_ms).knobs
+    def _scores(self) -> Floats:
+        return np.array([self.accuracy[knobs] for knobs in self.space])
 
 
 def prior_accuracy(space: KnobSpace) -> dict[KnobConfig, float]:
     """Ranks for a model of unknown accuracies: more compute is better, up to the trained top-k.
 
-    The tier weighs most, because what the model does not see no depth makes up for. These are no measured values.
+    The tier weighs most, because depth cannot make up for details that the model never sees. These are not
+    measured values.
     """
     tiers, blocks = space.tiers, space.block_counts
     return {

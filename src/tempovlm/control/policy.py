@@ -1,35 +1,37 @@
-"""The one protocol of everything that chooses a setting: first the tier, then top-k and depth.
+"""The protocol of policies: a policy scores the settings, and the guard picks one.
 
-Between the two choices the picture is encoded, so the second one can look at it and knows exactly how much of the
-budget is left. A policy may ask for a glance before the first choice: the global crop, which every tier needs and
-which is encoded then and not again. And it may choose the whole setting at once.
+The picture is encoded between the two scorings: the first decides the vision tier; the second decides top-k and
+depth, can use the picture, and knows how much of the budget is left. A policy may ask for a glance before the
+first: the global crop, which every tier needs and which is encoded once.
+
+Shapes: `K` settings of the knob space, `C` crops, `G` tokens of a crop, `D` decoder width.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal
 
-from tempovlm.core.knobs import KnobConfig
+from tempovlm.control.select import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is known before the picture is looked at.
+    """The request before its picture is encoded.
 
     Attributes:
         text: the user's question.
-        choices: the settings still allowed, cheapest index first; a choice outside is corrected by the guard.
         image_size: height and width of the picture in pixels; None without a picture.
-        budget_ms: what was left of the budget at the first choice; None where there is no budget.
+        left_ms: budget left when the tier is chosen; None without a budget.
         style: the prompt's style prefix.
-        glance: projected tokens (1, G, D) of the global crop, for a policy that glances; None without a picture.
+        glance: projected tokens (1, G, D) of the global crop, for a policy with `sees_glance`; None without a
+            picture.
     """
 
     text: str
-    choices: tuple[KnobConfig, ...]
     image_size: tuple[int, int] | None = None
-    budget_ms: float | None = None
+    left_ms: float | None = None
     style: str = "vqa2"
     glance: Any = None
 
@@ -39,61 +41,58 @@ class Sight:
     """The encoded picture.
 
     Attributes:
+        tier: at which it was encoded.
         vision: projected tokens (C, G, D) on the model's device; None without a picture.
         num_vision_tokens: image features that the decoder will read. num_text_tokens: the rest of its prompt.
+        pooled: (2 * D,) the picture's `vision_feature` as a tensor on the host, whose copy was queued when the
+            picture was projected; None where nobody asked for it.
     """
 
+    tier: str
     vision: Any
     num_vision_tokens: int
     num_text_tokens: int
+    pooled: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Features:
-    """What is known once the picture is encoded.
+class Policy(ABC):
+    """Base class of policies: `look` is the one method that a policy must define.
+
+    A policy may be slow, but pays for it: the guard subtracts its measured time from the budget.
 
     Attributes:
-        question: the first choice's view. choices: the settings still allowed, all of the chosen tier.
-        sight: the encoded picture.
+        name: reported in the answer.
+        scale: what scores are: the expected accuracy in [0, 1], or logits or log-probabilities, which have no
+            price in accuracy.
+        tie: scores that differ by at most this count as equal; the cheaper setting is chosen.
+        sees_picture: `settle` uses the encoded picture; otherwise the guard keeps the scores of `look`.
     """
 
-    question: Question
-    choices: tuple[KnobConfig, ...]
-    sight: Sight
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """Chooses settings; may be slow, but pays for it: the guard subtracts its measured time."""
+    name: str
+    scale: Literal["accuracy", "logit"] = "logit"
+    tie: float = 0.0
+    sees_picture: bool = False
 
     @property
-    def name(self) -> str:
-        """Reported in the answer."""
+    def sees_glance(self) -> bool:
+        """Whether `look` uses the question's glance."""
+        return False
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        """The tier, given the budget that is left."""
+    @abstractmethod
+    def look(self, question: Question, left_ms: float) -> Floats:
+        """Return scores (K,) of all settings before the picture is encoded.
 
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        """Top-k and number of blocks, given the budget that is left."""
+        Args:
+            question: the request.
+            left_ms: budget left.
+        """
 
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:  # noqa: ARG002 - for those who see
+        """Return scores (K,) once the picture is encoded, of which those of its tier count.
 
-@runtime_checkable
-class Glances(Protocol):
-    """What a policy has beside its choices if it may look at the picture before the first one."""
-
-    @property
-    def glances(self) -> bool:
-        """Whether its questions need a glance."""
-
-
-@runtime_checkable
-class ChoosesAtOnce(Protocol):
-    """A policy that chooses the whole setting first; it is not asked a second time."""
-
-    def choose_setting(self, question: Question, budget_ms: float) -> KnobConfig:
-        """All three knobs, given the budget that is left."""
-
-
-def needs_glance(policy: Policy) -> bool:
-    """Whether a policy has to see the global crop before its first choice."""
-    return isinstance(policy, Glances) and policy.glances
+        Args:
+            question: the request.
+            sight: the encoded picture.
+            left_ms: budget left.
+        """
+        return self.look(question, left_ms if question.left_ms is None else question.left_ms)

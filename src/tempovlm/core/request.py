@@ -49,6 +49,8 @@ class Request:
         stop: texts that end the answer when they appear after its first character, line ends and spaces too; an
             answer says nothing of them.
         on_deadline: `finish` lets an answer run over its budget, `stop` cuts it there.
+        price_per_ms: expected accuracy, as a share of 1, that a millisecond must buy within the budget: of the
+            settings that fit, the one of the highest accuracy - price * latency runs. 0 spends the whole budget.
 
     Raises:
         UserError: a value is none of these; names the field.
@@ -64,10 +66,13 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     on_deadline: Literal["finish", "stop"] = "finish"
+    price_per_ms: float = 0.0
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(getattr(self, name)))
+        if self.price_per_ms and self.budget_ms is None:
+            raise UserError(f"--price_per_ms {self.price_per_ms:g}: needs a budget; give --budget_ms too")
 
 
 def _images(value: object) -> tuple[Any, ...]:
@@ -90,6 +95,18 @@ def _temperature(value: object) -> float:
     number = finite(value)
     if number is None or number < 0:
         raise UserError(f"--temperature {shown(value)}: must be zero or a positive number")
+    return number
+
+
+def check_price_per_ms(value: object) -> float:
+    """Return the price as a plain number.
+
+    Raises:
+        UserError: it is not a finite number of at least 0.
+    """
+    number = finite(value)
+    if number is None or number < 0:
+        raise UserError(f"--price_per_ms {shown(value)}: must be zero or a positive number, such as 0.0005")
     return number
 
 
@@ -164,6 +181,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "seed": _seed,
     "stop": lambda value: checked_texts("--stop", value),
     "on_deadline": _on_deadline,
+    "price_per_ms": check_price_per_ms,
 }
 """What each field becomes: a plain value, or a `UserError` that names it."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard
-from tempovlm.control.policy import Sight, needs_glance
+from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.engine import Engine, build_answer, image_size
@@ -55,7 +55,7 @@ def _answer_batch(engine: Engine, requests: Sequence[Request], chooser: Guard) -
     groups: dict[Plan, list[_Row]] = {}
     answers: dict[int, Answer] = {}
     for place, request in enumerate(requests):
-        if request.budget_ms is not None and needs_glance(chooser.policy):
+        if request.budget_ms is not None and chooser.policy.sees_glance:
             answers[place] = engine.answer(request, chooser)
             continue
         image = engine.runner.open(request)
@@ -77,7 +77,7 @@ def _choose(guard: Guard, request: Request, image: np.ndarray | None) -> Choice:
     if profile is not None:
         in_tier = next(i for i, knobs in enumerate(guard.space) if knobs.tier == tier.tier)
         looking_ms = profile.p50_prefix_ms(in_tier)
-    return guard.choose_compute(request, tier, Sight(None, 0, 0), looking_ms)
+    return guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), looking_ms)
 
 
 def _answer_group(engine: Engine, plan: Plan, rows: list[_Row]) -> list[Answer]:

@@ -176,7 +176,9 @@ class Engine:
         clock.mark("vision_encoder")
         vision = run.project(patches, ready.crops)
         clock.mark("projector")
-        choice = guard.choose_compute(request, tier, ready.sight(vision), _passed_ms(request, guard, clock))
+        choice = guard.choose_compute(
+            request, tier, ready.sight(tier.tier, vision), _passed_ms(request, guard, clock)
+        )
         clock.mark("control")
         with run.lane() as lane:
             plan = self._plans[choice.knobs]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tempovlm.control.guard import Guard
-from tempovlm.control.policy import Policy, needs_glance
+from tempovlm.control.policy import Policy
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import Request
 from tempovlm.engine.runner import Prepared, Runner
@@ -108,7 +108,7 @@ def project_glance(run: Runner, features: Tensor, crops: Crops) -> Tensor:
 
 def guarded(run: Runner, space: KnobSpace, policy: Policy, profile: LatencyProfile | None) -> Guard:
     """Guard a policy over the whole knob space; measures what it takes, with its glances where it needs them."""
-    if not needs_glance(policy):
+    if not policy.sees_glance:
         return Guard.around(policy, space, profile)
     glance, split_ms = blank_glance(run, space.tiers[0]), measure_split_ms(run, space.tiers)
     with run.small_work():

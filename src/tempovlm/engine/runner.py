@@ -44,9 +44,9 @@ class Prepared:
     crops: Crops | None
     prompt: Prompt
 
-    def sight(self, vision: Tensor | None) -> Sight:
+    def sight(self, tier: str, vision: Tensor | None) -> Sight:
         """What the second choice may look at."""
-        return Sight(vision, self.prompt.num_vision_tokens, self.prompt.num_text_tokens)
+        return Sight(tier, vision, self.prompt.num_vision_tokens, self.prompt.num_text_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.control.baselines import KNOBS, varying
+from tempovlm.control.baselines import varying
+from tempovlm.core.knobs import KNOBS
 from tempovlm.evaluation import statistics
 from tempovlm.evaluation.judge_datasets import by_dataset
 from tempovlm.evaluation.judge_trial import Outcome, Points, Trial, estimate, without_dust

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tempovlm.control.select import Ints
 from tempovlm.evaluation.judge_trial import Outcome, Trial, clusters, estimate, without_dust
-from tempovlm.evaluation.offline import Ints, mixed
+from tempovlm.evaluation.offline import mixed
 
 
 def by_dataset(trial: Trial, outcomes: Sequence[Outcome]) -> dict[str, Any]:

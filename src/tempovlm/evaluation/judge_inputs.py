@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tempovlm.control.baselines import KNOBS, LinUCB, NearestNeighbours, Scorer, question_features
-from tempovlm.control.policy import Sight
+from tempovlm.control.baselines import LinUCB, NearestNeighbours, Scorer, question_features, varying
+from tempovlm.control.policy import Question, Sight
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.core.request import Request
 from tempovlm.evaluation import offline
 from tempovlm.evaluation.offline import Floats, Rule, StaticMixture
@@ -177,14 +177,15 @@ class Content:
         """The sample of a row."""
         return self.samples[str(table.dataset[row]), str(table.question_id[row])]
 
-    def question_of(self, table: DecisionTable, row: int) -> tuple[str, tuple[int, int] | None]:
-        """A row's text, and height and width of its picture."""
+    def question_of(self, table: DecisionTable, row: int) -> Question:
+        """A row's text, prompt style and picture size."""
         sample = self.of(table, row)
-        return sample.question, self._size(sample.image_path)
+        return Question(text=sample.question, image_size=self._size(sample.image_path), style=sample.style)
 
     def features_of(self, table: DecisionTable) -> Floats:
         """(N, F) what the baselines look at."""
-        return np.stack([question_features(*self.question_of(table, row)) for row in range(len(table))])
+        asked = [self.question_of(table, row) for row in range(len(table))]
+        return np.stack([question_features(one.text, one.image_size) for one in asked])
 
     def _size(self, path: Path) -> tuple[int, int]:
         if path not in self._sizes:
@@ -212,7 +213,7 @@ class Sights:
             crops = run.prepare(run.open(request), tier, request).crops
             self._known[key] = run.project(run.encode(crops), crops)
         place = table.space.tiers.index(tier)
-        return Sight(self._known[key], int(table.vision_tokens[row, place]), int(table.text_tokens[row]))
+        return Sight(tier, self._known[key], int(table.vision_tokens[row, place]), int(table.text_tokens[row]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +227,7 @@ class Known:
     oracle: Rule
     seed: int = 0
     time_price: float = 0.0
+    price_per_ms: float = 0.0
 
     def rule(self, name: str) -> Rule:
         """The baseline of a name.
@@ -233,27 +235,31 @@ class Known:
         Raises:
             UserError: there is none.
         """
-        table, decided_ms = self.train.table, self.train_latencies.decided_ms
-        accuracy, price = table.accuracy.mean(axis=0), self.time_price
+        space, accuracy = self.train.table.space, self.train.table.accuracy.mean(axis=0)
+        prices = (self.time_price, self.price_per_ms)
         if name == "table":
-            return offline.table_rule(accuracy, price)
+            return offline.table_rule(accuracy, *prices)
         if name == "best_static":
-            return offline.BestStatic(accuracy, np.quantile(decided_ms, self.level, axis=0))
+            return offline.BestStatic(accuracy, np.quantile(self.train_latencies.decided_ms, self.level, axis=0))
         if name == "random":
-            return offline.RandomRule(self.seed)
+            return offline.random_rule(self.seed)
         if name == "oracle":
             return self.oracle
         if name.startswith("only_") and name.removeprefix("only_") in KNOBS:
-            return offline.single_knob_rule(table.space, (name.removeprefix("only_"),), accuracy, price)
+            return offline.table_rule(accuracy, *prices, varying(space, (name.removeprefix("only_"),)))
         if name not in LOOKING:
             raise UserError(
                 f"--policies {name}: no such baseline and no such file; choose from {', '.join(BASELINES)}, or "
                 "give the path of a controller checkpoint"
             )
-        content = self.content()
-        features, images = content.features_of(table), table.image_id.tolist()
+        scorer, content = self.scorer(name), self.content()
+        scores_of: offline.ScoresOf = lambda table: scorer.scores(content.features_of(table))  # noqa: E731
+        return offline.Scored(scores_of, time_price=prices[0], price_per_ms=prices[1])
+
+    def scorer(self, name: str) -> Scorer:
+        """Fit one of `LOOKING` to the training questions."""
+        table = self.train.table
+        features = self.content().features_of(table)
         if name == "knn":
-            scorer: Scorer = NearestNeighbours.fit(features, table.accuracy, images)
-        else:
-            scorer = LinUCB.fit(table.space, features, table.accuracy, decided_ms, seed=self.seed)
-        return offline.Scored(scorer, content.features_of, time_price=price)
+            return NearestNeighbours.fit(features, table.accuracy, table.image_id.tolist())
+        return LinUCB.fit(table.space, features, table.accuracy, self.train_latencies.decided_ms, seed=self.seed)

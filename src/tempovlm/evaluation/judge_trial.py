@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.control.select import Ints, Mask
 from tempovlm.evaluation.offline import (
     Floats,
-    Ints,
-    Mask,
     Rule,
     StaticMixture,
     mixed,

@@ -10,33 +10,25 @@ Shapes: `N` questions, `K` settings, `B` budgets, `V` vertices of a hull, `F` fe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tempovlm.control.baselines import ConstantScores, Scorer, choose_best, varying
-from tempovlm.control.guard import lower_tier, nearest_below
-from tempovlm.control.policies import TIE
-from tempovlm.control.policy import Features, Policy, Question, Sight, needs_glance
+from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import TIE, Ints, Mask, best
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.profiling.decisions import DecisionTable
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
-FeaturesOf = Callable[[DecisionTable], Floats]
-"""(N, F) features of a table's questions, in its order."""
+ScoresOf = Callable[[DecisionTable], Floats]
+"""Scores (N, K) of a table's questions, in its order."""
 
-
-class Rule(Protocol):
-    """Chooses a setting for every question at every budget."""
-
-    def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
-        """(N, B) indices of settings; latency_ms is (N, K)."""
+Rule = Callable[[DecisionTable, Floats, Sequence[float]], Ints]
+"""A policy to be judged: table, latencies (N, K) to go by and budgets -> indices of settings (N, B)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +38,7 @@ class Static:
     index: int
 
     def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
-        """(N, B) the setting."""
+        """Return the setting (N, B)."""
         del latency_ms
         return np.full((len(table), len(budgets_ms)), self.index, dtype=np.int64)
 
@@ -67,8 +59,8 @@ class BestStatic:
         """(N, B), the same in every row."""
         exists = np.isfinite(latency_ms).any(axis=0)
         cost_ms = np.where(exists, self.fit_ms, np.inf)
-        columns = [choose_best(self.accuracy[None], (cost_ms <= b)[None], cost_ms[None])[0] for b in budgets_ms]
-        return np.tile(np.array(columns, dtype=np.int64), (len(table), 1))
+        chosen = [best(self.accuracy, cost_ms <= b, cost_ms, tie=TIE) for b in budgets_ms]
+        return np.tile(np.array(chosen), (len(table), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,73 +68,51 @@ class Scored:
     """The best-scored setting that fits the question's budget, cheaper on ties; the cheapest where none fits.
 
     Attributes:
-        features_of: what the scorer looks at; None for one that looks at nothing.
+        scores_of: the scores.
         allowed: (K,) settings that it may take at all; None for every one.
-        time_price: what a score loses by using the whole budget, as in a controller's reward.
+        tie: scores that differ by at most this count as equal.
+        time_price: score that using the whole budget costs, as in a controller's reward.
+        price_per_ms: score that a millisecond costs.
     """
 
-    scorer: Scorer
-    features_of: FeaturesOf | None = None
+    scores_of: ScoresOf
     allowed: Mask | None = None
     tie: float = TIE
     time_price: float = 0.0
+    price_per_ms: float = 0.0
 
     def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
-        """(N, B) choices."""
-        features = np.zeros((len(table), 1)) if self.features_of is None else self.features_of(table)
-        scores = self.scorer.scores(features)
-        open_to = np.isfinite(latency_ms) & (True if self.allowed is None else self.allowed)
-        # A setting that is not there takes for ever, and no price is to make a NaN of that.
-        cost_ms = np.where(open_to, latency_ms, 0.0)
+        """Return choices (N, B)."""
+        scores, allowed = self.scores_of(table), True if self.allowed is None else self.allowed
         columns = [
-            choose_best(scores - self.time_price * cost_ms / b, open_to & (latency_ms <= b), latency_ms, self.tie)
+            best(
+                scores, allowed & (latency_ms <= b), latency_ms, self.price_per_ms + self.time_price / b, self.tie
+            )
             for b in budgets_ms
         ]
         return np.stack(columns, axis=1)
 
 
-def table_rule(accuracy: Floats, time_price: float = 0.0) -> Scored:
-    """The setting that is best on average, (K,), among those that fit the question."""
-    return Scored(ConstantScores(accuracy), time_price=time_price)
+def table_rule(
+    accuracy: Floats, time_price: float = 0.0, price_per_ms: float = 0.0, allowed: Mask | None = None
+) -> Scored:
+    """Choose the setting that is best on average, (K,), among those that fit the question."""
+    scores_of: ScoresOf = lambda table: np.broadcast_to(accuracy, (len(table), len(accuracy)))  # noqa: E731
+    return Scored(scores_of, allowed, time_price=time_price, price_per_ms=price_per_ms)
 
 
-def single_knob_rule(space: KnobSpace, knobs: Sequence[str], accuracy: Floats, time_price: float = 0.0) -> Scored:
-    """The table over the settings where only the named knobs leave their native value."""
-    return Scored(ConstantScores(accuracy), allowed=varying(space, knobs), time_price=time_price)
+def random_rule(seed: int = 0) -> Scored:
+    """Draw a setting evenly among those that fit; the same at each call."""
+    return Scored(lambda table: np.random.default_rng(seed).random(table.accuracy.shape), tie=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class RandomRule:
-    """A setting drawn evenly among those that fit."""
-
-    seed: int = 0
-
-    def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
-        """(N, B) choices; the same at each call."""
-        del table
-        drawn = np.random.default_rng(self.seed).random(latency_ms.shape)
-        columns = [choose_best(drawn, latency_ms <= b, latency_ms, 0.0) for b in budgets_ms]
-        return np.stack(columns, axis=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Oracle:
-    """For each question the setting that is best on a table that it may look at, the cheapest of the best.
+def oracle_rule(truth: DecisionTable) -> Scored:
+    """Choose for each question what is best on a table that holds every judged question, the cheapest of the best.
 
     On the judged table itself that is the plain oracle, a bound that no policy can reach, because it also profits
     from luck. On the twin table (the same scenes with other noise and a small shift) it is noise-corrected.
-
-    Attributes:
-        truth: holds every question of the judged table.
     """
-
-    truth: DecisionTable
-
-    def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
-        """(N, B) choices."""
-        accuracy = self.truth.accuracy[positions(self.truth, table)]
-        columns = [choose_best(accuracy, latency_ms <= b, latency_ms, 0.0) for b in budgets_ms]
-        return np.stack(columns, axis=1)
+    return Scored(lambda table: truth.accuracy[positions(truth, table)], tie=0.0)
 
 
 def keys(table: DecisionTable) -> list[tuple[str, str]]:
@@ -179,53 +149,51 @@ def common(one: DecisionTable, other: DecisionTable) -> tuple[DecisionTable, Dec
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """Asks a policy of the engine, question by question, with what the guard would show it.
+    """Asks a policy, question by question, with what the guard would show it.
 
     Attributes:
-        space: the settings. question_of: a row's text and picture size.
-        sight_of: the encoded picture of a row at a tier, for policies that look at it.
-        looking_ms: (N, T) of the table given, what has passed when the picture is encoded; None for a policy that
-            does not mind, which is then told the whole budget twice.
+        question_of: a row's text, picture size and prompt style.
+        sight_of: the encoded picture of a row at a tier.
+        looking_ms: (T,) what has passed when the picture is encoded at each tier.
+        price_per_ms: score that a millisecond costs.
     """
 
     policy: Policy
     space: KnobSpace
-    question_of: Callable[[DecisionTable, int], tuple[str, tuple[int, int] | None]]
+    question_of: Callable[[DecisionTable, int], Question]
     sight_of: Callable[[DecisionTable, int, str], Sight]
-    looking_ms: Callable[[DecisionTable], Floats] | None = None
+    looking_ms: Floats | None = None
+    price_per_ms: float = 0.0
 
     def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
-        """(N, B) choices, corrected towards the cheaper side as the guard does."""
-        looking_ms = None if self.looking_ms is None else self.looking_ms(table)
-        rows = []
+        """Return choices (N, B)."""
+        chosen = np.zeros((len(table), len(budgets_ms)), dtype=np.int64)
         for i in range(len(table)):
-            passed_ms = None if looking_ms is None else looking_ms[i]
-            rows.append([self._choose(table, i, latency_ms[i], budget_ms, passed_ms) for budget_ms in budgets_ms])
-        return np.array(rows, dtype=np.int64).reshape(len(table), len(budgets_ms))
+            question = self.question_of(table, i)
+            if self.policy.sees_glance:
+                seen = self.sight_of(table, i, self.space.tiers[0]).vision
+                question = replace(question, glance=None if seen is None else seen[:1])
+            for b, budget_ms in enumerate(budgets_ms):
+                asked = replace(question, left_ms=budget_ms)
+                chosen[i, b] = self._choose(asked, latency_ms[i], budget_ms, partial(self.sight_of, table, i))
+        return chosen
 
     def _choose(
-        self, table: DecisionTable, row: int, latency_ms: Floats, budget_ms: float, looking_ms: Floats | None
+        self, question: Question, latency_ms: Floats, budget_ms: float, sight_at: Callable[[str], Sight]
     ) -> int:
-        fits = np.flatnonzero(latency_ms <= budget_ms)
-        if len(fits) < 2:
-            return int(fits[0]) if len(fits) else int(np.argmin(latency_ms))
-        choices = tuple(self.space.settings[k] for k in fits)
-        text, size = self.question_of(table, row)
-        seen = self.sight_of(table, row, self.space.tiers[0]).vision if needs_glance(self.policy) else None
-        question = Question(
-            text=text,
-            choices=choices,
-            image_size=size,
-            budget_ms=budget_ms,
-            glance=None if seen is None else seen[:1],
-        )
-        tier = lower_tier(self.space, self.policy.choose_tier(question, budget_ms), choices)
-        same = tuple(knobs for knobs in choices if knobs.tier == tier)
-        passed_ms = 0.0 if looking_ms is None else float(looking_ms[self.space.tiers.index(tier)])
-        features = Features(question=question, choices=same, sight=self.sight_of(table, row, tier))
-        top_k, num_blocks = self.policy.choose_compute(features, tier, budget_ms - passed_ms)
-        wanted = KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
-        return self.space.index(wanted if wanted in same else nearest_below(wanted, same))
+        policy, fits = self.policy, latency_ms <= budget_ms
+        if np.count_nonzero(fits) < 2:
+            return int(best(latency_ms, fits, latency_ms))
+        rest = (latency_ms, self.price_per_ms, policy.tie)
+        first = int(best(policy.look(question, budget_ms), fits, *rest))
+        if not policy.sees_picture:
+            return first
+        tier = self.space.settings[first].tier
+        place = self.space.tiers.index(tier)
+        passed_ms = 0.0 if self.looking_ms is None else float(self.looking_ms[place])
+        scores = policy.settle(question, sight_at(tier), budget_ms - passed_ms)
+        of_tier = np.arange(len(fits)) // (len(fits) // len(self.space.tiers)) == place
+        return int(best(scores, fits & of_tier, *rest))
 
 
 def shuffled(rule: Rule, seed: int) -> Rule:

@@ -27,7 +27,6 @@ from tempovlm.control.observation import (
     vision_feature,
     vision_width,
 )
-from tempovlm.control.policies import TIE
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
@@ -62,13 +61,6 @@ _log = logging.getLogger("tempovlm")
 
 _SAME = ("hardware", "device", "threads")
 """Fields of the stamps of timed results that must agree."""
-
-
-class Best(NamedTuple):
-    """The best setting (N,) for each question and budget, and whether (N,) anything fitted at all."""
-
-    setting: Ints
-    feasible: Mask
 
 
 class Split(NamedTuple):
@@ -183,22 +175,6 @@ def draw_budgets(rng: np.random.Generator, count: int, limits_ms: tuple[float, f
     """(count,) budgets in milliseconds, log-uniform between the limits."""
     low, high = np.log(limits_ms)
     return np.exp(rng.uniform(low, high, count))
-
-
-def best_setting(accuracy: Floats, latency_ms: Floats, budget_ms: Floats) -> Best:
-    """The most accurate setting within each budget; among equals (`TIE`) the cheapest.
-
-    Args:
-        accuracy: (N, K) from 0 to 1.
-        latency_ms: (N, K).
-        budget_ms: (N,); where nothing fits, the cheapest setting stands in and is marked as not feasible.
-    """
-    fits = latency_ms <= budget_ms[:, None]
-    reached = np.where(fits, accuracy, -np.inf)
-    equal = fits & (reached >= reached.max(axis=1, keepdims=True) - TIE)
-    feasible: Mask = np.asarray(fits.any(axis=1))
-    wanted = np.where(feasible[:, None], equal, True)
-    return Best(np.where(wanted, latency_ms, np.inf).argmin(axis=1), feasible)
 
 
 def split_images(image_id: NDArray[np.str_], train_split: float = 0.8, seed: int = 42) -> Split:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tempovlm.control.policies import TIE
+from tempovlm.control.select import TIE, best
 from tempovlm.evaluation.statistics import clustered_bootstrap, utilisation, wilson_interval
 from tempovlm.profiling.decisions import DecisionTable
 from tempovlm.training.grpo import GrpoOptions
@@ -74,13 +74,11 @@ def table_choice(
 
     Time has the price that it has in the reward, so that the table is after the same thing as the policy.
     """
-    accuracy = torch.as_tensor(table.accuracy[train].mean(axis=0))
-    cost_ms = world.latency_ms[torch.as_tensor(train)].median(dim=0).values
-    allowed = world.allowed(batch.rows, batch.budget_ms)
-    worth = accuracy - time_price * cost_ms / batch.budget_ms.unsqueeze(1)
-    scores = torch.where(allowed, worth, MASKED)
-    near = allowed & (scores >= scores.amax(dim=1, keepdim=True) - TIE)
-    return torch.where(near, cost_ms, -MASKED).argmin(dim=1, keepdim=True)
+    accuracy = table.accuracy[train].mean(axis=0)
+    cost_ms = world.latency_ms[torch.as_tensor(train)].median(dim=0).values.numpy()
+    allowed = world.allowed(batch.rows, batch.budget_ms).numpy()
+    price_per_ms = time_price / batch.budget_ms.unsqueeze(1).numpy()
+    return torch.from_numpy(best(accuracy, allowed, cost_ms, price_per_ms, TIE)).unsqueeze(1)
 
 
 def fixed_choice(task: Task, world: World, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.engine.engine import Engine
@@ -144,8 +145,9 @@ class Rows:
 
 def label(data: Material, question: Ints, budget_ms: Floats, time_price: float = 0.0) -> Rows:
     """The tier of the best setting of each question and budget, and what each tier has to offer."""
-    best = material.best_setting(data.table.accuracy[question], data.latency_ms[question], budget_ms)
-    tier = best.setting // (len(data.space) // len(data.space.tiers))
+    latency_ms = data.latency_ms[question]
+    setting = best(data.table.accuracy[question], latency_ms <= budget_ms[:, None], latency_ms, tie=TIE)
+    tier = setting // (len(data.space) // len(data.space.tiers))
     return Rows(question, budget_ms, tier, *tier_values(data, question, budget_ms, time_price))
 
 

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.networks import SupervisedController
+from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.evaluation.files import writing_to
 from tempovlm.profiling.decisions import Floats
-from tempovlm.training.controller_data import best_setting, budget_range, draw_budgets
+from tempovlm.training.controller_data import budget_range, draw_budgets
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 
 CHECKPOINT = "best_supervised_controller.pt"
@@ -156,10 +157,8 @@ class Labelled:
     @classmethod
     def of(cls, table: Table, budget_ms: Floats) -> Labelled:
         """Label budgets by a table."""
-        accuracy, latency_ms = (
-            np.tile(column, (len(budget_ms), 1)) for column in (table.accuracy, table.latency_ms)
-        )
-        setting = best_setting(accuracy, latency_ms, budget_ms).setting
+        fits = table.latency_ms <= budget_ms[:, None]
+        setting = best(table.accuracy, fits, table.latency_ms, tie=TIE)
         return cls(budget_ms, setting, knob_indices(table.space)[setting])
 
 
@@ -215,8 +214,7 @@ def measure(net: SupervisedController, table: Table, rows: Labelled) -> dict[str
     places = knob_indices(table.space)
     joint = sum(row[:, places[:, i]] for i, row in enumerate(heads))
     fits = table.latency_ms <= rows.budget_ms[:, None]
-    fits |= ~fits.any(axis=1, keepdims=True) & (table.latency_ms == table.latency_ms.min())
-    chosen = np.where(fits, joint, -np.inf).argmax(axis=1)
+    chosen = best(np.asarray(joint), fits, table.latency_ms)
     lost = table.accuracy[rows.setting] - table.accuracy[chosen]
     return {
         **{name: float(right[:, i].mean()) for i, name in enumerate(KNOBS)},

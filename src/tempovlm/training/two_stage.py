@@ -30,7 +30,7 @@ from tempovlm.control.networks import (
     Knob1PredictorBudgetLanguageGlance,
     tier_logits,
 )
-from tempovlm.control.policies import TIE
+from tempovlm.control.select import TIE
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import write_whole
 from tempovlm.engine.engine import Engine

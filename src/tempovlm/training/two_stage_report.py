@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempovlm.control.select import best
 from tempovlm.evaluation.statistics import clustered_bootstrap
 from tempovlm.profiling.decisions import Floats
 from tempovlm.training.controller_data import Ints
@@ -121,10 +122,9 @@ def compared(
 
 def served_tier(data: Material, rows: Rows, logits: Floats) -> Ints:
     """(R,) the best tier among those of which a setting fits the budget, as it is served; else the cheapest."""
-    fits = data.latency_ms[rows.question] <= rows.budget_ms[:, None]
-    possible = np.logical_or.reduce(fits.reshape(len(rows), len(data.space.tiers), -1), axis=2)
-    possible[~np.logical_or.reduce(possible, axis=1), 0] = True
-    return np.asarray(np.where(possible, logits, -np.inf).argmax(axis=1))
+    latency_ms, per_tier = data.latency_ms[rows.question], len(data.space) // len(data.space.tiers)
+    fits = latency_ms <= rows.budget_ms[:, None]
+    return best(np.repeat(logits, per_tier, axis=1), fits, latency_ms) // per_tier
 
 
 def lost_points(data: Material, rows: Rows, tier: Ints) -> float:

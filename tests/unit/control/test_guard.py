@@ -8,7 +8,8 @@ import pytest
 import tiny_model
 from tempovlm.control.guard import Choice, Guard
 from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
-from tempovlm.control.policy import Features, Policy, Question, Sight
+from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Request
@@ -16,28 +17,31 @@ from timings import TICK_MS
 
 SPACE = tiny_model.SPACE
 PROFILE = tiny_model.make_profile()
-SIGHT = Sight(None, 10, 5)
+SIGHT = Sight("low", None, 10, 5)
 
 
-def request(budget_ms: float | None) -> Request:
-    return Request(images=(), question="what?", budget_ms=budget_ms)
+def request(budget_ms: float | None, price_per_ms: float = 0.0) -> Request:
+    return Request(images=(), question="what?", budget_ms=budget_ms, price_per_ms=price_per_ms)
 
 
 @dataclass
-class Wilful:
-    """Wants the same setting whatever it is told, and remembers what it was told."""
+class Greedy(Policy):
+    """Scores later settings higher, up to a limit, and remembers what it was told."""
 
-    knobs: KnobConfig
-    name: str = "wilful"
-    told: list[object] = field(default_factory=list)
+    limit: int = len(SPACE)
+    name: str = "greedy"
+    sees_picture = True
+    told: list[float] = field(default_factory=list)
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        self.told.append((question.choices, budget_ms))
-        return self.knobs.tier
+    def look(self, question: Question, left_ms: float) -> Floats:
+        del question
+        self.told.append(left_ms)
+        return np.where(np.arange(len(SPACE)) < self.limit, np.arange(len(SPACE)), -1.0)
 
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        self.told.append((features, tier, budget_ms))
-        return self.knobs.top_k, self.knobs.num_blocks
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+        assert question.left_ms is not None
+        assert sight.num_vision_tokens in (0, 10)
+        return self.look(question, left_ms)
 
 
 def guard_of(policy: Policy, **fields: object) -> Guard:
@@ -45,26 +49,25 @@ def guard_of(policy: Policy, **fields: object) -> Guard:
     return replace(guard, **fields)  # type: ignore[arg-type]
 
 
-def choose(guard: Guard, budget_ms: float | None, opened_ms: float = 1.0, looked_ms: float = 5.0) -> Choice:
-    one = request(budget_ms)
+def choose(
+    guard: Guard,
+    budget_ms: float | None,
+    opened_ms: float = 1.0,
+    looked_ms: float = 5.0,
+    price_per_ms: float = 0.0,
+) -> Choice:
+    one = request(budget_ms, price_per_ms)
     tier = guard.choose_tier(one, (84, 112), opened_ms)
     return guard.choose_compute(one, tier, SIGHT, looked_ms)
 
 
-def test_policies_meet_the_protocol() -> None:
-    assert isinstance(FixedPolicy(SPACE.native), Policy)
-    assert isinstance(TablePolicy(PROFILE, prior_accuracy(SPACE)), Policy)
-
-
 @pytest.mark.parametrize("budget_ms", [28.0, 32.0, 40.0, 50.0])
 def test_every_setting_let_through_fits_both_tables(budget_ms: float) -> None:
-    wilful = Wilful(SPACE.largest)
-    choice = choose(guard_of(wilful), budget_ms)
-    (first, left_ms), *_ = wilful.told
-    assert left_ms == budget_ms
-    assert {SPACE.index(k) for k in first} == {
-        i for i in range(len(SPACE)) if PROFILE.upper_total_ms(i) <= left_ms
-    }
+    greedy = Greedy()
+    choice = choose(guard_of(greedy), budget_ms)
+    assert greedy.told[0] == budget_ms
+    last = max(i for i in range(len(SPACE)) if PROFILE.upper_total_ms(i) <= budget_ms)
+    assert choice.knobs.tier == SPACE.settings[last].tier
     assert choice.feasible is True
     assert PROFILE.upper_remainder_ms(SPACE.index(choice.knobs)) <= budget_ms - 5.0
     assert choice.predicted.upper_ms == pytest.approx(5.0 + PROFILE.upper_remainder_ms(SPACE.index(choice.knobs)))
@@ -72,43 +75,56 @@ def test_every_setting_let_through_fits_both_tables(budget_ms: float) -> None:
 
 
 def test_nothing_fits_runs_the_cheapest_and_says_so() -> None:
-    choice = choose(guard_of(Wilful(SPACE.largest)), 1.0)
+    choice = choose(guard_of(Greedy()), 1.0)
     assert (choice.knobs, choice.feasible) == (SPACE.cheapest, False)
 
 
 def test_a_slow_look_at_the_picture_lowers_the_second_choice() -> None:
-    wilful = Wilful(SPACE.largest)
-    prompt = choose(guard_of(wilful), 60.0, looked_ms=20.0)
+    greedy = Greedy()
+    prompt = choose(guard_of(greedy), 60.0, looked_ms=20.0)
     assert prompt.knobs == SPACE.largest
-    late = choose(guard_of(wilful), 60.0, looked_ms=38.0)
+    late = choose(guard_of(greedy), 60.0, looked_ms=38.0)
     assert late.knobs.tier == "high"
     assert PROFILE.upper_remainder_ms(SPACE.index(late.knobs)) <= 22.0
-    too_late = choose(guard_of(wilful), 60.0, looked_ms=59.0)
+    too_late = choose(guard_of(greedy), 60.0, looked_ms=59.0)
     assert (too_late.knobs, too_late.feasible) == (replace(SPACE.cheapest, tier="high"), False)
 
 
 def test_only_unusual_opening_is_charged_to_the_first_choice() -> None:
     for beyond_ms in (0.0, 12.0, -PROFILE.open_ms):
-        wilful = Wilful(SPACE.largest)
-        choose(guard_of(wilful), 45.0, opened_ms=PROFILE.open_ms + beyond_ms)
-        assert wilful.told[0][1] == pytest.approx(45.0 - beyond_ms)  # type: ignore[index]
+        greedy = Greedy()
+        choose(guard_of(greedy), 45.0, opened_ms=PROFILE.open_ms + beyond_ms)
+        assert greedy.told[0] == pytest.approx(45.0 - beyond_ms)
 
 
 @pytest.mark.usefixtures("ticks")
 def test_the_policys_own_time_is_subtracted() -> None:
-    wilful = Wilful(SPACE.largest)
-    choose(guard_of(wilful, control_ms=4.0), 40.0)
-    assert wilful.told[0][1] == pytest.approx(36.0)  # type: ignore[index]
-    assert wilful.told[1][2] == pytest.approx(31.0)  # type: ignore[index]
-    measured = Guard.around(wilful, SPACE, PROFILE)
+    greedy = Greedy()
+    choose(guard_of(greedy, control_ms=4.0), 40.0)
+    assert greedy.told == pytest.approx([36.0, 31.0])
+    measured = Guard.around(greedy, SPACE, PROFILE)
     assert (measured.control_ms, measured.second_ms) == pytest.approx((2 * TICK_MS, TICK_MS))
 
 
-def test_a_policy_outside_the_space_is_corrected() -> None:
-    stray = Wilful(KnobConfig(tier="huge", top_k=99, num_blocks=99))
-    assert choose(guard_of(stray), 1e6).knobs == replace(SPACE.largest, tier="low")
-    small = Wilful(KnobConfig(tier="medium", top_k=0, num_blocks=0))
-    assert choose(guard_of(small), 1e6).knobs == replace(SPACE.cheapest, tier="medium")
+def test_a_policy_that_does_not_see_the_picture_is_asked_once() -> None:
+    greedy = Greedy()
+    greedy.sees_picture = False
+    assert choose(guard_of(greedy), 60.0).knobs == SPACE.largest
+    assert len(greedy.told) == 1
+
+
+def test_a_price_of_time_is_weighed_when_the_policy_predicts_accuracy() -> None:
+    guard = guard_of(TablePolicy(SPACE, {knobs: 0.1 + 0.01 * i for i, knobs in enumerate(SPACE)}))
+    cost_ms = [PROFILE.p50_total_ms(i) for i in range(len(SPACE))]
+    even = 0.01 * (len(SPACE) - 1) / (cost_ms[-1] - cost_ms[0])
+    found = [choose(guard, 1e6, price_per_ms=price).knobs for price in (0.0, 0.1 * even, even, 50 * even)]
+    costs_ms = [PROFILE.p50_total_ms(SPACE.index(knobs)) for knobs in found]
+    assert found[0] == SPACE.largest
+    assert found[-1] == SPACE.cheapest
+    assert costs_ms == sorted(costs_ms, reverse=True)
+    with pytest.raises(UserError, match=r"--price_per_ms 0.01: policy greedy scores settings by logits"):
+        choose(guard_of(Greedy()), 60.0, price_per_ms=0.01)
+    assert choose(Guard.fixed(SPACE.native, SPACE, PROFILE), 60.0, price_per_ms=0.01).knobs == SPACE.native
 
 
 def test_fixed_runs_its_setting_whatever_the_budget() -> None:
@@ -120,24 +136,24 @@ def test_fixed_runs_its_setting_whatever_the_budget() -> None:
 
 
 def test_no_budget_is_native() -> None:
-    choice = choose(guard_of(Wilful(SPACE.cheapest)), None)
+    choice = choose(guard_of(Greedy(1)), None)
     assert (choice.knobs, choice.feasible, choice.policy) == (SPACE.native, None, "fixed")
 
 
 def test_without_a_profile_nothing_is_masked() -> None:
-    choice = choose(guard_of(Wilful(SPACE.largest), profile=None), 1.0)
+    choice = choose(guard_of(Greedy(), profile=None), 1.0)
     assert (choice.knobs, choice.feasible, choice.predicted) == (SPACE.largest, None, None)
 
 
 def test_fewer_settings() -> None:
-    guard = guard_of(TablePolicy(PROFILE, prior_accuracy(SPACE)))
+    guard = guard_of(TablePolicy(SPACE, prior_accuracy(SPACE)))
     low = guard.only(i for i, knobs in enumerate(SPACE) if knobs.tier == "low" and knobs.top_k == 2)
     assert choose(low, 1e6).knobs == KnobConfig(tier="low", top_k=2, num_blocks=6)
     assert choose(low, 1.0).knobs == SPACE.cheapest
 
 
 def test_the_first_answer_does_not_pay_for_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    guard = Guard.around(FixedPolicy(SPACE.largest), SPACE, tiny_model.make_profile(spread=0.2))
+    guard = Guard.around(FixedPolicy(SPACE.largest, SPACE), SPACE, tiny_model.make_profile(spread=0.2))
 
     def late(*_: object) -> None:
         raise AssertionError("a table is made within an answer")

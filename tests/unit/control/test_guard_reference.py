@@ -10,8 +10,9 @@ import pytest
 import tiny_model
 from tempovlm.control.guard import Guard
 from tempovlm.control.margin import OnlineMargin
-from tempovlm.control.policies import TIE, TablePolicy
-from tempovlm.control.policy import Features, Policy, Question, Sight
+from tempovlm.control.policies import TablePolicy
+from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import TIE, Floats
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Request
 from tempovlm.latency.profile import LatencyProfile
@@ -20,38 +21,30 @@ SPACE = tiny_model.SPACE
 ORDER = {knobs: i for i, knobs in enumerate(SPACE)}
 
 
-class Drawn:
-    """Wants settings drawn at random, allowed or not, and keeps what it was offered."""
+class Drawn(Policy):
+    """Scores settings at random and keeps the scores."""
 
     name = "drawn"
+    sees_picture = True
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.offered: list[tuple[KnobConfig, ...]] = []
-        self.wanted: list[KnobConfig] = []
+        self.scores: list[Floats] = []
 
-    def _draw(self, choices: tuple[KnobConfig, ...]) -> KnobConfig:
-        self.offered.append(choices)
-        self.wanted.append(SPACE.settings[self.rng.integers(len(SPACE))])
-        return self.wanted[-1]
+    def look(self, question: Question, left_ms: float) -> Floats:
+        del question, left_ms
+        self.scores.append(self.rng.random(len(SPACE)))
+        return self.scores[-1]
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:
-        del budget_ms
-        return self._draw(question.choices).tier
-
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        del tier, budget_ms
-        assert features is not None
-        wanted = self._draw(features.choices)
-        return wanted.top_k, wanted.num_blocks
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+        del sight
+        return self.look(question, left_ms)
 
 
 class DrawnAtOnce(Drawn):
-    """Wants a whole setting first."""
+    """Scores settings once."""
 
-    def choose_setting(self, question: Question, budget_ms: float) -> KnobConfig:
-        del budget_ms
-        return self._draw(question.choices)
+    sees_picture = False
 
 
 def drawn_profile(rng: np.random.Generator) -> LatencyProfile:
@@ -76,9 +69,8 @@ def drawn_guard(rng: np.random.Generator, policy: Policy, profile: LatencyProfil
 
 
 def fits_first(guard: Guard, budget_ms: float, opened_ms: float, *, glanced: bool) -> list[KnobConfig]:
-    profile, margin = guard.profile, guard.margin
+    profile, factor = guard.profile, 1.0 if guard.margin is None else guard.margin.factor
     assert profile is not None
-    assert margin is not None
     usual_ms = min(opened_ms, profile.p50_prefix_ms(0)) if glanced else profile.open_ms
     left_ms = budget_ms - opened_ms - guard.control_ms + usual_ms - profile.open_ms
     split_ms = guard.split_ms if glanced else {}
@@ -86,34 +78,23 @@ def fits_first(guard: Guard, budget_ms: float, opened_ms: float, *, glanced: boo
         knobs
         for i, knobs in enumerate(SPACE)
         if i in guard.choices
-        and margin.factor * (profile.upper_total_ms(i) - profile.open_ms + split_ms.get(knobs.tier, 0.0))
-        <= left_ms
+        and factor * (profile.upper_total_ms(i) - profile.open_ms + split_ms.get(knobs.tier, 0.0)) <= left_ms
     ]
 
 
 def fits_second(guard: Guard, tier: str, budget_ms: float, looked_ms: float) -> list[KnobConfig]:
-    profile, margin = guard.profile, guard.margin
+    profile, factor = guard.profile, 1.0 if guard.margin is None else guard.margin.factor
     assert profile is not None
-    assert margin is not None
     left_ms = budget_ms - looked_ms - (guard.control_ms if guard.second_ms is None else guard.second_ms)
     return [
         SPACE.settings[i]
         for i in guard.choices
-        if SPACE.settings[i].tier == tier and margin.factor * profile.upper_remainder_ms(i) <= left_ms
+        if SPACE.settings[i].tier == tier and factor * profile.upper_remainder_ms(i) <= left_ms
     ]
 
 
-def corrected_tier(wanted: str, choices: list[KnobConfig]) -> str:
-    places = sorted({SPACE.tiers.index(knobs.tier) for knobs in choices})
-    lower = [place for place in places if place <= SPACE.tiers.index(wanted)]
-    return SPACE.tiers[lower[-1] if lower else places[0]]
-
-
-def corrected(wanted: KnobConfig, choices: list[KnobConfig]) -> KnobConfig:
-    if wanted in choices:
-        return wanted
-    lower = [k for k in choices if k.top_k <= wanted.top_k and k.num_blocks <= wanted.num_blocks]
-    return max(lower, key=lambda k: (k.num_blocks, k.top_k)) if lower else choices[0]
+def highest(scores: Floats, choices: list[KnobConfig]) -> KnobConfig:
+    return max(choices, key=lambda knobs: float(scores[ORDER[knobs]]))
 
 
 @pytest.mark.parametrize("kind", [Drawn, DrawnAtOnce])
@@ -132,21 +113,20 @@ def test_both_choices_are_those_of_the_rules(seed: int, kind: type[Drawn]) -> No
         offered = first or [cheapest]
         at_once = kind is DrawnAtOnce
         is_open = len(offered if at_once else {knobs.tier for knobs in offered}) > 1
-        assert policy.offered == ([tuple(offered)] if is_open else [])
-        wanted = policy.wanted[-1] if is_open else offered[0]
-        assert (tier.tier, tier.feasible) == (corrected_tier(wanted.tier, offered), bool(first))
+        assert len(policy.scores) == is_open
+        wanted = highest(policy.scores[-1], offered) if is_open else offered[0]
+        assert (tier.tier, tier.feasible) == (wanted.tier, bool(first))
 
         looked_ms = opened_ms + rng.uniform(0, 30)
-        policy.wanted.clear()
-        choice = guard.choose_compute(request, tier, Sight(None, 0, 0), looked_ms)
+        choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), looked_ms)
         second = fits_second(guard, tier.tier, budget_ms, looked_ms)
-        lowest = next(SPACE.settings[i] for i in guard.choices if SPACE.settings[i].tier == tier.tier)
-        if len(second) > 1 and not at_once:
-            wanted = replace(policy.wanted[-1], tier=tier.tier)
-        assert choice.knobs == (corrected(wanted, second) if len(second) > 1 else (second or [lowest])[0])
+        of_tier = [SPACE.settings[i] for i in guard.choices if SPACE.settings[i].tier == tier.tier]
+        lowest = min(of_tier, key=lambda knobs: profile.p50_total_ms(ORDER[knobs]))
+        assert len(policy.scores) == is_open + (len(second) > 1 and not (at_once and is_open))
+        assert choice.knobs == (highest(policy.scores[-1], second) if len(second) > 1 else (second or [lowest])[0])
         assert choice.feasible == bool(first and second)
         outcomes.add((choice.feasible, is_open, len(second) > 1))
-    assert len(outcomes) > 2
+    assert len(outcomes) > 1
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -154,17 +134,20 @@ def test_the_table_is_that_of_its_rules(seed: int) -> None:
     rng = np.random.default_rng(seed)
     profile = drawn_profile(rng)
     accuracy = {knobs: float(rng.choice([0.3, 0.5, 0.501, 0.504])) for knobs in SPACE}
-    policy = TablePolicy(profile, accuracy)
+    guard = Guard(TablePolicy(SPACE, accuracy), SPACE, tuple(range(len(SPACE))), profile)
 
     def best(choices: list[KnobConfig]) -> KnobConfig:
         top = max(accuracy[k] for k in choices)
         return min((k for k in choices if accuracy[k] >= top - TIE), key=lambda k: profile.p50_total_ms(ORDER[k]))
 
     for _ in range(40):
-        choices = tuple(k for k in SPACE if rng.random() < 0.5) or SPACE.settings
-        question = Question(text="what?", choices=choices)
-        tier = policy.choose_tier(question, 1.0)
-        assert tier == best(list(choices)).tier
-        features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
-        wanted = best([k for k in choices if k.tier == tier])
-        assert policy.choose_compute(features, tier, 1.0) == (wanted.top_k, wanted.num_blocks)
+        budget_ms = float(rng.uniform(10, 110))
+        request = Request(images=(), question="what?", budget_ms=budget_ms)
+        first = fits_first(guard, budget_ms, profile.open_ms, glanced=False)
+        tier = guard.choose_tier(request, None, profile.open_ms)
+        if first:
+            assert tier.tier == best(first).tier
+        second = fits_second(guard, tier.tier, budget_ms, 5.0)
+        if second:
+            choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 5.0)
+            assert choice.knobs == best(second)

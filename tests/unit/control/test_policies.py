@@ -5,9 +5,12 @@ import itertools
 import pytest
 
 import tiny_model
-from tempovlm.control.policies import TIE, TablePolicy, prior_accuracy
-from tempovlm.control.policy import Features, Question, Sight
+from tempovlm.control.guard import Guard
+from tempovlm.control.policies import TablePolicy, prior_accuracy
+from tempovlm.control.policy import Sight
+from tempovlm.control.select import TIE
 from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.request import Request
 
 SPACE = tiny_model.SPACE
 PROFILE = tiny_model.make_profile()
@@ -15,19 +18,15 @@ PROFILE = tiny_model.make_profile()
 
 def table(**accuracy: float) -> TablePolicy:
     """A policy on a table in which all settings but the named ones (`low_2_3`) are useless."""
-    return TablePolicy(PROFILE, {k: accuracy.get(f"{k.tier}_{k.top_k}_{k.num_blocks}", 0.0) for k in SPACE})
+    return TablePolicy(SPACE, {k: accuracy.get(f"{k.tier}_{k.top_k}_{k.num_blocks}", 0.0) for k in SPACE})
 
 
 def choose(policy: TablePolicy, total_ms: float, left_ms: float) -> KnobConfig:
-    """What it takes of the settings that fit, as the guard lets it choose."""
-    fitting = [k for i, k in enumerate(SPACE) if PROFILE.upper_total_ms(i) <= total_ms]
-    question = Question(text="what?", choices=tuple(fitting) or (SPACE.cheapest,))
-    tier = policy.choose_tier(question, total_ms)
-    same = {k: PROFILE.upper_remainder_ms(i) for i, k in enumerate(SPACE) if k.tier == tier}
-    choices = tuple(k for k, upper_ms in same.items() if upper_ms <= left_ms) or tuple(same)[:1]
-    features = Features(question=question, choices=choices, sight=Sight(None, 0, 0))
-    top_k, num_blocks = policy.choose_compute(features, tier, left_ms)
-    return KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
+    """The setting that runs with so much left for the answer and, once the picture is encoded, for the rest."""
+    guard = Guard(policy, SPACE, tuple(range(len(SPACE))), PROFILE)
+    request = Request(images=(), question="what?", budget_ms=total_ms)
+    tier = guard.choose_tier(request, None, PROFILE.open_ms)
+    return guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), total_ms - left_ms).knobs
 
 
 def test_the_most_accurate_that_fits() -> None:
@@ -39,7 +38,7 @@ def test_the_most_accurate_that_fits() -> None:
 
 def test_more_budget_never_means_less_accuracy() -> None:
     accuracy = prior_accuracy(SPACE)
-    policy = TablePolicy(PROFILE, accuracy)
+    policy = TablePolicy(SPACE, accuracy)
     reached = [accuracy[choose(policy, budget_ms, budget_ms / 2)] for budget_ms in range(10, 80)]
     assert all(b >= a - TIE for a, b in itertools.pairwise(reached))
     assert reached[-1] > reached[0]
@@ -52,10 +51,6 @@ def test_a_tie_goes_to_the_cheaper(lead: float, chosen: str) -> None:
 
 def test_nothing_fits() -> None:
     assert choose(table(high_6_6=0.9), 0.1, 0.1) == SPACE.cheapest
-
-
-def test_without_features_it_is_the_tier_s_best() -> None:
-    assert table(low_4_4=0.6, high_4_4=0.9).choose_compute(None, "low", 1.0) == (4, 4)
 
 
 def test_the_prior_prefers_more_compute_up_to_the_trained_top_k() -> None:

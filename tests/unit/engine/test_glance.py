@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,8 @@ from tempovlm.control.learned import policy_from_checkpoint
 from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance, Knob2Knob3Predictor
 from tempovlm.control.observation import vision_width
-from tempovlm.control.policy import Features, Policy, Question
+from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import Floats
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import STAGES, Request
 from tempovlm.engine.batching import answer_batch
@@ -63,33 +65,38 @@ def policy_of(engine: Engine, tmp_path: Path) -> Callable[[str], Policy]:
     return lambda kind: policy_from_checkpoint(saved(tmp_path, kind), SPACE, run.model, run.tokenizer)
 
 
-class Wanting:
-    """Glances, wants one setting and remembers its questions."""
+class Wanting(Policy):
+    """Glances, wants one setting, else the dearest that fits, and remembers its questions."""
 
     name = "wanting"
-    glances = True
+    sees_picture = True
 
     def __init__(self, knobs: KnobConfig) -> None:
         self.knobs = knobs
         self.asked: list[Question] = []
 
-    def choose_tier(self, question: Question, budget_ms: float) -> str:  # noqa: ARG002
-        self.asked.append(question)
-        return self.knobs.tier
+    @property
+    def sees_glance(self) -> bool:
+        return True
 
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:  # noqa: ARG002
-        return self.knobs.top_k, self.knobs.num_blocks
+    def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002
+        self.asked.append(question)
+        return self.scores()
+
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:  # noqa: ARG002
+        return self.scores()
+
+    def scores(self) -> Floats:
+        return np.arange(len(SPACE)) + len(SPACE) * np.eye(len(SPACE))[SPACE.index(self.knobs)]
 
 
 class WantingAtOnce(Wanting):
-    """The same, choosing all knobs at once; it is not to be asked again."""
+    """The same, scoring all knobs at once; it is not to be asked again."""
 
-    def choose_setting(self, question: Question, budget_ms: float) -> KnobConfig:  # noqa: ARG002
-        self.asked.append(question)
-        return self.knobs
+    sees_picture = False
 
-    def choose_compute(self, features: Features | None, tier: str, budget_ms: float) -> tuple[int, int]:
-        raise AssertionError(f"asked again at {tier} with {budget_ms} of {features}")
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+        raise AssertionError(f"asked again with {left_ms} of {question} and {sight}")
 
 
 def unmasked(policy: Policy) -> Guard:
@@ -231,16 +238,16 @@ def test_the_guard_counts_a_glance_once(kind: type[Wanting]) -> None:
     guard = replace(unmasked(kind(SPACE.largest)), profile=PROFILE)
     for late_ms in (0.0, 7.0):
         chosen = guard.choose_tier(request(budget_ms=30.0), None, usual_ms + late_ms, torch.zeros(1, 4, WIDTH))
-        assert chosen.question.budget_ms == pytest.approx(30.0 - late_ms)
+        assert chosen.question.left_ms == pytest.approx(30.0 - late_ms)
         fits = {i for i in range(len(SPACE)) if PROFILE.upper_total_ms(i) <= 30.0 - late_ms}
-        assert {SPACE.index(knobs) for knobs in chosen.question.choices} == fits
+        assert chosen.tier == SPACE.settings[max(fits)].tier
         assert len(fits) < len(SPACE)
     own = replace(guard, control_ms=4.0, second_ms=1.0, split_ms={"medium": 3.0, "high": 60.0})
     chosen = own.choose_tier(request(budget_ms=30.0), None, usual_ms, torch.zeros(1, 4, WIDTH))
-    assert chosen.question.budget_ms == pytest.approx(26.0)
-    for knobs in SPACE:
-        upper_ms = PROFILE.upper_total_ms(SPACE.index(knobs)) + own.split_ms.get(knobs.tier, 0.0)
-        assert (knobs in chosen.question.choices) == (upper_ms <= chosen.question.budget_ms)
+    assert chosen.question.left_ms == pytest.approx(26.0)
+    upper_ms = [PROFILE.upper_total_ms(i) + own.split_ms.get(knobs.tier, 0.0) for i, knobs in enumerate(SPACE)]
+    wanted = max(i for i in range(len(SPACE)) if upper_ms[i] <= 26.0)
+    assert chosen.tier == SPACE.settings[wanted].tier
 
 
 @pytest.mark.parametrize("kind", [Wanting, WantingAtOnce])
@@ -262,7 +269,7 @@ def test_what_no_longer_fits_is_lowered() -> None:
     guard = replace(unmasked(WantingAtOnce(SPACE.largest)), profile=PROFILE, control_ms=2.0, second_ms=0.0)
     one = request(budget_ms=60.0)
     chosen = guard.choose_tier(one, None, 1.0, torch.zeros(1, 4, WIDTH))
-    assert chosen.wanted == SPACE.largest
+    assert chosen.index == SPACE.index(SPACE.largest)
     seen: Any = None
     assert guard.choose_compute(one, chosen, seen, 20.0).knobs == SPACE.largest
     late = guard.choose_compute(one, chosen, seen, 38.0)

@@ -25,7 +25,7 @@ def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: A
         "scored_ms": np.tile(COST_MS, (len(world), 1)),
         "budgets_ms": BUDGETS,
         "mixture": offline.StaticMixture.fit(train.accuracy.mean(axis=0), COST_MS),
-        "oracle": offline.Oracle(world),
+        "oracle": offline.oracle_rule(world),
         "oracle_kind": "plain",
         "draws": 300,
     }
@@ -34,7 +34,7 @@ def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: A
 
 def content_rule(world: DecisionTable) -> offline.Scored:
     neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
-    return offline.Scored(neighbours, parity)
+    return offline.Scored(lambda part: neighbours.scores(parity(part)))
 
 
 def test_resampled_means_are_those_of_the_clustered_bootstrap() -> None:
@@ -70,9 +70,9 @@ def test_where_only_the_budget_matters_no_policy_beats_the_mixture() -> None:
     neighbours = NearestNeighbours.fit(parity(train), train.accuracy, train.image_id.tolist())
     mean = train.accuracy.mean(axis=0)
     rules = {
-        "knn": offline.Scored(neighbours, parity),
+        "knn": offline.Scored(lambda part: neighbours.scores(parity(part))),
         "table": offline.table_rule(mean),
-        "random": offline.RandomRule(),
+        "random": offline.random_rule(),
         "best_static": offline.BestStatic(mean, COST_MS),
         "native": offline.Static(K - 1),
     }
@@ -87,7 +87,7 @@ def test_luck_lifts_the_plain_oracle_but_not_the_noise_corrected_one() -> None:
     rule = offline.table_rule(train.accuracy.mean(axis=0))
     found = {}
     for kind, truth in (("plain", test), ("noise-corrected", twin)):
-        here = trial(test, train, oracle=offline.Oracle(truth), oracle_kind=kind)
+        here = trial(test, train, oracle=offline.oracle_rule(truth), oracle_kind=kind)
         found[kind], _ = judge.judge_all(here, {"table": rule})
     plain, corrected = found["plain"], found["noise-corrected"]
     assert plain["oracle"]["accuracy"][-1]["value"] > 0.99
@@ -223,7 +223,8 @@ def test_timeliness_counts_measured_requests_only() -> None:
 def test_fallback_rate_and_knobs() -> None:
     world = content_world(8)
     judged = judge.judge(
-        trial(world, budgets_ms=(5.0, 40.0)), trial(world, budgets_ms=(5.0, 40.0)).run("o", offline.Oracle(world))
+        trial(world, budgets_ms=(5.0, 40.0)),
+        trial(world, budgets_ms=(5.0, 40.0)).run("o", offline.oracle_rule(world)),
     )
     first, last = judged["by_budget"]
     assert (first["fallback_rate"], last["fallback_rate"]) == pytest.approx((1.0, 0.0))

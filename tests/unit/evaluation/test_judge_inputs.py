@@ -12,7 +12,7 @@ from estimator_fakes import RATES, TABLE
 from tempovlm.core.errors import UserError
 from tempovlm.evaluation import judge_inputs
 from tempovlm.evaluation.judge_inputs import Known, Part, latencies
-from tempovlm.evaluation.offline import Oracle
+from tempovlm.evaluation.offline import oracle_rule
 from tempovlm.latency.estimator import Estimator
 from tempovlm.profiling.decisions import DecisionTable
 
@@ -98,7 +98,7 @@ def test_names_of_baselines() -> None:
         train_latencies=latencies(train, train, None, 0.9),
         level=0.9,
         content=lambda: pytest.fail("nobody looks at content here"),
-        oracle=Oracle(train.table),
+        oracle=oracle_rule(train.table),
     )
     judged = content_world(6)
     for name in judge_inputs.BASELINES:

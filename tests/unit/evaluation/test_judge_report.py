@@ -34,12 +34,12 @@ def made() -> tuple[judge_trial.Trial, dict[str, Any], list[judge_trial.Outcome]
         scored_ms=latency_ms,
         budgets_ms=BUDGETS,
         mixture=offline.StaticMixture.fit(world.accuracy.mean(axis=0), COST_MS),
-        oracle=offline.Oracle(world),
+        oracle=offline.oracle_rule(world),
         oracle_kind="noise-corrected",
         draws=200,
     )
     neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
-    rules = {"cheap": offline.Static(0), NAME: offline.Scored(neighbours, parity)}
+    rules = {"cheap": offline.Static(0), NAME: offline.Scored(lambda part: neighbours.scores(parity(part)))}
     report, outcomes = judge.judge_all(trial, rules, looking=[NAME], ablated=[NAME])
     about = {
         "subject": NAME,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from decision_worlds import COST_MS, SPACE, K, budget_world, content_world, parity, table
 
-from tempovlm.control.baselines import ConstantScores, NearestNeighbours, ScoredPolicy, varying
-from tempovlm.control.policies import FixedPolicy
-from tempovlm.control.policy import Question, Sight
+from tempovlm.control.baselines import NearestNeighbours, varying
+from tempovlm.control.policies import TablePolicy
+from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.evaluation import offline
@@ -19,12 +20,12 @@ from tempovlm.profiling.decisions import DecisionTable
 BUDGETS = (13.0, 20.0, 30.0, 40.0)
 
 
-def question_of(part: DecisionTable, row: int) -> tuple[str, tuple[int, int] | None]:
-    return str(part.question_id[row]), None
+def question_of(part: DecisionTable, row: int) -> Question:
+    return Question(text=str(part.question_id[row]))
 
 
 def sight_of(_part: DecisionTable, _row: int, tier: str) -> Sight:
-    return Sight(tier, 1, 1)
+    return Sight(tier, None, 1, 1)
 
 
 def test_hull_of_a_hand_computed_case() -> None:
@@ -95,9 +96,9 @@ def test_ties_go_to_the_cheaper_setting() -> None:
     assert (chosen == 0).all()
 
 
-def test_single_knob_rule_leaves_the_others_native() -> None:
+def test_a_table_over_one_knob_leaves_the_others_native() -> None:
     world = budget_world(3)
-    rule = offline.single_knob_rule(SPACE, ("tier",), COST_MS)
+    rule = offline.table_rule(COST_MS, allowed=varying(SPACE, ("tier",)))
     settings = [SPACE.settings[i] for i in rule(world, world.latency_ms, BUDGETS)[0]]
     assert settings[0] == SPACE.cheapest  # no native depth fits 13 ms
     assert settings[1:] == [KnobConfig(tier=tier, top_k=8, num_blocks=16) for tier in SPACE.tiers]
@@ -112,7 +113,7 @@ def test_best_static_goes_by_its_own_quantile_and_never_by_the_question() -> Non
 
 def test_random_rule_repeats_and_covers_only_what_fits() -> None:
     world = budget_world(600)
-    rule = offline.RandomRule(3)
+    rule = offline.random_rule(3)
     chosen = rule(world, world.latency_ms, (20.0, 40.0))
     np.testing.assert_array_equal(chosen, rule(world, world.latency_ms, (20.0, 40.0)))
     assert set(chosen[:, 0].tolist()) == set(np.flatnonzero(COST_MS <= 20.0).tolist())
@@ -122,7 +123,7 @@ def test_random_rule_repeats_and_covers_only_what_fits() -> None:
 
 def test_oracle_is_right_wherever_a_setting_is() -> None:
     world = content_world(10)
-    chosen = offline.Oracle(world)(world, world.latency_ms, (20.0, 40.0))
+    chosen = offline.oracle_rule(world)(world, world.latency_ms, (20.0, 40.0))
     assert chosen[:, 0].tolist() == [0] * 10
     assert chosen[:, 1].tolist() == [0, K - 1] * 5
 
@@ -130,7 +131,7 @@ def test_oracle_is_right_wherever_a_setting_is() -> None:
 def test_noise_corrected_oracle_chooses_on_the_twin() -> None:
     twin = content_world(4)
     judged = table(1 - twin.accuracy)
-    chosen = offline.Oracle(twin)(judged, judged.latency_ms, (40.0,))
+    chosen = offline.oracle_rule(twin)(judged, judged.latency_ms, (40.0,))
     assert np.take_along_axis(judged.accuracy, chosen, 1).sum() == pytest.approx(0)
 
 
@@ -149,7 +150,7 @@ def test_shuffling_takes_the_content_and_leaves_the_latency() -> None:
     latency_ms[:20] *= 10
     world = table(content_world(40).accuracy, latency_ms)
     neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
-    rule = offline.Scored(neighbours, parity)
+    rule = offline.Scored(lambda part: neighbours.scores(parity(part)))
     real = rule(world, latency_ms, (40.0,))
     mixed = offline.shuffled(rule, 1)(world, latency_ms, (40.0,))
     assert (mixed[:20] == 0).all()  # nothing else fits those
@@ -161,7 +162,7 @@ def test_restricted_rules_choose_among_the_rest() -> None:
     world = budget_world(50)
     allowed = np.zeros(K, dtype=bool)
     allowed[[2, 5]] = True
-    for rule in (offline.RandomRule(), offline.Oracle(world), offline.BestStatic(np.ones(K), COST_MS)):
+    for rule in (offline.random_rule(), offline.oracle_rule(world), offline.BestStatic(np.ones(K), COST_MS)):
         chosen = offline.restricted(rule, allowed)(world, world.latency_ms, (1.0, 99.0))
         assert set(chosen.ravel().tolist()) <= {2, 5}
 
@@ -169,53 +170,61 @@ def test_restricted_rules_choose_among_the_rest() -> None:
 def test_a_policy_of_the_engine_chooses_as_its_rule_does() -> None:
     world = budget_world(30)
     accuracy = np.linspace(0.2, 0.9, K)
-    allowed = varying(SPACE, ("num_blocks",))
-    policy = ScoredPolicy(SPACE, ConstantScores(accuracy), COST_MS, allowed, "only_num_blocks")
-    by_policy = offline.PolicyRule(policy, SPACE, question_of, sight_of)(world, world.latency_ms, BUDGETS)
-    by_rule = offline.single_knob_rule(SPACE, ("num_blocks",), accuracy)(world, world.latency_ms, BUDGETS)
-    np.testing.assert_array_equal(by_policy, by_rule)
+    policy = TablePolicy(SPACE, dict(zip(SPACE, accuracy.tolist(), strict=True)))
+    for price_per_ms in (0.0, 0.05):
+        asked = offline.PolicyRule(policy, SPACE, question_of, sight_of, price_per_ms=price_per_ms)
+        rule = offline.table_rule(accuracy, price_per_ms=price_per_ms)
+        chosen = rule(world, world.latency_ms, BUDGETS)
+        np.testing.assert_array_equal(asked(world, world.latency_ms, BUDGETS), chosen)
+    assert (chosen != offline.table_rule(accuracy)(world, world.latency_ms, BUDGETS)).any()
 
 
-def test_a_policy_that_asks_too_much_is_corrected_to_the_cheaper_side() -> None:
+class Listener(Policy):
+    """Wants the dearest setting and remembers what it was told."""
+
+    name = "listener"
+    sees_picture = True
+
+    def __init__(self, *, sees_glance: bool = False) -> None:
+        self.glances: list[Any] = []
+        self.left_ms: list[float] = []
+        self._sees_glance = sees_glance
+
+    @property
+    def sees_glance(self) -> bool:
+        return self._sees_glance
+
+    def look(self, question: Question, left_ms: float) -> Floats:
+        assert question.left_ms == left_ms
+        self.glances.append(question.glance)
+        return COST_MS
+
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+        assert question.left_ms is not None
+        assert sight.tier in SPACE.tiers
+        self.left_ms.append(left_ms)
+        return COST_MS
+
+
+def test_a_policy_takes_the_best_scored_setting_that_fits() -> None:
     world = budget_world(2)
-    rule = offline.PolicyRule(FixedPolicy(SPACE.native), SPACE, question_of, sight_of)
-    for budget_ms, wanted in (
-        (5.0, "low/k4/b8"),
-        (21.0, "low/k8/b16"),
-        (24.5, "medium/k8/b8"),
-        (99.0, "high/k8/b16"),
-    ):
-        chosen = rule(world, world.latency_ms, (budget_ms,))[0, 0]
-        assert str(SPACE.settings[chosen]) == wanted
+    rule = offline.PolicyRule(Listener(), SPACE, question_of, sight_of)
+    chosen = rule(world, world.latency_ms, (5.0, *BUDGETS))
+    wanted = [int(np.where(budget_ms >= COST_MS, COST_MS, -1.0).argmax()) for budget_ms in (99.0, *BUDGETS)]
+    assert chosen.tolist() == [[0, *wanted[1:]]] * 2
 
 
 def test_a_policy_is_told_what_is_left_after_looking() -> None:
-    class Listener(FixedPolicy):
-        heard: list[float] = []  # noqa: RUF012 - a test's notebook
-
-        def choose_compute(self, features, tier, budget_ms):  # type: ignore[no-untyped-def]
-            self.heard.append(budget_ms)
-            return FixedPolicy.choose_compute(self, features, tier, budget_ms)
-
-    world = budget_world(3)
-    looking_ms = np.full((3, 3), 4.0)
-    rule = offline.PolicyRule(Listener(SPACE.native), SPACE, question_of, sight_of, lambda _part: looking_ms)
+    world, policy = budget_world(3), Listener()
+    rule = offline.PolicyRule(policy, SPACE, question_of, sight_of, np.array([2.0, 3.0, 4.0]))
     rule(world, world.latency_ms, (40.0,))
-    assert Listener.heard == pytest.approx([36.0] * 3)
+    assert policy.left_ms == pytest.approx([36.0] * 3)
 
 
 def test_a_policy_that_glances_sees_the_global_crop_of_the_lowest_tier() -> None:
-    class Looker(FixedPolicy):
-        glances = True
-        seen: list[Any] = []  # noqa: RUF012 - a test's notebook
-
-        def choose_tier(self, question: Question, budget_ms: float) -> str:
-            self.seen.append(question.glance)
-            return FixedPolicy.choose_tier(self, question, budget_ms)
-
     def look(_: object, row: int, tier: str) -> Sight:
-        return Sight([f"crop {i} of {row} at {tier}" for i in range(3)], 10, 5)
+        return Sight(tier, [f"crop {i} of {row} at {tier}" for i in range(3)], 10, 5)
 
-    world = budget_world(2)
-    offline.PolicyRule(Looker(SPACE.native), SPACE, question_of, look)(world, world.latency_ms, (99.0,))
-    assert Looker.seen == [["crop 0 of 0 at low"], ["crop 0 of 1 at low"]]
+    world, policy = budget_world(2), Listener(sees_glance=True)
+    offline.PolicyRule(policy, SPACE, question_of, look)(world, world.latency_ms, (99.0,))
+    assert policy.glances == [["crop 0 of 0 at low"], ["crop 0 of 1 at low"]]

@@ -12,7 +12,6 @@ import pytest
 
 import tiny_model
 from tempovlm.control.observation import glance_feature, question_ids, vision_feature, vision_width
-from tempovlm.control.policies import TIE
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
 from tempovlm.engine.engine import Engine
@@ -21,28 +20,6 @@ from tempovlm.tasks.catalog import load_samples
 from tempovlm.training import controller_data as material
 
 SPACE = tiny_model.SPACE
-
-
-def best(accuracy: list[float], latency_ms: list[float], budget_ms: float) -> tuple[int, bool]:
-    found = material.best_setting(np.array([accuracy]), np.array([latency_ms]), np.array([budget_ms]))
-    return int(found.setting[0]), bool(found.feasible[0])
-
-
-def test_the_most_accurate_that_fits() -> None:
-    accuracy, latency_ms = [0.2, 0.5, 0.9], [10.0, 20.0, 40.0]
-    assert best(accuracy, latency_ms, 100.0) == (2, True)
-    assert best(accuracy, latency_ms, 40.0) == (2, True)
-    assert best(accuracy, latency_ms, 39.9) == (1, True)
-
-
-def test_a_tie_goes_to_the_cheaper_by_time_not_by_place() -> None:
-    assert best([0.5, 0.5 + 0.9 * TIE, 0.1], [30.0, 40.0, 5.0], 100.0) == (0, True)
-    assert best([0.5, 0.5 - 0.9 * TIE, 0.1], [30.0, 20.0, 5.0], 100.0) == (1, True)
-    assert best([0.5, 0.5 + 1.1 * TIE, 0.1], [30.0, 40.0, 5.0], 100.0) == (1, True)
-
-
-def test_nothing_fits() -> None:
-    assert best([0.2, 0.5, 0.9], [10.0, 8.0, 40.0], 5.0) == (1, False)
 
 
 def test_budgets_are_log_uniform_over_what_is_feasible() -> None:
