@@ -259,6 +259,15 @@ class TempoVLM:
             return answer_batch(self.engine, ready, self.guard_for(budgeted))
         return answer_batch(self.engine, ready, self._fixed(knobs or self.space.native))
 
+    def check_price(self, price_per_ms: float) -> None:
+        """Raise a `UserError` if time has a price and the policy's scores cannot be weighed against it."""
+        from tempovlm.control.guard import no_price
+        from tempovlm.control.policy import Policy
+
+        wanted = self._wanted
+        if price_per_ms and self._chooses and isinstance(wanted, Policy) and wanted.scale != "accuracy":
+            raise no_price(wanted.name, price_per_ms)
+
     def guard_for(
         self,
         request: Request,

@@ -9,8 +9,9 @@ import tyro
 
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
+from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.core.request import STAGES, Answer, check_budget_ms
+from tempovlm.core.request import STAGES, Answer, check_budget_ms, check_price_per_ms
 from tempovlm.core.weights import Weights
 from tempovlm.model.image import open_image
 
@@ -22,6 +23,7 @@ DESCRIPTION = "Answer a question about a picture within a budget in milliseconds
 EXAMPLES = (
     'tempovlm answer street.png "what does the sign say?" --budget_ms 150',
     'tempovlm answer street.png "what does the sign say?" --budget_ms 150 --json',
+    'tempovlm answer street.png "what does the sign say?" --budget_ms 150 --price_per_ms 0.0005',
     'tempovlm answer street.png "what color is the car?" --tier high --top_k 8 --num_blocks 16',
 )
 
@@ -59,6 +61,9 @@ class Flags:
     policy: str = "auto"
     """Who chooses: auto (the trained controller that the model's folder has for this kind of device, else the
     table), table (the most accurate setting that fits), fixed (native), or a controller checkpoint's path."""
+    price_per_ms: float = 0.0
+    """Expected accuracy, as a share of 1, that a millisecond must buy within the budget; 0 spends all of it. For
+    policies that predict accuracy: table, nearest neighbours, LinUCB."""
     on_deadline: Literal["finish", "stop"] = "finish"
     """Let an answer run over its budget, or stop it there."""
     json: bool = False
@@ -75,6 +80,8 @@ def main(argv: list[str]) -> None:
     budget_ms = console.number("budget_ms", flags.budget_ms)
     if budget_ms is not None:
         check_budget_ms(budget_ms)
+    if check_price_per_ms(flags.price_per_ms) and budget_ms is None:
+        raise UserError(f"--price_per_ms {flags.price_per_ms:g}: needs a budget; give --budget_ms too")
     # Told before the model is loaded and the machine is measured, which can take a minute.
     pixels = open_image(flags.image)
     model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights)
@@ -88,6 +95,7 @@ def main(argv: list[str]) -> None:
         max_new_tokens=flags.max_new_tokens,
         style=flags.style,
         on_deadline=flags.on_deadline,
+        price_per_ms=flags.price_per_ms,
     )
     if flags.json:
         console.print_json(answer.to_json())

@@ -17,7 +17,7 @@ from tempovlm.cli import console
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
-from tempovlm.core.request import check_budget_ms
+from tempovlm.core.request import check_budget_ms, check_price_per_ms
 from tempovlm.core.weights import Weights
 from tempovlm.tasks.base import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, check_scorable
 
@@ -57,6 +57,8 @@ class BenchArgs:
         policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
             device, else the table), table (the most accurate setting that fits), fixed (native), or the path of a
             controller checkpoint.
+        price_per_ms: Expected accuracy, as a share of 1, that a millisecond must buy within the budgets; 0 spends
+            them whole. For policies that predict accuracy: table, nearest neighbours, LinUCB.
         data_dir: Folder of the data; by default the test bed in your cache directory, made if it is not there.
         fixed: Reference setting that runs between the budgets, such as medium/k8/b12; native or none.
         fresh_processes: Questions that are answered once more at each budget, each in a new process; these
@@ -74,6 +76,7 @@ class BenchArgs:
     device: str = "auto"
     weights: Weights = "bf16"
     policy: str = "auto"
+    price_per_ms: float = 0.0
     data_dir: Path | None = None
     fixed: str = "native"
     fresh_processes: int = 0
@@ -98,6 +101,7 @@ class BenchArgs:
         ):
             if value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
+        check_price_per_ms(self.price_per_ms)
         if not self.dataset:
             raise UserError(f"--dataset: give at least one of {', '.join(DATASETS)}")
         check_datasets(self.dataset, "dataset", together=True)
@@ -167,6 +171,7 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     samples = load_mixed(names, args.num_samples, data_dir=args.data_dir, seed=args.seed)
     check_scorable(samples)
     model = load_model(args.model, args.device, args.policy, notes, args.weights)
+    model.check_price(args.price_per_ms)
     if args.policy != "fixed":
         # Before the measurement's lock, which calibration takes itself.
         model.calibrate()
@@ -195,6 +200,7 @@ def measure_all(
         slower_existed=bench.slower_than(model.space, model.profile),
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
+        price_per_ms=args.price_per_ms,
     )
     records: list[Record] = []
     with machine_lock(lambda: notes.print("another process is measuring this machine; waiting for it to end")):
@@ -207,7 +213,7 @@ def measure_all(
     if complete and fresh:
         # Outside the lock: where the calibration could not be stored, a fresh process measures, and locks, itself.
         flags = ["--model", args.model, "--device", args.device, "--policy", args.policy]
-        flags += ["--weights", args.weights]
+        flags += ["--weights", args.weights, "--price_per_ms", repr(args.price_per_ms)]
         source = bench.measure_fresh(fresh, plan, flags)
         count = len(fresh) * len(plan.budgets_ms)
         complete = _collect(source, count, "answering in fresh processes", records)
@@ -264,6 +270,7 @@ def _result(
         "num_samples": len(samples),
         "seed": args.seed,
         "policy": args.policy,
+        "price_per_ms": args.price_per_ms,
         "chosen_by": sorted({record.policy for record in records if record.run == "budget" and record.policy}),
         "complete": complete,
         "stamp": stamp.to_json(),

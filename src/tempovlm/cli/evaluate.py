@@ -16,6 +16,7 @@ import tyro
 from tempovlm.cli import console
 from tempovlm.cli.evaluate_inputs import Inputs, is_path
 from tempovlm.core.errors import UserError
+from tempovlm.core.request import check_price_per_ms
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,6 +70,9 @@ class EvaluateArgs:
         level: Quantile of the latency that policies go by; 0.5, 0.9 or 0.99 with an estimator.
         time_price: What using the whole budget costs the baselines that score settings, in shares of right
             answers; that of the checkpoints' training makes a fair comparison.
+        price_per_ms: Expected accuracy, as a share of 1, that a millisecond must buy, for policies that predict
+            accuracy: table, only_*, knn, linucb and their checkpoints.
+        save_policies: Folder for the policies fitted here (knn.pt, linucb.pt), to be served by --policy.
         model: Model that was measured: a name or a folder; its weights are loaded for checkpoints only.
         device: Where a checkpoint's features are computed: auto, cpu or cuda.
         data_dir: Folder of the data that the results are of, for policies that look at content.
@@ -91,6 +95,8 @@ class EvaluateArgs:
     latency_estimator_path: Path | None = None
     level: float = 0.9
     time_price: float = 0.0
+    price_per_ms: float = 0.0
+    save_policies: Path | None = None
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     data_dir: Path | None = None
@@ -115,6 +121,7 @@ class EvaluateArgs:
                 raise UserError(f"--{name} {value}: must be at least {least}")
         if not 0 <= self.time_price < math.inf:
             raise UserError(f"--time_price {self.time_price}: must be zero or a positive number")
+        check_price_per_ms(self.price_per_ms)
         if not 0 < self.level < 1:
             raise UserError(f"--level {self.level}: must lie between 0 and 1")
         if self.control_ms is not None and not 0 <= self.control_ms < math.inf:
@@ -146,6 +153,8 @@ def main(argv: list[str]) -> None:
         inputs.check()
         trial, report, outcomes = run(inputs)
         paths = judge_report.write(args.output_dir, report, trial, outcomes)
+        if args.save_policies is not None:
+            paths += inputs.known.save(args.save_policies, args.policies, inputs.weights)
     out = notes if args.json else console.stdout()
     out.print(table(report))
     out.print(budgets_that_hold(report))
@@ -242,6 +251,7 @@ def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
             and {"path": str(args.latency_estimator_path), **inputs.estimator.stamp},
             "seed": args.seed,
             "time_price": args.time_price,
+            "price_per_ms": args.price_per_ms,
         },
     }
 

@@ -157,7 +157,7 @@ class Inputs:
             raise UserError(f"--policies {name}: no such file; give the path of a controller checkpoint")
         looking_ms = self.judged.looking_ms if self.judged.looking_ms.any() else self.train.looking_ms
         runner, weights = self.model.engine.runner, self.model.weights
-        return learned_rule(path, self.space, runner, weights, self.sights, looking_ms)
+        return learned_rule(path, self.space, runner, weights, self.sights, looking_ms, self.args.price_per_ms)
 
     @cached_property
     def sights(self) -> Sights:
@@ -190,6 +190,7 @@ class Inputs:
             oracle=oracle_rule(self.judged.table),
             seed=args.seed,
             time_price=args.time_price,
+            price_per_ms=args.price_per_ms,
         )
 
     def rules(self) -> dict[str, Rule]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,21 @@ from tempovlm.control.policy import Policy, Question
 from tempovlm.control.select import TIE, Mask
 from tempovlm.core.knobs import KNOBS, KnobSpace
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Floats = NDArray[np.float64]
 Size = tuple[int, int]
 
 _WORD_COLUMNS = 32
 _NEIGHBOURS = (8, 16, 32, 64, 128)
 _FOLDS = 5
+_NO_SPREAD = 1e300
+"""Divisor of a column that never varies: finite, so that a checkpoint may hold it."""
+
+NUM_FEATURES = _WORD_COLUMNS + 3
+"""Features of a question."""
+
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -93,7 +102,7 @@ class _Scale:
     @classmethod
     def fit(cls, features: Floats) -> _Scale:
         spread = features.std(axis=0)
-        return cls(features.mean(axis=0), np.where(spread > 1e-9, spread, np.inf))
+        return cls(features.mean(axis=0), np.where(spread > 1e-9, spread, _NO_SPREAD))
 
     def __call__(self, features: Floats) -> Floats:
         return (features - self.centre) / self.spread
@@ -133,6 +142,23 @@ class NearestNeighbours:
                 part = cls(scale, scaled[seen], accuracy[seen], min(count, int(seen.sum())))
                 errors[i] += ((part._mean(scaled[~seen]) - accuracy[~seen]) ** 2).sum()
         return cls(scale, scaled, accuracy, possible[int(np.argmin(errors))])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a checkpoint checks against the model."""
+        return {"num_features": self.features.shape[1], "num_settings": self.accuracy.shape[1]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The arrays, for a checkpoint."""
+        return _tensors(
+            self.scale, {"features": self.features, "accuracy": self.accuracy, "neighbours": self.neighbours}
+        )
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> NearestNeighbours:
+        """Rebuild from `state_dict`."""
+        scale, arrays = _arrays(state)
+        return cls(scale, arrays["features"], arrays["accuracy"], int(arrays["neighbours"]))
 
     def scores(self, features: Floats) -> Floats:
         """(N, K) the neighbours' mean accuracies."""
@@ -205,9 +231,36 @@ class LinUCB:
             total += accuracy[i, fits[pick]] * joint[pick]
         return cls(scale, arms, (inverse @ total).reshape(known.shape[1], arms.shape[1]))
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a checkpoint checks against the model."""
+        return {"num_features": len(self.weights) - 1, "num_settings": len(self.arms)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The arrays, for a checkpoint."""
+        return _tensors(self.scale, {"arms": self.arms, "weights": self.weights})
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> LinUCB:
+        """Rebuild from `state_dict`."""
+        scale, arrays = _arrays(state)
+        return cls(scale, arrays["arms"], arrays["weights"])
+
     def scores(self, features: Floats) -> Floats:
         """(N, K) expected accuracies."""
         return _with_one(self.scale(features)) @ self.weights @ self.arms.T
+
+
+def _tensors(scale: _Scale, arrays: Mapping[str, Floats | int]) -> dict[str, Tensor]:
+    import torch
+
+    scaled: dict[str, Floats | int] = {"centre": scale.centre, "spread": scale.spread}
+    return {name: torch.as_tensor(values) for name, values in (scaled | dict(arrays)).items()}
+
+
+def _arrays(state: Mapping[str, Tensor]) -> tuple[_Scale, dict[str, Floats]]:
+    arrays = {name: values.numpy() for name, values in state.items()}
+    return _Scale(arrays["centre"], arrays["spread"]), arrays
 
 
 def _with_one(features: Floats) -> Floats:

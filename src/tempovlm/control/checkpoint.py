@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tempovlm.control.baselines import NUM_FEATURES, LinUCB, NearestNeighbours
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
@@ -30,8 +31,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     "two_stage_stage1": ("knob1",),
     "two_stage": ("knob1", "knob2knob3"),
     "llm_based": ("controller",),
+    "nearest_neighbours": ("scorer",),
+    "linucb": ("scorer",),
 }
-"""Kind of controller → the names of its networks."""
+"""Kind of controller → the names of its parts."""
 
 _NETWORKS = "tempovlm.control.networks"
 CLASSES: dict[str, str] = {
@@ -41,8 +44,13 @@ CLASSES: dict[str, str] = {
     "Knob1PredictorBudgetLanguageGlance": _NETWORKS,
     "Knob2Knob3Predictor": _NETWORKS,
     "LLMBasedController": "tempovlm.control.llm_based",
+    "NearestNeighbours": "tempovlm.control.baselines",
+    "LinUCB": "tempovlm.control.baselines",
 }
-"""Class of a network → the module that defines it. Nothing else is ever built from a file."""
+"""Class of a part → the module that defines it. Nothing else is ever built from a file."""
+
+Part = nn.Module | NearestNeighbours | LinUCB
+"""What a controller is made of: a network in evaluation mode, or the arrays of a baseline."""
 
 _READ_ERRORS = (
     OSError,
@@ -71,7 +79,7 @@ class SavedController:
     """
 
     kind: str
-    networks: Mapping[str, nn.Module]
+    networks: Mapping[str, Part]
     weights: str | None = None
     stamp: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +90,7 @@ def save_controller(
     path: Path,
     *,
     kind: str,
-    networks: Mapping[str, nn.Module],
+    networks: Mapping[str, Part],
     space: KnobSpace,
     weights: str | None = None,
     stamp: Mapping[str, Any] | None = None,
@@ -125,7 +133,7 @@ def save_controller(
     write_tensors(path, record)
 
 
-def _record(net: nn.Module) -> dict[str, Any]:
+def _record(net: Part) -> dict[str, Any]:
     name = type(net).__name__
     if name not in CLASSES:
         raise ValueError(f"{name} is not among the classes that a file may hold")
@@ -209,7 +217,7 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
     return SavedController(kind=kind, networks=networks, weights=record["weights"], **extra)
 
 
-def check_sizes(path: Path, name: str, net: nn.Module, expected: Mapping[str, int]) -> None:
+def check_sizes(path: Path, name: str, net: Part, expected: Mapping[str, int]) -> None:
     """Raise a `UserError` if a size that a network has is not as expected."""
     for size, ours in expected.items():
         found = getattr(net, "sizes", {}).get(size, ours)
@@ -217,10 +225,11 @@ def check_sizes(path: Path, name: str, net: nn.Module, expected: Mapping[str, in
             raise UserError(f"{path}: field networks: {name} has {size} {found}, where this model has {ours}")
 
 
-def _check_network(path: Path, name: str, net: nn.Module, space: KnobSpace) -> None:
+def _check_network(path: Path, name: str, net: Part, space: KnobSpace) -> None:
     """Raise a `UserError` unless a network's outputs are the space's knobs and its weights are numbers."""
-    counts = (len(space.tiers), len(space.top_ks), len(space.block_counts))
-    check_sizes(path, name, net, dict(zip(("num_tiers", "num_top_ks", "num_block_counts"), counts, strict=True)))
+    counts = {"num_tiers": len(space.tiers), "num_top_ks": len(space.top_ks), "num_settings": len(space)}
+    counts |= {"num_block_counts": len(space.block_counts), "num_features": NUM_FEATURES}
+    check_sizes(path, name, net, counts)
     for key, values in net.state_dict().items():
         if not bool(torch.isfinite(values).all()):
             raise UserError(f"{path}: field networks: {name}: {key} holds values that are no finite numbers")
@@ -269,10 +278,13 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _built(record: Mapping[str, Any]) -> nn.Module:
+def _built(record: Mapping[str, Any]) -> Part:
     name = record["class"]
     cls = getattr(importlib.import_module(CLASSES[name]), name)
-    net: nn.Module = cls(**record["sizes"])
     state: dict[str, Tensor] = record["state"]
+    if not issubclass(cls, nn.Module):
+        baseline: NearestNeighbours | LinUCB = cls.from_state(state)
+        return baseline
+    net: nn.Module = cls(**record["sizes"])
     net.load_state_dict(state)
     return net.eval().requires_grad_(False)

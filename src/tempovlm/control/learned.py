@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tempovlm.control.checkpoint import SavedController, check_sizes, load_controller
+from tempovlm.control.baselines import LinUCB, NearestNeighbours, ScoredPolicy
+from tempovlm.control.checkpoint import Part, SavedController, check_sizes, load_controller
 from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised
 from tempovlm.control.llm_based import LLMBasedController, Reading, glance_tokens
 from tempovlm.control.networks import (
@@ -45,7 +46,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
 
-Net = TypeVar("Net", bound=nn.Module)
+Kind = TypeVar("Kind", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,10 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
     name = str(saved.options.get("policy", saved.kind))
     if saved.kind == "supervised":
         return SupervisedPolicy(space, name, _of(saved, "controller", SupervisedController, path))
+    if saved.kind == "nearest_neighbours":
+        return ScoredPolicy(_of(saved, "scorer", NearestNeighbours, path), name)
+    if saved.kind == "linucb":
+        return ScoredPolicy(_of(saved, "scorer", LinUCB, path), name)
     if saved.kind == "llm_based":
         return _llm_based(_of(saved, "controller", LLMBasedController, path), space, name, reader, path)
     knob1 = saved.networks["knob1"]
@@ -271,7 +276,7 @@ def _llm_based(
     return LLMBasedPolicy(space, name, controller.to(model.decoder.embedding.device), model, tokenizer)
 
 
-def _of(saved: SavedController, part: str, cls: type[Net], path: Path) -> Net:
+def _of(saved: SavedController, part: str, cls: type[Kind], path: Path) -> Kind:
     net = saved.networks[part]
     if not isinstance(net, cls):
         raise UserError(f"{path}: its {part} is a {type(net).__name__}, which does not belong there")

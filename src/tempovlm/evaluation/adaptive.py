@@ -91,10 +91,12 @@ class _Asked:
         knobs: KnobConfig | None = None,
         max_new_tokens: int = 16,
         style: str = "vqa2",
+        price_per_ms: float = 0.0,
     ) -> Answer:
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "style": style,
+            "price_per_ms": price_per_ms,
             "on_deadline": self.on_deadline,
         }
         return self.model.answer(image, question, budget_ms, knobs=knobs, **options)

@@ -42,6 +42,7 @@ class Model(Protocol):
         knobs: KnobConfig | None = None,
         max_new_tokens: int = 16,
         style: str = "vqa2",
+        price_per_ms: float = 0.0,
     ) -> Answer:
         """Answer one question; a setting given as `knobs` is run without a choice."""
 
@@ -62,6 +63,7 @@ class BenchPlan:
         fixed: the reference setting, or None for none.
         slower_existed: whether a setting slower than a given one exists.
         seed: of the order in which budgets follow one another.
+        price_per_ms: accuracy that a millisecond must buy within a budget.
     """
 
     budgets_ms: tuple[float, ...]
@@ -69,6 +71,7 @@ class BenchPlan:
     slower_existed: Callable[[KnobConfig], bool]
     seed: int = 0
     max_new_tokens: int = 16
+    price_per_ms: float = 0.0
 
     @property
     def runs_per_sample(self) -> int:
@@ -109,6 +112,7 @@ def _answer(model: Model, sample: Sample, plan: BenchPlan, budget_ms: float | No
             knobs=plan.fixed if budget_ms is None else None,
             max_new_tokens=plan.max_new_tokens,
             style=sample.style,
+            price_per_ms=0.0 if budget_ms is None else plan.price_per_ms,
         )
     except _SAMPLE_ERRORS as error:
         return _failed(run, sample, budget_ms, f"{type(error).__name__}: {error}")

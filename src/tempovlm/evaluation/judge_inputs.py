@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tempovlm.control.baselines import LinUCB, NearestNeighbours, Scorer, question_features, varying
+from tempovlm.control.baselines import LinUCB, NearestNeighbours, question_features, varying
 from tempovlm.control.policy import Question, Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
@@ -228,6 +228,7 @@ class Known:
     seed: int = 0
     time_price: float = 0.0
     price_per_ms: float = 0.0
+    _fitted: dict[str, NearestNeighbours | LinUCB] = field(default_factory=dict)
 
     def rule(self, name: str) -> Rule:
         """The baseline of a name.
@@ -256,10 +257,42 @@ class Known:
         scores_of: offline.ScoresOf = lambda table: scorer.scores(content.features_of(table))  # noqa: E731
         return offline.Scored(scores_of, time_price=prices[0], price_per_ms=prices[1])
 
-    def scorer(self, name: str) -> Scorer:
-        """Fit one of `LOOKING` to the training questions."""
-        table = self.train.table
-        features = self.content().features_of(table)
-        if name == "knn":
-            return NearestNeighbours.fit(features, table.accuracy, table.image_id.tolist())
-        return LinUCB.fit(table.space, features, table.accuracy, self.train_latencies.decided_ms, seed=self.seed)
+    def scorer(self, name: str) -> NearestNeighbours | LinUCB:
+        """One of `LOOKING`, fitted to the training questions once."""
+        if name not in self._fitted:
+            table, decided_ms = self.train.table, self.train_latencies.decided_ms
+            features = self.content().features_of(table)
+            self._fitted[name] = (
+                NearestNeighbours.fit(features, table.accuracy, table.image_id.tolist())
+                if name == "knn"
+                else LinUCB.fit(table.space, features, table.accuracy, decided_ms, seed=self.seed)
+            )
+        return self._fitted[name]
+
+    def save(self, folder: Path, names: Sequence[str], weights: str | None) -> list[Path]:
+        """Write those of the named policies that were fitted here as checkpoints that can be served.
+
+        Args:
+            folder: where `NAME.pt` goes.
+            names: of policies.
+            weights: hash of the model whose answers they learned from.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        from tempovlm.control.checkpoint import save_controller
+
+        paths = []
+        for name in names:
+            if name in LOOKING:
+                paths.append(folder / f"{name}.pt")
+                save_controller(
+                    paths[-1],
+                    kind="nearest_neighbours" if name == "knn" else name,
+                    networks={"scorer": self.scorer(name)},
+                    space=self.train.table.space,
+                    weights=weights,
+                    stamp=self.train.stamp,
+                    options={"policy": name, "seed": self.seed, "questions": len(self.train.table)},
+                )
+        return paths
