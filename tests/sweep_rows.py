@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import stamps
+import tiny_model
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import SweepRow
 from tempovlm.profiling.batched import blank_row
+from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.base import Sample
+from tempovlm.tasks.catalog import load_samples
+
+SPACE = tiny_model.SPACE
+DATASET = "text_vqa"
 
 
 def answered(sample: Sample, knobs: KnobConfig, accuracy: float, **fields: Any) -> SweepRow:
@@ -20,3 +30,34 @@ def answered(sample: Sample, knobs: KnobConfig, accuracy: float, **fields: Any) 
         "output_tokens": 2,
     } | fields
     return replace(blank_row(sample, knobs), accuracy=accuracy, prediction="dog", **given)
+
+
+def write_results(
+    folder: Path, bed: Path, split: str, weights: str = "0123456789ab", *, measured: bool = True, seed: int = 0
+) -> Path:
+    """Results of the tiny model in which dearer settings are right more often and take longer."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for sample in load_samples(DATASET, split, data_dir=bed):
+        for i, knobs in enumerate(SPACE):
+            total_ms = tiny_model.nominal_ms(SPACE, i)
+            times = ("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_prefill", "T_LLM_decode", "T_total")
+            parts = dict(zip(times, (1.0, 2.0, 1.0, total_ms - 5.0, 1.0, total_ms), strict=True))
+            rows.append(
+                answered(
+                    sample,
+                    knobs,
+                    float(rng.random() < total_ms / 50),
+                    tiling=(1, 1 + SPACE.tiers.index(knobs.tier)),
+                    vision_tokens=50 * (1 + SPACE.tiers.index(knobs.tier)),
+                    T_decode_per_token=1.0 if measured else None,
+                    repeats={**{name: (value,) for name, value in parts.items()}, "T_control": (0.0,)}
+                    if measured
+                    else None,
+                    step_ms=((1.0,),) if measured else None,
+                    **(parts if measured else {}),
+                )
+            )
+    stamp = replace(stamps.STAMP, knob_space=SPACE.fingerprint, weights=weights)
+    write_rows(folder, DATASET, rows, stamp)
+    return folder

@@ -61,8 +61,8 @@ class EvaluateArgs:
         results_dir: Results directories of the judged questions (split val).
         train_results_dir: Results directories of the training questions; by default split train of --results_dir.
         twin_results_dir: Results on the twin pictures of the judged questions, for the noise-corrected oracle.
-        policies: Baselines (table, best_static, only_tier, only_top_k, only_num_blocks, random, knn, linucb,
-            oracle) and paths of controller checkpoints.
+        policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
+            linucb, oracle) and paths of controller checkpoints.
         budgets: Budgets in milliseconds; by default six, evenly in log from the cheapest to the dearest setting.
         dataset_names: Data sets to judge on; all that are in the results unless told.
         latency_estimator_path: Checkpoint of a latency estimator; without it, measured times stand for all

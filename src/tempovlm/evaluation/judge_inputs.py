@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from tempovlm.engine.runner import Runner
 
-BASELINES = ("table", "best_static", *(f"only_{knob}" for knob in KNOBS), "random", "knn", "linucb", "oracle")
+_ONLY = tuple(f"only_{knob}" for knob in KNOBS)
+BASELINES = ("table", "fixed", "best_static", *_ONLY, "random", "knn", "linucb", "oracle")
 """Names that `--policies` takes beside paths of checkpoints."""
 
 LOOKING = ("knn", "linucb")
@@ -240,13 +241,15 @@ class Known:
         prices = (self.time_price, self.price_per_ms)
         if name == "table":
             return offline.table_rule(accuracy, *prices)
+        if name == "fixed":
+            return offline.Static(space.index(space.native))
         if name == "best_static":
             return offline.BestStatic(accuracy, np.quantile(self.train_latencies.decided_ms, self.level, axis=0))
         if name == "random":
             return offline.random_rule(self.seed)
         if name == "oracle":
             return self.oracle
-        if name.startswith("only_") and name.removeprefix("only_") in KNOBS:
+        if name in _ONLY:
             return offline.table_rule(accuracy, *prices, varying(space, (name.removeprefix("only_"),)))
         if name not in LOOKING:
             raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ import pandas as pd
 import pytest
 from torch import nn
 
-import stamps
-import sweep_rows
 import tiny_model
+from sweep_rows import DATASET, SPACE, write_results
 from tempovlm.cli import evaluate
 from tempovlm.cli.main import COMMANDS, help_text
 from tempovlm.control.checkpoint import save_controller
@@ -26,13 +24,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.locks import held
 from tempovlm.model.weights import weights_hash
 from tempovlm.profiling.questions import MANIFEST, keep_questions
-from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.digest import question_digests
 from tempovlm.tasks.synthetic.testbed import make_testbed
-
-SPACE = tiny_model.SPACE
-DATASET = "text_vqa"
 
 
 @pytest.fixture(scope="module")
@@ -41,45 +35,14 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_testbed(tmp_path_factory.mktemp("bed") / "bed", 6, 8, seed=1, progress=False)
 
 
-def write(
-    folder: Path, bed: Path, split: str, weights: str = "0123456789ab", *, measured: bool = True, seed: int = 0
-) -> Path:
-    """Results in which dearer settings are right more often and take longer."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for sample in load_samples(DATASET, split, data_dir=bed):
-        for i, knobs in enumerate(SPACE):
-            total_ms = tiny_model.nominal_ms(SPACE, i)
-            times = ("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_prefill", "T_LLM_decode", "T_total")
-            parts = dict(zip(times, (1.0, 2.0, 1.0, total_ms - 5.0, 1.0, total_ms), strict=True))
-            rows.append(
-                sweep_rows.answered(
-                    sample,
-                    knobs,
-                    float(rng.random() < total_ms / 50),
-                    tiling=(1, 1 + SPACE.tiers.index(knobs.tier)),
-                    vision_tokens=50 * (1 + SPACE.tiers.index(knobs.tier)),
-                    T_decode_per_token=1.0 if measured else None,
-                    repeats={**{name: (value,) for name, value in parts.items()}, "T_control": (0.0,)}
-                    if measured
-                    else None,
-                    step_ms=((1.0,),) if measured else None,
-                    **(parts if measured else {}),
-                )
-            )
-    stamp = replace(stamps.STAMP, knob_space=SPACE.fingerprint, weights=weights)
-    write_rows(folder, DATASET, rows, stamp)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, bed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Training, judged and twin results of the tiny model."""
     root, weights = tmp_path_factory.mktemp("results"), weights_hash(tiny_folder)
     return {
-        "train": write(root / "train", bed, "train", weights),
-        "val": write(root / "val", bed, "val", weights, seed=1),
-        "twin": write(root / "twin", bed, "val", weights, measured=False, seed=2),
+        "train": write_results(root / "train", bed, "train", weights),
+        "val": write_results(root / "val", bed, "val", weights, seed=1),
+        "twin": write_results(root / "twin", bed, "val", weights, measured=False, seed=2),
     }
 
 
@@ -252,7 +215,7 @@ def test_other_data_than_that_of_the_results_is_named(
 def test_results_of_another_model_are_refused(
     tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
-    other = {name: write(tmp_path / name, bed, name) for name in ("train", "val")}
+    other = {name: write_results(tmp_path / name, bed, name) for name in ("train", "val")}
     mixed = {**results, "train": other["train"]}
     with pytest.raises(UserError, match="field weights of the stamps differs"):
         evaluate.main(words(tiny_folder, mixed, tmp_path / "out", "--policies", "table"))

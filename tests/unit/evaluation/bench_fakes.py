@@ -29,6 +29,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.profile = self
         self.asked: list[tuple[str, float | None]] = []
+        self.prices: list[float] = []
 
     def p50_total_ms(self, index: int) -> float:
         knobs = SPACE.settings[index]
@@ -36,6 +37,9 @@ class FakeModel:
 
     def upper_total_ms(self, index: int) -> float:
         return 1.1 * self.p50_total_ms(index)
+
+    def check_price(self, price_per_ms: float) -> None:
+        del price_per_ms
 
     def calibrate(self, force: bool = False) -> None:
         del force
@@ -54,8 +58,10 @@ class FakeModel:
         knobs: KnobConfig | None = None,
         max_new_tokens: int = 16,
         style: str = "vqa2",
+        price_per_ms: float = 0.0,
     ) -> Answer:
         del max_new_tokens, style
+        self.prices.append(price_per_ms)
         self.asked.append((question, budget_ms))
         if Path(image).name == "broken.jpg":
             raise OSError("broken.jpg: truncated")

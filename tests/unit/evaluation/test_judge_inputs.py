@@ -105,7 +105,7 @@ def test_names_of_baselines() -> None:
         if name not in judge_inputs.LOOKING:
             chosen = known.rule(name)(judged, judged.latency_ms, (20.0, 99.0))
             assert chosen.shape == (6, 2)
-            assert (COST_MS[chosen[:, 0]] <= 20.0).all()
+            assert name == "fixed" or (COST_MS[chosen[:, 0]] <= 20.0).all()
     assert known.rule("oracle") is known.oracle
     for unknown in ("magic", "only_colour", "kn"):
         with pytest.raises(UserError, match=f"--policies {unknown}"):

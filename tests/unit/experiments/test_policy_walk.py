@@ -1,0 +1,157 @@
+"""Every policy that can be judged can be served: each kind through `answer`, `bench`, `evaluate` and Exp 8."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scripts import script
+
+import tiny_model
+from sweep_rows import DATASET, SPACE, write_results
+from tempovlm.cli import answer, bench, evaluate
+from tempovlm.control.baselines import NUM_FEATURES, LinUCB, NearestNeighbours
+from tempovlm.control.checkpoint import PARTS, save_controller
+from tempovlm.control.llm_based import LLMBasedController
+from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig
+from tempovlm.model.weights import weights_hash
+from timings import Ticks
+
+NAMES = ("table", "fixed")
+PREDICTING = ("nearest_neighbours", "linucb")
+
+
+@pytest.fixture(autouse=True)
+def _any_machine(ticks: Ticks, monkeypatch: pytest.MonkeyPatch) -> None:
+    del ticks
+    monkeypatch.setattr("tempovlm.profiling.calibration.stored_profile", lambda *_: tiny_model.make_profile())
+
+
+@pytest.fixture(scope="module")
+def results(tiny_folder: Path, small_bed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The flags of `evaluate` that name training and judged results of the tiny model."""
+    root, weights = tmp_path_factory.mktemp("results"), weights_hash(tiny_folder)
+    train, val = (write_results(root / split, small_bed, split, weights) for split in ("train", "val"))
+    return ["--results_dir", str(val), "--train_results_dir", str(train), "--data_dir", str(small_bed)]
+
+
+def parts(kind: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    width, heads = tiny_model.CONFIG.width, (len(SPACE.top_ks), len(SPACE.block_counts))
+    sizes = {"num_top_ks": heads[0], "num_block_counts": heads[1]}
+    rng = np.random.default_rng(0)
+    features, accuracy = rng.random((40, NUM_FEATURES)), rng.random((40, len(SPACE)))
+    cost_ms = np.array([tiny_model.nominal_ms(SPACE, i) for i in range(len(SPACE))])
+    made: dict[str, Any] = {
+        "controller": LLMBasedController(width, 16, num_blocks=1, **sizes)
+        if kind == "llm_based"
+        else SupervisedController(16, **sizes),
+        "knob1": Knob1PredictorBudgetLanguage(width, 16),
+        "knob2knob3": Knob2Knob3Predictor(2 * width, width, 16, **sizes),
+        "scorer": NearestNeighbours.fit(features, accuracy, [f"p{i}" for i in range(40)])
+        if kind == "nearest_neighbours"
+        else LinUCB.fit(SPACE, features, accuracy, np.tile(cost_ms, (40, 1)), rounds=1),
+    }
+    return {name: made[name] for name in PARTS[kind]}
+
+
+def policy(kind: str, folder: Path) -> str:
+    """What `--policy` takes."""
+    if kind in NAMES:
+        return kind
+    path = folder / f"{kind}.pt"
+    save_controller(path, kind=kind, networks=parts(kind), space=SPACE)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", [*NAMES, *PARTS])
+def test_every_policy_is_served_and_judged(
+    kind: str,
+    tiny_folder: Path,
+    small_bed: Path,
+    results: list[str],
+    picture_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, out = policy(kind, tmp_path), tmp_path / "out"
+    model = ["--model", str(tiny_folder), "--device", "cpu"]
+
+    answer.main([str(picture_file), "what?", "--budget_ms", "40", "--policy", name, *model, "--json"])
+    served = json.loads(capsys.readouterr().out)
+    assert served["policy"] == kind
+    assert served["knobs"]["tier"] in SPACE.tiers
+
+    few = ["--num_samples", "2", "--max_new_tokens", "2", "--budgets", "40", "--data_dir", str(small_bed)]
+    bench.main(
+        [*few, "--dataset", DATASET, "--policy", name, *model, "--fixed", "none", "--output_dir", str(out / "b")]
+    )
+    assert json.loads((out / "b" / "bench.json").read_text())["chosen_by"] == [kind]
+
+    flags = ["--model_path", str(tiny_folder), "--controller_path", name, "--dataset", DATASET, "--device", "cpu"]
+    flags += ["--num_samples", "2", "--max_new_tokens", "2", "--latency_budget", "40"]
+    script("controller/test_adaptive_inference").main(
+        [*flags, "--data_dir", str(small_bed), "--output_path", str(out / "exp8.json")]
+    )
+    assert len(json.loads((out / "exp8.json").read_text())["samples"]["rows"]) == 2
+
+    judging = ["--policies", name, "--draws", "5", "--shuffles", "0", "--ablate", "--output_dir", str(out / "e")]
+    evaluate.main([*results, *model, *judging])
+    assert list(json.loads((out / "e" / "judge.json").read_text())["policies"]) == [name]
+
+
+def test_what_evaluate_fitted_is_what_it_judges_from_its_file(
+    tiny_folder: Path, results: list[str], tmp_path: Path
+) -> None:
+    few = [*results, "--model", str(tiny_folder), "--device", "cpu", "--draws", "5", "--shuffles", "0", "--ablate"]
+    kept = tmp_path / "kept"
+    fitting = ["--policies", "knn", "linucb", "--save_policies", str(kept), "--output_dir", str(tmp_path / "a")]
+    evaluate.main([*few, *fitting])
+    files = [str(kept / f"{name}.pt") for name in ("knn", "linucb")]
+    evaluate.main([*few, "--control_ms", "0", "--policies", *files, "--output_dir", str(tmp_path / "b")])
+    fitted, read = (json.loads((tmp_path / one / "judge.json").read_text())["policies"] for one in "ab")
+    for name, path in zip(("knn", "linucb"), files, strict=True):
+        for mine, theirs in zip(fitted[name]["by_budget"], read[path]["by_budget"], strict=True):
+            assert mine["accuracy"]["value"] == pytest.approx(theirs["accuracy"]["value"])
+            assert mine["mean_latency_ms"] == pytest.approx(theirs["mean_latency_ms"])
+
+
+@pytest.mark.parametrize("kind", ["table", *PREDICTING])
+def test_a_price_buys_cheaper_settings(
+    kind: str, tiny_folder: Path, picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(picture_file), "what?", "--budget_ms", "1000", "--model", str(tiny_folder), "--json"]
+    words += ["--policy", policy(kind, tmp_path), "--device", "cpu", "--price_per_ms"]
+    totals_ms = []
+    for price in ("0", "1"):
+        answer.main([*words, price])
+        knobs = json.loads(capsys.readouterr().out)["knobs"]
+        totals_ms.append(tiny_model.nominal_ms(SPACE, SPACE.index(KnobConfig(**knobs))))
+    assert totals_ms[1] < totals_ms[0]
+
+
+@pytest.mark.parametrize("kind", ["supervised", "two_stage", "llm_based"])
+def test_logits_have_no_price(
+    kind: str, tiny_folder: Path, picture_file: Path, small_bed: Path, tmp_path: Path
+) -> None:
+    name = policy(kind, tmp_path)
+    model = ["--model", str(tiny_folder), "--device", "cpu", "--policy", name, "--price_per_ms", "0.001"]
+    with pytest.raises(UserError, match=f"--price_per_ms 0.001: policy {kind} scores settings by logits"):
+        answer.main([str(picture_file), "what?", "--budget_ms", "1000", *model])
+    with pytest.raises(UserError, match=r"--price_per_ms 0.001"):
+        bench.main(
+            ["--num_samples", "2", "--data_dir", str(small_bed), *model, "--output_dir", str(tmp_path / "b")]
+        )
+
+
+def test_a_price_needs_a_budget(picture_file: Path) -> None:
+    with pytest.raises(UserError, match=r"--price_per_ms 0.001: needs a budget; give --budget_ms too"):
+        answer.main([str(picture_file), "what?", "--price_per_ms", "0.001"])
+    with pytest.raises(UserError, match=r"--price_per_ms -1.0: must be zero or a positive number"):
+        answer.main([str(picture_file), "what?", "--budget_ms", "9", "--price_per_ms", "-1"])
