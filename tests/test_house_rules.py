@@ -19,7 +19,7 @@ from tempovlm.tasks.base import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MAX_MODULE_LINES = 400
+MAX_MODULE_LINES = 600
 MAX_SCRIPT_LINES = 90
 MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 120
@@ -226,7 +226,7 @@ def _function(num_lines: int, decorator: str = "") -> str:
 
 
 CASES = (
-    Case(module_length, "src/tempovlm/a.py", ("x = 1\n" * 401,), ("x = 1\n" * 400,)),
+    Case(module_length, "src/tempovlm/a.py", ("x = 1\n" * 601,), ("x = 1\n" * 600,)),
     Case(module_length, "experiments/controller/a.py", ("x = 1\n" * 91,), ("x = 1\n" * 90,)),
     Case(
         function_length,

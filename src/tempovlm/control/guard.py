@@ -150,6 +150,10 @@ class Guard:
             return False
         return self._is_open(self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), 0))
 
+    def pools(self, request: Request) -> bool:
+        """Whether the second choice wants the picture's pooled tokens."""
+        return self.policy.sees_picture and request.budget_ms is not None and len(self.choices) > 1
+
     def choose_tier(
         self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None
     ) -> TierChoice:

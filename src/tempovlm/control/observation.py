@@ -57,10 +57,15 @@ def language_feature(vectors: Row, ids: Sequence[int]) -> Row:
 
 
 @torch.inference_mode()
-def vision_feature(tokens: Tensor) -> Row:
-    """(2 · D,) mean and largest value over projected tokens (C, G, D)."""
+def pooled(tokens: Tensor) -> Tensor:
+    """Pool projected tokens (C, G, D) to their mean and largest value (2 · D,) float32, on their device."""
     flat = tokens.flatten(0, 1)
-    return torch.cat((flat.mean(dim=0, dtype=torch.float32), flat.amax(dim=0))).cpu().numpy()
+    return torch.cat((flat.mean(dim=0, dtype=torch.float32), flat.amax(dim=0)))
+
+
+def vision_feature(tokens: Tensor) -> Row:
+    """(2 · D,) of projected tokens (C, G, D), on the host."""
+    return pooled(tokens).cpu().numpy()
 
 
 def glance_feature(tokens: Tensor) -> Row:

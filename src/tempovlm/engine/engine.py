@@ -176,9 +176,8 @@ class Engine:
         clock.mark("vision_encoder")
         vision = run.project(patches, ready.crops)
         clock.mark("projector")
-        choice = guard.choose_compute(
-            request, tier, ready.sight(tier.tier, vision), _passed_ms(request, guard, clock)
-        )
+        sight = run.see(ready, tier.tier, vision, pool=guard.pools(request))
+        choice = guard.choose_compute(request, tier, sight, _passed_ms(request, guard, clock))
         clock.mark("control")
         with run.lane() as lane:
             plan = self._plans[choice.knobs]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tempovlm.control.observation import pooled
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
@@ -43,10 +44,6 @@ class Prepared:
 
     crops: Crops | None
     prompt: Prompt
-
-    def sight(self, tier: str, vision: Tensor | None) -> Sight:
-        """What the second choice may look at."""
-        return Sight(tier, vision, self.prompt.num_vision_tokens, self.prompt.num_text_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +139,23 @@ class Runner:
             every = patches if index is None else patches.index_select(0, index)
             run = self.model.projector if self.vision is None else self.vision.project
             return run(every, masks)
+
+    @torch.inference_mode()
+    def see(self, ready: Prepared, tier: str, vision: Tensor | None, *, pool: bool) -> Sight:
+        """Give a policy the encoded picture at a tier, its projected tokens `vision` (C, G, D).
+
+        With `pool`, the pooled tokens are copied to the host: on CUDA the copy is queued, and is there once the
+        device has been waited for.
+        """
+        feature = None
+        if pool and vision is not None:
+            with self._threads():
+                feature = pooled(vision)
+            if feature.is_cuda:
+                feature = torch.empty_like(feature, device="cpu", pin_memory=True).copy_(
+                    feature, non_blocking=True
+                )
+        return Sight(tier, vision, ready.prompt.num_vision_tokens, ready.prompt.num_text_tokens, feature)
 
     def settle(self) -> None:
         """Capture, between requests, what ran without a graph."""
