@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import grpo_toy
 import numpy as np
 import pytest
 import torch
 
+import grpo_toy
 from tempovlm.control.checkpoint import read_tensors
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss, kl_divergence

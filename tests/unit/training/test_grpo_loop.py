@@ -5,10 +5,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import grpo_toy
 import pytest
 import torch
 
+import grpo_toy
 from tempovlm.core.errors import UserError
 from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss
 from tempovlm.training.grpo_loop import STATE, LoopOptions, evaluate, knob_shares, measures, train

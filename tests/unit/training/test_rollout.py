@@ -3,13 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import grpo_toy
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from estimator_fakes import RATES, SPACE, TABLE
 
+import grpo_toy
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.estimator import Estimator
 from tempovlm.profiling.decisions import DecisionTable

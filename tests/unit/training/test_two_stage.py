@@ -5,75 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 
-import tiny_model
+from stage1_toy import FAST, LATENCY_MS, PER_TIER, SPACE, job, world
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
 from tempovlm.core.errors import UserError
-from tempovlm.engine.engine import Engine
-from tempovlm.profiling.decisions import DecisionTable
 from tempovlm.training import two_stage
-from tempovlm.training.controller_data import FeatureTable, split_images
-from tempovlm.training.controller_loop import FitOptions
 from tempovlm.training.log import LOG
-from tempovlm.training.stage1_data import Material, draw_rows, label
+from tempovlm.training.stage1_data import draw_rows, label
 from tempovlm.training.two_stage import Stage1Job
 from tempovlm.training.two_stage_report import confusion, lost_points, render, served_tier, worth
-
-SPACE = tiny_model.SPACE
-PER_TIER = len(SPACE) // 3
-LATENCY_MS = np.geomspace(10.0, 100.0, len(SPACE))
-FAST = FitOptions(num_epochs=6, batch_size=32, lr=5e-3, hidden_dim=16)
-
-
-def world(questions: int = 180) -> Material:
-    """Odd questions need the high tier and even ones suffer from it; their language says which is which."""
-    rng = np.random.default_rng(0)
-    needs = np.arange(questions) % 2 == 1
-    accuracy = np.ones((questions, len(SPACE)))
-    accuracy[needs, : 2 * PER_TIER] = 0.0
-    accuracy[~needs, 2 * PER_TIER :] = 0.0
-    language = rng.standard_normal((questions, 6)).astype(np.float32)
-    language[:, 2] = np.where(needs, 2.0, -2.0)
-    names = np.array([f"q{i}" for i in range(questions)])
-    images = np.array([f"i{i // 2}" for i in range(questions)])
-    table = DecisionTable(
-        space=SPACE,
-        split="train",
-        dataset=np.array(["okvqa", "text_vqa", "okvqa"] * (questions // 3)),
-        question_id=names,
-        image_id=images,
-        template=names,
-        text_tokens=np.full(questions, 12.0),
-        vision_tokens=np.full((questions, 3), 100.0),
-        crops=np.full((questions, 3, 2), 2),
-        accuracy=accuracy,
-        output_tokens=np.full((questions, len(SPACE)), 3.0),
-        latency_ms=np.full((questions, len(SPACE)), np.nan),
-        left_out=0,
-        stamps={},
-    )
-    glance = rng.standard_normal((questions, 4)).astype(np.float32)
-    features = FeatureTable(language, glance, np.stack([glance] * 3, axis=1))
-    latency_ms = np.tile(LATENCY_MS, (questions, 1))
-    return Material(table, latency_ms, features, split_images(images, 0.6, 1), "abc", {"hardware": "x"})
-
-
-def job(folder: Path, variant: str = "language", loss: str = "label", options: FitOptions = FAST) -> Stage1Job:
-    return Stage1Job(
-        engine=cast("Engine", None),
-        weights="abc",
-        results_dirs=[],
-        datasets=[],
-        output_dir=folder,
-        options=options,
-        knob1_variant=variant,
-        knob1_loss=loss,
-    )
 
 
 def test_the_seed_documents_settings() -> None:

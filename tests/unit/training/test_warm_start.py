@@ -3,11 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import grpo_toy
 import numpy as np
 import pytest
 import torch
 
+import grpo_toy
 from tempovlm.core.errors import UserError
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import evaluate, measures, train

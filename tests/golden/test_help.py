@@ -1,0 +1,67 @@
+"""The help of every script and command, stored: a changed flag, default or text shows as a changed file.
+
+`python tests/golden/test_help.py` writes them anew, to be read before they are committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from tempovlm.cli.main import COMMANDS
+from tempovlm.cli.main import main as tempovlm
+
+ROOT = Path(__file__).resolve().parents[2]
+STORE = Path(__file__).with_name("help")
+SUBCOMMANDS = {"data": ("make", "check", "download"), "model": ("info", "random")}
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "experiments").glob("*/*.py"))}
+WORDS: dict[str, list[str]] = {
+    "tempovlm": [],
+    **{f"tempovlm_{name}": [name] for name in COMMANDS},
+    **{f"tempovlm_{name}_{sub}": [name, sub] for name, subs in SUBCOMMANDS.items() for sub in subs},
+}
+
+
+def help_of(name: str) -> str:
+    """What a command or script prints for `--help` on a terminal of 100 columns without colours."""
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
+        for variable, value in (("COLUMNS", "100"), ("NO_COLOR", "1"), ("TERM", "dumb")):
+            patch.setenv(variable, value)
+        patch.delenv("FORCE_COLOR", raising=False)
+        with contextlib.suppress(SystemExit):
+            if name in WORDS:
+                tempovlm([*WORDS[name], "--help"])
+            else:
+                patch.setattr(sys, "argv", [str(SCRIPTS[name]), "--help"])
+                run_script(SCRIPTS[name])
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def run_script(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(["--help"])
+
+
+@pytest.mark.parametrize("name", [*WORDS, *SCRIPTS])
+def test_help_is_the_stored_one(name: str) -> None:
+    assert help_of(name) == (STORE / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_no_help_of_what_is_gone_is_stored() -> None:
+    assert {path.stem for path in STORE.iterdir()} == {*WORDS, *SCRIPTS}
+
+
+if __name__ == "__main__":
+    for one in (*WORDS, *SCRIPTS):
+        (STORE / f"{one}.txt").write_text(help_of(one), encoding="utf-8")
+    sys.stdout.write(f"{STORE}\n")
