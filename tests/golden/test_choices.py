@@ -91,7 +91,7 @@ def choose(guard: Guard, asked: Asked, budget_ms: float | None) -> str:
         glance, opened_ms = asked.vision[:1], PROFILE.p50_prefix_ms(0) * asked.slowness
     first = guard.choose_tier(request, None if asked.vision is None else (84, 112), opened_ms, glance)
     at_tier = next(i for i, knobs in enumerate(SPACE) if knobs.tier == first.tier)
-    sight = Sight(asked.vision, 100, 12)
+    sight = Sight(first.tier, asked.vision, 100, 12)
     choice = guard.choose_compute(request, first, sight, PROFILE.p50_prefix_ms(at_tier) * asked.slowness)
     mark = {True: "", False: ", does not fit", None: ", no bound"}[choice.feasible]
     return f"{choice.knobs}{mark}"
@@ -123,7 +123,7 @@ def policies(model: Molmo, tokenizer: Tokenizer) -> dict[str, Policy]:
     for parameter in controller.token.parameters():
         parameter.mul_(0.1)
     return {
-        "table": TablePolicy(PROFILE, accuracy),
+        "table": TablePolicy(SPACE, accuracy),
         "supervised": SupervisedPolicy(SPACE, "supervised", drawn(SupervisedController(16, **COUNTS), 5)),
         "stage 1 by budget": Stage1Policy(SPACE, "stage 1", budget, reader),
         "stage 1 by language": Stage1Policy(SPACE, "stage 1", language, reader),

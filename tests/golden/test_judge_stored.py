@@ -83,7 +83,7 @@ def choices(inputs: Inputs) -> dict[str, list[list[int]]]:
     known = replace(inputs.known, content=lambda: content)
     rules: dict[str, Rule] = {name: known.rule(name) for name in ("table", "only_tier", "random", "knn", "linucb")}
     for name, rule in tuple(rules.items()):
-        if isinstance(rule, Scored):
+        if isinstance(rule, Scored) and name != "random":
             rules[f"{name} at a price of {PRICE}"] = replace(rule, time_price=PRICE)
     return {name: rule(table, latency_ms, BUDGETS_MS).T.tolist() for name, rule in rules.items()}
 

@@ -41,6 +41,7 @@ from tempovlm.control.observation import (
 )
 from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.model.prompt import Tokenizer
@@ -122,6 +123,7 @@ class Stage1Policy(LearnedPolicy):
     knob1: Knob1Predictor
     reader: Reader
     sees_picture = True
+    tie = 1e-9  # ranks that differ by rounding alone are equal
 
     @property
     def sees_glance(self) -> bool:
@@ -142,13 +144,13 @@ class Stage1Policy(LearnedPolicy):
     def _network(self) -> HostKnob1:
         return HostKnob1(self.knob1)
 
-    def settle(self, question: Question, sight: Sight, left_ms: float) -> Row:  # noqa: ARG002 - the protocol's
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
         """Return ranks (K,): the most compute, up to the trained top-k."""
         return self._prior
 
     @cached_property
-    def _prior(self) -> Row:
-        return np.array(list(prior_accuracy(self.space).values()), np.float32)
+    def _prior(self) -> Floats:
+        return np.array(list(prior_accuracy(self.space).values()))
 
 
 @dataclass(frozen=True)
