@@ -43,7 +43,7 @@ def _environment() -> Environment:
         ms=lambda value: "" if value is None else f"{value:.0f} ms",
         percent=lambda share: "" if share is None else f"{100 * share:.1f} %",
         points=points,
-        probability=lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001",
+        probability=lambda value: f"{value:.3f}" if value > 0.001 else "≤ 0.001",
         short=short,
         times100=lambda share, digits=1: f"{100 * share:.{digits}f}",
         verdict=verdict,

@@ -15,9 +15,8 @@ from tempovlm.core.request import STAGES
 from tempovlm.evaluation import charts
 from tempovlm.evaluation.pages import render as render_template
 from tempovlm.evaluation.showcase import Example, Shown
-from tempovlm.profiling.drawing import can_draw
+from tempovlm.profiling.drawing import STAGE_COLORS, can_draw
 
-_COLORS = dict(zip(STAGES, ("#8b949e", "#cc79a7", "#0072b2", "#56b4e9", "#009e73", "#e69f00"), strict=True))
 _NAMES = dict(zip(STAGES, ("preprocess", "control", "vision", "projector", "prefill", "decode"), strict=True))
 _KEY_LEFTS = (0, 101, 180, 253, 347, 427)
 _ON_DARK = frozenset(("vision_encoder", "prefill"))
@@ -79,7 +78,7 @@ def answer_figure(example: Example, shown: Sequence[Shown], footer: str) -> str:
 
 def _key() -> list[tuple[str, str, int]]:
     """Each stage's name and colour, and where it stands in the key."""
-    return [(_NAMES[stage], _COLORS[stage], left) for stage, left in zip(STAGES, _KEY_LEFTS, strict=True)]
+    return [(_NAMES[stage], STAGE_COLORS[stage], left) for stage, left in zip(STAGES, _KEY_LEFTS, strict=True)]
 
 
 def _rows(shown: Sequence[Shown]) -> list[dict[str, Any]]:
@@ -126,7 +125,7 @@ def stage_parts(timings_ms: Mapping[str, float], scale_ms: float, budget_ms: flo
         parts.append(
             {
                 "name": _NAMES[stage],
-                "color": _COLORS[stage],
+                "color": STAGE_COLORS[stage],
                 "ink": "#ffffff" if stage in _ON_DARK else "#11161b",
                 "ms": part_ms,
                 "label": label if fits else "",

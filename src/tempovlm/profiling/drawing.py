@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tempovlm.core.request import STAGES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -48,6 +50,9 @@ COLORS = (
 )
 """Of lines and points, readable on light and dark; told apart by people with a colour vision deficiency as far as
 eight go (M. Okabe and K. Ito, Color universal design, 2008)."""
+
+STAGE_COLORS = dict(zip(STAGES, ("#8b949e", "#cc79a7", "#0072b2", "#56b4e9", "#009e73", "#e69f00"), strict=True))
+"""Of the stages of an answer."""
 
 RAMP = ("#d3e6f5", "#9ecae8", "#5ba3d6", "#2676b8", "#0b4a86")
 """One hue from light to dark for ordered values."""
