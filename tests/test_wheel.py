@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw, ImageFont
 
 POCKET_FILES = ("config.json", "tokenizer.json", "MODEL_CARD.md", "accuracy.json")
-NOT_CORE = ("pandas", "matplotlib", "scipy", "sklearn", "pyarrow", "tensorboard", "pytest")
+NOT_CORE = ("pandas", "scipy", "sklearn", "pyarrow", "tensorboard", "pytest")
 ANSWER_KEYS = {
     "answer",
     "knobs",

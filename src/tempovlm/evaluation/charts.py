@@ -66,7 +66,7 @@ def trade_off(result: Mapping[str, Any], *, theme: bool = True) -> str:
     score, rows = score_of(result), result["budgets"]
     knobs_height = 90 + 30 * len(rows)
     figure = new_figure(_WIDTH, 440 + knobs_height)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(440, knobs_height))
+    (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(440, knobs_height))
     upper.suptitle(
         f"{score.title} against measured latency · {_sources(result)}", x=0.02, ha="left", weight="bold"
     )

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tempovlm.profiling.drawing import COLORS, GOOD, INK, MUTED, REFERENCE, new_figure, style, tip, to_svg
+from tempovlm.profiling.drawing import (
+    COLORS,
+    GOOD,
+    INK,
+    MUTED,
+    REFERENCE,
+    mark_log,
+    new_figure,
+    style,
+    tip,
+    to_svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,17 +89,9 @@ def _draw_policy(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], color
 
 def _scale(axes: Axes, shares: Sequence[float]) -> None:
     """Sets a logarithmic axis of milliseconds and one of percent that shows these shares too."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
     axes.set_xscale("log")
-    low_ms, high_ms = axes.get_xlim()
-    subs = (1, 2, 5) if high_ms > 10 * low_ms else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    is_narrow = high_ms < 2.5 * low_ms
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)) if is_narrow else LogLocator(subs=subs))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
+    mark_log(axes.xaxis)
     axes.yaxis.set_major_formatter("{x:g} %")
-    axes.set_xlim(low_ms, high_ms)
     low, high = axes.get_ylim()
     axes.set_ylim(max(0, min(low, 100 * min(shares) - 2)), min(100, max(high, 100 * max(shares) + 2)))
 

@@ -54,7 +54,7 @@ def write(folder: Path, report: dict[str, Any], trial: Trial, outcomes: Sequence
     """
     make_folder(folder)
     report = {**report, "headline": headline(report)}
-    files = {
+    files: dict[str, str | bytes] = {
         "judge.json": json.dumps(rounded(report, _DIGITS), indent=1, ensure_ascii=False) + "\n",
         "judge.parquet": rows_as_parquet(trial, outcomes),
         "judge.html": render(report),

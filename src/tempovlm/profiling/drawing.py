@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tempovlm.core.request import STAGES
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 THEME = {
@@ -65,6 +66,7 @@ _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 12,
     "text.color": INK,
+    "text.parse_math": False,
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.14,
@@ -106,7 +108,8 @@ def style() -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
-    with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}):
+    settings: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}
+    with matplotlib.rc_context(settings):
         yield
 
 
@@ -120,6 +123,17 @@ def new_figure(width: float, height: float) -> Figure:
 def save_png(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, one and a half times as large as its CSS pixels."""
     figure.savefig(path, dpi=108)
+
+
+def mark_log(axis: Axis) -> None:
+    """Marks a logarithmic axis, once its data are drawn, at round numbers that it writes out."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    low, high = sorted(axis.get_view_interval())
+    subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)) if high < 2.5 * low else LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def tip(artist: Any, text: str) -> None:

@@ -12,7 +12,7 @@ from tempovlm.latency.conformal import coverage
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES
-from tempovlm.profiling.drawing import INK, new_figure, save_png, style
+from tempovlm.profiling.drawing import INK, mark_log, new_figure, save_png, style
 from tempovlm.training.estimator_data import Rows, Split
 
 _POINTS = 4000
@@ -55,10 +55,12 @@ def _scatter(path: Path, best: Estimator, tests: Mapping[str, Rows], note: str) 
         if np.isfinite(measured).any():
             ends = np.nanmin(measured), np.nanmax(measured)
             axes.plot(ends, ends, color=INK, lw=0.8)
+        mark_log(axes.xaxis)
+        mark_log(axes.yaxis)
         axes.set_title(stage)
         axes.set_xlabel("measured ms")
     panels[0].set_ylabel("predicted median ms")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
     figure.suptitle(note)
     save_png(figure, path)
 
@@ -126,6 +128,7 @@ def draw_transfer(
         axes.fill_between(counts, least, most, alpha=0.15, color=line.get_color())
     axes.axhline(0.05, color=INK, lw=0.8, ls="--")
     axes.set_yscale("log")
+    mark_log(axes.yaxis)
     axes.set_xlabel("measurements on the new device")
     axes.set_ylabel("median relative error")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tempovlm.profiling.drawing import can_draw, new_figure, save_png, style
+from tempovlm.profiling.drawing import can_draw, mark_log, new_figure, save_png, style
 from tempovlm.training.estimator_plots import describe
 
 KNOBS = ("tier", "top_k", "num_blocks")
@@ -71,6 +71,7 @@ def _trade_off(figure: Any, report: Mapping[str, Any]) -> None:
         points = [(row[name]["latency_ms"], row[name]["accuracy"]) for row in report["by_budget"]]
         axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=name)
     axes.set_xscale("log")
+    mark_log(axes.xaxis)
     axes.set_xlabel("mean latency of a fifth of the budgets, ms")
     axes.set_ylabel("accuracy")
     axes.legend()
