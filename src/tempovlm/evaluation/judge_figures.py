@@ -90,6 +90,7 @@ def _draw_policy(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], color
 def _scale(axes: Axes, shares: Sequence[float]) -> None:
     """Sets a logarithmic axis of milliseconds and one of percent that shows these shares too."""
     axes.set_xscale("log")
+    axes.set_xlim(axes.get_xlim())
     mark_log(axes.xaxis)
     axes.yaxis.set_major_formatter("{x:g} %")
     low, high = axes.get_ylim()

@@ -158,7 +158,8 @@ def to_svg(figure: Figure, title: str, *, theme: bool = True) -> str:
     # A page holds several figures, in which these numbered ids would be the same; nothing refers to them.
     body = re.sub(r' id="(?!C[\da-f]+_)\w+_\d+"', "", body)
     body = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", body).replace("xlink:href", "href")
-    body = re.sub(r"\s*\n\s*", "\n", body.replace(f"'{_STYLE['font.family']}'", "var(--font)"))
+    body = re.sub(r"\s*\n\s*", " ", body.replace(f"'{_STYLE['font.family']}'", "var(--font)"))
+    body = body.replace("> <", ">\n<")
     for name, (light, _) in THEME.items():
         body = body.replace(light, f"var(--{name})")
     width, height = (round(72 * length) for length in figure.get_size_inches())
