@@ -136,6 +136,20 @@ def test_the_wheel_holds_the_package_and_the_pocket_model(wheel: Path) -> None:
     assert any(name.endswith(".safetensors") for name in pocket)
 
 
+def test_the_wheel_draws_the_demos_page(environment: Environment) -> None:
+    code = """
+from tempovlm.evaluation.report import Report, render
+unknown = dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "accuracy", "adherence", "utilisation"))
+row = {**unknown, "budget_ms": 50.0, "adherence_wilson": (0.0, 1.0), "knobs": {"low/k4/b8": 1.0}, "num_samples": 0}
+bench = {"budgets": [row], "dataset": ["text_vqa"], "data_source": "synthetic"}
+print(render(Report(examples=[], bench=bench, facts={"hardware": "a machine"})))
+"""
+    done = environment.run("-c", code)
+    assert done.returncode == 0, done.stderr
+    for part in ("<!doctype html>", "no request was answered", "Settings chosen, share of answers", "a machine"):
+        assert part in done.stdout
+
+
 def test_the_environment_holds_core_dependencies_only(environment: Environment) -> None:
     code = f"import importlib.util as u; print([n for n in {NOT_CORE} if u.find_spec(n)])"
     assert environment.run("-c", code).stdout.strip() == "[]"

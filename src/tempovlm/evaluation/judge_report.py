@@ -1,7 +1,6 @@
 """The judge's files: every figure as JSON, every choice as Parquet, and a page that is read in five minutes.
 
-The page carries its drawings and asks the network for nothing. It reads the report object and the outcomes; it
-knows neither models nor how anything was measured. Needs the extra `experiments` for the Parquet file.
+The page carries its plots and asks the network for nothing. The Parquet file needs the extra `experiments`.
 """
 
 from __future__ import annotations
