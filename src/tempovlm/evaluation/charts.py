@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.knobs import TIERS
 from tempovlm.evaluation.statistics import marginals
-from tempovlm.profiling.drawing import COLORS, INK, RAMP, REFERENCE, new_figure, style, tip, to_svg
+from tempovlm.profiling.drawing import INK, RAMP, REFERENCE, new_figure, style, tip, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +104,7 @@ def _draw_scores(axes: Axes, result: Mapping[str, Any], score: Score) -> None:
     ordered = sorted(rows, key=lambda row: row["p50_ms"])
     axes.plot([row["p50_ms"] for row in ordered], [score.of(row)[0] for row in ordered], color=INK, alpha=0.25)
     for i, row in enumerate(rows):
-        color = COLORS[i % len(COLORS)]
+        color = f"C{i}"
         label = f"{row['budget_ms']:g} ms budget\n{_percent(row['adherence'], 1)} on time"
         at = _draw_point(axes, row, score, color, label, "o")
         axes.plot((row["p95_ms"], row["budget_ms"]), (at, at), color=color, ls=":", lw=1)

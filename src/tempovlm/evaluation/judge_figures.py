@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tempovlm.profiling.drawing import (
-    COLORS,
     GOOD,
     INK,
     MUTED,
@@ -38,7 +37,7 @@ def short(name: str) -> str:
 
 def _colors(report: Mapping[str, Any]) -> dict[str, str]:
     """A colour for each policy, the same in both plots."""
-    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(report["policies"])}
+    return {name: f"C{i}" for i, name in enumerate(report["policies"])}
 
 
 @style()

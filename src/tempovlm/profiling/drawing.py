@@ -32,25 +32,8 @@ THEME = {
     "bad": ("#b83a00", "#ff9a5c"),
     "reference": ("#7a4b94", "#cf9fe8"),
 }
-"""Colours by purpose, each on light and on dark pages."""
-INK, MUTED, FAINT, GRID, PAPER, GOOD, BAD, REFERENCE = (light for light, _ in THEME.values())
-
-COLORS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#8a6d00",
-    "#56b4e9",
-    "#00838f",
-    "#e69f00",
-    "#5a5fd0",
-    "#a65fc2",
-    "#c2185b",
-    "#7a8b00",
-)
-"""Of lines and points, readable on light and dark; told apart by people with a colour vision deficiency as far as
-eight go (M. Okabe and K. Ito, Color universal design, 2008)."""
+"""Colours by purpose, each on light and on dark pages; those of light pages stand in plots.mplstyle too."""
+INK, MUTED, GOOD, REFERENCE = (THEME[name][0] for name in ("ink", "muted", "good", "reference"))
 
 STAGE_COLORS = dict(zip(STAGES, ("#8b949e", "#cc79a7", "#0072b2", "#56b4e9", "#009e73", "#e69f00"), strict=True))
 """Of the stages of an answer."""
@@ -60,38 +43,7 @@ RAMP = ("#d3e6f5", "#9ecae8", "#5ba3d6", "#2676b8", "#0b4a86")
 
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",Arial,sans-serif'
 
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tempovlm",
-    "font.family": "DejaVu Sans",
-    "font.size": 12,
-    "text.color": INK,
-    "text.parse_math": False,
-    "figure.facecolor": PAPER,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.14,
-    "figure.constrained_layout.w_pad": 0.2,
-    "figure.titlesize": 13,
-    "axes.facecolor": PAPER,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 12,
-    "axes.titlesize": 13,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "xtick.color": FAINT,
-    "xtick.labelcolor": MUTED,
-    "ytick.color": FAINT,
-    "ytick.labelcolor": MUTED,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 12,
-}
+_STYLE = Path(__file__).with_name("plots.mplstyle")
 
 
 def can_draw() -> bool:
@@ -104,12 +56,11 @@ def can_draw() -> bool:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Sets the style while a figure is made and saved; usable as a decorator."""
-    import matplotlib
-    from cycler import cycler
+    """Sets the style while a figure is made and saved, as a decorator too; colours `C0` to `C11` are its cycle."""
+    import matplotlib.style
 
-    settings: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}
-    with matplotlib.rc_context(settings):
+    # The default comes first, so that a user's own settings change no figure.
+    with matplotlib.style.context(("default", _STYLE)):
         yield
 
 
@@ -158,7 +109,7 @@ def to_svg(figure: Figure, title: str, *, theme: bool = True) -> str:
     # A page holds several figures, in which these numbered ids would be the same; nothing refers to them.
     body = re.sub(r' id="(?!C[\da-f]+_)\w+_\d+"', "", body)
     body = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", body).replace("xlink:href", "href")
-    body = re.sub(r"\s*\n\s*", " ", body.replace(f"'{_STYLE['font.family']}'", "var(--font)"))
+    body = re.sub(r"\s*\n\s*", " ", body.replace("'DejaVu Sans'", "var(--font)"))
     body = body.replace("> <", ">\n<")
     for name, (light, _) in THEME.items():
         body = body.replace(light, f"var(--{name})")

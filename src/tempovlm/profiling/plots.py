@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.knobs import TIERS
 from tempovlm.core.records import STAGE_FIELDS
-from tempovlm.profiling.drawing import COLORS, INK, STAGE_COLORS, new_figure, save_png, style
+from tempovlm.profiling.drawing import INK, STAGE_COLORS, new_figure, save_png, style
 from tempovlm.profiling.summary import frontier
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _draw_frontier(records: Sequence[Mapping[str, Any]]) -> Figure:
     figure = new_figure(760, 480)
     axes = figure.add_subplot()
     timed = [one for one in records if one["T_total_p50"] is not None]
-    for tier, color in zip(TIERS, COLORS, strict=False):
+    for i, tier in enumerate(TIERS):
         some = [one for one in timed if one["tier"] == tier]
         if some:
             middle = [one["accuracy"] for one in some]
@@ -39,7 +39,7 @@ def _draw_frontier(records: Sequence[Mapping[str, Any]]) -> Figure:
             high = [max(one["accuracy_interval"][1] - one["accuracy"], 0) for one in some]
             times_ms = [one["T_total_p50"] for one in some]
             marks: dict[str, Any] = {"fmt": "o", "ms": 6, "lw": 1, "alpha": 0.8}
-            axes.errorbar(times_ms, middle, (low, high), color=color, label=tier, **marks)
+            axes.errorbar(times_ms, middle, (low, high), color=f"C{i}", label=tier, **marks)
     best = frontier(timed)
     times_ms = [one["T_total_p50"] for one in best]
     axes.step(times_ms, [one["accuracy"] for one in best], color=INK, where="post", lw=1.2)

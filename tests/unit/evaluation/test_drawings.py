@@ -101,7 +101,9 @@ def test_a_plot_has_colours_for_light_and_dark(result: dict[str, Any]) -> None:
     assert "var(--ink)" in text
     inline = charts.trade_off(result, theme=False)
     assert "prefers-color-scheme" not in inline
-    assert "var(--ink)" in inline
+    for name in ("ink", "muted", "faint", "grid", "paper", "reference"):
+        assert f"var(--{name})" in inline
+        assert drawing.THEME[name][0] not in inline
 
 
 @pytest.mark.parametrize(
