@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw, ImageFont
 
 POCKET_FILES = ("config.json", "tokenizer.json", "MODEL_CARD.md", "accuracy.json")
-NOT_CORE = ("pandas", "matplotlib", "scipy", "sklearn", "pyarrow", "tensorboard", "pytest")
+NOT_CORE = ("pandas", "scipy", "sklearn", "pyarrow", "tensorboard", "pytest")
 ANSWER_KEYS = {
     "answer",
     "knobs",
@@ -134,6 +134,20 @@ def test_the_wheel_holds_the_package_and_the_pocket_model(wheel: Path) -> None:
     pocket = [name.removeprefix("tempovlm/pocket/") for name in names if name.startswith("tempovlm/pocket/")]
     assert not set(POCKET_FILES) - set(pocket)
     assert any(name.endswith(".safetensors") for name in pocket)
+
+
+def test_the_wheel_draws_the_demos_page(environment: Environment) -> None:
+    code = """
+from tempovlm.evaluation.report import Report, render
+unknown = dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "accuracy", "adherence", "utilisation"))
+row = {**unknown, "budget_ms": 50.0, "adherence_wilson": (0.0, 1.0), "knobs": {"low/k4/b8": 1.0}, "num_samples": 0}
+bench = {"budgets": [row], "dataset": ["text_vqa"], "data_source": "synthetic"}
+print(render(Report(examples=[], bench=bench, facts={"hardware": "a machine"})))
+"""
+    done = environment.run("-c", code)
+    assert done.returncode == 0, done.stderr
+    for part in ("<!doctype html>", "no request was answered", "Settings chosen, share of answers", "a machine"):
+        assert part in done.stdout
 
 
 def test_the_environment_holds_core_dependencies_only(environment: Environment) -> None:

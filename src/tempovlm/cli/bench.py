@@ -141,8 +141,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
     """
     result, records = run(args, notes)
     try:
-        if result["complete"]:
-            save(folder, result, records)
+        written = save(folder, result, records) if result["complete"] else []
     finally:
         # Kept first and shown in any case: neither a full disk nor a closed stdout loses what was measured.
         out = notes if args.json else console.stdout()
@@ -152,7 +151,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
     if not result["complete"]:
         notes.print("interrupted: nothing was written; the figures are of the requests done so far")
         raise KeyboardInterrupt
-    notes.print(f"wrote {folder / 'bench.json'}, {folder / 'records.jsonl'} and {folder / 'trade_off.svg'}")
+    notes.print(f"wrote {', '.join(map(str, written))}")
     if all(record.error is not None for record in records):
         raise AllFailedError(f"no question could be answered; the first failure: {records[0].error}")
     if result["num_failed"]:
@@ -278,18 +277,25 @@ def _result(
     }
 
 
-def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> None:
-    """Write the result, its records and the plot."""
+def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> list[Path]:
+    """Write the result, its records and, where matplotlib is installed, the plot; returns their paths."""
     import json
 
     from tempovlm.core.paths import write_whole
     from tempovlm.evaluation import charts
     from tempovlm.evaluation.summary import rounded
+    from tempovlm.profiling.drawing import can_draw
 
     lines = (json.dumps(rounded(record.to_json()), ensure_ascii=False) + "\n" for record in records)
-    write_whole(folder / "records.jsonl", "".join(lines))
-    write_whole(folder / "bench.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write_whole(folder / "trade_off.svg", charts.trade_off(result))
+    texts = {
+        "records.jsonl": "".join(lines),
+        "bench.json": json.dumps(result, indent=2, ensure_ascii=False) + "\n",
+    }
+    if can_draw():
+        texts["trade_off.svg"] = charts.trade_off(result)
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    return [folder / name for name in texts]
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -201,7 +201,7 @@ def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: 
     """
     from tempovlm.core.paths import write_whole
     from tempovlm.evaluation import showcase
-    from tempovlm.evaluation.figure import answer_figure
+    from tempovlm.evaluation.report import answer_figure
 
     with tempfile.TemporaryDirectory() as folder:
         drawn = showcase.draw_examples(showcase.FIGURE, Path(folder), seed=seed)

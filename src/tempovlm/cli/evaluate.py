@@ -296,7 +296,7 @@ def budgets_that_hold(report: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     from tempovlm.evaluation.judge_figures import short
-    from tempovlm.evaluation.judge_tables import holding
+    from tempovlm.evaluation.judge_report import holding
 
     shown = Table(box=None, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)

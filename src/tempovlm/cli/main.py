@@ -48,7 +48,9 @@ tempovlm COMMAND --help lists the flags of a command; tempovlm --version prints 
 """
 
 _EXTRA_OF_PACKAGE = {
-    **dict.fromkeys(("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard"), "experiments"),
+    **dict.fromkeys(
+        ("scipy", "sklearn", "pandas", "pyarrow", "jinja2", "matplotlib", "tensorboard"), "experiments"
+    ),
     "pycocoevalcap": "captions",
 }
 

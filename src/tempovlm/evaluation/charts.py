@@ -1,302 +1,197 @@
-"""The two pictures of a bench: accuracy or CIDEr against measured latency, and which settings each budget used.
-
-Reads the result object only; knows neither records nor models.
-"""
+"""The plots of a bench: accuracy or CIDEr against measured latency, and the settings that each budget used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.knobs import TIERS
-from tempovlm.evaluation import svg
 from tempovlm.evaluation.statistics import marginals
+from tempovlm.profiling.drawing import INK, RAMP, REFERENCE, new_figure, style, tip, to_svg
 
-WIDTH = 760
-_PLOT_HEIGHT = 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 24, 84, 52
-_ROW = 30
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """Numbers on an axis to pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a value."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+_WIDTH = 860
+_HEADS = {"tier": "vision tier", "top_k": "experts per token", "num_blocks": "blocks"}
+_LETTER_PX = 6.6
+_COLUMN_PX = 236
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the upright axis shows, a hundredfold.
+    """The quantity on the upright axis, a hundredfold.
 
     Attributes:
-        name: of the field in a row. title, label: at the top and in the key.
-        unit: after a number. most: the largest there can be.
+        name: of the field in a row.
+        title: for the plot's title.
+        label: for the axis and the key.
+        most: the largest value.
     """
 
     name: str
     title: str
     label: str
-    unit: str
     most: float
 
-    def has(self, row: dict[str, Any]) -> bool:
+    def has(self, row: Mapping[str, Any]) -> bool:
         """Whether a row has it."""
         return row.get(self.name) is not None
 
-    def drawn(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with this score and its interval as `score` and `score_interval`."""
-        return row | {"score": row[self.name], "score_interval": row[f"{self.name}_interval"]}
+    def of(self, row: Mapping[str, Any]) -> tuple[float, float, float]:
+        """A row's value and the ends of its interval, a hundredfold."""
+        low, high = row[f"{self.name}_interval"]
+        return 100 * row[self.name], 100 * low, 100 * high
 
 
-ACCURACY = Score("accuracy", "Accuracy", "accuracy", " %", 100.0)
-CIDER = Score("cider", "CIDEr, times 100,", "CIDEr", "", 1000.0)
+ACCURACY = Score("accuracy", "Accuracy", "accuracy, %", 100.0)
+CIDER = Score("cider", "CIDEr, times 100,", "CIDEr", 1000.0)
 
 
-def score_of(result: dict[str, Any]) -> Score:
+def score_of(result: Mapping[str, Any]) -> Score:
     """CIDEr where all questions ask for captions, else accuracy."""
     rows = result["budgets"]
     return CIDER if any(map(CIDER.has, rows)) and not any(map(ACCURACY.has, rows)) else ACCURACY
 
 
-@dataclass(slots=True)
-class Labels:
-    """Finds a place for each two-line label beside its point where it covers no other label and no point."""
+@style()
+def trade_off(result: Mapping[str, Any], *, theme: bool = True) -> str:
+    """Draws accuracy or CIDEr against measured latency and, below it, the settings chosen at each budget.
 
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
-
-    def block(self, x: float, y: float, half_width: float, half_height: float) -> None:
-        """Keep labels off a box around (x, y)."""
-        self.taken.append((x - half_width, y - half_height, x + half_width, y + half_height))
-
-    def place(self, x: float, y: float, width: float) -> tuple[float, float, str]:
-        """Where the first baseline goes, and its anchor: above or below the point, to the right or the left."""
-        # Below to the right first: a curve that rises leaves that side empty.
-        options = [
-            (x + 9, y + 26, "start"),
-            (x - 9, y - 26, "end"),
-            (x + 9, y - 26, "start"),
-            (x - 9, y + 26, "end"),
-        ]
-        options += [
-            (x + 9, y + 60, "start"),
-            (x - 9, y - 60, "end"),
-            (x + 9, y - 60, "start"),
-            (x - 9, y + 60, "end"),
-        ]
-        best = min(options, key=lambda option: self._covered(self._box(option, width)))
-        self.taken.append(self._box(best, width))
-        return best
-
-    @staticmethod
-    def _box(option: tuple[float, float, str], width: float) -> tuple[float, float, float, float]:
-        x, y, anchor = option
-        left = x if anchor == "start" else x - width
-        return left, y - 12, left + width, y + 19
-
-    def _covered(self, box: tuple[float, float, float, float]) -> float:
-        outside = max(0.0, box[2] - (WIDTH - 6)) + max(0.0, _LEFT - box[0])
-        outside += max(0.0, box[3] - (_PLOT_HEIGHT - _BOTTOM - 4)) + max(0.0, _TOP - box[1])
-        area = outside * 40
-        for other in self.taken:
-            wide = min(box[2], other[2]) - max(box[0], other[0])
-            high = min(box[3], other[3]) - max(box[1], other[1])
-            area += max(0.0, wide) * max(0.0, high)
-        return area
-
-
-def trade_off(result: dict[str, Any], *, style: str = svg.STYLE) -> str:
-    """Both pictures as one document."""
-    plot, knobs, height = trade_off_plot(result), knob_plot(result), knob_plot_height(result)
-    body = plot + svg.group(knobs, 0, _PLOT_HEIGHT)
-    return svg.document(
-        body,
-        WIDTH,
-        _PLOT_HEIGHT + height,
-        f"{score_of(result).title} against measured latency at each budget, and the settings chosen",
-        style=style,
+    Args:
+        result: of a bench.
+        theme: False inside a page that defines the theme.
+    """
+    score, rows = score_of(result), result["budgets"]
+    knobs_height = 90 + 30 * len(rows)
+    figure = new_figure(_WIDTH, 440 + knobs_height)
+    (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(440, knobs_height))
+    upper.suptitle(
+        f"{score.title} against measured latency · {_sources(result)}", x=0.02, ha="left", weight="bold"
+    )
+    _draw_scores(upper.add_subplot(), result, score)
+    _draw_knobs(lower, result)
+    return to_svg(
+        figure,
+        f"{score.title} against measured latency at each budget, and the settings chosen",
+        theme=theme,
     )
 
 
-def trade_off_plot(result: dict[str, Any]) -> str:
-    """Accuracy or CIDEr against measured latency, a point a budget, the fixed setting as a diamond; 760 × 400."""
-    score = score_of(result)
-    rows = [score.drawn(row) for row in result["budgets"] if row["p50_ms"] is not None and score.has(row)]
-    fixed = result.get("fixed")
-    points = [*rows, score.drawn(fixed)] if fixed and fixed["p50_ms"] is not None and score.has(fixed) else rows
-    if not points:
-        return svg.text(_LEFT, _TOP, "no request was answered", "muted")
-    x, y = _axes(points, score)
-    title = f"{score.title} against measured latency · {_sources(result)}"
-    parts = [svg.text(20, 30, title, "title"), _key(20, 54, score), *_frame(x, y, score)]
-    labels = Labels()
-    for row in points:
-        at = y(100 * row["score"])
-        low, high = (y(100 * share) for share in row["score_interval"])
-        labels.block(x(row["p50_ms"]), at, 8, 8)
-        labels.block(x(row["p50_ms"]), (low + high) / 2, 3, (low - high) / 2)
-        labels.block(x(row.get("budget_ms") or row["p95_ms"]), at, 3, 9)
-    ordered = sorted(rows, key=lambda row: row["p50_ms"])
-    trend = " ".join(f"{x(r['p50_ms']):.1f},{y(100 * r['score']):.1f}" for r in ordered)
-    parts.append(f'<path class="trend" d="M{trend.replace(" ", " L")}"/>' if len(ordered) > 1 else "")
-    parts += [_budget_marks(row, x, y) for row in rows]
-    if len(points) > len(rows):
-        parts.append(_fixed_marks(points[-1], x, y, labels))
-    parts += [_budget_label(row, x, y, labels) for row in ordered]
-    return "".join(parts)
+@style()
+def knobs(result: Mapping[str, Any]) -> str:
+    """Draws how often each tier, top-k and depth was chosen at each budget, for a page that defines the theme."""
+    figure = new_figure(_WIDTH, 90 + 30 * len(result["budgets"]))
+    _draw_knobs(figure, result)
+    return to_svg(figure, "Settings chosen at each budget", theme=False)
 
 
-def _axes(points: Sequence[dict[str, Any]], score: Score) -> tuple[Scale, Scale]:
-    right_ms = max(max(row["p95_ms"], row.get("budget_ms") or 0.0) for row in points) * 1.04
-    shares = [100 * share for row in points for share in (row["score"], *row["score_interval"])]
-    low, high = min(shares) - 3, max(shares) + 3
-    spare = max(0.0, 24 - (high - low)) / 2
-    low, high = max(0.0, low - spare), min(score.most, high + spare)
-    x = Scale(0.0, right_ms, _LEFT, WIDTH - _RIGHT)
-    return x, Scale(low, max(high, low + 1), _PLOT_HEIGHT - _BOTTOM, _TOP)
-
-
-def _frame(x: Scale, y: Scale, score: Score) -> list[str]:
-    bottom = _PLOT_HEIGHT - _BOTTOM
-    parts: list[str] = []
-    for value in svg.ticks(y.low, y.high, 6):
-        parts.append(svg.line(_LEFT, y(value), WIDTH - _RIGHT, y(value), "grid"))
-        parts.append(svg.text(_LEFT - 8, y(value) + 4, f"{value:g}{score.unit}", "small muted", "end"))
-    for value in svg.ticks(x.low, x.high, 8):
-        parts.append(svg.line(x(value), bottom, x(value), bottom + 5, "axis"))
-        parts.append(svg.text(x(value), bottom + 20, f"{value:g}", "small muted", "middle"))
-    parts.append(svg.line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "axis"))
-    parts.append(svg.text(WIDTH - _RIGHT, bottom + 40, "measured latency of an answer, ms", "small muted", "end"))
-    return parts
-
-
-def _key(x: float, y: float, score: Score) -> str:
-    """What the marks mean, in one line."""
-    mid = y - 4
-    parts = [
-        f'<circle cx="{x + 5:.0f}" cy="{mid:.0f}" r="5" class="point"/>',
-        svg.text(x + 16, y, "median", "small muted"),
-    ]
-    x += 78
-    parts += [svg.line(x, mid, x + 20, mid, "whisker"), svg.line(x + 20, mid - 4, x + 20, mid + 4, "whisker")]
-    parts.append(svg.text(x + 27, y, "to 95th percentile", "small muted"))
-    x += 154
-    parts += [svg.line(x, mid - 7, x, mid + 7, "deadline"), svg.text(x + 8, y, "deadline", "small muted")]
-    x += 78
-    parts += [svg.line(x, mid - 8, x, mid + 8, "interval")]
-    parts.append(svg.text(x + 9, y, f"95 % interval of {score.label}", "small muted"))
-    return "".join(parts)
-
-
-def _budget_marks(row: dict[str, Any], x: Scale, y: Scale) -> str:
-    left, right, at = x(row["p50_ms"]), x(row["p95_ms"]), y(100 * row["score"])
-    low, high = (y(100 * share) for share in row["score_interval"])
-    deadline = x(row["budget_ms"])
-    return "".join(
-        (
-            svg.line(left, low, left, high, "interval"),
-            svg.line(right, at, deadline, at, "lead"),
-            svg.line(left, at, right, at, "whisker"),
-            svg.line(right, at - 4, right, at + 4, "whisker"),
-            svg.line(deadline, at - 8, deadline, at + 8, "deadline"),
-            f'<circle cx="{left:.1f}" cy="{at:.1f}" r="6" class="point"/>',
-        )
-    )
-
-
-def _budget_label(row: dict[str, Any], x: Scale, y: Scale, labels: Labels) -> str:
-    first, second = f"{row['budget_ms']:g} ms budget", f"{_percent(row['adherence'], 1)} on time"
-    width = max(svg.text_width(first, 14), svg.text_width(second, 12))
-    left, top, anchor = labels.place(x(row["p50_ms"]), y(100 * row["score"]), width)
-    return svg.text(left, top, first, "strong label", anchor) + svg.text(
-        left, top + 15, second, "small muted label", anchor
-    )
-
-
-def _fixed_marks(row: dict[str, Any], x: Scale, y: Scale, labels: Labels) -> str:
-    left, right, at = x(row["p50_ms"]), x(row["p95_ms"]), y(100 * row["score"])
-    low, high = (y(100 * share) for share in row["score_interval"])
-    first, second = f"fixed {row['knobs']}", f"p99/p50 {row['p99_over_p50']:.2f}"
-    where = labels.place(left, at, svg.text_width(first, 14))
-    return "".join(
-        (
-            svg.line(left, low, left, high, "interval-reference"),
-            svg.line(left, at, right, at, "whisker-reference"),
-            svg.line(right, at - 4, right, at + 4, "whisker-reference"),
-            f'<path class="hollow" d="M{left:.1f} {at - 7:.1f}l7 7l-7 7l-7 -7z" style="fill:var(--paper)"/>',
-            svg.text(where[0], where[1], first, "strong reference label", where[2]),
-            svg.text(where[0], where[1] + 15, second, "small muted label", where[2]),
-        )
-    )
-
-
-def _sources(result: dict[str, Any]) -> str:
+def _sources(result: Mapping[str, Any]) -> str:
     return " · ".join(str(result[name]) for name in ("model", "device", "data_source") if result.get(name))
 
 
-def knob_plot_height(result: dict[str, Any]) -> int:
-    """Pixels that `knob_plot` needs."""
-    return 74 + _ROW * len(result["budgets"])
-
-
-def knob_plot(result: dict[str, Any]) -> str:
-    """For each budget, how often each tier, top-k and depth was chosen: three columns of bars, 760 px wide."""
-    columns = list(zip(*(marginals(row["knobs"]) for row in result["budgets"]), strict=True))
-    heads = ("vision tier", "experts per token", "blocks")
-    left, gap = 92, 20
-    width = (WIDTH - left - _RIGHT - 2 * gap) / 3
-    parts = [svg.text(20, 22, "Settings chosen, share of answers", "title")]
-    for row, budget in enumerate(result["budgets"]):
-        parts.append(svg.text(left - 12, 80 + row * _ROW, f"{budget['budget_ms']:g} ms", "strong", "end"))
-    for column, (head, bars) in enumerate(zip(heads, columns, strict=False)):
-        x = left + column * (width + gap)
-        seen = sorted({name for bar in bars for name in bar}, key=_order)
-        legal = _legal(result, column) or seen
-        parts.append(svg.text(x, 52, head, "small muted"))
-        for row, bar in enumerate(bars):
-            parts.append(_stacked(bar, legal, (x, 64 + row * _ROW), width))
-    return "".join(parts)
-
-
-def _legal(result: dict[str, Any], column: int) -> list[str]:
-    """All values of a knob, so that a value keeps its shade whichever others occur."""
-    space = result.get("knob_space")
-    if not space:
-        return []
-    prefix, name = (("", "tier"), ("k", "top_k"), ("b", "num_blocks"))[column]
-    return [f"{prefix}{value}" for value in space[name]]
-
-
-def _stacked(bar: dict[str, float], values: list[str], origin: tuple[float, float], width: float) -> str:
-    x, y = origin
-    parts: list[str] = []
-    for value in values:
-        share = bar.get(value, 0.0)
-        if share <= 0:
-            continue
-        place = values.index(value) / max(len(values) - 1, 1)
-        shade = round(place * (len(svg.RAMP) - 1))
-        name = value.lstrip("kb") if value[1:].isdigit() else value
-        parts.append(
-            svg.rect(
-                x, y, max(share * width - 1, 0.5), 22, fill=svg.RAMP[shade], title=f"{value}: {_percent(share)}"
-            )
+def _draw_scores(axes: Axes, result: Mapping[str, Any], score: Score) -> None:
+    """A point a budget, with the interval of its score, the 95th percentile of its latency and its deadline."""
+    rows = [row for row in result["budgets"] if row["p50_ms"] is not None and score.has(row)]
+    fixed = result.get("fixed")
+    if not fixed or fixed["p50_ms"] is None or not score.has(fixed):
+        fixed = None
+    if not rows and fixed is None:
+        axes.set_axis_off()
+        axes.text(0, 1, "no request was answered", va="top")
+        return
+    ordered = sorted(rows, key=lambda row: row["p50_ms"])
+    axes.plot([row["p50_ms"] for row in ordered], [score.of(row)[0] for row in ordered], color=INK, alpha=0.25)
+    for i, row in enumerate(rows):
+        color = f"C{i}"
+        label = f"{row['budget_ms']:g} ms budget\n{_percent(row['adherence'], 1)} on time"
+        at = _draw_point(axes, row, score, color, label, "o")
+        axes.plot((row["p95_ms"], row["budget_ms"]), (at, at), color=color, ls=":", lw=1)
+        axes.plot(row["budget_ms"], at, color=color, marker="|", ms=18, mew=2)
+    if fixed is not None:
+        _draw_point(
+            axes, fixed, score, REFERENCE, f"fixed {fixed['knobs']}\np99/p50 {fixed['p99_over_p50']:.2f}", "D"
         )
-        label = f"{name} · {_percent(share)}" if share < 0.995 else name
-        label = label if svg.text_width(label, 11) + 8 < share * width else name
-        if svg.text_width(label, 11) + 5 < share * width:
-            ink = "on-light" if shade <= 2 else "on-dark"
-            parts.append(svg.text(x + share * width / 2, y + 15, label, f"tiny {ink}", "middle"))
-        x += share * width
-    return "".join(parts)
+    _fit(axes, score, [*rows, *([fixed] if fixed else [])])
+    axes.set_xlabel("measured latency of an answer, ms")
+    axes.set_ylabel(score.label)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelspacing=0.8)
+    _explain(axes, score)
+
+
+def _draw_point(axes: Axes, row: Mapping[str, Any], score: Score, color: str, label: str, marker: str) -> float:
+    """Draws the median latency with the way to the 95th percentile; returns the score."""
+    at, low, high = score.of(row)
+    axes.plot((row["p50_ms"],) * 2, (low, high), color=color, lw=5, alpha=0.35, solid_capstyle="butt")
+    axes.plot((row["p50_ms"], row["p95_ms"]), (at, at), color=color, lw=1.5)
+    axes.plot(row["p95_ms"], at, color=color, marker="|", ms=9, mew=1.5)
+    (point,) = axes.plot(row["p50_ms"], at, color=color, marker=marker, ms=8, ls="", label=label)
+    tip(point, f"{' · '.join(label.split(chr(10)))}: {at:.1f} ({low:.1f} to {high:.1f}), {row['p50_ms']:.1f} ms")
+    return at
+
+
+def _fit(axes: Axes, score: Score, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Sets limits that hold every mark, from 0 ms, and 24 points of the score at the least."""
+    ends = [value for row in rows for value in score.of(row)]
+    low, high = min(ends) - 3, max(ends) + 3
+    spare = max(0.0, 24 - (high - low)) / 2
+    axes.set_ylim(max(0.0, low - spare), min(score.most, high + spare))
+    axes.set_xlim(0, 1.04 * max(max(row["p95_ms"], row.get("budget_ms") or 0.0) for row in rows))
+
+
+def _explain(axes: Axes, score: Score) -> None:
+    """Adds a key of the marks below the plot."""
+    from matplotlib.lines import Line2D
+
+    marks = {
+        "median": Line2D([], [], color=INK, marker="o", ls="", ms=8),
+        "to 95th percentile": Line2D([], [], color=INK, lw=1.5),
+        "deadline": Line2D([], [], color=INK, marker="|", ls="", ms=16, mew=2),
+        f"95 % interval of {score.label.removesuffix(', %')}": Line2D([], [], color=INK, alpha=0.35, lw=5),
+    }
+    figure = axes.get_figure(root=False)
+    assert figure is not None
+    figure.legend(marks.values(), marks, loc="outside lower center", ncols=4, labelcolor="linecolor")
+
+
+def _draw_knobs(figure: Any, result: Mapping[str, Any]) -> None:
+    """Draws three columns of stacked bars, a bar a budget."""
+    rows = result["budgets"]
+    columns = list(zip(*(marginals(row["knobs"]) for row in rows), strict=True)) or [()] * 3
+    figure.suptitle("Settings chosen, share of answers", x=0.02, ha="left", weight="bold")
+    for axes, (knob, head), bars in zip(figure.subplots(1, 3, sharey=True), _HEADS.items(), columns, strict=True):
+        values = _legal(result, knob) or sorted({name for bar in bars for name in bar}, key=_order)
+        left = [0.0] * len(rows)
+        for place, value in enumerate(values):
+            shade = round(place / max(len(values) - 1, 1) * (len(RAMP) - 1))
+            shares = [bar.get(value, 0.0) for bar in bars]
+            drawn = axes.barh(range(len(rows)), shares, left=left, color=RAMP[shade], height=0.74)
+            for bar, share in zip(drawn, shares, strict=True):
+                tip(bar, f"{value}: {_percent(share)}")
+            texts = [_fitting(value, share) for share in shares]
+            axes.bar_label(
+                drawn, texts, label_type="center", fontsize=11, color="#11161b" if shade <= 2 else "#fefefe"
+            )
+            left = [start + share for start, share in zip(left, shares, strict=True)]
+        axes.set_title(head, loc="left", fontsize=12)
+        axes.set_yticks(range(len(rows)), [f"{row['budget_ms']:g} ms" for row in rows])
+        axes.set(xlim=(0, 1), xticks=[], ylim=(len(rows) - 0.5, -0.5))
+        axes.spines["bottom"].set_visible(False)
+        axes.grid(visible=False)
+
+
+def _fitting(value: str, share: float) -> str:
+    """The longest label that fits a bar of this share: value and share, the value, or nothing."""
+    name = value.lstrip("kb") if value[1:].isdigit() else value
+    texts = (f"{name} · {_percent(share)}" if share < 0.995 else name, name)
+    return next((text for text in texts if _LETTER_PX * len(text) + 6 < share * _COLUMN_PX), "")
+
+
+def _legal(result: Mapping[str, Any], knob: str) -> list[str]:
+    """All values of a knob, so that a value keeps its shade whichever others occur."""
+    prefix = {"tier": "", "top_k": "k", "num_blocks": "b"}[knob]
+    return [f"{prefix}{value}" for value in result.get("knob_space", {}).get(knob, ())]
 
 
 def _percent(share: float, digits: int = 0) -> str:

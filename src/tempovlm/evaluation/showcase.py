@@ -1,7 +1,7 @@
 """Example pictures for which the budget matters, and their answers at several budgets.
 
 Pictures are chosen by what is on them (large print, small print, counting, a fact, a chart), never by how a model
-answers. It knows the generated test bed; it does not know how examples are shown.
+answers.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from tempovlm.core.plan import Ranking
 from tempovlm.core.stamp import Stamp
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.consistency import Importance, correlate, cross_dataset
+from tempovlm.profiling.drawing import INK, new_figure, save_png, style
 from tempovlm.profiling.importance import (
     Blocks,
     Floats,
@@ -319,23 +320,22 @@ def _draw(study: Study, trained: Mapping[str, Importance], held_out: Mapping[str
     _bars(study.output_dir / "importance_comparison_all.png", trained, f"training pictures ({note})")
 
 
+@style()
 def _bars(path: Path, groups: Mapping[str, Importance], title: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Draws a bar a block and group, with its interval."""
+    figure = new_figure(960, 400)
     axes = figure.add_subplot()
     width = 0.8 / len(groups)
     for i, (name, one) in enumerate(groups.items()):
         place = np.arange(len(one.values)) + (i - (len(groups) - 1) / 2) * width
         low, high = one.interval()
         bars = np.maximum((one.values - low, high - one.values), 0)
-        axes.bar(place, one.values, width, yerr=bars, label=name, error_kw={"lw": 0.8})
+        axes.bar(place, one.values, width, yerr=bars, label=name, error_kw={"lw": 0.8, "ecolor": INK})
     axes.set_xticks(range(len(next(iter(groups.values())).values)))
     axes.set_xlabel("block")
     axes.set_ylabel("accuracy lost without it")
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    axes.grid(visible=False, axis="x")
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.legend()
+    figure.suptitle(title)
+    save_png(figure, path)

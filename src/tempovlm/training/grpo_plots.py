@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tempovlm.profiling.drawing import can_draw, mark_log, new_figure, save_png, style
 from tempovlm.training.estimator_plots import describe
 
 KNOBS = ("tier", "top_k", "num_blocks")
 
-_log = logging.getLogger("tempovlm")
-
 
 def draw(folder: Path, history: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> None:
-    """Write `training.png`, `knobs.png` and `trade_off.png`; where matplotlib is not installed, say so and do not.
+    """Writes `training.png`, `knobs.png` and `trade_off.png`; says so and does not without matplotlib.
 
     Args:
         folder: that exists.
         history: an epoch's record each.
         report: with `by_budget`, `policies` and the stamp.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        _log.warning("matplotlib is not installed: no figures; pip install 'tempovlm[experiments]'")
+    if not can_draw():
         return
-    panels: tuple[tuple[str, float, Callable[[Any], None]], ...] = (
-        ("training", 11.0, lambda figure: _training(figure, history)),
-        ("knobs", 11.0, lambda figure: _knobs(figure, history)),
-        ("trade_off", 6.4, lambda figure: _trade_off(figure, report)),
+    panels: tuple[tuple[str, int, Callable[[Any], None]], ...] = (
+        ("training", 1100, lambda figure: _training(figure, history)),
+        ("knobs", 1100, lambda figure: _knobs(figure, history)),
+        ("trade_off", 640, lambda figure: _trade_off(figure, report)),
     )
     for name, width, fill in panels:
-        figure = Figure(figsize=(width, 3.8), layout="constrained")
-        fill(figure)
-        figure.suptitle(describe(report["stamp"]), fontsize=8)
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        with style():
+            figure = new_figure(width, 400)
+            fill(figure)
+            figure.suptitle(describe(report["stamp"]))
+            save_png(figure, folder / f"{name}.png")
 
 
 def _training(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
@@ -52,7 +48,7 @@ def _training(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
     groups.plot(epochs, [1 - record["train"]["adherence"] for record in history], label="late draws")
     groups.set_ylabel("share")
     for axes in (reward, groups):
-        axes.legend(fontsize=7)
+        axes.legend()
     for axes in (reward, entropy, groups):
         axes.set_xlabel("epoch")
 
@@ -64,9 +60,9 @@ def _knobs(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
         axes.stackplot(
             epochs, [[r["val"]["knobs"][knob][value] for r in history] for value in values], labels=values
         )
-        axes.set_title(knob.replace("_", " "), fontsize=9)
+        axes.set_title(knob.replace("_", " "))
         axes.set_xlabel("epoch")
-        axes.legend(fontsize=7, loc="lower left")
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=len(values))
 
 
 def _trade_off(figure: Any, report: Mapping[str, Any]) -> None:
@@ -75,6 +71,7 @@ def _trade_off(figure: Any, report: Mapping[str, Any]) -> None:
         points = [(row[name]["latency_ms"], row[name]["accuracy"]) for row in report["by_budget"]]
         axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=name)
     axes.set_xscale("log")
+    mark_log(axes.xaxis)
     axes.set_xlabel("mean latency of a fifth of the budgets, ms")
     axes.set_ylabel("accuracy")
-    axes.legend(fontsize=7)
+    axes.legend()

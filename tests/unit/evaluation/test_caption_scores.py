@@ -211,7 +211,7 @@ def test_an_interrupted_bench_scores_what_is_done(count: int) -> None:
     if count == 1:
         # CIDEr weighs words by how few pictures have them: one picture has none.
         assert (row["cider"], row["cider_interval"]) == (None, None)
-        assert "no request" in charts.trade_off_plot({"budgets": [row]})
+        assert "no request" in charts.trade_off({"budgets": [row]})
     else:
         assert row["cider"] == pytest.approx(sum(cider(["open"] * 3, CAPTIONS[:3])) / 3)
 

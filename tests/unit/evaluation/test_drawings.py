@@ -12,11 +12,12 @@ from bench_fakes import SPACE, FakeModel, sample
 from PIL import Image
 
 from tempovlm.core.request import STAGES
-from tempovlm.evaluation import bench, charts, figure, report, showcase, summary, svg
+from tempovlm.evaluation import bench, charts, pages, report, showcase, summary
 from tempovlm.evaluation.showcase import Example, Shown
+from tempovlm.profiling import drawing
 
-NASTY = "<script>alert(\"x\")</script> & 'co'"
-VOID = {"meta", "img"}
+NASTY = "<script>alert(\"x\")</script> & 'co' $1 to $2"
+VOID = {"meta", "img", "image"}
 
 
 @pytest.fixture
@@ -49,19 +50,90 @@ def shown(tmp_path: Path) -> tuple[Example, tuple[Shown, ...]]:
 
 
 def test_drawings_are_well_formed(result: dict[str, Any], shown: tuple[Example, tuple[Shown, ...]]) -> None:
-    for text in (charts.trade_off(result), figure.answer_figure(shown[0], shown[1], NASTY)):
+    for text in (charts.trade_off(result), report.answer_figure(shown[0], shown[1], NASTY)):
         tree = ElementTree.fromstring(text)
         assert tree.tag == "{http://www.w3.org/2000/svg}svg"
         assert not [node for node in tree.iter() if node.tag.endswith("script")]
         assert NASTY in "".join(tree.itertext())
-        assert "nan" not in text.lower().replace("nanum", "")
+        assert (tree.attrib["role"], tree[0].text) == ("img", tree.attrib["aria-label"])
+        assert not re.search(r"\bnan\b", text)
 
 
 def test_trade_off_labels_every_budget(result: dict[str, Any]) -> None:
     words = list(ElementTree.fromstring(charts.trade_off(result)).itertext())
-    for budget in ("50 ms budget", "120 ms budget", "200 ms budget", f"fixed {SPACE.native}"):
-        assert budget in words
+    for label in ("50 ms budget", "120 ms budget", "200 ms budget", f"fixed {SPACE.native}"):
+        assert label in words
     assert "measured latency of an answer, ms" in words
+    tips = [word for word in words if word.startswith("120 ms budget · ")]
+    row = result["budgets"][1]
+    assert tips == [
+        f"120 ms budget · 100 % on time: {100 * row['accuracy']:.1f} ({100 * row['accuracy_interval'][0]:.1f} to "
+        f"{100 * row['accuracy_interval'][1]:.1f}), {row['p50_ms']:.1f} ms"
+    ]
+
+
+def test_settings_chosen_are_labelled_where_a_label_fits(result: dict[str, Any]) -> None:
+    shares = {"low/k4/b8": 0.97, "medium/k4/b8": 0.03}
+    rows = [{**row, "knobs": shares} for row in result["budgets"]]
+    words = list(ElementTree.fromstring(charts.knobs({"budgets": rows})).itertext())
+    assert words.count("low · 97 %") == len(rows)
+    assert words.count("medium: 3 %") == len(rows)
+    assert "medium · 3 %" not in words
+    assert "medium" not in words
+
+
+def test_a_plot_is_the_same_each_time_and_carries_no_date(result: dict[str, Any]) -> None:
+    text = charts.trade_off(result)
+    assert text == charts.trade_off(result)
+    assert "<metadata" not in text
+    assert set(re.findall(r"https?://[^\"' <]+", text)) == {"http://www.w3.org/2000/svg"}
+    found = re.findall(r' id="([^"]+)"', text)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    assert used <= set(found)
+    assert not [name for name in found if re.fullmatch(r"[a-z]\w*_\d+", name)]
+
+
+def test_a_plot_has_colours_for_light_and_dark(result: dict[str, Any]) -> None:
+    text = charts.trade_off(result)
+    light, dark = drawing.THEME["ink"]
+    assert f"--ink:{light}" in text
+    assert f"--ink:{dark}" in text
+    assert "var(--ink)" in text
+    inline = charts.trade_off(result, theme=False)
+    assert "prefers-color-scheme" not in inline
+    for name in ("ink", "muted", "faint", "grid", "paper", "reference"):
+        assert f"var(--{name})" in inline
+        assert drawing.THEME[name][0] not in inline
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"), [(3.4, 4.9, (3.5, 4, 4.5)), (26, 160, (30, 60, 100, 150)), (2, 900, (5, 20, 500))]
+)
+def test_a_logarithmic_axis_has_round_marks(low: float, high: float, marks: tuple[float, ...]) -> None:
+    axes = drawing.new_figure(600, 300).add_subplot()
+    axes.plot((low, high), (0, 1))
+    axes.set_xscale("log")
+    drawing.mark_log(axes.xaxis)
+    ends = axes.get_xlim()
+    found = [value for value in axes.get_xticks() if ends[0] <= value <= ends[1]]
+    assert 3 <= len(found) <= 10
+    for mark in marks:
+        assert any(value == pytest.approx(mark) for value in found)
+
+
+def test_without_matplotlib_the_page_lacks_its_plot_only(
+    result: dict[str, Any],
+    shown: tuple[Example, tuple[Shown, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(drawing, "find_spec", lambda _: None)
+    page = report.render(report.Report(examples=[shown], bench=result, facts={}))
+    assert [record.getMessage() for record in caplog.records] == [
+        "matplotlib is not installed: no figures; pip install matplotlib"
+    ]
+    assert "<figure>" not in page
+    assert '<table id="bench">' in page
 
 
 def test_trade_off_without_answers(result: dict[str, Any]) -> None:
@@ -72,17 +144,14 @@ def test_trade_off_without_answers(result: dict[str, Any]) -> None:
 
 def test_stage_bar_fills_its_share() -> None:
     timings_ms = dict.fromkeys(STAGES, 10.0) | {"total": 60.0}
-    bar = ElementTree.fromstring(f"<svg>{svg.stage_bar(timings_ms, 120.0, 90.0)}</svg>")
-    widths = [float(node.attrib["width"].rstrip("%")) for node in bar.iter("rect")]
-    assert sum(widths) == pytest.approx(50, abs=0.01)
-    assert {node.attrib["x1"] for node in bar.iter("line")} == {"75.000%"}
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 310), (42.3, 66.1), (0, 7.5), (0, 31_000)])
-def test_ticks_are_few_and_inside(low: float, high: float) -> None:
-    found = svg.ticks(low, high, 7)
-    assert 3 <= len(found) <= 7
-    assert low <= found[0] < found[-1] <= high
+    parts = report.stage_parts(timings_ms, 120.0, 90.0)
+    assert sum(part["width"] for part in parts) == pytest.approx(50, abs=0.01)
+    assert [part["left"] for part in parts] == pytest.approx([100 * i / 12 for i in range(6)], abs=0.01)
+    assert not any(part["label"] for part in parts)
+    (part,) = report.stage_parts({"prefill": 60.0}, 120.0, 90.0)
+    assert part["label"] == "prefill 60"
+    (part,) = report.stage_parts({"prefill": 60.0}, 120.0, 30.0)
+    assert part["label"] == ""
 
 
 class Reader(HTMLParser):
@@ -125,7 +194,7 @@ def test_report_escapes_and_carries_everything(
 
 
 def test_flatten() -> None:
-    assert report.flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == {"a.b": "1", "d": "1, 2"}
+    assert pages.flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == {"a.b": "1", "d": "1, 2"}
 
 
 def test_examples_are_what_they_claim(tmp_path: Path) -> None:
