@@ -1,4 +1,4 @@
-"""Every command and every Python example of the README runs.
+"""Every command of the README, and every Python example of it and of docs/adding.md, runs.
 
 A block under `<!-- no-test: reason -->` is exempt. Of the other commands, those that run the tests themselves
 or fetch weights are left out.
@@ -56,7 +56,7 @@ def examples(text: str) -> list[str]:
     return [block.body for block in blocks(text) if block.language == "python" and block.exempt is None]
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, ADDING = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/adding.md"))
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,13 @@ def test_command(command: str, folder: Path) -> None:
         run(["bash", "-c", command], folder)
 
 
-@pytest.mark.parametrize("example", examples(README))
+@pytest.mark.parametrize("example", examples(README) + examples(ADDING))
 def test_python_example(example: str, folder: Path) -> None:
     run([sys.executable, "-c", example], folder)
 
 
 def test_exemptions_give_a_reason() -> None:
-    assert not [block.body for block in blocks(README) if block.exempt == ""]
+    assert not [block.body for block in blocks(README + ADDING) if block.exempt == ""]
 
 
 def test_links_to_files_lead_somewhere() -> None:
