@@ -69,7 +69,7 @@ class Reader:
         return language_feature(self._vectors, question_ids(self.tokenizer, question))
 
     @cached_property
-    def _vectors(self) -> Row:
+    def _vectors(self) -> Tensor:
         return token_vectors(self.model)
 
 

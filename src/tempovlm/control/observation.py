@@ -46,14 +46,14 @@ def question_ids(tokenizer: Encodes, question: str) -> list[int]:
     return tokenizer.encode(f" {question.strip()}")
 
 
-def token_vectors(model: HasDecoder) -> Row:
+def token_vectors(model: HasDecoder) -> Tensor:
     """(N, L) every token's embedding, on the host: a question is read sooner there than a device answers."""
-    return model.decoder.embedding.detach().float().cpu().numpy()
+    return model.decoder.embedding.detach().float().cpu()
 
 
-def language_feature(vectors: Row, ids: Sequence[int]) -> Row:
+def language_feature(vectors: Tensor, ids: Sequence[int]) -> Row:
     """(L,) mean of a question's tokens among all tokens' embeddings (N, L); zeros without any token."""
-    return vectors[list(ids)].sum(axis=0) / len(ids) if ids else np.zeros(vectors.shape[1], np.float32)
+    return vectors[list(ids)].numpy().sum(axis=0) / len(ids) if ids else np.zeros(vectors.shape[1], np.float32)
 
 
 @torch.inference_mode()

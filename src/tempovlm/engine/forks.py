@@ -41,9 +41,8 @@ class Forks:
     """
 
     def __init__(self) -> None:
-        self.one_thread = False
         # A child of a process that torch was in, but not this module, may have lost them already: not to be asked.
-        self._can_pause = not ("torch" in sys.modules and _is_forked())
+        self.one_thread = "torch" in sys.modules and _is_forked()
         self._is_paused = False
         self._computing: dict[int, int] = {}
         self._refusal: str | None = None
@@ -83,7 +82,7 @@ class Forks:
         return 1 if self.one_thread else count
 
     def _before(self) -> None:
-        self._is_paused = self._can_pause and not self.one_thread and _pause()
+        self._is_paused = not self.one_thread and _pause()
 
     def _after(self) -> None:
         self._is_paused = False

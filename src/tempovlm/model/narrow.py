@@ -1,12 +1,14 @@
 """One more token of one request on a CPU, for a model so narrow that a product ends sooner than torch starts it.
 
-The arithmetic of `Molmo.decode` in NumPy, whose calls start in a fraction of the time, on the very memory of the
-model's weights and of the cache. Knows neither batches nor masks: those go the usual way.
+The arithmetic of `Molmo.decode` in NumPy, whose calls start in a fraction of the time, on the cache's own memory
+and on a copy of the decoder's weights. An array that shares memory with a tensor dangles when torch moves the tensor's
+storage, as it does when a model is sent to another process. Batches and masks go the usual way.
 Shapes: `D` width, `H` heads, `W` head width, `T` tokens so far, `E` experts, `K` top-k, `F` expert width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +28,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Block:
-    """Views of a block's weights: norms (D,), `gate_up` (E, 2F, D), `down` (E, D, F), the rest (out, in)."""
+    """A block's weights: norms (D,), `gate_up` (E, 2F, D), `down` (E, D, F), the rest (out, in)."""
 
     norm: Floats
     qkv: Floats
@@ -41,14 +43,14 @@ class _Block:
     def of(cls, block: Block) -> _Block:
         attention, moe = block.attention, block.moe
         return cls(
-            _view(attention.norm.weight),
-            _view(attention.qkv.weight),
-            _view(torch.stack((attention.q_norm.weight, attention.k_norm.weight))),
-            _view(attention.out.weight),
-            _view(moe.norm.weight),
-            _view(moe.router.weight),
-            _view(moe.gate_up),
-            _view(moe.down),
+            _array(attention.norm.weight),
+            _array(attention.qkv.weight),
+            _array(torch.stack((attention.q_norm.weight, attention.k_norm.weight))),
+            _array(attention.out.weight),
+            _array(moe.norm.weight),
+            _array(moe.router.weight),
+            _array(moe.gate_up),
+            _array(moe.down),
         )
 
 
@@ -56,6 +58,7 @@ class _Block:
 class NarrowDecoder:
     """Decodes token by token; made once for a model whose weights no longer change."""
 
+    decoder: Decoder
     blocks: tuple[_Block, ...]
     embedding: Floats
     norm: Floats
@@ -73,15 +76,20 @@ class NarrowDecoder:
             return None
         blocks = [block for block in decoder.blocks if isinstance(block, Block)]
         return cls(
+            decoder,
             tuple(_Block.of(block) for block in blocks),
-            _view(decoder.embedding),
-            _view(decoder.norm.weight),
-            _view(decoder.head.weight),
-            _view(decoder.rotary.cos),
-            _view(decoder.rotary.sin),
+            _array(decoder.embedding),
+            _array(decoder.norm.weight),
+            _array(decoder.head.weight),
+            _array(decoder.rotary.cos),
+            _array(decoder.rotary.sin),
             blocks[0].attention.num_heads,
             decoder.norm.eps,
         )
+
+    def __reduce__(self) -> tuple[Callable[[Decoder], NarrowDecoder | None], tuple[Decoder]]:
+        """Copies and other processes copy the weights anew, from the decoder that comes with them."""
+        return NarrowDecoder.of, (self.decoder,)
 
     def decode(self, token: int, plan: Plan, cache: KVCache, start: int) -> Tensor:
         """Logits (1, V) after one more token, which is written to a cache of one row at `start`."""
@@ -138,6 +146,5 @@ def _softmax(x: Floats) -> Floats:
     return x / x.sum(axis=-1, keepdims=True)
 
 
-def _view(weight: Tensor | nn.Parameter) -> Floats:
-    """The tensor's own memory as an array."""
-    return weight.detach().numpy()
+def _array(weight: Tensor | nn.Parameter) -> Floats:
+    return np.array(weight.detach().numpy())
