@@ -1,8 +1,8 @@
 """One more token of one request on a CPU, for a model so narrow that a product ends sooner than torch starts it.
 
 The arithmetic of `Molmo.decode` in NumPy, whose calls start in a fraction of the time, on the cache's own memory
-and on a copy of the decoder's weights. An array that shares memory with a tensor dangles when torch moves the tensor's
-storage, as it does when a model is sent to another process. Batches and masks go the usual way.
+and on a copy of the decoder's weights. An array that shares memory with a tensor dangles when torch moves the
+tensor's storage, as it does when a model is sent to another process. Batches and masks go the usual way.
 Shapes: `D` width, `H` heads, `W` head width, `T` tokens so far, `E` experts, `K` top-k, `F` expert width.
 """
 
