@@ -1,7 +1,7 @@
 """What the guard and each policy choose for made-up questions, stored: another rule shows as another setting.
 
 Policies are drawn, not trained: networks have seeded weights, and read the tiny model's embeddings and blocks.
-`PYTHONPATH=tests python tests/golden/test_choices_stored.py` writes them anew, to be read before they are committed.
+`PYTHONPATH=tests python tests/golden/test_choices_stored.py` writes them anew; read them before you commit them.
 """
 
 from __future__ import annotations

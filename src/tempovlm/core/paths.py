@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tempovlm.core.errors import UserError
+
+_LONGEST = 40
+"""Characters of a file's name that the name of its scratch file repeats, since names are limited to 255 bytes."""
 
 
 def cache_dir() -> Path:
@@ -48,6 +52,11 @@ def exists_as(path: Path, kind: Callable[[Path], bool]) -> bool:
         return False
 
 
+def _beside(path: Path, suffix: str) -> Path:
+    """A name in the same folder that no other thread, process or container writes to."""
+    return path.with_name(f".{path.name[:_LONGEST]}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}")
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its name at the end; folders are made, a failure leaves none.
@@ -59,7 +68,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     if not path.name:
         raise UserError(f"{str(path)!r}: names no file to write; add one")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _beside(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -79,7 +88,7 @@ def write_if_absent(path: Path, data: str) -> bool:
     Raises:
         UserError: the folder cannot be made or written to.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.whole")
+    scratch = _beside(path, "whole")
     write_whole(scratch, data)
     try:
         os.link(scratch, path)

@@ -15,8 +15,8 @@ Sampler = Callable[[Tensor], Tensor]
 BROKEN = -1
 """Stands for the token of logits with a NaN or an infinity: the host learns of it where it reads tokens anyway."""
 
-_LEAST_TEMPERATURE = 1e-30
-"""Lower ones, which float32 cannot divide by, draw what this one draws: the likeliest token."""
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-30, 1e30
+"""Temperatures beyond, which float32 cannot divide by, draw as these do: the likeliest token, or any token."""
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ def sampler_for(request: Request, device: torch.device) -> Sampler:
 
 
 def usable(temperature: float) -> float:
-    """The temperature, or the least that float32 can divide by."""
-    return max(temperature, _LEAST_TEMPERATURE)
+    """The nearest temperature that float32 can divide by."""
+    return min(max(temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE)
 
 
 def candidates(logits: Tensor, temperature: float | Tensor, top_p: float | Tensor) -> tuple[Tensor, Tensor]:

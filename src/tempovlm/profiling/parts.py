@@ -96,8 +96,9 @@ class Ledger:
         What comes later is of this run: so it can tell a failure of another process from one that is to be asked
         again, and nothing is written beside rows that do not belong to it.
         """
+        waiting = processes.Patience(f"{self.folder}: process 0 has not opened it; was it started?")
         while not is_marked(self.folder / MANIFEST):
-            time.sleep(POLL_S)
+            waiting.wait(POLL_S)
 
     def failed_before(self, dataset: str) -> set[Key]:
         """Rows that failed before this run and were not asked again yet."""

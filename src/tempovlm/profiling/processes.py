@@ -1,14 +1,17 @@
 """The processes that share a sweep: each has a file that says whether it is at work, done or dead.
 
-The file is locked for as long as its process lives, so that a dead one is told from a slow one, however it was
-started. A file that is older than the reading process is of an earlier run: all processes of a run are started
-together and load a model before they say anything. Knows no question and no model.
+The file is locked for as long as its process lives, so that a dead one is told from a slow one once it has
+begun. One that ends before, while it loads, is waited for; `torchrun` ends the others then. A file that is older
+than the reading process is of an earlier run: all processes of a run are started together and load a model before
+they say anything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
+import math
 import os
 import shutil
 import time
@@ -21,6 +24,11 @@ AT_WORK, DONE = b"at work", b"done"
 
 POLL_S = 0.1
 """How often a process that waits for others looks again."""
+
+NOTICE_AFTER_S = 60.0
+"""So long a process that has not appeared is waited for without a word: it may be loading a model."""
+
+_log = logging.getLogger("tempovlm")
 
 
 def process_began_s() -> float:
@@ -69,6 +77,21 @@ def _say(handle: int, word: bytes) -> None:
     os.pwrite(handle, word, 0)
 
 
+class Patience:
+    """Waits in steps, and says once, after a minute, what is waited for."""
+
+    def __init__(self, notice: str) -> None:
+        self._notice, self._left_s = notice, NOTICE_AFTER_S
+
+    def wait(self, step_s: float) -> None:
+        """Wait a step."""
+        time.sleep(step_s)
+        self._left_s -= step_s
+        if self._left_s <= 0:
+            _log.warning("%s", self._notice)
+            self._left_s = math.inf
+
+
 def wait_for(folder: Path, ranks: Iterable[int], began_s: float) -> None:
     """Return when processes of these ranks, which were started at this time or later, have done their shares.
 
@@ -76,8 +99,13 @@ def wait_for(folder: Path, ranks: Iterable[int], began_s: float) -> None:
         UserError: one ended before.
     """
     for rank in ranks:
-        while not _is_done(folder / str(rank), began_s):
-            time.sleep(POLL_S)
+        path = folder / str(rank)
+        waiting = Patience(f"process {rank} has not begun its share; was it started?")
+        while not _is_done(path, began_s):
+            if not path.exists():
+                waiting.wait(POLL_S)
+            else:
+                time.sleep(POLL_S)
     shutil.rmtree(folder, ignore_errors=True)
 
 

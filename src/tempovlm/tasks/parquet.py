@@ -7,7 +7,6 @@ It knows the columns of the common hub copies; it does not know how to get them.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, UnidentifiedImageError
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.paths import cache_dir
+from tempovlm.core.paths import cache_dir, write_whole
 from tempovlm.tasks.base import DATASETS, Sample, choice_question
 from tempovlm.tasks.entries import Entry
 from tempovlm.tasks.official import CAPTION_REQUEST, hinted
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 _SPLITS = {"train": re.compile(r"train(ing)?\d*\b"), "val": re.compile(r"val(idation)?(2014)?\b")}
 _OTHER_SET = "InfographicVQA"
 """Lies beside DocVQA in the hub's copy and is another data set."""
+_LONGEST_NAME = 40
+"""Characters of an image id in a file's name, which is limited to 255 bytes; the digest tells the files apart."""
+
 _UNSAFE = re.compile(r"[^\w.-]+")
 
 
@@ -122,9 +124,12 @@ class ParquetSet:
         row_number = 0
         for path in files:
             file = _open(path)
-            missing = {*columns.names, "image"} - set(file.schema_arrow.names)
+            found = file.schema_arrow.names
+            missing = {*columns.names, "image"} - set(found)
             if missing:
                 raise UserError(f"{path}: has no column {min(missing)}; is this a copy of {dataset}?")
+            if doubled := [name for name in (*columns.names, "image") if found.count(name) > 1]:
+                raise UserError(f"{path}: has {found.count(doubled[0])} columns named {doubled[0]}; keep one")
             table = file.read(columns=list(columns.names))
             for i, row in enumerate(table.to_pylist()):
                 entry = Entry(row, path, f"row {i}")
@@ -175,11 +180,11 @@ class ParquetSet:
         for path, rows in wanted.items():
             for row, value in _pictures(path, set(rows)):
                 content = _content(value, f"{path}: row {row}")
-                name = _UNSAFE.sub("_", self.samples[rows[row]].image_id)
+                name = _UNSAFE.sub("_", self.samples[rows[row]].image_id)[:_LONGEST_NAME]
                 digest = hashlib.sha256(content).hexdigest()[:32]
                 places[rows[row]] = target = self._pictures / f"{name}-{digest}.picture"
                 if not target.is_file():
-                    _write(target, content)
+                    write_whole(target, content)
         return [replace(self.samples[i], image_path=places[i]) for i in indices]
 
     def _drop_rows_without_picture(self) -> None:
@@ -271,11 +276,3 @@ def _pictures(path: Path, rows: set[int] | None = None) -> Iterable[tuple[int, A
                 raise _damaged(path, error) from None
             yield from ((start + i, column[i].as_py()) for i in inside)
         start += size
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a picture so that it is whole or absent, even where two processes do it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(content)
-    scratch.replace(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -56,3 +57,26 @@ def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_whole(path, "half")
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_threads_that_write_one_file_leave_it_whole(tmp_path: Path) -> None:
+    path, texts = tmp_path / "shared.txt", {letter: letter * 200_000 for letter in "abcd"}
+
+    def write_and_read(letter: str) -> set[str]:
+        seen = set()
+        for _ in range(20):
+            write_whole(path, texts[letter])
+            seen.add(path.read_text())
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        seen = set().union(*pool.map(write_and_read, texts))
+    assert seen <= set(texts.values())
+    assert [one.name for one in tmp_path.iterdir()] == ["shared.txt"]
+
+
+@pytest.mark.parametrize("letter", ["a", "画"])
+def test_a_file_with_a_long_name_is_written(letter: str, tmp_path: Path) -> None:
+    path = tmp_path / (letter * (240 // len(letter.encode())))
+    write_whole(path, "whole")
+    assert path.read_text() == "whole"

@@ -26,6 +26,13 @@ def test_no_token_is_taken_from_what_is_not_a_number(wrong: list[float], tempera
     assert tokens[0] in (0, 1, 2)
 
 
+@pytest.mark.parametrize("temperature", [3.5e38, 1e300])
+def test_the_highest_temperatures_draw_any_token_that_may_be_said(temperature: float) -> None:
+    sample = sampler_for(Request(images=(), question="q", temperature=temperature, seed=1), torch.device("cpu"))
+    logits = torch.tensor([[0.0, -torch.inf, 9.0, -5.0]])  # an open answer forbids tokens
+    assert {int(sample(logits)) for _ in range(60)} == {0, 2, 3}
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-42, 1e-12])
 def test_the_lowest_temperatures_draw_the_likeliest(temperature: float) -> None:
     sample = sampler_for(Request(images=(), question="q", temperature=temperature), torch.device("cpu"))

@@ -259,3 +259,19 @@ def test_merged_rows_follow_the_questions(engine: Engine, tmp_path: Path, single
     merged = store.read_rows(tmp_path / "text_vqa.parquet")[0]
     assert merged == single
     assert list(dict.fromkeys(row.question_id for row in merged)) == [f"q{i}" for i in range(COUNT)]
+
+
+def test_who_does_not_appear_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps: list[float] = []
+
+    def passed(step_s: float) -> None:
+        steps.append(step_s)
+        if len(steps) == 3 * round(processes.NOTICE_AFTER_S / processes.POLL_S):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes.time, "sleep", passed)
+    with pytest.raises(KeyboardInterrupt):
+        processes.wait_for(tmp_path, [1], 0.0)
+    assert [record.message for record in caplog.records] == ["process 1 has not begun its share; was it started?"]

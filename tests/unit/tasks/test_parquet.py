@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,40 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"validation-0\.parquet: damaged or half-written"):
         load_samples("text_vqa", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("column", ["image", "question"])
+def test_two_columns_of_a_name_are_told(column: str, tmp_path: Path) -> None:
+    path = tmp_path / "text_vqa" / "validation-0.parquet"
+    path.parent.mkdir()
+    table = pa.Table.from_pylist(text_rows(0, 2))
+    names = [*table.column_names, column]
+    pq.write_table(pa.Table.from_arrays([*table.columns, table[column]], names=names), path)
+    with pytest.raises(UserError, match=f"{path}: has 2 columns named {column}; keep one"):
+        load_samples("text_vqa", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "画"])
+def test_a_long_image_id_names_a_file(letter: str, tmp_path: Path) -> None:
+    rows = text_rows(0, 4)
+    for row in rows:
+        row["image_id"] = letter * 300 + row["image_id"]
+    write(tmp_path / "text_vqa" / "validation-0.parquet", rows)
+    samples = load_samples("text_vqa", data_dir=tmp_path)
+    assert [level_of(sample.image_path) for sample in samples] == [0, 0, 1, 1]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "text_vqa" / "validation-0.parquet", text_rows(0, 2))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file/pictures/text_vqa/.*: cannot be written"):
+        load_samples("text_vqa", data_dir=tmp_path)
+
+
+def test_threads_that_load_at_once_find_whole_pictures(tmp_path: Path) -> None:
+    write(tmp_path / "text_vqa" / "validation-0.parquet", text_rows(0, 20))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: load_samples("text_vqa", data_dir=tmp_path), range(4)))
+    for samples in found:
+        assert [level_of(sample.image_path) for sample in samples] == [i // 2 for i in range(20)]
