@@ -362,9 +362,9 @@ def model_folder(model: str | Path) -> Path:
 
 def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool) -> Molmo:
     """The model of a folder; a bar is shown where that takes long."""
+    from tempovlm.core.progress import progress_bar
     from tempovlm.model.hub import checkpoint_files
     from tempovlm.model.weights import load_model
-    from tempovlm.profiling.progress import progress_bar
 
     is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
     with progress_bar(f"loading {name}", show=progress and is_large) as advance:

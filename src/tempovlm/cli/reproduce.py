@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         UserError: wrong input, or a step failed.
     """
     flags = console.parse(Flags, argv, "reproduce", DESCRIPTION, EXAMPLES)
-    from tempovlm.evaluation.files import writing_to
+    from tempovlm.core.files import writing_to
 
     notes = console.stderr()
     repository = find_repository(flags.repository)
@@ -227,7 +227,7 @@ def run(steps: Sequence[Step], kept: Journal, repository: Path, setup: Setup, no
 
 def run_step(step: Step, folder: Path, repository: Path, setup: Setup) -> None:
     """Run one step in the run's folder; what it prints goes to a log there."""
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.core.files import make_folder
     from tempovlm.evaluation.reproduction import TAKE
 
     log = make_folder(folder / "logs") / f"{step.name}.txt"

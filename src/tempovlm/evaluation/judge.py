@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from tempovlm.control.baselines import KNOBS, varying
+from tempovlm.core.progress import Advance, silent
 from tempovlm.evaluation import statistics
 from tempovlm.evaluation.judge_datasets import by_dataset
 from tempovlm.evaluation.judge_trial import Outcome, Points, Trial, estimate, without_dust
 from tempovlm.evaluation.offline import Floats, Rule, mixed, restricted, shuffled
-from tempovlm.profiling.progress import Advance, silent
 
 SCHEMA = "tempovlm.judge/1"
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.core.files import make_folder
 from tempovlm.core.paths import write_whole
 from tempovlm.evaluation import charts, judge_figures, judge_tables, svg
-from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.judge_tables import holding, points
 from tempovlm.evaluation.judge_trial import Outcome, Trial
 from tempovlm.evaluation.summary import rounded

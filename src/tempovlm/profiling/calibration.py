@@ -18,7 +18,9 @@ from PIL import Image
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.core.paths import cache_dir
+from tempovlm.core.progress import Advance, progress_bar, silent
 from tempovlm.core.request import Request
 from tempovlm.core.stamp import Stamp
 from tempovlm.core.units import now_ms
@@ -26,8 +28,6 @@ from tempovlm.engine.engine import Engine
 from tempovlm.latency.clock import stage_clock
 from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength, load_profile
 from tempovlm.profiling.environment import fingerprint
-from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
-from tempovlm.profiling.progress import Advance, progress_bar, silent
 
 PASSES = 4
 """Timed answers of each setting."""

@@ -17,6 +17,7 @@ import numpy as np
 from tempovlm.core.locks import held
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
+from tempovlm.core.progress import progress_bar
 from tempovlm.core.stamp import Stamp
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.consistency import Importance, correlate, cross_dataset
@@ -33,7 +34,6 @@ from tempovlm.profiling.importance import (
     measure,
     single_ranking,
 )
-from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.base import Sample
 
 SPLITS = ("train", "val")

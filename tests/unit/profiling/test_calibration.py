@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import tiny_model
+from tempovlm.core import machine
+from tempovlm.core.machine import _busy_ticks, busy_cores, machine_lock
 from tempovlm.core.stamp import Stamp
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.profile import OutputLength
 from tempovlm.model.image import open_image
-from tempovlm.profiling import calibration, machine
+from tempovlm.profiling import calibration
 from tempovlm.profiling.calibration import PICTURE_SIZES, measure, obtain_profile, profile_path, sample_requests
 from tempovlm.profiling.environment import collect_stamp, fingerprint
-from tempovlm.profiling.machine import _busy_ticks, busy_cores, machine_lock
 
 OUTPUT = OutputLength.exactly(2)
 
