@@ -7,7 +7,7 @@ from typing import Any
 
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import SweepRow
-from tempovlm.profiling.batched import blank_row
+from tempovlm.lab.core_exp.batched import blank_row
 from tempovlm.tasks.base import Sample
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import tempovlm
 from tempovlm.api import model_folder
 from tempovlm.core.paths import write_whole
-from tempovlm.profiling import entry
+from tempovlm.lab import script
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
     add("--importance_scores_file", type=Path, help="block importances; the model's own ranking unless told")
@@ -33,16 +33,16 @@ def flags() -> entry.FlagParser:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--split", choices=("val", "train"), default="val", help="which questions")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--seed", type=entry.seed, default=42, help="of the draw of questions and the order of timing")
+    add("--seed", type=script.seed, default=42, help="of the draw of questions and the order of timing")
     return parser
 
 
 def main(argv: list[str]) -> None:
     """Measure where there is nothing to sum up, then write a table for each data set."""
     args = flags().parse_args(argv)
-    names = entry.check_datasets(args.datasets, "datasets")
+    names = script.check_datasets(args.datasets, "datasets")
     for flag in ("num_samples", "batch_size", "latency_samples", "repeats"):
-        entry.positive(flag, getattr(args, flag))
+        script.positive(flag, getattr(args, flag))
     folders = args.results_dir or measure(args, names)
     if folders:
         write_tables(args, names, folders)
@@ -50,13 +50,13 @@ def main(argv: list[str]) -> None:
 
 def measure(args: Namespace, names: list[str]) -> list[Path]:
     """The core experiment with this ranking, into `{output_dir}/core_exp`; nothing but of the first process."""
-    share = entry.Share.of_process()
+    share = script.Share.of_process()
     device, warmup = share.device(args.device), share.rank == 0  # the others time nothing
     model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.profiling import sweep
-    from tempovlm.profiling.conduct import conduct
-    from tempovlm.profiling.parts import Ledger
+    from tempovlm.lab.core_exp import sweep
+    from tempovlm.lab.core_exp.conduct import conduct
+    from tempovlm.lab.core_exp.ledger import Ledger
 
     engine = sweep.with_ranking(model.engine, args.importance_scores_file)
     options = {name: getattr(args, name) for name in ("batch_size", "repeats", "seed", "latency_samples")}
@@ -69,10 +69,10 @@ def measure(args: Namespace, names: list[str]) -> list[Path]:
 
 def write_tables(args: Namespace, names: list[str], folders: list[Path]) -> None:
     """`profiling_results.json`, `frontier.png` and `stages.png` for each data set."""
-    from tempovlm.profiling.parts import ranking_of
-    from tempovlm.profiling.plots import save_plots
-    from tempovlm.profiling.store import read_results
-    from tempovlm.profiling.summary import summarise
+    from tempovlm.lab.core_exp.ledger import ranking_of
+    from tempovlm.lab.core_exp.store import read_results
+    from tempovlm.lab.exp7_profiles.plots import save_plots
+    from tempovlm.lab.exp7_profiles.summary import summarise
 
     ranking, space = ranking_of(folders, args.importance_scores_file, model_folder(args.model_path))
     frame = read_results(folders, names, space)
@@ -85,4 +85,4 @@ def write_tables(args: Namespace, names: list[str], folders: list[Path]) -> None
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

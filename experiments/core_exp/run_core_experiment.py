@@ -11,12 +11,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import tempovlm
-from tempovlm.profiling import entry
+from tempovlm.lab import script
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
     add("--dataset_names", nargs="+", required=True, help="data sets")
@@ -36,7 +36,7 @@ def flags() -> entry.FlagParser:
     add("--repeats", type=int, default=5, help="passes that time each of them once at each setting")
     add("--warmup", type=int, default=1, help="untimed answers before a question's first pass in each run")
     add("--max_new_tokens", nargs="+", type=int, default=[16], help="caps, given to the questions in turn")
-    add("--seed", type=entry.seed, default=42, help="of the draw of questions and the order of timing")
+    add("--seed", type=script.seed, default=42, help="of the draw of questions and the order of timing")
     add("--format", choices=("parquet", "json"), default="parquet", help="json: the predecessor's layout")
     return parser
 
@@ -44,9 +44,9 @@ def flags() -> entry.FlagParser:
 def main(argv: list[str]) -> None:
     """Run or resume the sweep."""
     args = flags().parse_args(argv)
-    names = entry.check_datasets(args.dataset_names, "dataset_names")
+    names = script.check_datasets(args.dataset_names, "dataset_names")
     for flag in ("num_samples", "batch_size", "repeats"):
-        entry.positive(flag, getattr(args, flag))
+        script.positive(flag, getattr(args, flag))
     if args.latency_only and args.latency_samples == 0:
         raise tempovlm.UserError("--latency_only: nothing would be run; give --latency_samples")
     paths = sweep(args, names)
@@ -57,14 +57,14 @@ def main(argv: list[str]) -> None:
 
 def sweep(args: Namespace, names: list[str]) -> list[Path]:
     """Load the model and the questions, and do what is not done yet."""
-    share = entry.Share.of_process()
+    share = script.Share.of_process()
     device = share.device(args.device)
     warmup = share.rank == 0 and args.latency_samples > 0  # nothing else is timed
     model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.profiling.conduct import conduct
-    from tempovlm.profiling.parts import Ledger
-    from tempovlm.profiling.sweep import SweepPlan, choose_settings, draw_samples, with_ranking
+    from tempovlm.lab.core_exp.conduct import conduct
+    from tempovlm.lab.core_exp.ledger import Ledger
+    from tempovlm.lab.core_exp.sweep import SweepPlan, choose_settings, draw_samples, with_ranking
 
     engine = with_ranking(model.engine, args.importance_scores_file)
     plan = SweepPlan(
@@ -84,4 +84,4 @@ def sweep(args: Namespace, names: list[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

@@ -20,10 +20,10 @@ from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Features, Question
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
+from tempovlm.engine import calibration
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.threads import pick_device
 from tempovlm.latency.profile import LatencyProfile
-from tempovlm.profiling import calibration
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
 from tempovlm.evaluation import bench, statistics
 from tempovlm.evaluation.summary import Record, rounded, summarise
-from tempovlm.profiling.failures import tell_failures
+from tempovlm.lab.core_exp.failures import tell_failures
 from tempovlm.tasks.base import Sample, check_scorable
 from tempovlm.tasks.catalog import load_mixed
 from tempovlm.tasks.digest import merged, question_digests, refuse_others

@@ -26,7 +26,7 @@ from tempovlm.evaluation.offline import (
     mixed,
     upper_hull,
 )
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 DRAWS = 2000
 

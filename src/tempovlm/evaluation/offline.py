@@ -22,7 +22,7 @@ from tempovlm.control.policies import TIE
 from tempovlm.control.policy import Features, Policy, Question, Sight, needs_glance
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

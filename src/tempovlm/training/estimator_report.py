@@ -77,7 +77,7 @@ def read_source(dirs: Sequence[Path], datasets: Sequence[str], shape: ModelShape
     Raises:
         UserError: they are missing, damaged, or of several devices or models.
     """
-    from tempovlm.profiling.store import read_results
+    from tempovlm.lab.core_exp.store import read_results
 
     frame = read_results(dirs, datasets)
     stamps = [stamp for stamp in frame.attrs["stamps"].values() if stamp is not None]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tempovlm.control.policies import TIE
 from tempovlm.evaluation.statistics import clustered_bootstrap, utilisation, wilson_interval
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import Task, Trained, evaluate, make_batch, measures
 from tempovlm.training.rollout import MASKED, Batch, Rollout, TableAccuracy, World, every_reward, outcome

@@ -27,7 +27,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
-from tempovlm.profiling.decisions import Floats
+from tempovlm.lab.table import Floats
 from tempovlm.training.controller_data import best_setting, budget_range, draw_budgets
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 

@@ -12,7 +12,7 @@ from decision_worlds import COST_MS, SPACE, K, budget_world, content_world, pari
 
 from tempovlm.control.baselines import NearestNeighbours
 from tempovlm.evaluation import judge, judge_trial, offline, statistics
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 BUDGETS = (14.0, 24.0, 34.0, 40.0)
 

@@ -21,8 +21,8 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned import policy_from_checkpoint
 from tempovlm.core.errors import UserError
 from tempovlm.core.locks import held
+from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.model.weights import weights_hash
-from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
 
 SPACE = tiny_model.SPACE

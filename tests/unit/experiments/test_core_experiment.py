@@ -12,7 +12,8 @@ import torch
 from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
-from tempovlm.profiling import entry, store, sweep
+from tempovlm.lab.core_exp import store, sweep
+from tempovlm.lab.script import Share, run
 from tempovlm.tasks.base import Sample
 
 SCRIPT = "core_exp/run_core_experiment"
@@ -151,7 +152,7 @@ def test_failures_take_one_line(
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        entry.run(main)
+        run(main)
     out, err = capsys.readouterr()
     assert (caught.value.code, out) == (code, "")
     assert err.startswith(message)
@@ -163,14 +164,14 @@ def test_a_missing_module_of_our_own_is_a_bug() -> None:
         raise ModuleNotFoundError("no", name="tempovlm.nowhere")
 
     with pytest.raises(ModuleNotFoundError):
-        entry.run(main)
+        run(main)
 
 
 def test_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert entry.Share.of_process() == entry.Share(0, 1)
+    assert Share.of_process() == Share(0, 1)
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
         monkeypatch.setenv(name, value)
-    share = entry.Share.of_process()
-    assert share == entry.Share(3, 4)
+    share = Share.of_process()
+    assert share == Share(3, 4)
     assert [share.device(name) for name in ("cuda", "cpu", "cuda:1")] == ["cuda:3", "cpu", "cuda:1"]
     assert share.device("auto") == ("cuda:3" if torch.cuda.is_available() else "cpu")

@@ -16,9 +16,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.locks import held
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
+from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.latency.cores import RooflineCore
 from tempovlm.latency.estimator import load_estimator
-from tempovlm.profiling.store import write_rows
 
 SCRIPT = "controller/train_latency_estimator"
 FEW = ["--num_epochs", "2", "--batch_size", "256", "--hidden_dim", "8", "--device", "cpu"]

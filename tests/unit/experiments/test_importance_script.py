@@ -8,7 +8,7 @@ from scripts import script
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.locks import held
-from tempovlm.profiling.ranking import read_ranking
+from tempovlm.lab.core_exp.ranking import read_ranking
 
 SCRIPT = "controller/validate_importance_consistency"
 

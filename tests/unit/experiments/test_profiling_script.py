@@ -12,8 +12,8 @@ import tiny_model
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
-from tempovlm.profiling import store
-from tempovlm.profiling.summary import clustered_mean, frontier, summarise
+from tempovlm.lab.core_exp import store
+from tempovlm.lab.exp7_profiles.summary import clustered_mean, frontier, summarise
 
 SCRIPT = "controller/profiling_with_importance"
 PREDECESSOR = {

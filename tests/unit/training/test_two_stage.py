@@ -15,7 +15,7 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
 from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 from tempovlm.training import two_stage
 from tempovlm.training.controller_data import FeatureTable, split_images
 from tempovlm.training.controller_loop import FitOptions

@@ -12,9 +12,9 @@ from sweep_runs import PLAN, ledger_of, sweep, timings
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling import store
-from tempovlm.profiling.entry import Share
-from tempovlm.profiling.sweep import run_latency, run_sweep
+from tempovlm.lab.core_exp import store
+from tempovlm.lab.core_exp.sweep import run_latency, run_sweep
+from tempovlm.lab.script import Share
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, KnobConfig]]:

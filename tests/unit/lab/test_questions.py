@@ -17,11 +17,11 @@ import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling import parts, store
-from tempovlm.profiling.conduct import conduct
-from tempovlm.profiling.entry import Share, run
-from tempovlm.profiling.questions import MANIFEST, check_samples, keep_questions
-from tempovlm.profiling.sweep import SweepPlan
+from tempovlm.lab.core_exp import ledger, store
+from tempovlm.lab.core_exp.conduct import conduct
+from tempovlm.lab.core_exp.questions import MANIFEST, check_samples, keep_questions
+from tempovlm.lab.core_exp.sweep import SweepPlan
+from tempovlm.lab.script import Share, run
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.digest import MISSING, difference, merged, question_digests
 
@@ -164,7 +164,7 @@ def test_a_directory_of_an_earlier_version_goes_on_with_a_word(
 def test_a_process_of_torchrun_asks_its_failures_again(
     engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "POLL_S", 0.01)
+    monkeypatch.setattr(ledger, "POLL_S", 0.01)
     samples, out, plan = questions(folder), folder / "out", replace(FAST, latency_samples=0)
     broken = [*samples[:1], replace(samples[1], image_path=folder / "gone.png"), *samples[2:]]
     assert {row.question_id for row in go(engine, out, broken, plan) if row.error} == {"q1"}
@@ -192,7 +192,7 @@ def test_other_processes_write_nothing_before_the_first_has_checked(
         raise WaitedError
 
     samples = {"text_vqa": questions(folder)}
-    monkeypatch.setattr(parts.time, "sleep", waited)
+    monkeypatch.setattr(ledger.time, "sleep", waited)
     with pytest.raises(WaitedError):
         conduct(engine, samples, FAST, ledger_of(engine, folder / "out", rank=1), Share(1, 2))
     assert not [path for path in (folder / "out").rglob("*") if path.suffix in (".jsonl", ".parquet")]

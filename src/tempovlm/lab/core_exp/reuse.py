@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
-from tempovlm.profiling.questions import MANIFEST, check_samples
-from tempovlm.profiling.store import read_rows, read_stamp, write_rows
+from tempovlm.lab.core_exp.questions import MANIFEST, check_samples
+from tempovlm.lab.core_exp.store import read_rows, read_stamp, write_rows
 from tempovlm.tasks.base import Sample
 
 

@@ -31,10 +31,10 @@ from tempovlm.core.progress import Advance, silent
 from tempovlm.engine.batching import Ragged, encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared
+from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, Job, decode_greedily, error_line
+from tempovlm.lab.core_exp.failures import tell_failures
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
-from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, decode_greedily, error_line
-from tempovlm.profiling.failures import tell_failures
 from tempovlm.tasks.base import Sample, check_unique, score
 from tempovlm.tasks.digest import Digests, question_digests, refuse_others
 

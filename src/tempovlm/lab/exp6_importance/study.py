@@ -20,8 +20,8 @@ from tempovlm.core.plan import Ranking
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.stamp import Stamp
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling.consistency import Importance, correlate, cross_dataset
-from tempovlm.profiling.importance import (
+from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset
+from tempovlm.lab.exp6_importance.measure import (
     Blocks,
     Floats,
     Protocol,
@@ -243,7 +243,7 @@ def _correlations(
     place = {
         name: np.argsort(np.array(ranking.order)).astype(np.float64)[1:-1] for name, ranking in rankings.items()
     }
-    from tempovlm.profiling.consistency import spearman
+    from tempovlm.lab.exp6_importance.consistency import spearman
 
     return {
         **cross_dataset(trained),

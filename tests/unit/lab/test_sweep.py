@@ -13,11 +13,12 @@ from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import REPEAT_FIELDS, STAGE_FIELDS, SweepRow, better
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling import batched, legacy, parts, store
-from tempovlm.profiling.batched import Job, answer_settings
-from tempovlm.profiling.entry import Share
-from tempovlm.profiling.parts import Ledger
-from tempovlm.profiling.sweep import Turn, choose_settings, run_sweep, time_settings
+from tempovlm.lab.core_exp import batched, legacy, store
+from tempovlm.lab.core_exp import ledger as ledgers
+from tempovlm.lab.core_exp.batched import Job, answer_settings
+from tempovlm.lab.core_exp.ledger import Ledger
+from tempovlm.lab.core_exp.sweep import Turn, choose_settings, run_sweep, time_settings
+from tempovlm.lab.script import Share
 from timings import UNTOLD_MS, untold_ms
 
 
@@ -126,7 +127,7 @@ def test_a_kill_loses_and_doubles_nothing(
     uninterrupted: dict[tuple[str, str, int, int], tuple[object, ...]],
 ) -> None:
     """Killed after each part, while a merged file is there and its parts are too, and between two answers."""
-    owner = {"add": Ledger, "rmtree": parts.shutil, "answer": Engine}[method]
+    owner = {"add": Ledger, "rmtree": ledgers.shutil, "answer": Engine}[method]
     original, count = getattr(owner, method), 0
 
     def dying(*args, **options):
@@ -285,10 +286,10 @@ def test_strange_directories_are_left_alone(engine: Engine, tmp_path: Path) -> N
     with pytest.raises(UserError, match="results without"), ledger_of(engine, tmp_path).opened([]):
         pass
     (tmp_path / "text_vqa.parquet").unlink()
-    (tmp_path / parts.MANIFEST).write_text("{")
+    (tmp_path / ledgers.MANIFEST).write_text("{")
     with pytest.raises(UserError, match=r"sweep\.json: half-written"), ledger_of(engine, tmp_path).opened([]):
         pass
-    (tmp_path / parts.MANIFEST).write_text(json.dumps({"stamp": STAMP.to_json()}))
+    (tmp_path / ledgers.MANIFEST).write_text(json.dumps({"stamp": STAMP.to_json()}))
     with pytest.raises(UserError, match="ranking"), ledger_of(engine, tmp_path).opened([]):
         pass
 

@@ -20,10 +20,11 @@ import tiny_model
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling import parts, processes, store
-from tempovlm.profiling.entry import Share
-from tempovlm.profiling.parts import Ledger
-from tempovlm.profiling.sweep import run_sweep
+from tempovlm.lab.core_exp import ledger as ledgers
+from tempovlm.lab.core_exp import processes, store
+from tempovlm.lab.core_exp.ledger import Ledger
+from tempovlm.lab.core_exp.sweep import run_sweep
+from tempovlm.lab.script import Share
 
 COUNT = 13
 BATCHED = replace(PLAN, batch_size=2, latency_samples=0)
@@ -41,8 +42,8 @@ from test_sweep_processes import BATCHED, COUNT
 from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.profiling import sweep
-from tempovlm.profiling.entry import Share
+from tempovlm.lab.core_exp import sweep
+from tempovlm.lab.script import Share
 pictures = Path(sys.argv[1])
 engine = Engine(tiny_model.build_model(), Tokenizer.load(pictures / "tiny" / "tokenizer.json"), name="tiny")
 answer = sweep.answer_settings
@@ -229,15 +230,15 @@ def test_a_manifest_that_came_meanwhile_is_compared(
 ) -> None:
     """Between the look and the writing another process writes its own."""
     theirs = replace(ledger_of(engine, tmp_path), conditions=PLAN.conditions("val") | {"seed": 1})
-    write = parts.write_if_absent
+    write = ledgers.write_if_absent
 
     def late(path: Path, data: str) -> bool:
         with monkeypatch.context() as patch:
-            patch.setattr(parts, "write_if_absent", write)
+            patch.setattr(ledgers, "write_if_absent", write)
             with theirs.opened([]):
                 return write(path, data)
 
-    monkeypatch.setattr(parts, "write_if_absent", late)
+    monkeypatch.setattr(ledgers, "write_if_absent", late)
     with pytest.raises(UserError, match="field seed is 1, this run's is 42"):
         ledger_of(engine, tmp_path, rank=1)._check_manifest()
 

@@ -15,9 +15,8 @@ import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
-from tempovlm.model.prompt import Tokenizer
-from tempovlm.profiling.batched import Job
-from tempovlm.profiling.importance import (
+from tempovlm.lab.core_exp.batched import Job
+from tempovlm.lab.exp6_importance.measure import (
     Blocks,
     Protocol,
     ScoreFile,
@@ -30,6 +29,7 @@ from tempovlm.profiling.importance import (
     measure,
     single_ranking,
 )
+from tempovlm.model.prompt import Tokenizer
 from tempovlm.tasks.base import Sample
 
 IDLE = 2

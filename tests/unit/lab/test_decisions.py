@@ -11,8 +11,8 @@ import pytest
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.records import COLUMNS, SweepRow
+from tempovlm.lab.table import decision_table
 from tempovlm.model.config import POCKET
-from tempovlm.profiling.decisions import decision_table
 
 SPACE = KnobSpace.for_model(POCKET.shape)
 

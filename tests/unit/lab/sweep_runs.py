@@ -9,10 +9,10 @@ from sweep_fakes import SPACE, STAMP, questions
 
 from tempovlm.core.records import Key, SweepRow
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling import store
-from tempovlm.profiling.entry import Share
-from tempovlm.profiling.parts import Ledger
-from tempovlm.profiling.sweep import SweepPlan, choose_settings, run_sweep
+from tempovlm.lab.core_exp import store
+from tempovlm.lab.core_exp.ledger import Ledger
+from tempovlm.lab.core_exp.sweep import SweepPlan, choose_settings, run_sweep
+from tempovlm.lab.script import Share
 
 PLAN = SweepPlan(
     settings=choose_settings(SPACE, ["low", "high"], [SPACE.native_top_k], [3, 6]),

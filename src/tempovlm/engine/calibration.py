@@ -25,9 +25,9 @@ from tempovlm.core.request import Request
 from tempovlm.core.stamp import Stamp
 from tempovlm.core.units import now_ms
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.environment import fingerprint
 from tempovlm.latency.clock import stage_clock
 from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength, load_profile
-from tempovlm.profiling.environment import fingerprint
 
 PASSES = 4
 """Timed answers of each setting."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tempovlm.core.records import SweepRow
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling import sweep
-from tempovlm.profiling.entry import Share
-from tempovlm.profiling.failures import tell_failures
-from tempovlm.profiling.parts import Ledger
-from tempovlm.profiling.sweep import SweepPlan, row_key
+from tempovlm.lab.core_exp import sweep
+from tempovlm.lab.core_exp.failures import tell_failures
+from tempovlm.lab.core_exp.ledger import Ledger
+from tempovlm.lab.core_exp.sweep import SweepPlan, row_key
+from tempovlm.lab.script import Share
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.digest import question_digests
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tempovlm.profiling.consistency import Importance, correlate, cross_dataset, pearson, ranks, spearman
+from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset, pearson, ranks, spearman
 
 NUM_BLOCKS = 8
 

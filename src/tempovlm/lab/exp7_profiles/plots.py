@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.knobs import TIERS
 from tempovlm.core.records import STAGE_FIELDS
-from tempovlm.profiling.summary import frontier
+from tempovlm.lab.exp7_profiles.summary import frontier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,9 +13,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import COLUMNS, SweepRow
-from tempovlm.profiling import legacy
-from tempovlm.profiling.ranking import read_ranking
-from tempovlm.profiling.store import read_results, read_rows, write_rows
+from tempovlm.lab.core_exp import legacy
+from tempovlm.lab.core_exp.ranking import read_ranking
+from tempovlm.lab.core_exp.store import read_results, read_rows, write_rows
 
 RANKING = Ranking.evenly_spaced(6)
 

@@ -15,12 +15,12 @@ import tiny_model
 from tempovlm.core import machine
 from tempovlm.core.machine import _busy_ticks, busy_cores, machine_lock
 from tempovlm.core.stamp import Stamp
+from tempovlm.engine import calibration
+from tempovlm.engine.calibration import PICTURE_SIZES, measure, obtain_profile, profile_path, sample_requests
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.environment import collect_stamp, fingerprint
 from tempovlm.latency.profile import OutputLength
 from tempovlm.model.image import open_image
-from tempovlm.profiling import calibration
-from tempovlm.profiling.calibration import PICTURE_SIZES, measure, obtain_profile, profile_path, sample_requests
-from tempovlm.profiling.environment import collect_stamp, fingerprint
 
 OUTPUT = OutputLength.exactly(2)
 

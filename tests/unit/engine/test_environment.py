@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tempovlm.profiling.environment import commit_of
+from tempovlm.engine.environment import commit_of
 
 
 def git(folder: Path, *words: str) -> str:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.engine.threads import prepare
-from tempovlm.profiling.processes import process_began_s
+from tempovlm.lab.core_exp.processes import process_began_s
 from tempovlm.tasks.base import check_datasets as check_datasets
 
 _EXTRA = ("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard")

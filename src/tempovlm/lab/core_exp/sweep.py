@@ -28,10 +28,10 @@ from tempovlm.core.progress import Advance, progress_bar
 from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, Key, SweepRow
 from tempovlm.core.request import Answer
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, answer_settings, blank_row, error_line
-from tempovlm.profiling.entry import Share
-from tempovlm.profiling.parts import Ledger
-from tempovlm.profiling.ranking import read_ranking
+from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, Job, answer_settings, blank_row, error_line
+from tempovlm.lab.core_exp.ledger import Ledger
+from tempovlm.lab.core_exp.ranking import read_ranking
+from tempovlm.lab.script import Share
 from tempovlm.tasks.base import Sample, check_unique, score
 from tempovlm.tasks.catalog import load_samples
 
