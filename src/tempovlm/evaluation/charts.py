@@ -11,7 +11,7 @@ from typing import Any
 
 from tempovlm.core.knobs import TIERS
 from tempovlm.evaluation import svg
-from tempovlm.evaluation.statistics import marginals
+from tempovlm.lab.statistics import marginals
 
 WIDTH = 760
 _PLOT_HEIGHT = 400

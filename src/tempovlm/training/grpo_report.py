@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tempovlm.control.policies import TIE
-from tempovlm.evaluation.statistics import clustered_bootstrap, utilisation, wilson_interval
+from tempovlm.lab.statistics import clustered_bootstrap, utilisation, wilson_interval
 from tempovlm.lab.table import DecisionTable
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import Task, Trained, evaluate, make_batch, measures

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempovlm.evaluation.statistics import clustered_bootstrap
+from tempovlm.lab.statistics import clustered_bootstrap
 from tempovlm.lab.table import Floats
 from tempovlm.training.controller_data import Ints
 from tempovlm.training.stage1_data import Material, Rows

@@ -11,7 +11,8 @@ import pytest
 from decision_worlds import COST_MS, SPACE, K, budget_world, content_world, parity, table
 
 from tempovlm.control.baselines import NearestNeighbours
-from tempovlm.evaluation import judge, judge_trial, offline, statistics
+from tempovlm.evaluation import judge, judge_trial, offline
+from tempovlm.lab import statistics
 from tempovlm.lab.table import DecisionTable
 
 BUDGETS = (14.0, 24.0, 34.0, 40.0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tempovlm.evaluation import statistics as st
+from tempovlm.lab import statistics as st
 
 
 def test_wilson_interval_by_hand() -> None:
