@@ -38,15 +38,6 @@ def content_rule(world: DecisionTable) -> offline.Scored:
     return offline.Scored(neighbours, parity)
 
 
-def test_resampled_means_are_those_of_the_clustered_bootstrap() -> None:
-    rng = np.random.default_rng(0)
-    values, pictures = rng.random(60), [f"p{i % 17}" for i in range(60)]
-    rows = judge_trial.Resamples(pictures, 500, 3).means(values[:, None])[:, 0]
-    assert rows[0] == pytest.approx(values.mean())
-    expected = statistics.clustered_bootstrap(values.tolist(), pictures, draws=500, seed=3)
-    assert judge_trial.estimate(rows)["interval"] == pytest.approx(list(expected))
-
-
 def test_where_content_matters_a_policy_that_reads_it_closes_the_whole_gap_and_shuffled_none() -> None:
     world = content_world()
     report, outcomes = judge.judge_all(trial(world), {"reader": content_rule(world)}, looking=["reader"])

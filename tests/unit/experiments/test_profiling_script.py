@@ -13,7 +13,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
 from tempovlm.lab.core_exp import store
-from tempovlm.lab.exp7_profiles.summary import clustered_mean, frontier, summarise
+from tempovlm.lab.exp7_profiles.summary import frontier, summarise
+from tempovlm.lab.statistics import clustered_mean
 
 SCRIPT = "controller/profiling_with_importance"
 PREDECESSOR = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset, pearson, ranks, spearman
+from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset, pearson, spearman
 
 NUM_BLOCKS = 8
 
@@ -22,8 +22,12 @@ def test_correlations_by_hand() -> None:
     assert pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])) == pytest.approx(1)
     assert pearson(np.array([1.0, 2.0, 3.0]), np.array([1.0, 0.0, 2.0])) == pytest.approx(0.5)
     assert spearman(np.array([1.0, 10.0, 100.0, 1000.0]), np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(0.8)
-    np.testing.assert_allclose(ranks(np.array([5.0, 1.0, 5.0, 0.0])), [3.5, 2, 3.5, 1])
+    # Ranks 3.5, 2, 3.5, 1 and 4, 2, 3, 1: equal values share the mean of theirs.
+    assert spearman(np.array([5.0, 1.0, 5.0, 0.0]), np.array([9.0, 2.0, 3.0, 1.0])) == pytest.approx(0.9486833)
     assert np.isnan(pearson(np.ones(3), np.arange(3.0)))
+    assert np.isnan(pearson(np.ones(1), np.ones(1)))
+    rows = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    np.testing.assert_allclose(pearson(rows, rows[:1]), [1, -1])
 
 
 def test_the_bootstrap_by_hand() -> None:

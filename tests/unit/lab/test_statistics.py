@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -65,6 +66,24 @@ def test_bootstrap_agrees_with_the_normal_approximation() -> None:
     half = st.Z_95 * math.sqrt(0.75 * 0.25 / 200)
     assert low == pytest.approx(0.75 - half, abs=0.01)
     assert high == pytest.approx(0.75 + half, abs=0.01)
+
+
+@pytest.mark.parametrize("by", ["picks", "counts"])
+def test_resampled_means_of_columns_are_paired_and_leave_gaps_out(by: Literal["picks", "counts"]) -> None:
+    """Three pictures with one, one and two questions; the third column has a value of the last picture only."""
+    values = np.array([[1.0, 2.0, np.nan], [0.0, 0.0, np.nan], [0.5, 1.0, 4.0], [0.5, 1.0, np.nan]])
+    means = st.Resamples(["a", "b", "c", "c"], draws=4000, seed=1, by=by).means(values)
+    assert means.shape == (4001, 3)
+    np.testing.assert_allclose(means[0], [0.5, 1.0, 4.0])
+    np.testing.assert_allclose(means[:, 1], 2 * means[:, 0])
+    # No draw holds the last picture with probability (2/3)³; else the one value is the mean.
+    assert np.isnan(means[1:, 2]).mean() == pytest.approx(8 / 27, abs=0.03)
+    assert np.nanmax(means[:, 2]) == pytest.approx(np.nanmin(means[:, 2])) == pytest.approx(4)
+    # Only the first picture three times gives 1.
+    assert (means[1:, 0] > 0.999).mean() == pytest.approx(1 / 27, abs=0.01)
+    low, high = st.percentile_interval(means[1:], 0.9)
+    assert high[0] == pytest.approx(np.quantile(means[1:, 0], 0.95))
+    assert low[2] == pytest.approx(4)
 
 
 def test_p_value_counts_the_smaller_side_and_one_more() -> None:

@@ -9,15 +9,15 @@ Shapes: `n` questions, `N` blocks, `R` draws.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from tempovlm.lab.statistics import Floats, Resamples, percentile_interval
 
 AGREE = 0.9
 """The seed document's target for the mean correlation between the VQA data sets."""
@@ -58,32 +58,14 @@ class Importance:
     @classmethod
     def of(cls, drops: Floats, images: Sequence[str], *, draws: int = 2000, seed: int = 0) -> Importance:
         """From score differences (n, N) of questions on these pictures."""
-        sums, counts = _by_image(drops, images)
         rng = np.random.default_rng(seed)
-        return cls(drops.mean(axis=0), _resampled(sums, counts, draws, rng), _reliability(sums, counts, rng))
+        pictures = Resamples(images, draws, rng, by="counts")
+        sums, counts = pictures.sums(drops), pictures.sums(np.ones((len(drops), 1)))
+        return cls(drops.mean(axis=0), pictures.means(drops)[1:], _reliability(sums, counts, rng))
 
     def interval(self) -> tuple[Floats, Floats]:
         """Lower and upper ends (N,) of 95 % intervals."""
-        low, high = np.quantile(self.draws, (0.025, 0.975), axis=0)
-        return low, high
-
-
-def _by_image(drops: Floats, images: Sequence[str]) -> tuple[Floats, Floats]:
-    names = {name: i for i, name in enumerate(dict.fromkeys(images))}
-    place = np.array([names[name] for name in images])
-    sums = np.zeros((len(names), drops.shape[1]))
-    np.add.at(sums, place, drops)
-    return sums, np.bincount(place).astype(np.float64)
-
-
-def _resampled(sums: Floats, counts: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """(R, N) means over pictures drawn with replacement, as many as there are.
-
-    Source: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
-    """
-    images = len(counts)
-    times = rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
-    return (times @ sums) / (times @ counts)[:, None]
+        return percentile_interval(self.draws)
 
 
 def _reliability(sums: Floats, counts: Floats, rng: np.random.Generator, splits: int = 200) -> float:
@@ -94,35 +76,32 @@ def _reliability(sums: Floats, counts: Floats, rng: np.random.Generator, splits:
     images = len(counts)
     if images < 4:
         return math.nan
-    found = []
-    for _ in range(splits):
-        order = rng.permutation(images)
-        halves = order[: images // 2], order[images // 2 :]
-        one, other = (sums[half].sum(axis=0) / counts[half].sum() for half in halves)
-        found.append(float(spearman(one[1:-1], other[1:-1])))
-    known = [value for value in found if math.isfinite(value)]
-    r = math.fsum(known) / len(known) if known else math.nan
+    orders = [np.split(rng.permutation(images), [images // 2]) for _ in range(splits)]
+    means = np.array([[sums[half].sum(axis=0) / counts[half].sum() for half in halves] for halves in orders])
+    found = spearman(means[:, 0, 1:-1], means[:, 1, 1:-1])
+    known = found[np.isfinite(found)]
+    r = float(known.mean()) if len(known) else math.nan
     return 2 * r / (1 + r) if r > -1 else math.nan
 
 
 def pearson(one: Floats, other: Floats) -> Floats:
     """Correlation along the last axis; NaN where one side does not vary."""
-    x = one - one.mean(axis=-1, keepdims=True)
-    y = other - other.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(scale > 1e-15, (x * y).sum(axis=-1) / scale, np.nan)
+    from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr
+
+    if one.shape[-1] < 2:
+        return np.full(one.shape[:-1], np.nan)
+    with warnings.catch_warnings():
+        for kind in (ConstantInputWarning, NearConstantInputWarning):
+            warnings.simplefilter("ignore", kind)
+        found: Floats = pearsonr(one, other, axis=-1).statistic
+    return found
 
 
 def spearman(one: Floats, other: Floats) -> Floats:
     """Pearson's correlation of ranks, equal values sharing the mean of theirs."""
-    return pearson(ranks(one), ranks(other))
+    from scipy.stats import rankdata
 
-
-def ranks(values: Floats) -> Floats:
-    """Ranks from 1 along the last axis."""
-    mine, others = values[..., :, None], values[..., None, :]
-    return (mine > others).sum(axis=-1) + ((mine == others).sum(axis=-1) + 1) / 2
+    return pearson(rankdata(one, axis=-1), rankdata(other, axis=-1))
 
 
 MEASURES = {"pearson": pearson, "spearman": spearman}

@@ -7,23 +7,20 @@ are clustered by it. Knows no file layout and draws nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import STAGE_FIELDS
+from tempovlm.lab.statistics import Resamples, clustered_mean, percentile_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DRAWS = 2000
-"""Resamples of a bootstrap."""
 
 LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 TOTAL_VISION = "T_vision_total"
@@ -33,8 +30,6 @@ SUMMARISED = (*STAGE_FIELDS.values(), TOTAL_VISION, "T_decode_per_token")
 
 _SETTING = ["tier", "top_k", "num_blocks"]
 _DIGITS = 5
-
-Floats = NDArray[np.float64]
 
 
 def summarise(
@@ -61,7 +56,7 @@ def summarise(
         if rows.empty:
             where = ", ".join(sorted(set(frame["source"])))
             raise UserError(f"{where}: {dataset} ({split}) has no row with field {field}")
-    intervals = bootstrap_intervals(answered, seed)
+    intervals = _intervals(answered, seed)
     failed = part[part["error"].notna()].drop_duplicates(["question_id", *_SETTING]).groupby(_SETTING).size()
     timed = dict(list(measured.groupby(_SETTING, sort=False)))
     records = []
@@ -148,42 +143,13 @@ def _single(rows: pd.DataFrame, field: str) -> list[float]:
     return found
 
 
-def clustered_mean(values: Floats, clusters: NDArray[Any]) -> tuple[float | None, float | None]:
-    """Mean and its standard error when values of one cluster hang together; None where there are too few.
-
-    Source: W. G. Cochran, Sampling Techniques, 1977, section 2.11: the ratio of cluster sums to cluster sizes.
-    """
-    if len(values) == 0:
-        return None, None
-    mean = float(np.mean(values))
-    _, place = np.unique(clusters.astype(str), return_inverse=True)
-    sums = np.bincount(place, weights=values - mean)
-    count = len(sums)
-    if count < 2:
-        return mean, None
-    return mean, math.sqrt(count / (count - 1) * float(sums @ sums)) / len(values)
-
-
-def bootstrap_intervals(
-    answered: pd.DataFrame, seed: int, level: float = 0.95
-) -> dict[KnobConfig, Sequence[float]]:
-    """Percentile intervals of each setting's accuracy, pictures drawn with replacement, the same for all.
-
-    Source: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
-    """
-    table = (
-        answered.groupby(["image_id", *_SETTING])["accuracy"].agg(["sum", "count"]).unstack(_SETTING, fill_value=0)
-    )
-    sums, counts = (table[name].to_numpy(dtype=np.float64) for name in ("sum", "count"))
-    images = len(table)
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=DRAWS)
-    asked = draws @ counts
-    means = np.where(asked > 0, draws @ sums / np.maximum(asked, 1), np.nan)
-    tail = (1 - level) / 2
-    ends = np.nanquantile(means, (tail, 1 - tail), axis=0).T
+def _intervals(answered: pd.DataFrame, seed: int) -> dict[KnobConfig, tuple[float, float]]:
+    """Intervals of each setting's accuracy over resampled pictures, the same ones for all settings."""
+    table = answered.pivot(index=["image_id", "question_id"], columns=_SETTING, values="accuracy")
+    means = Resamples(table.index.get_level_values(0), seed=seed, by="counts").means(table.to_numpy(np.float64))
     return {
-        KnobConfig(tier=str(tier), top_k=int(top_k), num_blocks=int(blocks)): pair.tolist()
-        for (tier, top_k, blocks), pair in zip(table["sum"].columns, ends, strict=True)
+        KnobConfig(tier=str(tier), top_k=int(top_k), num_blocks=int(blocks)): (low, high)
+        for (tier, top_k, blocks), low, high in zip(table.columns, *percentile_interval(means[1:]), strict=True)
     }
 
 
