@@ -14,6 +14,8 @@ import tempovlm
 from tempovlm.api import model_folder
 from tempovlm.core.paths import write_whole
 from tempovlm.lab import script
+from tempovlm.lab.core_exp.plan import SweepPlan, draw_samples
+from tempovlm.lab.core_exp.processes import Share
 
 
 def flags() -> script.FlagParser:
@@ -28,13 +30,13 @@ def flags() -> script.FlagParser:
     add("--num_samples", type=int, default=500, help="questions of each data set")
     add("--batch_size", type=int, default=1, help="questions answered together for accuracy")
     add("--latency_samples", type=int, default=40, help="questions of each data set that are timed")
-    add("--repeats", type=int, default=5, help="passes that time each of them once at each setting")
-    add("--max_new_tokens", nargs="+", type=int, default=[16], help="caps, given to the questions in turn")
+    add("--repeats", type=int, help="passes that time each of them once at each setting")
+    add("--max_new_tokens", nargs="+", type=int, help="caps, given to the questions in turn")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--split", choices=("val", "train"), default="val", help="which questions")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--seed", type=script.seed, default=42, help="of the draw of questions and the order of timing")
-    return parser
+    add("--seed", type=script.seed, help="of the draw of questions and the order of timing")
+    return parser.with_defaults(SweepPlan)
 
 
 def main(argv: list[str]) -> None:
@@ -50,18 +52,17 @@ def main(argv: list[str]) -> None:
 
 def measure(args: Namespace, names: list[str]) -> list[Path]:
     """The core experiment with this ranking, into `{output_dir}/core_exp`; nothing but of the first process."""
-    share = script.Share.of_process()
+    share = Share.of_process()
     device, warmup = share.device(args.device), share.rank == 0  # the others time nothing
     model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.lab.core_exp import sweep
-    from tempovlm.lab.core_exp.conduct import conduct
     from tempovlm.lab.core_exp.ledger import Ledger
+    from tempovlm.lab.core_exp.sweep import conduct, with_ranking
 
-    engine = sweep.with_ranking(model.engine, args.importance_scores_file)
+    engine = with_ranking(model.engine, args.importance_scores_file)
     options = {name: getattr(args, name) for name in ("batch_size", "repeats", "seed", "latency_samples")}
-    plan = sweep.SweepPlan(settings=model.space.settings, max_new_tokens=tuple(args.max_new_tokens), **options)
-    samples, source = sweep.draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed)
+    plan = SweepPlan(settings=model.space.settings, max_new_tokens=tuple(args.max_new_tokens), **options)
+    samples, source = draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed)
     folder, conditions = args.output_dir / "core_exp", plan.conditions(args.split)
     ledger = Ledger(folder, model.stamp(source), engine.ranking, conditions, "parquet", share.rank)
     return [folder] if conduct(engine, samples, plan, ledger, share) else []
@@ -69,7 +70,7 @@ def measure(args: Namespace, names: list[str]) -> list[Path]:
 
 def write_tables(args: Namespace, names: list[str], folders: list[Path]) -> None:
     """`profiling_results.json`, `frontier.png` and `stages.png` for each data set."""
-    from tempovlm.lab.core_exp.ledger import ranking_of
+    from tempovlm.lab.core_exp.ranking import ranking_of
     from tempovlm.lab.core_exp.store import read_results
     from tempovlm.lab.exp7_profiles.plots import save_plots
     from tempovlm.lab.exp7_profiles.summary import summarise

@@ -14,6 +14,7 @@ from typing import Any
 import tempovlm
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.lab import script
+from tempovlm.lab.core_exp.plan import draw_samples
 
 MERGED = Path("results/importance/merged_scores.json")
 """Where Exp 7 looks for the scores."""
@@ -60,7 +61,6 @@ def run(args: Namespace, names: list[str]) -> dict[str, Any]:
     base = KnobConfig(tier=args.tier or native.tier, top_k=top_k, num_blocks=native.num_blocks)
     model.space.validate(base)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.lab.core_exp.sweep import draw_samples
     from tempovlm.lab.exp6_importance.measure import Protocol
     from tempovlm.lab.exp6_importance.study import Study, run_study
 

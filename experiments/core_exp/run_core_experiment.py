@@ -12,6 +12,8 @@ from pathlib import Path
 
 import tempovlm
 from tempovlm.lab import script
+from tempovlm.lab.core_exp.plan import SweepPlan, choose_settings, draw_samples
+from tempovlm.lab.core_exp.processes import Share
 
 
 def flags() -> script.FlagParser:
@@ -30,15 +32,15 @@ def flags() -> script.FlagParser:
     add("--split", choices=("val", "train"), default="val", help="which questions")
     add("--twins", action="store_true", help="ask about the pictures' twins, for the noise-corrected oracle")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--batch_size", type=int, default=32, help="questions answered together for accuracy")
+    add("--batch_size", type=int, help="questions answered together for accuracy")
     add("--latency_only", action="store_true", help="no batched accuracy: only the timed questions get rows")
-    add("--latency_samples", type=int, default=0, help="questions of each data set that are timed at batch 1")
-    add("--repeats", type=int, default=5, help="passes that time each of them once at each setting")
-    add("--warmup", type=int, default=1, help="untimed answers before a question's first pass in each run")
-    add("--max_new_tokens", nargs="+", type=int, default=[16], help="caps, given to the questions in turn")
-    add("--seed", type=script.seed, default=42, help="of the draw of questions and the order of timing")
+    add("--latency_samples", type=int, help="questions of each data set that are timed at batch 1")
+    add("--repeats", type=int, help="passes that time each of them once at each setting")
+    add("--warmup", type=int, help="untimed answers before a question's first pass in each run")
+    add("--max_new_tokens", nargs="+", type=int, help="caps, given to the questions in turn")
+    add("--seed", type=script.seed, help="of the draw of questions and the order of timing")
     add("--format", choices=("parquet", "json"), default="parquet", help="json: the predecessor's layout")
-    return parser
+    return parser.with_defaults(SweepPlan)
 
 
 def main(argv: list[str]) -> None:
@@ -57,14 +59,13 @@ def main(argv: list[str]) -> None:
 
 def sweep(args: Namespace, names: list[str]) -> list[Path]:
     """Load the model and the questions, and do what is not done yet."""
-    share = script.Share.of_process()
+    share = Share.of_process()
     device = share.device(args.device)
     warmup = share.rank == 0 and args.latency_samples > 0  # nothing else is timed
     model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.lab.core_exp.conduct import conduct
     from tempovlm.lab.core_exp.ledger import Ledger
-    from tempovlm.lab.core_exp.sweep import SweepPlan, choose_settings, draw_samples, with_ranking
+    from tempovlm.lab.core_exp.sweep import conduct, with_ranking
 
     engine = with_ranking(model.engine, args.importance_scores_file)
     plan = SweepPlan(

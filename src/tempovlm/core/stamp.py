@@ -1,4 +1,4 @@
-"""What a figure was measured on: machine, versions, weights, knob space. A value; `profiling` collects it."""
+"""What a figure was measured on: machine, versions, weights, knob space. `engine.environment` collects it."""
 
 from __future__ import annotations
 

@@ -1,20 +1,14 @@
-"""What the experiment scripts share: underscored flags without a parser from outside, and failures as one line.
-
-The GPU host lacks the commands' flag parser, so scripts that run there use the standard library's.
-"""
+"""What the experiment scripts share: flags spelled with underscores, and failures as one line."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NoReturn
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, Self
 
 from tempovlm.core.errors import AllFailedError, UserError
-from tempovlm.engine.threads import prepare
-from tempovlm.lab.core_exp.processes import process_began_s
 from tempovlm.tasks.base import check_datasets as check_datasets
 
 _EXTRA = ("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard")
@@ -31,6 +25,14 @@ class FlagParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
+
+    def with_defaults(self, kind: type[Any]) -> Self:
+        """Give every flag that has no default that of the dataclass's field of its name."""
+        for field in fields(kind):
+            if field.default is not MISSING and self.get_default(field.name) is None:
+                value = list(field.default) if isinstance(field.default, tuple) else field.default
+                self.set_defaults(**{field.name: value})
+        return self
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage, which would not be one line."""
@@ -63,37 +65,6 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """This process among those of `torchrun`; `began_s`, since the epoch, is when it was started."""
-
-    rank: int = 0
-    world: int = 1
-    began_s: float = field(default_factory=process_began_s, compare=False)
-
-    @classmethod
-    def of_process(cls) -> Share:
-        """As `torchrun` tells; alone without it.
-
-        Raises:
-            UserError: `RANK` and `WORLD_SIZE` are no place among some processes.
-        """
-        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-            raise UserError(f"RANK={rank} WORLD_SIZE={world}: give numbers from 0 to below WORLD_SIZE, or neither")
-        return cls(int(rank), int(world))
-
-    def device(self, wanted: str) -> str:
-        """The GPU of this process where several share the work and none is named."""
-        if self.world == 1 or wanted not in ("auto", "cuda"):
-            return wanted
-        prepare()  # threads are set before torch is imported
-        import torch
-
-        is_cuda = wanted == "cuda" or torch.cuda.is_available()
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if is_cuda else "cpu"
 
 
 def seed(text: str) -> int:

@@ -30,7 +30,8 @@ from tempovlm.core.progress import progress_bar
 from tempovlm.core.units import now_ms
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, Job
+from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
+from tempovlm.lab.core_exp.plan import Job
 from tempovlm.tasks.base import Sample
 from tempovlm.training.actors import LlmActor, Shared, SharedReading, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see

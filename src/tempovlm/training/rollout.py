@@ -22,7 +22,8 @@ from torch import Tensor
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.core_exp.batched import Job, answer_settings
+from tempovlm.lab.core_exp.batched import answer_settings
+from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import LatencyEstimator

@@ -13,7 +13,9 @@ from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
 from tempovlm.lab.core_exp import store, sweep
-from tempovlm.lab.script import Share, run
+from tempovlm.lab.core_exp.plan import SweepPlan
+from tempovlm.lab.core_exp.processes import Share
+from tempovlm.lab.script import FlagParser, run
 from tempovlm.tasks.base import Sample
 
 SCRIPT = "core_exp/run_core_experiment"
@@ -165,6 +167,18 @@ def test_a_missing_module_of_our_own_is_a_bug() -> None:
 
     with pytest.raises(ModuleNotFoundError):
         run(main)
+
+
+def test_flags_take_the_defaults_of_a_dataclass_where_they_have_none() -> None:
+    parser, plan = FlagParser("a script"), SweepPlan(settings=())
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--batch_size", type=int, default=plan.batch_size + 1)
+    parser.add_argument("--max_new_tokens", nargs="+", type=int)
+    parser.with_defaults(SweepPlan)
+    args = parser.parse_args([])
+    assert (args.repeats, args.batch_size) == (plan.repeats, plan.batch_size + 1)
+    assert args.max_new_tokens == list(plan.max_new_tokens)
+    assert parser.parse_args(["--repeats", "9"]).repeats == 9
 
 
 def test_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from tempovlm.core.records import Key, SweepRow
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp import store
 from tempovlm.lab.core_exp.ledger import Ledger
-from tempovlm.lab.core_exp.sweep import SweepPlan, choose_settings, run_sweep
-from tempovlm.lab.script import Share
+from tempovlm.lab.core_exp.plan import SweepPlan, choose_settings
+from tempovlm.lab.core_exp.processes import Share
+from tempovlm.lab.core_exp.sweep import run_sweep
 
 PLAN = SweepPlan(
     settings=choose_settings(SPACE, ["low", "high"], [SPACE.native_top_k], [3, 6]),

@@ -15,13 +15,13 @@ import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.core_exp.batched import Job
+from tempovlm.lab.core_exp.batched import prepare_all, see_all
+from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.exp6_importance.measure import (
     Blocks,
     Protocol,
     ScoreFile,
     Scores,
-    _see,
     ablations,
     answer_plans,
     eliminate,
@@ -113,8 +113,9 @@ def test_influence_does_not_depend_on_the_batch(
 def test_shared_beginnings_change_no_answer(idle_engine: Engine, samples: list[Sample]) -> None:
     protocol = Protocol(idle_engine.space.native, max_new_tokens=4)
     plans = [protocol.plan(blocks) for blocks in (*ablations(NUM_BLOCKS), (0, 3, 5), (0, 3), (0, 1, 2))]
-    seen, failed = _see(idle_engine, samples, protocol)
+    ready, failed = prepare_all(idle_engine, [Job(sample, 4) for sample in samples], protocol.base.tier)
     assert not failed
+    seen = see_all(idle_engine.runner, ready)
     found = [answered.texts for answered in answer_plans(idle_engine, seen, plans)]
     alone = [next(answer_plans(idle_engine, seen, [plan])).texts for plan in plans]
     assert found == alone

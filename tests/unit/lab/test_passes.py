@@ -13,8 +13,8 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp import store
+from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.core_exp.sweep import run_latency, run_sweep
-from tempovlm.lab.script import Share
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, KnobConfig]]:

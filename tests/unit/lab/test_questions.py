@@ -18,10 +18,11 @@ from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp import ledger, store
-from tempovlm.lab.core_exp.conduct import conduct
+from tempovlm.lab.core_exp.plan import SweepPlan
+from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.core_exp.questions import MANIFEST, check_samples, keep_questions
-from tempovlm.lab.core_exp.sweep import SweepPlan
-from tempovlm.lab.script import Share, run
+from tempovlm.lab.core_exp.sweep import conduct
+from tempovlm.lab.script import run
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.digest import MISSING, difference, merged, question_digests
 

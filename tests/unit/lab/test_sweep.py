@@ -15,10 +15,11 @@ from tempovlm.core.records import REPEAT_FIELDS, STAGE_FIELDS, SweepRow, better
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp import batched, legacy, store
 from tempovlm.lab.core_exp import ledger as ledgers
-from tempovlm.lab.core_exp.batched import Job, answer_settings
+from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.ledger import Ledger
-from tempovlm.lab.core_exp.sweep import Turn, choose_settings, run_sweep, time_settings
-from tempovlm.lab.script import Share
+from tempovlm.lab.core_exp.plan import Job, choose_settings
+from tempovlm.lab.core_exp.processes import Share
+from tempovlm.lab.core_exp.sweep import Turn, run_sweep, time_settings
 from timings import UNTOLD_MS, untold_ms
 
 

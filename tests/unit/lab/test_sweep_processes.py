@@ -23,8 +23,8 @@ from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp import ledger as ledgers
 from tempovlm.lab.core_exp import processes, store
 from tempovlm.lab.core_exp.ledger import Ledger
+from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.core_exp.sweep import run_sweep
-from tempovlm.lab.script import Share
 
 COUNT = 13
 BATCHED = replace(PLAN, batch_size=2, latency_samples=0)
@@ -43,7 +43,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.lab.core_exp import sweep
-from tempovlm.lab.script import Share
+from tempovlm.lab.core_exp.processes import Share
 pictures = Path(sys.argv[1])
 engine = Engine(tiny_model.build_model(), Tokenizer.load(pictures / "tiny" / "tokenizer.json"), name="tiny")
 answer = sweep.answer_settings

@@ -5,7 +5,7 @@ The texts are those of `Engine.answer`, which golden tests hold. Nothing is time
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,11 @@ from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.engine.transcript import Transcript
+from tempovlm.lab.core_exp.plan import Job
 from tempovlm.tasks.base import Sample, score
+
+Ready = list[tuple[Job, Prepared]]
+"""Jobs whose crops are cut."""
 
 SAMPLE_ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 """What a single bad sample can raise: an unreadable file, a context that is too short, memory.
@@ -30,26 +34,7 @@ Anything else is a fault of the program and stops the run.
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A question with its cap on generated tokens, the end token included."""
-
-    sample: Sample
-    max_new_tokens: int
-
-    @property
-    def request(self) -> Request:
-        """What the engine is asked, greedily."""
-        sample = self.sample
-        return Request(
-            images=(sample.image_path,),
-            question=sample.question,
-            style=sample.style,
-            max_new_tokens=self.max_new_tokens,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """A question whose picture was encoded; `vision` is None without a picture."""
 
     job: Job
@@ -86,26 +71,37 @@ def answer_settings(engine: Engine, jobs: Sequence[Job], settings: Sequence[Knob
     tiers = {knobs.tier for knobs in settings}
     if len(tiers) != 1:
         raise ValueError(f"settings of {len(tiers)} tiers: give those of one")
-    ready: list[tuple[Job, Prepared]] = []
-    for job in jobs:
-        try:
-            image = engine.runner.open(job.request)
-            ready.append((job, engine.runner.prepare(image, settings[0].tier, job.request)))
-        except SAMPLE_ERRORS as error:
-            yield from _failed([job], settings, error)
+    ready, failed = prepare_all(engine, jobs, settings[0].tier)
+    for job, error in failed:
+        yield from _failed([job], settings, error)
     yield from _see_and_answer(engine, ready, settings)
 
 
-def _see_and_answer(
-    engine: Engine, ready: Sequence[tuple[Job, Prepared]], settings: Sequence[KnobConfig]
-) -> Iterator[SweepRow]:
+def prepare_all(engine: Engine, jobs: Iterable[Job], tier: str) -> tuple[Ready, list[tuple[Job, Exception]]]:
+    """Open pictures and cut their crops: the jobs that are ready to be encoded, and those that failed."""
+    ready: Ready = []
+    failed: list[tuple[Job, Exception]] = []
+    for job in jobs:
+        try:
+            image = engine.runner.open(job.request)
+            ready.append((job, engine.runner.prepare(image, tier, job.request)))
+        except SAMPLE_ERRORS as error:
+            failed.append((job, error))
+    return ready, failed
+
+
+def see_all(run: Runner, ready: Ready) -> list[Seen]:
+    """Encode the pictures together."""
+    patches = encode_all(run, [one.crops for _, one in ready])
+    return [Seen(job, one, run.project(p, one.crops)) for p, (job, one) in zip(patches, ready, strict=True)]
+
+
+def _see_and_answer(engine: Engine, ready: Ready, settings: Sequence[KnobConfig]) -> Iterator[SweepRow]:
     """Encode the pictures, in halves where they are too much at once, and answer at every setting."""
     if not ready:
         return
-    run = engine.runner
     try:
-        patches = encode_all(run, [one.crops for _, one in ready])
-        vision = [run.project(p, one.crops) for p, (_, one) in zip(patches, ready, strict=True)]
+        seen = see_all(engine.runner, ready)
     except SAMPLE_ERRORS as error:
         if len(ready) == 1:
             yield from _failed([ready[0][0]], settings, error)
@@ -114,12 +110,11 @@ def _see_and_answer(
         yield from _see_and_answer(engine, ready[:middle], settings)
         yield from _see_and_answer(engine, ready[middle:], settings)
         return
-    seen = [_Seen(job, one, features) for (job, one), features in zip(ready, vision, strict=True)]
     for knobs in settings:
         yield from _answer(engine, seen, knobs)
 
 
-def _answer(engine: Engine, seen: Sequence[_Seen], knobs: KnobConfig) -> Iterator[SweepRow]:
+def _answer(engine: Engine, seen: Sequence[Seen], knobs: KnobConfig) -> Iterator[SweepRow]:
     """Answer together, in halves where that fails; a single question that fails is a row with its error."""
     try:
         transcripts = decode_group(engine, seen, engine.plan(knobs))
@@ -135,7 +130,7 @@ def _answer(engine: Engine, seen: Sequence[_Seen], knobs: KnobConfig) -> Iterato
     yield from rows
 
 
-def decode_group(engine: Engine, seen: Sequence[_Seen], plan: Plan) -> list[Transcript]:
+def decode_group(engine: Engine, seen: Sequence[Seen], plan: Plan) -> list[Transcript]:
     """Greedy answers of a padded batch under a plan."""
     run, most = engine.runner, max(one.job.max_new_tokens for one in seen)
     state = Ragged.prefill(run, [one.ready for one in seen], [one.vision for one in seen], plan, most)
@@ -158,7 +153,7 @@ def decode_greedily(run: Runner, requests: Sequence[Request], state: Ragged, mos
     return transcripts
 
 
-def _row(one: _Seen, transcript: Transcript, knobs: KnobConfig) -> SweepRow:
+def _row(one: Seen, transcript: Transcript, knobs: KnobConfig) -> SweepRow:
     grid = one.ready.crops.grid if one.ready.crops else None
     return replace(
         blank_row(one.job.sample, knobs),

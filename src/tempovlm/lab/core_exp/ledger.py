@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.locks import held, is_marked, marked
 from tempovlm.core.paths import write_if_absent, write_whole
 from tempovlm.core.plan import Ranking
@@ -27,8 +26,6 @@ from tempovlm.core.records import Key, SweepRow, better
 from tempovlm.core.stamp import Stamp
 from tempovlm.lab.core_exp import legacy, processes, store
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
-from tempovlm.lab.core_exp.ranking import read_ranking
-from tempovlm.model.weights import read_config
 from tempovlm.tasks.digest import Digests
 
 POLL_S = 0.5
@@ -223,35 +220,3 @@ class Ledger:
 
     def _parts(self, dataset: str) -> Path:
         return self.folder / store.PARTS / dataset
-
-
-def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tuple[Ranking, KnobSpace]:
-    """The ranking by which the blocks of some results ran, and the knob space of their model.
-
-    Args:
-        folders: results directories; those of the predecessor do not tell.
-        scores: file of importances by which they should have run; None takes what the directories tell.
-        model: folder of the model.
-
-    Raises:
-        UserError: the directories ran by another ranking than the file's, by several, or none of them tells.
-    """
-    shape = read_config(model).shape
-    found = None if scores is None else read_ranking(scores, shape.num_blocks)
-    for folder in folders:
-        path = folder / MANIFEST
-        if not folder.is_dir():
-            raise UserError(f"--results_dir {folder}: no such results directory")
-        if not path.exists():
-            continue
-        try:
-            ranking = Ranking(tuple(json.loads(path.read_text(encoding="utf-8"))["ranking"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: half-written or damaged, field ranking ({error!r})") from None
-        if found is not None and ranking != found:
-            other = scores or "the other results directory"
-            raise UserError(f"{path}: field ranking is not that of {other}: other blocks ran; measure anew")
-        found = ranking
-    if found is None:
-        raise UserError("--importance_scores_file: needed, because the results do not tell which blocks ran")
-    return found, KnobSpace.for_model(shape)

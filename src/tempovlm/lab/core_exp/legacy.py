@@ -1,4 +1,4 @@
-"""The predecessor's JSON layout of the core experiment: one file for each data set and setting.
+"""Converts rows to the predecessor's JSON layout, one file for each data set and setting, and back.
 
 Written with the fields that its consumers read and a few more, so that nothing is lost on the way back; its own
 files, which lack those, are read too. Its `T_vision_total` covers encoder and projector, so a file without the

@@ -13,9 +13,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
+from tempovlm.engine.threads import prepare
 
 AT_WORK, DONE = b"at work", b"done"
 
@@ -30,6 +32,37 @@ def process_began_s() -> float:
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return time.time() - age_s
     return time.time()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """This process among those of `torchrun`; `began_s`, since the epoch, is when it was started."""
+
+    rank: int = 0
+    world: int = 1
+    began_s: float = field(default_factory=process_began_s, compare=False)
+
+    @classmethod
+    def of_process(cls) -> Share:
+        """As `torchrun` tells; alone without it.
+
+        Raises:
+            UserError: `RANK` and `WORLD_SIZE` are no place among some processes.
+        """
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            raise UserError(f"RANK={rank} WORLD_SIZE={world}: give numbers from 0 to below WORLD_SIZE, or neither")
+        return cls(int(rank), int(world))
+
+    def device(self, wanted: str) -> str:
+        """The GPU of this process where several share the work and none is named."""
+        if self.world == 1 or wanted not in ("auto", "cuda"):
+            return wanted
+        prepare()  # threads are set before torch is imported
+        import torch
+
+        is_cuda = wanted == "cuda" or torch.cuda.is_available()
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if is_cuda else "cpu"
 
 
 @contextlib.contextmanager

@@ -1,15 +1,18 @@
-"""Reads a file of block importances in any of the known forms. Knows no model and runs nothing."""
+"""Reads which blocks run first: from a file of block importances in any known form, or from results."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.plan import Ranking
+from tempovlm.lab.core_exp.questions import MANIFEST, read_manifest
+from tempovlm.model.weights import read_config
 
 SCORE_KEYS = ("merged_scores", "merged", "train_scores", "importance_scores", "scores")
 """Where the scores are, the first that is there; otherwise the object itself holds them."""
@@ -65,3 +68,44 @@ def _ranking(order: list[int], num_blocks: int, where: str) -> Ranking:
     if sorted(whole) != list(range(num_blocks)):
         raise UserError(f"{where}: must name each of the model's {num_blocks} blocks once, ends may be left out")
     return Ranking(tuple(whole))
+
+
+def stored_ranking(folder: Path) -> Ranking | None:
+    """The ranking by which the blocks of a results directory ran; None where it does not tell.
+
+    Raises:
+        UserError: its manifest is damaged.
+    """
+    record = read_manifest(folder)
+    try:
+        return None if record is None else Ranking(tuple(record["ranking"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST}: half-written or damaged, field ranking ({error!r})") from None
+
+
+def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tuple[Ranking, KnobSpace]:
+    """The ranking by which the blocks of some results ran, and the knob space of their model.
+
+    Args:
+        folders: results directories; those of the predecessor do not tell.
+        scores: file of importances by which they should have run; None takes what the directories tell.
+        model: folder of the model.
+
+    Raises:
+        UserError: the directories ran by another ranking than the file's, by several, or none of them tells.
+    """
+    shape = read_config(model).shape
+    found = None if scores is None else read_ranking(scores, shape.num_blocks)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--results_dir {folder}: no such results directory")
+        ranking = stored_ranking(folder)
+        if ranking is not None and found is not None and ranking != found:
+            other = scores or "the other results directory"
+            raise UserError(
+                f"{folder / MANIFEST}: field ranking is not that of {other}: other blocks ran; measure anew"
+            )
+        found = ranking or found
+    if found is None:
+        raise UserError("--importance_scores_file: needed, because the results do not tell which blocks ran")
+    return found, KnobSpace.for_model(shape)

@@ -6,13 +6,13 @@ belongs to a question here where its number, its picture and its kind of questio
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
 from tempovlm.lab.core_exp.questions import MANIFEST, check_samples
+from tempovlm.lab.core_exp.ranking import stored_ranking
 from tempovlm.lab.core_exp.store import read_rows, read_stamp, write_rows
 from tempovlm.tasks.base import Sample
 
@@ -33,8 +33,8 @@ def missing(
         UserError: a file is damaged or has no stamp.
     """
     for folder in folders:
-        manifest = folder / MANIFEST
-        if manifest.is_file() and _order(manifest) != list(order):
+        ranking = stored_ranking(folder)
+        if ranking is not None and ranking.order != tuple(order):
             return f"{folder} is of other blocks than those that the model runs first"
         for dataset in datasets:
             path = folder / f"{dataset}.parquet"
@@ -46,13 +46,6 @@ def missing(
             if stamp.knob_space != knob_space:
                 return f"{path} is of another knob space"
     return None
-
-
-def _order(manifest: Path) -> list[int]:
-    try:
-        return list(json.loads(manifest.read_text(encoding="utf-8"))["ranking"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest}: half-written or damaged, field ranking ({error!r})") from None
 
 
 def take_results(

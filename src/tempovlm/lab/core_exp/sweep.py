@@ -22,18 +22,20 @@ from typing import Any
 
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.core.progress import Advance, progress_bar
 from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, Key, SweepRow
 from tempovlm.core.request import Answer
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, Job, answer_settings, blank_row, error_line
+from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, answer_settings, blank_row, error_line
+from tempovlm.lab.core_exp.failures import tell_failures
 from tempovlm.lab.core_exp.ledger import Ledger
+from tempovlm.lab.core_exp.plan import Job, SweepPlan, row_key
+from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.core_exp.ranking import read_ranking
-from tempovlm.lab.script import Share
 from tempovlm.tasks.base import Sample, check_unique, score
-from tempovlm.tasks.catalog import load_samples
+from tempovlm.tasks.digest import question_digests
 
 DIGITS = 4
 """Of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""
@@ -44,112 +46,6 @@ Todo = tuple[str, tuple[KnobConfig, ...], list[Job]]
 """A data set, the settings of a tier, and a batch of its questions that lack an answer at all of them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPlan:
-    """What to run.
-
-    Attributes:
-        settings: where in the knob space.
-        batch_size: questions answered together for accuracy; 0 leaves accuracy to the latency subset.
-        latency_samples: how many questions of each data set are timed, on as many pictures; 0 times none.
-        repeats: passes over the timed questions. warmup: answers at each setting that are thrown away before a
-            question is first timed, in a resumed run too, whose process may lack what the last one had warmed.
-        max_new_tokens: caps on generated tokens, given to the questions in turn.
-        seed: of the order in which questions and settings are timed.
-        twins: ask about each picture's twin, the same scene with other noise and a small shift.
-    """
-
-    settings: tuple[KnobConfig, ...]
-    batch_size: int = 32
-    latency_samples: int = 0
-    repeats: int = 5
-    warmup: int = 1
-    max_new_tokens: tuple[int, ...] = (16,)
-    seed: int = 42
-    twins: bool = False
-
-    def __post_init__(self) -> None:
-        least = (("latency_samples", 0), ("warmup", 0), ("repeats", 1))
-        values = [(name, getattr(self, name), floor) for name, floor in least]
-        values += [("max_new_tokens", cap, 1) for cap in self.max_new_tokens]
-        for name, value, floor in values:
-            if value < floor:
-                raise UserError(f"--{name} {value}: must be at least {floor}")
-
-    def jobs(self, samples: Sequence[Sample]) -> list[Job]:
-        """Each question with its cap, which depends on its place, not on how many there are."""
-        caps = self.max_new_tokens
-        return [Job(sample, caps[i % len(caps)]) for i, sample in enumerate(samples)]
-
-    def conditions(self, split: str) -> dict[str, Any]:
-        """What must not change when a sweep is resumed."""
-        caps = list(self.max_new_tokens)
-        return {"split": split, "seed": self.seed, "max_new_tokens": caps, "twins": self.twins}
-
-    def latency_jobs(self, samples: Sequence[Sample]) -> list[Job]:
-        """The first questions on different pictures; where there are too few pictures, the next questions."""
-        first: list[Job] = []
-        others: list[Job] = []
-        seen: set[str] = set()
-        for job in self.jobs(samples):
-            (others if job.sample.image_id in seen else first).append(job)
-            seen.add(job.sample.image_id)
-        return (first + others)[: self.latency_samples]
-
-
-def choose_settings(
-    space: KnobSpace,
-    tiers: Sequence[str] | None = None,
-    top_ks: Sequence[int] | None = None,
-    block_counts: Sequence[int] | None = None,
-) -> tuple[KnobConfig, ...]:
-    """The settings of a space with these values of each knob; None takes all.
-
-    Raises:
-        UserError: a value is not legal for the model.
-    """
-    chosen = space.native
-    for tier in tiers or ():
-        space.validate(replace(chosen, tier=tier))
-    for top_k in top_ks or ():
-        space.validate(replace(chosen, top_k=top_k))
-    for num_blocks in block_counts or ():
-        space.validate(replace(chosen, num_blocks=num_blocks))
-    return tuple(
-        knobs
-        for knobs in space
-        if (not tiers or knobs.tier in tiers)
-        and (not top_ks or knobs.top_k in top_ks)
-        and (not block_counts or knobs.num_blocks in block_counts)
-    )
-
-
-def draw_samples(
-    datasets: Sequence[str], split: str, data_dir: Path | None, num_samples: int, seed: int, twins: bool = False
-) -> tuple[dict[str, list[Sample]], str]:
-    """The same questions for every setting, by data set, and where their data is from.
-
-    With `twins` they are asked about the twins of their pictures.
-
-    Raises:
-        UserError: a data set is missing, or a picture has no twin.
-    """
-    drawn = {
-        name: load_samples(name, split, data_dir=data_dir, num_samples=num_samples, seed=seed) for name in datasets
-    }
-    drawn = {name: [_twin(sample) for sample in samples] for name, samples in drawn.items()} if twins else drawn
-    return drawn, ", ".join(sorted({sample.data_source for some in drawn.values() for sample in some}))
-
-
-def _twin(sample: Sample) -> Sample:
-    """The same question about the twin of its picture."""
-    if sample.twin_path is None:
-        raise UserError(
-            f"--twins: {sample.image_path} of {sample.dataset} has no twin; generated validation sets do"
-        )
-    return replace(sample, image_path=sample.twin_path)
-
-
 def with_ranking(engine: Engine, scores: Path | None) -> Engine:
     """The same model with the blocks of a file of importances first; the engine itself without a file."""
     if scores is None:
@@ -157,6 +53,36 @@ def with_ranking(engine: Engine, scores: Path | None) -> Engine:
     ranking, run = read_ranking(scores, len(engine.ranking.order)), engine.runner
     letters = engine.option_letters
     return Engine(run.model, run.tokenizer, ranking=ranking, name=engine.name, option_letters=letters)
+
+
+def conduct(
+    engine: Engine, datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger, share: Share
+) -> list[Path]:
+    """Do what is not done yet; returns the merged files (none but of the first process).
+
+    Raises:
+        UserError: the output cannot be written, another process writes there, or its rows do not belong together
+            with what is to come.
+        AllFailedError: nothing was answered.
+    """
+    is_first = share.rank == 0
+    digests = {name: question_digests(samples) for name, samples in datasets.items()} if is_first else {}
+    with ledger.opened(datasets, digests):
+        paths = run_sweep(engine, datasets, plan, ledger, share)
+    if is_first:
+        rows = _rows_of_run(datasets, plan, ledger)
+        errors = [f"{row.dataset} {row.question_id} at {row.knobs}: {row.error}" for row in rows if row.error]
+        tell_failures(len(errors), len(rows), next(iter(errors), None))
+    return paths
+
+
+def _rows_of_run(datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger) -> list[SweepRow]:
+    """The rows that are known of a plan's questions and settings."""
+    keys = {
+        name: [row_key(job, knobs) for job in plan.jobs(samples) for knobs in plan.settings]
+        for name, samples in datasets.items()
+    }
+    return [ledger.rows[name][key] for name, some in keys.items() for key in some if key in ledger.rows[name]]
 
 
 def run_sweep(
@@ -236,11 +162,6 @@ def _by_tier(settings: Iterable[KnobConfig]) -> list[tuple[KnobConfig, ...]]:
     for knobs in settings:
         groups[knobs.tier].append(knobs)
     return [tuple(group) for group in groups.values()]
-
-
-def row_key(job: Job, knobs: KnobConfig) -> Key:
-    """What makes the row of a question at a setting unique within its data set."""
-    return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
 
 
 def _check_whole(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> None:

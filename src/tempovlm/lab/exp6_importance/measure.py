@@ -28,11 +28,11 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.core.progress import Advance, silent
-from tempovlm.engine.batching import Ragged, encode_all
+from tempovlm.engine.batching import Ragged
 from tempovlm.engine.engine import Engine
-from tempovlm.engine.runner import Prepared
-from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, Job, decode_greedily, error_line
+from tempovlm.lab.core_exp.batched import Seen, decode_greedily, error_line, prepare_all, see_all
 from tempovlm.lab.core_exp.failures import tell_failures
+from tempovlm.lab.core_exp.plan import Job
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
 from tempovlm.tasks.base import Sample, check_unique, score
@@ -213,9 +213,12 @@ def measure(
 def _measure_batch(
     engine: Engine, samples: Sequence[Sample], plans: Sequence[Blocks], protocol: Protocol, influence: bool
 ) -> list[dict[str, Any]]:
-    seen, rows = _see(engine, samples, protocol)
-    if not seen:
+    jobs = [Job(sample, protocol.max_new_tokens) for sample in samples]
+    ready, failed = prepare_all(engine, jobs, protocol.base.tier)
+    rows = [_identity(job.sample) | {"error": error_line(error)} for job, error in failed]
+    if not ready:
         return rows
+    seen = see_all(engine.runner, ready)
     table, turns = np.empty((len(seen), len(plans))), np.empty((0, 0))
     for i, answered in enumerate(answer_plans(engine, seen, [protocol.plan(blocks) for blocks in plans])):
         table[:, i] = [score(one.job.sample, text) for one, text in zip(seen, answered.texts, strict=True)]
@@ -227,30 +230,6 @@ def _measure_batch(
             row["influence"] = [round(float(value), 6) for value in turns[i]]
         rows.append(row)
     return rows
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A question whose picture was encoded; `vision` is None without a picture."""
-
-    job: Job
-    ready: Prepared
-    vision: Tensor | None
-
-
-def _see(engine: Engine, samples: Sequence[Sample], protocol: Protocol) -> tuple[list[Seen], list[dict[str, Any]]]:
-    """Encode the pictures; samples that cannot be read become rows with an error."""
-    run, ready, failed = engine.runner, [], []
-    for sample in samples:
-        job = Job(sample, protocol.max_new_tokens)
-        try:
-            image = run.open(job.request)
-            ready.append((job, run.prepare(image, protocol.base.tier, job.request)))
-        except SAMPLE_ERRORS as error:
-            failed.append(_identity(sample) | {"error": error_line(error)})
-    patches = encode_all(run, [one.crops for _, one in ready])
-    seen = [Seen(job, one, run.project(p, one.crops)) for p, (job, one) in zip(patches, ready, strict=True)]
-    return seen, failed
 
 
 def _identity(sample: Sample) -> dict[str, Any]:
