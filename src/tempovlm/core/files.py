@@ -1,4 +1,4 @@
-"""The folder that a command's results go to. How files are written into it: `core.paths`."""
+"""Makes and holds the folder that a command writes its results to; `core.paths` writes the files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tempovlm.core.locks import held
 
 
 def make_folder(path: Path, flag: str = "output_dir") -> Path:
-    """The folder, made with its parents; `flag` named it.
+    """Make a folder with its parents; `flag` named it.
 
     Raises:
         UserError: it cannot be made or written to, or a file has its name.
@@ -32,7 +32,7 @@ def make_folder(path: Path, flag: str = "output_dir") -> Path:
 
 @contextlib.contextmanager
 def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
-    """The folder, made with its parents and held, so that the files of two runs are not mixed; `flag` named it.
+    """Make a folder and hold it, so that the files of two runs are not mixed; `flag` named it.
 
     Raises:
         UserError: it cannot be made or written to, a file has its name, or another process holds it.

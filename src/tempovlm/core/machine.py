@@ -1,9 +1,10 @@
-"""One measurement at a time on a machine, and a look at whether others are using it. Knows no model."""
+"""Keeps measurements of several processes apart, and tells whether others use the machine."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import tempfile
 import time
@@ -20,14 +21,24 @@ BUSY_CORES = 0.25
 SAMPLE_MS = 200.0
 """How long the processors are watched."""
 
+_log = logging.getLogger("tempovlm")
+
+
+def _tell_waiting() -> None:
+    _log.warning("another process is measuring this machine; waiting for it to end")
+
 
 @contextlib.contextmanager
-def machine_lock(on_wait: Callable[[], None] = lambda: None) -> Iterator[bool]:
-    """Hold the machine's one lock for measurements; yields whether another process held it before.
-
-    `on_wait` is called before waiting for that process.
+def machine_lock(on_wait: Callable[[], None] = _tell_waiting) -> Iterator[bool]:
+    """Hold the machine's one lock for measurements.
 
     The system frees the lock when its holder ends, however it ends.
+
+    Args:
+        on_wait: called before waiting for another process that holds it.
+
+    Yields:
+        Whether another process held it before.
     """
     with _lock_file() as file:
         waited = False
@@ -55,7 +66,7 @@ def _lock_file() -> TextIO:
 
 
 def busy_cores(sample_ms: float = SAMPLE_MS) -> float | None:
-    """Cores that others use while this process sleeps; None where the system does not tell."""
+    """Count the cores that others use while this process sleeps; None where the system does not tell."""
     before = _busy_ticks()
     if before is None:
         return None
@@ -65,6 +76,18 @@ def busy_cores(sample_ms: float = SAMPLE_MS) -> float | None:
     if after is None:
         return None
     return max(after - before, 0) / (passed * os.sysconf("SC_CLK_TCK"))
+
+
+def warn_if_busy(consequence: str) -> float | None:
+    """Look at the machine, and log a warning that ends with the consequence where others use it.
+
+    Returns:
+        The cores that others use; None where the system does not tell.
+    """
+    busy = busy_cores()
+    if busy is not None and busy >= BUSY_CORES:
+        _log.warning("the machine is busy: others use %.1f cores; %s", busy, consequence)
+    return busy
 
 
 def _busy_ticks() -> int | None:

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, where a terminal and rich are there; silence otherwise."""
+"""Shows a progress bar on stderr where it is a terminal and rich is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 Advance = Callable[[int, int], None]
-"""Called with what is done and what there is to do."""
+"""Takes the number of steps done and the number in all."""
 
 
 def silent(done: int, total: int) -> None:
@@ -15,7 +15,7 @@ def silent(done: int, total: int) -> None:
 
 @contextlib.contextmanager
 def progress_bar(title: str, *, show: bool = True) -> Iterator[Advance]:
-    """A bar that ends with the block. Rich writes nothing but the title where stderr is no terminal."""
+    """Show a bar until the block ends, or the title alone where stderr is no terminal."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

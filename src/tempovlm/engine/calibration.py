@@ -1,7 +1,7 @@
-"""Measure what every setting takes on this machine, and keep it; measured once for a machine and a model.
+"""Measures the latency of every setting on this machine, once for a machine and a model, and stores it.
 
 It times whole answers of the engine, as they are served, on pictures made on the fly, with the settings in a
-shuffled order so that a slow moment does not fall on one setting alone. Knows no policy and no data set.
+shuffled order so that a slow moment does not fall on one setting alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
+from tempovlm.core.machine import machine_lock, warn_if_busy
 from tempovlm.core.paths import cache_dir
 from tempovlm.core.progress import Advance, progress_bar, silent
 from tempovlm.core.request import Request
@@ -58,24 +58,20 @@ _log = logging.getLogger("tempovlm")
 def obtain_profile(
     engine: Engine, stamp: Stamp, output: OutputLength, *, force: bool = False, progress: bool = True
 ) -> LatencyProfile:
-    """The stored profile of this machine and model, or a new one, stored where the cache can be written to.
+    """Load the profile of this machine and model, or measure one and store it where the cache can be written to.
 
     One process measures at a time; another that waited takes what the first one stored.
     """
     stored = None if force else stored_profile(stamp, engine.space, output)
     if stored is not None:
         return stored
-    with machine_lock(_tell_waiting) as waited:
+    with machine_lock() as waited:
         stored = stored_profile(stamp, engine.space, output) if waited else None
         if stored is not None:
             return stored
-        busy = busy_cores()
-        if busy is not None and busy >= BUSY_CORES:
-            _log.warning(
-                "the machine is busy: others use %.1f cores; the calibration will be slow and wide, "
-                "run `tempovlm calibrate --force` when it is idle",
-                busy,
-            )
+        busy = warn_if_busy(
+            "the calibration will be slow and wide, run `tempovlm calibrate --force` when it is idle"
+        )
         with progress_bar("measuring what each setting takes on this machine", show=progress) as advance:
             measurements = measure(engine, output, advance=advance)
         profile = LatencyProfile(fingerprint(stamp), engine.space, output, measurements, busy, stamp.to_json())
@@ -86,17 +82,13 @@ def obtain_profile(
     return profile
 
 
-def _tell_waiting() -> None:
-    _log.warning("another process is measuring this machine; waiting for it to end")
-
-
 def stored_profile(stamp: Stamp, space: KnobSpace, output: OutputLength) -> LatencyProfile | None:
-    """The profile in the cache, with tables for an output length; None where there is none to use."""
+    """Load the profile in the cache, with tables for an output length; None where there is none to use."""
     return load_profile(profile_path(stamp), space, fingerprint(stamp), output)
 
 
 def profile_path(stamp: Stamp) -> Path:
-    """Where the profile of this machine and model is kept."""
+    """Return the file that holds the profile of this machine and model."""
     return cache_dir() / "profiles" / f"{fingerprint(stamp)}.json"
 
 
@@ -109,7 +101,7 @@ def measure(
     seed: int = 0,
     advance: Advance = silent,
 ) -> tuple[Measurement, ...]:
-    """One warm pass and up to `passes` timed ones over all settings; at least `MIN_PASSES` however slow."""
+    """Run one warm and up to `passes` timed passes over all settings; at least `MIN_PASSES` however slow."""
     start_ms, pass_ms = now_ms(), 0.0
     order, requests = random.Random(seed), sample_requests(seed, output.upper)
     indices = list(range(len(engine.space)))
@@ -131,7 +123,7 @@ def measure(
 
 
 def measure_once(engine: Engine, request: Request, index: int) -> Measurement:
-    """One timed answer of a setting."""
+    """Time one answer at a setting."""
     clock = stage_clock(engine.device)
     engine.runner.open(request)
     open_ms = clock.elapsed_ms()
@@ -163,7 +155,7 @@ def warm_up(engine: Engine, *, progress: bool = False) -> None:
 
 
 def sample_requests(seed: int, max_new_tokens: int) -> Iterator[Request]:
-    """An endless mix of pictures and questions of the usual sizes; answers end by themselves or at the cap."""
+    """Yield pictures and questions of the usual sizes without end; answers end by themselves or at the cap."""
     pictures = [smooth_noise(size, seed + i, "PNG" if i % 2 else "JPEG") for i, size in enumerate(PICTURE_SIZES)]
     draw = random.Random(seed)
     while True:
@@ -172,7 +164,7 @@ def sample_requests(seed: int, max_new_tokens: int) -> Iterator[Request]:
 
 
 def smooth_noise(size: tuple[int, int], seed: int, encoding: str) -> bytes:
-    """An encoded picture of coloured blobs under fine noise, which costs a decoder about what a photo costs."""
+    """Encode a picture of coloured blobs under fine noise, which takes about as long to decode as a photo."""
     rng = np.random.default_rng(seed)
     blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
         size, Image.Resampling.BICUBIC

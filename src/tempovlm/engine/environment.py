@@ -1,4 +1,4 @@
-"""The machine, the versions and the model that figures belong to. Measures nothing."""
+"""Collects the machine, the versions and the model that figures belong to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def collect_stamp(
     decode_weights: str = "bf16",
     threads: int | None = None,
 ) -> Stamp:
-    """The stamp of this process, now.
+    """Collect the stamp of this process, now.
 
     The device's name tells the type of the weights too: `cpu/float32`, and `cuda/bfloat16/fp8` where decode steps
     read others. `threads` are those of the model where it has its own, else torch's in this thread.
@@ -59,14 +59,14 @@ def collect_stamp(
 
 
 def fingerprint(stamp: Stamp) -> str:
-    """Twelve hex digits that change with whatever a latency depends on."""
+    """Hash everything that a latency depends on to twelve hex digits."""
     fields = stamp.to_json()
     text = json.dumps([fields[name] for name in _FINGERPRINTED])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def hardware_name(device: torch.device) -> str:
-    """The name of the processor that runs the model."""
+    """Name the processor that runs the model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_name()
@@ -85,12 +85,12 @@ def _cpu_name() -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of this package's source, with `+` where it has changes; None where no commit holds it."""
+    """Find the commit of this package's source, with `+` where it has changes; None where no commit holds it."""
     return commit_of(Path(__file__).parents[1])
 
 
 def commit_of(package: Path) -> str | None:
-    """The commit that holds a package's source, with `+` where its tracked files have changes.
+    """Find the commit that holds a package's source, with `+` where its tracked files have changes.
 
     Args:
         package: folder of the package. It may lie within a repository that does not hold it, as a virtual
@@ -108,7 +108,7 @@ def commit_of(package: Path) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git prints about the repository that a folder lies in, whichever one a hook that runs this is of."""
+    """Run git on the repository that holds a folder, even within a hook of another repository."""
     own = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
     done = subprocess.run(
         ["git", "-C", str(folder), *words],

@@ -1,1 +1,1 @@
-"""The experiments: a room for each, and beside them what they share. The product imports nothing from here."""
+"""The experiments, a folder each, and the modules that they share. The code that answers imports none of it."""

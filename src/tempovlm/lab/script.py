@@ -1,4 +1,4 @@
-"""What the experiment scripts share: flags spelled with underscores, and failures as one line."""
+"""Runs an experiment script: flags spelled with underscores, failures as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXIT_NOTHING, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Flags in full, spelled with underscores; a wrong one is a `UserError`."""
+    """A parser that takes flags in full only; a wrong one raises a `UserError`."""
 
     def __init__(self, description: str) -> None:
         super().__init__(
@@ -68,7 +68,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def seed(text: str) -> int:
-    """The type of a flag for a seed that all generators of random numbers take."""
+    """Read a flag as a seed that every random number generator takes."""
     value = int(text)
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{value}: must be from 0 to {2**32 - 1}")
@@ -76,10 +76,10 @@ def seed(text: str) -> int:
 
 
 def positive(flag: str, value: int) -> int:
-    """The value.
+    """Return the value of a flag that must be at least 1.
 
     Raises:
-        UserError: it is below 1.
+        UserError: it is less.
     """
     if value < 1:
         raise UserError(f"--{flag} {value}: must be at least 1")

@@ -1,7 +1,4 @@
-"""Summaries of measured requests: shares with their uncertainty, quantiles, utilisation.
-
-Pure functions on numbers. Knows nothing of models, data sets or how anything was measured.
-"""
+"""Statistics that the experiments share: intervals of shares, quantiles, a clustered bootstrap, tests."""
 
 from __future__ import annotations
 
@@ -110,15 +107,15 @@ class Resamples:
         self._times = np.concatenate([np.ones((1, count)), drawn])
 
     def sums(self, values: NDArray[Any]) -> Floats:
-        """(C, M) sums of the columns of (N, M) over each cluster."""
+        """Sum the columns of (N, M) over each cluster: (C, M)."""
         sums = np.zeros((self._times.shape[1], values.shape[1]))
         np.add.at(sums, self._place, values)
         return sums
 
     def means(self, values: Floats) -> Floats:
-        """(R + 1, M) means of the columns of (N, M), those of the sample itself first.
+        """Average the columns of (N, M) in each draw: (R + 1, M), the sample itself first.
 
-        A value that is NaN is left out; the mean of none is NaN.
+        NaN values are left out; the mean of none is NaN.
         """
         known = ~np.isnan(values)
         sums, counts = self._times @ self.sums(np.where(known, values, 0.0)), self._times @ self.sums(known)
@@ -126,7 +123,7 @@ class Resamples:
 
 
 def percentile_interval(draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Lower and upper ends (...) of the percentile intervals of draws (R, ...), NaN left out.
+    """Compute the ends (...) of the percentile intervals of draws (R, ...); NaN is left out.
 
     Source: B. Efron, Better bootstrap confidence intervals, JASA 82 (1987).
     """
@@ -138,7 +135,7 @@ def percentile_interval(draws: Floats, level: float = 0.95) -> tuple[Floats, Flo
 def clustered_bootstrap(
     values: Sequence[float], clusters: Sequence[str], *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of a mean when values of one cluster hang together.
+    """Compute the percentile interval of a mean whose values are correlated within clusters.
 
     Args:
         values: one a request.
@@ -155,7 +152,7 @@ def clustered_bootstrap(
 
 
 def clustered_mean(values: Floats, clusters: NDArray[Any]) -> tuple[float | None, float | None]:
-    """Mean and its standard error when values of one cluster hang together; None where there are too few.
+    """Compute a mean and its standard error where values are correlated within clusters; None of too few.
 
     Source: W. G. Cochran, Sampling Techniques, 1977, section 2.11: the ratio of cluster sums to cluster sizes.
     """

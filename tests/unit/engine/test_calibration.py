@@ -138,7 +138,7 @@ def test_a_busy_machine_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(calibration, "busy_cores", lambda: 1.5)
+    monkeypatch.setattr(machine, "busy_cores", lambda: 1.5)
     with caplog.at_level(logging.WARNING, "tempovlm"):
         profile = obtain_profile(engine, stamp, OUTPUT, progress=False)
     assert any("busy: others use 1.5 cores" in message for message in caplog.messages)

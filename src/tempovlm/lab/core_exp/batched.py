@@ -1,4 +1,4 @@
-"""Answers of many questions at many settings: pictures are encoded once, every setting of a tier reads them.
+"""Answers many questions at many settings: a picture is encoded once for all settings of a tier.
 
 The texts are those of `Engine.answer`, which golden tests hold. Nothing is timed here.
 """
@@ -43,7 +43,7 @@ class Seen:
 
 
 def blank_row(sample: Sample, knobs: KnobConfig, error: str | None = None) -> SweepRow:
-    """A row that says which question and setting it is about."""
+    """Make a row that names its question and setting, and nothing else but an error."""
     return SweepRow(
         dataset=sample.dataset,
         split=sample.split,
@@ -58,12 +58,12 @@ def blank_row(sample: Sample, knobs: KnobConfig, error: str | None = None) -> Sw
 
 
 def error_line(error: Exception) -> str:
-    """An exception as one line."""
+    """Format an exception as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def answer_settings(engine: Engine, jobs: Sequence[Job], settings: Sequence[KnobConfig]) -> Iterator[SweepRow]:
-    """A row for every job at every setting, all settings of one tier; failures are rows too.
+    """Answer every job at every setting, all of one tier, and yield a row each; failures are rows too.
 
     Raises:
         ValueError: the settings are of several tiers.
@@ -131,7 +131,7 @@ def _answer(engine: Engine, seen: Sequence[Seen], knobs: KnobConfig) -> Iterator
 
 
 def decode_group(engine: Engine, seen: Sequence[Seen], plan: Plan) -> list[Transcript]:
-    """Greedy answers of a padded batch under a plan."""
+    """Answer a padded batch greedily under a plan."""
     run, most = engine.runner, max(one.job.max_new_tokens for one in seen)
     state = Ragged.prefill(run, [one.ready for one in seen], [one.vision for one in seen], plan, most)
     return decode_greedily(run, [one.job.request for one in seen], state, most)
@@ -139,7 +139,7 @@ def decode_group(engine: Engine, seen: Sequence[Seen], plan: Plan) -> list[Trans
 
 @torch.inference_mode()
 def decode_greedily(run: Runner, requests: Sequence[Request], state: Ragged, most: int) -> list[Transcript]:
-    """Answers of at most `most` tokens to a batch that was read; rows that have ended are computed on."""
+    """Generate at most `most` tokens for a prefilled batch; rows that have ended are still computed."""
     transcripts, logits = [Transcript(request, run.tokenizer) for request in requests], state.logits
     limits, tokens = run.limits(requests), None
     for count in range(most):

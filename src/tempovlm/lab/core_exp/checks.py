@@ -1,4 +1,4 @@
-"""What must hold for the rows of a results file, told in one line that names file, row and field.
+"""Checks the rows of a results file; an error names file, row and field in one line.
 
 Works on whole columns, because a results directory may have a million rows.
 """

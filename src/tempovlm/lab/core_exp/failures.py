@@ -1,4 +1,4 @@
-"""How much of a run failed: told on stderr, and a failure of the run where nothing was answered."""
+"""Reports how much of a run failed, and fails the run where nothing was answered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _log = logging.getLogger("tempovlm")
 
 
 def tell_failures(failed: int, total: int, first: str | None, *, what: str = "rows") -> None:
-    """Say how many failed; nothing where none did.
+    """Log how many failed, if any did.
 
     Args:
         failed: how many.

@@ -1,9 +1,8 @@
-"""What a sweep has found out so far, kept so that a kill at any moment loses and doubles nothing.
+"""Keeps the rows of a sweep so that a kill at any moment neither loses nor doubles one.
 
 Rows come in parts, each a small file that is whole or absent; at the end the parts and what was there before are
 merged into one file a data set, and only then are the parts removed. A timed row holds the repeats of all passes
 up to its own; where a row is there several times, the one with the most repeats is kept.
-Knows no model.
 """
 
 from __future__ import annotations
@@ -90,18 +89,18 @@ class Ledger:
     def await_first(self) -> None:
         """Wait until the first process has checked the directory and read what it holds.
 
-        What comes later is of this run: so it can tell a failure of another process from one that is to be asked
-        again, and nothing is written beside rows that do not belong to it.
+        All later rows are of this run, so a failure of another process is told from one that is to be asked again,
+        and nothing is written beside rows that do not belong to it.
         """
         while not is_marked(self.folder / MANIFEST):
             time.sleep(POLL_S)
 
     def failed_before(self, dataset: str) -> set[Key]:
-        """Rows that failed before this run and were not asked again yet."""
+        """List the rows that failed before this run and were not asked again yet."""
         return self._failed.setdefault(dataset, set())
 
     def unanswered(self, dataset: str, keys: Iterable[Key]) -> list[Key]:
-        """Those of some rows that are not known, or failed before this run."""
+        """List those of some rows that are unknown, or failed before this run."""
         known, failed = self.rows.get(dataset, {}), self.failed_before(dataset)
         return [key for key in keys if key not in known or (key in failed and not known[key].is_answered)]
 

@@ -1,4 +1,4 @@
-"""What the core experiment asks: which questions, at which settings, how often. Imports no torch, no NumPy."""
+"""Plans a core experiment: which questions, at which settings, how often. Imports no torch and no NumPy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Job:
 
     @property
     def request(self) -> Request:
-        """What the engine is asked, greedily."""
+        """The request for a greedy answer."""
         sample = self.sample
         return Request(
             images=(sample.image_path,),
@@ -34,16 +34,16 @@ class Job:
 
 
 def row_key(job: Job, knobs: KnobConfig) -> Key:
-    """What makes the row of a question at a setting unique within its data set."""
+    """Identify the row of a question at a setting within its data set."""
     return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """What to run.
+    """Settings, repeats and seeds of one sweep.
 
     Attributes:
-        settings: where in the knob space.
+        settings: the settings to run.
         batch_size: questions answered together for accuracy; 0 leaves accuracy to the latency subset.
         latency_samples: how many questions of each data set are timed, on as many pictures; 0 times none.
         repeats: passes over the timed questions. warmup: answers at each setting that are thrown away before a
@@ -71,17 +71,17 @@ class SweepPlan:
                 raise UserError(f"--{name} {value}: must be at least {floor}")
 
     def jobs(self, samples: Sequence[Sample]) -> list[Job]:
-        """Each question with its cap, which depends on its place, not on how many there are."""
+        """Give each question its cap, which depends on its place, not on how many there are."""
         caps = self.max_new_tokens
         return [Job(sample, caps[i % len(caps)]) for i, sample in enumerate(samples)]
 
     def conditions(self, split: str) -> dict[str, Any]:
-        """What must not change when a sweep is resumed."""
+        """Return the conditions that a resumed sweep must share."""
         caps = list(self.max_new_tokens)
         return {"split": split, "seed": self.seed, "max_new_tokens": caps, "twins": self.twins}
 
     def latency_jobs(self, samples: Sequence[Sample]) -> list[Job]:
-        """The first questions on different pictures; where there are too few pictures, the next questions."""
+        """Take the first questions on different pictures, then others where there are too few pictures."""
         first: list[Job] = []
         others: list[Job] = []
         seen: set[str] = set()
@@ -97,7 +97,7 @@ def choose_settings(
     top_ks: Sequence[int] | None = None,
     block_counts: Sequence[int] | None = None,
 ) -> tuple[KnobConfig, ...]:
-    """The settings of a space with these values of each knob; None takes all.
+    """Select the settings of a space with these values of each knob; None takes all.
 
     Raises:
         UserError: a value is not legal for the model.
@@ -121,7 +121,7 @@ def choose_settings(
 def draw_samples(
     datasets: Sequence[str], split: str, data_dir: Path | None, num_samples: int, seed: int, twins: bool = False
 ) -> tuple[dict[str, list[Sample]], str]:
-    """The same questions for every setting, by data set, and where their data is from.
+    """Draw the questions of each data set, and name the source of their data.
 
     With `twins` they are asked about the twins of their pictures.
 

@@ -1,8 +1,8 @@
-"""The processes that share a sweep: each has a file that says whether it is at work, done or dead.
+"""Coordinates the processes that share a sweep: a file of each says whether it is at work, done or dead.
 
 The file is locked for as long as its process lives, so that a dead one is told from a slow one, however it was
 started. A file that is older than the reading process is of an earlier run: all processes of a run are started
-together and load a model before they say anything. Knows no question and no model.
+together and load a model before they say anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POLL_S = 0.1
 
 
 def process_began_s() -> float:
-    """When this process was started, in seconds since the epoch; now, where the system does not tell."""
+    """Tell when this process was started, in seconds since the epoch; now, where the system does not know."""
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -36,7 +36,7 @@ def process_began_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """This process among those of `torchrun`; `began_s`, since the epoch, is when it was started."""
+    """The place of this process among those of `torchrun`; `began_s` is its start, in seconds since the epoch."""
 
     rank: int = 0
     world: int = 1
@@ -44,7 +44,7 @@ class Share:
 
     @classmethod
     def of_process(cls) -> Share:
-        """As `torchrun` tells; alone without it.
+        """Read the variables that `torchrun` sets; a process without them is alone.
 
         Raises:
             UserError: `RANK` and `WORLD_SIZE` are no place among some processes.
@@ -55,7 +55,7 @@ class Share:
         return cls(int(rank), int(world))
 
     def device(self, wanted: str) -> str:
-        """The GPU of this process where several share the work and none is named."""
+        """Pick the GPU of this process where several share the work and the flag names none."""
         if self.world == 1 or wanted not in ("auto", "cuda"):
             return wanted
         prepare()  # threads are set before torch is imported

@@ -1,4 +1,4 @@
-"""Which questions the rows of a results directory are about, by the digests in its manifest."""
+"""Checks that the rows of a results directory are about the questions at hand, by digests in its manifest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("tempovlm")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What a results directory's rows have in common; None where nothing tells.
+    """Read what a results directory's rows have in common; None where there is no manifest.
 
     Raises:
         UserError: it is damaged.

@@ -19,7 +19,7 @@ SCORE_KEYS = ("merged_scores", "merged", "train_scores", "importance_scores", "s
 
 
 def read_ranking(path: Path, num_blocks: int) -> Ranking:
-    """The blocks by importance.
+    """Read the blocks by importance.
 
     A list `ranking` in the file wins, because a joint ranking need not be that of single scores; otherwise blocks
     go by score, ties to the earlier one. The two ends may be left out: they run at every depth.
@@ -71,7 +71,7 @@ def _ranking(order: list[int], num_blocks: int, where: str) -> Ranking:
 
 
 def stored_ranking(folder: Path) -> Ranking | None:
-    """The ranking by which the blocks of a results directory ran; None where it does not tell.
+    """Read the ranking by which the blocks of a results directory ran; None where it does not tell.
 
     Raises:
         UserError: its manifest is damaged.
@@ -84,7 +84,7 @@ def stored_ranking(folder: Path) -> Ranking | None:
 
 
 def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tuple[Ranking, KnobSpace]:
-    """The ranking by which the blocks of some results ran, and the knob space of their model.
+    """Find the ranking by which the blocks of some results ran, and the knob space of their model.
 
     Args:
         folders: results directories; those of the predecessor do not tell.

@@ -1,7 +1,7 @@
-"""Results of the core experiment that the repository ships, as far as they are about questions that are here.
+"""Takes rows of published results for the same questions here, instead of measuring them again.
 
 A generated picture depends on its number alone, so a larger test bed has the questions of a smaller one; a row
-belongs to a question here where its number, its picture and its kind of question agree. Measures nothing.
+belongs to a question here where its number, its picture and its kind of question agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tempovlm.tasks.base import Sample
 def missing(
     folders: Sequence[Path], datasets: Sequence[str], weights: str, knob_space: str, order: Sequence[int]
 ) -> str | None:
-    """Why the results cannot stand in for measuring; None where they can.
+    """Say why results cannot stand in for measuring; None where they can.
 
     Args:
         folders: results directories.

@@ -1,4 +1,4 @@
-"""Results of the core experiment on disk: one Parquet file a data set, or the predecessor's JSON layout.
+"""Reads and writes results of the core experiment: one Parquet file a data set, or the predecessor's JSON layout.
 
 `read_results` is the one door for every consumer: it reads both layouts, checks what it reads, and says in one
 line which file and field is wrong. Needs the extra `experiments`, imported when a function is called.
@@ -51,7 +51,7 @@ def write_rows(folder: Path, dataset: str, rows: Iterable[SweepRow], stamp: Stam
 
 
 def read_rows(path: Path) -> tuple[list[SweepRow], Stamp]:
-    """The rows of one Parquet file, as they were written, and their stamp.
+    """Read the rows of one Parquet file, as they were written, and their stamp.
 
     Raises:
         UserError: the file is missing, damaged, or not of this kind.
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> tuple[list[SweepRow], Stamp]:
 
 
 def read_stamp(path: Path) -> Stamp:
-    """The stamp of one Parquet file, whose rows are not read.
+    """Read the stamp of one Parquet file and none of its rows.
 
     Raises:
         UserError: the file is missing, damaged, or has no stamp.
@@ -82,7 +82,7 @@ def read_stamp(path: Path) -> Stamp:
 def read_results(
     results_dirs: Sequence[Path], datasets: Sequence[str] | None = None, space: KnobSpace | None = None
 ) -> pd.DataFrame:
-    """All rows of one or several results directories.
+    """Read and check all rows of one or several results directories.
 
     Args:
         results_dirs: each with a Parquet file a data set, or a folder of JSON files a data set.
@@ -123,7 +123,7 @@ def read_results(
 
 
 def results_files(folder: Path) -> dict[str, Path]:
-    """Data set → its Parquet file, else its folder of JSON files.
+    """Map each data set to its Parquet file, else to its folder of JSON files.
 
     Raises:
         UserError: no such directory, or it holds no results.
@@ -152,7 +152,7 @@ def _known(name: str, path: Path) -> str:
 
 
 def _read_checked(path: Path, dataset: str, space: KnobSpace | None) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-    """A file's, or a folder's, rows and stamp, after all checks."""
+    """Read and check the rows and the stamp of a file or a folder."""
     import pandas as pd
 
     if path.is_dir():
@@ -179,7 +179,7 @@ def _read_checked(path: Path, dataset: str, space: KnobSpace | None) -> tuple[pd
 
 
 def _whole(repeats: dict[str, Any] | None) -> dict[str, tuple[float, ...]] | None:
-    """Lists of numbers instead of arrays; names that were not measured left out."""
+    """Turn arrays into tuples of numbers, and leave out names that were not measured."""
     if repeats is None:
         return None
     return {name: tuple(map(float, laps)) for name, laps in repeats.items() if laps is not None}

@@ -1,4 +1,4 @@
-"""The core experiment: every question at every setting, first for accuracy in batches, then for latency alone.
+"""Runs the core experiment: every question at every setting, first for accuracy in batches, then for latency alone.
 
 Accuracy is split over the processes of `torchrun` by batch. Batches are the same whatever the number of processes
 is and wherever a run was interrupted, because a row may depend, by rounding, on the others of its batch. Latency
@@ -11,7 +11,6 @@ resumed.
 from __future__ import annotations
 
 import contextlib
-import logging
 import statistics
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
+from tempovlm.core.machine import machine_lock, warn_if_busy
 from tempovlm.core.progress import Advance, progress_bar
 from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, Key, SweepRow
 from tempovlm.core.request import Answer
@@ -38,16 +37,14 @@ from tempovlm.tasks.base import Sample, check_unique, score
 from tempovlm.tasks.digest import question_digests
 
 DIGITS = 4
-"""Of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""
-
-_log = logging.getLogger("tempovlm")
+"""Decimals of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""
 
 Todo = tuple[str, tuple[KnobConfig, ...], list[Job]]
 """A data set, the settings of a tier, and a batch of its questions that lack an answer at all of them."""
 
 
 def with_ranking(engine: Engine, scores: Path | None) -> Engine:
-    """The same model with the blocks of a file of importances first; the engine itself without a file."""
+    """Rank the blocks of an engine by a file of importances; without a file the engine stays as it is."""
     if scores is None:
         return engine
     ranking, run = read_ranking(scores, len(engine.ranking.order)), engine.runner
@@ -58,7 +55,7 @@ def with_ranking(engine: Engine, scores: Path | None) -> Engine:
 def conduct(
     engine: Engine, datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger, share: Share
 ) -> list[Path]:
-    """Do what is not done yet; returns the merged files (none but of the first process).
+    """Run or resume a sweep, and report what failed; returns the merged files, in the first process alone.
 
     Raises:
         UserError: the output cannot be written, another process writes there, or its rows do not belong together
@@ -77,7 +74,7 @@ def conduct(
 
 
 def _rows_of_run(datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger) -> list[SweepRow]:
-    """The rows that are known of a plan's questions and settings."""
+    """List the known rows of a plan's questions and settings."""
     keys = {
         name: [row_key(job, knobs) for job in plan.jobs(samples) for knobs in plan.settings]
         for name, samples in datasets.items()
@@ -88,7 +85,7 @@ def _rows_of_run(datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledg
 def run_sweep(
     engine: Engine, datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger, share: Share
 ) -> list[Path]:
-    """Do what the plan asks for and is not done yet; returns the merged files (none but of the first process).
+    """Do what the plan asks for and is not done yet; returns the merged files, in the first process alone.
 
     Raises:
         UserError: the output cannot be written.
@@ -132,7 +129,7 @@ def run_accuracy(engine: Engine, todo: Sequence[Todo], ledger: Ledger, advance: 
 
 
 def _todo(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, share: Share) -> list[Todo]:
-    """What of this process's share has no answer yet; what failed before this run has none."""
+    """List the part of this process's share without an answer; a failure of an earlier run counts as none."""
     todo: list[Todo] = []
     for name, settings, batch in _shared(jobs, plan, share):
         open_ = defaultdict[tuple[KnobConfig, ...], list[Job]](list)
@@ -144,7 +141,7 @@ def _todo(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, sh
 
 
 def _shared(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, share: Share) -> Iterator[Todo]:
-    """The batches of one process: every one in turn of each data set at each tier, known rows or not.
+    """Deal the batches of each data set and tier to the processes in turn, and yield those of this one.
 
     So that processes which begin at different times agree on whose each batch is.
     """
@@ -179,15 +176,13 @@ def _check_whole(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Led
 def run_latency(
     engine: Engine, jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, advance: Advance
 ) -> None:
-    """Time what was not timed often enough; each turn of a question is one part."""
+    """Time the questions that were not timed often enough; each turn of a question is one part."""
     turns = _turns(jobs, plan, ledger)
     if not turns:
         return
     done, total = 0, sum(turn.num_answers(plan.warmup) for turn in turns)
-    with machine_lock(lambda: _log.warning("another process is measuring this machine; waiting for it to end")):
-        busy = busy_cores()
-        if busy is not None and busy >= BUSY_CORES:
-            _log.warning("the machine is busy: others use %.1f cores; the latencies will be slow and wide", busy)
+    with machine_lock():
+        warn_if_busy("the latencies will be slow and wide")
         engine.warmup(plan.settings)
         for turn in turns:
             warm_up(engine, turn.job, turn.cold, plan.warmup)
@@ -215,12 +210,12 @@ class Turn:
     cold: tuple[KnobConfig, ...] = ()
 
     def num_answers(self, warmup: int) -> int:
-        """Answers that the turn takes, those of the warm-up included."""
+        """Count the answers of the turn, those of the warm-up included."""
         return len(self.settings) + warmup * len(self.cold)
 
 
 def _turns(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> list[Turn]:
-    """What the passes lack; each goes over the questions of all data sets in an order of its own.
+    """List the turns that the passes lack; each pass has its own order of the questions of all data sets.
 
     A question warms up at its first turn, at all settings that any of its turns will time.
     """
@@ -246,7 +241,7 @@ def _lacking(
     failed: Container[Key],
     number: int,
 ) -> tuple[KnobConfig, ...]:
-    """Settings at which the question has not failed in this run and has fewer repeats than that."""
+    """Select the settings at which the question has not failed in this run and has fewer repeats."""
     rows = ((knobs, known.get(row_key(job, knobs))) for knobs in settings)
     return tuple(
         knobs
@@ -256,7 +251,7 @@ def _lacking(
 
 
 def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int) -> None:
-    """Answer untimed, so that nothing is done for the first time later; what fails here fails again when timed."""
+    """Answer untimed, so that nothing is done for the first time later; a failure comes again when timed."""
     for _ in range(times):
         for knobs in settings:
             with contextlib.suppress(*SAMPLE_ERRORS):
@@ -266,7 +261,7 @@ def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int
 def time_settings(
     engine: Engine, turn: Turn, seed: int, known: Mapping[Key, SweepRow], failed: Container[Key] = ()
 ) -> list[SweepRow]:
-    """One answer at every setting of the turn, in a new order: the rows known so far with one repeat more.
+    """Time one answer at every setting of the turn, in a new order, and add it to the known rows.
 
     A row that fails keeps its repeats beside the error, and is not timed again but by a later run, whose `failed`
     holds it.
@@ -288,7 +283,7 @@ def time_settings(
 
 
 def with_repeat(row: SweepRow, sample: Sample, answer: Answer) -> SweepRow:
-    """The row with one timed answer more; answers are greedy, so all are the first one."""
+    """Add a timed answer to a row; answers are greedy, so all have the same text."""
     if not row.repeats:
         row = replace(
             row,

@@ -1,8 +1,8 @@
-"""Whether block importances agree: between data sets, between kinds of task, between training and validation.
+"""Correlates block importances between data sets, kinds of task, and training and validation pictures.
 
-Pure functions on arrays of score differences. A correlation of noisy importances is lower than that of the true
-ones, so each comes with its reliability: what two halves of the same data set's pictures reach. Intervals resample
-pictures, which adds that noise once more, so they lean to the low side.
+A correlation of noisy importances is lower than that of the true ones, so each comes with its reliability: the
+correlation of two halves of the same data set's pictures. Intervals resample pictures, which adds that noise once
+more, so they lean to the low side.
 Shapes: `n` questions, `N` blocks, `R` draws.
 """
 
@@ -57,14 +57,14 @@ class Importance:
 
     @classmethod
     def of(cls, drops: Floats, images: Sequence[str], *, draws: int = 2000, seed: int = 0) -> Importance:
-        """From score differences (n, N) of questions on these pictures."""
+        """Average score differences (n, N) of questions on these pictures."""
         rng = np.random.default_rng(seed)
         pictures = Resamples(images, draws, rng, by="counts")
         sums, counts = pictures.sums(drops), pictures.sums(np.ones((len(drops), 1)))
         return cls(drops.mean(axis=0), pictures.means(drops)[1:], _reliability(sums, counts, rng))
 
     def interval(self) -> tuple[Floats, Floats]:
-        """Lower and upper ends (N,) of 95 % intervals."""
+        """Compute the lower and upper ends (N,) of 95 % intervals."""
         return percentile_interval(self.draws)
 
 
@@ -85,7 +85,7 @@ def _reliability(sums: Floats, counts: Floats, rng: np.random.Generator, splits:
 
 
 def pearson(one: Floats, other: Floats) -> Floats:
-    """Correlation along the last axis; NaN where one side does not vary."""
+    """Correlate along the last axis; NaN where one side does not vary."""
     from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr
 
     if one.shape[-1] < 2:
@@ -98,7 +98,7 @@ def pearson(one: Floats, other: Floats) -> Floats:
 
 
 def spearman(one: Floats, other: Floats) -> Floats:
-    """Pearson's correlation of ranks, equal values sharing the mean of theirs."""
+    """Correlate ranks along the last axis; equal values share the mean of their ranks."""
     from scipy.stats import rankdata
 
     return pearson(rankdata(one, axis=-1), rankdata(other, axis=-1))
@@ -108,7 +108,7 @@ MEASURES = {"pearson": pearson, "spearman": spearman}
 
 
 def correlate(one: Importance, other: Importance) -> dict[str, Any]:
-    """Both correlations over all blocks and over the inner ones, with 95 % intervals, and what noise allows."""
+    """Compute both correlations over all and over the inner blocks, with 95 % intervals and a noise ceiling."""
     record: dict[str, Any] = {}
     for measure, correlation in MEASURES.items():
         for scope, part in (("all_blocks", slice(None)), ("inner_blocks", slice(1, -1))):
@@ -137,7 +137,7 @@ def _number(value: float) -> float | None:
 
 
 def cross_dataset(importances: Mapping[str, Importance]) -> dict[str, Any]:
-    """Every pair of data sets, the means within VQA and between VQA and other tasks, and the verdict."""
+    """Correlate every pair of data sets, average within VQA and between VQA and other tasks, and judge."""
     pairs = {f"{a}|{b}": correlate(importances[a], importances[b]) for a, b in combinations(importances, 2)}
     vqa = [name for name in importances if TASK_OF_DATASET.get(name) == "vqa"]
     others = [name for name in importances if name not in vqa]
@@ -178,7 +178,7 @@ def _summary(spread: Spread | None) -> dict[str, float | None] | None:
 
 
 def verdict(summary: Mapping[str, Any], vqa: Sequence[str]) -> dict[str, str]:
-    """Yes, no or undecided to both halves of "data-agnostic but task-dependent", by `RULE`."""
+    """Answer yes, no or undecided to both halves of "data-agnostic but task-dependent", by `RULE`."""
     within, difference = summary["within_vqa"], summary["difference"]
     known = [summary["reliability"][name] for name in vqa]
     reliable = bool(known) and None not in known and sum(known) / len(known) >= AGREE

@@ -1,4 +1,4 @@
-"""How much a model needs each block: accuracy without it, how far it turns the stream, what to drop jointly.
+"""Measures how much a model needs each block: accuracy without it, the turn it gives the stream, a joint search.
 
 Any model is measured the way it is served: batched greedy answers, scored by the rule of the sample's data set.
 Teacher forcing would be faster on generated data, but it has no official score, and a removed block changes where
@@ -48,7 +48,7 @@ Blocks = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How plans are run.
+    """How the model answers while blocks are removed.
 
     Attributes:
         base: the setting whose tier and top-k every plan has.
@@ -61,20 +61,20 @@ class Protocol:
     batch_size: int = 16
 
     def plan(self, blocks: Blocks) -> Plan:
-        """The plan that runs just these blocks."""
+        """Make the plan that runs just these blocks."""
         base = self.base
         knobs = KnobConfig(tier=base.tier, top_k=base.top_k, num_blocks=len(blocks))
         return Plan(knobs, tuple(Step(block, base.top_k) for block in blocks))
 
 
 def ablations(num_blocks: int) -> list[Blocks]:
-    """All blocks, then all but each one: what single importances are computed from."""
+    """List all blocks, then all but each one: single importances are the differences."""
     every = tuple(range(num_blocks))
     return [every, *(without(every, block) for block in every)]
 
 
 def without(blocks: Blocks, block: int) -> Blocks:
-    """The blocks but one."""
+    """Leave one block out."""
     return tuple(other for other in blocks if other != block)
 
 
@@ -136,7 +136,7 @@ class ScoreFile:
 
     @contextmanager
     def appending(self) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-        """Yields a function that stores rows, each batch on disk before it returns."""
+        """Yield a function that stores rows, each batch on disk before it returns."""
         with self.path.open("a", encoding="utf-8") as file:
             yield lambda rows: self._append(file, rows)
 
@@ -146,7 +146,7 @@ class ScoreFile:
         self.rows |= {row["question_id"]: row for row in rows}
 
     def scores(self, samples: Sequence[Sample], num_blocks: int) -> Scores:
-        """What is known of these samples, in their order; failed ones are among the errors."""
+        """Collect the scores of these samples, in their order; failed ones are among the errors."""
         rows = [self.rows[str(sample.question_id)] for sample in samples if str(sample.question_id) in self.rows]
         good = [row for row in rows if "error" not in row]
         if not good:
@@ -164,7 +164,7 @@ class ScoreFile:
         )
 
     def lacking(self, samples: Sequence[Sample], digests: Digests) -> list[Sample]:
-        """Those that have no score, or failed.
+        """List the samples that have no score, or failed.
 
         Raises:
             UserError: a score is about another question of the same id.
@@ -250,7 +250,7 @@ class Answered:
 
 @torch.inference_mode()
 def answer_plans(engine: Engine, seen: Sequence[Seen], plans: Sequence[Plan]) -> Iterator[Answered]:
-    """Greedy answers of a padded batch under each plan, in order.
+    """Answer a padded batch greedily under each plan, in order.
 
     A plan begins where it departs from the one before: the stream up to there is kept, and so are the cache's
     entries, whose place is the number of the step. All single ablations together cost half of what they would.
@@ -294,7 +294,7 @@ def _decode(engine: Engine, seen: Sequence[Seen], state: Ragged) -> list[str]:
 
 @torch.inference_mode()
 def block_influence(hidden: Sequence[Tensor], lengths: Tensor) -> Tensor:
-    """How far each block turns the stream: 1 - cosine of its input and output, mean over real tokens: (B, N).
+    """Compute how far each block turns the stream: 1 - cosine of input and output, mean over real tokens: (B, N).
 
     It costs no pass of its own: it looks at the prefill of all blocks, `hidden` being N + 1 times (B, T, D).
 
@@ -321,7 +321,7 @@ class Removal:
 
 
 def eliminate(num_blocks: int, keep: int, evaluate: Evaluate, tie_break: Sequence[float]) -> list[Removal]:
-    """Backward elimination: remove the block whose absence costs least given those already gone, down to `keep`.
+    """Eliminate backwards: remove the block whose absence costs least given those already gone, down to `keep`.
 
     Single removals do not compose: two blocks that can stand in for each other look dispensable, each alone. The
     two ends always run and are no candidates. Equal accuracies go by the smaller `tie_break`, then by the later
@@ -339,14 +339,14 @@ def eliminate(num_blocks: int, keep: int, evaluate: Evaluate, tie_break: Sequenc
 
 
 def joint_ranking(removals: Sequence[Removal], importance: Sequence[float]) -> Ranking:
-    """Survivors by their single importance, then the removed blocks, the last removed first; ends lead."""
+    """Rank survivors by their single importance, then the removed blocks, the last removed first; ends lead."""
     gone = [removal.block for removal in removals]
     rest = [block for block in single_ranking(importance).order if block not in gone]
     return Ranking((*rest, *reversed(gone)))
 
 
 def single_ranking(importance: Sequence[float]) -> Ranking:
-    """Blocks from the largest importance to the least, equal ones in order; both ends, which always run, lead."""
+    """Rank blocks by falling importance, equal ones in order; both ends, which always run, lead."""
     last = len(importance) - 1
     ends = sorted({0, last}, key=lambda block: -importance[block])
     inner = sorted(range(1, last), key=lambda block: (-importance[block], block))

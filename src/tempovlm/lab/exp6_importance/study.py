@@ -41,7 +41,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What to measure and where to leave it.
+    """The data, the protocol and the output of one run of Exp 6.
 
     Attributes:
         data: data set → split → samples.

@@ -1,7 +1,7 @@
-"""A table of settings from the rows of the core experiment: means with their uncertainty, quantiles, counts.
+"""Summarises the rows of the core experiment by setting: means with their uncertainty, quantiles, counts.
 
-The unit of analysis is the picture: questions about one picture hang together, so standard errors and intervals
-are clustered by it. Knows no file layout and draws nothing.
+The unit of analysis is the picture: questions about one picture are correlated, so standard errors and intervals
+are clustered by it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DIGITS = 5
 def summarise(
     frame: pd.DataFrame, dataset: str, split: str, ranking: Ranking, *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """A record for each setting of a data set, in the order of their appearance.
+    """Summarise each setting of a data set, in the order of their appearance.
 
     Args:
         frame: what `store.read_results` returns, of one or several results directories.
@@ -154,7 +154,7 @@ def _intervals(answered: pd.DataFrame, seed: int) -> dict[KnobConfig, tuple[floa
 
 
 def frontier(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The settings that no other one beats in both median total and accuracy, from fast to slow."""
+    """Select the settings that no other one beats in both median total and accuracy, from fast to slow."""
     ordered = sorted(
         (one for one in records if one["T_total_p50"] is not None),
         key=lambda o: (o["T_total_p50"], -o["accuracy"]),
