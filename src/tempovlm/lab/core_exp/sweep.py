@@ -1,4 +1,4 @@
-"""Runs the core experiment: every question at every setting, first for accuracy in batches, then for latency alone.
+"""Runs the core experiment: every question at every setting, for accuracy in batches, then alone for latency.
 
 Accuracy is split over the processes of `torchrun` by batch. Batches are the same whatever the number of processes
 is and wherever a run was interrupted, because a row may depend, by rounding, on the others of its batch. Latency
@@ -143,7 +143,7 @@ def _todo(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, sh
 def _shared(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, share: Share) -> Iterator[Todo]:
     """Deal the batches of each data set and tier to the processes in turn, and yield those of this one.
 
-    So that processes which begin at different times agree on whose each batch is.
+    Known rows count too, so that processes which begin at different times agree on whose each batch is.
     """
     number = 0
     for name, some in jobs.items():
