@@ -8,6 +8,9 @@ from typing import Any
 
 from tempovlm.core.errors import UserError
 
+__version__ = "0.1.0"
+"""The version of this program, a part of every stamp."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:

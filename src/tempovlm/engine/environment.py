@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.stamp import Stamp
-from tempovlm.core.version import __version__
+from tempovlm.core.stamp import Stamp, __version__
 
 _FINGERPRINTED = ("hardware", "device", "threads", "torch", "tempovlm", "weights", "knob_space")
 """What a calibration depends on: where one of these changes, the machine is measured again."""

@@ -13,7 +13,7 @@ from scripts import ROOT, script
 
 import stamps
 from tempovlm.core.errors import UserError
-from tempovlm.core.locks import held
+from tempovlm.core.files import writing_to
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
 from tempovlm.lab.core_exp.store import write_rows
@@ -156,6 +156,6 @@ def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
 
 def test_two_trainings_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
     here, out = write_results(tmp_path / "cpu"), tmp_path / "out"
-    with held(out), pytest.raises(UserError, match="another process is writing results there"):
+    with writing_to(out), pytest.raises(UserError, match="another process is writing results there"):
         script(SCRIPT).main(words(out, here))
     assert not list(out.iterdir())

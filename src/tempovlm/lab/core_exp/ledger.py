@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.locks import held, is_marked, marked
+from tempovlm.core.files import is_marked, marked, writing_to
 from tempovlm.core.paths import write_if_absent, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import Key, SweepRow, better
@@ -70,7 +70,7 @@ class Ledger:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(
-                held(self.folder) if self.rank == 0 else processes.at_work(self._processes, self.rank)
+                writing_to(self.folder) if self.rank == 0 else processes.at_work(self._processes, self.rank)
             )
             self._check_manifest()
             for dataset in datasets:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.core.locks import held
+from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.progress import progress_bar
@@ -90,7 +90,7 @@ def run_study(study: Study) -> dict[str, Any]:
     Raises:
         UserError: a folder cannot be written, its scores are of another run, or another process writes there.
     """
-    with held(study.output_dir):
+    with writing_to(study.output_dir):
         return _run(study)
 
 
