@@ -8,12 +8,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn, Self
 
-from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.errors import EXIT_INTERRUPTED, UserError, explained
 from tempovlm.tasks.base import check_datasets as check_datasets
-
-_EXTRA = ("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard")
-
-_EXIT_NOTHING, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -47,18 +43,10 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     """
     try:
         main(sys.argv[1:])
-    except AllFailedError as error:
-        _fail(" ".join(str(error).splitlines()), _EXIT_NOTHING)
-    except UserError as error:
-        _fail(" ".join(str(error).splitlines()), _EXIT_USAGE)
+    except (UserError, ModuleNotFoundError) as error:
+        _fail(*explained(error))
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to resume", _EXIT_INTERRUPTED)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA:
-            raise
-        message = f"needs {package}, which is not installed: pip install 'tempovlm[experiments]'"
-        _fail(message, _EXIT_USAGE)
+        _fail("interrupted; run the same command again to resume", EXIT_INTERRUPTED)
     sys.exit(0)
 
 
