@@ -20,7 +20,6 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tempovlm.core.errors import AllFailedError, UserError
@@ -33,6 +32,7 @@ from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import Seen, decode_greedily, error_line, prepare_all, see_all
 from tempovlm.lab.core_exp.failures import tell_failures
 from tempovlm.lab.core_exp.plan import Job
+from tempovlm.lab.statistics import Floats
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
 from tempovlm.tasks.base import Sample, check_unique, score
@@ -42,7 +42,6 @@ SCHEMA = "tempovlm.importance_scores/1"
 
 _log = logging.getLogger("tempovlm")
 
-Floats = NDArray[np.float64]
 Blocks = tuple[int, ...]
 
 

@@ -20,10 +20,9 @@ from tempovlm.core.plan import Ranking
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.stamp import Stamp
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset
+from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset, spearman
 from tempovlm.lab.exp6_importance.measure import (
     Blocks,
-    Floats,
     Protocol,
     Removal,
     ScoreFile,
@@ -34,6 +33,7 @@ from tempovlm.lab.exp6_importance.measure import (
     measure,
     single_ranking,
 )
+from tempovlm.lab.statistics import Floats, percentile_interval
 from tempovlm.tasks.base import Sample
 
 SPLITS = ("train", "val")
@@ -171,7 +171,7 @@ def _compare(
         for scores in [study.measure("rankings", dataset, split, part, unique)]
     ]
     values = np.mean([one.values for one in found], axis=0)
-    low, high = np.quantile(np.mean([one.draws for one in found], axis=0), (0.025, 0.975), axis=0)
+    low, high = percentile_interval(np.mean([one.draws for one in found], axis=0))
     table: dict[str, dict[str, dict[str, float]]] = {name: {} for name in rankings}
     for (name, depth), blocks in plans.items():
         i = unique.index(blocks)
@@ -243,8 +243,6 @@ def _correlations(
     place = {
         name: np.argsort(np.array(ranking.order)).astype(np.float64)[1:-1] for name, ranking in rankings.items()
     }
-    from tempovlm.lab.exp6_importance.consistency import spearman
-
     return {
         **cross_dataset(trained),
         "train_against_validation": {name: correlate(trained[name], held_out[name]) for name in trained},
