@@ -192,7 +192,7 @@ def test_foreign_parquet_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "the file is empty"),
+        ("", "not valid JSON"),
         (json.dumps(predecessor())[:200], "half-written or damaged"),
         ("[]", "not a JSON object"),
         (json.dumps({"tier": "high"}), "field per_sample_results is missing"),
@@ -255,7 +255,7 @@ def test_rankings_of_every_form(record: dict[str, Any], order: tuple[int, ...], 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("{", "damaged"),
+        ("{", "not valid JSON .* give --importance_scores_file"),
         ("[]", "not a JSON object"),
         ('{"0": 1, "2": 1, "3": 1}', "each of the model's 4 blocks"),
         ('{"4": 1}', "'4' is no block"),
@@ -269,5 +269,5 @@ def test_wrong_rankings_are_named(text: str, named: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(UserError, match=named):
         read_ranking(path, 4)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="missing; give --importance_scores_file"):
         read_ranking(tmp_path / "absent.json", 4)

@@ -18,7 +18,7 @@ import numpy as np
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.paths import write_whole
+from tempovlm.core.paths import read_json, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
@@ -148,16 +148,7 @@ def read_file(path: Path, dataset: str) -> LegacyFile:
     Raises:
         UserError: damaged, or a field is missing; names file and field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty")
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: half-written or damaged, not a JSON file ({error})") from None
+    record = read_json(path, "half-written or damaged: measure it again")
     if not isinstance(record, dict):
         raise UserError(f"{path}: not a JSON object")
     samples = _get(record, "per_sample_results", path)

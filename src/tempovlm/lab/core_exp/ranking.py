@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import read_json
 from tempovlm.core.plan import Ranking
 from tempovlm.lab.core_exp.questions import MANIFEST, read_manifest
 from tempovlm.model.weights import read_config
@@ -39,12 +39,7 @@ def read_ranking(path: Path, num_blocks: int) -> Ranking:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--importance_scores_file {path}: no such file; Exp 6 writes one") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"--importance_scores_file {path}: damaged or no JSON file ({error})") from None
+    record = read_json(path, "give --importance_scores_file a file that Exp 6 writes")
     if not isinstance(record, Mapping) or not record:
         raise UserError(f"--importance_scores_file {path}: not a JSON object of scores")
     return record
