@@ -48,11 +48,11 @@ from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
 from tempovlm.core.weights import Weights
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.environment import collect_stamp
 from tempovlm.engine.graphs import check_weights
 from tempovlm.model.config import PRESETS
 from tempovlm.model.tiling import Grid
 from tempovlm.model.weights import empty_model
-from tempovlm.profiling.environment import collect_stamp
 
 DECODES = (("decode_k8_b16_ctx700", 8, 16, 700), ("decode_k4_b8_ctx700", 4, 8, 700))
 PREFILLS = (("prefill_t336_k8_b16", 336), ("prefill_t1250_k8_b16", 1250), ("prefill_t2030_k8_b16", 2030))

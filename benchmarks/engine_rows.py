@@ -23,6 +23,7 @@ from tempovlm.control.guard import Guard
 from tempovlm.core.cost import Cost, plan_cost
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan
+from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.engine import Engine
@@ -31,7 +32,6 @@ from tempovlm.engine.runner import Runner
 from tempovlm.model.device_crops import taps
 from tempovlm.model.prompt import Prompt
 from tempovlm.model.tiling import Crops, Grid, cut_batch, cut_crops
-from tempovlm.profiling.progress import progress_bar
 
 
 class Bench:

@@ -80,8 +80,8 @@ def stamp(folder: Path) -> dict[str, Any]:
     import torch
 
     from tempovlm.core.knobs import KnobSpace
+    from tempovlm.engine.environment import collect_stamp
     from tempovlm.model.weights import read_config, weights_hash
-    from tempovlm.profiling.environment import collect_stamp
 
     return collect_stamp(
         model="molmoe-1b, random weights",

@@ -32,6 +32,7 @@ from tempovlm import api
 from tempovlm.core.cost import Cost, active_parameters
 from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan
+from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import Request
 from tempovlm.core.shape import ModelShape
 from tempovlm.engine.runner import Decoding, Runner
@@ -41,7 +42,6 @@ from tempovlm.model.cache import KVCache
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.quantised import Kind, QuantisedDecoder, imitate
 from tempovlm.model.vlm import Molmo
-from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.base import Sample, score
 from tempovlm.tasks.catalog import load_mixed
 from tempovlm.tasks.synthetic import DATASETS

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 from tempovlm.training.actors import Shared, TwoStageActor
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import LoopOptions, Task, make_batch

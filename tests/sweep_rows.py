@@ -12,8 +12,8 @@ import stamps
 import tiny_model
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import SweepRow
-from tempovlm.profiling.batched import blank_row
-from tempovlm.profiling.store import write_rows
+from tempovlm.lab.core_exp.batched import blank_row
+from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_samples
 

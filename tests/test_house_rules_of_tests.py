@@ -48,7 +48,7 @@ EXACT_FLOATS: dict[tuple[str, str], str] = {}
 CLOCK_READERS = {
     "tests/unit/tasks/test_testbed.py": "gives up after a minute where a process that it kills never starts",
     "tests/unit/experiments/test_core_experiment.py": "gives up after two minutes, likewise",
-    "tests/unit/profiling/test_sweep_processes.py": "gives up likewise, and dates files as of an earlier run",
+    "tests/unit/lab/test_sweep_processes.py": "gives up likewise, and dates files as of an earlier run",
     "tests/unit/latency/test_clock.py": "replaces the machine's clock",
 }
 """Tests that read a clock, each with the reason why no verdict on the product hangs on it."""

@@ -23,7 +23,10 @@ def tempovlm(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return run(sys.executable, "-m", "tempovlm", *words, cwd=cwd)
 
 
-@pytest.mark.parametrize("module", ["tempovlm", "tempovlm.cli.main", "tempovlm.core.plan"])
+@pytest.mark.parametrize(
+    "module",
+    ["tempovlm", "tempovlm.cli.main", "tempovlm.core.plan", "tempovlm.lab.script", "tempovlm.lab.core_exp.plan"],
+)
 def test_import_brings_in_nothing_heavy(module: str, tmp_path: Path) -> None:
     code = f"import sys, {module}; print(*sorted(m for m in sys.modules if '.' not in m))"
     done = run(sys.executable, "-c", code, cwd=tmp_path)

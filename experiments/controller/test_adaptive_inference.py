@@ -14,12 +14,12 @@ from tempovlm.api import POLICIES, TempoVLM, load
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import check_budget_ms
 from tempovlm.engine.threads import prepare
-from tempovlm.profiling import entry
+from tempovlm.lab import script
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--model_path", default="pocket", help="model: a name or a folder")
     add("--controller_path", default="auto", help="checkpoint of any controller; auto, table or fixed without one")
@@ -31,16 +31,16 @@ def flags() -> entry.FlagParser:
     add("--data_dir", type=Path, help="folder of the data; the test bed in the cache directory unless told")
     add("--on_deadline", choices=("finish", "stop"), default="finish", help="finish a late answer, or stop it")
     add("--max_new_tokens", type=int, default=16, help="cap on the tokens of an answer")
-    add("--seed", type=entry.seed, default=42, help="picks the samples and the order of the budgets")
+    add("--seed", type=script.seed, default=42, help="picks the samples and the order of the budgets")
     return parser
 
 
 def main(argv: list[str]) -> None:
     """Answer, write the result file, and print the totals."""
     args = flags().parse_args(argv)
-    names = tuple(entry.check_datasets(args.dataset, "dataset", together=True))
+    names = tuple(script.check_datasets(args.dataset, "dataset", together=True))
     for name in ("num_samples", "max_new_tokens"):
-        entry.positive(name, getattr(args, name))
+        script.positive(name, getattr(args, name))
     budgets_ms = tuple(sorted(set(args.latency_budget)))
     for budget_ms in budgets_ms:
         check_budget_ms(budget_ms, "latency_budget")
@@ -77,4 +77,4 @@ def controlled(args: Namespace) -> TempoVLM:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

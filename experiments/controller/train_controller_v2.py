@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import tempovlm
-from tempovlm.profiling import entry
+from tempovlm.lab import script
 from tempovlm.training.grpo_flags import add_grpo_flags
 
 FIELDS = ("output_dir", "architecture", "hidden_dim", "num_llm_blocks", "train_split", "compare_with", "data_dir")
@@ -17,9 +17,9 @@ FIELDS = ("output_dir", "architecture", "hidden_dim", "num_llm_blocks", "train_s
 ESTIMATOR = Path("checkpoints/latency_estimator/best_latency_estimator.pt")
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--results_dir", nargs="+", type=Path, required=True, help="results of the core experiment")
     add("--dataset_names", nargs="+", required=True, help="data sets")
@@ -38,8 +38,8 @@ def flags() -> entry.FlagParser:
     add("--compare_with", type=Path, help="checkpoint of Exp 4 to be judged beside it")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--seed", type=entry.seed, default=42, help="of the split and, without --seeds, of the training")
-    add("--seeds", nargs="+", type=entry.seed, help="train once with each, for the spread")
+    add("--seed", type=script.seed, default=42, help="of the split and, without --seeds, of the training")
+    add("--seeds", nargs="+", type=script.seed, help="train once with each, for the spread")
     add_grpo_flags(parser)
     return parser
 
@@ -47,7 +47,7 @@ def flags() -> entry.FlagParser:
 def main(argv: list[str]) -> None:
     """Train, write everything, and print the report."""
     args = flags().parse_args(argv)
-    names = entry.check_datasets(args.dataset_names, "dataset_names")
+    names = script.check_datasets(args.dataset_names, "dataset_names")
     if args.estimator_only and (args.accuracy_source, args.latency_source) != ("table", "estimator"):
         raise tempovlm.UserError("--estimator_only: leave --accuracy_source and --latency_source as they are")
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
@@ -71,4 +71,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from tempovlm.api import model_folder
 from tempovlm.core.shape import ModelShape
 from tempovlm.engine.threads import pick_device, prepare
-from tempovlm.profiling import entry
+from tempovlm.lab import script
 
 if TYPE_CHECKING:
     from tempovlm.training.estimator import Options
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--results_dir", nargs="+", type=Path, required=True, help="results of one device")
     add("--dataset_names", nargs="+", required=True, help="data sets")
@@ -32,7 +32,7 @@ def flags() -> entry.FlagParser:
     add("--lr", type=float, default=1e-3, help="learning rate at the start")
     add("--train_split", type=float, default=0.8, help="share of the pictures for training")
     add("--device", default="auto", help="auto, cpu or cuda: where the network is trained")
-    add("--seed", type=entry.seed, default=42, help="of the split, the start and the order of rows")
+    add("--seed", type=script.seed, default=42, help="of the split, the start and the order of rows")
     add("--max_samples", type=int, help="rows at most, drawn at random; all unless told")
     add("--hidden_dim", type=int, default=64, help="units of a hidden layer")
     add("--num_layers", type=int, default=2, help="hidden layers")
@@ -48,9 +48,9 @@ def flags() -> entry.FlagParser:
 def main(argv: list[str]) -> None:
     """Train, write everything, and print two tables."""
     args = flags().parse_args(argv)
-    names = entry.check_datasets(args.dataset_names, "dataset_names")
+    names = script.check_datasets(args.dataset_names, "dataset_names")
     if args.max_samples is not None:
-        entry.positive("max_samples", args.max_samples)
+        script.positive("max_samples", args.max_samples)
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.training import estimator_report as report
@@ -87,4 +87,4 @@ def shape_of(model: str | None) -> ModelShape | None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from tempovlm.engine.threads import pick_device, prepare
-from tempovlm.profiling import entry
+from tempovlm.lab import script
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--profiling_results", nargs="+", type=Path, required=True, help="profiling_results.json of Exp 7")
     add("--output_dir", type=Path, required=True, help="for the checkpoint, the report and the log")
@@ -23,7 +23,7 @@ def flags() -> entry.FlagParser:
     add("--lr", type=float, default=1e-4, help="learning rate at the start")
     add("--train_split", type=float, default=0.8, help="share of the budgets for training")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--seed", type=entry.seed, default=42, help="of the budgets, the start and the order of rows")
+    add("--seed", type=script.seed, default=42, help="of the budgets, the start and the order of rows")
     add("--hidden_dim", type=int, default=128, help="units of a hidden layer")
     add("--num_budgets", type=int, default=20_000, help="budgets drawn, log-uniformly over the feasible range")
     add("--latency_quantile", default="p95", help="mean, p50, p95 or p99: the total that must fit a budget")
@@ -35,7 +35,7 @@ def flags() -> entry.FlagParser:
 def main(argv: list[str]) -> None:
     """Train, write everything, and print accuracy by budget and the targets."""
     args = flags().parse_args(argv)
-    entry.positive("num_budgets", args.num_budgets)
+    script.positive("num_budgets", args.num_budgets)
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.training import supervised
@@ -56,4 +56,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

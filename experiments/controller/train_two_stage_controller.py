@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import tempovlm
-from tempovlm.profiling import entry
+from tempovlm.lab import script
 from tempovlm.training.grpo_flags import add_grpo_flags
 
 SHARED = ("results_dirs", "datasets", "output_dir", "latency_estimator_path", "train_split", "data_dir")
@@ -16,9 +16,9 @@ FIRST = ("test_results_dirs", "knob1_variant", "knob1_loss", "budgets_per_questi
 SECOND = ("hidden_dim", "stage1_checkpoint")
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--results_dir", nargs="+", type=Path, required=True, dest="results_dirs", help="core experiment's")
     add("--test_results_dir", nargs="+", type=Path, default=[], dest="test_results_dirs", help="more to test on")
@@ -39,7 +39,7 @@ def flags() -> entry.FlagParser:
     add("--stage1_checkpoint", type=Path, help="for stage2; that of --output_dir unless told")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--seed", type=entry.seed, default=42, help="of the split, the start and all draws")
+    add("--seed", type=script.seed, default=42, help="of the split, the start and all draws")
     add_grpo_flags(parser)
     return parser
 
@@ -47,10 +47,10 @@ def flags() -> entry.FlagParser:
 def main(argv: list[str]) -> None:
     """Train one stage, write everything, and print its report."""
     args = flags().parse_args(argv)
-    args.datasets = entry.check_datasets(args.dataset_names, "dataset_names")
+    args.datasets = script.check_datasets(args.dataset_names, "dataset_names")
     args.batch_size = (64 if args.stage == "stage1" else 32) if args.batch_size is None else args.batch_size
     flag = f"num_epochs_{args.stage}"
-    args.num_epochs = entry.positive(flag, getattr(args, flag))
+    args.num_epochs = script.positive(flag, getattr(args, flag))
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
     args.device = str(model.engine.device)
     own = Namespace(engine=model.engine, weights=model.weights, **{name: getattr(args, name) for name in SHARED})
@@ -79,4 +79,4 @@ def second_stage(args: Namespace, own: Namespace) -> str:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

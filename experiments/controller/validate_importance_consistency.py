@@ -13,15 +13,16 @@ from typing import Any
 
 import tempovlm
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.profiling import entry
+from tempovlm.lab import script
+from tempovlm.lab.core_exp.plan import draw_samples
 
 MERGED = Path("results/importance/merged_scores.json")
 """Where Exp 7 looks for the scores."""
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--dataset_names", nargs="+", required=True, help="data sets")
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
@@ -36,16 +37,16 @@ def flags() -> entry.FlagParser:
     add("--batch_size", type=int, default=16, help="questions answered together")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--merged_file", type=Path, default=MERGED, help="second place for the merged scores")
-    add("--seed", type=entry.seed, default=42, help="of the draw of questions")
+    add("--seed", type=script.seed, default=42, help="of the draw of questions")
     return parser
 
 
 def main(argv: list[str]) -> None:
     """Measure what is not measured yet, write everything, and print the verdict."""
     args = flags().parse_args(argv)
-    names = entry.check_datasets(args.dataset_names, "dataset_names")
+    names = script.check_datasets(args.dataset_names, "dataset_names")
     for flag in ("num_samples", "num_joint_samples", "max_new_tokens", "batch_size"):
-        entry.positive(flag, getattr(args, flag))
+        script.positive(flag, getattr(args, flag))
     found = run(args, names)
     sys.stdout.write(f"{found['verdict']['text']}\nrule: {found['rule']}\n")
     sys.stdout.write(f"ranking ({found['ranking_method']}): {' '.join(map(str, found['ranking']))}\n")
@@ -60,23 +61,23 @@ def run(args: Namespace, names: list[str]) -> dict[str, Any]:
     base = KnobConfig(tier=args.tier or native.tier, top_k=top_k, num_blocks=native.num_blocks)
     model.space.validate(base)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.profiling import importance, importance_report
-    from tempovlm.profiling.sweep import draw_samples
+    from tempovlm.lab.exp6_importance.measure import Protocol
+    from tempovlm.lab.exp6_importance.study import Study, run_study
 
     num_val = args.num_samples if args.num_val_samples is None else args.num_val_samples
-    counts = {"train": args.num_samples, "val": entry.positive("num_val_samples", num_val)}
+    counts = {"train": args.num_samples, "val": script.positive("num_val_samples", num_val)}
     drawn = {split: draw_samples(names, split, args.data_dir, count, args.seed) for split, count in counts.items()}
-    study = importance_report.Study(
+    study = Study(
         engine=model.engine,
-        protocol=importance.Protocol(base, args.max_new_tokens, args.batch_size),
+        protocol=Protocol(base, args.max_new_tokens, args.batch_size),
         data={name: {split: some[name] for split, (some, _) in drawn.items()} for name in names},
         num_joint=args.num_joint_samples,
         output_dir=args.output_dir,
         merged_file=args.merged_file,
         stamp=model.stamp(drawn["train"][1]),
     )
-    return importance_report.run_study(study)
+    return run_study(study)
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

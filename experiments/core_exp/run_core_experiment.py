@@ -11,12 +11,14 @@ from argparse import Namespace
 from pathlib import Path
 
 import tempovlm
-from tempovlm.profiling import entry
+from tempovlm.lab import script
+from tempovlm.lab.core_exp.plan import SweepPlan, choose_settings, draw_samples
+from tempovlm.lab.core_exp.processes import Share
 
 
-def flags() -> entry.FlagParser:
+def flags() -> script.FlagParser:
     """The script's flags."""
-    parser = entry.FlagParser(str(__doc__).splitlines()[0])
+    parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
     add("--dataset_names", nargs="+", required=True, help="data sets")
@@ -30,23 +32,23 @@ def flags() -> entry.FlagParser:
     add("--split", choices=("val", "train"), default="val", help="which questions")
     add("--twins", action="store_true", help="ask about the pictures' twins, for the noise-corrected oracle")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--batch_size", type=int, default=32, help="questions answered together for accuracy")
+    add("--batch_size", type=int, help="questions answered together for accuracy")
     add("--latency_only", action="store_true", help="no batched accuracy: only the timed questions get rows")
-    add("--latency_samples", type=int, default=0, help="questions of each data set that are timed at batch 1")
-    add("--repeats", type=int, default=5, help="passes that time each of them once at each setting")
-    add("--warmup", type=int, default=1, help="untimed answers before a question's first pass in each run")
-    add("--max_new_tokens", nargs="+", type=int, default=[16], help="caps, given to the questions in turn")
-    add("--seed", type=entry.seed, default=42, help="of the draw of questions and the order of timing")
+    add("--latency_samples", type=int, help="questions of each data set that are timed at batch 1")
+    add("--repeats", type=int, help="passes that time each of them once at each setting")
+    add("--warmup", type=int, help="untimed answers before a question's first pass in each run")
+    add("--max_new_tokens", nargs="+", type=int, help="caps, given to the questions in turn")
+    add("--seed", type=script.seed, help="of the draw of questions and the order of timing")
     add("--format", choices=("parquet", "json"), default="parquet", help="json: the predecessor's layout")
-    return parser
+    return parser.with_defaults(SweepPlan)
 
 
 def main(argv: list[str]) -> None:
     """Run or resume the sweep."""
     args = flags().parse_args(argv)
-    names = entry.check_datasets(args.dataset_names, "dataset_names")
+    names = script.check_datasets(args.dataset_names, "dataset_names")
     for flag in ("num_samples", "batch_size", "repeats"):
-        entry.positive(flag, getattr(args, flag))
+        script.positive(flag, getattr(args, flag))
     if args.latency_only and args.latency_samples == 0:
         raise tempovlm.UserError("--latency_only: nothing would be run; give --latency_samples")
     paths = sweep(args, names)
@@ -57,14 +59,13 @@ def main(argv: list[str]) -> None:
 
 def sweep(args: Namespace, names: list[str]) -> list[Path]:
     """Load the model and the questions, and do what is not done yet."""
-    share = entry.Share.of_process()
+    share = Share.of_process()
     device = share.device(args.device)
     warmup = share.rank == 0 and args.latency_samples > 0  # nothing else is timed
     model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.profiling.conduct import conduct
-    from tempovlm.profiling.parts import Ledger
-    from tempovlm.profiling.sweep import SweepPlan, choose_settings, draw_samples, with_ranking
+    from tempovlm.lab.core_exp.ledger import Ledger
+    from tempovlm.lab.core_exp.sweep import conduct, with_ranking
 
     engine = with_ranking(model.engine, args.importance_scores_file)
     plan = SweepPlan(
@@ -84,4 +85,4 @@ def sweep(args: Namespace, names: list[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    script.run(main)

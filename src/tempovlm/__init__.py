@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer, Request
-from tempovlm.core.version import __version__
+from tempovlm.core.stamp import __version__
 
 if TYPE_CHECKING:
     from tempovlm.api import TempoVLM

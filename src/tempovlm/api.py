@@ -83,11 +83,11 @@ def load(
     _check_types(given | {"device": device, "calibrate": calibrate, "warmup": warmup, "progress": progress})
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
+    from tempovlm.engine.calibration import warm_up
     from tempovlm.engine.engine import Engine
     from tempovlm.model.card import ModelCard
     from tempovlm.model.prompt import Tokenizer
     from tempovlm.model.weights import read_config, weights_hash
-    from tempovlm.profiling.calibration import warm_up
 
     where = pick_device(device)
     dtype = pick_dtype(dtype, where)
@@ -140,7 +140,7 @@ class TempoVLM:
         """What each setting takes on this machine; None until it was measured or found in the cache."""
         with self._lock:
             if self._looked_up != self.engine.threads:  # a fork can leave fewer
-                from tempovlm.profiling.calibration import stored_profile
+                from tempovlm.engine.calibration import stored_profile
 
                 self._looked_up, self._guard = self.engine.threads, None
                 self._profile = stored_profile(self.stamp(), self.space, self.output_length)
@@ -163,7 +163,7 @@ class TempoVLM:
 
     def stamp(self, data_source: str | None = None) -> Stamp:
         """What figures of this model on this machine belong to."""
-        from tempovlm.profiling.environment import collect_stamp
+        from tempovlm.engine.environment import collect_stamp
 
         runner = self.engine.runner
         return collect_stamp(
@@ -179,7 +179,7 @@ class TempoVLM:
 
     def calibrate(self, force: bool = False) -> LatencyProfile:
         """Measure this machine, or take what is stored unless `force` is set."""
-        from tempovlm.profiling.calibration import obtain_profile
+        from tempovlm.engine.calibration import obtain_profile
 
         with self._lock:
             if force or self.profile is None:
@@ -371,9 +371,9 @@ def model_folder(model: str | Path) -> Path:
 
 def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool) -> Molmo:
     """The model of a folder; a bar is shown where that takes long."""
+    from tempovlm.core.progress import progress_bar
     from tempovlm.model.hub import checkpoint_files
     from tempovlm.model.weights import load_model
-    from tempovlm.profiling.progress import progress_bar
 
     is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES
     with progress_bar(f"loading {name}", show=progress and is_large) as advance:

@@ -20,7 +20,7 @@ from tempovlm.cli.evaluate_inputs import Inputs
 from tempovlm.control.baselines import LinUCB, NearestNeighbours
 from tempovlm.evaluation.judge_inputs import Content
 from tempovlm.evaluation.offline import Rule, Scored
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = Path(__file__).with_name("judge.json")

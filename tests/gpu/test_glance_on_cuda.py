@@ -16,7 +16,7 @@ from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
 from tempovlm.control.observation import vision_width
 from tempovlm.core.request import STAGES
-from tempovlm.profiling import calibration
+from tempovlm.engine import calibration
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,8 +18,8 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.core.request import STAGES, Answer
 from tempovlm.core.weights import Weights
+from tempovlm.engine import calibration
 from tempovlm.engine.graphs import FP8_CAPABILITY
-from tempovlm.profiling import calibration
 
 pytestmark = [
     pytest.mark.gpu,

@@ -35,7 +35,7 @@ def model(tiny_folder: Path) -> TempoVLM:
 @pytest.fixture(autouse=True)
 def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other processes do changes no result and adds no warning."""
-    monkeypatch.setattr("tempovlm.profiling.machine._busy_ticks", lambda: 0)
+    monkeypatch.setattr("tempovlm.core.machine._busy_ticks", lambda: 0)
 
 
 @pytest.fixture

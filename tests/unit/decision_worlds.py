@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 SPACE = KnobSpace(("low", "medium", "high"), (4, 8), (8, 16), 8)
 """Twelve settings; the native one has index 11."""

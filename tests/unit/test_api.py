@@ -22,10 +22,10 @@ from tempovlm.control.policy import Policy, Question
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
+from tempovlm.engine import calibration
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.threads import pick_device
 from tempovlm.latency.profile import LatencyProfile
-from tempovlm.profiling import calibration
 
 MIDDLE = KnobConfig(tier="medium", top_k=3, num_blocks=4)
 

@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
     """
     args = console.parse(BenchArgs, argv, "bench", _DESCRIPTION, _EXAMPLES)
     args.check()
-    from tempovlm.evaluation.files import writing_to
+    from tempovlm.core.files import writing_to
 
     with writing_to(expanded(args.output_dir)) as folder:
         run_into(folder, args, console.stderr())
@@ -189,9 +189,9 @@ def measure_all(
     model: TempoVLM, samples: Sequence[Sample], args: BenchArgs, notes: Console
 ) -> tuple[dict[str, Any], list[Record]]:
     """Run every sample at every budget, with a bar and the time left, and sum up what was done."""
+    from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
     from tempovlm.evaluation import bench
     from tempovlm.evaluation.summary import rounded
-    from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 
     plan = bench.BenchPlan(
         budgets_ms=args.budgets_ms,
@@ -224,7 +224,7 @@ def measure_all(
 
 def _collect(source: Iterable[Record], total: int, title: str, records: list[Record]) -> bool:
     """Append what the source yields, with a bar and the time left; False when Ctrl-C ended it early."""
-    from tempovlm.profiling.progress import progress_bar
+    from tempovlm.core.progress import progress_bar
 
     try:
         with progress_bar(title) as advance:
@@ -284,7 +284,7 @@ def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> lis
     from tempovlm.core.paths import write_whole
     from tempovlm.evaluation import charts
     from tempovlm.evaluation.summary import rounded
-    from tempovlm.profiling.drawing import can_draw
+    from tempovlm.lab.drawing import can_draw
 
     lines = (json.dumps(rounded(record.to_json()), ensure_ascii=False) + "\n" for record in records)
     texts = {

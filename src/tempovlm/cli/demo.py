@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     """
     args = console.parse(DemoArgs, argv, "demo", _DESCRIPTION, _EXAMPLES)
     args.check()
-    from tempovlm.evaluation.files import make_folder, writing_to
+    from tempovlm.core.files import make_folder, writing_to
 
     notes = console.stderr()
     if args.figure is None:

@@ -142,8 +142,8 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: wrong input.
     """
+    from tempovlm.core.files import writing_to
     from tempovlm.evaluation import judge_report
-    from tempovlm.evaluation.files import writing_to
 
     args = console.parse(EvaluateArgs, argv, "evaluate", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -172,11 +172,11 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
     Returns:
         What they were judged on, the report object, and the outcome of each policy.
     """
+    from tempovlm.core.progress import progress_bar
     from tempovlm.evaluation.judge import judge_all
     from tempovlm.evaluation.judge_inputs import LOOKING, static_mixture
     from tempovlm.evaluation.judge_trial import Trial
     from tempovlm.evaluation.offline import oracle_rule
-    from tempovlm.profiling.progress import progress_bar
 
     args = inputs.args
     rules = inputs.rules()

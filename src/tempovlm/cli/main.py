@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tempovlm import __version__
-from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError, explained
 
 COMMANDS = {
     "answer": "answer a question about a picture within a budget in milliseconds",
@@ -47,17 +47,7 @@ examples:
 tempovlm COMMAND --help lists the flags of a command; tempovlm --version prints the version.
 """
 
-_EXTRA_OF_PACKAGE = {
-    **dict.fromkeys(
-        ("scipy", "sklearn", "pandas", "pyarrow", "jinja2", "matplotlib", "tensorboard"), "experiments"
-    ),
-    "pycocoevalcap": "captions",
-}
-
 _EXIT_OK = 0
-_EXIT_NOTHING = 1
-_EXIT_USAGE = 2
-_EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
 
 
@@ -85,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         _discard_stdout()
         return _fail("no space is left where the output goes")
     except KeyboardInterrupt:
-        return _fail("interrupted", _EXIT_INTERRUPTED)
+        return _fail("interrupted", EXIT_INTERRUPTED)
     return code
 
 
@@ -102,16 +92,8 @@ def _run(words: list[str]) -> int:
     try:
         command: Callable[[list[str]], None] = importlib.import_module(f"tempovlm.cli.{name}").main
         command(words[1:])
-    except AllFailedError as error:
-        return _fail(" ".join(str(error).splitlines()), _EXIT_NOTHING)
-    except UserError as error:
-        return _fail(" ".join(str(error).splitlines()))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA_OF_PACKAGE:
-            raise
-        extra = _EXTRA_OF_PACKAGE[package]
-        return _fail(f"{name} needs {package}, which is not installed: pip install 'tempovlm[{extra}]'")
+    except (UserError, ModuleNotFoundError) as error:
+        return _fail(*explained(error, name))
     return _EXIT_OK
 
 
@@ -128,7 +110,7 @@ def _unknown(name: str) -> str:
     return f"unknown command {name!r}; {hint}choose from {', '.join(COMMANDS)}"
 
 
-def _fail(message: str, code: int = _EXIT_USAGE) -> int:
+def _fail(message: str, code: int = EXIT_USAGE) -> int:
     sys.stderr.write(f"tempovlm: error: {message}\n")
     return code
 

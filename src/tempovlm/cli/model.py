@@ -88,9 +88,9 @@ def info(argv: list[str]) -> None:
 def random(argv: list[str]) -> None:
     """Write a checkpoint of random weights."""
     flags = console.parse(RandomFlags, argv, "model random", _RANDOM, _RANDOM_EXAMPLES)
+    from tempovlm.core.progress import progress_bar
     from tempovlm.model.config import PRESETS
     from tempovlm.model.weights import write_random
-    from tempovlm.profiling.progress import progress_bar
 
     config = PRESETS[flags.config]
     if flags.num_layers is not None:

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         UserError: wrong input, or a step failed.
     """
     flags = console.parse(Flags, argv, "reproduce", DESCRIPTION, EXAMPLES)
-    from tempovlm.evaluation.files import writing_to
+    from tempovlm.core.files import writing_to
 
     notes = console.stderr()
     repository = find_repository(flags.repository)
@@ -150,12 +150,12 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Ranking
+    from tempovlm.engine.environment import hardware_name
     from tempovlm.evaluation import reproduction
     from tempovlm.evaluation.targets.devices import place_of
+    from tempovlm.lab.core_exp import reuse
     from tempovlm.model.card import ModelCard
     from tempovlm.model.weights import read_config, weights_hash
-    from tempovlm.profiling import shipped
-    from tempovlm.profiling.environment import hardware_name
     from tempovlm.tasks.base import GENERATED
 
     device, weights = pick_device(flags.device), weights_hash(folder)
@@ -165,7 +165,7 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     if not flags.from_scratch:
         places = [repository / "results" / name for name in reproduction.SWEEPS.values()]
         ranking = ModelCard.read(folder, space).ranking or Ranking.evenly_spaced(shape.num_blocks)
-        why = shipped.missing(places, GENERATED, weights, space.fingerprint, ranking.order)
+        why = reuse.missing(places, GENERATED, weights, space.fingerprint, ranking.order)
         has_shipped = why is None
         if why is not None:
             notes.print(f"accuracies are measured, with fewer questions: {why}")
@@ -227,7 +227,7 @@ def run(steps: Sequence[Step], kept: Journal, repository: Path, setup: Setup, no
 
 def run_step(step: Step, folder: Path, repository: Path, setup: Setup) -> None:
     """Run one step in the run's folder; what it prints goes to a log there."""
-    from tempovlm.evaluation.files import make_folder
+    from tempovlm.core.files import make_folder
     from tempovlm.evaluation.reproduction import TAKE
 
     log = make_folder(folder / "logs") / f"{step.name}.txt"
@@ -253,7 +253,7 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
 
 def take(step: Step, repository: Path, setup: Setup) -> dict[str, int]:
     """Rows of shipped results about the questions of this run; how many questions of each data set."""
-    from tempovlm.profiling.shipped import take_results
+    from tempovlm.lab.core_exp.reuse import take_results
     from tempovlm.tasks.base import GENERATED
     from tempovlm.tasks.catalog import load_samples
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+EXIT_NOTHING, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+_EXTRA_OF_PACKAGE = {
+    **dict.fromkeys(("scipy", "sklearn", "pandas", "pyarrow", "jinja2", "matplotlib", "tensorboard"), "experiments"),
+    "pycocoevalcap": "captions",
+}
+
 
 class UserError(ValueError):
     """Wrong input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2."""
@@ -9,3 +16,19 @@ class UserError(ValueError):
 
 class AllFailedError(UserError):
     """Every question of a run failed. The CLI prints it on one line and exits with 1."""
+
+
+def explained(error: UserError | ModuleNotFoundError, name: str = "") -> tuple[str, int]:
+    """Turn an error that a user is meant to see into one line and an exit code.
+
+    Args:
+        error: raised again where it is a missing module that belongs to no extra of this package.
+        name: of the command, if the line should tell it.
+    """
+    if isinstance(error, UserError):
+        return " ".join(str(error).splitlines()), EXIT_NOTHING if isinstance(error, AllFailedError) else EXIT_USAGE
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRA_OF_PACKAGE:
+        raise error
+    extra = _EXTRA_OF_PACKAGE[package]
+    return f"{name} needs {package}, which is not installed: pip install 'tempovlm[{extra}]'".lstrip(), EXIT_USAGE

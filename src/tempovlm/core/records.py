@@ -1,7 +1,7 @@
 """A row of the core experiment: one question at one setting, with what came out and how long it took.
 
 Field names are those of the seed document's files, so times are milliseconds although their names end in no
-unit. Knows no file format: that is `profiling.store`.
+unit. Knows no file format: that is `lab.core_exp.store`.
 """
 
 from __future__ import annotations

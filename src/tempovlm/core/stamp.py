@@ -1,4 +1,4 @@
-"""What a figure was measured on: machine, versions, weights, knob space. A value; `profiling` collects it."""
+"""What a figure was measured on: machine, versions, weights, knob space. `engine.environment` collects it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tempovlm.core.errors import UserError
+
+__version__ = "0.1.0"
+"""The version of this program, a part of every stamp."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

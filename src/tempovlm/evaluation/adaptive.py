@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.files import make_folder
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.core.paths import write_whole
+from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
-from tempovlm.evaluation import bench, statistics
-from tempovlm.evaluation.files import make_folder
+from tempovlm.evaluation import bench
 from tempovlm.evaluation.summary import Record, rounded, summarise
-from tempovlm.profiling.failures import tell_failures
-from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
-from tempovlm.profiling.progress import progress_bar
+from tempovlm.lab import statistics
+from tempovlm.lab.core_exp.failures import tell_failures
 from tempovlm.tasks.base import Sample, check_scorable
 from tempovlm.tasks.catalog import load_mixed
 from tempovlm.tasks.digest import merged, question_digests, refuse_others

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.knobs import TIERS
-from tempovlm.evaluation.statistics import marginals
-from tempovlm.profiling.drawing import INK, RAMP, REFERENCE, new_figure, style, tip, to_svg
+from tempovlm.lab.drawing import INK, RAMP, REFERENCE, new_figure, style, tip, to_svg
+from tempovlm.lab.statistics import marginals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,11 +19,11 @@ import numpy as np
 
 from tempovlm.control.baselines import varying
 from tempovlm.core.knobs import KNOBS
-from tempovlm.evaluation import statistics
+from tempovlm.core.progress import Advance, silent
 from tempovlm.evaluation.judge_datasets import by_dataset
 from tempovlm.evaluation.judge_trial import Outcome, Points, Trial, estimate, without_dust
 from tempovlm.evaluation.offline import Floats, Rule, mixed, restricted, shuffled
-from tempovlm.profiling.progress import Advance, silent
+from tempovlm.lab import statistics
 
 SCHEMA = "tempovlm.judge/1"
 

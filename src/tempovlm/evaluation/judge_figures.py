@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tempovlm.profiling.drawing import (
+from tempovlm.lab.drawing import (
     GOOD,
     INK,
     MUTED,

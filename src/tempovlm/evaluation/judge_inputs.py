@@ -22,10 +22,10 @@ from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.core.request import Request
 from tempovlm.evaluation import offline
 from tempovlm.evaluation.offline import Floats, Rule, StaticMixture
+from tempovlm.lab.core_exp.questions import check_samples
+from tempovlm.lab.core_exp.store import read_results
+from tempovlm.lab.table import DecisionTable, decision_table
 from tempovlm.latency.estimator import LatencyEstimator
-from tempovlm.profiling.decisions import DecisionTable, decision_table
-from tempovlm.profiling.questions import check_samples
-from tempovlm.profiling.store import read_results
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_samples
 

@@ -16,7 +16,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.units import now_ms
 from tempovlm.evaluation.judge_inputs import Sights
 from tempovlm.evaluation.offline import Floats, PolicyRule, Rule
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 if TYPE_CHECKING:
     from tempovlm.engine.runner import Runner

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.core.files import make_folder
 from tempovlm.core.paths import write_whole
 from tempovlm.evaluation import charts, judge_figures
-from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.judge_trial import Outcome, Trial
 from tempovlm.evaluation.pages import held, points
 from tempovlm.evaluation.pages import render as render_template

@@ -25,9 +25,8 @@ from tempovlm.evaluation.offline import (
     mixed,
     upper_hull,
 )
-from tempovlm.profiling.decisions import DecisionTable
-
-DRAWS = 2000
+from tempovlm.lab.statistics import DRAWS, Resamples
+from tempovlm.lab.table import DecisionTable
 
 _ORACLE_BUDGETS = 32
 _AREA_POINTS = 64
@@ -36,24 +35,6 @@ _LEAST_MS = 1e-3
 
 Points = tuple[Floats, Floats]
 """(R, V) mean latencies and accuracies."""
-
-
-class Resamples:
-    """Bootstrap samples of whole pictures, drawn once for everything; the same draws as `clustered_bootstrap`."""
-
-    def __init__(self, clusters: Sequence[str], draws: int = DRAWS, seed: int = 0) -> None:
-        names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-        self._place = np.array([names[name] for name in clusters])
-        picks = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-        counts = np.stack([np.bincount(row, minlength=len(names)) for row in picks])
-        self._weights = np.concatenate([np.ones((1, len(names))), counts])
-        self._sizes = (self._weights @ np.bincount(self._place))[:, None]
-
-    def means(self, values: Floats) -> Floats:
-        """(R, M) means of the columns of (N, M)."""
-        sums = np.zeros((self._weights.shape[1], values.shape[1]))
-        np.add.at(sums, self._place, values)
-        return self._weights @ sums / self._sizes
 
 
 @dataclass(frozen=True, slots=True)

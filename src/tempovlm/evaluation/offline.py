@@ -20,7 +20,7 @@ from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import TIE, Ints, Mask, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.evaluation.judge_figures import short
-from tempovlm.profiling.drawing import theme_css
+from tempovlm.lab.drawing import theme_css
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -15,7 +15,7 @@ from tempovlm.core.request import STAGES
 from tempovlm.evaluation import charts
 from tempovlm.evaluation.pages import render as render_template
 from tempovlm.evaluation.showcase import Example, Shown
-from tempovlm.profiling.drawing import STAGE_COLORS, can_draw
+from tempovlm.lab.drawing import STAGE_COLORS, can_draw
 
 _NAMES = dict(zip(STAGES, ("preprocess", "control", "vision", "projector", "prefill", "decode"), strict=True))
 _KEY_LEFTS = (0, 101, 180, 253, 347, 427)

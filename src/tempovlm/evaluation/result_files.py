@@ -155,7 +155,7 @@ def _check(origin: Origin, source: Source, shipped: str | None, path: Path) -> N
 
 def _read_sweep(folder: Path) -> tuple[Content, list[Stamp]]:
     """The counts and checks of a results directory of the core experiment, and its stamps; of all data sets."""
-    from tempovlm.profiling.store import read_results
+    from tempovlm.lab.core_exp.store import read_results
 
     frame = read_results([folder], GENERATED)
     stamps = frame.attrs["stamps"]
@@ -169,7 +169,7 @@ def sweep_content(frame: pd.DataFrame) -> dict[str, float | int | None]:
     """What the report says about rows of the core experiment.
 
     Args:
-        frame: what `profiling.store.read_results` returns.
+        frame: what `lab.core_exp.store.read_results` returns.
 
     Returns:
         `settings` of a data set and `questions` of a data set at a setting with an accuracy, fewest of each;

@@ -15,11 +15,11 @@ from typing import Protocol
 
 from PIL import Image
 
+from tempovlm.core.files import make_folder
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
 from tempovlm.evaluation.bench import Model
-from tempovlm.evaluation.files import make_folder
 from tempovlm.tasks.base import STYLES, Sample, choice_question, score
 from tempovlm.tasks.synthetic import CHARSET, Scene, SceneQuestion, make_scene
 from tempovlm.tasks.synthetic.lexicon import SIGN_WORDS

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tempovlm.core.request import STAGES
-from tempovlm.evaluation import statistics
+from tempovlm.lab import statistics
 from tempovlm.tasks.base import SCORED_TOGETHER
 
 SCHEMA = "tempovlm.bench/1"

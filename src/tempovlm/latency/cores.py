@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -53,43 +52,25 @@ def fit_rates(terms: Floats, observed: Floats, rounds: int = 0) -> Floats:
     """
     known = np.isfinite(observed) & (observed > 0)
     relative = terms[known] / observed[known, None]
-    rates = _non_negative(relative, np.ones(len(relative)), np.zeros(terms.shape[1]))
+    rates = _non_negative(relative, np.ones(len(relative)))
     for _ in range(rounds):
         weights = np.maximum(np.abs(relative @ rates - 1), _SMALLEST_ERROR) ** -0.5
-        rates = _non_negative(relative * weights[:, None], weights, rates)
+        rates = _non_negative(relative * weights[:, None], weights)
     return rates
 
 
-def _non_negative(matrix: Floats, wanted: Floats, guess: Floats) -> Floats:
-    """The x >= 0 with the least squared error of matrix (m, P) @ x against wanted (m,).
+def _non_negative(matrix: Floats, wanted: Floats) -> Floats:
+    """The x >= 0 (P,) with the least squared error of matrix (m, P) @ x against wanted (m,)."""
+    from scipy.optimize import nnls
 
-    With a handful of terms every subset is tried, which is exact: the best unconstrained fit without a negative
-    rate is the solution (Lawson and Hanson 1974, chapter 23: its active set is one of the subsets). The terms that
-    `guess` (P,) has are tried first, and no others where they are the right ones.
-    """
-    count = matrix.shape[1]
     if not len(matrix):
-        return np.zeros(count)
+        return np.zeros(matrix.shape[1])
     scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1.0
+    # A triangle of P rows has the same solution, and fitting again many times reads m rows once each.
     q, r = np.linalg.qr(matrix / scale)
-    goal = q.T @ wanted
-    best, least = np.zeros(count), float(goal @ goal)
-    support = np.flatnonzero(guess)
-    if len(support):
-        best[support] = np.linalg.lstsq(r[:, support], goal, rcond=None)[0]
-        # Kuhn and Tucker: no rate is negative, and none that is zero would do better by growing.
-        if (best >= 0).all() and (r.T @ (goal - r @ best) <= 1e-9 * np.linalg.norm(goal)).all():
-            return best / scale
-        best = np.zeros(count)
-    for size in range(1, count + 1):
-        for chosen in combinations(range(count), size):
-            rates, *_ = np.linalg.lstsq(r[:, chosen], goal, rcond=None)
-            error = float(((r[:, chosen] @ rates - goal) ** 2).sum())
-            if error < least * (1 - 1e-12) and (rates >= 0).all():
-                best, least = np.zeros(count), error
-                best[list(chosen)] = rates
-    return best / scale
+    rates: Floats = nnls(r, q.T @ wanted)[0] / scale
+    return rates
 
 
 @dataclass(frozen=True, slots=True)

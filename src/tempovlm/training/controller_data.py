@@ -30,14 +30,14 @@ from tempovlm.control.observation import (
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
+from tempovlm.core.progress import Advance, silent
 from tempovlm.core.request import Request
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
+from tempovlm.lab.core_exp.questions import check_samples
+from tempovlm.lab.table import DecisionTable, Floats, decision_table
 from tempovlm.latency.estimator import LatencyEstimator
-from tempovlm.profiling.batched import SAMPLE_ERRORS
-from tempovlm.profiling.decisions import DecisionTable, Floats, decision_table
-from tempovlm.profiling.progress import Advance, silent
-from tempovlm.profiling.questions import check_samples
 from tempovlm.tasks.base import Sample
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.digest import question_digests

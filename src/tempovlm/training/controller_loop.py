@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tempovlm.control.checkpoint import read_tensors, write_tensors
 from tempovlm.control.networks import HIDDEN_DIM
 from tempovlm.core.errors import UserError
-from tempovlm.profiling.progress import progress_bar
+from tempovlm.core.progress import progress_bar
 from tempovlm.training.log import training_log
 
 LAST = "last.pt"

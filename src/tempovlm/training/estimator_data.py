@@ -84,7 +84,7 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
     """The rows whose latency was measured.
 
     Args:
-        frame: what `profiling.store.read_results` returns.
+        frame: what `lab.core_exp.store.read_results` returns.
         space: legal settings.
         shape: of the model, for files that have no tilings.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.lab.drawing import INK, mark_log, new_figure, save_png, style
 from tempovlm.latency.conformal import coverage
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES
-from tempovlm.profiling.drawing import INK, mark_log, new_figure, save_png, style
 from tempovlm.training.estimator_data import Rows, Split
 
 _POINTS = 4000

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
-from tempovlm.evaluation.files import writing_to
 from tempovlm.latency.conformal import coverage, coverage_by_group
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
@@ -77,7 +77,7 @@ def read_source(dirs: Sequence[Path], datasets: Sequence[str], shape: ModelShape
     Raises:
         UserError: they are missing, damaged, or of several devices or models.
     """
-    from tempovlm.profiling.store import read_results
+    from tempovlm.lab.core_exp.store import read_results
 
     frame = read_results(dirs, datasets)
     stamps = [stamp for stamp in frame.attrs["stamps"].values() if stamp is not None]

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.progress import progress_bar
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.core_exp.store import read_results
+from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import load_estimator
-from tempovlm.profiling.decisions import DecisionTable
-from tempovlm.profiling.progress import progress_bar
-from tempovlm.profiling.store import read_results
 from tempovlm.tasks.base import Sample
 from tempovlm.training.actors import Shared
 from tempovlm.training.controller_data import (

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import read_tensors, write_tensors
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import make_folder
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.evaluation.files import make_folder
-from tempovlm.profiling.progress import progress_bar
+from tempovlm.core.progress import progress_bar
 from tempovlm.training.controller_loop import SCHEDULES
 from tempovlm.training.grpo import GrpoLoss, GrpoOptions, advantages, grpo_loss, kl_divergence
 from tempovlm.training.log import logged, training_log
@@ -144,7 +144,7 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
 
     Raises:
         UserError: the training diverges, the folder cannot be written, or it holds a training under other
-            conditions that was interrupted. The caller holds it (`evaluation.files.writing_to`).
+            conditions that was interrupted. The caller holds it (`core.files.writing_to`).
     """
     task.options.check()
     task.loop.check()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tempovlm.profiling.drawing import can_draw, mark_log, new_figure, save_png, style
+from tempovlm.lab.drawing import can_draw, mark_log, new_figure, save_png, style
 from tempovlm.training.estimator_plots import describe
 
 KNOBS = ("tier", "top_k", "num_blocks")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tempovlm.control.select import TIE, best
-from tempovlm.evaluation.statistics import clustered_bootstrap, utilisation, wilson_interval
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.statistics import clustered_bootstrap, utilisation, wilson_interval
+from tempovlm.lab.table import DecisionTable
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import Task, Trained, evaluate, make_batch, measures
 from tempovlm.training.rollout import MASKED, Batch, Rollout, TableAccuracy, World, every_reward, outcome

@@ -23,14 +23,15 @@ from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.llm_based import LLMBasedController, Reading, glance_tokens, pad_tokens
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, TwoStageController
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
+from tempovlm.core.progress import progress_bar
 from tempovlm.core.units import now_ms
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
-from tempovlm.evaluation.files import writing_to
-from tempovlm.profiling.batched import SAMPLE_ERRORS, Job
-from tempovlm.profiling.progress import progress_bar
+from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
+from tempovlm.lab.core_exp.plan import Job
 from tempovlm.tasks.base import Sample
 from tempovlm.training.actors import LlmActor, Shared, SharedReading, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see

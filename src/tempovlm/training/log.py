@@ -35,7 +35,7 @@ def logged(folder: Path, epochs: int) -> list[dict[str, Any]]:
 def training_log(folder: Path, before: Sequence[Mapping[str, Any]] = ()) -> Iterator[Log]:
     """Yields a function that logs an epoch's record; the file begins with those of the epochs `before`.
 
-    The folder is one that the caller holds (`evaluation.files.writing_to`).
+    The folder is one that the caller holds (`core.files.writing_to`).
 
     Raises:
         UserError: it cannot be written.

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.threads import pick_device
-from tempovlm.evaluation.files import writing_to
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo

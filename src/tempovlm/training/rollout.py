@@ -22,11 +22,12 @@ from torch import Tensor
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.core_exp.batched import answer_settings
+from tempovlm.lab.core_exp.plan import Job
+from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import LatencyEstimator
 from tempovlm.latency.features import Workload
-from tempovlm.profiling.batched import Job, answer_settings
-from tempovlm.profiling.decisions import DecisionTable, Floats
 from tempovlm.tasks.base import Sample
 from tempovlm.training.controller_data import median_latency_ms, setting_latency_ms
 from tempovlm.training.grpo import GrpoOptions
@@ -126,7 +127,7 @@ def predicted_costs(table: DecisionTable, frame: pd.DataFrame, estimator: Latenc
 
     Args:
         table: the questions.
-        frame: what `profiling.store.read_results` returned.
+        frame: what `lab.core_exp.store.read_results` returned.
         estimator: of this machine and model.
     """
     latency_ms, top = setting_latency_ms(table, frame, estimator), LEVELS[-1]
@@ -153,7 +154,7 @@ def measured_costs(table: DecisionTable, frame: pd.DataFrame) -> Costs:
 
     Args:
         table: the questions.
-        frame: what `profiling.store.read_results` returned.
+        frame: what `lab.core_exp.store.read_results` returned.
 
     Raises:
         UserError: a setting was never measured.

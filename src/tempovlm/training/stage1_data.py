@@ -16,11 +16,11 @@ import numpy as np
 from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.progress import progress_bar
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.core_exp.store import read_results
+from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.estimator import load_estimator
-from tempovlm.profiling.decisions import DecisionTable, Floats
-from tempovlm.profiling.progress import progress_bar
-from tempovlm.profiling.store import read_results
 from tempovlm.training import controller_data as material
 from tempovlm.training.controller_data import FeatureTable, Ints, Mask, Split
 

@@ -18,8 +18,8 @@ from torch import nn
 from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.networks import Knob1Predictor, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
-from tempovlm.evaluation.files import writing_to
 from tempovlm.training.actors import Shared, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
 from tempovlm.training.grpo_loop import train

@@ -25,10 +25,10 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.networks import SupervisedController
 from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
-from tempovlm.evaluation.files import writing_to
-from tempovlm.profiling.decisions import Floats
+from tempovlm.lab.table import Floats
 from tempovlm.training.controller_data import budget_range, draw_budgets
 from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tempovlm.profiling.progress import progress_bar
+from tempovlm.core.progress import progress_bar
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.rollout import MASKED, Actor, Batch, DrawBudgets, World, every_reward
 

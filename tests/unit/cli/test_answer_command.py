@@ -12,7 +12,7 @@ from PIL import Image
 import tiny_model
 from tempovlm.cli.main import main
 from tempovlm.core.request import STAGES
-from tempovlm.profiling import calibration
+from tempovlm.engine import calibration
 
 KEYS = {
     "answer",

@@ -21,9 +21,9 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
 from tempovlm.core.errors import UserError
-from tempovlm.core.locks import held
+from tempovlm.core.files import writing_to
+from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
 from tempovlm.model.weights import weights_hash
-from tempovlm.profiling.questions import MANIFEST, keep_questions
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.digest import question_digests
 from tempovlm.tasks.synthetic.testbed import make_testbed
@@ -232,7 +232,7 @@ def test_the_command_is_listed() -> None:
 
 
 def test_two_runs_in_one_folder_are_not_mixed(tiny_folder: Path, results: dict[str, Path], tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
+    with writing_to(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
         evaluate.main(words(tiny_folder, results, tmp_path))
     assert not list(tmp_path.iterdir())
 

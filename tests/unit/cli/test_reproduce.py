@@ -17,14 +17,14 @@ from tempovlm.cli import console, reproduce
 from tempovlm.cli.main import main
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
+from tempovlm.engine import calibration
 from tempovlm.evaluation import journal, reproduction, reproduction_steps
 from tempovlm.evaluation.reproduction import SWEEPS, Setup, Step
 from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE
+from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
+from tempovlm.lab.core_exp.reuse import missing, take_results
+from tempovlm.lab.core_exp.store import read_rows, write_rows
 from tempovlm.model.weights import weights_hash
-from tempovlm.profiling import calibration
-from tempovlm.profiling.questions import MANIFEST, keep_questions
-from tempovlm.profiling.shipped import missing, take_results
-from tempovlm.profiling.store import read_rows, write_rows
 from tempovlm.tasks.base import GENERATED, Sample
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.digest import question_digests

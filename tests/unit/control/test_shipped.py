@@ -18,8 +18,8 @@ from tempovlm.control.observation import vision_width
 from tempovlm.control.shipped import FILE
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.engine import calibration
 from tempovlm.model.weights import read_config, weights_hash
-from tempovlm.profiling import calibration
 
 SPACE = tiny_model.SPACE
 WIDTH = tiny_model.CONFIG.width

@@ -22,9 +22,8 @@ import numpy as np
 
 import tempovlm
 from tempovlm import UserError
-from tempovlm.engine import forks
+from tempovlm.engine import calibration, forks
 from tempovlm.engine.forks import FORKS
-from tempovlm.profiling import calibration
 
 LIMIT_S = 20.0
 PICTURE = np.zeros((480, 640, 3), np.uint8)

@@ -12,11 +12,11 @@ from tempovlm.core.request import Request
 from tempovlm.core.weights import Weights
 from tempovlm.engine import graphs
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.environment import collect_stamp, fingerprint
 from tempovlm.engine.graphs import GraphDecoder, check_weights
 from tempovlm.engine.runner import Runner
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.quantised import imitate
-from tempovlm.profiling.environment import collect_stamp, fingerprint
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

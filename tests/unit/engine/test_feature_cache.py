@@ -17,10 +17,10 @@ from tempovlm.api import load
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
+from tempovlm.engine.calibration import measure_once
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.feature_cache import ContentDigest, FeatureCache
 from tempovlm.model.tiling import cut_crops
-from tempovlm.profiling.calibration import measure_once
 
 
 def counted(width: int = 4) -> tuple[Callable[[Tensor], Tensor], list[int]]:

@@ -115,7 +115,7 @@ def test_cuda_in_a_child_is_told(monkeypatch: pytest.MonkeyPatch, engine: Engine
 
 LOCK = """
 import fcntl, os, signal, time
-from tempovlm.profiling.machine import _lock_file, machine_lock
+from tempovlm.core.machine import _lock_file, machine_lock
 with machine_lock():
     child = os.fork()
     if child == 0:

@@ -25,13 +25,13 @@ from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import STAGES, Request
+from tempovlm.engine import calibration
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.glance import guarded, measure_split_ms, take_glance, without_global
 from tempovlm.engine.runner import Runner
 from tempovlm.latency.clock import stage_clock
 from tempovlm.model.vision import VisionTransformer
-from tempovlm.profiling import calibration
 from timings import TICK_MS, UNTOLD_MS, untold_ms
 
 SPACE = tiny_model.SPACE

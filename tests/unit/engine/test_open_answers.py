@@ -18,8 +18,8 @@ from tempovlm.engine.batching import Ragged, answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.transcript import Token
+from tempovlm.lab.core_exp.batched import decode_greedily
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.profiling.batched import decode_greedily
 from tempovlm.tasks.base import choice_question, lists_options
 from tempovlm.tasks.synthetic import make_scene
 

@@ -10,9 +10,9 @@ import pytest
 from bench_fakes import SPACE, FakeModel, sample
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import make_folder
 from tempovlm.core.paths import write_whole
 from tempovlm.evaluation import bench, summary
-from tempovlm.evaluation.files import make_folder
 
 BUDGETS_MS = (50.0, 120.0, 1000.0)
 

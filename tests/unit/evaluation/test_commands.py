@@ -13,7 +13,7 @@ from bench_fakes import SPACE, FakeModel, sample
 
 from tempovlm.cli import bench, demo
 from tempovlm.core.errors import UserError
-from tempovlm.core.locks import held
+from tempovlm.core.files import writing_to
 from tempovlm.tasks import catalog
 
 
@@ -188,7 +188,10 @@ def test_demo_draws_a_figure_only(model: FakeModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [bench, demo])
 def test_two_runs_in_one_folder_are_not_mixed(command: ModuleType, model: FakeModel, tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UserError, match=f"--output_dir {tmp_path}: another process is writing"):
+    with (
+        writing_to(tmp_path),
+        pytest.raises(UserError, match=f"--output_dir {tmp_path}: another process is writing"),
+    ):
         command.main(["--output_dir", str(tmp_path)])
     assert not model.asked
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from PIL import Image
 from tempovlm.core.request import STAGES
 from tempovlm.evaluation import bench, charts, pages, report, showcase, summary
 from tempovlm.evaluation.showcase import Example, Shown
-from tempovlm.profiling import drawing
+from tempovlm.lab import drawing
 
 NASTY = "<script>alert(\"x\")</script> & 'co' $1 to $2"
 VOID = {"meta", "img", "image"}

@@ -11,8 +11,9 @@ import pytest
 from decision_worlds import COST_MS, SPACE, K, budget_world, content_world, parity, table
 
 from tempovlm.control.baselines import NearestNeighbours
-from tempovlm.evaluation import judge, judge_trial, offline, statistics
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.evaluation import judge, judge_trial, offline
+from tempovlm.lab import statistics
+from tempovlm.lab.table import DecisionTable
 
 BUDGETS = (14.0, 24.0, 34.0, 40.0)
 
@@ -35,15 +36,6 @@ def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: A
 def content_rule(world: DecisionTable) -> offline.Scored:
     neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
     return offline.Scored(lambda part: neighbours.scores(parity(part)))
-
-
-def test_resampled_means_are_those_of_the_clustered_bootstrap() -> None:
-    rng = np.random.default_rng(0)
-    values, pictures = rng.random(60), [f"p{i % 17}" for i in range(60)]
-    rows = judge_trial.Resamples(pictures, 500, 3).means(values[:, None])[:, 0]
-    assert rows[0] == pytest.approx(values.mean())
-    expected = statistics.clustered_bootstrap(values.tolist(), pictures, draws=500, seed=3)
-    assert judge_trial.estimate(rows)["interval"] == pytest.approx(list(expected))
 
 
 def test_where_content_matters_a_policy_that_reads_it_closes_the_whole_gap_and_shuffled_none() -> None:

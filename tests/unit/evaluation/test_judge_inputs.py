@@ -13,8 +13,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.evaluation import judge_inputs
 from tempovlm.evaluation.judge_inputs import Known, Part, latencies
 from tempovlm.evaluation.offline import oracle_rule
+from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import Estimator
-from tempovlm.profiling.decisions import DecisionTable
 
 ZEROS = np.zeros(3)
 

@@ -15,7 +15,7 @@ from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.evaluation import offline
-from tempovlm.profiling.decisions import DecisionTable
+from tempovlm.lab.table import DecisionTable
 
 BUDGETS = (13.0, 20.0, 30.0, 40.0)
 

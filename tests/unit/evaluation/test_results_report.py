@@ -247,7 +247,7 @@ def test_a_sweep_is_summed_up_from_its_rows() -> None:
 
 def test_sweeps_of_the_repository_are_read_from_their_folder(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    from tempovlm.profiling.store import write_rows
+    from tempovlm.lab.core_exp.store import write_rows
 
     folder = tmp_path / "results" / "core_exp_pocket_cpu"
     write_rows(folder, "okvqa", [], STAMP)

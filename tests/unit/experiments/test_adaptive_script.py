@@ -66,7 +66,7 @@ def test_a_checkpoint_answers_within_its_budgets(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tempovlm.profiling.calibration.stored_profile", lambda *_: tiny_model.make_profile())
+    monkeypatch.setattr("tempovlm.engine.calibration.stored_profile", lambda *_: tiny_model.make_profile())
     sizes = {"num_top_ks": len(SPACE.top_ks), "num_block_counts": len(SPACE.block_counts)}
     network = SupervisedController(16, len(SPACE.tiers), **sizes)
     path, out = tmp_path / "best.pt", tmp_path / "results" / "out.json"
@@ -99,7 +99,7 @@ def test_a_checkpoint_answers_within_its_budgets(
 def test_checkpoints_that_glance(
     tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("tempovlm.profiling.calibration.stored_profile", lambda *_: tiny_model.make_profile())
+    monkeypatch.setattr("tempovlm.engine.calibration.stored_profile", lambda *_: tiny_model.make_profile())
     width, sizes = tiny_model.CONFIG.width, {"num_top_ks": len(SPACE.top_ks)}
     networks: dict[str, nn.Module] = {
         "controller": LLMBasedController(width, 16, num_block_counts=len(SPACE.block_counts), **sizes)

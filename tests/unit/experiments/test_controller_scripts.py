@@ -20,9 +20,9 @@ from tempovlm.api import TempoVLM
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned import policy_from_checkpoint
 from tempovlm.core.errors import UserError
-from tempovlm.core.locks import held
+from tempovlm.core.files import writing_to
+from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.model.weights import weights_hash
-from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
 
 SPACE = tiny_model.SPACE
@@ -236,10 +236,10 @@ def test_two_trainings_in_one_folder_are_not_mixed(
         (script(SUPERVISED).main, supervised, tmp_path / "two"),
         (script(TWO_STAGE).main, first, tmp_path / "three" / "stage1"),
     ):
-        with held(folder), refused:
+        with writing_to(folder), refused:
             main(words)
         assert not list(folder.iterdir())
     script(TWO_STAGE).main(first)
-    with held(tmp_path / "three" / "stage2"), refused:
+    with writing_to(tmp_path / "three" / "stage2"), refused:
         script(TWO_STAGE).main([*first, "--stage", "stage2", "--num_epochs_stage2", "1"])
     assert not list((tmp_path / "three" / "stage2").iterdir())

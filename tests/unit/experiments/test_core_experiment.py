@@ -12,7 +12,10 @@ import torch
 from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
-from tempovlm.profiling import entry, store, sweep
+from tempovlm.lab.core_exp import store, sweep
+from tempovlm.lab.core_exp.plan import SweepPlan
+from tempovlm.lab.core_exp.processes import Share
+from tempovlm.lab.script import FlagParser, run
 from tempovlm.tasks.base import Sample
 
 SCRIPT = "core_exp/run_core_experiment"
@@ -151,7 +154,7 @@ def test_failures_take_one_line(
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        entry.run(main)
+        run(main)
     out, err = capsys.readouterr()
     assert (caught.value.code, out) == (code, "")
     assert err.startswith(message)
@@ -163,14 +166,26 @@ def test_a_missing_module_of_our_own_is_a_bug() -> None:
         raise ModuleNotFoundError("no", name="tempovlm.nowhere")
 
     with pytest.raises(ModuleNotFoundError):
-        entry.run(main)
+        run(main)
+
+
+def test_flags_take_the_defaults_of_a_dataclass_where_they_have_none() -> None:
+    parser, plan = FlagParser("a script"), SweepPlan(settings=())
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--batch_size", type=int, default=plan.batch_size + 1)
+    parser.add_argument("--max_new_tokens", nargs="+", type=int)
+    parser.with_defaults(SweepPlan)
+    args = parser.parse_args([])
+    assert (args.repeats, args.batch_size) == (plan.repeats, plan.batch_size + 1)
+    assert args.max_new_tokens == list(plan.max_new_tokens)
+    assert parser.parse_args(["--repeats", "9"]).repeats == 9
 
 
 def test_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert entry.Share.of_process() == entry.Share(0, 1)
+    assert Share.of_process() == Share(0, 1)
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
         monkeypatch.setenv(name, value)
-    share = entry.Share.of_process()
-    assert share == entry.Share(3, 4)
+    share = Share.of_process()
+    assert share == Share(3, 4)
     assert [share.device(name) for name in ("cuda", "cpu", "cuda:1")] == ["cuda:3", "cpu", "cuda:1"]
     assert share.device("auto") == ("cuda:3" if torch.cuda.is_available() else "cpu")

@@ -13,12 +13,12 @@ from scripts import ROOT, script
 
 import stamps
 from tempovlm.core.errors import UserError
-from tempovlm.core.locks import held
+from tempovlm.core.files import writing_to
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
+from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.latency.cores import RooflineCore
 from tempovlm.latency.estimator import load_estimator
-from tempovlm.profiling.store import write_rows
 
 SCRIPT = "controller/train_latency_estimator"
 FEW = ["--num_epochs", "2", "--batch_size", "256", "--hidden_dim", "8", "--device", "cpu"]
@@ -156,6 +156,6 @@ def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
 
 def test_two_trainings_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
     here, out = write_results(tmp_path / "cpu"), tmp_path / "out"
-    with held(out), pytest.raises(UserError, match="another process is writing results there"):
+    with writing_to(out), pytest.raises(UserError, match="another process is writing results there"):
         script(SCRIPT).main(words(out, here))
     assert not list(out.iterdir())

@@ -15,10 +15,10 @@ import sweep_rows
 import tempovlm
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.locks import held
+from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.model.config import POCKET
-from tempovlm.profiling.store import write_rows
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.synthetic.testbed import make_testbed
 from tempovlm.training.grpo import GrpoOptions
@@ -127,6 +127,6 @@ def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
 
 
 def test_two_trainings_in_one_folder_are_not_mixed(bed: Path, results: Path, tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
+    with writing_to(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
         script(SCRIPT).main(words(bed, results, tmp_path))
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ import pytest
 from scripts import script
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.locks import held
-from tempovlm.profiling.ranking import read_ranking
+from tempovlm.core.files import writing_to
+from tempovlm.lab.core_exp.ranking import read_ranking
 
 SCRIPT = "controller/validate_importance_consistency"
 
@@ -86,5 +86,5 @@ def test_wrong_flags_are_named(
 
 
 def test_one_process_at_a_time(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
+    with writing_to(tmp_path), pytest.raises(UserError, match="another process is writing results there"):
         script(SCRIPT).main(words(tiny_folder, small_bed, tmp_path))

@@ -30,7 +30,7 @@ PREDICTING = ("nearest_neighbours", "linucb")
 @pytest.fixture(autouse=True)
 def _any_machine(ticks: Ticks, monkeypatch: pytest.MonkeyPatch) -> None:
     del ticks
-    monkeypatch.setattr("tempovlm.profiling.calibration.stored_profile", lambda *_: tiny_model.make_profile())
+    monkeypatch.setattr("tempovlm.engine.calibration.stored_profile", lambda *_: tiny_model.make_profile())
 
 
 @pytest.fixture(scope="module")

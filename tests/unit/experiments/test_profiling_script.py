@@ -12,8 +12,9 @@ import tiny_model
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
-from tempovlm.profiling import store
-from tempovlm.profiling.summary import clustered_mean, frontier, summarise
+from tempovlm.lab.core_exp import store
+from tempovlm.lab.exp7_profiles.summary import frontier, summarise
+from tempovlm.lab.statistics import clustered_mean
 
 SCRIPT = "controller/profiling_with_importance"
 PREDECESSOR = {
@@ -64,7 +65,7 @@ def test_every_setting_has_a_row(tiny_folder: Path, small_bed: Path, scores: Pat
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--importance_scores_file", "absent.json"], "absent.json: no such file"),
+        (["--importance_scores_file", "absent.json"], "absent.json: missing; give --importance_scores_file"),
         (["--results_dir", "absent"], "absent: no such results directory"),
         (["--datasets", "imagenet"], "--datasets imagenet: unknown data set"),
         (["--latency_samples", "0"], "--latency_samples 0: must be at least 1"),

@@ -14,7 +14,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.latency.conformal import conformal_quantile, conformal_rank, coverage, margins
-from tempovlm.latency.cores import LEVELS, MlpCore, RooflineCore, _non_negative, fit_rates
+from tempovlm.latency.cores import LEVELS, MlpCore, RooflineCore, fit_rates
 from tempovlm.latency.estimator import Estimator, benchmark_ms, load_estimator
 from tempovlm.latency.features import FEATURES, STAGES, Workload, count_crops
 from tempovlm.latency.recalibration import Measurements, choose_measurements, recalibrate
@@ -79,12 +79,16 @@ def test_refitted_rates_are_not_moved_by_a_slow_spell() -> None:
     assert np.median(np.abs(robust / exact - 1)) < 0.005 < 0.03 < np.median(np.abs(squares / exact - 1))
 
 
-def test_a_guess_changes_nothing_but_the_effort() -> None:
+def test_no_other_rates_fit_better() -> None:
+    """Kuhn and Tucker: no rate is negative, and the error falls neither by changing one nor by raising a zero."""
     rng = np.random.default_rng(1)
     for _ in range(50):
-        matrix, wanted, guess = rng.random((12, 4)), rng.standard_normal(12), rng.integers(0, 2, 4).astype(float)
-        plain = _non_negative(matrix, wanted, np.zeros(4))
-        np.testing.assert_allclose(_non_negative(matrix, wanted, guess), plain, atol=1e-9)
+        terms, times = rng.random((12, 4)) * [1e-3, 1.0, 50.0, 0.0], rng.random(12) + 0.1
+        rates, relative = fit_rates(terms, times), terms / times[:, None]
+        gain = relative.T @ (1 - relative @ rates) / np.maximum(np.linalg.norm(relative, axis=0), 1e-9)
+        assert rates.min() >= 0
+        assert gain.max() < 1e-9
+        np.testing.assert_allclose(gain[rates > 0], 0, atol=1e-9)
 
 
 def test_first_decode_steps_weigh_more_in_short_answers() -> None:

@@ -13,7 +13,7 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
-from tempovlm.profiling.batched import Job
+from tempovlm.lab.core_exp.plan import Job
 from tempovlm.tasks.catalog import load_samples
 from tempovlm.tasks.synthetic.testbed import make_testbed
 from tempovlm.training.actors import LlmActor, SharedReading

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.core.locks import held
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.config import POCKET, VisionConfig
 from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer, feature_slots, image_tokens
@@ -204,6 +204,9 @@ def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
 
 
 def test_two_trainings_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
-    with held(tmp_path, "out"), pytest.raises(SystemExit, match=f"--out {tmp_path}: another process is writing"):
+    with (
+        writing_to(tmp_path, "out"),
+        pytest.raises(SystemExit, match=f"--out {tmp_path}: another process is writing"),
+    ):
         main(["--out", str(tmp_path), "--device", "cpu"])
     assert not list(tmp_path.iterdir())

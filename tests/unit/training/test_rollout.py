@@ -11,8 +11,8 @@ from estimator_fakes import RATES, SPACE, TABLE
 
 import grpo_toy
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import Estimator
-from tempovlm.profiling.decisions import DecisionTable
 from tempovlm.tasks.base import Sample
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import best_settings, make_batch

@@ -1,0 +1,81 @@
+"""Makes and holds the folder that a command writes its results to; `core.paths` writes the files.
+
+The system tells writers apart and frees a lock when its process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tempovlm.core.errors import UserError
+
+
+def make_folder(path: Path, flag: str = "output_dir") -> Path:
+    """Make a folder with its parents; `flag` named it.
+
+    Raises:
+        UserError: it cannot be made or written to, or a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--{flag} {path}: cannot be made ({error.strerror or error})") from None
+    try:
+        # Told now and not when there are results: that may be an hour away.
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"--{flag} {path}: cannot be written to ({error.strerror or error})") from None
+    return path
+
+
+@contextlib.contextmanager
+def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
+    """Make a folder and hold it, so that the files of two runs are not mixed; `flag` named it.
+
+    Raises:
+        UserError: it cannot be made or written to, a file has its name, or it is held already, by this process or
+            another.
+    """
+    handle = os.open(make_folder(path, flag), os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "another process is writing results there; wait for it to end, or use another directory"
+            raise UserError(f"--{flag} {path}: {message}") from None
+        yield path
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def marked(path: Path) -> Iterator[None]:
+    """Show others, who ask `is_marked`, that this process lives and has come this far."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Waits for the moment that another process looks, which takes a lock too.
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_marked(path: Path) -> bool:
+    """Tell whether a process is within `marked` of a file."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

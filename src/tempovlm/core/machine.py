@@ -1,0 +1,102 @@
+"""Keeps measurements of several processes apart, and tells whether others use the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from tempovlm.core.paths import cache_dir
+from tempovlm.core.units import s_from_ms
+
+BUSY_CORES = 0.25
+"""From this many cores used by others on, a machine counts as busy."""
+
+SAMPLE_MS = 200.0
+"""How long the processors are watched."""
+
+_log = logging.getLogger("tempovlm")
+
+
+def _tell_waiting() -> None:
+    _log.warning("another process is measuring this machine; waiting for it to end")
+
+
+@contextlib.contextmanager
+def machine_lock(on_wait: Callable[[], None] = _tell_waiting) -> Iterator[bool]:
+    """Hold the machine's one lock for measurements.
+
+    The system frees the lock when its holder ends, however it ends.
+
+    Args:
+        on_wait: called before waiting for another process that holds it.
+
+    Yields:
+        Whether another process held it before.
+    """
+    with _lock_file() as file:
+        waited = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield waited
+        finally:
+            # A child that was forked meanwhile has the file open too: closing it here would not be the end of it.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _lock_file() -> TextIO:
+    """A file in the cache directory, or in the system's temporary one where that is read-only."""
+    name = "machine.lock"
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        return (cache_dir() / name).open("a")
+    except OSError:
+        return (Path(tempfile.gettempdir()) / f"tempovlm-{os.getuid()}-{name}").open("a")
+
+
+def busy_cores(sample_ms: float = SAMPLE_MS) -> float | None:
+    """Count the cores that others use while this process sleeps; None where the system does not tell."""
+    before = _busy_ticks()
+    if before is None:
+        return None
+    start = time.perf_counter()
+    time.sleep(s_from_ms(sample_ms))
+    after, passed = _busy_ticks(), time.perf_counter() - start
+    if after is None:
+        return None
+    return max(after - before, 0) / (passed * os.sysconf("SC_CLK_TCK"))
+
+
+def warn_if_busy(consequence: str) -> float | None:
+    """Look at the machine, and log a warning that ends with the consequence where others use it.
+
+    Returns:
+        The cores that others use; None where the system does not tell.
+    """
+    busy = busy_cores()
+    if busy is not None and busy >= BUSY_CORES:
+        _log.warning("the machine is busy: others use %.1f cores; %s", busy, consequence)
+    return busy
+
+
+def _busy_ticks() -> int | None:
+    """Ticks that the processors of this process have not idled, from the kernel's counters."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        ours = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
+    except (OSError, AttributeError):
+        return None
+    rows = [line.split() for line in lines]
+    # Columns: user nice system idle iowait irq softirq steal; guests are counted in user already.
+    return sum(int(t) for row in rows if row[0] in ours for t in (*row[1:4], *row[6:9]))

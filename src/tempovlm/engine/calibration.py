@@ -1,0 +1,176 @@
+"""Measures the latency of every setting on this machine, once for a machine and a model, and stores it.
+
+It times whole answers of the engine, as they are served, on pictures made on the fly, with the settings in a
+shuffled order so that a slow moment does not fall on one setting alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tempovlm.control.guard import Guard
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.machine import machine_lock, warn_if_busy
+from tempovlm.core.paths import cache_dir
+from tempovlm.core.progress import Advance, progress_bar, silent
+from tempovlm.core.request import Request
+from tempovlm.core.stamp import Stamp
+from tempovlm.core.units import now_ms
+from tempovlm.engine.engine import Engine
+from tempovlm.engine.environment import fingerprint
+from tempovlm.latency.clock import stage_clock
+from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength, load_profile
+
+PASSES = 4
+"""Timed answers of each setting."""
+
+LIMIT_MS = 55_000.0
+"""No further pass begins that would end later than this."""
+
+MIN_PASSES = 2
+"""Fewer leave no residuals to take a quantile of."""
+
+WARM_UP_ROUNDS = 2
+
+PICTURE_SIZES = ((448, 336), (336, 448), (448, 336), (448, 448), (512, 384), (448, 256))
+"""Widths and heights: those of the test bed's pictures, and what phones and the web make of them."""
+
+QUESTIONS = (
+    "what does the sign say?",
+    "what color is the car?",
+    "how many people are there in the picture?",
+    "is there a dog to the left of the house?",
+    "which of these is shown? (A) circle (B) square (C) triangle",
+    "what is the price of the largest item on the label next to the door?",
+)
+
+_log = logging.getLogger("tempovlm")
+
+
+def obtain_profile(
+    engine: Engine, stamp: Stamp, output: OutputLength, *, force: bool = False, progress: bool = True
+) -> LatencyProfile:
+    """Load the profile of this machine and model, or measure one and store it where the cache can be written to.
+
+    One process measures at a time; another that waited takes what the first one stored.
+    """
+    stored = None if force else stored_profile(stamp, engine.space, output)
+    if stored is not None:
+        return stored
+    with machine_lock() as waited:
+        stored = stored_profile(stamp, engine.space, output) if waited else None
+        if stored is not None:
+            return stored
+        busy = warn_if_busy(
+            "the calibration will be slow and wide, run `tempovlm calibrate --force` when it is idle"
+        )
+        with progress_bar("measuring what each setting takes on this machine", show=progress) as advance:
+            measurements = measure(engine, output, advance=advance)
+        profile = LatencyProfile(fingerprint(stamp), engine.space, output, measurements, busy, stamp.to_json())
+        try:
+            profile.save(profile_path(stamp))
+        except UserError as error:
+            _log.warning("%s; the calibration is kept in memory", error)
+    return profile
+
+
+def stored_profile(stamp: Stamp, space: KnobSpace, output: OutputLength) -> LatencyProfile | None:
+    """Load the profile in the cache, with tables for an output length; None where there is none to use."""
+    return load_profile(profile_path(stamp), space, fingerprint(stamp), output)
+
+
+def profile_path(stamp: Stamp) -> Path:
+    """Return the file that holds the profile of this machine and model."""
+    return cache_dir() / "profiles" / f"{fingerprint(stamp)}.json"
+
+
+def measure(
+    engine: Engine,
+    output: OutputLength,
+    *,
+    passes: int = PASSES,
+    limit_ms: float = LIMIT_MS,
+    seed: int = 0,
+    advance: Advance = silent,
+) -> tuple[Measurement, ...]:
+    """Run one warm and up to `passes` timed passes over all settings; at least `MIN_PASSES` however slow."""
+    start_ms, pass_ms = now_ms(), 0.0
+    order, requests = random.Random(seed), sample_requests(seed, output.upper)
+    indices = list(range(len(engine.space)))
+    measured: list[Measurement] = []
+    total = len(indices) * (passes + 1)
+    for number in range(passes + 1):
+        late = now_ms() - start_ms + pass_ms > limit_ms
+        if late and number > MIN_PASSES:
+            break
+        pass_start_ms = now_ms()
+        order.shuffle(indices)
+        for done, index in enumerate(indices):
+            measurement = measure_once(engine, next(requests), index)
+            if number:
+                measured.append(measurement)
+            advance(number * len(indices) + done + 1, total)
+        pass_ms = now_ms() - pass_start_ms
+    return tuple(measured)
+
+
+def measure_once(engine: Engine, request: Request, index: int) -> Measurement:
+    """Time one answer at a setting."""
+    clock = stage_clock(engine.device)
+    engine.runner.open(request)
+    open_ms = clock.elapsed_ms()
+    with engine.runner.measured():
+        answer = engine.answer(request, Guard.fixed(engine.space.settings[index], engine.space))
+    timings_ms = answer.timings_ms
+    return Measurement(
+        setting=index,
+        total_ms=timings_ms["total"],
+        prefix_ms=timings_ms["total"] - timings_ms["prefill"] - timings_ms["decode"],
+        open_ms=open_ms,
+        step_ms=answer.step_ms,
+        num_output_tokens=answer.num_output_tokens,
+    )
+
+
+def warm_up(engine: Engine, *, progress: bool = False) -> None:
+    """Answer at the cheapest and the native setting, so that nothing is done for the first time later.
+
+    On CUDA the graphs of all settings are captured first.
+    """
+    if engine.device.type == "cuda":
+        with progress_bar("capturing graphs", show=progress) as advance:
+            engine.warmup(advance=advance)
+    requests = sample_requests(seed=1, max_new_tokens=3)
+    for _ in range(WARM_UP_ROUNDS):
+        for knobs in (engine.space.cheapest, engine.space.native):
+            engine.answer(next(requests), Guard.fixed(knobs, engine.space))
+
+
+def sample_requests(seed: int, max_new_tokens: int) -> Iterator[Request]:
+    """Yield pictures and questions of the usual sizes without end; answers end by themselves or at the cap."""
+    pictures = [smooth_noise(size, seed + i, "PNG" if i % 2 else "JPEG") for i, size in enumerate(PICTURE_SIZES)]
+    draw = random.Random(seed)
+    while True:
+        picture, question = draw.choice(pictures), draw.choice(QUESTIONS)
+        yield Request(images=(picture,), question=question, max_new_tokens=max_new_tokens)
+
+
+def smooth_noise(size: tuple[int, int], seed: int, encoding: str) -> bytes:
+    """Encode a picture of coloured blobs under fine noise, which takes about as long to decode as a photo."""
+    rng = np.random.default_rng(seed)
+    blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
+    noise = rng.integers(-3, 4, (size[1], size[0], 3))
+    pixels = np.clip(np.asarray(blobs, dtype=np.int64) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, encoding)
+    return buffer.getvalue()

@@ -1,0 +1,147 @@
+"""Plans a core experiment: which questions, at which settings, how often. Imports no torch and no NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.records import Key
+from tempovlm.core.request import Request
+from tempovlm.tasks.base import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A question with its cap on generated tokens, the end token included."""
+
+    sample: Sample
+    max_new_tokens: int
+
+    @property
+    def request(self) -> Request:
+        """The request for a greedy answer."""
+        sample = self.sample
+        return Request(
+            images=(sample.image_path,),
+            question=sample.question,
+            style=sample.style,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+def row_key(job: Job, knobs: KnobConfig) -> Key:
+    """Identify the row of a question at a setting within its data set."""
+    return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPlan:
+    """Settings, repeats and seeds of one sweep.
+
+    Attributes:
+        settings: the settings to run.
+        batch_size: questions answered together for accuracy; 0 leaves accuracy to the latency subset.
+        latency_samples: how many questions of each data set are timed, on as many pictures; 0 times none.
+        repeats: passes over the timed questions. warmup: answers at each setting that are thrown away before a
+            question is first timed, in a resumed run too, whose process may lack what the last one had warmed.
+        max_new_tokens: caps on generated tokens, given to the questions in turn.
+        seed: of the order in which questions and settings are timed.
+        twins: ask about each picture's twin, the same scene with other noise and a small shift.
+    """
+
+    settings: tuple[KnobConfig, ...]
+    batch_size: int = 32
+    latency_samples: int = 0
+    repeats: int = 5
+    warmup: int = 1
+    max_new_tokens: tuple[int, ...] = (16,)
+    seed: int = 42
+    twins: bool = False
+
+    def __post_init__(self) -> None:
+        least = (("latency_samples", 0), ("warmup", 0), ("repeats", 1))
+        values = [(name, getattr(self, name), floor) for name, floor in least]
+        values += [("max_new_tokens", cap, 1) for cap in self.max_new_tokens]
+        for name, value, floor in values:
+            if value < floor:
+                raise UserError(f"--{name} {value}: must be at least {floor}")
+
+    def jobs(self, samples: Sequence[Sample]) -> list[Job]:
+        """Give each question its cap, which depends on its place, not on how many there are."""
+        caps = self.max_new_tokens
+        return [Job(sample, caps[i % len(caps)]) for i, sample in enumerate(samples)]
+
+    def conditions(self, split: str) -> dict[str, Any]:
+        """Return the conditions that a resumed sweep must share."""
+        caps = list(self.max_new_tokens)
+        return {"split": split, "seed": self.seed, "max_new_tokens": caps, "twins": self.twins}
+
+    def latency_jobs(self, samples: Sequence[Sample]) -> list[Job]:
+        """Take the first questions on different pictures, then others where there are too few pictures."""
+        first: list[Job] = []
+        others: list[Job] = []
+        seen: set[str] = set()
+        for job in self.jobs(samples):
+            (others if job.sample.image_id in seen else first).append(job)
+            seen.add(job.sample.image_id)
+        return (first + others)[: self.latency_samples]
+
+
+def choose_settings(
+    space: KnobSpace,
+    tiers: Sequence[str] | None = None,
+    top_ks: Sequence[int] | None = None,
+    block_counts: Sequence[int] | None = None,
+) -> tuple[KnobConfig, ...]:
+    """Select the settings of a space with these values of each knob; None takes all.
+
+    Raises:
+        UserError: a value is not legal for the model.
+    """
+    chosen = space.native
+    for tier in tiers or ():
+        space.validate(replace(chosen, tier=tier))
+    for top_k in top_ks or ():
+        space.validate(replace(chosen, top_k=top_k))
+    for num_blocks in block_counts or ():
+        space.validate(replace(chosen, num_blocks=num_blocks))
+    return tuple(
+        knobs
+        for knobs in space
+        if (not tiers or knobs.tier in tiers)
+        and (not top_ks or knobs.top_k in top_ks)
+        and (not block_counts or knobs.num_blocks in block_counts)
+    )
+
+
+def draw_samples(
+    datasets: Sequence[str], split: str, data_dir: Path | None, num_samples: int, seed: int, twins: bool = False
+) -> tuple[dict[str, list[Sample]], str]:
+    """Draw the questions of each data set, and name the source of their data.
+
+    With `twins` they are asked about the twins of their pictures.
+
+    Raises:
+        UserError: a data set is missing, or a picture has no twin.
+    """
+    # Threads are set before NumPy is imported, which the readers of data sets need.
+    from tempovlm.tasks.catalog import load_samples
+
+    drawn = {
+        name: load_samples(name, split, data_dir=data_dir, num_samples=num_samples, seed=seed) for name in datasets
+    }
+    drawn = {name: [_twin(sample) for sample in samples] for name, samples in drawn.items()} if twins else drawn
+    return drawn, ", ".join(sorted({sample.data_source for some in drawn.values() for sample in some}))
+
+
+def _twin(sample: Sample) -> Sample:
+    """The same question about the twin of its picture."""
+    if sample.twin_path is None:
+        raise UserError(
+            f"--twins: {sample.image_path} of {sample.dataset} has no twin; generated validation sets do"
+        )
+    return replace(sample, image_path=sample.twin_path)

@@ -1,0 +1,119 @@
+"""Checks that the rows of a results directory are about the questions at hand, by digests in its manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tempovlm.core.errors import UserError
+from tempovlm.core.paths import write_whole
+from tempovlm.core.records import Key, SweepRow
+from tempovlm.tasks.base import Sample
+from tempovlm.tasks.digest import Digests, merged, question_digests, refuse_others
+
+MANIFEST = "sweep.json"
+"""What all rows of a results directory have in common; stays there."""
+
+_FIELD = "questions"
+
+_log = logging.getLogger("tempovlm")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read what a results directory's rows have in common; None where there is no manifest.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        questions: dict[str, dict[str, str]] = record.get(_FIELD, {})
+        if all(digest.count("/") == 1 for some in questions.values() for digest in some.values()):
+            return dict(record)
+        reason = f"field {_FIELD}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = repr(error)
+    raise UserError(f"{path}: half-written or damaged ({reason})")
+
+
+def keep_questions(
+    folder: Path, rows: Mapping[str, Mapping[Key, SweepRow]], questions: Mapping[str, Digests]
+) -> None:
+    """Add the questions of a run to a directory's manifest, if its rows are about no others.
+
+    A draw of another size is the beginning of this one, or this one of it; any other is of other data. What was
+    never answered may have changed: its picture may have been repaired.
+
+    Args:
+        folder: with a manifest.
+        rows: all that is known, by data set.
+        questions: digests of this run's questions, by data set.
+
+    Raises:
+        UserError: a row is about another question.
+    """
+    record = read_manifest(folder) or {}
+    before: dict[str, Digests] = record.get(_FIELD, {})
+    path, kept = folder / MANIFEST, dict(before)
+    for dataset, now in questions.items():
+        own = [row for row in rows.get(dataset, {}).values() if row.is_answered]
+        answered = {row.question_id for row in own}
+        known = before.get(dataset)
+        if known is None and answered:
+            _log.warning(
+                "%s: does not tell which questions of %s its rows are about, being of an earlier version: they "
+                "are taken for those of --data_dir",
+                path,
+                dataset,
+            )
+        _check_draw(set(known or answered), set(now), f"{path}: {dataset}")
+        old = {name: digest for name, digest in (known or {}).items() if name in answered}
+        refuse_others(old, now, f"{path}: {dataset}")
+        kept[dataset] = merged(known or {}, now)
+    if kept != before:
+        write_whole(path, json.dumps({**record, _FIELD: kept}, indent=2) + "\n")
+
+
+def _check_draw(before: set[str], now: set[str], where: str) -> None:
+    if before <= now or now <= before:
+        return
+    lost = before - now
+    raise UserError(
+        f"{where}: {len(lost)} of its {len(before)} questions, such as {min(lost)}, are not among this run's "
+        f"{len(now)}: give the --data_dir that was used before, or another output"
+    )
+
+
+def check_samples(folders: Iterable[Path], split: str, samples: Sequence[Sample]) -> None:
+    """Raise a `UserError` where rows of results directories are about other questions than samples of their ids.
+
+    Directories without digests are taken as they are, and of twins, whose pictures differ, only texts count.
+    """
+    for folder in folders:
+        record = read_manifest(folder) or {}
+        conditions = record.get("conditions", {})
+        if conditions.get("split") != split:
+            continue
+        for dataset, known in record.get(_FIELD, {}).items():
+            own = [one for one in samples if one.dataset == dataset and str(one.question_id) in known]
+            where = f"{folder / MANIFEST}: {dataset}"
+            refuse_others(known, question_digests(own), where, pictures=not conditions.get("twins"))
+
+
+def check_directories(folders: Sequence[Path]) -> None:
+    """Raise a `UserError` where directories that are read together have different questions of the same ids."""
+    seen: dict[tuple[str, str], tuple[Path, Digests, bool]] = {}
+    for folder in folders:
+        record = read_manifest(folder) or {}
+        conditions = record.get("conditions", {})
+        for dataset, digests in record.get(_FIELD, {}).items():
+            is_twin, key = bool(conditions.get("twins")), (dataset, str(conditions.get("split")))
+            other, known, was_twin = seen.setdefault(key, (folder, digests, is_twin))
+            where = f"{folder / MANIFEST} beside {other / MANIFEST}: {dataset}"
+            refuse_others(known, digests, where, pictures=is_twin == was_twin)

@@ -1,0 +1,339 @@
+"""Exp 6 from samples to files: single importances, the joint search, rankings compared by depth, correlations.
+
+Everything is chosen on training pictures. Validation pictures are asked twice for comparison only: whether the
+importances are the same there, and how accurate each ranking is at each depth.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tempovlm.core.files import writing_to
+from tempovlm.core.paths import write_whole
+from tempovlm.core.plan import Ranking
+from tempovlm.core.progress import progress_bar
+from tempovlm.core.stamp import Stamp
+from tempovlm.engine.engine import Engine
+from tempovlm.lab.drawing import INK, new_figure, save_png, style
+from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset, spearman
+from tempovlm.lab.exp6_importance.measure import (
+    Blocks,
+    Protocol,
+    Removal,
+    ScoreFile,
+    Scores,
+    ablations,
+    eliminate,
+    joint_ranking,
+    measure,
+    single_ranking,
+)
+from tempovlm.lab.statistics import Floats, percentile_interval
+from tempovlm.tasks.base import Sample
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The data, the protocol and the output of one run of Exp 6.
+
+    Attributes:
+        data: data set → split → samples.
+        num_joint: training questions a data set in the joint search; as many others compare the rankings.
+        merged_file: where a second copy of the merged scores goes.
+    """
+
+    engine: Engine
+    protocol: Protocol
+    data: Mapping[str, Mapping[str, Sequence[Sample]]]
+    num_joint: int
+    output_dir: Path
+    merged_file: Path
+    stamp: Stamp
+    progress: bool = True
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the model."""
+        return self.engine.runner.model.config.num_blocks
+
+    def measure(
+        self, name: str, dataset: str, split: str, samples: Sequence[Sample], plans: Sequence[Blocks]
+    ) -> Scores:
+        """Score samples under plans, from the file of that name as far as it goes."""
+        base = self.protocol.base
+        header = {
+            "dataset": dataset,
+            "split": split,
+            "weights": self.stamp.weights,
+            "device": self.stamp.device,
+            "tier": base.tier,
+            "top_k": base.top_k,
+            "max_new_tokens": self.protocol.max_new_tokens,
+            "plans": [list(blocks) for blocks in plans],
+        }
+        file = ScoreFile(self.output_dir / "scores" / f"{name}_{dataset}_{split}.jsonl", header)
+        title = f"{name}, {dataset} {split}: {len(samples)} questions × {len(plans)} plans"
+        with progress_bar(title, show=self.progress) as advance:
+            return measure(self.engine, samples, plans, file, self.protocol, advance, influence=name == "single")
+
+
+def run_study(study: Study) -> dict[str, Any]:
+    """Measure, write every file, and return what cross_dataset_correlation.json holds.
+
+    Raises:
+        UserError: a folder cannot be written, its scores are of another run, or another process writes there.
+    """
+    with writing_to(study.output_dir):
+        return _run(study)
+
+
+def _run(study: Study) -> dict[str, Any]:
+    plans = ablations(study.num_blocks)
+    single = {
+        dataset: {
+            split: study.measure("single", dataset, split, samples, plans) for split, samples in splits.items()
+        }
+        for dataset, splits in study.data.items()
+    }
+    trained = {name: Importance.of(s["train"].drops, s["train"].images) for name, s in single.items()}
+    held_out = {name: Importance.of(s["val"].drops, s["val"].images) for name, s in single.items()}
+    merged = np.mean([one.values for one in trained.values()], axis=0)
+    influence = np.mean([s["train"].influence.mean(axis=0) for s in single.values()], axis=0)
+    joint, choice = _search_samples(study)
+    removals = _search(study, joint, influence)
+    rankings = {
+        "joint": joint_ranking(removals, merged.tolist()),
+        "single": single_ranking(merged.tolist()),
+        "influence": single_ranking(influence.tolist()),
+        "model": study.engine.ranking,
+        "even": Ranking.evenly_spaced(study.num_blocks),
+    }
+    compared = {
+        "train": _compare(study, rankings, "train", choice),
+        "val": _compare(study, rankings, "val", {n: s["val"][: study.num_joint] for n, s in study.data.items()}),
+    }
+    best = _best(compared["train"])
+    for name in study.data:
+        _write(study, f"importance_comparison_{name}.json", _comparison(name, single, trained, held_out))
+    record = _correlations(study, trained, held_out, merged, rankings, best)
+    _write(study, "cross_dataset_correlation.json", record)
+    merged_record = _merged_record(study, single, merged, influence, removals, rankings, best, compared)
+    _write(study, "merged_scores.json", merged_record)
+    _write_at(study.merged_file, merged_record)
+    _draw(study, trained, held_out)
+    return record | {"ranking": merged_record["ranking"], "ranking_method": best, "depths": compared}
+
+
+def _search_samples(study: Study) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
+    """Training samples for the search, and others, of other pictures, for choosing among the rankings.
+
+    Where there are no others, the same ones serve twice.
+    """
+    joint, choice = {}, {}
+    for name, splits in study.data.items():
+        train = list(splits["train"])
+        # Half at most, so that pictures remain for the choice.
+        size = max(1, min(study.num_joint, len(train) // 2))
+        joint[name] = train[:size]
+        pictures = {sample.image_id for sample in joint[name]}
+        rest = [sample for sample in train[size:] if sample.image_id not in pictures]
+        choice[name] = rest[: study.num_joint] or joint[name]
+    return joint, choice
+
+
+def _search(study: Study, joint: Mapping[str, Sequence[Sample]], influence: Floats) -> list[Removal]:
+    def evaluate(step: int, candidates: Sequence[Blocks]) -> list[float]:
+        name = f"joint{step:02d}"
+        found = [study.measure(name, ds, "train", samples, candidates) for ds, samples in joint.items()]
+        return np.mean([one.scores.mean(axis=0) for one in found], axis=0).tolist()
+
+    keep = study.engine.space.block_counts[0]
+    return eliminate(study.num_blocks, keep, evaluate, influence.tolist())
+
+
+def _compare(
+    study: Study, rankings: Mapping[str, Ranking], split: str, samples: Mapping[str, Sequence[Sample]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Ranking → depth → accuracy, mean over the data sets, with its 95 % interval."""
+    depths = [depth for depth in study.engine.space.block_counts if depth < study.num_blocks]
+    plans = {(name, depth): ranking.blocks(depth) for name, ranking in rankings.items() for depth in depths}
+    unique = sorted(set(plans.values()))
+    found = [
+        Importance.of(scores.scores, scores.images)
+        for dataset, part in samples.items()
+        for scores in [study.measure("rankings", dataset, split, part, unique)]
+    ]
+    values = np.mean([one.values for one in found], axis=0)
+    low, high = percentile_interval(np.mean([one.draws for one in found], axis=0))
+    table: dict[str, dict[str, dict[str, float]]] = {name: {} for name in rankings}
+    for (name, depth), blocks in plans.items():
+        i = unique.index(blocks)
+        cell = {"accuracy": values[i], "low": low[i], "high": high[i]}
+        table[name][str(depth)] = {key: round(float(value), 5) for key, value in cell.items()}
+    return table
+
+
+def _best(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The ranking with the highest mean accuracy over the depths; of equals the first."""
+    return max(table, key=lambda name: sum(cell["accuracy"] for cell in table[name].values()))
+
+
+def _named(values: Floats) -> dict[str, float]:
+    return {str(block): round(float(value), 6) for block, value in enumerate(values)}
+
+
+def _comparison(
+    name: str,
+    single: Mapping[str, Mapping[str, Scores]],
+    trained: Mapping[str, Importance],
+    held_out: Mapping[str, Importance],
+) -> dict[str, Any]:
+    """One data set: both splits with intervals, how they agree, and the cheap measure beside them."""
+    from scipy.stats import spearmanr
+
+    train, val = trained[name], held_out[name]
+    varies = np.ptp(train.values) > 0 and np.ptp(val.values) > 0
+    p_value = float(spearmanr(train.values, val.values).pvalue) if varies else None
+    agreement = correlate(train, val)
+    record: dict[str, Any] = {
+        "dataset_name": name,
+        "train_scores": _named(train.values),
+        "validation_scores": _named(val.values),
+        "spearman_correlation": agreement["spearman_all_blocks"]["estimate"],
+        "p_value": p_value,
+        "train_against_validation": agreement,
+    }
+    for split, importance in (("train", train), ("val", val)):
+        scores = single[name][split]
+        low, high = importance.interval()
+        turn = scores.influence.mean(axis=0)
+        record[split] = {
+            "num_samples": len(scores.images),
+            "num_images": len(set(scores.images)),
+            "errors": dict(scores.errors),
+            "baseline_accuracy": round(float(scores.scores[:, 0].mean()), 6),
+            "low": _named(low),
+            "high": _named(high),
+            "block_influence": _named(turn),
+            "influence_agreement": _agreement(importance, turn),
+        }
+    return record
+
+
+def _agreement(importance: Importance, influence: Floats) -> dict[str, Any]:
+    """How well the cheap measure follows the importances."""
+    return correlate(importance, Importance(influence, np.tile(influence, (len(importance.draws), 1)), 1.0))
+
+
+def _correlations(
+    study: Study,
+    trained: Mapping[str, Importance],
+    held_out: Mapping[str, Importance],
+    merged: Floats,
+    rankings: Mapping[str, Ranking],
+    best: str,
+) -> dict[str, Any]:
+    place = {
+        name: np.argsort(np.array(ranking.order)).astype(np.float64)[1:-1] for name, ranking in rankings.items()
+    }
+    return {
+        **cross_dataset(trained),
+        "train_against_validation": {name: correlate(trained[name], held_out[name]) for name in trained},
+        "ranking_agreement": {
+            name: round(float(spearman(place["joint"], other)), 5) for name, other in place.items()
+        },
+        "dataset_scores": {name: _named(one.values) for name, one in trained.items()},
+        "merged_scores": _named(merged),
+        "ranking": list(rankings[best].order),
+        "stamp": study.stamp.to_json(),
+    }
+
+
+def _merged_record(
+    study: Study,
+    single: Mapping[str, Mapping[str, Scores]],
+    merged: Floats,
+    influence: Floats,
+    removals: Sequence[Removal],
+    rankings: Mapping[str, Ranking],
+    best: str,
+    compared: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The predecessor's fields, and beside them the rankings with their accuracy at every depth."""
+    base = study.protocol.base
+    return {
+        "method": "mean over data sets of accuracy(all blocks) - accuracy(without the block), training pictures",
+        "train_val_weight": {"train": 1.0, "validation": 0.0},
+        "num_datasets": len(single),
+        "datasets": list(single),
+        "per_dataset_metadata": {
+            name: {
+                "num_samples": len(splits["train"].images),
+                "baseline_accuracy": round(float(splits["train"].scores[:, 0].mean()), 6),
+            }
+            for name, splits in single.items()
+        },
+        "merged_scores": _named(merged),
+        "block_influence": _named(influence),
+        "ranking": list(rankings[best].order),
+        "ranking_method": best,
+        "ranking_rule": "highest mean accuracy over the depths on training pictures that the search did not see",
+        "rankings": {name: list(ranking.order) for name, ranking in rankings.items()},
+        "accuracy_by_depth": compared,
+        "joint_search": [
+            {"removed": r.block, "blocks": list(r.blocks), "accuracy": round(r.accuracy, 6)} for r in removals
+        ],
+        "tier": base.tier,
+        "top_k": base.top_k,
+        "data_source": study.stamp.data_source,
+        "stamp": study.stamp.to_json(),
+    }
+
+
+def _write(study: Study, name: str, record: Mapping[str, Any]) -> None:
+    _write_at(study.output_dir / name, {**record, "stamp": study.stamp.to_json()})
+
+
+def _write_at(path: Path, record: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+
+
+def _draw(study: Study, trained: Mapping[str, Importance], held_out: Mapping[str, Importance]) -> None:
+    """A bar chart for each data set, train beside validation, and one with all data sets."""
+    note = f"{study.stamp.model}, {study.stamp.data_source} data, {study.stamp.device}"
+    for name, train in trained.items():
+        _bars(
+            study.output_dir / f"importance_comparison_{name}.png",
+            {"train": train, "validation": held_out[name]},
+            f"{name}: importance of each block ({note})",
+        )
+    _bars(study.output_dir / "importance_comparison_all.png", trained, f"training pictures ({note})")
+
+
+@style()
+def _bars(path: Path, groups: Mapping[str, Importance], title: str) -> None:
+    """Draws a bar a block and group, with its interval."""
+    figure = new_figure(960, 400)
+    axes = figure.add_subplot()
+    width = 0.8 / len(groups)
+    for i, (name, one) in enumerate(groups.items()):
+        place = np.arange(len(one.values)) + (i - (len(groups) - 1) / 2) * width
+        low, high = one.interval()
+        bars = np.maximum((one.values - low, high - one.values), 0)
+        axes.bar(place, one.values, width, yerr=bars, label=name, error_kw={"lw": 0.8, "ecolor": INK})
+    axes.set_xticks(range(len(next(iter(groups.values())).values)))
+    axes.set_xlabel("block")
+    axes.set_ylabel("accuracy lost without it")
+    axes.grid(visible=False, axis="x")
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.legend()
+    figure.suptitle(title)
+    save_png(figure, path)
