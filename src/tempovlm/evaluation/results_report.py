@@ -30,8 +30,8 @@ differ. *Ours* is this project's target, *seed* that of the experiment protocol 
 without a result file is listed as not measured. Verdicts are computed from unrounded values, and what was measured
 with other weights than those that are shipped has none.
 
-The targets of GPUs were set for an H200; an H100, whose figures end in `_h100`, is held to the same and has 0.7 of
-the H200's memory bandwidth.
+A target of a GPU is of an H200 where it does not say another. A row stands once: one that says the same of another
+device, or a first target whose goal is met, is left out; the files of both GPUs are in the repository.
 
 Generated pictures (`synthetic`) and random weights say so in the last table: such accuracies do not compare with
 published ones, and random weights have no accuracy. How times are taken, and which file is which, is in

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from tempovlm.evaluation.targets import deciding, engine, exp8, measuring, pocket
 from tempovlm.evaluation.targets.base import AbsentError, Bound, Reading, Source, Target, is_met
+from tempovlm.evaluation.targets.kept import KEPT
 
 __all__ = ["TARGETS", "AbsentError", "Bound", "Reading", "Source", "Target", "is_met", "sources"]
 
-TARGETS: tuple[Target, ...] = (*pocket.ROWS, *engine.ROWS, *measuring.ROWS, *deciding.ROWS, *exp8.ROWS)
+_ALL = (*pocket.ROWS, *engine.ROWS, *measuring.ROWS, *deciding.ROWS, *exp8.ROWS)
+
+TARGETS: tuple[Target, ...] = tuple(target for target in _ALL if target.name in KEPT)
 
 
 def sources() -> tuple[Source, ...]:
