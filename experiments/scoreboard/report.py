@@ -107,17 +107,26 @@ def build(repository: Path) -> dict[str, str]:
     return {
         JSON_FILE: json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         MARKDOWN_FILE: markdown(rows, files, shipped),
-        **{page: with_figures((repository / page).read_text(encoding="utf-8"), rows) for page in pages},
+        **{page: with_figures(page, (repository / page).read_text(encoding="utf-8"), rows) for page in pages},
     }
 
 
-def with_figures(page: str, rows: Sequence[Row]) -> str:
-    """Return a page with the figures that it names as the rows have them."""
-    values = {
-        row.target.name: row.value + ("" if row.target.bound.sign == "reported" else _MARKS[row.met])
-        for row in rows
-    }
-    return _FIGURE.sub(lambda match: f"<!--{match[1]}-->{values[match[1]]}<!--/-->", page)
+def with_figures(path: str, text: str, rows: Sequence[Row]) -> str:
+    """Return a page with the figures that it names as the rows have them.
+
+    Raises:
+        UserError: it names a row that the table does not have.
+    """
+    found = {row.target.name: row for row in rows}
+
+    def figure(match: re.Match[str]) -> str:
+        row = found.get(match[1])
+        if row is None:
+            raise UserError(f"{path}: names the figure {match[1]}, which targets.toml does not have")
+        mark = "" if row.target.bound.sign == "reported" else _MARKS[row.met]
+        return f"<!--{match[1]}-->{row.value}{mark}<!--/-->"
+
+    return _FIGURE.sub(figure, text)
 
 
 def rows_of_run(folder: Path) -> list[Row]:

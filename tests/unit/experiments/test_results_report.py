@@ -237,6 +237,9 @@ def test_the_pages_of_the_experiments_have_the_figures(page: str, repository: Pa
     assert [f"Exp {n}" in text for n in range(1, 9)] == [True] * 8
     (repository / page).write_text("| <!--pocket_latency_native-->old<!--/--> |", encoding="utf-8")
     assert build(repository)[page] == "| <!--pocket_latency_native-->350 ms ✓<!--/--> |"
+    (repository / page).write_text("<!--nothing--><!--/-->", encoding="utf-8")
+    with pytest.raises(UserError, match=f"{page}: names the figure nothing"):
+        build(repository)
 
 
 def test_a_sweep_is_summed_up_from_its_rows() -> None:
