@@ -228,8 +228,8 @@ def _function(num_lines: int, decorator: str = "") -> str:
 
 CASES = (
     Case(module_length, "src/tempovlm/a.py", ("x = 1\n" * 601,), ("x = 1\n" * 600,)),
-    Case(module_length, "experiments/a.py", ("x = 1\n" * 601,), ("x = 1\n" * 600,)),
     Case(module_length, "experiments/controller/a.py", ("x = 1\n" * 91,), ("x = 1\n" * 90,)),
+    Case(module_length, "experiments/a.py", ("x = 1\n" * 601,), ("x = 1\n" * 600,)),
     Case(
         function_length,
         "src/tempovlm/a.py",
