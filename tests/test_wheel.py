@@ -163,6 +163,13 @@ def test_the_command_is_installed(environment: Environment) -> None:
     assert (done.returncode, done.stdout.split()[:1]) == (0, ["tempovlm"])
 
 
+@pytest.mark.parametrize("words", [("report",), ("reproduce", "--output_dir", "run")])
+def test_what_needs_a_checkout_says_so(environment: Environment, words: tuple[str, ...]) -> None:
+    done = environment.run("-m", "tempovlm", *words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "run this in a checkout of the repository, or give its root" in done.stderr
+
+
 def test_the_wheel_answers_from_another_folder(environment: Environment) -> None:
     picture = Image.new("RGB", (448, 336), "white")
     draw = ImageDraw.Draw(picture)

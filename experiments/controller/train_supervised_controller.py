@@ -33,7 +33,7 @@ def flags() -> script.FlagParser:
 
 
 def main(argv: list[str]) -> None:
-    """Train, write everything, and print accuracy by budget and the targets."""
+    """Train, write everything, and print accuracy by budget."""
     args = flags().parse_args(argv)
     script.positive("num_budgets", args.num_budgets)
     prepare()

@@ -1,6 +1,6 @@
 """`tempovlm report`: the table of promised against measured figures, made from the repository's result files.
 
-It parses flags, writes two files and prints a line; reading and judging are in `tempovlm.evaluation`.
+It parses flags, finds a checkout and writes the files that `experiments/scoreboard` there makes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 import tyro
 
 from tempovlm.cli import console
-from tempovlm.core.errors import UserError
+from tempovlm.cli.checkout import find_checkout, import_experiments
+from tempovlm.core.paths import write_whole
 
 DESCRIPTION = """\
 Write docs/results.md and docs/results.json from the stamped result files of a repository, and from nothing else.
@@ -38,19 +39,15 @@ class Flags:
 
 
 def main(argv: list[str]) -> None:
-    """Write both files, or compare them.
+    """Write the files, or compare them.
 
     Raises:
         UserError: this is no repository of the project, or one of its result files is broken.
         SystemExit: with 1, where `--check` finds a difference.
     """
     flags = console.parse(Flags, argv, "report", DESCRIPTION, EXAMPLES)
-    if not (flags.repository / "docs").is_dir():
-        raise UserError(f"--repository {flags.repository}: has no folder docs; give the root of the repository")
-    from tempovlm.core.paths import write_whole
-    from tempovlm.evaluation.results_report import build
-
-    texts = build(flags.repository)
+    checkout = find_checkout(flags.repository)
+    texts: dict[str, str] = import_experiments(checkout, "scoreboard.report").build(flags.repository)
     if flags.check:
         stale = [path for path, text in texts.items() if not _is_same(flags.repository / path, text)]
         if stale:

@@ -5,7 +5,9 @@ from __future__ import annotations
 EXIT_NOTHING, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 _EXTRA_OF_PACKAGE = {
-    **dict.fromkeys(("scipy", "sklearn", "pandas", "pyarrow", "jinja2", "matplotlib", "tensorboard"), "experiments"),
+    **dict.fromkeys(
+        ("scipy", "sklearn", "pandas", "pyarrow", "jinja2", "matplotlib", "tensorboard"), "experiments"
+    ),
     "pycocoevalcap": "captions",
 }
 

@@ -301,7 +301,7 @@ def _more(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The trade-off as text, a line a budget, beside what the seed document expects; CIDEr is given times 100."""
+    """The trade-off as text, a line a budget; CIDEr is given times 100."""
     about = f"{', '.join(result['dataset'])} ({result['data_source']}), {result['model']} on {result['device']}"
     lines = [f"{about}, controller {result['controller']}", ""]
     has_captions = any("cider" in row for row in result["budgets"])
@@ -320,13 +320,7 @@ def render(result: Mapping[str, Any]) -> str:
             f"{_cell(row['utilisation'], 7)}{times}"
         )
     stopped = sum(row["stopped"]["num"] for row in result["budgets"])
-    lines += ["", f"stopped at the deadline: {stopped}; failed: {result['num_failed']}", ""]
-    lines += [f"{'target':<24} {'seed':>8} {'measured':>10}"]
-    feasible = [row for row in result["budgets"] if (row["feasible_share"] or 0) >= 0.5]
-    least = min((row["adherence"] for row in feasible), default=None)
-    measured = "none feasible" if least is None else f"{100 * least:.1f} %"
-    verdict = "not measured" if least is None else "met" if least > 0.8 else "not met"
-    lines.append(f"{'adherence, least':<24} {'> 80 %':>8} {measured:>10}  {verdict}")
+    lines += ["", f"stopped at the deadline: {stopped}; failed: {result['num_failed']}"]
     return "\n".join(lines) + "\n"
 
 

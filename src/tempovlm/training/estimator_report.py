@@ -1,4 +1,4 @@
-"""Exp 1 from result files to a checkpoint and its report: metrics, targets, transfer, tables and figures."""
+"""Exp 1 from result files to a checkpoint and its report: metrics, transfer, tables and figures."""
 
 from __future__ import annotations
 
@@ -154,7 +154,6 @@ def _train(job: Job, source: Source, other: Source | None, split: Split, rows: R
     best = replace(estimators[winner], notes={"judged": judged[winner], "metrics": tested[winner]})
     best.save(job.output_dir / CHECKPOINT)
     report["transfer"] = None if other is None else _transfer(job, best, other)
-    report["targets"] = targets(report)
     write_whole(job.output_dir / "report.json", json.dumps(report, indent=1) + "\n")
     draw_report(job.output_dir, estimators, split, winner, source.stamp)
     return report
@@ -287,56 +286,8 @@ def _transfer(job: Job, best: Estimator, other: Source) -> dict[str, Any]:
     return {"curve": curve, "stamp": dict(other.stamp), "checkpoint": MOVED_CHECKPOINT, "seeds": _TRANSFER_SEEDS}
 
 
-def targets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the table 'seed target / ours / measured', worst of the two tests each."""
-    on_gpu = str(report["stamp"].get("device", "")).startswith("cuda")
-    median, p95 = (0.02, 0.06) if on_gpu else (0.05, 0.15)
-    found = report["candidates"][report["winner"]]
-    tests = [found[part] for part in ("test", "held_out") if part in found]
-    rows = []
-
-    def add(
-        name: str, seed: str, ours: float, measured: float | None, unit: str, *, at_least: bool = False
-    ) -> None:
-        met = None if measured is None else bool(measured >= ours if at_least else measured <= ours)
-        sign = "≥" if at_least else "≤"
-        rows.append(
-            {
-                "name": name,
-                "seed_target": seed,
-                "our_target": f"{sign} {ours:g}",
-                "measured": measured,
-                "unit": unit,
-            }
-            | {"met": met}
-        )
-
-    def worst(stage: str, field: str, pick: Any = max) -> float | None:
-        values = [test[stage][field] for test in tests if test[stage][field] is not None]
-        return round(pick(values), 6) if values else None
-
-    add("prefill MAE", "< 5", 5.0, worst("prefill", "mae_ms"), "ms")
-    add("decode per token MAE", "< 1", 0.05 if on_gpu else 1.0, worst("decode_per_token", "mae_ms"), "ms")
-    for stage in ("prefill", "decode_per_token"):
-        add(f"{stage} median error", "-", median, worst(stage, "median_ape"), "share")
-        add(f"{stage} p95 error", "-", p95, worst(stage, "p95_ape"), "share")
-    for stage in STAGES:
-        add(f"{stage} R²", "> 0.9", 0.99 if on_gpu else 0.9, worst(stage, "r2", min), "", at_least=True)
-    for level, margin in zip(LEVELS, COVERAGE_LIMITS, strict=True):
-        shares = [report["coverage"]["test"][stage][str(level)] for stage in STAGES]
-        gaps = [abs(share - level) for share in shares if share is not None]
-        add(f"P{level * 100:.0f} coverage, worst stage", "-", margin, round(max(gaps), 5) if gaps else None, "off")
-    cost_ms = report["judged"][report["winner"]]["predict_ms"]
-    add("all settings, one prediction", "-", 0.2, round(cost_ms, 4), "ms")
-    transfer = report["transfer"]
-    at_25 = transfer and next(row for row in transfer["curve"] if row["measurements"] == _MOVE_WITH)["median_ape"]
-    moved = max(at_25[stage]["median"] for stage in STAGES if stage in at_25) if at_25 else None
-    add(f"transfer, {_MOVE_WITH} measurements, worst stage", "-", 0.05, moved and round(moved, 5), "share")
-    return rows
-
-
 def render(report: Mapping[str, Any]) -> str:
-    """The candidates' and the targets' tables as text."""
+    """Return the candidates' table and the errors of the one that is shipped, as text."""
     lines = ["model        left-out error  all settings ms   test prefill / decode   held-out prefill / decode"]
     for name, judged in report["judged"].items():
         cells = []
@@ -352,10 +303,14 @@ def render(report: Mapping[str, Any]) -> str:
         "",
         f"* shipped: {report['choice_rule']}",
         "",
-        f"{'target':<40} {'seed':>7} {'ours':>8} {'measured':>12}",
+        f"{'stage':<18} {'test MAE, R²':>20} {'held-out':>20}",
     ]
-    for row in report["targets"]:
-        verdict = {True: "met", False: "not met", None: "not measured"}[row["met"]]
-        value = "-" if row["measured"] is None else f"{row['measured']:g} {row['unit']}".strip()
-        lines.append(f"{row['name']:<40} {row['seed_target']:>7} {row['our_target']:>8} {value:>12}  {verdict}")
+    best = report["candidates"][report["winner"]]
+    for stage in STAGES:
+        cells = []
+        for part in ("test", "held_out"):
+            found = best.get(part, {}).get(stage, {})
+            mae_ms, r2 = found.get("mae_ms"), found.get("r2")
+            cells.append(("-" if mae_ms is None else f"{mae_ms:.4f} ms") + ("" if r2 is None else f", {r2:.4f}"))
+        lines.append(f"{stage:<18} {cells[0]:>20} {cells[1]:>20}")
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ from tempovlm.training.actors import Shared, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
 from tempovlm.training.grpo_loop import train
 from tempovlm.training.grpo_plots import draw
-from tempovlm.training.grpo_report import judge, render, targets
+from tempovlm.training.grpo_report import judge, render
 from tempovlm.training.rollout import LEAST_LEFT
 
 __all__ = ["CHECKPOINT", "STAGE1", "Stage2Job", "render", "run_job"]
@@ -139,8 +139,8 @@ def soften(trunk: nn.Sequential) -> None:
 
 
 def finish(job: GrpoJob, material: Material, judged: Mapping[str, Any], schema: str) -> dict[str, Any]:
-    """The report: what was judged, the targets, and what it was made with."""
-    report: dict[str, Any] = {
+    """The report: what was judged and what it was made with."""
+    return {
         "schema": schema,
         **judged,
         "questions": {name: int(mask.sum()) for name, mask in material.split._asdict().items()},
@@ -150,5 +150,3 @@ def finish(job: GrpoJob, material: Material, judged: Mapping[str, Any], schema: 
         "knob_space": material.table.space.fingerprint,
         "stamp": dict(material.stamp),
     }
-    on_gpu = str(material.stamp.get("device", "")).startswith("cuda")
-    return report | {"targets": targets(report, on_gpu=on_gpu)}

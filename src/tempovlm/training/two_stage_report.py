@@ -18,7 +18,7 @@ from tempovlm.lab.statistics import clustered_bootstrap
 from tempovlm.lab.table import Floats
 from tempovlm.training.controller_data import Ints
 from tempovlm.training.stage1_data import Material, Rows
-from tempovlm.training.supervised import BINS, bin_edges, render_targets
+from tempovlm.training.supervised import BINS, bin_edges
 
 SCHEMA = "tempovlm.stage1_report/1"
 
@@ -26,7 +26,6 @@ TREES = 120
 """Boosting rounds at most."""
 
 _RATE, _LEAVES = 0.06, 15
-_WITHIN_POINTS = 2.0
 
 
 def judge_stage1(
@@ -66,7 +65,7 @@ def judge_stage1(
         "budget_only": compared(floor, right, test, images, seed),
         "knob_space": data.space.fingerprint,
     }
-    return report | {"targets": targets(report)}
+    return report
 
 
 def interval(values: NDArray[Any], images: list[str], seed: int) -> list[float]:
@@ -194,29 +193,8 @@ def by_dataset(data: Material, rows: Rows, right: NDArray[np.bool_]) -> dict[str
     return result
 
 
-def targets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows 'seed target / ours / measured'; None where scikit-learn was not there to compare with."""
-    accuracy = round(100 * report["accuracy"], 2)
-    ceiling, floor = report["gradient_boosting"], report["budget_only"]
-    first = {
-        "name": "tier accuracy",
-        "seed_target": "> 75 %",
-        "our_target": "close to boosting, below",
-        "measured": accuracy,
-    }
-    behind = ceiling and round(-ceiling["ahead_points"], 2)
-    second = {"name": "behind gradient boosting", "seed_target": "-", "our_target": f"≤ {_WITHIN_POINTS:g}"}
-    ahead = floor and round(floor["ahead_points"], 2)
-    third = {"name": "ahead of budget-only", "seed_target": "-", "our_target": "> 0, interval too"}
-    return [
-        {**first, "unit": "%", "met": accuracy > 75},
-        {**second, "measured": behind, "unit": "points", "met": ceiling and behind <= _WITHIN_POINTS},
-        {**third, "measured": ahead, "unit": "points", "met": floor and floor["interval_points"][0] > 0},
-    ]
-
-
 def render(report: Mapping[str, Any]) -> str:
-    """Confusion, tiers by budget, accuracy by data set and the targets, as text."""
+    """Confusion, tiers by budget and accuracy by data set, as text."""
     names = list(report["confusion"])
     lines = [f"{'best / chosen':<16}" + "".join(f"{name:>9}" for name in names)]
     lines += [f"{name:<16}" + "".join(f"{row[n]:>9}" for n in names) for name, row in report["confusion"].items()]
@@ -243,4 +221,4 @@ def render(report: Mapping[str, Any]) -> str:
             low, high = found["interval_points"]
             own = f"{title} {found['accuracy']:.1%}; the network is ahead by {found['ahead_points']:+.2f}"
             lines.append(f"{own} points [{low:+.2f}, {high:+.2f}]")
-    return "\n".join(lines) + "\n\n" + render_targets(report["targets"])
+    return "\n".join(lines) + "\n"

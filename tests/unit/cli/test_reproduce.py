@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from experiments import recipes, reproduce
+from experiments.recipes import ANSWERS, ESTIMATOR, Run, Setup, chain
+from experiments.reproduce import JOURNAL, Journal
 
 import stamps
 import sweep_rows
 import tiny_model
-from tempovlm.cli import console, reproduce
+from tempovlm.cli import console
 from tempovlm.cli.main import main
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.engine import calibration
-from tempovlm.evaluation import journal, reproduction, reproduction_steps
-from tempovlm.evaluation.reproduction import SWEEPS, Setup, Step
-from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
 from tempovlm.lab.core_exp.reuse import missing, take_results
 from tempovlm.lab.core_exp.store import read_rows, write_rows
@@ -45,12 +45,12 @@ def checkout(tiny_folder: Path, bed: Path, tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("checkout")
     (root / "experiments").symlink_to(ROOT / "experiments")
     stamp = replace(stamps.STAMP, weights=weights_hash(tiny_folder), hardware="a GPU", device="cuda/bfloat16")
-    for part, name in SWEEPS.items():
+    for part, name in ANSWERS.items():
         split = "train" if part == "train" else "val"
         for dataset in GENERATED:
             samples = load_samples(dataset, split, data_dir=bed)
             rows = [answered(s) for s in samples]
-            write_rows(root / "results" / name, dataset, [row for some in rows for row in some], stamp)
+            write_rows(root / name, dataset, [row for some in rows for row in some], stamp)
     return root
 
 
@@ -90,13 +90,13 @@ def test_the_whole_chain(
     measured = {row["experiment"] for row in rows if row["measured"] is not None}
     assert measured >= {f"Exp {number}" for number in range(1, 9)}
     assert (out / "results/evaluate/pocket_cpu/judge.html").read_text().startswith("<!")
-    known = json.loads((out / journal.FILE).read_text())
+    known = json.loads((out / JOURNAL).read_text())
     assert len(known["took_ms"]) == 14
     judged = json.loads((out / "results/evaluate/pocket_cpu/judge.json").read_text())
     assert judged["oracle"]["kind"] == "noise-corrected"
     assert (out / "logs" / "exp4.txt").read_text()
     # Nothing is left to do; a lost result is made again, with everything that rests on it.
-    monkeypatch.setattr(reproduce, "run_step", lambda step, *_: pytest.fail(step.name))
+    monkeypatch.setattr(reproduce, "run_one", lambda step, *_: pytest.fail(step.name))
     assert main(argv) == 0
     (out / "results/adaptive_inference/pocket_cpu.json").unlink()
     with pytest.raises(pytest.fail.Exception, match="exp8"):
@@ -109,7 +109,7 @@ def setup(**more: object) -> Setup:
         "weights": "w",
         "device": "cpu",
         "place": "cpu",
-        "counts": reproduction.SHIPPED,
+        "counts": recipes.SHIPPED,
         "data_dir": None,
         "has_shipped": True,
     }
@@ -117,64 +117,61 @@ def setup(**more: object) -> Setup:
 
 
 def test_the_order_is_the_protocols_and_each_step_finds_its_files() -> None:
-    chain = reproduction_steps.steps(setup())
-    numbered = [step.name for step in chain if step.name.startswith("exp")]
+    runs = chain(setup())
+    numbered = [step.name for step in runs if step.name.startswith("exp")]
     assert numbered == ["exp6", "exp7", "exp1", "exp2", "exp3", "exp4", "exp5", "exp8"]
-    assert len({step.name for step in chain}) == len(chain)
-    made: set[str] = set()
-    for step in chain:
-        needed = [word for word in step.words if word.startswith(("results/", "checkpoints/"))]
-        own = {str(parent) for name in step.results for parent in (Path(name), *Path(name).parents)}
-        known = {str(parent) for name in made for parent in (Path(name), *Path(name).parents)}
-        assert set(needed) <= own | known, step.name
-        made |= set(step.results)
+    assert len({step.name for step in runs}) == len(runs)
+    made: list[str] = []
+    for run in runs:
+        assert all(any(f"{name}/".startswith(f"{one}/") for name in made) for one in run.inputs), run.name
+        made += run.outputs
 
 
 def test_half_an_hour_on_two_cores() -> None:
-    chain = reproduction_steps.steps(setup())
-    assert sum(step.about_ms for step in chain) <= 27 * 60_000
-    taken = [step.name for step in chain if step.command == reproduction.TAKE]
+    runs = chain(setup())
+    assert sum(step.about_ms for step in runs) <= 27 * 60_000
+    taken = [step.name for step in runs if step.command == recipes.TAKE]
     assert taken == ["core_train", "core_val", "core_twin"]
-    anew = reproduction_steps.steps(setup(counts=reproduction.ANEW, has_shipped=False))
+    anew = chain(setup(counts=recipes.ANEW, has_shipped=False))
     assert sum(step.about_ms for step in anew) <= 30 * 60_000
-    assert not [step.name for step in anew if step.command == reproduction.TAKE]
-    assert [step.name for step in anew] == [step.name for step in chain]
+    assert not [step.name for step in anew if step.command == recipes.TAKE]
+    assert [step.name for step in anew] == [step.name for step in runs]
     (twin,) = (step for step in anew if step.name == "core_twin")
-    assert "--twins" in twin.words
+    assert "--twins" in twin.flags
 
 
 def test_the_scripts_take_these_flags() -> None:
-    for chosen in (setup(), setup(counts=reproduction.SMOKE, has_shipped=False, device="cuda", place="h100")):
-        for step in reproduction_steps.steps(chosen):
+    for chosen in (setup(), setup(counts=recipes.SMOKE, has_shipped=False, device="cuda", place="h100")):
+        for step in chain(chosen):
             if step.command.endswith(".py"):
                 path = ROOT / step.command
                 parser = reproduce.command(step.command, ROOT).__globals__["flags"]()
                 assert path.is_file()
-                parser.parse_args(list(step.words))
+                parser.parse_args(list(step.flags))
 
 
-def fake(log: list[str], stop_at: str = "") -> Callable[[Step, Path, Path, Setup], None]:
-    def run_step(step: Step, folder: Path, *_: object) -> None:
+def fake(log: list[str], stop_at: str = "") -> Callable[[Run, Path, Path, Setup], None]:
+    def run_one(step: Run, folder: Path, *_: object) -> None:
         if step.name == stop_at:
             raise KeyboardInterrupt
         log.append(step.name)
-        for name in step.results:
+        for name in step.outputs:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("{}")
 
-    return run_step
+    return run_one
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, log = setup(), list[str]()
-    chain, notes = reproduction_steps.steps(chosen), console.stderr()
-    names = [step.name for step in chain]
+    runs, notes = chain(chosen), console.stderr()
+    names = [step.name for step in runs]
 
     def go(stop_at: str = "") -> list[str]:
         log.clear()
-        monkeypatch.setattr(reproduce, "run_step", fake(log, stop_at))
-        kept = journal.Journal.open(tmp_path, chosen.conditions())
-        reproduce.run(chain, kept, tmp_path, chosen, notes)
+        monkeypatch.setattr(reproduce, "run_one", fake(log, stop_at))
+        kept = Journal.open(tmp_path, chosen.conditions())
+        reproduce.run_all(runs, kept, tmp_path, chosen, notes)
         return log
 
     with pytest.raises(KeyboardInterrupt):
@@ -182,26 +179,26 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     assert log == names[: names.index("exp3")]
     assert go() == names[names.index("exp3") :]
     assert go() == []
-    (tmp_path / ESTIMATOR_FILE).unlink()
+    (tmp_path / ESTIMATOR).unlink()
     assert go() == names[names.index("exp1") :]
     with pytest.raises(UserError, match="holds a run with another weights, device"):
-        journal.Journal.open(tmp_path, setup(weights="v", device="cuda").conditions())
-    (tmp_path / journal.FILE).write_text('{"conditions": ')
-    with pytest.raises(UserError, match=f"{journal.FILE}: damaged"):
+        Journal.open(tmp_path, setup(weights="v", device="cuda").conditions())
+    (tmp_path / JOURNAL).write_text('{"conditions": ')
+    with pytest.raises(UserError, match=f"{JOURNAL}: damaged"):
         go()
 
 
 def test_a_step_that_leaves_nothing_is_no_step(tmp_path: Path) -> None:
-    kept = journal.Journal(tmp_path, {})
-    (step, *_) = reproduction_steps.steps(setup())
+    kept = Journal(tmp_path, {})
+    (step, *_) = chain(setup())
     with pytest.raises(UserError, match=r"was not written; see logs/data\.txt"):
         kept.finish(step, 5.0)
     assert not kept.is_done(step)
 
 
 def test_the_time_left_follows_the_pace(tmp_path: Path) -> None:
-    one, two, three = (replace(reproduction_steps.steps(setup())[i], about_ms=100.0 * (i + 1)) for i in range(3))
-    kept = journal.Journal(tmp_path, {})
+    one, two, three = (replace(chain(setup())[i], about_ms=100.0 * (i + 1)) for i in range(3))
+    kept = Journal(tmp_path, {})
     assert kept.left_ms((one, two, three), (one, two, three)) == pytest.approx(600)
     kept.took_ms[one.name] = 200.0
     assert kept.left_ms((one, two, three), (two, three)) == pytest.approx(1000)
@@ -210,7 +207,7 @@ def test_the_time_left_follows_the_pace(tmp_path: Path) -> None:
 def test_shipped_rows_are_taken_where_the_questions_are_here(
     bed: Path, checkout: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
-    source, weights = checkout / "results" / SWEEPS["val"], weights_hash(tiny_folder)
+    source, weights = checkout / ANSWERS["val"], weights_hash(tiny_folder)
     order = list(range(6))
     assert missing([source], GENERATED, weights, SPACE.fingerprint, order) is None
     assert "of the weights" in str(missing([source], GENERATED, "w", SPACE.fingerprint, order))
@@ -274,12 +271,12 @@ def test_two_runs_in_one_folder_are_not_mixed(
     out, begun = tmp_path / "run", list[str]()
     argv = words(tiny_folder, bed, checkout, out)
 
-    def second_while_first(step: Step, *_: object) -> None:
+    def second_while_first(step: Run, *_: object) -> None:
         begun.append(step.name)
         assert main([*argv[:-1], str(out / ".." / "run")]) == 2
         raise UserError("stopped")
 
-    monkeypatch.setattr(reproduce, "run_step", second_while_first)
+    monkeypatch.setattr(reproduce, "run_one", second_while_first)
     assert main(argv) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(begun) == 1, "the second run has run nothing"
@@ -290,25 +287,25 @@ def test_two_runs_in_one_folder_are_not_mixed(
 
 
 def test_a_run_goes_on_with_the_data_that_it_was_begun_with(bed: Path, tmp_path: Path) -> None:
-    counts = reproduction.SMOKE
+    counts = recipes.SMOKE
     given = setup(data_dir=bed, questions=reproduce.data_digest(bed, counts))
-    kept = journal.Journal(tmp_path, given.conditions())
-    kept.finish(replace(reproduction_steps.steps(given)[0], results=()), 1.0)
+    kept = Journal(tmp_path, given.conditions())
+    kept.finish(replace(chain(given)[0], outputs=()), 1.0)
     other = shutil.copytree(bed, tmp_path / "other")
     assert reproduce.data_digest(other, counts) == given.questions
     path = other / "text_vqa" / "TextVQA_0.5.1_val.json"
     path.write_text(path.read_text().replace('"question": "', '"question": "so, '))
     changed = replace(given, questions=reproduce.data_digest(other, counts))
     with pytest.raises(UserError, match="holds a run with another questions"):
-        journal.Journal.open(tmp_path, changed.conditions())
-    record = json.loads((tmp_path / journal.FILE).read_text())
+        Journal.open(tmp_path, changed.conditions())
+    record = json.loads((tmp_path / JOURNAL).read_text())
     record["conditions"].pop("questions")
-    (tmp_path / journal.FILE).write_text(json.dumps(record))
-    assert journal.Journal.open(tmp_path, given.conditions()).took_ms == kept.took_ms
+    (tmp_path / JOURNAL).write_text(json.dumps(record))
+    assert Journal.open(tmp_path, given.conditions()).took_ms == kept.took_ms
 
 
 def test_shipped_rows_of_other_pictures_are_refused(bed: Path, checkout: Path, tmp_path: Path) -> None:
-    source = shutil.copytree(checkout / "results" / SWEEPS["val"], tmp_path / "source")
+    source = shutil.copytree(checkout / ANSWERS["val"], tmp_path / "source")
     samples = load_samples("okvqa", "val", data_dir=bed)
     (source / MANIFEST).write_text(json.dumps({"conditions": {"split": "val"}, "ranking": list(range(6))}))
     keep_questions(source, {}, {"okvqa": question_digests(samples)})

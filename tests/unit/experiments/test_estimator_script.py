@@ -89,11 +89,11 @@ def test_train_choose_move_and_report(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "out"
     script(SCRIPT).main([*words(out, here), "--transfer_results_dir", str(there)])
     printed = capsys.readouterr().out
-    assert "seed" in printed
-    assert "prefill MAE" in printed
+    assert "test MAE, R²" in printed
     estimator = load_estimator(out / "best_latency_estimator.pt", SPACE)
     report = json.loads((out / "report.json").read_text())
     assert report["winner"] == estimator.name
+    assert f"{report['candidates'][estimator.name]['test']['prefill']['mae_ms']:.4f} ms" in printed
     assert estimator.stamp["hardware"] == STAMP.hardware
     assert set(report["candidates"]) == {"mlp", "roofline", "boosting", "nearest"}
     assert report["candidates"][report["winner"]]["test"]["prefill"]["median_ape"] < 0.05

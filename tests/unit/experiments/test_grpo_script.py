@@ -65,7 +65,7 @@ def test_two_stages_and_two_seeds(
     script(SCRIPT).main(words(bed, results, tmp_path, "--seeds", "1", "2", "--group_size", "3"))
     printed = capsys.readouterr().out
     assert "seed" in printed
-    assert "validation reward, end less untrained" in printed
+    assert "validation reward: untrained" in printed
     assert printed.endswith(f"{tmp_path / 'best_controller.pt'}\n")
     assert load_controller(tmp_path / "best_controller.pt", SPACE).kind == "two_stage"
     report = json.loads((tmp_path / "report.json").read_text())

@@ -59,7 +59,8 @@ def test_train_and_report(job: Stage2Job) -> None:
     assert sum(report["questions"].values()) > 0
     assert report["latency"] == "measured"
     assert set(report["policies"]) == {"policy", "policy, nothing masked", "table", "fixed", "oracle"}
-    assert "seed" in render(report)
+    assert f"end {report['reward']['end']:.4f}" in render(report)
+    assert "targets" not in report
     lines = (job.output_dir / "stage2" / "training_log.jsonl").read_text().splitlines()
     assert len(lines) == 2
     for name in ("training", "knobs", "trade_off"):

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.scoreboard.readings import Content
+from experiments.scoreboard.targets import Source
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.core.stamp import Stamp
-from tempovlm.evaluation.targets.base import Content, Source
 from tempovlm.tasks.base import GENERATED
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def read_result(repository: Path, source: Source, shipped: str | None) -> Result
         content, stamps = _read_sweep(path)
     else:
         content = _read_json(path)
-        if source.stamp == "fields":
+        if source.fields:
             own = _fields(content, path)
             return ResultFile(
                 content, Origin(**{name: own[name] for name in ("hardware", "weights", "data_source")})

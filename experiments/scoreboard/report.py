@@ -1,37 +1,44 @@
 """The results table: every promised figure beside what the repository's result files say, as JSON and Markdown.
 
-Nothing is filled in: a figure whose file is absent is listed as not measured, with the command that makes it, and
-every verdict is `is_met` of the measured value. The output depends on the files alone, so that two runs agree byte
-for byte. It measures nothing and reads nothing but result files.
+A figure whose file is absent is listed as not measured, with the command that makes it. Every verdict is
+`Target.is_met` of the measured value. The output depends on the files alone, so two runs agree byte for byte.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.recipes import commands
+from experiments.scoreboard.readings import AbsentError
+from experiments.scoreboard.result_files import ResultFile, read_result, shipped_weights
+from experiments.scoreboard.targets import TARGETS, Bound, Reading, Source, Target, sources
 from tempovlm.core.errors import UserError
-from tempovlm.evaluation.result_files import ResultFile, read_result, shipped_weights
-from tempovlm.evaluation.targets import TARGETS, AbsentError, Bound, Reading, Source, Target, is_met, sources
 
 JSON_FILE, MARKDOWN_FILE = "docs/results.json", "docs/results.md"
+PAGES = ("experiments/README.md", "experiments/README.zh.md")
+"""Pages whose figures, between `<!--NAME-->` and `<!--/-->`, are those of the rows NAME."""
+
+_FIGURE = re.compile(r"<!--(\w+)-->.*?<!--/-->")
+_MARKS = {True: " ✓", False: " ✗", None: ""}
 
 Files = Mapping[str, ResultFile | None]
 
 _HEAD = """\
 # Results
 
-Every figure that this project promised, beside what was measured. `tempovlm report` makes this page and
+The figures that this project promised, beside what was measured. `tempovlm report` makes this page and
 `results.json` from the stamped result files in the repository and from nothing else; a test fails when they
 differ. *Ours* is this project's target, *seed* that of the experiment protocol that it implements. A figure
 without a result file is listed as not measured. Verdicts are computed from unrounded values, and what was measured
 with other weights than those that are shipped has none.
 
-The targets of GPUs were set for an H200; an H100, whose figures end in `_h100`, is held to the same and has 0.7 of
-the H200's memory bandwidth.
+A target of a GPU is of an H200 where it does not say another. A row stands once: one that says the same of another
+device, or a first target whose goal is met, is left out; the files of both GPUs are in the repository.
 
 Generated pictures (`synthetic`) and random weights say so in the last table: such accuracies do not compare with
 published ones, and random weights have no accuracy. How times are taken, and which file is which, is in
@@ -61,6 +68,13 @@ class Row:
     data_source: str | None
     hardware: str | None
 
+    @property
+    def value(self) -> str:
+        """The measured value with its unit, for people."""
+        if self.measured is None:
+            return _DASH
+        return f"{shown(self.measured, self.target.bound)} {self.target.unit}".strip()
+
     def to_json(self) -> dict[str, Any]:
         """The entry of `results.json`."""
         target = self.target
@@ -80,19 +94,39 @@ class Row:
 
 
 def build(repository: Path) -> dict[str, str]:
-    """The text of both files by their path in the repository.
+    """Return the text of both files, and of the pages that are there, by their path in the repository.
 
     Raises:
         UserError: a result file is broken, without a stamp, or not of the model and machine that it is for.
     """
     shipped = shipped_weights(repository)
     files = {source.path: read_result(repository, source, shipped) for source in sources()}
-    rows = [judge_row(target, files[target.source.path], shipped) for target in TARGETS]
+    rows = [judge_row(target, files[target.source.path], shipped, repository) for target in TARGETS]
     record = {"targets": [row.to_json() for row in rows]}
+    pages = [page for page in PAGES if (repository / page).exists()]
     return {
         JSON_FILE: json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         MARKDOWN_FILE: markdown(rows, files, shipped),
+        **{page: with_figures(page, (repository / page).read_text(encoding="utf-8"), rows) for page in pages},
     }
+
+
+def with_figures(path: str, text: str, rows: Sequence[Row]) -> str:
+    """Return a page with the figures that it names as the rows have them.
+
+    Raises:
+        UserError: it names a row that the table does not have.
+    """
+    found = {row.target.name: row for row in rows}
+
+    def figure(match: re.Match[str]) -> str:
+        row = found.get(match[1])
+        if row is None:
+            raise UserError(f"{path}: names the figure {match[1]}, which targets.toml does not have")
+        mark = "" if row.target.bound.sign == "reported" else _MARKS[row.met]
+        return f"<!--{match[1]}-->{row.value}{mark}<!--/-->"
+
+    return _FIGURE.sub(figure, text)
 
 
 def rows_of_run(folder: Path) -> list[Row]:
@@ -103,47 +137,50 @@ def rows_of_run(folder: Path) -> list[Row]:
     """
     own = [source for source in sources() if (folder / source.path).exists()]
     files = {one.path: read_result(folder, replace(one, model=None, hardware=None), None) for one in own}
-    return [judge_row(target, files[target.source.path], None) for target in TARGETS if target.source in own]
+    return [judge_row(one, files[one.source.path], None, folder) for one in TARGETS if one.source in own]
 
 
-def judge_row(target: Target, file: ResultFile | None, shipped: str | None) -> Row:
+def judge_row(target: Target, file: ResultFile | None, shipped: str | None, repository: Path) -> Row:
     """Read a target's value and judge it.
 
     Args:
         target: what to judge.
         file: its result file; None where it is absent.
         shipped: hash of the shipped pocket's weights.
+        repository: its root; the files there need not be made again to make a missing one.
 
     Raises:
         UserError: the file holds something else than a number there.
     """
     source = target.source
+    command = commands(source.path, repository)
     if file is None:
-        return Row(target, None, None, f"not measured yet: {source.command}", source.command, None, None)
+        return Row(target, None, None, f"not measured yet: {command}", command, None, None)
     origin = file.origin
     about = (origin.data_source, origin.machine)
     try:
         reading = target.measure(file.content)
     except AbsentError as absent:
-        reason = f"not measured yet: {source.path}: {absent}; {source.command}"
-        return Row(target, None, None, reason, source.command, *about)
+        reason = f"not measured yet: {source.path}: {absent}; {command}"
+        return Row(target, None, None, reason, command, *about)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
     except (AttributeError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise UserError(f"{source.path}: not the layout that {target.name} is read from ({error})") from None
-    if source.needs_shipped_weights and shipped is not None and origin.weights != shipped:
+    if source.shipped and shipped is not None and origin.weights != shipped:
         stale = f"not measured yet with the shipped weights {shipped}, the value is of {origin.weights}"
-        reason = f"{stale}: {source.command}"
-        return Row(target, reading.value, None, reason, source.command, *about)
-    return Row(target, reading.value, is_met(target, reading), _why(target, reading), None, *about)
+        reason = f"{stale}: {command}"
+        return Row(target, reading.value, None, reason, command, *about)
+    return Row(target, reading.value, target.is_met(reading), _why(target, reading), None, *about)
 
 
 def _why(target: Target, reading: Reading) -> str | None:
     """Names the second bound where it decided."""
     if target.other is None or reading.other is None or target.bound.holds(reading.value):
         return None
-    verdict = "kept" if target.other.holds(reading.other) else "missed too"
-    return f"second bound {target.other.text('')} {verdict}: {shown(reading.other, target.other)}"
+    _, bound = target.other
+    verdict = "kept" if bound.holds(reading.other) else "missed too"
+    return f"second bound {bound.text('')} {verdict}: {shown(reading.other, bound)}"
 
 
 def shown(value: float, bound: Bound) -> str:
@@ -179,8 +216,8 @@ def _section(name: str, rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         target = row.target
-        value = _DASH if row.measured is None else f"{shown(row.measured, target.bound)} {target.unit}".strip()
-        lines.append((f"{target.about} `{target.name}`", target.seed, target.our_target, value, verdict(row)))
+        figure = f"{target.about} `{target.name}`"
+        lines.append((figure, target.seed, target.our_target, row.value, verdict(row)))
     notes = [f"- `{row.target.name}`: {row.reason}\n" for row in rows if row.command is None and row.reason]
     table = _table(("figure", "seed", "ours", "measured", "verdict"), lines)
     return f"## {name}\n\n{table}" + ("\n" + "".join(notes) if notes else "")
@@ -190,7 +227,7 @@ def verdict(row: Row) -> str:
     """Met or missed, as the page marks it, or why neither."""
     if row.met is None:
         return "not measured" if row.measured is None else "of other weights"
-    return "reported" if row.target.bound.sign == "any" else _VERDICTS[row.met]
+    return "reported" if row.target.bound.sign == "reported" else _VERDICTS[row.met]
 
 
 def _missing(rows: Sequence[Row]) -> str:
@@ -202,7 +239,7 @@ def _missing(rows: Sequence[Row]) -> str:
     lines = []
     for source, mine in missing.items():
         reasons = "; ".join(dict.fromkeys(_short(row) for row in mine))
-        lines.append((f"`{source.path}`", str(len(mine)), reasons, f"`{source.command}`"))
+        lines.append((f"`{source.path}`", str(len(mine)), reasons, f"`{mine[0].command}`"))
     return "## Not measured yet\n\n" + _table(("file", "figures", "why", "command that makes it"), lines)
 
 
