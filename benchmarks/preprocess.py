@@ -26,12 +26,12 @@ from PIL import Image
 
 from tempovlm import api
 from tempovlm.core.units import now_ms
+from tempovlm.data.base import score
+from tempovlm.data.catalog import load_samples
 from tempovlm.model.config import CLIP_STD, MOLMOE_1B
 from tempovlm.model.image import open_image
 from tempovlm.model.tiling import cut_crops
-from tempovlm.tasks.base import score
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.synthetic import DATASETS, make_scene
+from tempovlm.testbed import DATASETS, make_scene
 
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))
 

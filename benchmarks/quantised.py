@@ -34,6 +34,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
 from tempovlm.core.shape import ModelShape
+from tempovlm.data.base import Sample, score
+from tempovlm.data.catalog import load_mixed
 from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.engine.transcript import Transcript
@@ -42,9 +44,7 @@ from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.quantised import Kind, QuantisedDecoder, imitate
 from tempovlm.model.vlm import Molmo
 from tempovlm.profiling.progress import progress_bar
-from tempovlm.tasks.base import Sample, score
-from tempovlm.tasks.catalog import load_mixed
-from tempovlm.tasks.synthetic import DATASETS
+from tempovlm.testbed import DATASETS
 
 KINDS: tuple[Kind, ...] = ("fp8", "int8")
 MAX_NEW_TOKENS = 16

@@ -12,10 +12,10 @@ import stamps
 import tiny_model
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import SweepRow
+from tempovlm.data.base import Sample
+from tempovlm.data.catalog import load_samples
 from tempovlm.profiling.batched import blank_row
 from tempovlm.profiling.store import write_rows
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.catalog import load_samples
 
 SPACE = tiny_model.SPACE
 DATASET = "text_vqa"

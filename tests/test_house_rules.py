@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tempovlm.tasks.base import DATASETS
+from tempovlm.data.base import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -196,7 +196,7 @@ def no_list_of_data_sets(source: Source) -> list[str]:
 
     A table with a value for each (a mapping) is no list.
     """
-    if source.path.startswith("src/tempovlm/tasks/"):
+    if source.path.startswith("src/tempovlm/data/"):
         return []
     found = []
     for node in source.nodes(ast.Tuple, ast.List, ast.Set, ast.Constant):
@@ -207,7 +207,7 @@ def no_list_of_data_sets(source: Source) -> list[str]:
             words = [item.value for item in node.elts if isinstance(item, ast.Constant)]
         if len(set(words) & set(DATASETS)) > 2:
             assert isinstance(node, ast.expr)
-            found.append(f"{source.path}:{node.lineno}: lists data sets: take them from tempovlm.tasks.base")
+            found.append(f"{source.path}:{node.lineno}: lists data sets: take them from tempovlm.data.base")
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tempovlm.tasks import captions, choices, scoring
-from tempovlm.tasks.treebank import words
+from tempovlm.data import captions, choices, scoring
+from tempovlm.data.treebank import words
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("vqa_scores.json").read_text(encoding="utf-8"))
 

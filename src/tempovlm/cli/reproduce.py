@@ -150,13 +150,13 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Ranking
+    from tempovlm.data.base import GENERATED
     from tempovlm.evaluation import reproduction
     from tempovlm.evaluation.targets.devices import place_of
     from tempovlm.model.card import ModelCard
     from tempovlm.model.weights import read_config, weights_hash
     from tempovlm.profiling import shipped
     from tempovlm.profiling.environment import hardware_name
-    from tempovlm.tasks.base import GENERATED
 
     device, weights = pick_device(flags.device), weights_hash(folder)
     shape = read_config(folder).shape
@@ -188,9 +188,9 @@ def data_digest(data_dir: Path, counts: Counts) -> str:
 
     Pictures are compared by the steps that read them: one that was missing and is back is no other one.
     """
-    from tempovlm.tasks.base import GENERATED
-    from tempovlm.tasks.catalog import load_samples
-    from tempovlm.tasks.digest import text_digits
+    from tempovlm.data.base import GENERATED
+    from tempovlm.data.catalog import load_samples
+    from tempovlm.data.digest import text_digits
 
     drawn = [
         text_digits(sample)
@@ -253,9 +253,9 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
 
 def take(step: Step, repository: Path, setup: Setup) -> dict[str, int]:
     """Rows of shipped results about the questions of this run; how many questions of each data set."""
+    from tempovlm.data.base import GENERATED
+    from tempovlm.data.catalog import load_samples
     from tempovlm.profiling.shipped import take_results
-    from tempovlm.tasks.base import GENERATED
-    from tempovlm.tasks.catalog import load_samples
 
     name, split, count = step.words
     every = {one: load_samples(one, split, data_dir=setup.data) for one in GENERATED}

@@ -18,15 +18,15 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.base import Sample, check_scorable
+from tempovlm.data.catalog import load_mixed
+from tempovlm.data.digest import merged, question_digests, refuse_others
 from tempovlm.evaluation import bench, statistics
 from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.summary import Record, rounded, summarise
 from tempovlm.profiling.failures import tell_failures
 from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.progress import progress_bar
-from tempovlm.tasks.base import Sample, check_scorable
-from tempovlm.tasks.catalog import load_mixed
-from tempovlm.tasks.digest import merged, question_digests, refuse_others
 
 _log = logging.getLogger("tempovlm")
 

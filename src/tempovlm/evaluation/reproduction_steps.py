@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tempovlm.data.base import GENERATED
 from tempovlm.evaluation.reproduction import RATES_MS, SWEEPS, TAKE, Counts, Setup, Step
 from tempovlm.evaluation.targets.chain import (
     END_TO_END_FILE,
@@ -24,7 +25,6 @@ from tempovlm.evaluation.targets.chain import (
 )
 from tempovlm.evaluation.targets.devices import ANSWERED_MS, JUDGED_MS, time_price
 from tempovlm.evaluation.targets.measuring import PROFILES
-from tempovlm.tasks.base import GENERATED
 
 _REMOVED, _SEARCHED, _RANKED = 17, 84, 11
 """Plans of a question in Exp 6: whole and without each of 16 blocks, in the joint search, and by the rankings."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.base import GENERATED
 from tempovlm.evaluation.targets.base import Content, Source
-from tempovlm.tasks.base import GENERATED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,11 +18,11 @@ from PIL import Image
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
+from tempovlm.data.base import STYLES, Sample, choice_question, score
 from tempovlm.evaluation.bench import Model
 from tempovlm.evaluation.files import make_folder
-from tempovlm.tasks.base import STYLES, Sample, choice_question, score
-from tempovlm.tasks.synthetic import CHARSET, Scene, SceneQuestion, make_scene
-from tempovlm.tasks.synthetic.lexicon import SIGN_WORDS
+from tempovlm.testbed import CHARSET, Scene, SceneQuestion, make_scene
+from tempovlm.testbed.lexicon import SIGN_WORDS
 
 FIXED_BUDGETS_MS = (60.0, 120.0, 300.0)
 """Tight, middle and loose where nothing is known of the machine."""

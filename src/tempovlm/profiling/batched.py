@@ -15,12 +15,12 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan
 from tempovlm.core.records import SweepRow
 from tempovlm.core.request import Request
+from tempovlm.data.base import Sample, score
 from tempovlm.engine.batching import Ragged, encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.engine.transcript import Transcript
-from tempovlm.tasks.base import Sample, score
 
 SAMPLE_ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 """What a single bad sample can raise: an unreadable file, a context that is too short, memory.

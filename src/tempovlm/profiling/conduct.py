@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.records import SweepRow
+from tempovlm.data.base import Sample
+from tempovlm.data.digest import question_digests
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling import sweep
 from tempovlm.profiling.entry import Share
 from tempovlm.profiling.failures import tell_failures
 from tempovlm.profiling.parts import Ledger
 from tempovlm.profiling.sweep import SweepPlan, row_key
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.digest import question_digests
 
 
 def conduct(

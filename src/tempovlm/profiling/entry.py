@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.data.base import check_datasets as check_datasets
 from tempovlm.engine.threads import prepare
 from tempovlm.profiling.processes import process_began_s
-from tempovlm.tasks.base import check_datasets as check_datasets
 
 _EXTRA = ("scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "tensorboard")
 

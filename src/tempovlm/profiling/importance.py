@@ -27,6 +27,8 @@ from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
+from tempovlm.data.base import Sample, check_unique, score
+from tempovlm.data.digest import Digests, question_digests, refuse_others
 from tempovlm.engine.batching import Ragged, encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared
@@ -35,8 +37,6 @@ from tempovlm.model.cache import KVCache
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, decode_greedily, error_line
 from tempovlm.profiling.failures import tell_failures
 from tempovlm.profiling.progress import Advance, silent
-from tempovlm.tasks.base import Sample, check_unique, score
-from tempovlm.tasks.digest import Digests, question_digests, refuse_others
 
 SCHEMA = "tempovlm.importance_scores/1"
 

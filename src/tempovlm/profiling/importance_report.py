@@ -18,6 +18,7 @@ from tempovlm.core.locks import held
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.base import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.consistency import Importance, correlate, cross_dataset
 from tempovlm.profiling.drawing import INK, new_figure, save_png, style
@@ -35,7 +36,6 @@ from tempovlm.profiling.importance import (
     single_ranking,
 )
 from tempovlm.profiling.progress import progress_bar
-from tempovlm.tasks.base import Sample
 
 SPLITS = ("train", "val")
 

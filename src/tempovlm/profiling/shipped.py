@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
+from tempovlm.data.base import Sample
 from tempovlm.profiling.questions import MANIFEST, check_samples
 from tempovlm.profiling.store import read_rows, read_stamp, write_rows
-from tempovlm.tasks.base import Sample
 
 
 def missing(

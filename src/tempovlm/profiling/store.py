@@ -16,10 +16,10 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
 from tempovlm.core.records import COLUMNS, REPEAT_FIELDS, TIME_FIELDS, SweepRow
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.base import DATASETS, check_datasets
 from tempovlm.profiling import legacy
 from tempovlm.profiling.checks import check_rows
 from tempovlm.profiling.questions import check_directories
-from tempovlm.tasks.base import DATASETS, check_datasets
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,6 +25,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, Key, SweepRow
 from tempovlm.core.request import Answer
+from tempovlm.data.base import Sample, check_unique, score
+from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, answer_settings, blank_row, error_line
 from tempovlm.profiling.entry import Share
@@ -32,8 +34,6 @@ from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.parts import Ledger
 from tempovlm.profiling.progress import Advance, progress_bar
 from tempovlm.profiling.ranking import read_ranking
-from tempovlm.tasks.base import Sample, check_unique, score
-from tempovlm.tasks.catalog import load_samples
 
 DIGITS = 4
 """Of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""

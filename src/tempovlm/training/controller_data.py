@@ -31,6 +31,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
 from tempovlm.core.request import Request
+from tempovlm.data.base import Sample
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.digest import question_digests
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.estimator import LatencyEstimator
@@ -38,9 +41,6 @@ from tempovlm.profiling.batched import SAMPLE_ERRORS
 from tempovlm.profiling.decisions import DecisionTable, Floats, decision_table
 from tempovlm.profiling.progress import Advance, silent
 from tempovlm.profiling.questions import check_samples
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.digest import question_digests
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from tempovlm.core.errors import UserError
+from tempovlm.data.base import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.estimator import load_estimator
 from tempovlm.profiling.decisions import DecisionTable
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.profiling.store import read_results
-from tempovlm.tasks.base import Sample
 from tempovlm.training.actors import Shared
 from tempovlm.training.controller_data import (
     Split,

@@ -26,12 +26,12 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
+from tempovlm.data.base import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.evaluation.files import writing_to
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job
 from tempovlm.profiling.progress import progress_bar
-from tempovlm.tasks.base import Sample
 from tempovlm.training.actors import LlmActor, Shared, SharedReading, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
 from tempovlm.training.grpo_loop import Task, Trained, evaluate, train

@@ -9,7 +9,7 @@ from typing import Any
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.model.hub import checkpoint_files
 from tempovlm.model.weights import read_config
-from tempovlm.tasks.synthetic import DATASETS
+from tempovlm.testbed import DATASETS
 
 _INTRODUCTION = """\
 # The pocket model
@@ -22,7 +22,7 @@ It is a test bed and not an assistant: it knows the generated pictures that it w
 words, and nothing of photographs.
 
 - weights `{weights}`, knob space `{knob_space}`, trained on {hardware}, {steps} steps of {batch} pictures
-- data: scenes drawn by `tempovlm.tasks.synthetic` while it trained (`data_source: synthetic`); validation has
+- data: scenes drawn by `tempovlm.testbed` while it trained (`data_source: synthetic`); validation has
   words and combinations that training never showed
 - recipe: `python -m tempovlm.training.pocket`; vision on dense labels first ({vision_steps} steps), then all
   parts, Muon and AdamW, learning rate {lr}, {dense_weight} × the dense loss, {balance_weight} × the

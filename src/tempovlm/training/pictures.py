@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tempovlm.data.base import STYLES, choice_question
 from tempovlm.model.prompt import Tokenizer, prompt_text
-from tempovlm.tasks.base import STYLES, choice_question
-from tempovlm.tasks.synthetic import DATASETS, SIZES, Scene, SceneQuestion, make_scene
+from tempovlm.testbed import DATASETS, SIZES, Scene, SceneQuestion, make_scene
 
 MIXTURE = {"text_vqa": 0.3, "coco_2014_vqa": 0.15, "okvqa": 0.2, "science_qa_img": 0.35}
 """Share of each stand-in among the training pictures: what is harder to learn is shown more often."""

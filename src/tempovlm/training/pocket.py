@@ -26,14 +26,14 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
+from tempovlm.data.base import STYLES
 from tempovlm.engine.threads import pick_device
 from tempovlm.evaluation.files import writing_to
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import load_model, save_model, weights_hash
-from tempovlm.tasks.base import STYLES
-from tempovlm.tasks.synthetic import alphabet, vocabulary
+from tempovlm.testbed import alphabet, vocabulary
 from tempovlm.training.dense import DenseHead, dense_labels
 from tempovlm.training.elastic import read, sample_plan, sample_setting, see
 from tempovlm.training.model_card import write_card

@@ -19,7 +19,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
-from tempovlm.tasks.synthetic import DATASETS
+from tempovlm.testbed import DATASETS
 from tempovlm.training.elastic import read, see
 from tempovlm.training.pictures import PictureBatch, Pictures
 

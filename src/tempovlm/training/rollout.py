@@ -21,13 +21,13 @@ from torch import Tensor
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.data.base import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import LatencyEstimator
 from tempovlm.latency.features import Workload
 from tempovlm.profiling.batched import Job, answer_settings
 from tempovlm.profiling.decisions import DecisionTable, Floats
-from tempovlm.tasks.base import Sample
 from tempovlm.training.controller_data import median_latency_ms, setting_latency_ms
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.reward import reward

@@ -17,6 +17,9 @@ from tempovlm.cli import console, reproduce
 from tempovlm.cli.main import main
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
+from tempovlm.data.base import GENERATED, Sample
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.digest import question_digests
 from tempovlm.evaluation import journal, reproduction, reproduction_steps
 from tempovlm.evaluation.reproduction import SWEEPS, Setup, Step
 from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE
@@ -25,10 +28,7 @@ from tempovlm.profiling import calibration
 from tempovlm.profiling.questions import MANIFEST, keep_questions
 from tempovlm.profiling.shipped import missing, take_results
 from tempovlm.profiling.store import read_rows, write_rows
-from tempovlm.tasks.base import GENERATED, Sample
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.digest import question_digests
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE = tiny_model.SPACE

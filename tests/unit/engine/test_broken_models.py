@@ -14,11 +14,11 @@ from tempovlm.api import load
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
+from tempovlm.data.base import Sample
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.model.weights import save_model
 from tempovlm.profiling.batched import Job, answer_settings
-from tempovlm.tasks.base import Sample
 
 MESSAGE = r"logits are not numbers .* at token {} of the answer"
 DECODERS = ("narrow", "modules")

@@ -19,9 +19,9 @@ from PIL import Image
 from tempovlm.cli import bench as command
 from tempovlm.cli import evaluate
 from tempovlm.core.errors import UserError
+from tempovlm.data.base import DATASETS, SCORED_TOGETHER, check_datasets, check_scorable
+from tempovlm.data.captions import cider
 from tempovlm.evaluation import adaptive, bench, charts, summary
-from tempovlm.tasks.base import DATASETS, SCORED_TOGETHER, check_datasets, check_scorable
-from tempovlm.tasks.captions import cider
 
 CAPTIONS = (
     ("The shop is open.", "An open shop"),

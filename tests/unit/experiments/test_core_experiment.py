@@ -12,8 +12,8 @@ import torch
 from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
+from tempovlm.data.base import Sample
 from tempovlm.profiling import entry, store, sweep
-from tempovlm.tasks.base import Sample
 
 SCRIPT = "core_exp/run_core_experiment"
 FEW = ["--tiers", "low", "--top_k", "8", "--num_blocks", "8", "16"]

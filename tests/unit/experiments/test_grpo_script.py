@@ -17,10 +17,10 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.locks import held
+from tempovlm.data.catalog import load_samples
 from tempovlm.model.config import POCKET
 from tempovlm.profiling.store import write_rows
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import LoopOptions, options_from
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.data.base import Sample
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer
@@ -30,7 +31,6 @@ from tempovlm.profiling.importance import (
     measure,
     single_ranking,
 )
-from tempovlm.tasks.base import Sample
 
 IDLE = 2
 NUM_BLOCKS = 6

@@ -16,14 +16,14 @@ from sweep_runs import PLAN, ledger_of
 import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.records import SweepRow
+from tempovlm.data.base import Sample
+from tempovlm.data.digest import MISSING, difference, merged, question_digests
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling import parts, store
 from tempovlm.profiling.conduct import conduct
 from tempovlm.profiling.entry import Share, run
 from tempovlm.profiling.questions import MANIFEST, check_samples, keep_questions
 from tempovlm.profiling.sweep import SweepPlan
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.digest import MISSING, difference, merged, question_digests
 
 FAST = replace(PLAN, settings=PLAN.settings[:2], latency_samples=1, repeats=1, warmup=0)
 

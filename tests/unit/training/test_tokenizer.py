@@ -11,10 +11,10 @@ from tokenizers import decoders, normalizers
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
+from tempovlm.data.base import STYLES, choice_question
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer, prompt_text
 from tempovlm.model.weights import weights_hash
-from tempovlm.tasks.base import STYLES, choice_question
-from tempovlm.tasks.synthetic import DATASETS, make_scene
+from tempovlm.testbed import DATASETS, make_scene
 from tempovlm.training.tokenizer import UNKNOWN, build_tokenizer
 
 POCKET = Path(__file__).resolve().parents[3] / "src" / "tempovlm" / "pocket"

@@ -5,9 +5,9 @@ A controller of the CPU lies under `checkpoints`, one of a GPU at the same place
 
 from __future__ import annotations
 
+from tempovlm.data.base import GENERATED
 from tempovlm.evaluation.targets.devices import time_price
 from tempovlm.evaluation.targets.measuring import PROFILES, estimator_command
-from tempovlm.tasks.base import GENERATED
 
 ESTIMATOR_FILE = "checkpoints/latency_estimator/best_latency_estimator.pt"
 SUPERVISED_FILE = "checkpoints/controller/supervised/best_supervised_controller.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tempovlm.data.base import GENERATED
 from tempovlm.evaluation.targets import chain
 from tempovlm.evaluation.targets.base import (
     NO_SEED,
@@ -23,7 +24,6 @@ from tempovlm.evaluation.targets.base import (
 )
 from tempovlm.evaluation.targets.devices import ANSWERED_MS, GPUS, HARDWARE, PLACE, suffix
 from tempovlm.evaluation.targets.pocket import at_budget
-from tempovlm.tasks.base import GENERATED
 
 EXP8 = "Exp 8"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from tempovlm.data.base import GENERATED
 from tempovlm.evaluation.targets.base import (
     NO_SEED,
     REPORTED,
@@ -22,7 +23,6 @@ from tempovlm.evaluation.targets.base import (
     value_at,
 )
 from tempovlm.evaluation.targets.devices import GPUS, HARDWARE, PLACE
-from tempovlm.tasks.base import GENERATED
 
 CORE, EXP1, EXP6, EXP7 = "Core experiment", "Exp 1", "Exp 6", "Exp 7"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from tempovlm.data.base import GENERATED
 from tempovlm.evaluation.targets.base import (
     REPORTED,
     AbsentError,
@@ -21,7 +22,6 @@ from tempovlm.evaluation.targets.base import (
     value_at,
 )
 from tempovlm.evaluation.targets.measuring import SWEEPS
-from tempovlm.tasks.base import GENERATED
 
 POCKET, CHECKPOINTS = "Pocket", "Checkpoints and preprocessing"
 
