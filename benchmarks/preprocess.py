@@ -26,8 +26,8 @@ from PIL import Image
 
 from tempovlm import api
 from tempovlm.core.units import now_ms
-from tempovlm.data.base import score
 from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import score
 from tempovlm.model.config import CLIP_STD, MOLMOE_1B
 from tempovlm.model.image import open_image
 from tempovlm.model.tiling import cut_crops

@@ -34,8 +34,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
 from tempovlm.core.shape import ModelShape
-from tempovlm.data.base import Sample, score
 from tempovlm.data.catalog import load_mixed
+from tempovlm.data.sample import Sample, score
 from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.engine.transcript import Transcript

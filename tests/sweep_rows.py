@@ -12,8 +12,8 @@ import stamps
 import tiny_model
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import SweepRow
-from tempovlm.data.base import Sample
 from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import Sample
 from tempovlm.profiling.batched import blank_row
 from tempovlm.profiling.store import write_rows
 

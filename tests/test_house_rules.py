@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tempovlm.data.base import DATASETS
+from tempovlm.data.sample import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -207,7 +207,7 @@ def no_list_of_data_sets(source: Source) -> list[str]:
             words = [item.value for item in node.elts if isinstance(item, ast.Constant)]
         if len(set(words) & set(DATASETS)) > 2:
             assert isinstance(node, ast.expr)
-            found.append(f"{source.path}:{node.lineno}: lists data sets: take them from tempovlm.data.base")
+            found.append(f"{source.path}:{node.lineno}: lists data sets: take them from tempovlm.data.sample")
     return found
 
 

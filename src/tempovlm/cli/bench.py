@@ -19,14 +19,14 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms, check_price_per_ms
 from tempovlm.core.weights import Weights
-from tempovlm.data.base import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, check_scorable
+from tempovlm.data.sample import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, check_scorable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from tempovlm.api import TempoVLM
-    from tempovlm.data.base import Sample
+    from tempovlm.data.sample import Sample
     from tempovlm.evaluation.summary import Record
 
 _DESCRIPTION = """\

@@ -16,7 +16,7 @@ import tyro
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.data.base import DATASETS
+from tempovlm.data.sample import DATASETS
 
 _KNOWN = f"Data set: one of {', '.join(DATASETS)}."
 

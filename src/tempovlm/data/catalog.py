@@ -15,9 +15,9 @@ from random import Random
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.data.base import DATASETS, STYLES, Sample, check_unique
-from tempovlm.data.official import NOTICE, READERS
+from tempovlm.data.files import NOTICE, READERS
 from tempovlm.data.parquet import ParquetSet
+from tempovlm.data.sample import DATASETS, STYLES, Sample, check_unique
 from tempovlm.data.sources import SOURCES
 
 DATA_DIR_VARIABLE = "TEMPOVLM_DATA_DIR"

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 
 DIGITS = 12
 

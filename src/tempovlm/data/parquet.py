@@ -19,9 +19,9 @@ from PIL import Image, UnidentifiedImageError
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir
-from tempovlm.data.base import DATASETS, Sample, choice_question
 from tempovlm.data.entries import Entry
-from tempovlm.data.official import CAPTION_REQUEST, hinted
+from tempovlm.data.files import CAPTION_REQUEST, hinted
+from tempovlm.data.sample import DATASETS, Sample, choice_question
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

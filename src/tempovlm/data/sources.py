@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import DATASETS
-from tempovlm.data.official import NOTICE
+from tempovlm.data.files import NOTICE
 from tempovlm.data.parquet import parquet_files
+from tempovlm.data.sample import DATASETS
 
 
 @dataclass(frozen=True, slots=True)

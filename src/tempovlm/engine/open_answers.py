@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
-from tempovlm.data.base import lists_options
+from tempovlm.data.sample import lists_options
 from tempovlm.model.prompt import Tokenizer
 
 

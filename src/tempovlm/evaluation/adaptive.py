@@ -18,9 +18,9 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
-from tempovlm.data.base import Sample, check_scorable
 from tempovlm.data.catalog import load_mixed
 from tempovlm.data.digest import merged, question_digests, refuse_others
+from tempovlm.data.sample import Sample, check_scorable
 from tempovlm.evaluation import bench, statistics
 from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.summary import Record, rounded, summarise

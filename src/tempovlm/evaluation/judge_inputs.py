@@ -20,8 +20,8 @@ from tempovlm.control.policy import Question, Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.core.request import Request
-from tempovlm.data.base import Sample
 from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import Sample
 from tempovlm.evaluation import offline
 from tempovlm.evaluation.offline import Floats, Rule, StaticMixture
 from tempovlm.latency.estimator import LatencyEstimator

@@ -18,7 +18,7 @@ from PIL import Image
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
-from tempovlm.data.base import STYLES, Sample, choice_question, score
+from tempovlm.data.sample import STYLES, Sample, choice_question, score
 from tempovlm.evaluation.bench import Model
 from tempovlm.evaluation.files import make_folder
 from tempovlm.testbed import CHARSET, Scene, SceneQuestion, make_scene

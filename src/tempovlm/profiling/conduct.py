@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.records import SweepRow
-from tempovlm.data.base import Sample
 from tempovlm.data.digest import question_digests
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling import sweep
 from tempovlm.profiling.entry import Share

@@ -18,7 +18,7 @@ from tempovlm.core.locks import held
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.stamp import Stamp
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.consistency import Importance, correlate, cross_dataset
 from tempovlm.profiling.drawing import INK, new_figure, save_png, style

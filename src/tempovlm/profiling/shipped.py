@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 from tempovlm.profiling.questions import MANIFEST, check_samples
 from tempovlm.profiling.store import read_rows, read_stamp, write_rows
 

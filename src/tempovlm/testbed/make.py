@@ -19,7 +19,7 @@ from typing import Any
 import tempovlm.core
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.testbed.formats import WRITERS, Record
+from tempovlm.testbed.coco import WRITERS, Record
 from tempovlm.testbed.scene import DATASETS
 from tempovlm.testbed.worker import part_path
 

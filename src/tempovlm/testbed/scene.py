@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from tempovlm.data.base import GENERATED
+from tempovlm.data.sample import GENERATED
 
 DATASETS: tuple[str, ...] = GENERATED
 """Data sets that have a stand-in."""

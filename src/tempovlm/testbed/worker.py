@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempovlm.testbed.formats import Record, picture_paths, twin_paths
+from tempovlm.testbed.coco import Record, picture_paths, twin_paths
 from tempovlm.testbed.generate import make_scene
 
 _BATCH = 16

@@ -31,9 +31,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
 from tempovlm.core.request import Request
-from tempovlm.data.base import Sample
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.digest import question_digests
+from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.estimator import LatencyEstimator

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.estimator import load_estimator
 from tempovlm.profiling.decisions import DecisionTable

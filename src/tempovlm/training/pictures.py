@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tempovlm.data.base import STYLES, choice_question
+from tempovlm.data.sample import STYLES, choice_question
 from tempovlm.model.prompt import Tokenizer, prompt_text
 from tempovlm.testbed import DATASETS, SIZES, Scene, SceneQuestion, make_scene
 

@@ -26,7 +26,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
-from tempovlm.data.base import STYLES
+from tempovlm.data.sample import STYLES
 from tempovlm.engine.threads import pick_device
 from tempovlm.evaluation.files import writing_to
 from tempovlm.model.config import POCKET, ModelConfig

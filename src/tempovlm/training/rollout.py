@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import LatencyEstimator

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tempovlm.data.choices import choice_accuracy, choice_index
+from tempovlm.data.metrics.choices import choice_accuracy, choice_index
 
 WAYS = ("east", "north", "west")
 FRUITS = ("apple", "banana", "cherry", "date")

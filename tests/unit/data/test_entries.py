@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import Sample, score
 from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import Sample, score
 
 PART = "val2014"
 

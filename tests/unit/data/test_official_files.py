@@ -14,8 +14,8 @@ from PIL import Image
 from tempovlm.cli import main as cli
 from tempovlm.core.errors import UserError
 from tempovlm.data import sources
-from tempovlm.data.base import DATASETS, Sample, score
 from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import DATASETS, Sample, score
 
 
 def dump(path: Path, content: Any) -> None:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import score
 from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import score
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

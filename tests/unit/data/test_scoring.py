@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import Sample, choice_question, score, score_all
-from tempovlm.data.scoring import (
+from tempovlm.data.metrics.text import (
     anls,
     normalise,
     number_match,
     text_vqa_accuracy,
     vqa_accuracy,
 )
+from tempovlm.data.sample import Sample, choice_question, score, score_all
 
 
 @pytest.mark.parametrize(

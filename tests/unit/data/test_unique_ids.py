@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import STYLES
 from tempovlm.data.catalog import load_mixed, load_samples
+from tempovlm.data.sample import STYLES
 from tempovlm.testbed.make import make_testbed
 
 

@@ -14,7 +14,7 @@ from tempovlm.api import TempoVLM, load
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
-from tempovlm.data.base import choice_question, lists_options
+from tempovlm.data.sample import choice_question, lists_options
 from tempovlm.engine.batching import Ragged, answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.open_answers import Limits, OpenAnswers

@@ -19,8 +19,8 @@ from PIL import Image
 from tempovlm.cli import bench as command
 from tempovlm.cli import evaluate
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import DATASETS, SCORED_TOGETHER, check_datasets, check_scorable
-from tempovlm.data.captions import cider
+from tempovlm.data.metrics.captions import cider
+from tempovlm.data.sample import DATASETS, SCORED_TOGETHER, check_datasets, check_scorable
 from tempovlm.evaluation import adaptive, bench, charts, summary
 
 CAPTIONS = (

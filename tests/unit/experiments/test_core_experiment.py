@@ -12,7 +12,7 @@ import torch
 from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 from tempovlm.profiling import entry, store, sweep
 
 SCRIPT = "core_exp/run_core_experiment"

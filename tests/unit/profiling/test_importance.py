@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer

@@ -16,8 +16,8 @@ from sweep_runs import PLAN, ledger_of
 import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.records import SweepRow
-from tempovlm.data.base import Sample
 from tempovlm.data.digest import MISSING, difference, merged, question_digests
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling import parts, store
 from tempovlm.profiling.conduct import conduct

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.choices import choice_accuracy
-from tempovlm.data.scoring import vqa_accuracy
+from tempovlm.data.metrics.choices import choice_accuracy
+from tempovlm.data.metrics.text import vqa_accuracy
 from tempovlm.testbed import (
     CHARSET,
     COLORS,

@@ -19,8 +19,8 @@ from PIL import Image
 from tempovlm.cli import data as data_cli
 from tempovlm.core.errors import UserError
 from tempovlm.data import catalog
-from tempovlm.data.base import score
 from tempovlm.data.catalog import default_data_dir, load_samples
+from tempovlm.data.sample import score
 from tempovlm.testbed import DATASETS, make_scene
 from tempovlm.testbed.make import make_testbed
 

@@ -14,8 +14,8 @@ import tiny_model
 from tempovlm.control.observation import glance_feature, question_ids, vision_feature, vision_width
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
-from tempovlm.data.base import Sample
 from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.training import controller_data as material
 

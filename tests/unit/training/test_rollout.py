@@ -10,7 +10,7 @@ import torch
 from estimator_fakes import RATES, SPACE, TABLE
 
 import grpo_toy
-from tempovlm.data.base import Sample
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.estimator import Estimator
 from tempovlm.profiling.decisions import DecisionTable

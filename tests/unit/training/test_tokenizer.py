@@ -11,7 +11,7 @@ from tokenizers import decoders, normalizers
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
-from tempovlm.data.base import STYLES, choice_question
+from tempovlm.data.sample import STYLES, choice_question
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer, prompt_text
 from tempovlm.model.weights import weights_hash
 from tempovlm.testbed import DATASETS, make_scene

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.base import DATASETS, Sample, check_unique, choice_question
 from tempovlm.data.entries import Entry
+from tempovlm.data.sample import DATASETS, Sample, check_unique, choice_question
 
 NOTICE = "SYNTHETIC.md"
 """The file whose presence marks a folder as generated."""

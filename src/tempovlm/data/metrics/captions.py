@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.treebank import words
+from tempovlm.data.metrics.treebank import words
 
 
 def check_cider(num_pictures: int) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tempovlm.data.scoring import normalise
+from tempovlm.data.metrics.text import normalise
 
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 _BESIDE = "'\"`*()[]{}"

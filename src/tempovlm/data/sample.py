@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
-from tempovlm.data import scoring
-from tempovlm.data.choices import choice_accuracy
+from tempovlm.data.metrics import text as scoring
+from tempovlm.data.metrics.choices import choice_accuracy
 
 STYLES: dict[str, str] = {
     "text_vqa": "text_vqa",
@@ -157,7 +157,7 @@ def check_scorable(samples: Sequence[Sample]) -> None:
     """
     captions = sum(sample.dataset in SCORED_TOGETHER for sample in samples)
     if captions:
-        from tempovlm.data.captions import check_cider
+        from tempovlm.data.metrics.captions import check_cider
 
         check_cider(captions)
 
@@ -171,7 +171,7 @@ def score_all(samples: Sequence[Sample], predictions: Sequence[str]) -> list[flo
     captions = [i for i, sample in enumerate(samples) if sample.dataset in SCORED_TOGETHER]
     shares: dict[int, float] = {}
     if captions:
-        from tempovlm.data.captions import cider
+        from tempovlm.data.metrics.captions import cider
 
         found = cider([predictions[i] for i in captions], [samples[i].answers for i in captions])
         shares = dict(zip(captions, found, strict=True))
