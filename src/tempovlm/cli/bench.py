@@ -19,7 +19,8 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms, check_price_per_ms
 from tempovlm.core.weights import Weights
-from tempovlm.data.sample import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, check_scorable
+from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets
+from tempovlm.data.scoring import check_scorable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,7 +16,7 @@ import tyro
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.data.sample import DATASETS
+from tempovlm.data.registry import DATASETS, GENERATED, find
 
 _KNOWN = f"Data set: one of {', '.join(DATASETS)}."
 
@@ -67,7 +67,7 @@ def make(argv: list[str]) -> None:
     flags = _parse(MakeFlags, "make", argv, make)
     from tempovlm.testbed.make import make_testbed
 
-    folder = make_testbed(flags.out, flags.num_train, flags.num_val, flags.seed)
+    folder = make_testbed(flags.out, flags.num_train, flags.num_val, flags.seed, datasets=GENERATED)
     sys.stderr.write(f"made a synthetic test bed in {folder} (use it with --data_dir {folder})\n")
 
 
@@ -77,9 +77,9 @@ def check(argv: list[str]) -> None:
     from tempovlm.data import sources
 
     root = _root(flags.data_dir)
-    source, reports = sources.source_of(flags.name), sources.check(flags.name, root)
-    folder, copy = root / flags.name, source.hub
-    lines = [f"{flags.name}: {source.home}", f"sought in {folder}"]
+    dataset, reports = find(flags.name), sources.check(flags.name, root)
+    folder, copy = root / flags.name, dataset.hub
+    lines = [f"{flags.name}: {dataset.home}", f"sought in {folder}"]
     for report in reports:
         state = "complete" if not report.missing else f"{len(report.missing)} missing"
         lines.append(f"{report.split} ({report.kind}): {state}")

@@ -150,7 +150,7 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Ranking
-    from tempovlm.data.sample import GENERATED
+    from tempovlm.data.registry import GENERATED
     from tempovlm.evaluation import reproduction
     from tempovlm.evaluation.targets.devices import place_of
     from tempovlm.model.card import ModelCard
@@ -190,7 +190,7 @@ def data_digest(data_dir: Path, counts: Counts) -> str:
     """
     from tempovlm.data.catalog import load_samples
     from tempovlm.data.digest import text_digits
-    from tempovlm.data.sample import GENERATED
+    from tempovlm.data.registry import GENERATED
 
     drawn = [
         text_digits(sample)
@@ -254,7 +254,7 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
 def take(step: Step, repository: Path, setup: Setup) -> dict[str, int]:
     """Rows of shipped results about the questions of this run; how many questions of each data set."""
     from tempovlm.data.catalog import load_samples
-    from tempovlm.data.sample import GENERATED
+    from tempovlm.data.registry import GENERATED
     from tempovlm.profiling.shipped import take_results
 
     name, split, count = step.words

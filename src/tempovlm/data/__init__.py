@@ -1,4 +1,1 @@
-"""What a right answer is: samples, scores, the catalog of data sets and the generated test bed.
-
-It does not know which model answers, how long that takes or who chose the setting.
-"""
+"""Data sets: one module of `sets` for each, what they share, and how answers are scored."""

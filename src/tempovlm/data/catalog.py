@@ -1,7 +1,4 @@
-"""Finds a data set and draws samples from it; makes the generated test bed where there is none.
-
-It knows folders; `official` and `parquet` know formats, and `sources` where to get what is missing.
-"""
+"""Finds a data set and draws samples from it; makes the generated test bed where there is none."""
 
 from __future__ import annotations
 
@@ -15,13 +12,14 @@ from random import Random
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.data.files import NOTICE, READERS
+from tempovlm.data.dataset import SPLITS, DataSet
+from tempovlm.data.files import is_generated
 from tempovlm.data.parquet import ParquetSet
-from tempovlm.data.sample import DATASETS, STYLES, Sample, check_unique
-from tempovlm.data.sources import SOURCES
+from tempovlm.data.registry import GENERATED, find
+from tempovlm.data.sample import Sample, check_unique
+from tempovlm.testbed import NOTICE
 
 DATA_DIR_VARIABLE = "TEMPOVLM_DATA_DIR"
-SPLITS = ("train", "val")
 
 _SMALL = (64, 160)
 """Pictures for training and validation, a data set, of a test bed that is made on the way."""
@@ -46,7 +44,7 @@ def load_samples(
     """Read a data set.
 
     Args:
-        dataset: One of `DATASETS`.
+        dataset: One of `registry.DATASETS`.
         split: 'train' or 'val'; of TallyQA, which has no validation questions, 'val' means its test questions.
         data_dir: Folder that holds the data sets' folders; None takes `default_data_dir()` and makes a small
             generated test bed there if the data set is missing and the test bed stands in for it.
@@ -60,23 +58,22 @@ def load_samples(
     Raises:
         UserError: Unknown data set or split, missing or damaged files, or questions that share an id.
     """
-    if dataset not in DATASETS:
-        raise UserError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
+    known = find(dataset)
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose train or val")
     if num_samples is not None and num_samples < 1:
         raise UserError(f"num_samples must be 1 or more, got {num_samples}")
     root = default_data_dir() if data_dir is None else expanded(data_dir)
-    if data_dir is None and dataset in STYLES:
+    if data_dir is None and dataset in GENERATED:
         root = _made_if_missing(root, dataset)
     folder = root / dataset
     if not folder.is_dir():
-        made = f"make one: tempovlm data make --out {root}, or " if dataset in STYLES else ""
-        get = f"see tempovlm data check {dataset} for where to get it ({SOURCES[dataset].home})"
+        made = f"make one: tempovlm data make --out {root}, or " if dataset in GENERATED else ""
+        get = f"see tempovlm data check {dataset} for where to get it ({known.home})"
         raise UserError(f"no folder {folder} for data set {dataset}; {made}{get}")
     try:
-        table = ParquetSet.find(dataset, folder, split)
-        samples = READERS[dataset](folder, split) if table is None else table.samples
+        table = ParquetSet.find(known, folder, split)
+        samples = _read(known, folder, split) if table is None else table.samples
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -86,7 +83,7 @@ def load_samples(
         raise UserError(f"data set {dataset}: the files in {folder} cannot be read ({error!r})") from error
     if not samples:
         raise UserError(f"data set {dataset} has no {split} samples in {folder}")
-    files = table.files if table else [_questions_file(dataset, folder, split)] * len(samples)
+    files = table.files if table else [_questions_file(known, folder, split)] * len(samples)
     check_unique([sample.question_id for sample in samples], files)
     order = list(range(len(samples)))
     if num_samples is not None:
@@ -95,9 +92,19 @@ def load_samples(
     return [samples[index] for index in order] if table is None else table.extract(order)
 
 
-def _questions_file(dataset: str, folder: Path, split: str) -> Path:
-    """The file that the ids of a split come from, which its owners list first."""
-    places = [folder / name for name in SOURCES[dataset].needs[split][0].paths]
+def _read(dataset: DataSet, folder: Path, split: str) -> list[Sample]:
+    """All samples of a split, from the files as their owner publishes them."""
+    source = "synthetic" if is_generated(folder) else "official"
+    found = dataset.read(folder, split)
+    return [
+        Sample(**fields, style=dataset.style, dataset=dataset.name, split=split, data_source=source)
+        for fields in found
+    ]
+
+
+def _questions_file(dataset: DataSet, folder: Path, split: str) -> Path:
+    """The file that the ids of a split come from."""
+    places = [folder / name for name in dataset.needs(split)[0].paths]
     return next((place for place in places if place.is_file()), places[0])
 
 
@@ -152,8 +159,8 @@ def _make_small(root: Path) -> None:
     train, val = _SMALL
     sys.stderr.write(f"no data sets in {root}: drawing a small synthetic test bed there (once)\n")
     with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as scratch:
-        made = make_testbed(Path(scratch) / "data", train, val, 0)
-        for dataset in STYLES:
+        made = make_testbed(Path(scratch) / "data", train, val, 0, datasets=GENERATED)
+        for dataset in GENERATED:
             target = root / dataset
             try:
                 if not target.exists():

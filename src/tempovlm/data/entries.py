@@ -1,7 +1,4 @@
-"""One question as a data set's file holds it: what its fields stand for, or one line that says which is wrong.
-
-It knows JSON's and Parquet's values, and file and question for the message; it does not know any data set.
-"""
+"""Reads the fields of a question, as JSON and Parquet hold them; what is wrong is told in one line."""
 
 from __future__ import annotations
 
@@ -125,6 +122,23 @@ class Entry:
         if index >= count:
             raise self.wrong(key, f"is {index}, and the last of {count} options is {count - 1}")
         return index
+
+    def asked(self, question_id: str = "question_id", image_id: str = "image_id") -> dict[str, Any]:
+        """Fields of a sample that is an open question: ids from these fields, `question` and `answers`.
+
+        Raises:
+            UserError: One is missing or wrong.
+        """
+        return {
+            "question_id": self.text(question_id),
+            "image_id": self.text(image_id),
+            "question": self.text("question"),
+            "answers": self.answers(),
+        }
+
+    def made(self) -> dict[str, Any]:
+        """The fields of a sample that generated data adds; defaults in official files."""
+        return {"template": self.fields.get("template", ""), "held_out": self.fields.get("held_out", False)}
 
     def _several(self, key: str) -> Iterator[tuple[str, Any]]:
         """Each answer with its place, for messages."""

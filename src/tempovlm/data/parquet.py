@@ -1,7 +1,6 @@
 """Reads the hub's parquet of a data set: questions at once, pictures only of the samples that are drawn.
 
-It knows the columns of the common hub copies; it does not know how to get them. Needs pyarrow, which the extra
-`experiments` brings.
+Needs pyarrow, which the extra `experiments` brings.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,92 +18,16 @@ from PIL import Image, UnidentifiedImageError
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir
+from tempovlm.data.dataset import DataSet, HubCopy
 from tempovlm.data.entries import Entry
-from tempovlm.data.files import CAPTION_REQUEST, hinted
-from tempovlm.data.sample import DATASETS, Sample, choice_question
+from tempovlm.data.files import is_generated
+from tempovlm.data.sample import Sample
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _SPLITS = {"train": re.compile(r"train(ing)?\d*\b"), "val": re.compile(r"val(idation)?(2014)?\b")}
-_OTHER_SET = "InfographicVQA"
-"""Lies beside DocVQA in the hub's copy and is another data set."""
 _UNSAFE = re.compile(r"[^\w.-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """What a hub copy's rows mean.
-
-    Attributes:
-        names: Columns to read beside the picture.
-        fields: From a row, and its place in the split, to the fields of a sample.
-        id: The column of the question's id, where there is one.
-    """
-
-    names: tuple[str, ...]
-    fields: Callable[[Entry, str], dict[str, Any]]
-    id: str | None = None
-
-
-def _asked(row: Entry, question_id: str, image_id: str) -> dict[str, Any]:
-    return {
-        "question_id": question_id,
-        "image_id": image_id,
-        "question": row.text("question"),
-        "answers": row.answers(),
-    }
-
-
-def _numbered(row: Entry, _: str) -> dict[str, Any]:
-    return _asked(row, row.text("question_id"), row.text("image_id"))
-
-
-def _outside(row: Entry, _: str) -> dict[str, Any]:
-    # A question's id is its picture's with one more digit.
-    return _asked(row, row.text("question_id"), row.text("question_id")[:-1])
-
-
-def _science(row: Entry, place: str) -> dict[str, Any]:
-    options = row.options("choices")
-    index = row.option_index("answer", len(options))
-    return {
-        "question_id": place,
-        "image_id": place,
-        "question": choice_question(hinted(row), options),
-        "answers": (chr(ord("a") + index),),
-        "options": options,
-        "answer_index": index,
-    }
-
-
-def _document(row: Entry, _: str) -> dict[str, Any]:
-    # One document has several pages, each a picture of its own.
-    page = f"{row.text('ucsf_document_id')}_{row.text('ucsf_document_page_no')}"
-    return _asked(row, row.text("questionId"), page)
-
-
-def _caption(row: Entry, _: str) -> dict[str, Any]:
-    return {
-        "question_id": row.text("id"),
-        "image_id": row.text("id"),
-        "question": CAPTION_REQUEST,
-        "answers": row.answers("answer"),
-    }
-
-
-_QUESTION = ("question_id", "question", "answers")
-_COLUMNS = {
-    "text_vqa": _Columns((*_QUESTION, "image_id"), _numbered, "question_id"),
-    "coco_2014_vqa": _Columns((*_QUESTION, "image_id"), _numbered, "question_id"),
-    "okvqa": _Columns(_QUESTION, _outside, "question_id"),
-    # The hub's copy has no ids: a row's place in its split stands for one.
-    "science_qa_img": _Columns(("question", "choices", "answer", "hint"), _science),
-    "doc_qa": _Columns(
-        ("questionId", "question", "answers", "ucsf_document_id", "ucsf_document_page_no"), _document, "questionId"
-    ),
-    "coco_caption": _Columns(("id", "answer"), _caption, "id"),
-}
 
 
 class ParquetSet:
@@ -114,18 +37,20 @@ class ParquetSet:
         samples: All questions. Their picture is in the parquet file that `image_path` names; see `extract`.
     """
 
-    def __init__(self, dataset: str, split: str, files: Sequence[Path], folder: Path) -> None:
+    def __init__(
+        self, dataset: DataSet, columns: HubCopy, split: str, files: Sequence[Path], folder: Path
+    ) -> None:
         self.samples: list[Sample] = []
         self._rows: list[int] = []
-        self._pictures = cache_dir() / "pictures" / dataset
-        columns = _COLUMNS[dataset]
+        self._pictures = cache_dir() / "pictures" / dataset.name
+        source = "synthetic" if is_generated(folder) else "official"
         row_number = 0
         for path in files:
             file = _open(path)
-            missing = {*columns.names, "image"} - set(file.schema_arrow.names)
+            missing = {*columns.columns, "image"} - set(file.schema_arrow.names)
             if missing:
-                raise UserError(f"{path}: has no column {min(missing)}; is this a copy of {dataset}?")
-            table = file.read(columns=list(columns.names))
+                raise UserError(f"{path}: has no column {min(missing)}; is this a copy of {dataset.name}?")
+            table = file.read(columns=list(columns.columns))
             for i, row in enumerate(table.to_pylist()):
                 entry = Entry(row, path, f"row {i}")
                 if columns.id:
@@ -133,26 +58,26 @@ class ParquetSet:
                 sample = Sample(
                     **columns.fields(entry, f"{split}-{row_number + i}"),
                     image_path=path,
-                    style=DATASETS[dataset],
-                    dataset=dataset,
+                    style=dataset.style,
+                    dataset=dataset.name,
                     split=split,
-                    data_source="synthetic" if (folder / "SYNTHETIC.md").is_file() else "official",
+                    data_source=source,
                 )
                 self.samples.append(sample)
                 self._rows.append(i)
             row_number += table.num_rows
-        if dataset == "science_qa_img":
+        if columns.gaps:
             self._drop_rows_without_picture()
 
     @classmethod
-    def find(cls, dataset: str, folder: Path, split: str) -> ParquetSet | None:
+    def find(cls, dataset: DataSet, folder: Path, split: str) -> ParquetSet | None:
         """The split's parquet files in a folder, in any depth; None if there are none.
 
         Raises:
             UserError: a file is damaged or of another data set, or pyarrow is not installed.
         """
-        files = parquet_files(folder, split) if dataset in _COLUMNS else []
-        return cls(dataset, split, files, folder) if files else None
+        files = parquet_files(dataset, folder, split)
+        return cls(dataset, dataset.hub, split, files, folder) if files and dataset.hub else None
 
     @property
     def files(self) -> list[Path]:
@@ -191,11 +116,12 @@ class ParquetSet:
         self._rows = [self._rows[i] for i in kept]
 
 
-def parquet_files(folder: Path, split: str) -> list[Path]:
+def parquet_files(dataset: DataSet, folder: Path, split: str) -> list[Path]:
     """The parquet files of a split, told by the beginning of their own or their folder's name."""
+    if dataset.hub is None:
+        return []
     pattern = _SPLITS[split]
-    found = sorted(folder.rglob("*.parquet"))
-    found = [path for path in found if _OTHER_SET not in path.parts]
+    found = [path for path in sorted(folder.rglob("*.parquet")) if dataset.hub.skip not in path.parts]
     return [path for path in found if pattern.match(path.name) or pattern.fullmatch(path.parent.name)]
 
 

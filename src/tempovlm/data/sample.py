@@ -1,50 +1,14 @@
-"""A sample (a picture, a question and what is right to answer) and its score.
-
-It knows what every data set has in common; it does not know any file format.
-"""
+"""A sample: a picture, a question and the right answers."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
-from tempovlm.data.metrics import text as scoring
-from tempovlm.data.metrics.choices import choice_accuracy
-
-STYLES: dict[str, str] = {
-    "text_vqa": "text_vqa",
-    "coco_2014_vqa": "vqa2",
-    "okvqa": "okvqa",
-    "science_qa_img": "science_qa",
-}
-"""Data set to the name of its prompt style, for those that the generated test bed stands in for."""
-
-GENERATED: tuple[str, ...] = tuple(STYLES)
-"""Data sets that the generated test bed stands in for."""
-
-DATASETS: dict[str, str] = {
-    **STYLES,
-    "doc_qa": "doc_qa",
-    "st_qa": "st_qa",
-    "tally_qa": "tally_qa",
-    "coco_caption": "coco_captioning",
-}
-"""Every data set that can be read → the name of its prompt style."""
-
-SCORED_TOGETHER = frozenset({"coco_caption"})
-"""Data sets with a score of all answers together (CIDEr of captions), where an answer alone has none."""
-
-_RULES: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "text_vqa": scoring.text_vqa_accuracy,
-    "doc_qa": scoring.anls,
-    "st_qa": scoring.anls,
-    "tally_qa": scoring.number_match,
-}
-"""How one answer is scored where it is neither multiple choice nor VQA accuracy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +21,7 @@ class Sample:
         image_path: Where the picture is.
         question: What is asked; for multiple choice with the options below, one a line.
         answers: What people answered; for multiple choice the right letter.
-        style: Name of the prompt style, see `DATASETS`.
+        style: Name of the prompt style, see `model/prompt.py`.
         dataset: Name of the data set.
         split: 'train' or 'val'.
         options: Options of a multiple choice question, else empty.
@@ -112,68 +76,3 @@ def lists_options(question: str) -> bool:
     """Whether a question offers answers by letter: it names A and B alone, however it sets them off."""
     letters = re.findall(r"(?<![\w'])[a-z](?!\w)", unicodedata.normalize("NFKC", question).casefold())
     return {"a", "b"} <= set(letters)
-
-
-def score(sample: Sample, prediction: str) -> float:
-    """The score of a prediction, from 0 to 1, by the rule of the sample's data set.
-
-    Raises:
-        UserError: The data set has no score for a single answer.
-    """
-    if sample.options:
-        return choice_accuracy(prediction, sample.options, sample.answer_index)
-    if sample.dataset in SCORED_TOGETHER:
-        raise UserError(f"{sample.dataset} is scored by CIDEr over many captions at once: use data.base.score_all")
-    return _RULES.get(sample.dataset, scoring.vqa_accuracy)(prediction, sample.answers)
-
-
-def check_datasets(names: Sequence[str], flag: str, *, together: bool = False) -> list[str]:
-    """The names, each once and in order.
-
-    Args:
-        names: What the user gave.
-        flag: Its name, for the message.
-        together: Whether data sets whose answers have no score of their own will do.
-
-    Raises:
-        UserError: One is unknown, or will not do.
-    """
-    for name in names:
-        if name not in DATASETS:
-            raise UserError(f"--{flag} {name}: unknown data set; choose from {', '.join(DATASETS)}")
-        if name in SCORED_TOGETHER and not together:
-            raise UserError(
-                f"--{flag} {name}: captions are scored many at once, not answer by answer; tempovlm bench and "
-                "test_adaptive_inference.py score them"
-            )
-    return list(dict.fromkeys(names))
-
-
-def check_scorable(samples: Sequence[Sample]) -> None:
-    """Make sure that `score_all` can score these, before anybody answers them.
-
-    Raises:
-        UserError: Captions are among them, and pycocoevalcap is not installed or there are too few.
-    """
-    captions = sum(sample.dataset in SCORED_TOGETHER for sample in samples)
-    if captions:
-        from tempovlm.data.metrics.captions import check_cider
-
-        check_cider(captions)
-
-
-def score_all(samples: Sequence[Sample], predictions: Sequence[str]) -> list[float]:
-    """The score of each prediction; captions get their share of the CIDEr of all captions together.
-
-    Raises:
-        UserError: Captions are among them and cannot be scored, see `check_scorable`.
-    """
-    captions = [i for i, sample in enumerate(samples) if sample.dataset in SCORED_TOGETHER]
-    shares: dict[int, float] = {}
-    if captions:
-        from tempovlm.data.metrics.captions import cider
-
-        found = cider([predictions[i] for i in captions], [samples[i].answers for i in captions])
-        shares = dict(zip(captions, found, strict=True))
-    pairs = enumerate(zip(samples, predictions, strict=True))
-    return [shares[i] if i in shares else score(sample, said) for i, (sample, said) in pairs]

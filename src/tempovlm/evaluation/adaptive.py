@@ -20,7 +20,8 @@ from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
 from tempovlm.data.catalog import load_mixed
 from tempovlm.data.digest import merged, question_digests, refuse_others
-from tempovlm.data.sample import Sample, check_scorable
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import check_scorable
 from tempovlm.evaluation import bench, statistics
 from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.summary import Record, rounded, summarise

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer
-from tempovlm.data.sample import SCORED_TOGETHER, Sample, score, score_all
+from tempovlm.data.registry import SCORED_TOGETHER
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import score, score_all
 from tempovlm.evaluation.summary import Record, Run
 
 _FRESH_TIMEOUT_S = 600

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tempovlm.data.sample import GENERATED
+from tempovlm.data.registry import GENERATED
 from tempovlm.evaluation.reproduction import RATES_MS, SWEEPS, TAKE, Counts, Setup, Step
 from tempovlm.evaluation.targets.chain import (
     END_TO_END_FILE,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.core.stamp import Stamp
-from tempovlm.data.sample import GENERATED
+from tempovlm.data.registry import GENERATED
 from tempovlm.evaluation.targets.base import Content, Source
 
 if TYPE_CHECKING:

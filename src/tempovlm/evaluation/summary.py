@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tempovlm.core.request import STAGES
-from tempovlm.data.sample import SCORED_TOGETHER
+from tempovlm.data.registry import SCORED_TOGETHER
 from tempovlm.evaluation import statistics
 
 SCHEMA = "tempovlm.bench/1"

@@ -15,7 +15,8 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan
 from tempovlm.core.records import SweepRow
 from tempovlm.core.request import Request
-from tempovlm.data.sample import Sample, score
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import score
 from tempovlm.engine.batching import Ragged, encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tempovlm.core.errors import AllFailedError, UserError
-from tempovlm.data.sample import check_datasets as check_datasets
+from tempovlm.data.registry import check_datasets as check_datasets
 from tempovlm.engine.threads import prepare
 from tempovlm.profiling.processes import process_began_s
 

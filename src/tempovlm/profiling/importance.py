@@ -28,7 +28,8 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.data.digest import Digests, question_digests, refuse_others
-from tempovlm.data.sample import Sample, check_unique, score
+from tempovlm.data.sample import Sample, check_unique
+from tempovlm.data.scoring import score
 from tempovlm.engine.batching import Ragged, encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared

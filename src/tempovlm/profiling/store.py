@@ -16,7 +16,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
 from tempovlm.core.records import COLUMNS, REPEAT_FIELDS, TIME_FIELDS, SweepRow
 from tempovlm.core.stamp import Stamp
-from tempovlm.data.sample import DATASETS, check_datasets
+from tempovlm.data.registry import DATASETS, check_datasets
 from tempovlm.profiling import legacy
 from tempovlm.profiling.checks import check_rows
 from tempovlm.profiling.questions import check_directories

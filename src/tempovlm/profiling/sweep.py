@@ -26,7 +26,8 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, Key, SweepRow
 from tempovlm.core.request import Answer
 from tempovlm.data.catalog import load_samples
-from tempovlm.data.sample import Sample, check_unique, score
+from tempovlm.data.sample import Sample, check_unique
+from tempovlm.data.scoring import score
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, answer_settings, blank_row, error_line
 from tempovlm.profiling.entry import Share

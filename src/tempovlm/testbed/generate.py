@@ -1,25 +1,15 @@
-"""From a data set's name, a split and a number to a scene.
-
-It knows how choices follow from those arguments alone; it does not know how scenes are stored.
-"""
+"""Draws a scene from a data set's name, a split and a number, on which alone it depends."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from random import Random
 
 from tempovlm.core.errors import UserError
+from tempovlm.testbed import stand_ins
 from tempovlm.testbed.drawing.canvas import Canvas
-from tempovlm.testbed.scene import DATASETS, SIZES, SPLITS, Quiz, Scene
-from tempovlm.testbed.stand_ins import coco_2014_vqa, okvqa, science_qa_img, text_vqa
+from tempovlm.testbed.scene import SIZES, SPLITS, Quiz, Scene
 
-_PAINTERS: dict[str, Callable[[Canvas, Quiz, str], int]] = {
-    "text_vqa": text_vqa.paint,
-    "coco_2014_vqa": coco_2014_vqa.paint,
-    "okvqa": okvqa.paint,
-    "science_qa_img": science_qa_img.paint,
-}
 _SHIFTS = (-6, -5, -4, -3, 3, 4, 5, 6)
 
 
@@ -41,7 +31,7 @@ def make_scene(
     """Draw one picture with its questions; the same arguments always give the same bytes.
 
     Args:
-        dataset: One of `DATASETS`.
+        dataset: One of `stand_ins.NAMES`.
         split: 'train' or 'val'.
         index: Any number from 0; each is another picture.
         seed: Another seed is another data set.
@@ -54,15 +44,14 @@ def make_scene(
     Raises:
         UserError: Unknown data set or split.
     """
-    if dataset not in _PAINTERS:
-        raise UserError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
+    stand_in = stand_ins.find(dataset)
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose train or val")
     rng = _stream(seed, dataset, split, index)
     drawn = rng.choice(SIZES)
-    canvas = Canvas(rng, size or drawn, paper=dataset == "science_qa_img")
+    canvas = Canvas(rng, size or drawn, paper=stand_in.paper)
     quiz = Quiz(rng)
-    most = _PAINTERS[dataset](canvas, quiz, split)
+    most = stand_in.paint(canvas, quiz, split)
     questions = quiz.pick(most)
     noise = _stream(seed, dataset, split, index, "twin" if twin else "original")
     shift = (noise.choice(_SHIFTS), noise.choice(_SHIFTS)) if twin else (0, 0)

@@ -1,7 +1,4 @@
-"""Makes a whole test bed on disk: all data sets, both splits, in the official file formats.
-
-It knows how to do so in one piece or not at all; it does not know what the pictures show.
-"""
+"""Makes a whole test bed on disk, or nothing: all stand-ins, both splits, in the official file formats."""
 
 from __future__ import annotations
 
@@ -19,15 +16,12 @@ from typing import Any
 import tempovlm.core
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.testbed.coco import WRITERS, Record
-from tempovlm.testbed.scene import DATASETS
+from tempovlm.testbed import NOTICE, stand_ins
+from tempovlm.testbed.stand_in import Record
 from tempovlm.testbed.worker import part_path
 
 Progress = Callable[[int, int], None]
 """Called with pictures drawn so far and pictures in all."""
-
-NOTICE = "SYNTHETIC.md"
-"""The file whose presence marks a folder as generated."""
 
 _NOTICE_TEXT = """# Synthetic data
 
@@ -52,7 +46,7 @@ def make_testbed(
     seed: int = 0,
     *,
     progress: Progress | bool = True,
-    datasets: Sequence[str] = DATASETS,
+    datasets: Sequence[str] = stand_ins.NAMES,
     workers: int | None = None,
 ) -> Path:
     """Draw a test bed into a new folder; an interrupted run leaves nothing behind.
@@ -173,7 +167,7 @@ def _finish(folder: Path, share: dict[str, Any]) -> None:
                     records += json.loads(path.read_text(encoding="utf-8"))
                     path.unlink()
             records.sort(key=lambda record: int(record["index"]))
-            WRITERS[dataset](folder / dataset, split, records)
+            stand_ins.find(dataset).write(folder / dataset, split, records)
         _write_notice(folder / dataset, f"the data set {dataset}", share)
     _write_notice(folder, "the data sets " + ", ".join(share["datasets"]), share)
 

@@ -11,11 +11,6 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from tempovlm.data.sample import GENERATED
-
-DATASETS: tuple[str, ...] = GENERATED
-"""Data sets that have a stand-in."""
-
 SPLITS: tuple[str, ...] = ("train", "val")
 
 SIZES: tuple[tuple[int, int], ...] = (

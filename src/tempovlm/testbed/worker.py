@@ -1,6 +1,5 @@
 """One of the processes that draw a test bed: `python -m tempovlm.testbed.worker FOLDER SHARE`.
 
-It knows which pictures are its own and stores them with their questions; it does not know its siblings.
 A plain child process is used, not multiprocessing, so that callers need no `if __name__ == "__main__"`.
 SHARE is JSON: seed, num_train, num_val, datasets, worker, workers. For each batch of pictures a line with their
 number goes to stdout.
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempovlm.testbed.coco import Record, picture_paths, twin_paths
+from tempovlm.testbed import stand_ins
 from tempovlm.testbed.generate import make_scene
+from tempovlm.testbed.stand_in import Record
 
 _BATCH = 16
 
@@ -49,14 +49,14 @@ def draw_picture(folder: Path, dataset: str, split: str, index: int, seed: int) 
         seed: Seed of the test bed.
 
     Returns:
-        What the writers of `formats` need.
+        The record that the stand-in's writer needs.
     """
     scene = make_scene(dataset, split, index, seed=seed)
-    count = len(scene.questions)
-    _encode(scene.image, [folder / path for path in picture_paths(dataset, split, index, count)])
+    places = stand_ins.find(dataset).places(split, index, len(scene.questions))
+    _encode(scene.image, [folder / path for path, _ in places])
     if split == "val":
         twin = make_scene(dataset, split, index, seed=seed, twin=True)
-        _encode(twin.image, [folder / path for path in twin_paths(dataset, split, index, count)])
+        _encode(twin.image, [folder / path for _, path in places])
     height, width = scene.image.shape[:2]
     questions = [asdict(question) for question in scene.questions]
     return {"index": index, "width": width, "height": height, "questions": questions}

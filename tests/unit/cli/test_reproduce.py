@@ -19,7 +19,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.digest import question_digests
-from tempovlm.data.sample import GENERATED, Sample
+from tempovlm.data.registry import GENERATED
+from tempovlm.data.sample import Sample
 from tempovlm.evaluation import journal, reproduction, reproduction_steps
 from tempovlm.evaluation.reproduction import SWEEPS, Setup, Step
 from tempovlm.evaluation.targets.chain import ESTIMATOR_FILE

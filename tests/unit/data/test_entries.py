@@ -10,7 +10,8 @@ import pytest
 
 from tempovlm.core.errors import UserError
 from tempovlm.data.catalog import load_samples
-from tempovlm.data.sample import Sample, score
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import score
 
 PART = "val2014"
 

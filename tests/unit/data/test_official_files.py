@@ -15,7 +15,10 @@ from tempovlm.cli import main as cli
 from tempovlm.core.errors import UserError
 from tempovlm.data import sources
 from tempovlm.data.catalog import load_samples
-from tempovlm.data.sample import DATASETS, Sample, score
+from tempovlm.data.dataset import SPLITS
+from tempovlm.data.registry import DATASETS
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import score
 
 
 def dump(path: Path, content: Any) -> None:
@@ -32,7 +35,7 @@ def only(root: Path, dataset: str, split: str = "val") -> Sample:
     (sample,) = load_samples(dataset, split, data_dir=root)
     assert sample.image_path.is_file()
     assert (sample.dataset, sample.data_source, sample.split) == (dataset, "official", split)
-    assert sample.style == DATASETS[dataset]
+    assert sample.style == DATASETS[dataset].style
     return sample
 
 
@@ -137,10 +140,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_every_data_set_has_a_source() -> None:
-    assert list(sources.SOURCES) == list(DATASETS)
-    for source in sources.SOURCES.values():
-        assert set(source.needs) == {"train", "val"}
-        assert all(need.url.startswith("http") for needs in source.needs.values() for need in needs)
+    for dataset in DATASETS.values():
+        needs = [need for split in SPLITS for need in dataset.needs(split)]
+        assert all(need.paths and need.url.startswith("http") for need in needs)
+        assert dataset.home.startswith("http")
 
 
 def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +166,7 @@ def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_what_check_calls_complete_is_found_by_name(dataset: str, tmp_path: Path) -> None:
     """The names that are checked for are those that are read: an empty folder lacks all of them."""
     (report, _) = sources.check(dataset, tmp_path)
-    assert len(report.missing) == len(sources.SOURCES[dataset].needs["train"])
+    assert len(report.missing) == len(DATASETS[dataset].needs("train"))
 
 
 def test_download_offline_takes_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tempovlm.core.errors import UserError
 from tempovlm.data.catalog import load_samples
-from tempovlm.data.sample import score
+from tempovlm.data.scoring import score
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -15,7 +15,8 @@ from tempovlm.data.metrics.text import (
     text_vqa_accuracy,
     vqa_accuracy,
 )
-from tempovlm.data.sample import Sample, choice_question, score, score_all
+from tempovlm.data.sample import Sample, choice_question
+from tempovlm.data.scoring import score, score_all
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from tempovlm.core.errors import UserError
 from tempovlm.data.catalog import load_mixed, load_samples
-from tempovlm.data.sample import STYLES
+from tempovlm.data.registry import GENERATED
 from tempovlm.testbed.make import make_testbed
 
 
@@ -40,7 +40,7 @@ def same_ids(key: str, field: str = "question_id", count: int = 4) -> Callable[[
     return edit
 
 
-@pytest.mark.parametrize("dataset", STYLES)
+@pytest.mark.parametrize("dataset", GENERATED)
 def test_what_is_drawn_has_an_id_of_its_own(bed: Path, dataset: str) -> None:
     for split in ("train", "val"):
         ids = [sample.question_id for sample in load_samples(dataset, split, data_dir=bed)]

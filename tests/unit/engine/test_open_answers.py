@@ -21,7 +21,7 @@ from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.transcript import Token
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.profiling.batched import decode_greedily
-from tempovlm.testbed import make_scene
+from tempovlm.testbed.generate import make_scene
 
 ROOT = Path(__file__).resolve().parents[3]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -8,10 +8,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tempovlm.testbed import CHARSET, COLORS, HELD_OUT_WORDS, SHAPES, Scene, make_scene, vocabulary
 from tempovlm.testbed.content.companies import COMPANIES, COMPANY_CLAUSES, COMPANY_FACTS, said_otherwise
-from tempovlm.testbed.lexicon import SIGN_WORDS
-from tempovlm.testbed.words import split_words
+from tempovlm.testbed.generate import make_scene
+from tempovlm.testbed.lexicon import CHARSET, COLORS, HELD_OUT_WORDS, SHAPES, SIGN_WORDS
+from tempovlm.testbed.scene import Scene
+from tempovlm.testbed.words import split_words, vocabulary
 
 _KINDS = ("sign", "shop")
 _ABOUT_COMPANY = tuple(f"fact_company_{fact}" for fact in COMPANY_FACTS)

@@ -8,20 +8,11 @@ import pytest
 from tempovlm.core.errors import UserError
 from tempovlm.data.metrics.choices import choice_accuracy
 from tempovlm.data.metrics.text import vqa_accuracy
-from tempovlm.testbed import (
-    CHARSET,
-    COLORS,
-    DATASETS,
-    HELD_OUT_WORDS,
-    SHAPES,
-    SIZES,
-    Scene,
-    alphabet,
-    count_tokens,
-    make_scene,
-    vocabulary,
-)
-from tempovlm.testbed.words import split_words
+from tempovlm.data.registry import GENERATED
+from tempovlm.testbed.generate import make_scene
+from tempovlm.testbed.lexicon import CHARSET, COLORS, HELD_OUT_WORDS, SHAPES
+from tempovlm.testbed.scene import SIZES, Scene
+from tempovlm.testbed.words import alphabet, count_tokens, split_words, vocabulary
 
 _PICTURES = 250
 _SPELLED = {"sign_color", "shop_name", "box_label", "bottle_label", "plate_number", "gate_number"}
@@ -31,12 +22,12 @@ _SPELLED = {"sign_color", "shop_name", "box_label", "bottle_label", "plate_numbe
 def scenes() -> dict[tuple[str, str], list[Scene]]:
     return {
         (dataset, split): [make_scene(dataset, split, index) for index in range(_PICTURES)]
-        for dataset in DATASETS
+        for dataset in GENERATED
         for split in ("train", "val")
     }
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", GENERATED)
 def test_same_arguments_same_bytes(dataset: str) -> None:
     first, second = (make_scene(dataset, "val", 7, seed=3) for _ in range(2))
     assert first.image.tobytes() == second.image.tobytes()
@@ -47,7 +38,7 @@ def test_same_arguments_same_bytes(dataset: str) -> None:
     assert make_scene(dataset, "train", 7, seed=3).image.tobytes() != first.image.tobytes()
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", GENERATED)
 def test_twin_has_other_pixels_and_the_same_questions(dataset: str) -> None:
     for index in range(5):
         scene, twin = make_scene(dataset, "val", index), make_scene(dataset, "val", index, twin=True)

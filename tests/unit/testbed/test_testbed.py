@@ -20,8 +20,9 @@ from tempovlm.cli import data as data_cli
 from tempovlm.core.errors import UserError
 from tempovlm.data import catalog
 from tempovlm.data.catalog import default_data_dir, load_samples
-from tempovlm.data.sample import score
-from tempovlm.testbed import DATASETS, make_scene
+from tempovlm.data.registry import GENERATED
+from tempovlm.data.scoring import score
+from tempovlm.testbed.generate import make_scene
 from tempovlm.testbed.make import make_testbed
 
 
@@ -35,7 +36,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", GENERATED)
 @pytest.mark.parametrize(("split", "pictures"), [("train", 3), ("val", 5)])
 def test_round_trip(bed: Path, dataset: str, split: str, pictures: int) -> None:
     samples = load_samples(dataset, split, data_dir=bed)
@@ -57,7 +58,7 @@ def test_round_trip(bed: Path, dataset: str, split: str, pictures: int) -> None:
 
 
 def test_styles_and_choice_text(bed: Path) -> None:
-    styles = {dataset: load_samples(dataset, data_dir=bed)[0].style for dataset in DATASETS}
+    styles = {dataset: load_samples(dataset, data_dir=bed)[0].style for dataset in GENERATED}
     assert list(styles.values()) == ["text_vqa", "vqa2", "okvqa", "science_qa"]
     sample = load_samples("science_qa_img", data_dir=bed)[0]
     assert sample.question.splitlines()[1] == f"A: {sample.options[0]}"
@@ -71,7 +72,7 @@ def test_official_names_and_notice(bed: Path) -> None:
         "coco_2014_vqa/v2_mscoco_val2014_annotations.json",
         "okvqa/OpenEnded_mscoco_train2014_questions.json", "okvqa/mscoco_train2014_annotations.json",
         "science_qa_img/problems.json", "science_qa_img/pid_splits.json",
-        "SYNTHETIC.md", *(f"{dataset}/SYNTHETIC.md" for dataset in DATASETS),
+        "SYNTHETIC.md", *(f"{dataset}/SYNTHETIC.md" for dataset in GENERATED),
     }  # fmt: skip
     assert names <= set(_digests(bed))
     assert "stand in" in (bed / "SYNTHETIC.md").read_text()
@@ -175,7 +176,7 @@ def test_makes_the_test_bed_once_even_for_two_at_a_time(monkeypatch: pytest.Monk
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0][0] == outputs[1][0] != ""
     assert "drawing a small synthetic test bed" in outputs[0][1] + outputs[1][1]
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted((*DATASETS, "SYNTHETIC.md"))
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted((*GENERATED, "SYNTHETIC.md"))
     monkeypatch.setenv("TEMPOVLM_DATA_DIR", str(tmp_path / "data"))
     assert load_samples("text_vqa")[0].data_source == "synthetic"
 

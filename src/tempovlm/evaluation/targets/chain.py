@@ -5,7 +5,7 @@ A controller of the CPU lies under `checkpoints`, one of a GPU at the same place
 
 from __future__ import annotations
 
-from tempovlm.data.sample import GENERATED
+from tempovlm.data.registry import GENERATED
 from tempovlm.evaluation.targets.devices import time_price
 from tempovlm.evaluation.targets.measuring import PROFILES, estimator_command
 

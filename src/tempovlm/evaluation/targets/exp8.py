@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tempovlm.data.sample import GENERATED
+from tempovlm.data.registry import GENERATED
 from tempovlm.evaluation.targets import chain
 from tempovlm.evaluation.targets.base import (
     NO_SEED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tempovlm.data.sample import GENERATED
+from tempovlm.data.registry import GENERATED
 from tempovlm.evaluation.targets.base import (
     REPORTED,
     AbsentError,

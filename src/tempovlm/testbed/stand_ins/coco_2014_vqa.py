@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from tempovlm.testbed.coco import coco_places, coco_writer
 from tempovlm.testbed.drawing.canvas import Canvas
 from tempovlm.testbed.drawing.layout import choose_color, clear_direction, region, scatter
 from tempovlm.testbed.lexicon import PLAIN_SHAPES, article, held_out_pair, plural
 from tempovlm.testbed.scene import Quiz
+from tempovlm.testbed.stand_in import StandIn
 
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 _RARE = 0.11
@@ -246,3 +248,6 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     _ask_yes_no(quiz, things, size, split)
     _ask_pair(quiz, things)
     return 5 if quiz.rng.random() < 0.5 else 4
+
+
+STAND_IN = StandIn(paint=paint, places=coco_places, write=coco_writer("v2_", raw=False), weight=0.15)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from tempovlm.testbed.coco import coco_places, coco_writer
 from tempovlm.testbed.content import company_signs
 from tempovlm.testbed.content.companies import (
     COMPANIES,
@@ -22,6 +23,7 @@ from tempovlm.testbed.drawing.canvas import PAD, Box, Canvas
 from tempovlm.testbed.drawing.layout import choose_color
 from tempovlm.testbed.lexicon import COLOR_RGB, held_out_pair
 from tempovlm.testbed.scene import Quiz
+from tempovlm.testbed.stand_in import StandIn
 
 _RARE = 0.3
 """Share of held-out pairs among validation objects that have one in a colour that shows."""
@@ -223,3 +225,6 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     _ask_inverse(quiz, seen)
     _ask_which_company(quiz, seen)
     return 4
+
+
+STAND_IN = StandIn(paint=paint, places=coco_places, write=coco_writer("", raw=True), weight=0.2)

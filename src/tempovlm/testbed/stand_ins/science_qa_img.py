@@ -5,8 +5,10 @@ It knows what each diagram shows and which option is right; it does not know und
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from tempovlm.testbed.content.charts import (
     CHART_COLORS,
@@ -23,6 +25,7 @@ from tempovlm.testbed.drawing.canvas import Canvas, ink_for
 from tempovlm.testbed.drawing.layout import HELD_OUT_SHARE, choose_color
 from tempovlm.testbed.lexicon import held_out_pair
 from tempovlm.testbed.scene import Quiz
+from tempovlm.testbed.stand_in import Record, StandIn, dump
 
 CHAINS: tuple[tuple[str, ...], ...] = (
     ("grass", "rabbit", "fox", "eagle"), ("leaf", "snail", "frog", "snake"), ("corn", "mouse", "owl"),
@@ -255,3 +258,51 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     kinds, weights = zip(*_DIAGRAMS, strict=True)
     canvas.rng.choices(kinds, weights)[0](canvas, quiz, split)
     return 3
+
+
+def _problem_id(split: str, index: int, place: int) -> str:
+    """Number of a problem: pictures times eight, validation from a billion up."""
+    return str(index * 8 + place + 1 + (1_000_000_000 if split == "val" else 0))
+
+
+def _places(split: str, index: int, num_questions: int) -> list[tuple[str, str]]:
+    """A picture lies with each of its problems."""
+    numbers = [_problem_id(split, index, place) for place in range(num_questions)]
+    return [(f"images/{split}/{number}/image.png", f"twins/{number}.png") for number in numbers]
+
+
+def _write(folder: Path, split: str, records: Iterable[Record]) -> None:
+    problems_path, splits_path = folder / "problems.json", folder / "pid_splits.json"
+    problems: dict[str, Record] = {}
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    if problems_path.is_file():
+        problems = json.loads(problems_path.read_text(encoding="utf-8"))
+        splits = json.loads(splits_path.read_text(encoding="utf-8"))
+    for record in records:
+        for place, question in enumerate(record["questions"]):
+            pid = _problem_id(split, record["index"], place)
+            splits[split].append(pid)
+            problems[pid] = {
+                "question": question["question"],
+                "choices": question["options"],
+                "answer": question["answer_index"],
+                "hint": "",
+                "image": "image.png",
+                "task": "closed choice",
+                "grade": "grade4",
+                "subject": "natural science",
+                "topic": "",
+                "category": "",
+                "skill": question["template"],
+                "lecture": "",
+                "solution": "",
+                "split": split,
+                "template": question["template"],
+                "held_out": question["held_out"],
+                "image_id": f"{split}-{record['index']}",
+            }
+    dump(problems_path, problems)
+    dump(splits_path, splits)
+
+
+STAND_IN = StandIn(paint=paint, places=_places, write=_write, weight=0.35, paper=True)

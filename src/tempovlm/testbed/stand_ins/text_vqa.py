@@ -6,7 +6,8 @@ Lettering is 12 to 64 px: about a third stays legible on the low tier, nearly al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from random import Random
 
 from tempovlm.testbed.content.text_job import Job, number_of, pick_word
@@ -16,6 +17,7 @@ from tempovlm.testbed.drawing.icons import shade
 from tempovlm.testbed.drawing.layout import choose_color, split_cells
 from tempovlm.testbed.lexicon import SIGN_WORDS, held_out_pair
 from tempovlm.testbed.scene import Quiz
+from tempovlm.testbed.stand_in import Record, StandIn, dump
 
 _PLATE_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _GOODS = ("apple", "banana", "carrot", "pear", "cherry", "pepper", "mushroom", "fish", "cup")
@@ -338,3 +340,41 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     for cell, size, builder in zip(cells, sizes, builders, strict=True):
         builder(Job(canvas, cell, size, split, quiz))
     return 5
+
+
+def _image_id(split: str, index: int) -> str:
+    """Sixteen hexadecimal digits, as in OpenImages."""
+    return f"{'a' if split == 'train' else 'b'}{index:015x}"
+
+
+def _places(split: str, index: int, _: int) -> list[tuple[str, str]]:
+    name = f"{_image_id(split, index)}.jpg"
+    return [(f"train_images/{name}", f"twins/{name}")]
+
+
+def _write(folder: Path, split: str, records: Iterable[Record]) -> None:
+    data: list[Record] = []
+    for record in records:
+        image_id = _image_id(split, record["index"])
+        for question in record["questions"]:
+            data.append(
+                {
+                    "question_id": len(data) + (0 if split == "train" else 1_000_000),
+                    "question": question["question"],
+                    "image_id": image_id,
+                    "image_classes": [],
+                    "flickr_original_url": "",
+                    "flickr_300k_url": "",
+                    "image_width": record["width"],
+                    "image_height": record["height"],
+                    "answers": question["answers"],
+                    "set_name": split,
+                    "template": question["template"],
+                    "held_out": question["held_out"],
+                }
+            )
+    header = {"dataset_type": split, "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": data}
+    dump(folder / f"TextVQA_0.5.1_{split}.json", header)
+
+
+STAND_IN = StandIn(paint=paint, places=_places, write=_write, weight=0.3)
