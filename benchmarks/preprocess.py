@@ -26,12 +26,13 @@ from PIL import Image
 
 from tempovlm import api
 from tempovlm.core.units import now_ms
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.registry import GENERATED
+from tempovlm.data.scoring import score
 from tempovlm.model.config import CLIP_STD, MOLMOE_1B
 from tempovlm.model.image import open_image
 from tempovlm.model.tiling import cut_crops
-from tempovlm.tasks.base import score
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.synthetic import DATASETS, make_scene
+from tempovlm.testbed.generate import make_scene
 
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))
 
@@ -84,7 +85,7 @@ def pixel_error() -> dict[str, float]:
 
 def accuracy_effect(count: int) -> dict[str, Any]:
     """The pocket's score on the same questions with either mode."""
-    samples = [sample for name in DATASETS for sample in load_samples(name, num_samples=count)]
+    samples = [sample for name in GENERATED for sample in load_samples(name, num_samples=count)]
     models = {mode: api.load("pocket", device="cpu", exact=mode == "exact") for mode in ("exact", "fast")}
     answers = {
         mode: [model.answer(s.image_path, s.question, style=s.style).text for s in samples]

@@ -35,6 +35,10 @@ from tempovlm.core.plan import Plan
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import Request
 from tempovlm.core.shape import ModelShape
+from tempovlm.data.catalog import load_mixed
+from tempovlm.data.registry import GENERATED
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import score
 from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.engine.transcript import Transcript
@@ -42,9 +46,6 @@ from tempovlm.model.cache import KVCache
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.quantised import Kind, QuantisedDecoder, imitate
 from tempovlm.model.vlm import Molmo
-from tempovlm.tasks.base import Sample, score
-from tempovlm.tasks.catalog import load_mixed
-from tempovlm.tasks.synthetic import DATASETS
 
 KINDS: tuple[Kind, ...] = ("fp8", "int8")
 MAX_NEW_TOKENS = 16
@@ -146,7 +147,7 @@ def quality(model: str, count: int, kinds: Sequence[Kind]) -> dict[str, Any]:
     """Logit error and accuracy of each kind at the native setting, in float32 on the CPU; with its stamp."""
     loaded = api.load(model, device="cpu", warmup=False)
     run, plan = loaded.engine.runner, loaded.engine.plan(loaded.space.native)
-    samples = load_mixed(DATASETS, count)
+    samples = load_mixed(GENERATED, count)
     found = measure(run, plan, samples, kinds)
     accuracy = statistics.mean(found["loaded"].scores)
     decoder = run.model.decoder

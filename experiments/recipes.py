@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tempovlm.tasks.base import GENERATED
+from tempovlm.data.registry import GENERATED
 
 TAKE = "take"
 """Command of a run that takes rows of shipped results instead of running a script."""

@@ -80,10 +80,10 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     # Imported now that threads are set, which must be done before torch is there.
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Ranking
+    from tempovlm.data.registry import GENERATED
     from tempovlm.lab.core_exp import reuse
     from tempovlm.model.card import ModelCard
     from tempovlm.model.weights import read_config, weights_hash
-    from tempovlm.tasks.base import GENERATED
 
     device, weights = pick_device(flags.device), weights_hash(folder)
     shape = read_config(folder).shape
@@ -115,9 +115,9 @@ def data_digest(data_dir: Path, counts: Counts) -> str:
 
     Pictures are compared by the runs that read them: one that was missing and is back is no other one.
     """
-    from tempovlm.tasks.base import GENERATED
-    from tempovlm.tasks.catalog import load_samples
-    from tempovlm.tasks.digest import text_digits
+    from tempovlm.data.catalog import load_samples
+    from tempovlm.data.digest import text_digits
+    from tempovlm.data.registry import GENERATED
 
     drawn = [
         text_digits(sample)
@@ -246,9 +246,9 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
 
 def take(run: Run, repository: Path, setup: Setup) -> dict[str, int]:
     """Copy rows of shipped results about the questions of this chain; how many questions of each data set."""
+    from tempovlm.data.catalog import load_samples
+    from tempovlm.data.registry import GENERATED
     from tempovlm.lab.core_exp.reuse import take_results
-    from tempovlm.tasks.base import GENERATED
-    from tempovlm.tasks.catalog import load_samples
 
     name, split, count = run.flags
     every = {one: load_samples(one, split, data_dir=setup.data) for one in GENERATED}

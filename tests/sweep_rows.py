@@ -12,10 +12,10 @@ import stamps
 import tiny_model
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import SweepRow
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import Sample
 from tempovlm.lab.core_exp.batched import blank_row
 from tempovlm.lab.core_exp.store import write_rows
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.catalog import load_samples
 
 SPACE = tiny_model.SPACE
 DATASET = "text_vqa"

@@ -46,7 +46,7 @@ EXACT_FLOATS: dict[tuple[str, str], str] = {}
 """Comparisons of floats that are meant to be exact, as (path, the comparison's source), each with the reason."""
 
 CLOCK_READERS = {
-    "tests/unit/tasks/test_testbed.py": "gives up after a minute where a process that it kills never starts",
+    "tests/unit/testbed/test_testbed.py": "gives up after a minute where a process that it kills never starts",
     "tests/unit/experiments/test_core_experiment.py": "gives up after two minutes, likewise",
     "tests/unit/lab/test_sweep_processes.py": "gives up likewise, and dates files as of an earlier run",
     "tests/unit/latency/test_clock.py": "replaces the machine's clock",

@@ -17,7 +17,7 @@ from experiments.scoreboard.targets import Source
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.core.stamp import Stamp
-from tempovlm.tasks.base import GENERATED
+from tempovlm.data.registry import GENERATED
 
 if TYPE_CHECKING:
     import pandas as pd

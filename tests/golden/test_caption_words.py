@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 
-from tempovlm.tasks.treebank import words
+from tempovlm.data.metrics.treebank import words
 
 ROWS: list[dict[str, str]] = json.loads(Path(__file__).with_name("caption_words.json").read_text(encoding="utf-8"))
 CAPTIONS = [row["caption"] for row in ROWS]

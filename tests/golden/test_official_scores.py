@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tempovlm.tasks import captions, choices, scoring
-from tempovlm.tasks.treebank import words
+from tempovlm.data.metrics import captions, choices
+from tempovlm.data.metrics import text as scoring
+from tempovlm.data.metrics.treebank import words
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("vqa_scores.json").read_text(encoding="utf-8"))
 

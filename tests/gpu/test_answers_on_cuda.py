@@ -14,9 +14,9 @@ import tiny_model
 from tempovlm.api import TempoVLM, load
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
+from tempovlm.data.sample import choice_question
 from tempovlm.engine.open_answers import OpenAnswers
 from tempovlm.engine.sampling import BROKEN, candidates, greedy
-from tempovlm.tasks.base import choice_question
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,15 +19,16 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms, check_price_per_ms
 from tempovlm.core.weights import Weights
-from tempovlm.tasks.base import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, check_scorable
+from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets
+from tempovlm.data.scoring import check_scorable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from tempovlm.api import TempoVLM
+    from tempovlm.data.sample import Sample
     from tempovlm.evaluation.summary import Record
-    from tempovlm.tasks.base import Sample
 
 _DESCRIPTION = """\
 Run a data set at several budgets, one question at a time: accuracy, share on time, latency, settings chosen.
@@ -164,7 +165,7 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     Returns:
         The result object and the records it was made from. After Ctrl-C it is `complete: false`.
     """
-    from tempovlm.tasks.catalog import load_mixed
+    from tempovlm.data.catalog import load_mixed
 
     names = tuple(dict.fromkeys(args.dataset))
     samples = load_mixed(names, args.num_samples, data_dir=args.data_dir, seed=args.seed)

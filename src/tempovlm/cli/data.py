@@ -16,7 +16,7 @@ import tyro
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.tasks.base import DATASETS
+from tempovlm.data.registry import DATASETS, GENERATED, find
 
 _KNOWN = f"Data set: one of {', '.join(DATASETS)}."
 
@@ -65,21 +65,21 @@ class DownloadFlags:
 def make(argv: list[str]) -> None:
     """Draw pictures and questions that stand in for TextVQA, VQAv2, OK-VQA and ScienceQA."""
     flags = _parse(MakeFlags, "make", argv, make)
-    from tempovlm.tasks.synthetic.testbed import make_testbed
+    from tempovlm.testbed.make import make_testbed
 
-    folder = make_testbed(flags.out, flags.num_train, flags.num_val, flags.seed)
+    folder = make_testbed(flags.out, flags.num_train, flags.num_val, flags.seed, datasets=GENERATED)
     sys.stderr.write(f"made a synthetic test bed in {folder} (use it with --data_dir {folder})\n")
 
 
 def check(argv: list[str]) -> None:
     """Say what of a data set is there, what is missing and where to get it."""
     flags = _parse(CheckFlags, "check", argv, check)
-    from tempovlm.tasks import sources
+    from tempovlm.data import sources
 
     root = _root(flags.data_dir)
-    source, reports = sources.source_of(flags.name), sources.check(flags.name, root)
-    folder, copy = root / flags.name, source.hub
-    lines = [f"{flags.name}: {source.home}", f"sought in {folder}"]
+    dataset, reports = find(flags.name), sources.check(flags.name, root)
+    folder, copy = root / flags.name, dataset.hub
+    lines = [f"{flags.name}: {dataset.home}", f"sought in {folder}"]
     for report in reports:
         state = "complete" if not report.missing else f"{len(report.missing)} missing"
         lines.append(f"{report.split} ({report.kind}): {state}")
@@ -96,7 +96,7 @@ def check(argv: list[str]) -> None:
 def download(argv: list[str]) -> None:
     """Get a data set from the hub: what is there is kept, what is half there is continued."""
     flags = _parse(DownloadFlags, "download", argv, download)
-    from tempovlm.tasks import sources
+    from tempovlm.data import sources
 
     note = console.stderr().print
     folder = sources.download(flags.name, flags.split, _root(flags.data_dir), note)
@@ -108,7 +108,7 @@ def _parse(flags: type[console.Flags], name: str, argv: list[str], command: Call
 
 
 def _root(data_dir: Path | None) -> Path:
-    from tempovlm.tasks.catalog import default_data_dir
+    from tempovlm.data.catalog import default_data_dir
 
     return default_data_dir() if data_dir is None else expanded(data_dir)
 

@@ -162,7 +162,7 @@ def run_bench(
     model: TempoVLM, args: DemoArgs, budgets_ms: Sequence[float], folder: Path, notes: Console
 ) -> dict[str, Any]:
     """A short bench at the same budgets; its files go beside the report."""
-    from tempovlm.tasks.catalog import load_mixed
+    from tempovlm.data.catalog import load_mixed
 
     bench_args = bench_command.BenchArgs(
         budgets=tuple(str(budget_ms) for budget_ms in budgets_ms),

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
+from tempovlm.data.sample import lists_options
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.tasks.base import lists_options
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -21,13 +21,14 @@ from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.catalog import load_mixed
+from tempovlm.data.digest import merged, question_digests, refuse_others
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import check_scorable
 from tempovlm.evaluation import bench
 from tempovlm.evaluation.summary import Record, rounded, summarise
 from tempovlm.lab import statistics
 from tempovlm.lab.core_exp.failures import tell_failures
-from tempovlm.tasks.base import Sample, check_scorable
-from tempovlm.tasks.catalog import load_mixed
-from tempovlm.tasks.digest import merged, question_digests, refuse_others
 
 _log = logging.getLogger("tempovlm")
 

@@ -16,8 +16,10 @@ from typing import Any, Protocol
 
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer
+from tempovlm.data.registry import SCORED_TOGETHER
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import score, score_all
 from tempovlm.evaluation.summary import Record, Run
-from tempovlm.tasks.base import SCORED_TOGETHER, Sample, score, score_all
 
 _FRESH_TIMEOUT_S = 600
 

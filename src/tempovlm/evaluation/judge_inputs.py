@@ -20,14 +20,14 @@ from tempovlm.control.policy import Question, Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.core.request import Request
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import Sample
 from tempovlm.evaluation import offline
 from tempovlm.evaluation.offline import Floats, Rule, StaticMixture
 from tempovlm.lab.core_exp.questions import check_samples
 from tempovlm.lab.core_exp.store import read_results
 from tempovlm.lab.table import DecisionTable, decision_table
 from tempovlm.latency.estimator import LatencyEstimator
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.catalog import load_samples
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,10 +19,13 @@ from tempovlm.core.files import make_folder
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
+from tempovlm.data.registry import DATASETS
+from tempovlm.data.sample import Sample, choice_question
+from tempovlm.data.scoring import score
 from tempovlm.evaluation.bench import Model
-from tempovlm.tasks.base import STYLES, Sample, choice_question, score
-from tempovlm.tasks.synthetic import CHARSET, Scene, SceneQuestion, make_scene
-from tempovlm.tasks.synthetic.lexicon import SIGN_WORDS
+from tempovlm.testbed.generate import make_scene
+from tempovlm.testbed.lexicon import CHARSET, SIGN_WORDS
+from tempovlm.testbed.scene import Scene, SceneQuestion
 
 FIXED_BUDGETS_MS = (60.0, 120.0, 300.0)
 """Tight, middle and loose where nothing is known of the machine."""
@@ -280,7 +283,7 @@ def _example(wanted: Wanted, path: Path, index: int, question: SceneQuestion) ->
         image_path=path,
         question=asked,
         answers=question.answers,
-        style=STYLES[wanted.dataset],
+        style=DATASETS[wanted.dataset].style,
         dataset=wanted.dataset,
         split="val",
         options=question.options,

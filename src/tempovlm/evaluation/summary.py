@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tempovlm.core.request import STAGES
+from tempovlm.data.registry import SCORED_TOGETHER
 from tempovlm.lab import statistics
-from tempovlm.tasks.base import SCORED_TOGETHER
 
 SCHEMA = "tempovlm.bench/1"
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from typing import Any, NoReturn, Self
 
 from tempovlm.core.errors import EXIT_INTERRUPTED, UserError, explained
-from tempovlm.tasks.base import check_datasets as check_datasets
+from tempovlm.data.registry import check_datasets as check_datasets
 
 
 class FlagParser(argparse.ArgumentParser):

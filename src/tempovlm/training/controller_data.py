@@ -32,15 +32,15 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
 from tempovlm.core.progress import Advance, silent
 from tempovlm.core.request import Request
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.digest import question_digests
+from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.questions import check_samples
 from tempovlm.lab.table import DecisionTable, Floats, decision_table
 from tempovlm.latency.estimator import LatencyEstimator
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.digest import question_digests
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tempovlm.model.config import ModelConfig, VisionConfig
 from tempovlm.model.tiling import Grid, fit
-from tempovlm.tasks.synthetic import CHARSET, COLORS, SHAPES
+from tempovlm.testbed.lexicon import CHARSET, COLORS, SHAPES
 from tempovlm.training.pictures import PictureBatch
 
 NOTHING_WEIGHT = 0.1

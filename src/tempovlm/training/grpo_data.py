@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.progress import progress_bar
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.store import read_results
 from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import load_estimator
-from tempovlm.tasks.base import Sample
 from tempovlm.training.actors import Shared
 from tempovlm.training.controller_data import (
     Split,

@@ -28,11 +28,11 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.units import now_ms
+from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.tasks.base import Sample
 from tempovlm.training.actors import LlmActor, Shared, SharedReading, TwoStageActor
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
 from tempovlm.training.grpo_loop import Task, Trained, evaluate, train

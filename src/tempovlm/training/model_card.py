@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.data.registry import GENERATED
 from tempovlm.model.hub import checkpoint_files
 from tempovlm.model.weights import read_config
-from tempovlm.tasks.synthetic import DATASETS
 
 _INTRODUCTION = """\
 # The pocket model
@@ -22,7 +22,7 @@ It is a test bed and not an assistant: it knows the generated pictures that it w
 words, and nothing of photographs.
 
 - weights `{weights}`, knob space `{knob_space}`, trained on {hardware}, {steps} steps of {batch} pictures
-- data: scenes drawn by `tempovlm.tasks.synthetic` while it trained (`data_source: synthetic`); validation has
+- data: scenes drawn by `tempovlm.testbed` while it trained (`data_source: synthetic`); validation has
   words and combinations that training never showed
 - recipe: `python -m tempovlm.training.pocket`; vision on dense labels first ({vision_steps} steps), then all
   parts, Muon and AdamW, learning rate {lr}, {dense_weight} × the dense loss, {balance_weight} × the
@@ -69,7 +69,7 @@ def _accuracy(space: KnobSpace, record: dict[str, Any]) -> str:
     rows = {(r["tier"], r["top_k"], r["num_blocks"]): r for r in record["settings"]}
     count = record["settings"][0]["num_samples"]
     parts = [f"## Accuracy\n\nPer cent of {count} validation questions; {record['measure']}.\n"]
-    for name in ("all", *DATASETS):
+    for name in ("all", *GENERATED):
         parts.append(f"\n{name}:\n\n| top-k | blocks | {' | '.join(space.tiers)} |\n")
         parts.append("|---" * (2 + len(space.tiers)) + "|\n")
         for top_k in space.top_ks:

@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tempovlm.data.registry import DATASETS, GENERATED
+from tempovlm.data.sample import choice_question
 from tempovlm.model.prompt import Tokenizer, prompt_text
-from tempovlm.tasks.base import STYLES, choice_question
-from tempovlm.tasks.synthetic import DATASETS, SIZES, Scene, SceneQuestion, make_scene
+from tempovlm.testbed import stand_ins
+from tempovlm.testbed.generate import make_scene
+from tempovlm.testbed.scene import SIZES, Scene, SceneQuestion
 
-MIXTURE = {"text_vqa": 0.3, "coco_2014_vqa": 0.15, "okvqa": 0.2, "science_qa_img": 0.35}
-"""Share of each stand-in among the training pictures: what is harder to learn is shown more often."""
+_WEIGHTS = np.array([stand_ins.find(name).weight for name in GENERATED])
+MIXTURE = _WEIGHTS / _WEIGHTS.sum()
+"""Share of each stand-in among the training pictures, in the order of `GENERATED`."""
 
-OPEN_STYLE = STYLES["coco_2014_vqa"]
+OPEN_STYLE = DATASETS["coco_2014_vqa"].style
 GENERAL_STYLE = 0.25
 """Share of training pictures asked in the style of open questions, which a user who names none gets."""
 
@@ -43,7 +47,7 @@ class PictureBatch:
         images: (B, H, W, 3) uint8.
         tokens: (B, S) ids, padded. segments: (B, S) question number from 1, 0 for padding.
         offsets: (B, S) place within its question. targets: (B, S) next token where it is part of an answer.
-        datasets: (B,) index into DATASETS.
+        datasets: (B,) index into GENERATED.
         char_boxes, char_ids, shape_boxes, shape_ids, color_ids: (B, N, 4) and (B, N); ids of -1 are padding.
     """
 
@@ -88,16 +92,16 @@ class Pictures(IterableDataset[PictureBatch]):
         """Batch number `index`: its size and its mixture of data sets follow from the number alone."""
         rng = np.random.default_rng((self.seed, index))
         size = SIZES[index % len(SIZES)]
-        names = rng.choice(DATASETS, size=self.batch, p=[MIXTURE[name] for name in DATASETS])
+        names = rng.choice(GENERATED, size=self.batch, p=MIXTURE)
         start = index * self.batch
         scenes = [
             make_scene(str(name), self.split, start + i, seed=self.seed, size=size) for i, name in enumerate(names)
         ]
         general = rng.random(self.batch) < (GENERAL_STYLE if self.split == "train" else 0.0)
-        styles = [OPEN_STYLE if g else STYLES[str(name)] for g, name in zip(general, names, strict=True)]
+        styles = [OPEN_STYLE if g else DATASETS[str(name)].style for g, name in zip(general, names, strict=True)]
         asked = [[self.word(q, s, rng) for q in scene.questions] for scene, s in zip(scenes, styles, strict=True)]
         rows = [pack_questions(prompts, tokenizer) for prompts in asked]
-        datasets = torch.tensor([DATASETS.index(str(name)) for name in names])
+        datasets = torch.tensor([GENERATED.index(str(name)) for name in names])
         return collate(scenes, rows, datasets)
 
     def word(self, item: SceneQuestion, style: str, rng: np.random.Generator) -> tuple[str, str]:

@@ -27,13 +27,13 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
+from tempovlm.data.registry import DATASETS, GENERATED
 from tempovlm.engine.threads import pick_device
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import load_model, save_model, weights_hash
-from tempovlm.tasks.base import STYLES
-from tempovlm.tasks.synthetic import alphabet, vocabulary
+from tempovlm.testbed.words import alphabet, vocabulary
 from tempovlm.training.dense import DenseHead, dense_labels
 from tempovlm.training.elastic import read, sample_plan, sample_setting, see
 from tempovlm.training.model_card import write_card
@@ -151,7 +151,7 @@ class Trainer:
     def __init__(self, out: Path, recipe: Recipe, config: ModelConfig, device: torch.device) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.recipe, self.device = out, recipe, device
-        words = {*vocabulary(), *STYLES.values(), "user", "assistant"}
+        words = {*vocabulary(), *(DATASETS[name].style for name in GENERATED), "user", "assistant"}
         letters = {*alphabet(), "_"}
         size = 1 + 2 * len(letters) + len(words) + len(CONTROL_TOKENS)
         config = replace(config, embedding_size=-(-size // 64) * 64)

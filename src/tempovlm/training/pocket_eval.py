@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
+from tempovlm.data.registry import GENERATED
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
-from tempovlm.tasks.synthetic import DATASETS
 from tempovlm.training.elastic import read, see
 from tempovlm.training.pictures import PictureBatch, Pictures
 
@@ -74,7 +74,7 @@ def _outcome(knobs: KnobConfig, batch: PictureBatch, hits: Tensor, places: Tenso
 
 def tabulate(results: Iterable[Outcome], space: KnobSpace) -> list[dict[str, Any]]:
     """A row for each setting: accuracy and number of questions, mean over the data sets and each of them."""
-    counts = np.zeros((len(space), len(DATASETS), 2))
+    counts = np.zeros((len(space), len(GENERATED), 2))
     for outcome in results:
         row = counts[space.index(outcome.knobs)]
         np.add.at(row[:, 0], outcome.datasets.numpy(), outcome.right.numpy().astype(float))
@@ -91,7 +91,7 @@ def tabulate(results: Iterable[Outcome], space: KnobSpace) -> list[dict[str, Any
                     "accuracy": round(float((right / asked).mean()), 5),
                     "num_samples": int(asked.sum()),
                     "by_dataset": {
-                        name: round(float(r / a), 5) for name, r, a in zip(DATASETS, right, asked, strict=True)
+                        name: round(float(r / a), 5) for name, r, a in zip(GENERATED, right, asked, strict=True)
                     },
                 }
             )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
@@ -28,7 +29,6 @@ from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import LatencyEstimator
 from tempovlm.latency.features import Workload
-from tempovlm.tasks.base import Sample
 from tempovlm.training.controller_data import median_latency_ms, setting_latency_ms
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.reward import reward

@@ -22,11 +22,11 @@ from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.digest import question_digests
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
 from tempovlm.model.weights import weights_hash
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.digest import question_digests
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 
 
 @pytest.fixture(scope="module")

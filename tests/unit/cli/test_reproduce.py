@@ -20,15 +20,16 @@ from tempovlm.cli import console
 from tempovlm.cli.main import main
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.digest import question_digests
+from tempovlm.data.registry import GENERATED
+from tempovlm.data.sample import Sample
 from tempovlm.engine import calibration
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
 from tempovlm.lab.core_exp.reuse import missing, take_results
 from tempovlm.lab.core_exp.store import read_rows, write_rows
 from tempovlm.model.weights import weights_hash
-from tempovlm.tasks.base import GENERATED, Sample
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.digest import question_digests
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE = tiny_model.SPACE

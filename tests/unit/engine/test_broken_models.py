@@ -14,12 +14,12 @@ from tempovlm.api import load
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
+from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
 from tempovlm.model.weights import save_model
-from tempovlm.tasks.base import Sample
 
 MESSAGE = r"logits are not numbers .* at token {} of the answer"
 DECODERS = ("narrow", "modules")

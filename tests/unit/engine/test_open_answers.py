@@ -14,14 +14,14 @@ from tempovlm.api import TempoVLM, load
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
+from tempovlm.data.sample import choice_question, lists_options
 from tempovlm.engine.batching import Ragged, answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.transcript import Token
 from tempovlm.lab.core_exp.batched import decode_greedily
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.tasks.base import choice_question, lists_options
-from tempovlm.tasks.synthetic import make_scene
+from tempovlm.testbed.generate import make_scene
 
 ROOT = Path(__file__).resolve().parents[3]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -10,7 +10,7 @@ from stamps import STAMP
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import STAGES, Answer
 from tempovlm.core.stamp import Stamp
-from tempovlm.tasks.base import Sample
+from tempovlm.data.sample import Sample
 
 SPACE = KnobSpace(("low", "medium", "high"), (4, 6, 8, 10, 12), (8, 10, 12, 14, 16), 8)
 _TIER_MS = {"low": 10.0, "medium": 40.0, "high": 90.0}

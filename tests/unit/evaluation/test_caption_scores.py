@@ -19,9 +19,10 @@ from PIL import Image
 from tempovlm.cli import bench as command
 from tempovlm.cli import evaluate
 from tempovlm.core.errors import UserError
+from tempovlm.data.metrics.captions import cider
+from tempovlm.data.registry import DATASETS, SCORED_TOGETHER, check_datasets
+from tempovlm.data.scoring import check_scorable
 from tempovlm.evaluation import adaptive, bench, charts, summary
-from tempovlm.tasks.base import DATASETS, SCORED_TOGETHER, check_datasets, check_scorable
-from tempovlm.tasks.captions import cider
 
 CAPTIONS = (
     ("The shop is open.", "An open shop"),

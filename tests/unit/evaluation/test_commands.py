@@ -14,7 +14,7 @@ from bench_fakes import SPACE, FakeModel, sample
 from tempovlm.cli import bench, demo
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.tasks import catalog
+from tempovlm.data import catalog
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned import policy_from_checkpoint
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
+from tempovlm.data.catalog import load_samples
 from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.model.weights import weights_hash
-from tempovlm.tasks.catalog import load_samples
 
 SPACE = tiny_model.SPACE
 SUPERVISED = "controller/train_supervised_controller"

@@ -12,11 +12,11 @@ import torch
 from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
+from tempovlm.data.sample import Sample
 from tempovlm.lab.core_exp import store, sweep
 from tempovlm.lab.core_exp.plan import SweepPlan
 from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.script import FlagParser, run
-from tempovlm.tasks.base import Sample
 
 SCRIPT = "core_exp/run_core_experiment"
 FEW = ["--tiers", "low", "--top_k", "8", "--num_blocks", "8", "16"]

@@ -17,10 +17,10 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.data.catalog import load_samples
 from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.model.config import POCKET
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import LoopOptions, options_from
 

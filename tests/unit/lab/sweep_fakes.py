@@ -12,7 +12,7 @@ import tiny_model
 from stamps import STAMP as STAMP
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.records import REPEAT_FIELDS, SweepRow
-from tempovlm.tasks.base import Sample
+from tempovlm.data.sample import Sample
 
 SPACE = tiny_model.SPACE
 

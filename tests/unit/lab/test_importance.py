@@ -13,6 +13,7 @@ from PIL import Image
 
 import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import prepare_all, see_all
@@ -30,7 +31,6 @@ from tempovlm.lab.exp6_importance.measure import (
     single_ranking,
 )
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.tasks.base import Sample
 
 IDLE = 2
 NUM_BLOCKS = 6

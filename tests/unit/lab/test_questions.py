@@ -16,6 +16,8 @@ from sweep_runs import PLAN, ledger_of
 import tiny_model
 from tempovlm.core.errors import AllFailedError, UserError
 from tempovlm.core.records import SweepRow
+from tempovlm.data.digest import MISSING, difference, merged, question_digests
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp import ledger, store
 from tempovlm.lab.core_exp.plan import SweepPlan
@@ -23,8 +25,6 @@ from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.core_exp.questions import MANIFEST, check_samples, keep_questions
 from tempovlm.lab.core_exp.sweep import conduct
 from tempovlm.lab.script import run
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.digest import MISSING, difference, merged, question_digests
 
 FAST = replace(PLAN, settings=PLAN.settings[:2], latency_samples=1, repeats=1, warmup=0)
 

@@ -12,9 +12,9 @@ import torch
 
 import tiny_model
 from tempovlm.core.errors import UserError
+from tempovlm.data.sample import choice_question
 from tempovlm.model.prompt import CONTROL_TOKENS, IMAGE_PATCH, Tokenizer, build_prompt, prompt_text
 from tempovlm.model.tiling import Grid
-from tempovlm.tasks.base import choice_question
 from tempovlm.training.tokenizer import build_tokenizer
 
 

@@ -13,12 +13,12 @@ import sweep_rows
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage
+from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.latency.cores import RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import CostTable
-from tempovlm.tasks.catalog import load_samples
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import LoopOptions
 

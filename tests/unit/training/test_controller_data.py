@@ -14,9 +14,9 @@ import tiny_model
 from tempovlm.control.observation import glance_feature, question_ids, vision_feature, vision_width
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
+from tempovlm.data.catalog import load_samples
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.catalog import load_samples
 from tempovlm.training import controller_data as material
 
 SPACE = tiny_model.SPACE
@@ -95,7 +95,7 @@ def test_preparing_a_picture_counts_where_it_was_timed_on_the_same_device() -> N
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    from tempovlm.tasks.synthetic.testbed import make_testbed
+    from tempovlm.testbed.make import make_testbed
 
     bed = make_testbed(tmp_path_factory.mktemp("bed") / "bed", 2, 3, seed=1, progress=False)
     return load_samples("okvqa", "val", data_dir=bed)

@@ -12,10 +12,10 @@ from grpo_results import FEW, SPACE, WEIGHTS
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.core.errors import UserError
+from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.tasks.catalog import load_samples
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 from tempovlm.training.actors import LlmActor, SharedReading
 from tempovlm.training.grpo_loop import best_settings
 from tempovlm.training.joint import CHECKPOINT, JointJob, glances, read_glances, render, run_job, spread

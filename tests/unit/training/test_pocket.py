@@ -18,7 +18,9 @@ from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.config import POCKET, VisionConfig
 from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer, feature_slots, image_tokens
 from tempovlm.model.tiling import choose_grid, cut_crops
-from tempovlm.tasks.synthetic import CHARSET, SceneQuestion, alphabet, vocabulary
+from tempovlm.testbed.lexicon import CHARSET
+from tempovlm.testbed.scene import SceneQuestion
+from tempovlm.testbed.words import alphabet, vocabulary
 from tempovlm.training.dense import dense_labels
 from tempovlm.training.elastic import packed_mask, read, sample_plan, sample_setting, see
 from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures

@@ -10,10 +10,10 @@ import torch
 from estimator_fakes import RATES, SPACE, TABLE
 
 import grpo_toy
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import Estimator
-from tempovlm.tasks.base import Sample
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import best_settings, make_batch
 from tempovlm.training.rollout import (

@@ -13,7 +13,7 @@ from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.networks import SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
-from tempovlm.tasks.synthetic.testbed import make_testbed
+from tempovlm.testbed.make import make_testbed
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.stage2 import CHECKPOINT, STAGE1, Stage2Job, render, run_job
 

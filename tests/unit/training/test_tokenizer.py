@@ -11,10 +11,11 @@ from tokenizers import decoders, normalizers
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
+from tempovlm.data.registry import DATASETS, GENERATED
+from tempovlm.data.sample import choice_question
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer, prompt_text
 from tempovlm.model.weights import weights_hash
-from tempovlm.tasks.base import STYLES, choice_question
-from tempovlm.tasks.synthetic import DATASETS, make_scene
+from tempovlm.testbed.generate import make_scene
 from tempovlm.training.tokenizer import UNKNOWN, build_tokenizer
 
 POCKET = Path(__file__).resolve().parents[3] / "src" / "tempovlm" / "pocket"
@@ -65,12 +66,12 @@ def test_questions_of_the_test_bed_read_as_they_were_trained(tokenizer: Tokenize
     trained.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     trained.encode_special_tokens = True
     texts = set()
-    for dataset in DATASETS:
+    for dataset in GENERATED:
         for split in ("train", "val"):
             for index in range(25):
                 for item in make_scene(dataset, split, index).questions:
                     asked = choice_question(item.question, item.options) if item.options else item.question
-                    texts |= {prompt_text(asked, STYLES[dataset]), item.answer, *item.options}
+                    texts |= {prompt_text(asked, DATASETS[dataset].style), item.answer, *item.options}
     assert len(texts) > 200
     for text in texts:
         assert tokenizer.encode(text) == trained.encode(text, add_special_tokens=False).ids

@@ -15,13 +15,14 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan
 from tempovlm.core.records import SweepRow
 from tempovlm.core.request import Request
+from tempovlm.data.sample import Sample
+from tempovlm.data.scoring import score
 from tempovlm.engine.batching import Ragged, encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.engine.transcript import Transcript
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.tasks.base import Sample, score
 
 Ready = list[tuple[Job, Prepared]]
 """Jobs whose crops are cut."""

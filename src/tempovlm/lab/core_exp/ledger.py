@@ -23,9 +23,9 @@ from tempovlm.core.paths import write_if_absent, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import Key, SweepRow, better
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.digest import Digests
 from tempovlm.lab.core_exp import legacy, processes, store
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
-from tempovlm.tasks.digest import Digests
 
 POLL_S = 0.5
 """How often one process looks whether another has come so far."""

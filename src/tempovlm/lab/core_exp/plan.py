@@ -11,7 +11,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.records import Key
 from tempovlm.core.request import Request
-from tempovlm.tasks.base import Sample
+from tempovlm.data.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def draw_samples(
         UserError: a data set is missing, or a picture has no twin.
     """
     # Threads are set before NumPy is imported, which the readers of data sets need.
-    from tempovlm.tasks.catalog import load_samples
+    from tempovlm.data.catalog import load_samples
 
     drawn = {
         name: load_samples(name, split, data_dir=data_dir, num_samples=num_samples, seed=seed) for name in datasets

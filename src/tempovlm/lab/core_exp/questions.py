@@ -11,8 +11,8 @@ from typing import Any
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import write_whole
 from tempovlm.core.records import Key, SweepRow
-from tempovlm.tasks.base import Sample
-from tempovlm.tasks.digest import Digests, merged, question_digests, refuse_others
+from tempovlm.data.digest import Digests, merged, question_digests, refuse_others
+from tempovlm.data.sample import Sample
 
 MANIFEST = "sweep.json"
 """What all rows of a results directory have in common; stays there."""

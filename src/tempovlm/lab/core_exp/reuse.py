@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
+from tempovlm.data.sample import Sample
 from tempovlm.lab.core_exp.questions import MANIFEST, check_samples
 from tempovlm.lab.core_exp.ranking import stored_ranking
 from tempovlm.lab.core_exp.store import read_rows, read_stamp, write_rows
-from tempovlm.tasks.base import Sample
 
 
 def missing(

@@ -16,10 +16,10 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
 from tempovlm.core.records import COLUMNS, REPEAT_FIELDS, TIME_FIELDS, SweepRow
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.registry import DATASETS, check_datasets
 from tempovlm.lab.core_exp import legacy
 from tempovlm.lab.core_exp.checks import check_rows
 from tempovlm.lab.core_exp.questions import check_directories
-from tempovlm.tasks.base import DATASETS, check_datasets
 
 if TYPE_CHECKING:
     import pandas as pd

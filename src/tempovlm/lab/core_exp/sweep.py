@@ -26,6 +26,9 @@ from tempovlm.core.machine import machine_lock, warn_if_busy
 from tempovlm.core.progress import Advance, progress_bar
 from tempovlm.core.records import CONTROL_FIELD, REPEAT_FIELDS, STAGE_FIELDS, Key, SweepRow
 from tempovlm.core.request import Answer
+from tempovlm.data.digest import question_digests
+from tempovlm.data.sample import Sample, check_unique
+from tempovlm.data.scoring import score
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, answer_settings, blank_row, error_line
 from tempovlm.lab.core_exp.failures import tell_failures
@@ -33,8 +36,6 @@ from tempovlm.lab.core_exp.ledger import Ledger
 from tempovlm.lab.core_exp.plan import Job, SweepPlan, row_key
 from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.core_exp.ranking import read_ranking
-from tempovlm.tasks.base import Sample, check_unique, score
-from tempovlm.tasks.digest import question_digests
 
 DIGITS = 4
 """Decimals of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""

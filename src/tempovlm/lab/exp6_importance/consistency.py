@@ -17,21 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.data.registry import DATASETS
 from tempovlm.lab.statistics import Floats, Resamples, percentile_interval
 
 AGREE = 0.9
 """The seed document's target for the mean correlation between the VQA data sets."""
-
-TASK_OF_DATASET = {
-    "text_vqa": "vqa",
-    "coco_2014_vqa": "vqa",
-    "okvqa": "vqa",
-    "science_qa_img": "multiple_choice",
-    "doc_qa": "vqa",
-    "st_qa": "vqa",
-    "tally_qa": "vqa",
-    "coco_caption": "caption",
-}
 
 RULE = (
     "Data-agnostic: yes if the 95 % interval of the mean correlation between VQA data sets lies above 0.9; no if "
@@ -139,7 +129,7 @@ def _number(value: float) -> float | None:
 def cross_dataset(importances: Mapping[str, Importance]) -> dict[str, Any]:
     """Correlate every pair of data sets, average within VQA and between VQA and other tasks, and judge."""
     pairs = {f"{a}|{b}": correlate(importances[a], importances[b]) for a, b in combinations(importances, 2)}
-    vqa = [name for name in importances if TASK_OF_DATASET.get(name) == "vqa"]
+    vqa = [name for name in importances if name in DATASETS and DATASETS[name].task == "vqa"]
     others = [name for name in importances if name not in vqa]
     within = _mean_correlation(importances, list(combinations(vqa, 2)))
     between = _mean_correlation(importances, [(a, b) for a in vqa for b in others])

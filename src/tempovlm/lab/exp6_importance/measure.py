@@ -27,6 +27,9 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.core.progress import Advance, silent
+from tempovlm.data.digest import Digests, question_digests, refuse_others
+from tempovlm.data.sample import Sample, check_unique
+from tempovlm.data.scoring import score
 from tempovlm.engine.batching import Ragged
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import Seen, decode_greedily, error_line, prepare_all, see_all
@@ -35,8 +38,6 @@ from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.statistics import Floats
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
-from tempovlm.tasks.base import Sample, check_unique, score
-from tempovlm.tasks.digest import Digests, question_digests, refuse_others
 
 SCHEMA = "tempovlm.importance_scores/1"
 

@@ -19,6 +19,7 @@ from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.stamp import Stamp
+from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.drawing import INK, new_figure, save_png, style
 from tempovlm.lab.exp6_importance.consistency import Importance, correlate, cross_dataset, spearman
@@ -35,7 +36,6 @@ from tempovlm.lab.exp6_importance.measure import (
     single_ranking,
 )
 from tempovlm.lab.statistics import Floats, percentile_interval
-from tempovlm.tasks.base import Sample
 
 SPLITS = ("train", "val")
 

@@ -1,0 +1,172 @@
+"""Finds a data set and draws samples from it; makes the generated test bed where there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from tempovlm.core.errors import UserError
+from tempovlm.core.paths import expanded
+from tempovlm.data.dataset import SPLITS, DataSet
+from tempovlm.data.files import is_generated
+from tempovlm.data.parquet import ParquetSet
+from tempovlm.data.registry import GENERATED, find
+from tempovlm.data.sample import Sample, check_unique
+from tempovlm.testbed import NOTICE
+
+DATA_DIR_VARIABLE = "TEMPOVLM_DATA_DIR"
+
+_SMALL = (64, 160)
+"""Pictures for training and validation, a data set, of a test bed that is made on the way."""
+
+
+def default_data_dir() -> Path:
+    """Where data sets are sought if nobody says: $TEMPOVLM_DATA_DIR, else `tempovlm/data` in the user's cache."""
+    named = os.environ.get(DATA_DIR_VARIABLE)
+    if named:
+        return expanded(named)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tempovlm" / "data"
+
+
+def load_samples(
+    dataset: str,
+    split: str = "val",
+    *,
+    data_dir: str | Path | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+) -> list[Sample]:
+    """Read a data set.
+
+    Args:
+        dataset: One of `registry.DATASETS`.
+        split: 'train' or 'val'; of TallyQA, which has no validation questions, 'val' means its test questions.
+        data_dir: Folder that holds the data sets' folders; None takes `default_data_dir()` and makes a small
+            generated test bed there if the data set is missing and the test bed stands in for it.
+        num_samples: How many, drawn with `seed`; a smaller draw is the beginning of a larger one. None reads all
+            in file order.
+        seed: Seed of the draw.
+
+    Returns:
+        The samples; fewer than `num_samples` if the data set has fewer.
+
+    Raises:
+        UserError: Unknown data set or split, missing or damaged files, or questions that share an id.
+    """
+    known = find(dataset)
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; choose train or val")
+    if num_samples is not None and num_samples < 1:
+        raise UserError(f"num_samples must be 1 or more, got {num_samples}")
+    root = default_data_dir() if data_dir is None else expanded(data_dir)
+    if data_dir is None and dataset in GENERATED:
+        root = _made_if_missing(root, dataset)
+    folder = root / dataset
+    if not folder.is_dir():
+        made = f"make one: tempovlm data make --out {root}, or " if dataset in GENERATED else ""
+        get = f"see tempovlm data check {dataset} for where to get it ({known.home})"
+        raise UserError(f"no folder {folder} for data set {dataset}; {made}{get}")
+    try:
+        table = ParquetSet.find(known, folder, split)
+        samples = _read(known, folder, split) if table is None else table.samples
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        hint = f"tempovlm data check {dataset} says where to get it"
+        raise UserError(f"data set {dataset}: {error.filename} is missing; {hint}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"data set {dataset}: the files in {folder} cannot be read ({error!r})") from error
+    if not samples:
+        raise UserError(f"data set {dataset} has no {split} samples in {folder}")
+    files = table.files if table else [_questions_file(known, folder, split)] * len(samples)
+    check_unique([sample.question_id for sample in samples], files)
+    order = list(range(len(samples)))
+    if num_samples is not None:
+        Random(seed).shuffle(order)
+        order = order[:num_samples]
+    return [samples[index] for index in order] if table is None else table.extract(order)
+
+
+def _read(dataset: DataSet, folder: Path, split: str) -> list[Sample]:
+    """All samples of a split, from the files as their owner publishes them."""
+    source = "synthetic" if is_generated(folder) else "official"
+    found = dataset.read(folder, split)
+    return [
+        Sample(**fields, style=dataset.style, dataset=dataset.name, split=split, data_source=source)
+        for fields in found
+    ]
+
+
+def _questions_file(dataset: DataSet, folder: Path, split: str) -> Path:
+    """The file that the ids of a split come from."""
+    places = [folder / name for name in dataset.needs(split)[0].paths]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def load_mixed(
+    datasets: Sequence[str], num_samples: int, *, data_dir: str | Path | None = None, seed: int = 0
+) -> list[Sample]:
+    """Validation questions of several data sets in turn, `num_samples` in all; the rest as `load_samples`."""
+    counts = [len(range(i, num_samples, len(datasets))) for i in range(len(datasets))]
+    columns = [
+        load_samples(name, "val", data_dir=data_dir, num_samples=count, seed=seed)
+        for name, count in zip(datasets, counts, strict=True)
+        if count
+    ]
+    longest = max(len(column) for column in columns)
+    return [column[i] for i in range(longest) for column in columns if i < len(column)]
+
+
+def _made_if_missing(root: Path, dataset: str) -> Path:
+    """The folder itself, or a temporary one if it cannot be written, with the data set in it."""
+    if (root / dataset).is_dir():
+        return root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        root = _temporary_root()
+        sys.stderr.write(f"warning: the data folder cannot be written ({error.strerror}); using {root}\n")
+    if not (root / dataset).is_dir():
+        _make_small(root)
+    return root
+
+
+def _temporary_root() -> Path:
+    """A folder of this user's own among the temporary files, the same in every process."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    root = Path(tempfile.gettempdir()) / f"tempovlm-{user}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.is_symlink() or (hasattr(os, "getuid") and root.stat().st_uid != user):
+        return Path(tempfile.mkdtemp(prefix="tempovlm-"))
+    return root
+
+
+def _make_small(root: Path) -> None:
+    """Make the test bed beside its place, then move in what is not there yet.
+
+    Every move is atomic and never replaces a folder, so two processes that do this at once end with one whole
+    test bed, whoever is first.
+    """
+    from tempovlm.testbed.make import make_testbed
+
+    train, val = _SMALL
+    sys.stderr.write(f"no data sets in {root}: drawing a small synthetic test bed there (once)\n")
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as scratch:
+        made = make_testbed(Path(scratch) / "data", train, val, 0, datasets=GENERATED)
+        for dataset in GENERATED:
+            target = root / dataset
+            try:
+                if not target.exists():
+                    (made / dataset).rename(target)
+            except OSError as error:
+                if not target.is_dir():
+                    raise UserError(f"cannot make the test bed in {root}: {error.strerror}") from error
+        shutil.copyfile(made / NOTICE, Path(scratch) / NOTICE)
+        (Path(scratch) / NOTICE).replace(root / NOTICE)

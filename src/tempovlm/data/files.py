@@ -1,0 +1,73 @@
+"""Reads the JSON files of data sets and finds their pictures; a missing one raises a `FileNotFoundError`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tempovlm.core.errors import UserError
+from tempovlm.data.entries import Entry
+from tempovlm.data.sample import check_unique
+from tempovlm.testbed import NOTICE
+
+
+def read_json(path: Path, *, keyed_by_id: bool = False) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        keyed_by_id: Whether keys are ids, of which no two may be equal; JSON readers would keep the last one.
+
+    Raises:
+        UserError: It is damaged, or a key is there twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        check_unique([key for key, _ in pairs], [path] * len(pairs))
+        return dict(pairs)
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once if keyed_by_id else None)
+    except ValueError as error:
+        raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it anew") from None
+
+
+def read_fields(path: Path, *, keyed_by_id: bool = False) -> Entry:
+    """Read a JSON file that holds an object, as `read_json`."""
+    content = read_json(path, keyed_by_id=keyed_by_id)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; get the file anew")
+    return Entry(content, path, "the file")
+
+
+def listed(content: Entry, field: str, key: str, word: str = "question") -> list[Entry]:
+    """The entries of a list in a file, each named in messages by its id, the field `key`."""
+    return list(Entry.each(content.value(field), content.path, key, word))
+
+
+def is_generated(folder: Path) -> bool:
+    """Whether a folder holds generated data."""
+    return (folder / NOTICE).is_file()
+
+
+def first(*paths: Path) -> Path:
+    """The first of several places that is there."""
+    for path in paths:
+        if path.exists():
+            return path
+    raise FileNotFoundError(2, "missing", str(paths[0]))
+
+
+def pictures(folder: Path, name: str) -> Path:
+    """The folder of the pictures."""
+    path = folder / name
+    if not path.is_dir():
+        raise FileNotFoundError(2, "missing", str(path))
+    return path
+
+
+def twin(folder: Path, name: str) -> Path | None:
+    """The same scene drawn anew, which generated data has for each validation picture."""
+    path = folder / "twins" / name
+    return path if path.is_file() else None

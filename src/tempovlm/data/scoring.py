@@ -1,0 +1,57 @@
+"""Scores predictions, each by the metric of its sample's data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tempovlm.core.errors import UserError
+from tempovlm.data.metrics.choices import choice_accuracy
+from tempovlm.data.metrics.text import vqa_accuracy
+from tempovlm.data.registry import DATASETS, SCORED_TOGETHER
+from tempovlm.data.sample import Sample
+
+
+def score(sample: Sample, prediction: str) -> float:
+    """Score a prediction, from 0 to 1; a sample of a data set that is not known gets VQA accuracy.
+
+    Raises:
+        UserError: The data set has no score for a single answer.
+    """
+    if sample.options:
+        return choice_accuracy(prediction, sample.options, sample.answer_index)
+    metric = DATASETS[sample.dataset].metric if sample.dataset in DATASETS else vqa_accuracy
+    if metric is None:
+        raise UserError(
+            f"{sample.dataset} is scored by CIDEr over many captions at once: use data.scoring.score_all"
+        )
+    return metric(prediction, sample.answers)
+
+
+def check_scorable(samples: Sequence[Sample]) -> None:
+    """Make sure that `score_all` can score these, before anybody answers them.
+
+    Raises:
+        UserError: Captions are among them, and pycocoevalcap is not installed or there are too few.
+    """
+    captions = sum(sample.dataset in SCORED_TOGETHER for sample in samples)
+    if captions:
+        from tempovlm.data.metrics.captions import check_cider
+
+        check_cider(captions)
+
+
+def score_all(samples: Sequence[Sample], predictions: Sequence[str]) -> list[float]:
+    """Score each prediction; captions get their share of the CIDEr of all captions together.
+
+    Raises:
+        UserError: Captions are among them and cannot be scored, see `check_scorable`.
+    """
+    captions = [i for i, sample in enumerate(samples) if sample.dataset in SCORED_TOGETHER]
+    shares: dict[int, float] = {}
+    if captions:
+        from tempovlm.data.metrics.captions import cider
+
+        found = cider([predictions[i] for i in captions], [samples[i].answers for i in captions])
+        shares = dict(zip(captions, found, strict=True))
+    pairs = enumerate(zip(samples, predictions, strict=True))
+    return [shares[i] if i in shares else score(sample, said) for i, (sample, said) in pairs]

@@ -1,0 +1,1 @@
+"""How pictures are drawn: the canvas, typefaces, icons and the layout of objects."""

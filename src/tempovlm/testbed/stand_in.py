@@ -1,0 +1,41 @@
+"""The declaration of a stand-in: how its pictures are drawn, where they go, and the files that describe them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tempovlm.testbed.drawing.canvas import Canvas
+from tempovlm.testbed.scene import Quiz
+
+Record = dict[str, Any]
+"""One picture that was drawn: index, width, height and its questions as dictionaries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandIn:
+    """How a data set is generated, in its official file formats.
+
+    Attributes:
+        paint: Draws on a canvas and asks a quiz about it, for a split; returns the most questions to keep.
+        places: From split, number of the picture and number of questions to pairs of paths, relative to the data
+            set's folder: where the picture goes and where its twin goes.
+        write: Writes the questions of a split into the data set's folder.
+        weight: Share among the pictures that the pocket model is trained on, relative to the other stand-ins: what
+            is harder to learn is shown more often.
+        paper: Whether pictures are drawn on paper rather than in front of a scene.
+    """
+
+    paint: Callable[[Canvas, Quiz, str], int]
+    places: Callable[[str, int, int], list[tuple[str, str]]]
+    write: Callable[[Path, str, Iterable[Record]], None]
+    weight: float
+    paper: bool = False
+
+
+def dump(path: Path, content: Any) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(content), encoding="utf-8")

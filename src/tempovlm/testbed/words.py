@@ -1,0 +1,79 @@
+"""Which words and characters questions, options and answers are made of, for the pocket tokenizer.
+
+It knows the words of the training split; it does not know how a tokenizer numbers them.
+"""
+
+from __future__ import annotations
+
+import string
+from functools import lru_cache
+from itertools import chain
+
+from tempovlm.testbed.content import charts, companies, facts
+from tempovlm.testbed.lexicon import (
+    CHARSET,
+    COLORS,
+    ICONS,
+    PLAIN_SHAPES,
+    SIGN_WORDS,
+    plural,
+)
+from tempovlm.testbed.stand_ins import science_qa_img as science
+
+_FRAME_WORDS = """object there sign are color at top written say bottom region number animal largest objects yes
+smallest or has much price country flag same shape this chain and more line solution attract repel other magnet
+middle bar capital gate time clock thermometer box map called colors two from plate bottle will bigger day eats
+value predator bars producer concentrated fewer particles fri these magnets each pole faces mon speed limit
+highest title name over week stays flat falls rises shown tue license jersey wed thu month had temperature weather
+feel mild tallest shortest most got lowest circuit switch warmer colder it see below above least fewest center no
+not how many what which who where when is in the of on to does do did show player wear drive fast may for used with
+left right light lamp open closed food hot cold north south east west pet pets votes rain fruit bus car shop book
+ticket picture best you can have kind thing belong season need would use uses find grow live eat like sound make
+legs wheels made why an company"""
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words of a text without the punctuation around them; single characters are left out."""
+    stripped = (word.strip(string.punctuation) for word in text.lower().split())
+    return [word for word in stripped if len(word) > 1]
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> tuple[str, ...]:
+    """All whole words of two letters or more in questions, options and canonical answers of training, sorted.
+
+    Numbers, prices, codes and made-up names, those of companies too, are not words: they are spelled from
+    `alphabet`, as are the words that are held out for validation.
+    """
+    words: set[str] = set(SIGN_WORDS) | set(COLORS[:-1]) | set(ICONS) | set(_FRAME_WORDS.split())
+    for shape in PLAIN_SHAPES:
+        words |= {shape, plural(shape)}
+    for table in facts.FACTS.values():
+        for answer in table.values():
+            words.update(split_words(answer))
+    for phrasings in facts.QUESTIONS.values():
+        for phrase in phrasings:
+            words.update(split_words(phrase.replace("{ref}", "")))
+    for country, (capital, _, _) in facts.FLAGS.items():
+        words |= {country, capital}
+    for known in companies.COMPANIES.values():
+        words.update(known.values())
+    about = (*companies.COMPANY_QUESTIONS.values(), companies.COMPANY_CLAUSES.values())
+    for phrase in chain.from_iterable(about):
+        words.update(split_words(phrase.replace("{ref}", "").replace("{answer}", "")))
+    for topic, labels in charts.TOPICS.items():
+        words |= {topic, *labels}
+    for links in science.CHAINS:
+        words.update(links)
+    return tuple(sorted(word for word in words if len(word) > 1 and word.isalpha()))
+
+
+def alphabet() -> tuple[str, ...]:
+    """Every single character that may stand in a question, an option or an answer, in a fixed order."""
+    return tuple(sorted(set(CHARSET) | set("?,.:$-' ")))
+
+
+def count_tokens(answer: str) -> int:
+    """Output tokens of an answer: one for a known word, one per character otherwise, one for the end."""
+    known = set(vocabulary())
+    return 1 + sum(1 if word in known else len(word) for word in answer.split())

@@ -1,0 +1,152 @@
+"""Companies of the knowledge scenes: names told apart, one store of facts, signs that a person could ask about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from tempovlm.testbed.content.companies import COMPANIES, COMPANY_CLAUSES, COMPANY_FACTS, said_otherwise
+from tempovlm.testbed.generate import make_scene
+from tempovlm.testbed.lexicon import CHARSET, COLORS, HELD_OUT_WORDS, SHAPES, SIGN_WORDS
+from tempovlm.testbed.scene import Scene
+from tempovlm.testbed.words import split_words, vocabulary
+
+_KINDS = ("sign", "shop")
+_ABOUT_COMPANY = tuple(f"fact_company_{fact}" for fact in COMPANY_FACTS)
+_PICTURES = 400
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, list[Scene]]:
+    return {split: [make_scene("okvqa", split, i) for i in range(_PICTURES)] for split in ("train", "val")}
+
+
+def _signs(scene: Scene) -> list[tuple[str, str, str, np.ndarray]]:
+    """What the dense labels say of each company sign: its kind, colour, name and box."""
+    found = []
+    centers = (scene.char_boxes[:, :2] + scene.char_boxes[:, 2:]) / 2
+    for box, shape, color in zip(scene.shape_boxes, scene.shape_ids, scene.color_ids, strict=True):
+        if SHAPES[shape] in _KINDS:
+            inside = np.all((centers > box[:2]) & (centers < box[2:]), axis=1)
+            name = "".join(CHARSET[i] for i in scene.char_ids[inside])
+            found.append((SHAPES[shape], COLORS[color], name, box))
+    return found
+
+
+def _edits(first: str, second: str) -> int:
+    """Levenshtein distance."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, start=1):
+        last, row[0] = row[0], i
+        for j, b in enumerate(second, start=1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
+    return row[-1]
+
+
+def test_names_are_told_apart_and_mean_nothing() -> None:
+    assert len(COMPANIES) == 200
+    assert all(4 <= len(name) <= 6 and name.isalpha() and name.islower() for name in COMPANIES)
+    assert min(_edits(a, b) for a, b in combinations(COMPANIES, 2)) >= 2
+    assert not set(COMPANIES) & {*vocabulary(), *SIGN_WORDS, *HELD_OUT_WORDS}
+
+
+def test_answers_are_single_words_of_the_vocabulary_and_cannot_be_guessed() -> None:
+    known = set(vocabulary())
+    for fact, kinds in zip(COMPANY_FACTS, (24, 20, 24, 7), strict=True):
+        counts = Counter(facts[fact] for facts in COMPANIES.values())
+        assert set(counts) <= known
+        assert len(counts) == kinds
+        assert max(counts.values()) <= len(COMPANIES) / kinds + 2
+    assert len({tuple(facts.values()) for facts in COMPANIES.values()}) == len(COMPANIES)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_both_splits_tell_the_facts_of_the_table(scenes: dict[str, list[Scene]], split: str) -> None:
+    asked: Counter[str] = Counter()
+    for scene in scenes[split]:
+        by_look = {f"company {'in' if kind == 'shop' else 'on'} the {color} {kind}": name
+                   for kind, color, name, _ in _signs(scene)}  # fmt: skip
+        for item in scene.questions:
+            if item.template not in _ABOUT_COMPANY:
+                continue
+            fact = item.template.removeprefix("fact_company_")
+            names = [name for look, name in by_look.items() if look in item.question] or list(by_look.values())
+            assert item.answer in {COMPANIES[name][fact] for name in names}
+            said = {item.answer, *said_otherwise(fact, item.answer), "unanswerable"}
+            assert {answer.lower() for answer in item.answers} <= said
+            asked[fact] += len(names) == 1
+    assert min(asked[fact] for fact in COMPANY_FACTS) > 60
+
+
+def test_places_point_at_the_sign_there(scenes: dict[str, list[Scene]]) -> None:
+    ways = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
+    checked = 0
+    for scene in scenes["train"]:
+        size = np.array(scene.image.shape[1::-1])
+        for item in scene.questions:
+            named = [ways[word] for word in split_words(item.question) if word in ways]
+            if item.template not in _ABOUT_COMPANY or not named:
+                continue
+            fact = item.template.removeprefix("fact_company_")
+            there = [
+                name
+                for _, _, name, box in _signs(scene)
+                if all(((box[axis] + box[axis + 2]) / 2 / size[axis] - 0.5) * sign > 0.1 for axis, sign in named)
+            ]
+            assert [COMPANIES[name][fact] for name in there] == [item.answer]
+            checked += 1
+    assert checked > 100
+
+
+def test_questions_never_name_a_company(scenes: dict[str, list[Scene]]) -> None:
+    for found in scenes.values():
+        for scene in found:
+            for item in scene.questions:
+                texts = (item.question, item.answer, *item.answers)
+                assert not {word for text in texts for word in split_words(text)} & set(COMPANIES)
+
+
+def test_one_company_a_color_and_each_inside_its_picture(scenes: dict[str, list[Scene]]) -> None:
+    for scene in (*scenes["train"], *scenes["val"]):
+        signs = _signs(scene)
+        names = [name for _, _, name, _ in signs]
+        assert set(names) <= set(COMPANIES)
+        assert len(set(names)) == len(names)
+        plain = [COLORS[color] for color in scene.color_ids if COLORS[color] != "mixed"]
+        assert len(set(plain)) == len(plain)
+        height, width = scene.image.shape[:2]
+        for *_, box in signs:
+            assert np.all(box[:2] >= 0)
+            assert np.all(box[2:] <= (width, height))
+
+
+def test_a_color_is_asked_only_where_one_company_fits(scenes: dict[str, list[Scene]]) -> None:
+    checked = 0
+    for scene in (*scenes["train"], *scenes["val"]):
+        for item in scene.questions:
+            if item.template != "color_by_company":
+                continue
+            said = item.question.split(" of the company ")[1].removesuffix("?")
+            fitting = [
+                color
+                for _, color, name, _ in _signs(scene)
+                if said in {COMPANY_CLAUSES[f].format(answer=COMPANIES[name][f]) for f in COMPANY_FACTS}
+            ]
+            assert fitting == [item.answer]
+            assert sum(f" {kind} of " in item.question for kind, *_ in _signs(scene)) >= 2
+            checked += 1
+    assert checked > 40
+
+
+def test_companies_are_nearly_half_of_the_questions_in_print_of_every_size(scenes: dict[str, list[Scene]]) -> None:
+    for found in scenes.values():
+        asked = ["company" in item.template for scene in found for item in scene.questions]
+        assert 0.38 < np.mean(asked) < 0.52
+        heights = np.concatenate([s.char_boxes[:, 3] - s.char_boxes[:, 1] for s in found])
+        ems = heights / 0.72
+        assert 0.25 < (ems >= 30).mean() < 0.45
+        assert 0.22 < (ems < 19).mean() < 0.42
+        assert ems.min() > 11
