@@ -19,6 +19,10 @@ Metric = Callable[[str, Sequence[str]], float]
 """From a prediction and the right answers to a score from 0 to 1."""
 
 
+def _asked(row: Entry, _: str) -> Fields:
+    return row.asked()
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """A file or folder of pictures that a split needs.
@@ -41,16 +45,16 @@ class HubCopy:
         patterns: Split → pattern of its files there.
         columns: Columns to read beside the picture.
         fields: From a row, and its place in the split, to the fields of a sample but for `image_path`.
-        id: The column of the question's id, where there is one.
+        id: The column of the question's id; None where there is none.
         gaps: Whether there are rows without a picture, which are left out.
         skip: Name of a folder in the copy that belongs to another data set.
     """
 
     repo_id: str
     patterns: Mapping[str, str]
-    columns: tuple[str, ...]
-    fields: Callable[[Entry, str], Fields]
-    id: str | None = None
+    columns: tuple[str, ...] = ("question_id", "image_id", "question", "answers")
+    fields: Callable[[Entry, str], Fields] = _asked
+    id: str | None = "question_id"
     gaps: bool = False
     skip: str = ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from pkgutil import iter_modules
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,13 @@ from PIL import Image
 
 from tempovlm.cli import main as cli
 from tempovlm.core.errors import UserError
-from tempovlm.data import sources
+from tempovlm.data import sets, sources
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.dataset import SPLITS
-from tempovlm.data.registry import DATASETS
+from tempovlm.data.registry import DATASETS, GENERATED
 from tempovlm.data.sample import Sample
 from tempovlm.data.scoring import score
+from tempovlm.testbed import stand_ins
 
 
 def dump(path: Path, content: Any) -> None:
@@ -137,6 +139,11 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "doc_qa").mkdir()
     with pytest.raises(UserError, match=r"val_v1\.0_withQT\.json is missing; tempovlm data check doc_qa"):
         load_samples("doc_qa", data_dir=tmp_path)
+
+
+def test_every_module_is_named_after_its_data_set() -> None:
+    assert {module.name for module in iter_modules(sets.__path__)} == set(DATASETS)
+    assert set(stand_ins.NAMES) == set(GENERATED)
 
 
 def test_every_data_set_has_a_source() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tempovlm.data.coco import coco_pictures_needed, vqa_files, vqa_reader
-from tempovlm.data.dataset import DataSet, Fields, HubCopy, Need
-from tempovlm.data.entries import Entry
+from tempovlm.data.dataset import DataSet, HubCopy, Need
 
 _ADDRESS = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 _PREFIX = "v2_"
@@ -20,10 +19,6 @@ def _needs(split: str) -> tuple[Need, ...]:
     )
 
 
-def _row(row: Entry, _: str) -> Fields:
-    return row.asked()
-
-
 DATA_SET = DataSet(
     name="coco_2014_vqa",
     order=2,
@@ -31,11 +26,5 @@ DATA_SET = DataSet(
     home="https://visualqa.org",
     needs=_needs,
     read=vqa_reader(_PREFIX),
-    hub=HubCopy(
-        repo_id="lmms-lab/VQAv2",
-        patterns={"val": "data/validation-*.parquet"},
-        columns=("question_id", "question", "answers", "image_id"),
-        fields=_row,
-        id="question_id",
-    ),
+    hub=HubCopy(repo_id="lmms-lab/VQAv2", patterns={"val": "data/validation-*.parquet"}),
 )

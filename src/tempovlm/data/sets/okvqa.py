@@ -31,6 +31,5 @@ DATA_SET = DataSet(
         patterns={"val": "data/val2014-*.parquet"},
         columns=("question_id", "question", "answers"),
         fields=_row,
-        id="question_id",
     ),
 )

@@ -75,6 +75,7 @@ DATA_SET = DataSet(
         # The hub's copy has no ids: a row's place in its split stands for one.
         columns=("question", "choices", "answer", "hint"),
         fields=_row,
+        id=None,
         gaps=True,
     ),
 )

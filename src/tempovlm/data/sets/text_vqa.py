@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tempovlm.data.dataset import DataSet, Fields, HubCopy, Need
-from tempovlm.data.entries import Entry
 from tempovlm.data.files import listed, pictures, read_fields, twin
 from tempovlm.data.metrics.text import text_vqa_accuracy
 
@@ -35,10 +34,6 @@ def _read(folder: Path, split: str) -> Iterator[Fields]:
         yield {**asked, "image_path": images / name, "twin_path": twin(folder, name), **entry.made()}
 
 
-def _row(row: Entry, _: str) -> Fields:
-    return row.asked()
-
-
 DATA_SET = DataSet(
     name="text_vqa",
     order=1,
@@ -50,8 +45,5 @@ DATA_SET = DataSet(
     hub=HubCopy(
         repo_id="lmms-lab/textvqa",
         patterns={"train": "data/train-*.parquet", "val": "data/validation-*.parquet"},
-        columns=("question_id", "question", "answers", "image_id"),
-        fields=_row,
-        id="question_id",
     ),
 )
