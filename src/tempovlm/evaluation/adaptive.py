@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Answer
@@ -21,7 +21,7 @@ from tempovlm.core.stamp import Stamp
 from tempovlm.evaluation import bench, statistics
 from tempovlm.evaluation.files import make_folder
 from tempovlm.evaluation.summary import Record, rounded, summarise
-from tempovlm.profiling.failures import tell_failures
+from tempovlm.profiling.failures import ANEW, tell_failures
 from tempovlm.profiling.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.profiling.progress import progress_bar
 from tempovlm.tasks.base import Sample, check_scorable
@@ -142,15 +142,12 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
                 records += rows
         wanted = {(s.dataset, str(s.question_id)) for s in samples}
         records = [r for r in records if (r.dataset, r.question_id) in wanted]
-        if all(r.error is not None for r in records):
+        failed = bench.errors_of(records)
+        if len(failed) == len(records):
             kept.unlink(missing_ok=True)
-            raise AllFailedError(
-                f"--dataset: no question could be answered; the first failure: {records[0].error}"
-            )
+        tell_failures(failed, len(records), "answers", ANEW)
         records = bench.score_together(records, samples)
         result = _result(model, plan, records, stamp)
-        failed = [f"{r.dataset} {r.question_id}: {r.error}" for r in records if r.error is not None]
-        tell_failures(len(failed), len(records), next(iter(failed), None), what="answers")
         result["busy"] = None if busy is None else busy >= BUSY_CORES
         write_whole(path, as_text(rounded(result)))
         kept.unlink(missing_ok=True)

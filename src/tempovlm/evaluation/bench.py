@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol
@@ -168,6 +168,11 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
         finish_reason=answer["finish_reason"],
         policy=answer["policy"],
     )
+
+
+def errors_of(records: Iterable[Record]) -> list[str]:
+    """What went wrong, one line for each request that failed."""
+    return [f"{r.dataset} {r.question_id}: {r.error}" for r in records if r.error is not None]
 
 
 def score_together(records: Sequence[Record], samples: Sequence[Sample]) -> list[Record]:

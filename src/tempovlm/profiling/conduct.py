@@ -9,7 +9,7 @@ from tempovlm.core.records import SweepRow
 from tempovlm.engine.engine import Engine
 from tempovlm.profiling import sweep
 from tempovlm.profiling.entry import Share
-from tempovlm.profiling.failures import tell_failures
+from tempovlm.profiling.failures import AGAIN, tell_failures
 from tempovlm.profiling.parts import Ledger
 from tempovlm.profiling.sweep import SweepPlan, row_key
 from tempovlm.tasks.base import Sample
@@ -31,13 +31,13 @@ def conduct(
     with ledger.opened(datasets, digests):
         paths = sweep.run_sweep(engine, datasets, plan, ledger, share)
     if is_first:
-        rows = rows_of_run(datasets, plan, ledger)
+        rows = known_rows(datasets, plan, ledger)
         errors = [f"{row.dataset} {row.question_id} at {row.knobs}: {row.error}" for row in rows if row.error]
-        tell_failures(len(errors), len(rows), next(iter(errors), None))
+        tell_failures(errors, len(rows), "rows", AGAIN)
     return paths
 
 
-def rows_of_run(datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger) -> list[SweepRow]:
+def known_rows(datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger) -> list[SweepRow]:
     """The rows that are known of a plan's questions and settings."""
     keys = {
         name: [row_key(job, knobs) for job in plan.jobs(samples) for knobs in plan.settings]

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
@@ -33,7 +33,7 @@ from tempovlm.engine.runner import Prepared
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
 from tempovlm.profiling.batched import SAMPLE_ERRORS, Job, decode_greedily, error_line
-from tempovlm.profiling.failures import tell_failures
+from tempovlm.profiling.failures import AGAIN, tell_failures
 from tempovlm.profiling.progress import Advance, silent
 from tempovlm.tasks.base import Sample, check_unique, score
 from tempovlm.tasks.digest import Digests, question_digests, refuse_others
@@ -149,12 +149,6 @@ class ScoreFile:
         """What is known of these samples, in their order; failed ones are among the errors."""
         rows = [self.rows[str(sample.question_id)] for sample in samples if str(sample.question_id) in self.rows]
         good = [row for row in rows if "error" not in row]
-        if not good:
-            first = next((row["error"] for row in rows), "no samples")
-            raise AllFailedError(
-                f"{self.path}: none of {len(rows)} questions could be answered ({first}); run the same command "
-                "again to ask them again"
-            )
         nothing = [float("nan")] * num_blocks
         return Scores(
             tuple(row["image_id"] for row in good),
@@ -206,7 +200,8 @@ def measure(
             done += len(part)
             advance(done, len(samples))
     found = file.scores(samples, engine.runner.model.config.num_blocks)
-    tell_failures(len(found.errors), len(samples), next(iter(found.errors.values()), None), what="questions")
+    errors = [f"{name}: {error}" for name, error in found.errors.items()]
+    tell_failures(errors, len(samples), "questions", AGAIN)
     return found
 
 
