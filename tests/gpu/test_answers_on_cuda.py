@@ -15,7 +15,8 @@ from tempovlm.api import TempoVLM, load
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
 from tempovlm.engine.open_answers import OpenAnswers
-from tempovlm.engine.sampling import BROKEN, candidates, greedy
+from tempovlm.engine.sampling import candidates, greedy
+from tempovlm.model.decoder import BROKEN
 from tempovlm.tasks.base import choice_question
 
 pytestmark = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import FinishReason, Request
-from tempovlm.engine.sampling import BROKEN
+from tempovlm.model.decoder import BROKEN
 from tempovlm.model.prompt import Tokenizer
 
 UNFINISHED = "\ufffd"
