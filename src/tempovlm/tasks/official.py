@@ -21,11 +21,20 @@ NOTICE = "SYNTHETIC.md"
 
 
 def _json(path: Path, *, keyed_by_id: bool = False) -> Any:
-    hook = (lambda pairs: _once(pairs, path)) if keyed_by_id else None
+    last: list[str] = []
+
+    def keep_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        last[:] = [key for key, _ in pairs]
+        return dict(pairs)
+
+    hook = keep_keys if keyed_by_id else None
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=hook)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=hook)
     except ValueError as error:
         raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it anew") from None
+    # JSON readers keep the last of equal keys and say nothing. The outermost object is read last.
+    check_unique(last, [path] * len(last))
+    return content
 
 
 def _content(path: Path, *, keyed_by_id: bool = False) -> Entry:
@@ -39,12 +48,6 @@ def _content(path: Path, *, keyed_by_id: bool = False) -> Entry:
 def _listed(content: Entry, field: str, key: str, word: str = "question") -> list[Entry]:
     """The entries of a list in a file, called by their id, the field `key`."""
     return list(Entry.each(content.value(field), content.path, key, word))
-
-
-def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    """An object of a file whose keys are ids; JSON readers keep the last of equal keys and say nothing."""
-    check_unique([key for key, _ in pairs], [path] * len(pairs))
-    return dict(pairs)
 
 
 def _source(folder: Path) -> str:
