@@ -28,8 +28,14 @@ def held(folder: Path, flag: str = "output_dir") -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--{flag} {folder}: cannot be made ({error.strerror or error})") from None
     try:
-        _lock(handle, folder, flag)
-        yield
+        if not try_lock(handle, fcntl.LOCK_EX, f"--{flag} {folder}"):
+            message = "another process is writing results there; wait for it to end, or use another directory"
+            raise UserError(f"--{flag} {folder}: {message}")
+        try:
+            yield
+        finally:
+            # A child that was forked meanwhile has the folder open too: closing it here would not let go of it.
+            fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
 
@@ -53,17 +59,26 @@ def is_marked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(handle, fcntl.LOCK_SH, str(path))
     finally:
         os.close(handle)
-    return False
 
 
-def _lock(handle: int, folder: Path, flag: str) -> None:
+def try_lock(handle: int, kind: int, where: str) -> bool:
+    """Lock an open file without waiting; False where another process holds it.
+
+    Args:
+        handle: of the file.
+        kind: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
+        where: what the message calls the file.
+
+    Raises:
+        UserError: its file system has no locks.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        message = "another process is writing results there; wait for it to end, or use another directory"
-        raise UserError(f"--{flag} {folder}: {message}") from None
+        return False
+    except OSError as error:
+        raise UserError(f"{where}: cannot be locked ({error.strerror or error}); use a local directory") from None
+    return True
