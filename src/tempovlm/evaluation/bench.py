@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer
 from tempovlm.evaluation.summary import Record, Run
-from tempovlm.tasks.base import SCORED_TOGETHER, Sample, score, score_all
+from tempovlm.tasks.base import SCORED_TOGETHER, Sample, score
+from tempovlm.tasks.captions import cider
 
 _FRESH_TIMEOUT_S = 600
 
@@ -194,7 +195,7 @@ def score_together(records: Sequence[Record], samples: Sequence[Sample]) -> list
         if len(places) < 2:
             continue
         some = [records[i] for i in places]
-        found = score_all([asked[r.dataset, r.question_id] for r in some], [r.prediction for r in some])
+        found = cider([r.prediction for r in some], [asked[r.dataset, r.question_id].answers for r in some])
         for i, value in zip(places, found, strict=True):
             scored[i] = replace(records[i], score=value)
     return scored

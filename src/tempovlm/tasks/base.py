@@ -124,7 +124,8 @@ def score(sample: Sample, prediction: str) -> float:
         return choice_accuracy(prediction, sample.options, sample.answer_index)
     if sample.dataset in SCORED_TOGETHER:
         raise UserError(
-            f"{sample.dataset} is scored by CIDEr over many captions at once: use tasks.base.score_all"
+            f"{sample.dataset} is scored by CIDEr over many captions at once: use tempovlm bench or "
+            "test_adaptive_inference.py"
         )
     return _RULES.get(sample.dataset, scoring.vqa_accuracy)(prediction, sample.answers)
 
@@ -152,7 +153,7 @@ def check_datasets(names: Sequence[str], flag: str, *, together: bool = False) -
 
 
 def check_scorable(samples: Sequence[Sample]) -> None:
-    """Make sure that `score_all` can score these, before anybody answers them.
+    """Make sure that these can be scored, before anybody answers them.
 
     Raises:
         UserError: Captions are among them, and pycocoevalcap is not installed or there are too few.
@@ -162,20 +163,3 @@ def check_scorable(samples: Sequence[Sample]) -> None:
         from tempovlm.tasks.captions import check_cider
 
         check_cider(captions)
-
-
-def score_all(samples: Sequence[Sample], predictions: Sequence[str]) -> list[float]:
-    """The score of each prediction; captions get their share of the CIDEr of all captions together.
-
-    Raises:
-        UserError: Captions are among them and cannot be scored, see `check_scorable`.
-    """
-    captions = [i for i, sample in enumerate(samples) if sample.dataset in SCORED_TOGETHER]
-    shares: dict[int, float] = {}
-    if captions:
-        from tempovlm.tasks.captions import cider
-
-        found = cider([predictions[i] for i in captions], [samples[i].answers for i in captions])
-        shares = dict(zip(captions, found, strict=True))
-    pairs = enumerate(zip(samples, predictions, strict=True))
-    return [shares[i] if i in shares else score(sample, said) for i, (sample, said) in pairs]
