@@ -1,7 +1,7 @@
 """Where a model runs: device and type of numbers; a CPU's threads and how they wait, set before torch is imported.
 
 OpenMP's workers spin while they wait, unless told otherwise, and spinning threads that share cores with another
-process hold up each other: a factor of 2 to 10 as measured. Threads that sleep while they wait lose no more than what
+process hold up each other: a factor of 2 to 10 as measured. Threads that sleep while they wait lose no more than
 the other process takes. Importing this module imports no torch.
 """
 
