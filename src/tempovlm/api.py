@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempovlm.core.checks import check_megabytes, checked_flag, checked_text
+from tempovlm.core.checks import checked_flag, checked_megabytes, checked_text
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
@@ -334,7 +334,7 @@ def _check_types(given: dict[str, Any]) -> None:
         if name in ("device", "weights"):
             checked_text(f"--{name}", value)
         elif name == "feature_cache_mb":
-            check_megabytes(value)
+            checked_megabytes(value)
         elif name != "exact" or value is not None:
             checked_flag(name, value)
 
