@@ -12,7 +12,8 @@ STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
 PYTEST_FLAGS ?=
 
-TORCH := torch==2.13.0
+# Installed first, by exactly the pin of constraints.txt, whatever CONSTRAINTS is.
+TORCH := $(shell grep '^torch==' constraints.txt)
 # By the environment, and not by -c, because the build back end is installed by a pip of its own, which takes its
 # versions from the first of these in older releases and from the second in newer ones. Set to nothing where nothing
 # is pinned, so that a file that the caller's environment names stays in force.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempovlm.core.checks import check_megabytes, checked_flag, checked_text
+from tempovlm.core.checks import checked_flag, checked_megabytes, checked_text
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
@@ -122,7 +123,7 @@ class TempoVLM:
         self._wanted = policy
         self._may_calibrate, self._progress, self._lock = may_calibrate, progress, ProcessLock()
         self._profile: LatencyProfile | None = None
-        self._looked_up: int | None = None
+        self._profiled_threads: int | None = None
         self._guard: Guard | None = None
 
     @property
@@ -139,10 +140,10 @@ class TempoVLM:
     def profile(self) -> LatencyProfile | None:
         """What each setting takes on this machine; None until it was measured or found in the cache."""
         with self._lock:
-            if self._looked_up != self.engine.threads:  # a fork can leave fewer
+            if self._profiled_threads != self.engine.threads:  # a fork can leave fewer
                 from tempovlm.engine.calibration import stored_profile
 
-                self._looked_up, self._guard = self.engine.threads, None
+                self._profiled_threads, self._guard = self.engine.threads, None
                 self._profile = stored_profile(self.stamp(), self.space, self.output_length)
             return self._profile
 
@@ -183,7 +184,7 @@ class TempoVLM:
 
         with self._lock:
             if force or self.profile is None:
-                self._looked_up, self._guard = self.engine.threads, None
+                self._profiled_threads, self._guard = self.engine.threads, None
                 # What is stored was looked at just now, and a damaged file reported: it is not read once more.
                 self._profile = obtain_profile(
                     self.engine, self.stamp(), self.output_length, force=True, progress=self._progress
@@ -279,21 +280,16 @@ class TempoVLM:
         """Who decides for a request: the policy, or a fixed setting where one is given or there is no budget."""
         if knobs is not None:
             return self._fixed(knobs)
-        base, given = self._base, (tier, top_k, num_blocks)
-        chosen = [one is None for one in given]
-        filled = KnobConfig(
-            tier=base.tier if tier is None else tier,
-            top_k=base.top_k if top_k is None else top_k,
-            num_blocks=base.num_blocks if num_blocks is None else num_blocks,
-        )
+        given: dict[str, Any] = dict(zip(KNOBS, (tier, top_k, num_blocks), strict=True))
+        bound = {name: value for name, value in given.items() if value is not None}
+        filled = replace(self._base, **bound)
         self.space.validate(filled)
-        if request.budget_ms is None or not any(chosen) or not self._chooses:
+        if request.budget_ms is None or len(bound) == len(KNOBS) or not self._chooses:
             return self._fixed(filled)
         guard = self._policy_guard()
-        if all(chosen):
+        if not bound:
             return guard
-        bound = [(name, getattr(filled, name)) for name, free in zip(KNOBS, chosen, strict=True) if not free]
-        return guard.only(i for i, one in enumerate(self.space) if all(getattr(one, n) == v for n, v in bound))
+        return guard.only(i for i, one in enumerate(self.space) if replace(one, **bound) == one)
 
     @property
     def _base(self) -> KnobConfig:
@@ -338,7 +334,7 @@ def _check_types(given: dict[str, Any]) -> None:
         if name in ("device", "weights"):
             checked_text(f"--{name}", value)
         elif name == "feature_cache_mb":
-            check_megabytes(value)
+            checked_megabytes(value)
         elif name != "exact" or value is not None:
             checked_flag(name, value)
 

@@ -6,26 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import tiny_model
+from open_questions import CHOICE, OPEN, PICTURES, says_something
 from tempovlm.api import TempoVLM, load
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
-from tempovlm.data.sample import choice_question
 from tempovlm.engine.open_answers import OpenAnswers
-from tempovlm.engine.sampling import BROKEN, candidates, greedy
+from tempovlm.engine.sampling import candidates, greedy
+from tempovlm.model.decoder import BROKEN
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-OPEN = ("What is this?", "Why?", "Describe the image.", "which region is north of the red one?")
-PICTURES = (np.full((128, 128, 3), 200, np.uint8), tiny_model.picture(0, 128, 128))
-CHOICE = choice_question("which is it?", ("a star", "a bear"))
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +80,11 @@ def test_open_answers_of_the_pocket(pocket: TempoVLM, temperature: float) -> Non
     for round_ in range(2):  # kernel by kernel, then by graphs
         for one in asked:
             text = pocket.engine.answer(one, pocket.guard_for(one, knobs)).text
-            assert len(text) > 1 or text.isdecimal(), (round_, one.question, text)
+            assert says_something(text), (round_, one.question, text)
     for answer in pocket.answer_batch(asked, knobs=knobs):
-        assert len(answer.text) > 1 or answer.text.isdecimal(), answer.text
+        assert says_something(answer.text), answer.text
     lettered = pocket.answer(PICTURES[0], CHOICE, style="science_qa", knobs=knobs)
-    assert lettered.text in ("a", "b", "c", "d")
+    assert lettered.text in ("a", "b")
 
 
 def test_nobody_waits_for_the_device(pocket: TempoVLM) -> None:

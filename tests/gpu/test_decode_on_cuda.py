@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import tiny_model
+from streams import taking_turns
 from tempovlm.control.guard import Guard
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
-from tempovlm.core.request import Answer, Request
+from tempovlm.core.request import Request
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.graphs import GraphDecoder
 from tempovlm.model.cache import KVCache
@@ -210,13 +211,4 @@ def test_interleaved_plans_answer_as_each_alone(engines: tuple[Engine, Engine]) 
     ]
     alone = [cuda.answer(*one).tokens for one in pairs]
     streams = [cuda.stream(*one) for one in pairs]
-    last: list[object] = [None] * len(streams)
-    running = set(range(len(streams)))
-    while running:
-        for i in sorted(running):
-            item = next(streams[i], None)
-            if item is None:
-                running.discard(i)
-            else:
-                last[i] = item
-    assert [answer.tokens for answer in last if isinstance(answer, Answer)] == alone
+    assert [answer.tokens for answer in taking_turns(streams)] == alone

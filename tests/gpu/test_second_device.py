@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import tiny_model
+from streams import taking_turns
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.llm_based import LLMBasedController
@@ -20,6 +21,7 @@ from tempovlm.core.request import STAGES, Answer
 from tempovlm.core.weights import Weights
 from tempovlm.engine import calibration
 from tempovlm.engine.graphs import FP8_CAPABILITY
+from tempovlm.engine.transcript import Token
 
 pytestmark = [
     pytest.mark.gpu,
@@ -116,20 +118,17 @@ def test_batches(models: list[TempoVLM], pockets: list[TempoVLM]) -> None:
         assert first == second
 
 
+def leaving_the_device(stream: Iterator[Token | Answer]) -> Iterator[Token | Answer]:
+    """The items; after each the thread's current device is the first one."""
+    for item in stream:
+        assert torch.cuda.current_device() == 0
+        yield item
+
+
 def test_streams_on_both_devices_take_turns(models: list[TempoVLM]) -> None:
     alone = [model.answer(picture(), QUESTIONS[0], max_new_tokens=12).tokens for model in models]
-    streams = [model.stream(picture(), QUESTIONS[0], max_new_tokens=12) for model in models]
-    last: list[object] = [None, None]
-    running = {0, 1}
-    while running:
-        for i in sorted(running):
-            item = next(streams[i], None)
-            if item is None:
-                running.discard(i)
-            else:
-                last[i] = item
-            assert torch.cuda.current_device() == 0
-    assert [answer.tokens for answer in last if isinstance(answer, Answer)] == alone
+    streams = [leaving_the_device(model.stream(picture(), QUESTIONS[0], max_new_tokens=12)) for model in models]
+    assert [answer.tokens for answer in taking_turns(streams)] == alone
 
 
 def test_drawn_tokens(models: list[TempoVLM]) -> None:

@@ -136,16 +136,22 @@ def test_threads_look_for_the_calibration_together(
 ) -> None:
     stored, seen = tiny_model.make_profile(model.space), []
     other = threading.Thread(target=lambda: seen.append(model.calibrate()))
+    locked: list[bool] = []
 
     def read(*_: object) -> LatencyProfile:
         if not other.ident:
+            try_lock = threading.Thread(
+                target=lambda: locked.append(not model._lock._lock().acquire(blocking=False))
+            )
+            try_lock.start()
+            try_lock.join()
             other.start()
-            other.join(0.2)  # long enough to be served too early
         return stored
 
     monkeypatch.setattr(calibration, "stored_profile", read)
     assert model.profile is stored
     other.join()
+    assert locked == [True], "another thread has to wait while the file is read"
     assert seen == [stored]
     assert not counted
 

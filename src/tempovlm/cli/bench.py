@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
-from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms, check_price_per_ms
@@ -140,6 +140,9 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
     Raises:
         AllFailedError: every question failed.
     """
+    from tempovlm.evaluation.bench import errors_of
+    from tempovlm.lab.core_exp.failures import ANEW, tell_failures
+
     result, records = run(args, notes)
     try:
         written = save(folder, result, records) if result["complete"] else []
@@ -153,10 +156,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
         notes.print("interrupted: nothing was written; the figures are of the requests done so far")
         raise KeyboardInterrupt
     notes.print(f"wrote {', '.join(map(str, written))}")
-    if all(record.error is not None for record in records):
-        raise AllFailedError(f"no question could be answered; the first failure: {records[0].error}")
-    if result["num_failed"]:
-        notes.print(f"{result['num_failed']} of {len(records)} answers failed", markup=False)
+    tell_failures(errors_of(records), len(records), "answers", ANEW)
 
 
 def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:

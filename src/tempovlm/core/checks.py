@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from numbers import Real
-from typing import Any
 
 from tempovlm.core.errors import UserError
 
@@ -86,7 +85,7 @@ def checked_integer(name: str, value: object, least: int | None = None, most: in
     return found
 
 
-def check_megabytes(megabytes: object) -> float:
+def checked_megabytes(megabytes: object) -> float:
     """The size of the cache for features of pictures.
 
     Raises:
@@ -141,14 +140,3 @@ def checked_texts(name: str, value: object) -> tuple[str, ...]:
     if len(texts) < len(found):
         raise UserError(f"{name} {shown(repr(value))}: must be a tuple of texts that are not empty")
     return tuple(checked_text(name, one) for one in texts)
-
-
-def checked_members(name: str, value: object, what: str) -> tuple[Any, ...]:
-    """The members of a list or a tuple.
-
-    Raises:
-        UserError: it is neither; names the argument.
-    """
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
-        raise UserError(f"{name}: must be {what}, not {type(value).__name__}")
-    return tuple(value)

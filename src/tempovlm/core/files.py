@@ -44,12 +44,14 @@ def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
     """
     handle = os.open(make_folder(path, flag), os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle, fcntl.LOCK_EX, f"--{flag} {path}"):
             message = "another process is writing results there; wait for it to end, or use another directory"
-            raise UserError(f"--{flag} {path}: {message}") from None
-        yield path
+            raise UserError(f"--{flag} {path}: {message}")
+        try:
+            yield path
+        finally:
+            # A child that was forked meanwhile has the folder open too: closing it here would not let go of it.
+            fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
 
@@ -73,9 +75,26 @@ def is_marked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(handle, fcntl.LOCK_SH, str(path))
     finally:
         os.close(handle)
-    return False
+
+
+def try_lock(handle: int, kind: int, where: str) -> bool:
+    """Lock an open file without waiting; False where another process holds it.
+
+    Args:
+        handle: of the file.
+        kind: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
+        where: what the message calls the file.
+
+    Raises:
+        UserError: its file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(f"{where}: cannot be locked ({error.strerror or error}); use a local directory") from None
+    return True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tempovlm.core.checks import (
     checked_integer,
-    checked_members,
     checked_text,
     checked_texts,
     finite,
@@ -76,7 +75,9 @@ class Request:
 
 
 def _images(value: object) -> tuple[Any, ...]:
-    images = checked_members("images", value, "a tuple of one picture or none")
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
+        raise UserError(f"images: must be a tuple of one picture or none, not {type(value).__name__}")
+    images = tuple(value)
     if len(images) > 1:
         raise UserError(f"{len(images)} images: a request takes one image or none")
     if images and images[0] is None:

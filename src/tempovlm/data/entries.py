@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from tempovlm.core.checks import shown
 from tempovlm.core.errors import UserError
 
 _WHOLE = re.compile(r"\s*(\d{1,12})(?:\.0*)?\s*")
@@ -184,7 +185,5 @@ def _text(value: Any) -> str | None:
 
 def _shown(value: Any) -> str:
     """A value as a message shows it: short, in JSON's words."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    is_word = value is None or isinstance(value, bool)
+    return shown({None: "null", True: "true", False: "false"}[value] if is_word else repr(value))

@@ -22,15 +22,19 @@ def read_json(path: Path, *, keyed_by_id: bool = False) -> Any:
     Raises:
         UserError: It is damaged, or a key is there twice.
     """
+    last: list[str] = []
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        check_unique([key for key, _ in pairs], [path] * len(pairs))
+    def keep_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        last[:] = [key for key, _ in pairs]
         return dict(pairs)
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once if keyed_by_id else None)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=keep_keys if keyed_by_id else None)
     except ValueError as error:
         raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it anew") from None
+    check_unique(last, [path] * len(last))  # of the outermost object, which is read last
+    return content
 
 
 def read_fields(path: Path, *, keyed_by_id: bool = False) -> Entry:

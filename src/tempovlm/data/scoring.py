@@ -22,13 +22,14 @@ def score(sample: Sample, prediction: str) -> float:
     metric = DATASETS[sample.dataset].metric if sample.dataset in DATASETS else vqa_accuracy
     if metric is None:
         raise UserError(
-            f"{sample.dataset} is scored by CIDEr over many captions at once: use data.scoring.score_all"
+            f"{sample.dataset} is scored by CIDEr over many captions at once: use tempovlm bench or "
+            "test_adaptive_inference.py"
         )
     return metric(prediction, sample.answers)
 
 
 def check_scorable(samples: Sequence[Sample]) -> None:
-    """Make sure that `score_all` can score these, before anybody answers them.
+    """Make sure that these can be scored, before anybody answers them.
 
     Raises:
         UserError: Captions are among them, and pycocoevalcap is not installed or there are too few.
@@ -38,20 +39,3 @@ def check_scorable(samples: Sequence[Sample]) -> None:
         from tempovlm.data.metrics.captions import check_cider
 
         check_cider(captions)
-
-
-def score_all(samples: Sequence[Sample], predictions: Sequence[str]) -> list[float]:
-    """Score each prediction; captions get their share of the CIDEr of all captions together.
-
-    Raises:
-        UserError: Captions are among them and cannot be scored, see `check_scorable`.
-    """
-    captions = [i for i, sample in enumerate(samples) if sample.dataset in SCORED_TOGETHER]
-    shares: dict[int, float] = {}
-    if captions:
-        from tempovlm.data.metrics.captions import cider
-
-        found = cider([predictions[i] for i in captions], [samples[i].answers for i in captions])
-        shares = dict(zip(captions, found, strict=True))
-    pairs = enumerate(zip(samples, predictions, strict=True))
-    return [shares[i] if i in shares else score(sample, said) for i, (sample, said) in pairs]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tempovlm.core.checks import check_megabytes
+from tempovlm.core.checks import checked_megabytes
 
 BYTES_OF_MB = 1_000_000
 
@@ -74,7 +74,7 @@ class FeatureCache:
         Raises:
             UserError: negative, or not finite.
         """
-        size = check_megabytes(megabytes)
+        size = checked_megabytes(megabytes)
         return cls(int(size * BYTES_OF_MB)) if size else None
 
     @property

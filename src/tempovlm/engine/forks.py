@@ -34,7 +34,7 @@ NO_CUDA_IN_CHILD = "CUDA does not work in a process forked after it was used; st
 
 
 class Forks:
-    """Follows the forks of this process from its making on; `FORKS` is the one that there is.
+    """Follows the forks of this process from its making on.
 
     Attributes:
         one_thread: OpenMP's workers may have been lost by a fork, so that only one thread can compute.
@@ -139,4 +139,4 @@ class ProcessLock:
 
 
 FORKS = Forks()
-"""Those of this process."""
+"""The one instance; made at import, so that every later fork is followed."""

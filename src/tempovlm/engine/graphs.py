@@ -28,8 +28,9 @@ from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
 from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import PromptReader, Recorder
-from tempovlm.engine.sampling import BROKEN, candidates, usable
+from tempovlm.engine.sampling import candidates, usable
 from tempovlm.model.cache import KVCache
+from tempovlm.model.decoder import BROKEN
 from tempovlm.model.layers import HAS_TRITON
 from tempovlm.model.quantised import TYPES, AnyDecoder, QuantisedDecoder
 from tempovlm.model.vlm import Molmo

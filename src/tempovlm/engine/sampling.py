@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from tempovlm.core.request import Request
+from tempovlm.model.decoder import BROKEN
 
 Sampler = Callable[[Tensor], Tensor]
 """(B, V) logits to (B,) tokens, `BROKEN` for rows whose logits are not numbers."""
-
-BROKEN = -1
-"""Stands for the token of logits with a NaN or an infinity: the host learns of it where it reads tokens anyway."""
 
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-30, 1e30
 """Temperatures beyond, which float32 cannot divide by, draw as these do: the likeliest token, or any token."""

@@ -1,9 +1,8 @@
 """Where a model runs: device and type of numbers; a CPU's threads and how they wait, set before torch is imported.
 
-With this a busy neighbour slows us in proportion and not tenfold.
-
 OpenMP's workers spin while they wait, unless told otherwise, and spinning threads that share cores with another
-process hold up each other: measured here, a factor of 2 to 10. Imports no torch.
+process hold up each other: a factor of 2 to 10 as measured. Threads that sleep while they wait lose no more than
+the other process takes. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -114,13 +113,14 @@ def default_threads() -> int:
     Processes that `torchrun` started on one machine share its cores.
 
     Raises:
-        UserError: `TEMPOVLM_THREADS` is more than any machine can start.
+        UserError: `TEMPOVLM_THREADS` is no number from 1 to 1024.
     """
     named = os.environ.get("TEMPOVLM_THREADS", "")
-    if named.isdecimal() and int(named) > 0:
-        if int(named) > MOST_THREADS:
-            raise UserError(f"TEMPOVLM_THREADS {named}: must be at most {MOST_THREADS}")
-        return int(named)
+    if named:
+        count = int(named) if named.isdecimal() and len(named) <= len(str(MOST_THREADS)) else 0
+        if not 1 <= count <= MOST_THREADS:
+            raise UserError(f"TEMPOVLM_THREADS {shown(named)}: must be a number from 1 to {MOST_THREADS}")
+        return count
     torch = sys.modules.get("torch")
     chosen = None if torch is None else _chosen_in(torch)
     if chosen is not None:
@@ -231,11 +231,7 @@ def pick_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        return (
-            pick_device("cuda")
-            if torch.cuda._is_in_bad_fork() or torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        device = "cuda" if torch.cuda._is_in_bad_fork() or torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda, cuda:1 and so on")

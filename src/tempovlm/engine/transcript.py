@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import FinishReason, Request
-from tempovlm.engine.sampling import BROKEN
+from tempovlm.model.decoder import BROKEN
 from tempovlm.model.prompt import Tokenizer
 
 UNFINISHED = "\ufffd"
@@ -42,7 +42,7 @@ class Transcript:
         self.tokens: list[int] = []
         self.text = ""
         self.finish: FinishReason | None = None
-        self._settled = 0
+        self._sure = 0
         self._shown = 0
         self._held: deque[tuple[int, int, int]] = deque()  # id, place, and how long the text was with it
 
@@ -72,7 +72,7 @@ class Transcript:
         elif len(self.tokens) >= self._request.max_new_tokens:
             self.finish = "length"
         self.text = said.rstrip()
-        self._settled = len(whole[: _begun(whole, self._request.stop)].rstrip())
+        self._sure = len(whole[: _begun(whole, self._request.stop)].rstrip())
         self._held = deque((one, index, min(end, len(said))) for one, index, end in self._held)
         self._held.append((token, len(self.tokens) - 1, len(said)))
         return self.settled()
@@ -83,7 +83,7 @@ class Transcript:
 
     def settled(self) -> list[Token]:
         """The tokens held back whose text can no longer change: all of them once the answer is over."""
-        tokens, sure = [], len(self.text) if self.finish else self._settled
+        tokens, sure = [], len(self.text) if self.finish else self._sure
         while self._held and (self.finish or self._held[0][2] <= sure):
             token, index, end = self._held.popleft()
             end = max(self._shown, min(end, sure) if self._held else sure)

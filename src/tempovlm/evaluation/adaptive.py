@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.errors import UserError
 from tempovlm.core.files import make_folder
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
@@ -28,7 +28,7 @@ from tempovlm.data.scoring import check_scorable
 from tempovlm.evaluation import bench
 from tempovlm.evaluation.summary import Record, rounded, summarise
 from tempovlm.lab import statistics
-from tempovlm.lab.core_exp.failures import tell_failures
+from tempovlm.lab.core_exp.failures import ANEW, tell_failures
 
 _log = logging.getLogger("tempovlm")
 
@@ -144,15 +144,12 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
                 records += rows
         wanted = {(s.dataset, str(s.question_id)) for s in samples}
         records = [r for r in records if (r.dataset, r.question_id) in wanted]
-        if all(r.error is not None for r in records):
+        failed = bench.errors_of(records)
+        if len(failed) == len(records):
             kept.unlink(missing_ok=True)
-            raise AllFailedError(
-                f"--dataset: no question could be answered; the first failure: {records[0].error}"
-            )
+        tell_failures(failed, len(records), "answers", ANEW)
         records = bench.score_together(records, samples)
         result = _result(model, plan, records, stamp)
-        failed = [f"{r.dataset} {r.question_id}: {r.error}" for r in records if r.error is not None]
-        tell_failures(len(failed), len(records), next(iter(failed), None), what="answers")
         result["busy"] = None if busy is None else busy >= BUSY_CORES
         write_whole(path, as_text(rounded(result)))
         kept.unlink(missing_ok=True)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol
 
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer
+from tempovlm.data.metrics.captions import cider
 from tempovlm.data.registry import SCORED_TOGETHER
 from tempovlm.data.sample import Sample
-from tempovlm.data.scoring import score, score_all
+from tempovlm.data.scoring import score
 from tempovlm.evaluation.summary import Record, Run
 
 _FRESH_TIMEOUT_S = 600
@@ -172,6 +173,11 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
     )
 
 
+def errors_of(records: Iterable[Record]) -> list[str]:
+    """What went wrong, one line for each request that failed."""
+    return [f"{r.dataset} {r.question_id}: {r.error}" for r in records if r.error is not None]
+
+
 def score_together(records: Sequence[Record], samples: Sequence[Sample]) -> list[Record]:
     """The records, each caption with its share of the CIDEr of all captions at its budget or fixed setting.
 
@@ -191,7 +197,7 @@ def score_together(records: Sequence[Record], samples: Sequence[Sample]) -> list
         if len(places) < 2:
             continue
         some = [records[i] for i in places]
-        found = score_all([asked[r.dataset, r.question_id] for r in some], [r.prediction for r in some])
+        found = cider([r.prediction for r in some], [asked[r.dataset, r.question_id].answers for r in some])
         for i, value in zip(places, found, strict=True):
             scored[i] = replace(records[i], score=value)
     return scored

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tempovlm.core.checks import finite, integer, shown
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import is_there, read_json
 from tempovlm.core.plan import Ranking
-from tempovlm.model.fields import is_number, is_whole
 
 _AGAIN = "copy it again from the model's folder"
 
@@ -57,21 +57,27 @@ class ModelCard:
         if missing:
             raise UserError(f"{path}: {len(missing)} settings have no accuracy, {missing[0]} among them")
         for knobs in space:
-            if not (is_number(accuracy[knobs]) and 0 <= accuracy[knobs] <= 1):
+            if (value := finite(accuracy[knobs])) is None or not 0 <= value <= 1:
                 raise UserError(
-                    f"{path}: field accuracy of {knobs} is {accuracy[knobs]!r}, not a number from 0 to 1; {_AGAIN}"
+                    f"{path}: field accuracy of {knobs} is {shown(repr(accuracy[knobs]))}, not a number from 0 to "
+                    f"1; {_AGAIN}"
                 )
         if not isinstance(letters, str):
-            raise UserError(f"{path}: field option_letters is {repr(letters)[:80]}, no text; {_AGAIN}")
+            raise UserError(f"{path}: field option_letters is {shown(repr(letters))}, no text; {_AGAIN}")
         return cls(accuracy, _ranking(order, space.block_counts[-1], path), _lengths(counts, path), letters)
 
 
 def _ranking(order: Any, num_blocks: int, path: Path) -> Ranking | None:
     if order is None or order == []:
         return None
-    if not isinstance(order, list) or not all(map(is_whole, order)) or sorted(order) != list(range(num_blocks)):
+    if (
+        not isinstance(order, list)
+        or any(integer(one) is None for one in order)
+        or sorted(order) != list(range(num_blocks))
+    ):
         raise UserError(
-            f"{path}: field ranking is {repr(order)[:80]}, not each of blocks 0 to {num_blocks - 1} once; {_AGAIN}"
+            f"{path}: field ranking is {shown(repr(order))}, not each of blocks 0 to {num_blocks - 1} "
+            f"once; {_AGAIN}"
         )
     return Ranking(tuple(order))
 
@@ -79,10 +85,10 @@ def _ranking(order: Any, num_blocks: int, path: Path) -> Ranking | None:
 def _lengths(counts: Any, path: Path) -> tuple[int, ...] | None:
     if counts is None or counts == []:
         return None
-    is_list = isinstance(counts, list) and all(is_whole(count) and count >= 0 for count in counts)
+    is_list = isinstance(counts, list) and all(integer(count) is not None and count >= 0 for count in counts)
     if not is_list or not any(counts):
         raise UserError(
-            f"{path}: field output_tokens: counts is {repr(counts)[:80]}, not a list of whole numbers from 0 on, "
-            f"one of them above; {_AGAIN}"
+            f"{path}: field output_tokens: counts is {shown(repr(counts))}, not a list of whole numbers from 0 "
+            f"on, one of them above; {_AGAIN}"
         )
     return tuple(counts)

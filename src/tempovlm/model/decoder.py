@@ -17,6 +17,10 @@ from tempovlm.model.config import ModelConfig
 from tempovlm.model.layers import RMSNorm, Rotary, has_kernels
 from tempovlm.model.moe import MoE
 
+BROKEN = -1
+"""Stands for the token where a logit is NaN or +inf, or all are -inf; the host learns of it where it reads tokens
+anyway."""
+
 
 class Block(nn.Module):
     """Attention, then experts; each adds to the residual stream."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from tempovlm.core.checks import finite, integer, shown
 from tempovlm.core.errors import UserError
 
 MOST = 1 << 24
 """A size above it is a slip of the keyboard, and would exhaust memory or time before anything else is found."""
-
-_SHOWN = 60
-"""Characters of a wrong value that a message shows."""
 
 
 class Fields:
@@ -30,7 +27,7 @@ class Fields:
 
     def wrong(self, name: str, rule: str) -> UserError:
         """The error that a field breaks a rule."""
-        return UserError(f"{self.where}: field {name} is {repr(self.values.get(name))[:_SHOWN]}, {rule}")
+        return UserError(f"{self.where}: field {name} is {shown(repr(self.values.get(name)))}, {rule}")
 
     def get(self, name: str) -> Any:
         """The field as it is.
@@ -50,17 +47,17 @@ class Fields:
 
     def whole(self, name: str, least: int = 1, most: int = MOST) -> int:
         """A whole number."""
-        value = self.get(name)
-        if not is_whole(value) or value < least:
+        value = integer(self.get(name))
+        if value is None or value < least:
             raise self.wrong(name, f"not a whole number from {least} on")
         if value > most:
             raise self.wrong(name, f"above {most}, the most that is supported")
-        return int(value)
+        return value
 
     def positive(self, name: str) -> float:
         """A finite number above 0."""
-        value = self.get(name)
-        if not is_number(value) or value <= 0:
+        value = finite(self.get(name))
+        if value is None or value <= 0:
             raise self.wrong(name, "not a positive, finite number")
         return float(value)
 
@@ -69,7 +66,7 @@ class Fields:
         value = self.get(name)
         if (
             not isinstance(value, list)
-            or not all(map(is_whole, value))
+            or any(integer(one) is None for one in value)
             or len(value) != (count or len(value) or 1)
         ):
             raise self.wrong(name, f"not a list of {count or 'one or more'} whole numbers")
@@ -79,18 +76,3 @@ class Fields:
         """A field that may be left out or empty, and where it is there has one supported value."""
         if self.values.get(name) is not None and self.values[name] != ours:
             raise self.wrong(name, f"only {ours!r} is supported")
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is an integer, which JSON's `true` is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond what a float holds
-        return False

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from tempovlm.core.checks import integer, shown
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import check_file, is_there, read_json
 
@@ -288,10 +289,10 @@ def _whole_numbers(values: Any, count: int | None = None) -> tuple[int, ...]:
     Raises:
         ValueError: it is no such list.
     """
-    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"{values!r} is no list of whole numbers from 0 on"[:120])
+    if not isinstance(values, list) or not all(integer(one) is not None and one >= 0 for one in values):
+        raise ValueError(f"{shown(repr(values))} is no list of whole numbers from 0 on")
     if count is not None and len(values) != count:
-        raise ValueError(f"{values!r} should have {count} numbers"[:120])
+        raise ValueError(f"{shown(repr(values))} should have {count} numbers")
     return tuple(values)
 
 

@@ -89,23 +89,23 @@ class Tokenizer:
 
 
 def _check_words(fast: FastTokenizer, path: Path) -> None:
-    """Raise a `UserError` if some text cannot be read, or two control tokens cannot be told apart."""
+    """Raise a `UserError` if some text cannot be read, or a token has another's id or not the file's."""
     try:
         fast.encode(_RARE, add_special_tokens=False)
     except Exception as error:  # noqa: BLE001 - as above
         raise UserError(f"{path}: field model has no token for unknown text ({error})") from None
-    # The library numbers added tokens on from the last word and passes over the ids that the file gives them.
+    # The library gives an added token the number of tokens before it, whatever id the file says; where the words
+    # have gaps, that may be a word's own id.
     for entry in read_json(path, _AGAIN).get("added_tokens") or ():
         if fast.token_to_id(entry["content"]) != entry["id"]:
             raise UserError(
                 f"{path}: field added_tokens: {entry['content']} has id {entry['id']}, but is read as "
-                f"{fast.token_to_id(entry['content'])}, the next that is free; {_AGAIN}"
+                f"{fast.token_to_id(entry['content'])}, the number of tokens before it; {_AGAIN}"
             )
-    owners: dict[int | None, str] = {}
-    for name in CONTROL_TOKENS:
-        token = fast.token_to_id(name)
-        if token is not None and owners.setdefault(token, name) != name:
-            raise UserError(f"{path}: control tokens {owners[token]} and {name} have the same id {token}")
+    names: dict[int, str] = {}
+    for name, token in sorted(fast.get_vocab(with_added_tokens=True).items()):
+        if names.setdefault(token, name) != name:
+            raise UserError(f"{path}: tokens {names[token]!r} and {name!r} have the same id {token}; {_AGAIN}")
 
 
 def _check_fit(fast: FastTokenizer, path: Path, config: ModelConfig) -> None:

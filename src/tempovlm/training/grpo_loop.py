@@ -50,8 +50,6 @@ STATE = "training_state.pt"
 
 _MAX_GRAD_NORM = 1.0
 
-_UNSCALED = "add --scale_rewards none for what the paper does"
-
 _log = logging.getLogger("tempovlm")
 
 
@@ -151,7 +149,10 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
     if task.loop.warm_start and task.options.accuracy_source != "table":
         raise UserError("--warm_start: needs the accuracies of all settings; leave --accuracy_source as it is")
     if (task.options.loss_type, task.options.scale_rewards) == ("dr_grpo", "group"):
-        _log.warning("--loss_type dr_grpo divides by the group's spread, which its paper does not; %s", _UNSCALED)
+        _log.warning(
+            "--loss_type dr_grpo divides by the group's spread, which its paper does not; add --scale_rewards "
+            "none for what the paper does"
+        )
     make_folder(folder)
     run = _Run(policy, task)
     run.resume(folder / STATE)

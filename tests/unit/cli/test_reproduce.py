@@ -67,6 +67,12 @@ def words(folder: Path, bed: Path, checkout: Path, out: Path) -> list[str]:
     return ["reproduce", "--smoke", *(word for pair in pairs for word in pair)]
 
 
+@pytest.fixture
+def argv(tiny_folder: Path, bed: Path, checkout: Path, tmp_path: Path) -> list[str]:
+    """The words of a run that writes to `run`."""
+    return words(tiny_folder, bed, checkout, tmp_path / "run")
+
+
 def test_the_whole_chain(
     tiny_folder: Path,
     bed: Path,
@@ -245,14 +251,12 @@ def test_wrong_input_is_one_line(
     flag: str,
     value: str,
     named: str,
-    tiny_folder: Path,
-    bed: Path,
+    argv: list[str],
     checkout: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("")
-    argv = words(tiny_folder, bed, checkout, tmp_path / "run")
     places = {"FILE": str(tmp_path / "file"), "CHECKOUT": str(checkout)}
     argv[argv.index(flag) + 1] = places.get(value, value)
     assert main(argv) == 2
@@ -262,15 +266,9 @@ def test_wrong_input_is_one_line(
 
 
 def test_two_runs_in_one_folder_are_not_mixed(
-    tiny_folder: Path,
-    bed: Path,
-    checkout: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, begun = tmp_path / "run", list[str]()
-    argv = words(tiny_folder, bed, checkout, out)
 
     def second_while_first(step: Run, *_: object) -> None:
         begun.append(step.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tempovlm.core.errors import UserError
+from tempovlm.data.metrics.captions import cider
 from tempovlm.data.metrics.text import (
     anls,
     normalise,
@@ -16,7 +17,7 @@ from tempovlm.data.metrics.text import (
     vqa_accuracy,
 )
 from tempovlm.data.sample import Sample, choice_question
-from tempovlm.data.scoring import score, score_all
+from tempovlm.data.scoring import score
 
 
 @pytest.mark.parametrize(
@@ -103,25 +104,23 @@ def test_score_goes_by_the_data_set() -> None:
         ("tally_qa", ("2",), "two", 1.0),
     ):
         assert score(_sample(dataset=dataset, answers=answers), said) == pytest.approx(expected), dataset
-    with pytest.raises(UserError, match="CIDEr"):
+    with pytest.raises(UserError, match=r"CIDEr .*: use tempovlm bench or test_adaptive_inference\.py"):
         score(_sample(dataset="coco_caption"), "a dog")
 
 
 def test_captions_are_scored_together() -> None:
     pytest.importorskip("pycocoevalcap")
     texts = ("a dog on a bench", "two cats near the sea", "a red bus")
-    mixed = [*(_sample(dataset="coco_caption", answers=(text, text + " today")) for text in texts), _sample()]
-    scores = score_all(mixed, [texts[0], texts[1], "nothing of it", "red"])
+    scores = cider([texts[0], texts[1], "nothing of it"], [(text, text + " today") for text in texts])
     assert scores[0] > 3
     assert scores[2] < 1
-    assert scores[3] == pytest.approx(1.0)
 
 
 def test_captions_without_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
     with pytest.raises(UserError, match=r"tempovlm\[captions\]"):
-        score_all([_sample(dataset="coco_caption")] * 2, ["a dog", "a cat"])
+        cider(["a dog", "a cat"], [("red",)] * 2)
 
 
 def test_score_picks_the_rule_by_the_options() -> None:

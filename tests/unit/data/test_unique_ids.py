@@ -70,6 +70,14 @@ def test_questions_that_share_an_id(copy: Path, dataset: str, file: str, edit: C
         load_mixed([dataset], 1, data_dir=copy)
 
 
+def test_a_doubled_field_of_a_problem_is_no_doubled_question(copy: Path) -> None:
+    path = copy / "science_qa_img" / "problems.json"
+    problems = json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps({first: json.loads('{"hint": ""}') | one for first, one in problems.items()})
+    path.write_text(text.replace('"hint":', '"hint": "", "hint":'), encoding="utf-8")
+    assert load_samples("science_qa_img", data_dir=copy)
+
+
 def test_problems_that_share_an_id(copy: Path) -> None:
     """A reader of JSON keeps the last of equal keys, so that the others are lost without a word."""
     path = copy / "science_qa_img" / "problems.json"

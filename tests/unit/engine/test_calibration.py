@@ -161,7 +161,7 @@ def holder(cache: Path) -> Iterator[object]:  # noqa: ARG001 - the lock lies in 
     assert ready.wait(60)
     yield release
     release.set()
-    process.join(20)
+    process.join()
 
 
 def test_the_second_process_waits_and_takes_what_the_first_stored(

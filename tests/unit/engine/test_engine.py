@@ -199,5 +199,5 @@ def test_one_thread_where_torch_came_first_and_spins() -> None:
 def test_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPOVLM_THREADS", "5")
     assert default_threads() == 5
-    monkeypatch.setenv("TEMPOVLM_THREADS", "none")
+    monkeypatch.setenv("TEMPOVLM_THREADS", "")
     assert 1 <= default_threads() <= min(2, physical_cores())

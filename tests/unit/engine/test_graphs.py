@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import tiny_model
+from streams import taking_turns
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
-from tempovlm.core.request import Answer, Request
+from tempovlm.core.request import Request
 from tempovlm.core.shape import padded_length
 from tempovlm.engine.capture import PromptReader, usual_buckets
 from tempovlm.engine.engine import Engine
@@ -47,11 +48,6 @@ def request(**fields: object) -> Request:
     return Request(**{"images": (), "question": "stop", "max_new_tokens": 4, **fields})  # type: ignore[arg-type]
 
 
-def tokens(answer: object) -> tuple[int, ...]:
-    assert isinstance(answer, Answer)
-    return answer.tokens
-
-
 def test_greedy_and_drawn_tokens_are_those_of_the_model(engine: Engine, on_lanes: Engine) -> None:
     guard = Guard.fixed(engine.space.cheapest, engine.space)
     for wanted in (request(), request(temperature=1.5, top_p=0.7, seed=3)):
@@ -67,16 +63,7 @@ def test_interleaved_plans_answer_as_each_alone(engine: Engine, on_lanes: Engine
     expected = [engine.answer(*pair).tokens for pair in pairs]
     # Three at a time on two lanes: the last one decodes without.
     streams = [on_lanes.stream(*pair) for pair in pairs]
-    last: list[object] = [None] * 3
-    running = set(range(3))
-    while running:
-        for i in sorted(running):
-            item = next(streams[i], None)
-            if item is None:
-                running.discard(i)
-            else:
-                last[i] = item
-    assert [tokens(answer) for answer in last] == expected
+    assert [answer.tokens for answer in taking_turns(streams)] == expected
 
 
 @pytest.mark.parametrize("copied", [deepcopy, pickle.dumps])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tempovlm.core.request import Request
-from tempovlm.engine.sampling import BROKEN, greedy, nucleus, sampler_for
+from tempovlm.engine.sampling import greedy, nucleus, sampler_for
+from tempovlm.model.decoder import BROKEN
 
 
 def test_greedy_takes_the_likeliest() -> None:

@@ -48,11 +48,15 @@ pictures = Path(sys.argv[1])
 engine = Engine(tiny_model.build_model(), Tokenizer.load(pictures / "tiny" / "tokenizer.json"), name="tiny")
 answer = sweep.answer_settings
 
-def run(out, pause_s):
-    def slow(*args):
+def run(out, stop_at):
+    made = 0
+    def until_stopped(*args):
+        nonlocal made
+        while made == stop_at:
+            time.sleep(0.01)
+        made += 1
         yield from answer(*args)
-        time.sleep(pause_s)
-    sweep.answer_settings = slow
+    sweep.answer_settings = until_stopped
     share = Share.of_process()
     try:
         with ledger_of(engine, out, BATCHED, share.rank).opened(["text_vqa"]) as ledger:
@@ -65,14 +69,14 @@ def run(out, pause_s):
 for line in sys.stdin:
     job = json.loads(line)
     pids = []
-    for rank in range(job["world"]):
+    for rank in range(len(job["stop_at"])):
         pids.append(os.fork())
         if pids[-1] == 0:
             code = 1
             try:
-                os.environ.update(RANK=str(rank), WORLD_SIZE=str(job["world"]))
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(len(job["stop_at"])))
                 os.dup2(os.open(f"{job['out']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-                code = run(Path(job["out"]), job["pause_s"])
+                code = run(Path(job["out"]), job["stop_at"][rank])
             finally:
                 os._exit(code)
     print(json.dumps(pids), flush=True)
@@ -87,12 +91,18 @@ class Launcher:
     def __init__(self, pictures: Path) -> None:
         paths = [str(Path(__file__).parent), str(Path(tiny_model.__file__).parent)]
         words = [sys.executable, "-c", SCRIPT, str(pictures), os.pathsep.join(paths)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
-    def start(self, out: Path, world: int, pause_s: float = 0.0) -> list[int]:
-        """The numbers of the processes."""
+    def start(self, out: Path, stop_at: list[int | None]) -> list[int]:
+        """The numbers of the processes; each stops by itself before it has made more parts, or never."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"out": str(out), "world": world, "pause_s": pause_s}) + "\n")
+        self.process.stdin.write(json.dumps({"out": str(out), "stop_at": stop_at}) + "\n")
         self.process.stdin.flush()
         return self.codes()
 
@@ -103,7 +113,7 @@ class Launcher:
 
     def rows(self, out: Path, world: int) -> list[SweepRow]:
         """What a run that nobody interrupts leaves."""
-        self.start(out, world)
+        self.start(out, [None] * world)
         codes = self.codes()
         assert codes == [0] * world, [out.with_name(f"{out.name}.{rank}").read_text() for rank in range(world)]
         assert not (out / store.PARTS).exists()
@@ -128,7 +138,7 @@ def single(engine: Engine, pictures: Path, tmp_path_factory: pytest.TempPathFact
 def launcher(pictures: Path) -> Iterator[Launcher]:
     one = Launcher(pictures)
     yield one
-    one.process.kill()
+    os.killpg(one.process.pid, signal.SIGKILL)  # those that stopped by themselves too
     one.process.communicate()
 
 
@@ -139,34 +149,36 @@ def test_rows_and_their_order_are_those_of_a_single_process(
     assert launcher.rows(tmp_path / "out", world) == single
 
 
-def await_parts(out: Path, least: int) -> int:
+def await_parts(out: Path, count: int) -> None:
+    """Return once so many of the 14 parts (seven batches at two tiers) are there."""
     deadline = time.monotonic() + 120
-    while (found := len(list((out / store.PARTS / "text_vqa").glob("*.jsonl")))) < least:
+    while (found := len(list((out / store.PARTS / "text_vqa").glob("*.jsonl")))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return found
+    assert found == count
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (4, 2), (2, 1), (1, 4)])
+@pytest.mark.parametrize(("before", "each", "after"), [(2, 3, 2), (4, 1, 2), (2, 3, 1), (1, 3, 4)])
 def test_killed_in_the_middle_and_resumed_by_as_many_or_others(
-    before: int, after: int, single: list[SweepRow], launcher: Launcher, tmp_path: Path
+    before: int, each: int, after: int, single: list[SweepRow], launcher: Launcher, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    pids = launcher.start(out, before, pause_s=0.1)
-    await_parts(out, 3)
+    pids = launcher.start(out, [each] * before)
+    await_parts(out, before * each)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert launcher.codes() == [-signal.SIGKILL] * before
-    assert await_parts(out, 3) < 14, "seven batches at two tiers: the run was over before it was killed"
+    await_parts(out, before * each)
     assert launcher.rows(out, after) == single
 
 
 def test_the_first_process_tells_that_another_one_died(
     single: list[SweepRow], launcher: Launcher, tmp_path: Path
 ) -> None:
+    """The first has made its seven parts and waits."""
     out = tmp_path / "out"
-    pids = launcher.start(out, 2, pause_s=0.1)
-    await_parts(out, 3)
+    pids = launcher.start(out, [None, 2])
+    await_parts(out, 7 + 2)
     os.kill(pids[1], signal.SIGKILL)
     assert launcher.codes() == [2, -signal.SIGKILL]
     assert (

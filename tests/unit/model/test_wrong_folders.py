@@ -210,10 +210,30 @@ def test_tokens_beyond_the_embedding(folder: Path) -> None:
 
 
 def test_added_tokens_beyond_the_embedding(folder: Path) -> None:
-    """The library would give it the next free id and say nothing."""
+    """The library would give it the number of tokens before it and say nothing."""
     path = folder / "tokenizer.json"
     rewrite(path, lambda record: record["added_tokens"][-1].update(id=500))
     told(folder, str(path), "field added_tokens: <im_col> has id 500, but is read as")
+
+
+def test_a_word_with_the_id_of_an_added_token(folder: Path) -> None:
+    """Added tokens are numbered from the number of words, so that a gap gives the first one the last word's id."""
+
+    def leave_a_gap(record: Any) -> None:
+        vocab = record["model"]["vocab"]
+        del vocab["dog"]
+        for i, one in enumerate(record["added_tokens"]):
+            one["id"] = len(vocab) + i
+
+    rewrite(folder / "tokenizer.json", leave_a_gap)
+    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    last = max(vocab, key=vocab.__getitem__)
+    told(folder, "tokenizer.json", "<|padding|>", f"{last!r}", f"have the same id {len(vocab)}")
+
+
+def test_two_words_of_one_id(folder: Path) -> None:
+    rewrite(folder / "tokenizer.json", lambda record: record["model"]["vocab"].update(dog=1))
+    told(folder, "tokenizer.json", "'dog'", "have the same id 1")
 
 
 def test_an_embedding_that_is_smaller_than_the_words(folder: Path) -> None:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from tempovlm.core.errors import AllFailedError
 
 _log = logging.getLogger("tempovlm")
 
 
-def tell_failures(failed: int, total: int, first: str | None, *, what: str = "rows") -> None:
+AGAIN = "run the same command again to ask them again"
+"""The remedy where answers are kept, and what failed is not among them."""
+
+
+ANEW = "mend that and run the same command again, which asks everything anew"
+"""The remedy where nothing is kept for another run."""
+
+
+def tell_failures(errors: Sequence[str], total: int, what: str, remedy: str) -> None:
     """Log how many failed, if any did.
 
     Args:
-        failed: how many.
-        total: of how many.
-        first: the first error, in one line.
-        what: was asked for.
+        errors: of those that failed, one line each.
+        total: how many were tried.
+        what: was tried, in the plural.
+        remedy: what to do about it.
 
     Raises:
         AllFailedError: all of them failed.
     """
-    if not failed:
+    if not errors:
         return
-    again = "run the same command again to ask them again"
-    if failed == total:
-        raise AllFailedError(f"all {total} {what} failed, the first with: {first}; {again}")
-    _log.warning("%d of %d %s failed, the first with: %s; %s", failed, total, what, first, again)
+    if len(errors) == total:
+        raise AllFailedError(f"all {total} {what} failed, the first with: {errors[0]}; {remedy}")
+    _log.warning("%d of %d %s failed, the first with: %s; %s", len(errors), total, what, errors[0], remedy)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import try_lock
 from tempovlm.engine.threads import prepare
 
 AT_WORK, DONE = b"at work", b"done"
@@ -86,10 +87,8 @@ def at_work(folder: Path, rank: int) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: process {rank} of an earlier run is still at work there; end it") from None
+        if not try_lock(handle, fcntl.LOCK_EX, str(folder)):
+            raise UserError(f"{folder}: process {rank} of an earlier run is still at work there; end it")
         _say(handle, AT_WORK)
         yield
     finally:
@@ -153,9 +152,7 @@ def _is_done(path: Path, began_s: float) -> bool:
         word = os.pread(handle, len(AT_WORK), 0)
         if word != AT_WORK:  # it has just opened or is just changing its file, or it is done
             return word == DONE
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle, fcntl.LOCK_SH, str(path)):
             return False
         if os.pread(handle, len(AT_WORK), 0) == DONE:
             return True

@@ -31,7 +31,7 @@ from tempovlm.data.sample import Sample, check_unique
 from tempovlm.data.scoring import score
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS, answer_settings, blank_row, error_line
-from tempovlm.lab.core_exp.failures import tell_failures
+from tempovlm.lab.core_exp.failures import AGAIN, tell_failures
 from tempovlm.lab.core_exp.ledger import Ledger
 from tempovlm.lab.core_exp.plan import Job, SweepPlan, row_key
 from tempovlm.lab.core_exp.processes import Share
@@ -70,7 +70,7 @@ def conduct(
     if is_first:
         rows = _rows_of_run(datasets, plan, ledger)
         errors = [f"{row.dataset} {row.question_id} at {row.knobs}: {row.error}" for row in rows if row.error]
-        tell_failures(len(errors), len(rows), next(iter(errors), None))
+        tell_failures(errors, len(rows), "rows", AGAIN)
     return paths
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tempovlm.core.errors import AllFailedError, UserError
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.plan import Plan, Ranking, Step
@@ -33,7 +33,7 @@ from tempovlm.data.scoring import score
 from tempovlm.engine.batching import Ragged
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import Seen, decode_greedily, error_line, prepare_all, see_all
-from tempovlm.lab.core_exp.failures import tell_failures
+from tempovlm.lab.core_exp.failures import AGAIN, tell_failures
 from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.statistics import Floats
 from tempovlm.model.attention import Span
@@ -149,12 +149,6 @@ class ScoreFile:
         """Collect the scores of these samples, in their order; failed ones are among the errors."""
         rows = [self.rows[str(sample.question_id)] for sample in samples if str(sample.question_id) in self.rows]
         good = [row for row in rows if "error" not in row]
-        if not good:
-            first = next((row["error"] for row in rows), "no samples")
-            raise AllFailedError(
-                f"{self.path}: none of {len(rows)} questions could be answered ({first}); run the same command "
-                "again to ask them again"
-            )
         nothing = [float("nan")] * num_blocks
         return Scores(
             tuple(row["image_id"] for row in good),
@@ -206,7 +200,8 @@ def measure(
             done += len(part)
             advance(done, len(samples))
     found = file.scores(samples, engine.runner.model.config.num_blocks)
-    tell_failures(len(found.errors), len(samples), next(iter(found.errors.values()), None), what="questions")
+    errors = [f"{name}: {error}" for name, error in found.errors.items()]
+    tell_failures(errors, len(samples), "questions", AGAIN)
     return found
 
 

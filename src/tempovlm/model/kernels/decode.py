@@ -34,6 +34,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from tempovlm.core.plan import Plan
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
+from tempovlm.model.decoder import BROKEN
 from tempovlm.model.kernels import products
 from tempovlm.model.kernels.device import on_device
 from tempovlm.model.kernels.tiles import Tile, Tiling
@@ -43,8 +44,7 @@ from tempovlm.model.quantised import AnyAttention, AnyBlock, AnyDecoder, AnyMoE,
 PICK_COLUMNS = 2048
 """Logits that one program looks through for the likeliest token."""
 
-BROKEN = tl.constexpr(-1)
-"""The token that stands for logits which are not numbers, as in `engine/sampling.py`."""
+_BROKEN = tl.constexpr(BROKEN)
 
 EARLY_CAPABILITY = (9, 0)
 """CUDA compute capability from which a kernel can be started before the one ahead of it has ended."""
@@ -174,7 +174,7 @@ def _pick(
         top = tl.max(bests, axis=0)
         token = tl.min(tl.where(bests == top, places, V - 1), axis=0)
         is_sound = (top > float("-inf")) & (top < float("inf"))
-        tl.store(token_ptr, tl.where(is_sound, token, BROKEN).to(tl.int64))
+        tl.store(token_ptr, tl.where(is_sound, token, _BROKEN).to(tl.int64))
         tl.store(position_ptr, tl.load(position_ptr) + 1)
         tl.store(ticket_ptr, 0)
 
