@@ -19,7 +19,7 @@ from tempovlm.cli.main import main as tempovlm
 ROOT = Path(__file__).resolve().parents[2]
 STORE = Path(__file__).with_name("help")
 SUBCOMMANDS = {"data": ("make", "check", "download"), "model": ("info", "random")}
-SCRIPTS = {path.stem: path for path in sorted((ROOT / "experiments").glob("*/*.py"))}
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "experiments").glob("co*/*.py"))}
 WORDS: dict[str, list[str]] = {
     "tempovlm": [],
     **{f"tempovlm_{name}": [name] for name in COMMANDS},

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from tempovlm.core.errors import UserError
 
+_LETTER = re.compile(r"(?<![\w'])(?:[A-Z](?!\w)|[a-z](?=\s*[.):\]]|\s+[-–=]\s))")
+"""A letter that may stand for an option."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
@@ -73,6 +76,9 @@ def choice_question(question: str, options: Sequence[str]) -> str:
 
 
 def lists_options(question: str) -> bool:
-    """Whether a question offers answers by letter: it names A and B alone, however it sets them off."""
-    letters = re.findall(r"(?<![\w'])[a-z](?!\w)", unicodedata.normalize("NFKC", question).casefold())
-    return {"a", "b"} <= set(letters)
+    """Whether a question offers answers by letter: it names A and B alone, small ones before a mark such as `a)`.
+
+    A small letter without a mark is a word, as in `is this a plan b?`.
+    """
+    text = unicodedata.normalize("NFKC", question)
+    return {"A", "B"} <= {letter.upper() for letter in _LETTER.findall(text)}

@@ -66,7 +66,11 @@ def quick(pocket: TempoVLM) -> Guard:
         ("A: what is it?", False),
         ("a cat sits beside a bus", False),
         ("what colour is region b?", False),
-        ("is that mary's a-b-c book?", True),
+        ("is it a - the cat or b - the dog?", True),
+        ("is that mary's a-b-c book?", False),
+        ("what is a vitamin b source?", False),
+        ("is this a plan b?", False),
+        ("does the bus go from point a to point b?", False),
         ("I can't tell, d'you see a c or a d?", False),
     ],
 )
