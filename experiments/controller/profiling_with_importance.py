@@ -32,7 +32,7 @@ def flags() -> script.FlagParser:
     add("--latency_samples", type=int, default=40, help="questions of each data set that are timed")
     add("--repeats", type=int, help="passes that time each of them once at each setting")
     add("--max_new_tokens", nargs="+", type=int, help="caps, given to the questions in turn")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--split", choices=("val", "train"), default="val", help="which questions")
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--seed", type=script.seed, help="of the draw of questions and the order of timing")

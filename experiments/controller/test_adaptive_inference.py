@@ -21,12 +21,12 @@ def flags() -> script.FlagParser:
     """The script's flags."""
     parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
-    add("--model_path", default="pocket", help="model: a name or a folder")
+    add("--model_path", default="pocket", help="pocket, a model folder, or a hub id")
     add("--controller_path", default="auto", help="checkpoint of any controller; auto, table or fixed without one")
     add("--dataset", nargs="+", default=["text_vqa"], help="data sets, mixed in equal parts")
     add("--num_samples", type=int, default=100, help="questions in all; each is answered at every budget")
     add("--latency_budget", nargs="+", type=float, default=[200.0], help="one or several budgets in milliseconds")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--output_path", type=Path, help="result file; results/adaptive_inference/DATASET_BUDGET.json unless told")
     add("--data_dir", type=Path, help="folder of the data; the test bed in the cache directory unless told")
     add("--on_deadline", choices=("finish", "stop"), default="finish", help="finish a late answer, or stop it")

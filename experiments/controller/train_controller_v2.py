@@ -37,7 +37,7 @@ def flags() -> script.FlagParser:
     add("--train_split", type=float, default=0.8, help="share of the pictures for training")
     add("--compare_with", type=Path, help="checkpoint of Exp 4 to be judged beside it")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--seed", type=script.seed, default=42, help="of the split and, without --seeds, of the training")
     add("--seeds", nargs="+", type=script.seed, help="train once with each, for the spread")
     add_grpo_flags(parser)

@@ -31,7 +31,7 @@ def flags() -> script.FlagParser:
     add("--num_epochs", type=int, default=50, help="passes over the training rows")
     add("--lr", type=float, default=1e-3, help="learning rate at the start")
     add("--train_split", type=float, default=0.8, help="share of the pictures for training")
-    add("--device", default="auto", help="auto, cpu or cuda: where the network is trained")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N: where the network is trained")
     add("--seed", type=script.seed, default=42, help="of the split, the start and the order of rows")
     add("--max_samples", type=int, help="rows at most, drawn at random; all unless told")
     add("--hidden_dim", type=int, default=64, help="units of a hidden layer")

@@ -22,7 +22,7 @@ def flags() -> script.FlagParser:
     add("--num_epochs", type=int, default=50, help="passes over the budgets")
     add("--lr", type=float, default=1e-4, help="learning rate at the start")
     add("--train_split", type=float, default=0.8, help="share of the budgets for training")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--seed", type=script.seed, default=42, help="of the budgets, the start and the order of rows")
     add("--hidden_dim", type=int, default=128, help="units of a hidden layer")
     add("--num_budgets", type=int, default=20_000, help="budgets drawn, log-uniformly over the feasible range")

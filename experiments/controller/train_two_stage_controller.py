@@ -38,7 +38,7 @@ def flags() -> script.FlagParser:
     add("--hidden_dim", type=int, default=128, help="units of a hidden layer")
     add("--stage1_checkpoint", type=Path, help="for stage2; that of --output_dir unless told")
     add("--data_dir", type=Path, help="folder of the data sets")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--seed", type=script.seed, default=42, help="of the split, the start and all draws")
     add_grpo_flags(parser)
     return parser

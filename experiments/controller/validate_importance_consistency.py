@@ -28,7 +28,7 @@ def flags() -> script.FlagParser:
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
     add("--num_samples", type=int, default=5000, help="training questions of each data set, as far as it has them")
     add("--output_dir", type=Path, required=True, help="for everything; run again with it to resume")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--num_val_samples", type=int, help="validation questions of each; as many as for training unless told")
     add("--num_joint_samples", type=int, default=400, help="training questions of each in the joint search")
     add("--tier", help="vision tier; the native one unless told")

@@ -24,7 +24,7 @@ def flags() -> script.FlagParser:
     add("--dataset_names", nargs="+", required=True, help="data sets")
     add("--output_dir", type=Path, required=True, help="results directory; run again with it to resume")
     add("--num_samples", type=int, default=300, help="questions of each data set")
-    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--tiers", nargs="+", help="vision tiers; all unless told")
     add("--top_k", nargs="+", type=int, help="experts per token; all of the knob space unless told")
     add("--num_blocks", nargs="+", type=int, help="depths; all of the knob space unless told")

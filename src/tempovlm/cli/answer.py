@@ -43,9 +43,9 @@ class Flags:
     budget_ms: Annotated[str | None, tyro.conf.arg(metavar="MS")] = None
     """Milliseconds from accepting the request to the last token. Without it the native setting runs."""
     model: str = "pocket"
-    """`pocket`, which is embedded, or a local model folder."""
+    """`pocket`, which is embedded, a local model folder or a hub id."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:N."""
     weights: Weights = "bf16"
     """What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8."""
     tier: str | None = None

@@ -52,8 +52,8 @@ class BenchArgs:
         num_samples: Questions in all; each is answered at every budget.
         dataset: Data sets, mixed in equal parts: any that `tempovlm data check` knows. Captions get CIDEr over all
             pictures, a hundredfold, beside the accuracy of the others.
-        model: Model to load: a name or a folder.
-        device: Where to run: auto, cpu or cuda.
+        model: Model to load: pocket, a folder or a hub id.
+        device: Where to run: auto, cpu, cuda or cuda:N.
         weights: What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8.
         policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
             device, else the table), table (the most accurate setting that fits), fixed (native), or the path of a

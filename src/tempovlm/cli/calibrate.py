@@ -26,9 +26,9 @@ class Flags:
     """The command's flags."""
 
     model: str = "pocket"
-    """`pocket`, which is embedded, or a local model folder."""
+    """`pocket`, which is embedded, a local model folder or a hub id."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:N."""
     force: bool = False
     """Measure again, even if this machine was measured before."""
     json: bool = False

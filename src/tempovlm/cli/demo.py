@@ -51,8 +51,8 @@ class DemoArgs:
         output_dir: Where the report and the pictures are written.
         num_samples: Questions of the short bench; each is answered at every budget.
         budgets: Budgets in milliseconds; by default a tight, a middle and a loose one for this machine.
-        model: Model to load: a name or a folder.
-        device: Where to run: auto, cpu or cuda.
+        model: Model to load: pocket, a folder or a hub id.
+        device: Where to run: auto, cpu, cuda or cuda:N.
         policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
             device, else the table), table, fixed (native), or the path of a controller checkpoint.
         seed: Picks the pictures and the questions.

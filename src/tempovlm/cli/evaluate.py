@@ -73,8 +73,8 @@ class EvaluateArgs:
         price_per_ms: Expected accuracy, as a share of 1, that a millisecond must buy, for policies that predict
             accuracy: table, only_*, knn, linucb and their checkpoints.
         save_policies: Folder for the policies fitted here (knn.pt, linucb.pt), to be served by --policy.
-        model: Model that was measured: a name or a folder; its weights are loaded for checkpoints only.
-        device: Where a checkpoint's features are computed: auto, cpu or cuda.
+        model: Model that was measured: pocket, a folder or a hub id; its weights are loaded for checkpoints only.
+        device: Where a checkpoint's features are computed: auto, cpu, cuda or cuda:N.
         data_dir: Folder of the data that the results are of, for policies that look at content.
         control_ms: Milliseconds that a checkpoint's own choices take, where latencies are of another machine;
             measured here unless told.

@@ -38,7 +38,7 @@ class Flags:
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     """`pocket`, which is embedded, a local model folder or a hub id."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:N."""
     data_dir: Path | None = None
     """Folder of the data sets; a test bed is drawn into the run's folder unless told."""
     from_scratch: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -63,11 +63,11 @@ class Tokenizer:
             _check_words(fast, path)
             if config is not None:
                 _check_fit(fast, path, config)
-        except UserError:
-            raise
+            return cls(fast)
+        except UserError as error:
+            raise error if str(path) in str(error) else UserError(f"{path}: {error}; {_AGAIN}") from None
         except Exception as error:  # noqa: BLE001 - the library raises bare Exception
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from None
-        return cls(fast)
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[FastTokenizer]]:
         """Wrap a copy anew: how the library reads control tokens is no part of what it copies and pickles."""
@@ -76,7 +76,7 @@ class Tokenizer:
     def _id(self, name: str) -> int:
         token = self._fast.token_to_id(name)
         if token is None:
-            raise UserError(f"tokenizer.json: control token {name} is missing")
+            raise UserError(f"control token {name} is missing")
         return token
 
     def encode(self, text: str) -> list[int]:
