@@ -67,7 +67,7 @@ def load(
         policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
             `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
         threads: of a CPU operation, fixed here; unless told, as `TEMPOVLM_THREADS`, `torch.set_num_threads` or
-            `OMP_NUM_THREADS` says, else at most two cores.
+            `OMP_NUM_THREADS` says, else at most two cores; one in a child forked where torch alone was there.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
             several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
             pictures are always resized in float32, and exact adds the published padding rule.

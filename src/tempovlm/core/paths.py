@@ -6,9 +6,13 @@ A file is written whole or not at all. One that cannot be read is told in one li
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +82,53 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Make a folder beside `target`, to fill and to rename or move from; what is left of it at the end is removed.
+
+    Folders that killed processes left there are removed too: a lock, which ends with its process, tells them from
+    those in use.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name[:_LONGEST]}.partial-"
+    for path in target.parent.iterdir():
+        if re.fullmatch(re.escape(prefix) + r"\w{8}", path.name):
+            _remove_if_left(path)
+    path, handle = _make_locked(prefix, target.parent)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+def _make_locked(prefix: str, parent: Path) -> tuple[Path, int]:
+    """A new folder and the handle that locks it, unless the file system knows no locks."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY)
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if path.exists():  # another process may have taken it for a leftover before it was locked
+                return path, handle
+            os.close(handle)
+
+
+def _remove_if_left(path: Path) -> None:
+    """Remove a scratch folder that no process holds; any other path stays."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 def write_if_absent(path: Path, data: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.paths import expanded
+from tempovlm.core.paths import expanded, scratch_folder
 from tempovlm.data.dataset import SPLITS, DataSet
 from tempovlm.data.files import is_generated
 from tempovlm.data.parquet import ParquetSet
@@ -158,8 +158,8 @@ def _make_small(root: Path) -> None:
 
     train, val = _SMALL
     sys.stderr.write(f"no data sets in {root}: drawing a small synthetic test bed there (once)\n")
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as scratch:
-        made = make_testbed(Path(scratch) / "data", train, val, 0, datasets=GENERATED)
+    with scratch_folder(root / "data") as scratch:
+        made = make_testbed(scratch / "data", train, val, 0, datasets=GENERATED)
         for dataset in GENERATED:
             target = root / dataset
             try:
@@ -168,5 +168,5 @@ def _make_small(root: Path) -> None:
             except OSError as error:
                 if not target.is_dir():
                     raise UserError(f"cannot make the test bed in {root}: {error.strerror}") from error
-        shutil.copyfile(made / NOTICE, Path(scratch) / NOTICE)
-        (Path(scratch) / NOTICE).replace(root / NOTICE)
+        shutil.copyfile(made / NOTICE, scratch / NOTICE)
+        (scratch / NOTICE).replace(root / NOTICE)

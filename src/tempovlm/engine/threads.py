@@ -51,6 +51,8 @@ def prepare(threads: int | None = None) -> int:
     is not the user's. A wait policy other than passive is left alone with all that belongs to it. Where torch was
     imported before and nobody has said how its threads wait, the default is one thread: a single thread waits for
     nobody, which costs a sixth of the speed on an idle machine and saves the deadline on a busy one.
+    A child of a process that had imported torch, but not `tempovlm.api`, has one thread too, as have workers of
+    a forkserver that preloads torch alone.
 
     Raises:
         UserError: no such number of threads, or more than one where a fork has left one.

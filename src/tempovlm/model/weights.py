@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.paths import read_json
+from tempovlm.core.paths import read_json, scratch_folder
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_files, open_weights
 from tempovlm.model.vlm import Molmo
@@ -172,9 +171,8 @@ def write_random(
         return _random_tensor(name, shapes[name], dtype, generator)
 
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.parent) as scratch:
-            made = Path(scratch) / "model"
+        with scratch_folder(folder) as scratch:
+            made = scratch / "model"
             made.mkdir()
             write_shards(made, sizes, draw, shard_bytes)
             (made / "config.json").write_text(json.dumps(config.to_hub(), indent=2) + "\n", encoding="utf-8")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import tempovlm.core
 from tempovlm.core.errors import UserError
-from tempovlm.core.paths import expanded
+from tempovlm.core.paths import expanded, scratch_folder
 from tempovlm.testbed import NOTICE, stand_ins
 from tempovlm.testbed.stand_in import Record
 from tempovlm.testbed.worker import part_path
@@ -49,7 +47,7 @@ def make_testbed(
     datasets: Sequence[str] = stand_ins.NAMES,
     workers: int | None = None,
 ) -> Path:
-    """Draw a test bed into a new folder; an interrupted run leaves nothing behind.
+    """Draw a test bed into a new folder; an interrupted run leaves nothing behind, a killed one until the next.
 
     Args:
         out: The folder to make; it must not exist, or be empty.
@@ -71,29 +69,23 @@ def make_testbed(
         raise UserError(f"num_train and num_val must be 0 or more and not both 0, got {num_train} and {num_val}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; choose another folder or remove it")
+    share = {
+        "seed": seed,
+        "num_train": num_train,
+        "num_val": num_val,
+        "datasets": list(datasets),
+        "workers": max(1, min(workers or _cores(), num_train + num_val)),
+    }
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
-    try:
-        share = {
-            "seed": seed,
-            "num_train": num_train,
-            "num_val": num_val,
-            "datasets": list(datasets),
-            "workers": max(1, min(workers or _cores(), num_train + num_val)),
-        }
-        _draw(partial, share, progress)
-        _finish(partial, share)
-        partial.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
+        with scratch_folder(target) as partial:
+            _draw(partial, share, progress)
+            _finish(partial, share)
+            partial.chmod(0o755)
+            if target.is_dir():
+                target.rmdir()
+            partial.rename(target)
     except OSError as error:
         raise UserError(f"cannot make the test bed in {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

@@ -67,9 +67,10 @@ def test_the_decoders_arrays_have_memory_of_their_own(own: Engine) -> None:
     np.testing.assert_allclose(copied.head, narrow.head)
 
 
-def test_a_worker_that_was_sent_a_model_answers(own: Engine) -> None:
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_worker_that_was_sent_a_model_answers(method: str, own: Engine) -> None:
     before = answered(own)
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(answered, (own,)) == before
     assert answered(own) == before
 

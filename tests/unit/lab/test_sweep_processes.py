@@ -274,9 +274,9 @@ def test_merged_rows_follow_the_questions(engine: Engine, tmp_path: Path, single
     assert list(dict.fromkeys(row.question_id for row in merged)) == [f"q{i}" for i in range(COUNT)]
 
 
-def test_who_does_not_appear_is_named_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes at once; a wait is interrupted after three times what passes without a word."""
     steps: list[float] = []
 
     def passed(step_s: float) -> None:
@@ -285,6 +285,34 @@ def test_who_does_not_appear_is_named_once(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(processes.time, "sleep", passed)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("left", [None, processes.AT_WORK, processes.DONE])
+def test_who_does_not_appear_is_named_once(
+    left: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether or not an earlier run left a file of that process."""
+    if left is not None:
+        (tmp_path / "1").write_bytes(left)
     with pytest.raises(KeyboardInterrupt):
-        processes.wait_for(tmp_path, [1], 0.0)
+        processes.wait_for(tmp_path, [1], time.time() + 60)
     assert [record.message for record in caplog.records] == ["process 1 has not begun its share; was it started?"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_works_slowly_is_waited_for_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with processes.at_work(tmp_path, 1), pytest.raises(KeyboardInterrupt):
+        processes.wait_for(tmp_path, [1], 0.0)
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_first_process_that_does_not_appear_is_named_once(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ledger_of(engine, tmp_path, rank=1).await_first()
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}: process 0 has not opened it; was it started?"
+    ]

@@ -117,6 +117,19 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("out", ["bed", "data"])
+def test_what_a_killed_run_left_is_removed(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / f".{out}.partial-a1b2c3d4"
+    (left / "okvqa").mkdir(parents=True)
+    if out == "bed":
+        make_testbed(tmp_path / out, 1, 1, progress=False, datasets=("okvqa",))
+    else:
+        monkeypatch.setenv("TEMPOVLM_DATA_DIR", str(tmp_path))
+        monkeypatch.setattr(catalog, "_SMALL", (1, 1))
+        load_samples("okvqa")
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_reads_official_files_without_extra_keys(bed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "okvqa"
     (folder / "val2014").mkdir(parents=True)

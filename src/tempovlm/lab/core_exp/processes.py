@@ -134,11 +134,19 @@ def wait_for(folder: Path, ranks: Iterable[int], began_s: float) -> None:
         path = folder / str(rank)
         waiting = Patience(f"process {rank} has not begun its share; was it started?")
         while not _is_done(path, began_s):
-            if not path.exists():
-                waiting.wait(POLL_S)
-            else:
+            if _has_begun(path, began_s):
                 time.sleep(POLL_S)
+            else:
+                waiting.wait(POLL_S)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_begun(path: Path, began_s: float) -> bool:
+    """Whether the file is there and of the present run."""
+    try:
+        return path.stat().st_mtime >= began_s
+    except FileNotFoundError:
+        return False
 
 
 def _is_done(path: Path, began_s: float) -> bool:
