@@ -63,11 +63,14 @@ class Tokenizer:
             _check_words(fast, path)
             if config is not None:
                 _check_fit(fast, path, config)
-            return cls(fast)
-        except UserError as error:
-            raise error if str(path) in str(error) else UserError(f"{path}: {error}; {_AGAIN}") from None
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 - the library raises bare Exception
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from None
+        try:
+            return cls(fast)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {_AGAIN}") from None
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[FastTokenizer]]:
         """Wrap a copy anew: how the library reads control tokens is no part of what it copies and pickles."""

@@ -11,19 +11,18 @@ from pathlib import Path
 import pytest
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.files import is_marked, marked
-from tempovlm.evaluation.pages import held
+from tempovlm.core.files import is_marked, marked, writing_to
 
 
 def test_a_folder_is_free_again_while_a_child_forked_meanwhile_lives(tmp_path: Path) -> None:
-    with held(tmp_path):
+    with writing_to(tmp_path):
         child = os.fork()
         if child == 0:
             signal.pause()
-        with pytest.raises(UserError, match="another process is writing results there"), held(tmp_path):
+        with pytest.raises(UserError, match="another process is writing results there"), writing_to(tmp_path):
             pass
     try:
-        with held(tmp_path):
+        with writing_to(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
@@ -46,6 +45,6 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
         pytest.raises(UserError, match=r"--output_dir .*: cannot be locked .*use a local directory"),
-        held(tmp_path),
+        writing_to(tmp_path),
     ):
         pass
