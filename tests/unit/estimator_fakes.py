@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.lab.exp1_estimator.data import Rows
 from tempovlm.latency.cores import RooflineCore
 from tempovlm.latency.features import CostTable, Workload
 from tempovlm.model.config import POCKET
-from tempovlm.training.estimator_data import Rows
 
 SPACE = KnobSpace.for_model(POCKET.shape)
 TABLE = CostTable(SPACE, POCKET.shape)

@@ -1,7 +1,7 @@
 """The models that may stand inside an estimator: each maps requests to the logarithms of their stages' times.
 
 Plain NumPy, so that asking for all settings costs a fraction of a millisecond and a checkpoint is arrays and
-nothing else. How they are trained is `training.estimator`'s business.
+nothing else. How they are trained is `lab.exp1_estimator.train`'s business.
 
 Shapes: `n` requests, `S` stages, `L` levels, `F` features, `P` terms, `H` hidden units, `T` trees, `N` tree nodes.
 """

@@ -10,15 +10,22 @@ from estimator_fakes import GPU, RATES, SPACE, TABLE, make_rows
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.records import SweepRow
+from tempovlm.lab.exp1_estimator.baselines import Candidate, choose, fit_boosting, fit_nearest
+from tempovlm.lab.exp1_estimator.data import Rows, rows_from_frame, split_rows, thin
+from tempovlm.lab.exp1_estimator.report import Source, _coverage_noise, transfer_curve
+from tempovlm.lab.exp1_estimator.train import (
+    Options,
+    calibrated,
+    cross_fit,
+    error_metrics,
+    stage_metrics,
+    train_mlp,
+)
 from tempovlm.latency.conformal import coverage
 from tempovlm.latency.cores import MlpCore, RooflineCore
 from tempovlm.latency.estimator import load_estimator
 from tempovlm.latency.features import STAGES
 from tempovlm.model.config import POCKET
-from tempovlm.training.estimator import Options, calibrated, cross_fit, error_metrics, stage_metrics, train_mlp
-from tempovlm.training.estimator_baselines import Candidate, choose, fit_boosting, fit_nearest
-from tempovlm.training.estimator_data import Rows, rows_from_frame, split_rows, thin
-from tempovlm.training.estimator_report import Source, _coverage_noise, transfer_curve
 
 FEW = Options(num_epochs=8, hidden_dim=16, batch_size=256)
 
@@ -61,7 +68,7 @@ def test_the_network_learns_what_the_roofline_cannot_say(monkeypatch: pytest.Mon
     errors = {name: median_ape(one.estimator, split.held_out)[2] for name, one in found.items()}
     assert errors["mlp"] < 0.03 < errors["roofline"]
     costs_ms = {"mlp": 0.19, "roofline": 0.01}
-    patch = "tempovlm.training.estimator_baselines.benchmark_ms"
+    patch = "tempovlm.lab.exp1_estimator.baselines.benchmark_ms"
     monkeypatch.setattr(patch, lambda estimator, _: costs_ms[estimator.name])
     winner, judged = choose(found, split)
     assert (winner, judged["mlp"]["is_fast"], judged["roofline"]["is_fast"]) == ("mlp", True, True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.lab.exp1_estimator.data import Rows, Split
+from tempovlm.lab.exp1_estimator.train import Log, Options, calibrated, cross_fit, stage_metrics, train_mlp
 from tempovlm.latency.cores import BoostingCore, Core, NearestCore, RooflineCore
 from tempovlm.latency.estimator import Estimator, benchmark_ms
 from tempovlm.latency.features import STAGES, CostTable, Floats, Workload
-from tempovlm.training.estimator import Log, Options, calibrated, cross_fit, stage_metrics, train_mlp
-from tempovlm.training.estimator_data import Rows, Split
 
 PREDICTION_LIMIT_MS = 0.2
 """What predicting all settings may cost: the guard asks on every request."""
