@@ -73,7 +73,7 @@ def options(args: Namespace) -> Options:
     """The flags about training."""
     from tempovlm.lab.exp1_estimator.train import Options
 
-    names = [field.name for field in fields(Options) if field.name != "device"]
+    names = [field.name for field in fields(Options) if field.name in vars(args) and field.name != "device"]
     return Options(**{name: getattr(args, name) for name in names}, device=str(pick_device(args.device)))
 
 
