@@ -53,4 +53,4 @@ def make_rows(
     exact = np.exp(rates.log_ms(TABLE, load)[..., 0])
     single = exact[:, None] * np.exp(noise * rng.standard_normal((len(load), repeats, exact.shape[1])))
     images = np.repeat([f"picture{i}" for i in range(pictures)], len(SPACE))
-    return Rows(load, np.median(single, axis=1), single, load.steps, images)
+    return Rows(load, np.median(single, axis=1), load.steps, single, images)

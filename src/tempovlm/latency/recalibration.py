@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,11 @@ _FEWEST_FOR_RATES = 4
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """Requests that were timed on the new device.
+    """Requests that were timed.
 
     Attributes:
         ms: (n, S) milliseconds, NaN where a stage was not measured.
-        steps: (n,) decode steps.
+        steps: (n,) decode steps: output tokens - 1.
     """
 
     workload: Workload
@@ -51,9 +51,10 @@ class Measurements:
     def __len__(self) -> int:
         return len(self.ms)
 
-    def take(self, rows: Ints | NDArray[np.bool_]) -> Measurements:
-        """Select some of them."""
-        return Measurements(self.workload.take(rows), self.ms[rows], self.steps[rows])
+    def take(self, rows: Ints | NDArray[np.bool_]) -> Self:
+        """Select some of the requests."""
+        arrays = {field.name: getattr(self, field.name)[rows] for field in fields(self)[1:]}
+        return replace(self, workload=self.workload.take(rows), **arrays)
 
     @property
     def log_ms(self) -> Floats:
@@ -146,7 +147,7 @@ def _fit_stage(x: Floats, y: Floats, terms: Floats) -> _Fit:
         for affine, errors in left_out.items():
             offset, slope = _line(x[rest], y[rest], affine=affine)
             errors[i] = offset + slope * x[i]
-        linear[i] = _log_linear(terms[i : i + 1], fit_rates(terms[rest], np.exp(y[rest]), _ROUNDS))[0]
+        linear[i] = np.log(max(terms[i] @ fit_rates(terms[rest], np.exp(y[rest]), _ROUNDS), 1e-6))
     trials = {
         (affine, weight): y - ((1 - weight) * by_line + weight * linear)
         for affine, by_line in left_out.items()
@@ -164,10 +165,6 @@ def _line(x: Floats, y: Floats, *, affine: bool) -> tuple[float, float]:
         spread = x - x.mean()
         slope += float(spread @ (y - x)) / (float(spread @ spread) + _SLOPE_PRIOR)
     return float(np.median(y - slope * x)), slope
-
-
-def _log_linear(terms: Floats, rates: Floats) -> Floats:
-    return np.log(np.maximum(terms @ rates, 1e-6))
 
 
 def _new_margins(old: Estimator, measurements: Measurements, fits: list[_Fit]) -> Floats:

@@ -37,34 +37,16 @@ FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Requests with their measured times.
+class Rows(Measurements):
+    """Measured requests, whose `ms` are medians of repeats.
 
     Attributes:
-        ms: (n, S) medians of the repeats, NaN where a stage was not measured.
         repeats: (n, R, S) single measurements, NaN where there are fewer.
-        steps: (n,) decode steps: output tokens - 1.
         images: (n,) names of the pictures.
     """
 
-    workload: Workload
-    ms: Floats
     repeats: Floats
-    steps: Floats
     images: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.ms)
-
-    def take(self, rows: Ints | NDArray[np.bool_]) -> Rows:
-        """Select some of the rows."""
-        picked = (self.ms[rows], self.repeats[rows], self.steps[rows], self.images[rows])
-        return Rows(self.workload.take(rows), *picked)
-
-    @property
-    def measurements(self) -> Measurements:
-        """The medians, in the form of recalibration."""
-        return Measurements(self.workload, self.ms, self.steps)
 
     @property
     def places(self) -> Ints:
@@ -116,7 +98,7 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
         times[steps == 0, :, _DECODE] = np.nan
         times[np.ix_(crops[:, 0] == 0, range(times.shape[1]), _NO_PICTURE)] = np.nan
         times[times <= 0] = np.nan
-    return Rows(workload, ms, repeats, steps, measured["image_id"].to_numpy(np.str_))
+    return Rows(workload, ms, steps, repeats, measured["image_id"].to_numpy(np.str_))
 
 
 def _crops(tiling: Any, vision_tokens: float, shape: ModelShape) -> tuple[int, int]:

@@ -163,7 +163,7 @@ def _train(job: Job, source: Source, other: Source | None, split: Split, rows: R
 def _metrics(estimator: Estimator, rows: Rows) -> dict[str, Any]:
     """Compute the errors of the rows' medians: of each stage, and of totals as `total`."""
     times = estimator.predict(rows.workload)
-    total = error_metrics(rows.measurements.total_ms, times.total_ms(rows.steps)) if len(rows) else {}
+    total = error_metrics(rows.total_ms, times.total_ms(rows.steps)) if len(rows) else {}
     return {**stage_metrics(rows.ms, times.ms[..., 0]), "total": total}
 
 
@@ -242,7 +242,7 @@ def transfer_curve(
             of_pool = np.isin(other.rows.images, names[order[: max(1, len(names) // 2)]])
             pool, test = other.rows.take(of_pool), other.rows.take(~of_pool)
             chosen = choose_measurements(other.table, pool.workload, count, draw, pool.images)
-            moved = recalibrate(estimator, pool.measurements.take(chosen), table=other.table, stamp=other.stamp)
+            moved = recalibrate(estimator, pool.take(chosen), table=other.table, stamp=other.stamp)
             for name, metrics in _metrics(moved, test).items():
                 if metrics.get("median_ape") is not None:
                     errors[name].append(metrics["median_ape"])
@@ -269,7 +269,7 @@ def _transfer(job: Job, best: Estimator, other: Source) -> dict[str, Any]:
     """Compute the curve, draw it, and save an estimator of the other device from 25 measurements."""
     curve = transfer_curve(best, other, seed=job.options.seed)
     chosen = choose_measurements(other.table, other.rows.workload, _MOVE_WITH, job.options.seed, other.rows.images)
-    measured = other.rows.measurements.take(chosen)
+    measured = other.rows.take(chosen)
     recalibrate(best, measured, table=other.table, stamp=other.stamp).save(job.output_dir / MOVED_CHECKPOINT)
     draw_transfer(job.output_dir / "transfer.png", curve, best.stamp, other.stamp)
     return {"curve": curve, "stamp": dict(other.stamp), "checkpoint": MOVED_CHECKPOINT, "seeds": _TRANSFER_SEEDS}

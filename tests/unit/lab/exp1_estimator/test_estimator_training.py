@@ -273,7 +273,7 @@ def test_rows_of_a_results_file() -> None:
     np.testing.assert_allclose(rows.repeats[0], [[4, 1, 19, 2.5], [6, 1, 21, 3.5]])
     np.testing.assert_array_equal(rows.workload.crops, [2, 2, 0])
     np.testing.assert_array_equal(rows.workload.distinct_crops, [1, 1, 0])
-    np.testing.assert_allclose(rows.measurements.total_ms, [32, 26, 26])
+    np.testing.assert_allclose(rows.total_ms, [32, 26, 26])
     assert len(rows.single) == 5
 
 
