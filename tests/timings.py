@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-READERS = tuple(f"tempovlm.{name}.now_ms" for name in ("latency.clock", "latency.estimator", "control.guard"))
-"""Where requests, predictions and policies are timed."""
+READERS = tuple(f"tempovlm.{name}.now_ms" for name in ("latency.clock", "control.guard"))
+"""Where requests and policies are timed."""
 
 TICK_MS = 1.0
 

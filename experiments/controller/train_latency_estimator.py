@@ -17,7 +17,7 @@ from tempovlm.engine.threads import pick_device, prepare
 from tempovlm.lab import script
 
 if TYPE_CHECKING:
-    from tempovlm.training.estimator import Options
+    from tempovlm.lab.exp1_estimator.train import Options
 
 
 def flags() -> script.FlagParser:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         script.positive("max_samples", args.max_samples)
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
-    from tempovlm.training import estimator_report as report
+    from tempovlm.lab.exp1_estimator import report
 
     job = report.Job(
         results_dirs=args.results_dir,
@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
 
 def options(args: Namespace) -> Options:
     """The flags about training."""
-    from tempovlm.training.estimator import Options
+    from tempovlm.lab.exp1_estimator.train import Options
 
-    names = [field.name for field in fields(Options) if field.name != "device"]
+    names = [field.name for field in fields(Options) if field.name in vars(args) and field.name != "device"]
     return Options(**{name: getattr(args, name) for name in names}, device=str(pick_device(args.device)))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.lab.exp1_estimator.data import Rows
 from tempovlm.latency.cores import RooflineCore
 from tempovlm.latency.features import CostTable, Workload
 from tempovlm.model.config import POCKET
-from tempovlm.training.estimator_data import Rows
 
 SPACE = KnobSpace.for_model(POCKET.shape)
 TABLE = CostTable(SPACE, POCKET.shape)
@@ -53,4 +53,4 @@ def make_rows(
     exact = np.exp(rates.log_ms(TABLE, load)[..., 0])
     single = exact[:, None] * np.exp(noise * rng.standard_normal((len(load), repeats, exact.shape[1])))
     images = np.repeat([f"picture{i}" for i in range(pictures)], len(SPACE))
-    return Rows(load, np.median(single, axis=1), single, load.steps, images)
+    return Rows(load, np.median(single, axis=1), load.steps, single, images)

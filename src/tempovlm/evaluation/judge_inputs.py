@@ -27,7 +27,7 @@ from tempovlm.evaluation.offline import Floats, Rule, StaticMixture
 from tempovlm.lab.core_exp.questions import check_samples
 from tempovlm.lab.core_exp.store import read_results
 from tempovlm.lab.table import DecisionTable, decision_table
-from tempovlm.latency.estimator import LatencyEstimator
+from tempovlm.latency.estimator import Estimator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ class Latencies:
     scored_by: str
 
 
-def latencies(part: Part, measured: Part, estimator: LatencyEstimator | None, level: float) -> Latencies:
+def latencies(part: Part, measured: Part, estimator: Estimator | None, level: float) -> Latencies:
     """Latencies of a table.
 
     Args:

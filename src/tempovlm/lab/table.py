@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.latency.estimator import LatencyEstimator
+from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import Workload
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class DecisionTable:
             )
         return np.nanmedian(self.latency_ms, axis=0)
 
-    def predicted_ms(self, estimator: LatencyEstimator, level: float = 0.5) -> Floats:
+    def predicted_ms(self, estimator: Estimator, level: float = 0.5) -> Floats:
         """(N, K) latency of each question at each setting, for the answers that it gives there."""
         rows = []
         for i in range(len(self)):

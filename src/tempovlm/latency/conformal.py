@@ -20,7 +20,7 @@ from tempovlm.latency.features import Floats
 
 
 def conformal_rank(count: int, level: float) -> int | None:
-    """Which of `count` ascending scores is the bound: the ceil((count + 1) · level)-th, counted from 1.
+    """Return the place of the bound among `count` ascending scores: ceil((count + 1) · level), counted from 1.
 
     None where there are too few scores for any finite bound of that level.
     """
@@ -30,14 +30,14 @@ def conformal_rank(count: int, level: float) -> int | None:
 
 
 def conformal_quantile(scores: Floats, level: float) -> float:
-    """The conformal bound of scores (n,), NaN left out; infinite where there are too few of them."""
+    """Compute the conformal bound of scores (n,) without NaN; infinite where there are too few of them."""
     known = np.sort(scores[np.isfinite(scores)])
     rank = conformal_rank(len(known), level)
     return math.inf if rank is None else float(known[rank - 1])
 
 
 def margins(observed: Floats, predicted: Floats, levels: Sequence[float]) -> Floats:
-    """What to add to predictions (n, S, L) so that they cover observed values (n, S); both in logarithms.
+    """Compute additions to predictions (n, S, L) that make them cover observed values (n, S); all logarithms.
 
     Returns:
         (S, L). Where a level needs more values than there are, the largest error seen stands in; 0 where a stage
@@ -55,7 +55,7 @@ def margins(observed: Floats, predicted: Floats, levels: Sequence[float]) -> Flo
 
 
 def coverage(observed: Floats, predicted: Floats) -> Floats:
-    """Share of observed values (n, S) at or below predictions (n, S, L): (S, L), NaN where there are none."""
+    """Compute the share (S, L) of observed values (n, S) at or below predictions (n, S, L); NaN without values."""
     known = np.isfinite(observed)
     below = (observed[..., None] <= predicted) & known[..., None]
     counts = known.sum(axis=0)[:, None]
@@ -63,5 +63,5 @@ def coverage(observed: Floats, predicted: Floats) -> Floats:
 
 
 def coverage_by_group(observed: Floats, predicted: Floats, groups: NDArray[np.str_]) -> Floats:
-    """(G, S, L): `coverage` of the values of each group (n,), groups in ascending order."""
+    """Compute `coverage` (G, S, L) of the values of each group (n,), groups in ascending order."""
     return np.stack([coverage(observed[groups == name], predicted[groups == name]) for name in np.unique(groups)])

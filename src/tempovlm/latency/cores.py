@@ -1,9 +1,9 @@
-"""The models that may stand inside an estimator: each maps requests to the logarithms of their stages' times.
+"""Models inside a latency estimator: each maps requests to the logarithms of their stages' times.
 
-Plain NumPy, so that asking for all settings costs a fraction of a millisecond and a checkpoint is arrays and
-nothing else. How they are trained is `training.estimator`'s business.
+They are plain NumPy, so that predicting all settings takes a fraction of a millisecond and a checkpoint holds
+arrays only. `lab.exp1_estimator` trains them.
 
-Shapes: `n` requests, `S` stages, `L` levels, `F` features, `P` terms, `H` hidden units, `T` trees, `N` tree nodes.
+Shapes: `n` requests, `S` stages, `L` levels, `F` features, `P` terms.
 """
 
 from __future__ import annotations
@@ -28,23 +28,22 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Core(Protocol):
-    """What the estimator needs of a model."""
+    """A model that an estimator can calibrate; a checkpoint can hold those of `SERVED`."""
 
-    kind: ClassVar[str]
+    @property
+    def kind(self) -> str:
+        """The model's name in checkpoints and reports."""
 
     def log_ms(self, table: CostTable, workload: Workload) -> Floats:
-        """Logarithms of milliseconds: (n, S, L), or (n, S, 1) where it knows the median only."""
-
-    def arrays(self) -> Arrays:
-        """Everything that it is made of."""
+        """Predict logarithms of milliseconds: (n, S, L), or (n, S, 1) for a model of medians only."""
 
 
 def fit_rates(terms: Floats, observed: Floats, rounds: int = 0) -> Floats:
-    """Non-negative rates (P,) that fit terms (m, P) to observed times (m,) with the least squared relative error.
+    """Fit rates (P,) >= 0 of terms (m, P) to observed times (m,) by the least squared relative error.
 
     Args:
         terms: (m, P).
-        observed: (m,) milliseconds; what is not finite or not positive does not count.
+        observed: (m,) milliseconds; those that are not finite or not positive do not count.
         rounds: how often to fit again, each time with a measurement's square divided by its error of the time
             before: towards the least absolute relative error, which a slow spell of the machine during some of
             the measurements does not move (E. J. Schlossmacher, An iterative technique for absolute deviations
@@ -60,7 +59,7 @@ def fit_rates(terms: Floats, observed: Floats, rounds: int = 0) -> Floats:
 
 
 def _non_negative(matrix: Floats, wanted: Floats) -> Floats:
-    """The x >= 0 (P,) with the least squared error of matrix (m, P) @ x against wanted (m,)."""
+    """Solve matrix (m, P) @ x = wanted (m,) for x >= 0 by least squares."""
     from scipy.optimize import nnls
 
     if not len(matrix):
@@ -91,18 +90,18 @@ class RooflineCore:
         return cls({stage: fit_rates(terms[stage], observed[:, i]) for i, stage in enumerate(STAGES)})
 
     def log_ms(self, table: CostTable, workload: Workload) -> Floats:
-        """(n, S, 1)."""
+        """Predict medians: (n, S, 1)."""
         terms = table.terms(workload)
         times = np.stack([terms[stage] @ self.rates[stage] for stage in STAGES], axis=1)
         return np.log(np.maximum(times, _SMALLEST_MS))[..., None]
 
     def arrays(self) -> Arrays:
-        """One array a stage."""
+        """Return one array a stage."""
         return {f"rates.{stage}": rates for stage, rates in self.rates.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> RooflineCore:
-        """What `arrays` gave."""
+        """Rebuild a core from its `arrays`."""
         return cls({stage: arrays[f"rates.{stage}"] for stage in STAGES})
 
 
@@ -123,7 +122,7 @@ class MlpCore:
     layers: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
 
     def log_ms(self, table: CostTable, workload: Workload) -> Floats:
-        """(n, S, L); levels cannot cross, because each adds a positive step to the one before."""
+        """Predict (n, S, L); levels cannot cross, because each adds a positive step to the one before."""
         x = ((table.features(workload) - self.centre) / self.spread).astype(np.float32)
         for weight, bias in self.layers[:-1]:
             x = np.tanh(x @ weight + bias)
@@ -135,7 +134,7 @@ class MlpCore:
         return out.cumsum(axis=-1)
 
     def arrays(self) -> Arrays:
-        """Rates, scaler and layers."""
+        """Return rates, scaler and layers."""
         layers: Arrays = {}
         for i, (weight, bias) in enumerate(self.layers):
             layers |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
@@ -143,105 +142,20 @@ class MlpCore:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> MlpCore:
-        """What `arrays` gave."""
+        """Rebuild a core from its `arrays`."""
         count = sum(name.startswith("layers.") for name in arrays) // 2
         layers = tuple((arrays[f"layers.{i}.weight"], arrays[f"layers.{i}.bias"]) for i in range(count))
         return cls(RooflineCore.from_arrays(arrays), arrays["centre"], arrays["spread"], layers)
 
 
-@dataclass(frozen=True, slots=True)
-class BoostingCore:
-    """Roofline times a correction by boosted regression trees, a forest for each stage.
-
-    Attributes:
-        start: (S,) added to every prediction.
-        feature, threshold, left, right, value: (S, T, N); a leaf is its own left and right child.
-        depth: levels below the roots.
-    """
-
-    kind: ClassVar[str] = "boosting"
-    roofline: RooflineCore
-    start: Floats
-    feature: NDArray[np.int64]
-    threshold: Floats
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
-    value: Floats
-    depth: int
-
-    def log_ms(self, table: CostTable, workload: Workload) -> Floats:
-        """(n, S, 1)."""
-        # Trees were grown on float32, and a threshold may fall between a value and its rounding.
-        x = table.features(workload).astype(np.float32)
-        n, (S, T, _) = len(x), self.value.shape
-        stage, tree = np.arange(S)[:, None], np.arange(T)
-        row = np.arange(n)[:, None, None]
-        node = np.zeros((n, S, T), dtype=np.int64)
-        for _ in range(self.depth):
-            goes_left = x[row, self.feature[stage, tree, node]] <= self.threshold[stage, tree, node]
-            node = np.where(goes_left, self.left[stage, tree, node], self.right[stage, tree, node])
-        correction = self.start + self.value[stage, tree, node].sum(axis=-1)
-        return self.roofline.log_ms(table, workload) + correction[..., None]
-
-    def arrays(self) -> Arrays:
-        """Rates and trees."""
-        trees = {name: getattr(self, name) for name in ("feature", "threshold", "left", "right", "value")}
-        return {**self.roofline.arrays(), "start": self.start, **trees, "depth": np.array(self.depth)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> BoostingCore:
-        """What `arrays` gave."""
-        trees = {name: arrays[name] for name in ("feature", "threshold", "left", "right", "value")}
-        return cls(RooflineCore.from_arrays(arrays), arrays["start"], **trees, depth=int(arrays["depth"]))
-
-
-@dataclass(frozen=True, slots=True)
-class NearestCore:
-    """The geometric mean of the measured times of the nearest requests in standardised features.
-
-    Attributes:
-        points: (m, F) standardised. log_times: (m, S). neighbours: how many are averaged.
-    """
-
-    kind: ClassVar[str] = "nearest"
-    centre: Floats
-    spread: Floats
-    points: Floats
-    log_times: Floats
-    neighbours: int
-
-    def log_ms(self, table: CostTable, workload: Workload) -> Floats:
-        """(n, S, 1)."""
-        x = (table.features(workload) - self.centre) / self.spread
-        distance = (self.points**2).sum(axis=1) - 2 * x @ self.points.T
-        k = min(self.neighbours, len(self.points))
-        nearest = np.argpartition(distance, k - 1, axis=1)[:, :k]
-        return self.log_times[nearest].mean(axis=1)[..., None]
-
-    def arrays(self) -> Arrays:
-        """Scaler and points."""
-        names = ("centre", "spread", "points", "log_times")
-        return {**{name: getattr(self, name) for name in names}, "neighbours": np.array(self.neighbours)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> NearestCore:
-        """What `arrays` gave."""
-        centre, spread, points, log_times = (arrays[n] for n in ("centre", "spread", "points", "log_times"))
-        return cls(centre, spread, points, log_times, int(arrays["neighbours"]))
+SERVED = (RooflineCore, MlpCore)
+"""The cores that a checkpoint can hold."""
 
 
 def core_from_arrays(kind: str, arrays: Arrays) -> Core:
-    """The core of a checkpoint.
+    """Rebuild the core of a checkpoint.
 
     Raises:
         KeyError: the kind is unknown, or an array is missing.
     """
-    if kind == RooflineCore.kind:
-        return RooflineCore.from_arrays(arrays)
-    if kind == MlpCore.kind:
-        return MlpCore.from_arrays(arrays)
-    if kind == BoostingCore.kind:
-        return BoostingCore.from_arrays(arrays)
-    if kind == NearestCore.kind:
-        return NearestCore.from_arrays(arrays)
-    raise KeyError(kind)
+    return {core.kind: core for core in SERVED}[kind].from_arrays(arrays)

@@ -1,9 +1,9 @@
-"""Predicts what each stage of a request takes at any setting: its median and upper quantiles, in milliseconds.
+"""Predicts the time of each stage of a request at any setting: median and upper quantiles, in milliseconds.
 
 Totals compose as T_vision_encoder + T_projector + T_LLM_prefill + T_decode_per_token · output tokens, the seed
 document's formula, which counts one step too many: the first token comes out of the prefill. `StageTimes.total_ms`
 therefore takes the number of decode steps. The upper quantile of a total is calibrated by itself, because the sum
-of stages' quantiles is not the quantile of their sum. Never runs the engine.
+of stages' quantiles is not the quantile of their sum.
 
 Shapes: `n` requests, `S` stages, `L` levels.
 """
@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +23,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
-from tempovlm.core.units import now_ms
-from tempovlm.latency.cores import LEVELS, Arrays, Core, RooflineCore, core_from_arrays
+from tempovlm.latency.cores import LEVELS, SERVED, Arrays, Core, RooflineCore, core_from_arrays
 from tempovlm.latency.features import FEATURES, STAGES, CostTable, Floats, Workload
 
 SCHEMA = "tempovlm.latency_estimator/1"
@@ -39,18 +38,18 @@ class StageTimes:
 
     Attributes:
         ms: (n, S, L) milliseconds; stages as in `STAGES`, levels as in `LEVELS`.
-        total_margins: (L,) what a total's logarithm is raised by at each level; None before calibration.
+        total_margins: (L,) added to a total's logarithm at each level; None before calibration.
     """
 
     ms: Floats
     total_margins: Floats | None = None
 
     def stage_ms(self, stage: str, level: float = LEVELS[0]) -> Floats:
-        """(n,) times of a stage."""
+        """Return the times (n,) of a stage."""
         return self.ms[:, STAGES.index(stage), LEVELS.index(level)]
 
     def total_ms(self, steps: Floats | float, level: float = LEVELS[0]) -> Floats:
-        """(n,) vision, projector, prefill and `steps` decode steps, of which there are output tokens - 1.
+        """Return totals (n,): vision, projector, prefill and `steps` decode steps (output tokens - 1).
 
         The decode time per token is that of answers as long as the workload's, so `steps` should be its steps.
 
@@ -59,40 +58,22 @@ class StageTimes:
         """
         i = LEVELS.index(level)
         if self.total_margins is None:
-            return _compose(self.ms[..., i], steps)
-        return _compose(self.ms[..., 0], steps) * np.exp(self.total_margins[i])
+            return compose_total(self.ms[..., i], steps)
+        return compose_total(self.ms[..., 0], steps) * np.exp(self.total_margins[i])
 
 
-def _compose(ms: Floats, steps: Floats | float) -> Floats:
+def compose_total(ms: Floats, steps: Floats | float) -> Floats:
+    """Add stages (n, S) and so many decode steps to totals (n,)."""
     return ms[:, :-1].sum(axis=1) + ms[:, -1] * steps
-
-
-class LatencyEstimator(Protocol):
-    """Whoever predicts stage times."""
-
-    @property
-    def name(self) -> str:
-        """What kind of model it is."""
-
-    @property
-    def space(self) -> KnobSpace:
-        """The settings whose indices it understands."""
-
-    @property
-    def stamp(self) -> Mapping[str, Any]:
-        """What it was measured on."""
-
-    def predict(self, workload: Workload) -> StageTimes:
-        """Times of every request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptation:
-    """From the device of the training to another one, stage by stage; arrays (S,).
+    """Carries predictions from the device of the training to another one, stage by stage; arrays (S,).
 
     Attributes:
-        offset, slope: logarithms of medians, `offset + slope · log`.
-        weight: 0 takes that, 1 the rates below, between them the weighted mean of the logarithms.
+        offset, slope: of the line `offset + slope · log` through logarithms of medians.
+        weight: 0 takes the line, 1 the rates, a value between them the weighted mean of both logarithms.
         rates: the linear model fitted to the new device.
     """
 
@@ -102,7 +83,7 @@ class Adaptation:
     rates: RooflineCore
 
     def apply(self, log_ms: Floats, table: CostTable, workload: Workload) -> Floats:
-        """(n, S, L) of the new device; the spread above the median stays what it was."""
+        """Convert (n, S, L) to the new device; the spread above the median stays."""
         median = self.offset + self.slope * log_ms[..., 0]
         if self.weight.any():
             median += self.weight * (self.rates.log_ms(table, workload)[..., 0] - median)
@@ -111,13 +92,14 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A core with what makes its quantiles honest, and with what carries it to another device.
+    """A core with the calibration of its quantiles and the adaptation to another device.
 
     Attributes:
         table: costs of the model whose latency is predicted.
         margins: (S, L) added to the logarithms: conformal calibration.
         total_margins: (L,) the same for totals, above their medians.
-        stamp: of the measurements. notes: measured qualities, for whoever reads the file.
+        stamp: of the measurements.
+        notes: measured qualities, for readers of the file.
     """
 
     table: CostTable
@@ -139,26 +121,19 @@ class Estimator:
         return self.table.space
 
     def predict(self, workload: Workload) -> StageTimes:
-        """Times of every request; a request without a picture has no vision stages."""
+        """Predict the times of every request; a request without a picture has no vision stages."""
         return self.times(self.raw_log_ms(workload), workload)
 
     def times(self, raw_log_ms: Floats, workload: Workload) -> StageTimes:
-        """Times from logarithms (n, S, L) before the margins."""
-        ms = np.exp(self._raised(raw_log_ms))
+        """Convert logarithms (n, S, L) before the margins to times."""
+        ms = np.exp(np.maximum.accumulate(raw_log_ms + self.margins, axis=-1))
         blind = workload.crops == 0
         if blind.any():
             ms[np.ix_(blind, [STAGES.index(stage) for stage in _VISION])] = 0.0
         return StageTimes(ms, self.total_margins)
 
-    def log_ms(self, workload: Workload) -> Floats:
-        """(n, S, L) logarithms, ascending over the levels."""
-        return self._raised(self.raw_log_ms(workload))
-
-    def _raised(self, raw_log_ms: Floats) -> Floats:
-        return np.maximum.accumulate(raw_log_ms + self.margins, axis=-1)
-
     def raw_log_ms(self, workload: Workload) -> Floats:
-        """(n, S, L) logarithms before the margins."""
+        """Predict logarithms (n, S, L) before the margins."""
         logs = self.core.log_ms(self.table, workload)
         if logs.shape[-1] == 1:
             logs = np.repeat(logs, len(LEVELS), axis=-1)
@@ -168,10 +143,13 @@ class Estimator:
         """Write a file of tensors and plain values, whole or not at all.
 
         Raises:
+            TypeError: the core is not one of `SERVED`.
             UserError: the folder cannot be written.
         """
         import torch
 
+        if not isinstance(self.core, SERVED):
+            raise TypeError(f"a checkpoint cannot hold a core of kind {self.core.kind}")
         space = self.space
         arrays = {**self.core.arrays(), **_extra_arrays(self)}
         record = {
@@ -198,7 +176,7 @@ class Estimator:
 
 
 def _extra_arrays(estimator: Estimator) -> Arrays:
-    """Calibration and adaptation as arrays, with names that no core uses."""
+    """Return calibration and adaptation as arrays, under names that no core uses."""
     found: Arrays = {"calibration.margins": estimator.margins}
     if estimator.total_margins is not None:
         found["calibration.total_margins"] = estimator.total_margins
@@ -210,7 +188,7 @@ def _extra_arrays(estimator: Estimator) -> Arrays:
 
 
 def load_estimator(path: Path, space: KnobSpace | None = None) -> Estimator:
-    """Read what `Estimator.save` wrote.
+    """Read an estimator that `Estimator.save` wrote.
 
     Args:
         path: the file.
@@ -240,6 +218,11 @@ def _checked(record: Any, path: Path, space: KnobSpace | None) -> Estimator:
     for name, ours in (("levels", LEVELS), ("stages", STAGES), ("features", FEATURES)):
         if tuple(record[name]) != ours:
             raise UserError(f"{path}: field {name} is of another version of this program; train again")
+    if record["kind"] not in [core.kind for core in SERVED]:
+        raise UserError(
+            f"{path}: field kind is {record['kind']}, a model that is only compared with, not served; train again "
+            "with train_latency_estimator.py"
+        )
     try:
         fields = record["space"]
         own = KnobSpace(
@@ -273,13 +256,3 @@ def _adaptation(arrays: Arrays) -> Adaptation | None:
     if not own:
         return None
     return Adaptation(own["offset"], own["slope"], own["weight"], RooflineCore.from_arrays(own))
-
-
-def benchmark_ms(estimator: LatencyEstimator, workload: Workload, repeats: int = 300) -> float:
-    """Median time of one call of `predict`, after a tenth as many calls to warm up."""
-    times_ms = []
-    for _ in range(repeats // 10 + repeats):
-        start_ms = now_ms()
-        estimator.predict(workload)
-        times_ms.append(now_ms() - start_ms)
-    return float(np.median(times_ms[repeats // 10 :]))

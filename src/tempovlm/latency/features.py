@@ -1,8 +1,8 @@
-"""What a stage's time is predicted from: token and crop counts, the knobs, and the plan's operations and bytes.
+"""Features that a stage's time is predicted from: token and crop counts, knobs, the plan's operations and bytes.
 
 Everything is arrays over `n` requests, so that all settings of a knob space are described at once. Operations and
 bytes come from `core.cost`; they are polynomials in the prompt's length, whose coefficients are read off it once
-for each setting, since asking it 75 times takes longer than the whole prediction may. Knows no clock.
+for each setting, since asking it 75 times takes longer than the whole prediction may.
 
 Shapes: `n` requests, `F` features, `P` terms of a stage's linear model.
 """
@@ -10,7 +10,7 @@ Shapes: `n` requests, `F` features, `P` terms of a stage's linear model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ padded length, so that its time is a staircase."""
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What `n` requests look like to the estimator: arrays (n,).
+    """The inputs of `n` requests to the estimator: arrays (n,).
 
     Attributes:
         setting: index in the knob space.
@@ -83,7 +83,7 @@ class Workload:
         tilings: Sequence[tuple[int, int] | None],
         steps: Floats | float = 1.0,
     ) -> Workload:
-        """One request at every setting, in index order.
+        """Describe one request at every setting, in index order.
 
         Args:
             space: the legal settings.
@@ -109,31 +109,24 @@ class Workload:
         return len(self.setting)
 
     def take(self, rows: Ints | NDArray[np.bool_]) -> Workload:
-        """Some of the requests."""
-        return Workload(
-            self.setting[rows],
-            self.vision_tokens[rows],
-            self.text_tokens[rows],
-            self.crops[rows],
-            self.distinct_crops[rows],
-            self.steps[rows],
-        )
+        """Select some of the requests."""
+        return Workload(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @property
     def first_share(self) -> Floats:
-        """(n,) share of the first step among the decode steps."""
+        """The share (n,) of the first step among the decode steps."""
         return 1.0 / np.maximum(self.steps, 1.0)
 
     @property
     def padded_tokens(self) -> Floats:
-        """(n,) what `core.shape.padded_length` makes of the prompts."""
+        """The `core.shape.padded_length` (n,) of the prompts."""
         n = self.vision_tokens + self.text_tokens
         step = np.where(n <= FINE_LIMIT, FINE, COARSE)
         return np.ceil(n / step) * step
 
 
 def count_crops(tiling: tuple[int, int] | None) -> tuple[int, int]:
-    """Crops and distinct crops of a tiling: the one tile of a 1 × 1 tiling equals the global crop."""
+    """Count crops and distinct crops of a tiling: the one tile of a 1 × 1 tiling equals the global crop."""
     if tiling is None:
         return 0, 0
     tiles = tiling[0] * tiling[1]
@@ -155,7 +148,7 @@ class CostTable:
         self._log_top_k, self._log_blocks = np.log(self._top_k), np.log(self._blocks)
 
     def prefill(self, workload: Workload) -> tuple[Floats, Floats]:
-        """Operations and bytes (n,) of reading the prompt; bytes for 2-byte weights."""
+        """Compute operations and bytes (n,) of reading the prompt; bytes for 2-byte weights."""
         s, n = workload.setting, workload.vision_tokens + workload.text_tokens
         const, linear, pairs = self._flops[s].T
         fixed, expert = self._bytes[s].T
@@ -163,13 +156,13 @@ class CostTable:
         return const + linear * n + pairs * (n * (n + 1) / 2), fixed + expert * visited
 
     def decode_step(self, workload: Workload) -> tuple[Floats, Floats]:
-        """Operations and bytes (n,) of the first step after the prompt."""
+        """Compute operations and bytes (n,) of the first step after the prompt."""
         s, context = workload.setting, workload.vision_tokens + workload.text_tokens + 1
         flops, moved = self._step_flops[s].T, self._step_bytes[s].T
         return flops[0] + flops[1] * context, moved[0] + moved[1] * context
 
     def features(self, workload: Workload) -> Floats:
-        """(n, F), not yet standardised; columns as in `FEATURES`."""
+        """Compute features (n, F), not standardised; columns as in `FEATURES`."""
         s = workload.setting
         result = np.empty((len(workload), len(FEATURES)))
         counts = (workload.vision_tokens, workload.text_tokens, workload.crops, workload.distinct_crops)
@@ -182,7 +175,7 @@ class CostTable:
         return result
 
     def terms(self, workload: Workload) -> dict[str, Floats]:
-        """Stage → (n, P): the pieces of its operations and bytes that may each have a rate of their own.
+        """Compute each stage's terms (n, P): operations and bytes that may each have a rate of their own.
 
         They are the terms of `core.cost`'s sums (dense products, experts and attention of a block, bytes of a
         block's weights, which are in proportion to the blocks), unscaled, with a constant for what is neither.

@@ -11,9 +11,9 @@ Shapes: `n` measurements, `S` stages, `L` levels, `P` terms.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tempovlm.core.errors import UserError
 from tempovlm.latency.conformal import conformal_quantile, margins
 from tempovlm.latency.cores import LEVELS, RooflineCore, fit_rates
-from tempovlm.latency.estimator import Adaptation, Estimator, StageTimes
+from tempovlm.latency.estimator import Adaptation, Estimator, StageTimes, compose_total
 from tempovlm.latency.features import STAGES, CostTable, Floats, Ints, Workload
 
 _SLOPE_PRIOR = 0.04
@@ -37,11 +37,11 @@ _FEWEST_FOR_RATES = 4
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """Requests that were timed on the new device.
+    """Requests that were timed.
 
     Attributes:
         ms: (n, S) milliseconds, NaN where a stage was not measured.
-        steps: (n,) decode steps.
+        steps: (n,) decode steps: output tokens - 1.
     """
 
     workload: Workload
@@ -51,24 +51,21 @@ class Measurements:
     def __len__(self) -> int:
         return len(self.ms)
 
-    def take(self, rows: Ints | NDArray[np.bool_]) -> Measurements:
-        """Some of them."""
-        return Measurements(self.workload.take(rows), self.ms[rows], self.steps[rows])
+    def take(self, rows: Ints | NDArray[np.bool_]) -> Self:
+        """Select some of the requests."""
+        arrays = {field.name: getattr(self, field.name)[rows] for field in fields(self)[1:]}
+        return replace(self, workload=self.workload.take(rows), **arrays)
 
     @property
     def log_ms(self) -> Floats:
-        """(n, S), NaN where a stage was not measured or took no time."""
+        """The logarithms (n, S), NaN where a stage was not measured or took no time."""
         return np.log(np.where(self.ms > 0, self.ms, np.nan))
 
     @property
     def total_ms(self) -> Floats:
-        """(n,) stages and steps; what a request does not have (steps, a picture) takes no time."""
+        """The totals (n,) of stages and steps; stages that a request does not have take no time."""
         known = np.where(np.isnan(self.ms), 0.0, self.ms)
-        return np.where(np.isnan(self.ms[:, STAGES.index("prefill")]), np.nan, _total(known, self.steps))
-
-
-def _total(ms: Floats, steps: Floats) -> Floats:
-    return ms[:, :-1].sum(axis=1) + ms[:, -1] * steps
+        return np.where(np.isnan(self.ms[:, STAGES.index("prefill")]), np.nan, compose_total(known, self.steps))
 
 
 def recalibrate(
@@ -78,7 +75,7 @@ def recalibrate(
     table: CostTable | None = None,
     stamp: Mapping[str, Any] | None = None,
 ) -> Estimator:
-    """The estimator of another device.
+    """Move an estimator to another device.
 
     Args:
         estimator: of the old device; it is not changed.
@@ -113,7 +110,7 @@ _NUMBERS = ("offset", "slope", "weight")
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """One stage: what `Adaptation` needs, and the error of each measurement (n,) when it was left out."""
+    """One stage's `Adaptation`, and the error of each measurement (n,) when it was left out."""
 
     offset: float
     slope: float
@@ -145,11 +142,12 @@ def _fit_stage(x: Floats, y: Floats, terms: Floats) -> _Fit:
         return _Fit(offset, slope, 0.0, np.zeros(terms.shape[1]), y - offset - slope * x)
     left_out = {affine: np.empty(n) for affine in lines}
     linear = np.empty(n)
-    for i, rest in _leave_one_out(n):
+    for i in range(n):
+        rest = np.delete(np.arange(n), i)
         for affine, errors in left_out.items():
             offset, slope = _line(x[rest], y[rest], affine=affine)
             errors[i] = offset + slope * x[i]
-        linear[i] = _log_linear(terms[i : i + 1], fit_rates(terms[rest], np.exp(y[rest]), _ROUNDS))[0]
+        linear[i] = np.log(max(terms[i] @ fit_rates(terms[rest], np.exp(y[rest]), _ROUNDS), 1e-6))
     trials = {
         (affine, weight): y - ((1 - weight) * by_line + weight * linear)
         for affine, by_line in left_out.items()
@@ -160,14 +158,8 @@ def _fit_stage(x: Floats, y: Floats, terms: Floats) -> _Fit:
     return _Fit(offset, slope, weight, fit_rates(terms, np.exp(y), _ROUNDS), trials[affine, weight])
 
 
-def _leave_one_out(n: int) -> Iterator[tuple[int, Ints]]:
-    every = np.arange(n)
-    for i in range(n):
-        yield i, np.delete(every, i)
-
-
 def _line(x: Floats, y: Floats, *, affine: bool) -> tuple[float, float]:
-    """Offset and slope of y over x; the slope is 1, or a ridge estimate that is drawn towards 1."""
+    """Fit offset and slope of y over x; the slope is 1, or a ridge estimate that is drawn towards 1."""
     slope = 1.0
     if affine:
         spread = x - x.mean()
@@ -175,12 +167,8 @@ def _line(x: Floats, y: Floats, *, affine: bool) -> tuple[float, float]:
     return float(np.median(y - slope * x)), slope
 
 
-def _log_linear(terms: Floats, rates: Floats) -> Floats:
-    return np.log(np.maximum(terms @ rates, 1e-6))
-
-
 def _new_margins(old: Estimator, measurements: Measurements, fits: list[_Fit]) -> Floats:
-    """(S, L): the spread of the left-out errors, and never less than the old device's where they are too few."""
+    """Compute (S, L): the spread of the left-out errors, at least the old device's where they are too few."""
     logs = old.raw_log_ms(measurements.workload)
     observed = measurements.log_ms
     result = np.zeros_like(old.margins)
@@ -197,7 +185,7 @@ def _new_margins(old: Estimator, measurements: Measurements, fits: list[_Fit]) -
 
 
 def _new_total_margins(moved: Estimator, measurements: Measurements) -> Floats | None:
-    """(L,): as for stages; the fit has seen these measurements, so the old device's margins are a lower bound."""
+    """Compute (L,) as for stages; the old margins bound it below, as the fit has seen these measurements."""
     fresh = total_margins(moved.predict(measurements.workload), measurements)
     if moved.total_margins is None:
         return fresh
@@ -205,8 +193,8 @@ def _new_total_margins(moved: Estimator, measurements: Measurements) -> Floats |
 
 
 def total_margins(times: StageTimes, measurements: Measurements) -> Floats:
-    """(L,): what the logarithm of a predicted median total lacks to cover the measured ones."""
-    predicted = np.log(_total(times.ms[..., 0], measurements.steps))
+    """Compute margins (L,) by which the logarithms of median totals cover the measured ones at each level."""
+    predicted = np.log(compose_total(times.ms[..., 0], measurements.steps))
     observed = np.log(measurements.total_ms)[:, None]
     return margins(observed, np.repeat(predicted[:, None, None], len(LEVELS), axis=2), LEVELS)[0]
 
@@ -214,15 +202,15 @@ def total_margins(times: StageTimes, measurements: Measurements) -> Floats:
 def choose_measurements(
     table: CostTable, pool: Workload, count: int, seed: int = 0, images: NDArray[np.str_] | None = None
 ) -> Ints:
-    """Which requests of a pool to measure: each as far as can be from those before it, in standardised features.
+    """Choose requests to measure: each as far as can be from those before it, in standardised features.
 
     Args:
         table: of the new device's model.
-        pool: (n,) what could be measured.
+        pool: (n,) requests that could be measured.
         count: how many to choose.
         seed: of the first one.
-        images: (n,) names of the pictures, each of which is then chosen from as often as the others: what is
-            measured of one picture is measured at one time, and a device has slow spells.
+        images: (n,) names of the pictures, each of which is then chosen from as often as the others, because one
+            picture is measured at one time and a device has slow spells.
 
     Source: T. F. Gonzalez, Clustering to minimize the maximum intercluster distance, 1985 (farthest first).
     """

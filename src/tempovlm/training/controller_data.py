@@ -40,7 +40,7 @@ from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.questions import check_samples
 from tempovlm.lab.table import DecisionTable, Floats, decision_table
-from tempovlm.latency.estimator import LatencyEstimator
+from tempovlm.latency.estimator import Estimator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,9 +128,7 @@ def median_latency_ms(frame: pd.DataFrame, space: KnobSpace) -> Floats:
     return np.array(values)
 
 
-def setting_latency_ms(
-    table: DecisionTable, frame: pd.DataFrame, estimator: LatencyEstimator | None = None
-) -> Floats:
+def setting_latency_ms(table: DecisionTable, frame: pd.DataFrame, estimator: Estimator | None = None) -> Floats:
     """(N, K) total of each question at each setting: predicted, else the settings' measured medians.
 
     An estimator knows nothing of opening a picture and cutting its crops, so that is added at each tier, where

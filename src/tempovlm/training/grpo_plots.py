@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tempovlm.lab.drawing import can_draw, mark_log, new_figure, save_png, style
-from tempovlm.training.estimator_plots import describe
+from tempovlm.lab.exp1_estimator.plots import describe
 
 KNOBS = ("tier", "top_k", "num_blocks")
 

@@ -27,7 +27,7 @@ from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.cores import LEVELS
-from tempovlm.latency.estimator import LatencyEstimator
+from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import Workload
 from tempovlm.training.controller_data import median_latency_ms, setting_latency_ms
 from tempovlm.training.grpo import GrpoOptions
@@ -120,7 +120,7 @@ class Costs:
     prefix_ms: Floats
 
 
-def predicted_costs(table: DecisionTable, frame: pd.DataFrame, estimator: LatencyEstimator) -> Costs:
+def predicted_costs(table: DecisionTable, frame: pd.DataFrame, estimator: Estimator) -> Costs:
     """What the estimator predicts, with what opening a picture takes where totals were measured.
 
     The upper time is that of an answer as long as 99 % of the table's answers.

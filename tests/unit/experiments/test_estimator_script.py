@@ -75,7 +75,7 @@ def write_results(folder: Path, rates: RooflineCore = RATES, stamp: Stamp = STAM
 @pytest.fixture(autouse=True)
 def _equally_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The winner hangs on errors, not on how fast this machine predicts."""
-    monkeypatch.setattr("tempovlm.training.estimator_baselines.benchmark_ms", lambda *_: 0.1)
+    monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.benchmark_ms", lambda *_: 0.1)
 
 
 def words(out: Path, *results: Path) -> list[str]:

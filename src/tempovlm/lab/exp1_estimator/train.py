@@ -7,7 +7,7 @@ beyond the measured settings it falls back to arithmetic. Shapes: `B` batch, `R`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -18,54 +18,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
+from tempovlm.lab.exp1_estimator.data import Rows, Split
+from tempovlm.lab.fit import FitOptions, share_of_step
+from tempovlm.lab.log import Log
 from tempovlm.latency.conformal import margins
 from tempovlm.latency.cores import LEVELS, Core, MlpCore, RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES, CostTable, Floats
 from tempovlm.latency.recalibration import total_margins
-from tempovlm.training.controller_loop import share_of_step
-from tempovlm.training.estimator_data import Rows, Split
 
 LOSSES = ("log", "mse")
-SCHEDULES = ("cosine", "constant")
 
 _FIRST_SPREAD = -4.0
 """softplus(-4) = 0.018: a level starts 2 % above the one before."""
 
-Log = Callable[[Mapping[str, Any]], None]
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to train.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(FitOptions):
+    """Options of the training.
 
     Attributes:
         loss: `log` is the quantile loss of log-latencies; `mse` is the seed document's squared error in
             milliseconds for the median, and the quantile loss in milliseconds for the levels above it.
-        grad_accum: batches whose gradients make one step.
     """
 
-    batch_size: int = 64
-    num_epochs: int = 50
     lr: float = 1e-3
     hidden_dim: int = 64
+    weight_decay: float = 1e-4
     num_layers: int = 2
     loss: str = "log"
-    grad_accum: int = 1
-    lr_schedule: str = "cosine"
-    seed: int = 42
-    device: str = "cpu"
 
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
-        for name in ("batch_size", "num_epochs", "hidden_dim", "num_layers", "grad_accum"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr {self.lr}: must be a positive number")
-        for name, legal in (("loss", LOSSES), ("lr_schedule", SCHEDULES)):
-            if getattr(self, name) not in legal:
-                raise UserError(f"--{name} {getattr(self, name)}: choose from {', '.join(legal)}")
+        FitOptions.check(self)
+        if self.num_layers < 1:
+            raise UserError(f"--num_layers {self.num_layers}: must be at least 1")
+        if self.loss not in LOSSES:
+            raise UserError(f"--loss {self.loss}: choose from {', '.join(LOSSES)}")
 
 
 class _Net(nn.Module):
@@ -91,7 +80,7 @@ class _Net(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Tensors of rows: standardised features, the roofline's logarithms, logarithms of the repeats (n, R, S)."""
+    """Tensors of rows: standardised features (n, F), the roofline's logarithms (n, S), the repeats' (n, R, S)."""
 
     x: Tensor
     base: Tensor
@@ -106,25 +95,31 @@ class _Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """A core fitted to all training rows, with what cores that had not seen a row's picture said of it.
+class Candidate:
+    """A model fitted to all training rows and calibrated by models that had not seen a row's picture.
 
     Attributes:
-        left_out: (n, S, L) logarithms for the training rows, each by the core of its fold.
+        left_out: (n, S, L) logarithms for the training rows before the margins, each by the model of its fold.
     """
 
-    core: Core
+    estimator: Estimator
     left_out: Floats
 
+    @classmethod
+    def of(
+        cls, table: CostTable, split: Split, core: Core, parts: Sequence[Core], stamp: Mapping[str, Any]
+    ) -> Candidate:
+        """Calibrate the core of all training rows by those of the folds."""
+        rows, left_out = split.train, np.full((len(split.train), len(STAGES), len(LEVELS)), np.nan)
+        for fold, part in zip(split.folds, parts, strict=True):
+            left_out[fold.judged] = part.log_ms(table, rows.workload.take(fold.judged))
+        return cls(calibrated(table, core, rows, stamp, left_out), left_out)
 
-def cross_fit(table: CostTable, split: Split, fit: Callable[[Rows], Core]) -> Fitted:
+
+def cross_fit(table: CostTable, split: Split, fit: Callable[[Rows], Core], stamp: Mapping[str, Any]) -> Candidate:
     """Fit to the rows of all training pictures, and once more without each fold."""
-    core, left_out = fit(split.train), np.full((len(split.train), len(STAGES), len(LEVELS)), np.nan)
-    for fold in split.folds:
-        left_out[fold.judged] = fit(split.train.take(fold.fitted)).log_ms(
-            table, split.train.workload.take(fold.judged)
-        )
-    return Fitted(core, left_out)
+    parts = [fit(split.train.take(fold.fitted)) for fold in split.folds]
+    return Candidate.of(table, split, fit(split.train), parts, stamp)
 
 
 class _Trainer:
@@ -143,11 +138,11 @@ class _Trainer:
         self.loss_of = _loss(options, self.data)
         self.batches = math.ceil(len(self.data.x) / options.batch_size)
         steps = options.num_epochs * math.ceil(self.batches / options.grad_accum)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=options.lr, weight_decay=1e-4)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _schedule(options, steps))
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: options.factor(step, steps))
 
     def epoch(self) -> float:
-        """One pass over the rows in a new order; returns the mean loss."""
+        """Pass once over the rows in a new order; return the mean loss."""
         data, options, trained = self.data, self.options, 0.0
         order = torch.randperm(len(data.x), generator=self.generator).to(self.device)
         for i, rows in enumerate(order.split(options.batch_size)):
@@ -161,14 +156,14 @@ class _Trainer:
         return trained
 
     def judge(self, other: _Data) -> tuple[float, Floats]:
-        """Loss on other rows, and their predicted medians (n, S) in milliseconds."""
+        """Return the loss on other rows, and their predicted medians (n, S) in milliseconds."""
         with torch.no_grad():
             predicted = self.net(other.x, other.base)
             return self.loss_of(predicted, other.y).item(), predicted[..., 0].double().exp().cpu().numpy()
 
 
-def train_mlp(table: CostTable, split: Split, options: Options, log: Log) -> Fitted:
-    """The network of all training pictures, and one for each fold, side by side.
+def train_mlp(table: CostTable, split: Split, options: Options, log: Log, stamp: Mapping[str, Any]) -> Candidate:
+    """Train the network of all training pictures, and one for each fold, side by side.
 
     All are those of the epoch with the least mean loss on the pictures that each fold leaves out; `log` gets a
     record of every epoch.
@@ -199,20 +194,11 @@ def train_mlp(table: CostTable, split: Split, options: Options, log: Log) -> Fit
         rate = whole.schedule.get_last_lr()[0]
         record = {"epoch": epoch, "train_loss": trained, "val_loss": value, "lr": rate}
         log(record | {"stages": stage_metrics(rows.ms, medians)})
-    left_out = np.full((len(rows), len(STAGES), len(LEVELS)), np.nan)
-    for fold, core in zip(folds, cores[1:], strict=True):
-        left_out[fold.judged] = core.log_ms(table, rows.workload.take(fold.judged))
-    return Fitted(cores[0], left_out)
-
-
-def _schedule(options: Options, steps: int) -> Callable[[int], float]:
-    if options.lr_schedule == "constant":
-        return lambda _: 1.0
-    return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    return Candidate.of(table, split, cores[0], cores[1:], stamp)
 
 
 def _loss(options: Options, data: _Data) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of predictions (B, S, L) and logarithms of times (B, R, S), where NaN does not count."""
+    """Return the loss of predictions (B, S, L) for logarithms of times (B, R, S), where NaN does not count."""
     levels = torch.tensor(LEVELS, device=data.y.device)
     known = ~torch.isnan(data.y)
     times = torch.where(known, data.y, torch.zeros_like(data.y)).exp()
@@ -244,16 +230,15 @@ def _as_core(empty: MlpCore, net: _Net) -> MlpCore:
 
 
 def stage_metrics(observed: Floats, predicted: Floats) -> dict[str, dict[str, float | int | None]]:
-    """Errors of each stage of medians (n, S) in milliseconds, R² and relative errors; None without rows."""
-    result: dict[str, dict[str, float | int | None]] = {}
-    for i, stage in enumerate(STAGES):
-        known = np.isfinite(observed[:, i])
-        result[stage] = error_metrics(observed[known, i], predicted[known, i])
-    return result
+    """Compute `error_metrics` of each stage from medians (n, S) in milliseconds; NaN does not count."""
+    known = np.isfinite(observed)
+    return {
+        stage: error_metrics(observed[known[:, i], i], predicted[known[:, i], i]) for i, stage in enumerate(STAGES)
+    }
 
 
 def error_metrics(observed: Floats, predicted: Floats) -> dict[str, float | int | None]:
-    """Errors of predictions (n,)."""
+    """Compute absolute errors, R² and relative errors of predictions (n,) in milliseconds; None without rows."""
     names = ("mae_ms", "rmse_ms", "r2", "median_ape", "p95_ape")
     if not len(observed):
         return {"count": 0, **dict.fromkeys(names)}
@@ -273,16 +258,16 @@ def error_metrics(observed: Floats, predicted: Floats) -> dict[str, float | int 
 def calibrated(
     table: CostTable, core: Core, rows: Rows, stamp: Mapping[str, Any], left_out: Floats | None = None
 ) -> Estimator:
-    """An estimator whose quantiles, of stages and of totals, hold on single measurements.
+    """Calibrate a core so that its quantiles, of stages and of totals, hold on single measurements.
 
     Args:
         table: costs of the measured model.
-        core: what to calibrate.
-        rows: measured; the core must not have seen them, unless others that had not answer for it:
-        left_out: (n, S, L) what cores that were fitted without the row's picture said (cross-conformal
+        core: the model to calibrate.
+        rows: measured; the core must not have seen them unless `left_out` is given.
+        left_out: (n, S, L) predictions by cores that were fitted without the row's picture (cross-conformal
             prediction: Vovk 2015; its relation to the jackknife+ in Barber et al. 2021, arXiv 1905.02928). Pooling
             the errors of all pictures is valid for a measurement of a new picture as the number of pictures grows
-            (Dunn, Wasserman and Ramdas 2018, arXiv 1809.07441); with few it is as rough as they are few.
+            (Dunn, Wasserman and Ramdas 2018, arXiv 1809.07441); with few pictures it is a rough estimate.
         stamp: of the measurements.
     """
     raw, single, places = Estimator(table, core, stamp=stamp), rows.single, rows.places

@@ -16,17 +16,17 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
+from tempovlm.lab.exp1_estimator.baselines import CHOICE_RULE, choose, fit_candidates
+from tempovlm.lab.exp1_estimator.data import Rows, Split, rows_from_frame, split_rows, thin
+from tempovlm.lab.exp1_estimator.plots import draw_report, draw_transfer
+from tempovlm.lab.exp1_estimator.train import Candidate, Options, error_metrics, stage_metrics
+from tempovlm.lab.log import training_log
 from tempovlm.latency.conformal import coverage, coverage_by_group
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
-from tempovlm.latency.features import STAGES, CostTable, Ints
+from tempovlm.latency.features import STAGES, CostTable
 from tempovlm.latency.recalibration import choose_measurements, recalibrate
 from tempovlm.model.config import MOLMOE_1B, PRESETS
-from tempovlm.training.estimator import Options, error_metrics, stage_metrics
-from tempovlm.training.estimator_baselines import CHOICE_RULE, Candidate, choose, fit_candidates
-from tempovlm.training.estimator_data import Rows, Split, rows_from_frame, split_rows, thin
-from tempovlm.training.estimator_plots import draw_report, draw_transfer
-from tempovlm.training.log import training_log
 
 CHECKPOINT = "best_latency_estimator.pt"
 MOVED_CHECKPOINT = "recalibrated_latency_estimator.pt"
@@ -44,10 +44,11 @@ _TRANSFER_SEEDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to train on and where to leave it.
+    """Inputs, options and output folder of Exp 1.
 
     Attributes:
-        results_dirs: measured on one device. transfer_dirs: on another one, to move the estimator to.
+        results_dirs: results of one device.
+        transfer_dirs: results of another device, to move the estimator to.
         shape, transfer_shape: of the models; None takes those that the results are stamped with.
     """
 
@@ -97,7 +98,7 @@ def read_source(dirs: Sequence[Path], datasets: Sequence[str], shape: ModelShape
 
 
 def _stamped_shape(stamp: Mapping[str, Any]) -> ModelShape:
-    """The shape of the model that a stamp names; the predecessor's files are all of MolmoE-1B."""
+    """Return the shape of the model that a stamp names; files without a stamp are all of MolmoE-1B."""
     if not stamp:
         return MOLMOE_1B.shape
     name = str(stamp["model"])
@@ -160,30 +161,26 @@ def _train(job: Job, source: Source, other: Source | None, split: Split, rows: R
 
 
 def _metrics(estimator: Estimator, rows: Rows) -> dict[str, Any]:
-    """Errors of stages, and of totals as `total`, of a row's medians."""
+    """Compute the errors of the rows' medians: of each stage, and of totals as `total`."""
     times = estimator.predict(rows.workload)
-    observed = rows.measurements.total_ms
-    total = error_metrics(observed, times.total_ms(rows.steps)) if len(rows) else {}
+    total = error_metrics(rows.total_ms, times.total_ms(rows.steps)) if len(rows) else {}
     return {**stage_metrics(rows.ms, times.ms[..., 0]), "total": total}
 
 
 def _coverage(estimator: Estimator, rows: Rows) -> dict[str, dict[str, float | None]]:
-    """Share of single measurements at or below each predicted level, for stages and totals."""
+    """Compute the share of single measurements at or below each predicted level, for stages and totals."""
     single = rows.single
     times = estimator.predict(single.workload)
-    found = coverage(single.ms, times.ms)
-    names = [str(level) for level in LEVELS]
-    result = {
-        stage: {name: _number(value) for name, value in zip(names, found[i], strict=True)}
-        for i, stage in enumerate(STAGES)
-    }
     totals = np.stack([times.total_ms(single.steps, level) for level in LEVELS], axis=-1)[:, None]
-    shares = coverage(single.total_ms[:, None], totals)[0]
-    return result | {"total": {name: _number(value) for name, value in zip(names, shares, strict=True)}}
+    shares = (*coverage(single.ms, times.ms), *coverage(single.total_ms[:, None], totals))
+    return {
+        name: {str(level): _number(value) for level, value in zip(LEVELS, cells, strict=True)}
+        for name, cells in zip((*STAGES, "total"), shares, strict=True)
+    }
 
 
 def _coverage_noise(candidate: Candidate, split: Split) -> dict[str, Any]:
-    """How far the test's coverage may be off by the luck of its pictures, and how many would settle it.
+    """Estimate how far the test's coverage may be off by chance of its pictures, and how many would settle it.
 
     Errors of one picture hang together, so that its share of covered measurements is one draw. The spread of the
     shares is that of the training pictures, each predicted by a model that had not seen it; the margins are as
@@ -215,14 +212,12 @@ def _number(value: float) -> float | None:
 
 
 def _by_setting(estimator: Estimator, rows: Rows) -> dict[str, dict[str, float | None]]:
-    """Setting → median relative error of each stage, on pictures that training did not see."""
-    medians = estimator.predict(rows.workload).ms[..., 0]
+    """Compute the median relative error of each stage at each measured setting."""
+    medians, setting = estimator.predict(rows.workload).ms[..., 0], rows.workload.setting
     result = {}
-    for i, knobs in enumerate(estimator.space):
-        here = rows.workload.setting == i
-        if here.any():
-            metrics = stage_metrics(rows.ms[here], medians[here])
-            result[str(knobs)] = {stage: metrics[stage]["median_ape"] for stage in STAGES}
+    for i in np.unique(setting):
+        metrics = stage_metrics(rows.ms[setting == i], medians[setting == i])
+        result[str(estimator.space.settings[i])] = {stage: metrics[stage]["median_ape"] for stage in STAGES}
     return result
 
 
@@ -233,9 +228,10 @@ def transfer_curve(
     seeds: int = _TRANSFER_SEEDS,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Median relative error on the other device by number of measurements: median, least and largest over seeds.
+    """Compute the error on another device by number of measurements: median, least and largest over seeds.
 
-    Measured are settings and pictures as far apart as the pool allows; tested are other pictures.
+    The error is the median relative one. The measurements are as far apart in settings and pictures as the pool
+    allows; the test is on other pictures.
     """
     names = np.unique(other.rows.images)
     result = []
@@ -245,8 +241,8 @@ def transfer_curve(
             order = np.random.default_rng([seed, draw]).permutation(len(names))
             of_pool = np.isin(other.rows.images, names[order[: max(1, len(names) // 2)]])
             pool, test = other.rows.take(of_pool), other.rows.take(~of_pool)
-            chosen = _spread(pool, other.table, count, draw)
-            moved = recalibrate(estimator, pool.measurements.take(chosen), table=other.table, stamp=other.stamp)
+            chosen = choose_measurements(other.table, pool.workload, count, draw, pool.images)
+            moved = recalibrate(estimator, pool.take(chosen), table=other.table, stamp=other.stamp)
             for name, metrics in _metrics(moved, test).items():
                 if metrics.get("median_ape") is not None:
                     errors[name].append(metrics["median_ape"])
@@ -259,15 +255,8 @@ def transfer_curve(
     return result
 
 
-def _spread(pool: Rows, table: CostTable, count: int, seed: int) -> Ints:
-    """Rows of a pool to measure: other settings and other pictures."""
-    if not count:
-        return np.arange(0)
-    return choose_measurements(table, pool.workload, count, seed, pool.images)
-
-
 def _read_transfer(job: Job) -> Source | None:
-    """The other device's measurements; read before the training, which takes long."""
+    """Read the other device's measurements, before the training, which takes long."""
     if not job.transfer_dirs:
         return None
     other = read_source(job.transfer_dirs, job.datasets, job.transfer_shape or job.shape)
@@ -277,10 +266,10 @@ def _read_transfer(job: Job) -> Source | None:
 
 
 def _transfer(job: Job, best: Estimator, other: Source) -> dict[str, Any]:
-    """The curve, its figure, and an estimator of the other device from 25 measurements."""
+    """Compute the curve, draw it, and save an estimator of the other device from 25 measurements."""
     curve = transfer_curve(best, other, seed=job.options.seed)
-    chosen = _spread(other.rows, other.table, _MOVE_WITH, job.options.seed)
-    measured = other.rows.measurements.take(chosen)
+    chosen = choose_measurements(other.table, other.rows.workload, _MOVE_WITH, job.options.seed, other.rows.images)
+    measured = other.rows.take(chosen)
     recalibrate(best, measured, table=other.table, stamp=other.stamp).save(job.output_dir / MOVED_CHECKPOINT)
     draw_transfer(job.output_dir / "transfer.png", curve, best.stamp, other.stamp)
     return {"curve": curve, "stamp": dict(other.stamp), "checkpoint": MOVED_CHECKPOINT, "seeds": _TRANSFER_SEEDS}

@@ -8,7 +8,6 @@ rows, `R` repeats, `S` stages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,38 +37,20 @@ FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Requests with their measured times.
+class Rows(Measurements):
+    """Measured requests, whose `ms` are medians of repeats.
 
     Attributes:
-        ms: (n, S) medians of the repeats, NaN where a stage was not measured.
         repeats: (n, R, S) single measurements, NaN where there are fewer.
-        steps: (n,) decode steps: output tokens - 1.
         images: (n,) names of the pictures.
     """
 
-    workload: Workload
-    ms: Floats
     repeats: Floats
-    steps: Floats
     images: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.ms)
-
-    def take(self, rows: Ints | NDArray[np.bool_]) -> Rows:
-        """Some of the rows."""
-        picked = (self.ms[rows], self.repeats[rows], self.steps[rows], self.images[rows])
-        return Rows(self.workload.take(rows), *picked)
-
-    @property
-    def measurements(self) -> Measurements:
-        """Medians, as recalibration takes them."""
-        return Measurements(self.workload, self.ms, self.steps)
 
     @property
     def places(self) -> Ints:
-        """Of each measurement of `single` its row."""
+        """The row of each measurement of `single`."""
         known = np.isfinite(self.repeats).any(axis=2)
         return np.nonzero(known)[0]
 
@@ -81,7 +62,7 @@ class Rows:
 
 
 def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) -> Rows:
-    """The rows whose latency was measured.
+    """Convert the rows whose latency was measured.
 
     Args:
         frame: what `lab.core_exp.store.read_results` returns.
@@ -102,13 +83,12 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
     for name in TARGETS.values():
         if (measured[name] < 0).any():
             raise UserError(f"--results_dir: field {name} is negative in row {int((measured[name] < 0).argmax())}")
-    keys = list(zip(measured["tier"], measured["top_k"], measured["num_blocks"], strict=True))
-    index = {key: space.index(_knobs(key)) for key in set(keys)}
+    numbers = (measured[name].astype(int).tolist() for name in ("top_k", "num_blocks"))
+    keys = list(zip(measured["tier"], *numbers, strict=True))
+    index = {key: space.index(KnobConfig(tier=key[0], top_k=key[1], num_blocks=key[2])) for key in set(keys)}
     vision, text = (measured[name].to_numpy(np.float64) for name in ("vision_tokens", "text_tokens"))
-    crops = np.array(
-        [_crops(tiling, tokens, shape) for tiling, tokens in zip(measured["tiling"], vision, strict=True)],
-        dtype=np.float64,
-    )
+    tilings = zip(measured["tiling"], vision, strict=True)
+    crops = np.array([_crops(tiling, tokens, shape) for tiling, tokens in tilings], dtype=np.float64)
     setting = np.array([index[key] for key in keys])
     steps = np.maximum(measured["output_tokens"].to_numpy(np.float64) - 1, 0)
     workload = Workload(setting, vision, text, crops[:, 0], crops[:, 1], steps)
@@ -118,15 +98,11 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
         times[steps == 0, :, _DECODE] = np.nan
         times[np.ix_(crops[:, 0] == 0, range(times.shape[1]), _NO_PICTURE)] = np.nan
         times[times <= 0] = np.nan
-    return Rows(workload, ms, repeats, steps, measured["image_id"].to_numpy(np.str_))
-
-
-def _knobs(key: tuple[Any, Any, Any]) -> KnobConfig:
-    return KnobConfig(tier=str(key[0]), top_k=int(key[1]), num_blocks=int(key[2]))
+    return Rows(workload, ms, steps, repeats, measured["image_id"].to_numpy(np.str_))
 
 
 def _crops(tiling: Any, vision_tokens: float, shape: ModelShape) -> tuple[int, int]:
-    """Crops and distinct crops; the predecessor's files have no tilings and (crops + 1) · 144 tokens."""
+    """Return crops and distinct crops; files without tilings have (crops + 1) · 144 tokens."""
     if tiling is not None and not isinstance(tiling, float):
         return count_crops((int(tiling[0]), int(tiling[1])))
     if not vision_tokens > 0:
@@ -136,7 +112,7 @@ def _crops(tiling: Any, vision_tokens: float, shape: ModelShape) -> tuple[int, i
 
 
 def _repeats(column: Any, ms: Floats, steps: Floats) -> Floats:
-    """(n, R, S) of the dictionaries of a results file; the medians where a row has none."""
+    """Convert the dictionaries of a results file to (n, R, S); a row without one has its medians."""
     fields = list(TARGETS.values())
     fields[_DECODE] = "T_LLM_decode"
     found = [one if isinstance(one, dict) and one.get("T_LLM_prefill") is not None else None for one in column]
@@ -155,7 +131,7 @@ def _repeats(column: Any, ms: Floats, steps: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Masks over the training rows: who is fitted, and who judges that fit."""
+    """Masks over the training rows: those that a model is fitted to, and those that it is judged on."""
 
     fitted: NDArray[np.bool_]
     judged: NDArray[np.bool_]
@@ -163,11 +139,12 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows for training, from which the choice of epoch and model and the calibration come too, and two tests.
+    """Rows for training (which epoch, model and calibration are chosen on, too) and for two tests.
 
     Attributes:
         train: pictures of training, at all settings but the held-out ones.
-        test: other pictures, at the same settings. held_out: those pictures at `held_out_settings`.
+        test: other pictures, at the same settings.
+        held_out: those pictures at `held_out_settings`.
         choice_settings: of training, but in no fold's fit, so that folds are judged on unseen settings too.
         folds: each leaves some of the training pictures out; every training row is judged in one fold.
     """
@@ -181,7 +158,7 @@ class Split:
 
     @property
     def parts(self) -> dict[str, Rows]:
-        """By name."""
+        """The three parts by name."""
         return {name: getattr(self, name) for name in ("train", "test", "held_out")}
 
 
@@ -207,33 +184,27 @@ def split_rows(rows: Rows, space: KnobSpace, *, train_split: float = 0.8, seed: 
     train, test, last = (
         rows.take(mask) for mask in (of_train & ~held_out, ~of_train & ~held_out, ~of_train & held_out)
     )
-    groups = [names[:count][i::FOLDS] for i in range(min(FOLDS, count))]
-    folds = _folds(train, groups, np.isin(train.workload.setting, unseen[0]))
+    judged = [np.isin(train.images, names[:count][i::FOLDS]) for i in range(min(FOLDS, count))]
+    is_choice = np.isin(train.workload.setting, unseen[0])
+    folds = tuple(Fold(~mask & ~is_choice, mask) for mask in judged)
     if not len(test) or not all(fold.fitted.any() and fold.judged.any() for fold in folds):
         raise UserError("--results_dir: too few rows to split by picture; measure more pictures at every setting")
     return Split(train, test, last, tuple(map(int, unseen[0])), tuple(map(int, unseen[1])), folds)
 
 
-def _folds(train: Rows, groups: Sequence[NDArray[np.str_]], is_choice: NDArray[np.bool_]) -> tuple[Fold, ...]:
-    masks = [np.isin(train.images, group) for group in groups]
-    return tuple(Fold(~mask & ~is_choice, mask) for mask in masks)
-
-
 def _unseen_settings(rows: Rows, space: KnobSpace, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Settings for the choice among models, and for the last test only."""
+    """Draw the settings for the choice among models, and those for the last test only."""
     present = np.unique(rows.workload.setting)
-    ends = [(values[0], values[-1]) for values in (space.top_ks, space.block_counts)]
-    inner = [
-        i for i in present if not (space.settings[i].top_k in ends[0] and space.settings[i].num_blocks in ends[1])
-    ]
+    top_ks, depths = ((values[0], values[-1]) for values in (space.top_ks, space.block_counts))
+    settings = [(i, space.settings[i]) for i in present]
+    inner = [i for i, knobs in settings if not (knobs.top_k in top_ks and knobs.num_blocks in depths)]
     order = rng.permutation(np.array(inner, dtype=np.int64))
-    held_out = round(HELD_OUT_SHARE * len(present))
-    choice = round(CHOICE_SHARE * len(present))
+    held_out, choice = (round(share * len(present)) for share in (HELD_OUT_SHARE, CHOICE_SHARE))
     return np.sort(order[held_out : held_out + choice]), np.sort(order[:held_out])
 
 
 def thin(rows: Rows, max_samples: int | None, seed: int) -> Rows:
-    """At most so many rows, drawn at random; all without a limit."""
+    """Draw at most `max_samples` rows at random; None keeps all."""
     if max_samples is None or len(rows) <= max_samples:
         return rows
     return rows.take(np.sort(np.random.default_rng(seed).permutation(len(rows))[:max_samples]))

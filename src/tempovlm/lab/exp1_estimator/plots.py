@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from tempovlm.lab.drawing import INK, mark_log, new_figure, save_png, style
+from tempovlm.lab.exp1_estimator.data import Rows, Split
 from tempovlm.latency.conformal import coverage
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES
-from tempovlm.training.estimator_data import Rows, Split
 
 _POINTS = 4000
 """Drawn of a scatter plot; more only make the file large."""

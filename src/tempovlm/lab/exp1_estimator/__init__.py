@@ -1,0 +1,1 @@
+"""Exp 1: trains the latency estimator and compares it with simpler models."""
