@@ -38,8 +38,8 @@ def main(argv: list[str]) -> None:
     script.positive("num_budgets", args.num_budgets)
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
+    from tempovlm.lab.fit import FitOptions
     from tempovlm.training import supervised
-    from tempovlm.training.controller_loop import FitOptions
 
     names = ("batch_size", "num_epochs", "lr", "hidden_dim", "grad_accum", "lr_schedule", "seed")
     options = FitOptions(**{name: getattr(args, name) for name in names}, device=str(pick_device(args.device)))

@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
 
 def first_stage(args: Namespace, own: Namespace) -> str:
     """Exp 3; torch is imported once `load` has set the threads."""
+    from tempovlm.lab.fit import FitOptions
     from tempovlm.training import two_stage
-    from tempovlm.training.controller_loop import FitOptions
     from tempovlm.training.two_stage_report import render
 
     own.options = FitOptions(**{f.name: getattr(args, f.name) for f in fields(FitOptions) if f.name in args})

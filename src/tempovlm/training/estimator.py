@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
+from tempovlm.lab.fit import share_of_step
 from tempovlm.latency.conformal import margins
 from tempovlm.latency.cores import LEVELS, Core, MlpCore, RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES, CostTable, Floats
 from tempovlm.latency.recalibration import total_margins
-from tempovlm.training.controller_loop import share_of_step
 from tempovlm.training.estimator_data import Rows, Split
 
 LOSSES = ("log", "mse")

@@ -16,6 +16,7 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.shape import ModelShape
+from tempovlm.lab.log import training_log
 from tempovlm.latency.conformal import coverage, coverage_by_group
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
@@ -26,7 +27,6 @@ from tempovlm.training.estimator import Options, error_metrics, stage_metrics
 from tempovlm.training.estimator_baselines import CHOICE_RULE, Candidate, choose, fit_candidates
 from tempovlm.training.estimator_data import Rows, Split, rows_from_frame, split_rows, thin
 from tempovlm.training.estimator_plots import draw_report, draw_transfer
-from tempovlm.training.log import training_log
 
 CHECKPOINT = "best_latency_estimator.pt"
 MOVED_CHECKPOINT = "recalibrated_latency_estimator.pt"

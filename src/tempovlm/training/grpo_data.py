@@ -22,10 +22,7 @@ from tempovlm.core.progress import progress_bar
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.store import read_results
-from tempovlm.lab.table import DecisionTable
-from tempovlm.latency.estimator import load_estimator
-from tempovlm.training.actors import Shared
-from tempovlm.training.controller_data import (
+from tempovlm.lab.features import (
     Split,
     budget_range,
     check_device,
@@ -36,6 +33,9 @@ from tempovlm.training.controller_data import (
     read_table,
     split_images,
 )
+from tempovlm.lab.table import DecisionTable
+from tempovlm.latency.estimator import load_estimator
+from tempovlm.training.actors import Shared
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.grpo_loop import LoopOptions, Task, make_batch
 from tempovlm.training.rollout import (

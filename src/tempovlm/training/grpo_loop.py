@@ -27,9 +27,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import make_folder
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.progress import progress_bar
-from tempovlm.training.controller_loop import SCHEDULES
+from tempovlm.lab.fit import SCHEDULES
+from tempovlm.lab.log import logged, training_log
 from tempovlm.training.grpo import GrpoLoss, GrpoOptions, advantages, grpo_loss, kl_divergence
-from tempovlm.training.log import logged, training_log
 from tempovlm.training.rollout import (
     Batch,
     DrawBudgets,

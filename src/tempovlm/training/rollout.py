@@ -25,11 +25,11 @@ from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
+from tempovlm.lab.features import median_latency_ms, setting_latency_ms
 from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import LatencyEstimator
 from tempovlm.latency.features import Workload
-from tempovlm.training.controller_data import median_latency_ms, setting_latency_ms
 from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.reward import reward
 

@@ -18,11 +18,11 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.progress import progress_bar
 from tempovlm.engine.engine import Engine
+from tempovlm.lab import features as material
 from tempovlm.lab.core_exp.store import read_results
+from tempovlm.lab.features import FeatureTable, Ints, Mask, Split
 from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.estimator import load_estimator
-from tempovlm.training import controller_data as material
-from tempovlm.training.controller_data import FeatureTable, Ints, Mask, Split
 
 if TYPE_CHECKING:
     import pandas as pd

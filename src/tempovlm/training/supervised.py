@@ -28,9 +28,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
+from tempovlm.lab.features import budget_range, draw_budgets
+from tempovlm.lab.fit import SCORE, FitOptions, fit
 from tempovlm.lab.table import Floats
-from tempovlm.training.controller_data import budget_range, draw_budgets
-from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 
 CHECKPOINT = "best_supervised_controller.pt"
 SCHEMA = "tempovlm.supervised_report/1"

@@ -35,8 +35,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.fit import SCORE, FitOptions, fit
 from tempovlm.lab.table import Floats
-from tempovlm.training.controller_loop import SCORE, FitOptions, fit
 from tempovlm.training.reward import TIME_PRICE
 from tempovlm.training.stage1_data import Material, Rows, draw_rows, load_material
 from tempovlm.training.two_stage_report import judge_stage1

@@ -13,7 +13,7 @@ import torch
 
 import grpo_toy
 from tempovlm.control.checkpoint import read_tensors
-from tempovlm.training.controller_loop import SCORE, FitOptions, fit
+from tempovlm.lab.fit import SCORE, FitOptions, fit
 from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss, kl_divergence
 from tempovlm.training.grpo_loop import STATE, make_batch, train
 from tempovlm.training.rollout import MASKED, entropy, every_reward

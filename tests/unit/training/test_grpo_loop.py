@@ -10,10 +10,10 @@ import torch
 
 import grpo_toy
 from tempovlm.core.errors import UserError
+from tempovlm.lab.log import LOG, logged
 from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss
 from tempovlm.training.grpo_loop import STATE, LoopOptions, evaluate, knob_shares, measures, train
 from tempovlm.training.grpo_report import by_budget, judge, oracle_choice, render, table_choice
-from tempovlm.training.log import LOG, logged
 from tempovlm.training.rollout import chosen_log_probs, outcome, roll_out
 
 OPTIONS = GrpoOptions(num_generations=8)

@@ -17,10 +17,10 @@ import tiny_model
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.networks import SupervisedController
 from tempovlm.core.errors import UserError
+from tempovlm.lab.features import split_images
+from tempovlm.lab.fit import LAST, FitOptions
+from tempovlm.lab.log import LOG
 from tempovlm.training import supervised
-from tempovlm.training.controller_data import split_images
-from tempovlm.training.controller_loop import LAST, FitOptions
-from tempovlm.training.log import LOG
 from tempovlm.training.supervised import Labelled, SupervisedJob, Table
 
 SPACE = tiny_model.SPACE

@@ -13,8 +13,8 @@ from stage1_toy import FAST, LATENCY_MS, PER_TIER, SPACE, job, world
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
 from tempovlm.core.errors import UserError
+from tempovlm.lab.log import LOG
 from tempovlm.training import two_stage
-from tempovlm.training.log import LOG
 from tempovlm.training.stage1_data import draw_rows, label
 from tempovlm.training.two_stage import Stage1Job
 from tempovlm.training.two_stage_report import confusion, lost_points, render, served_tier, worth

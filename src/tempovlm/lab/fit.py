@@ -25,7 +25,7 @@ from tempovlm.control.checkpoint import read_tensors, write_tensors
 from tempovlm.control.networks import HIDDEN_DIM
 from tempovlm.core.errors import UserError
 from tempovlm.core.progress import progress_bar
-from tempovlm.training.log import training_log
+from tempovlm.lab.log import training_log
 
 LAST = "last.pt"
 SCHEDULES = ("cosine", "constant")
