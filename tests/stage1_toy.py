@@ -10,7 +10,7 @@ import numpy as np
 import tiny_model
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.features import FeatureTable, split_images
-from tempovlm.lab.fit import FitOptions
+from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import DecisionTable
 from tempovlm.training.stage1_data import Material
 from tempovlm.training.two_stage import Stage1Job
