@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.lab.actors import Shared, TwoStageActor
+from tempovlm.lab.environment import Costs, Environment, TableAccuracy
+from tempovlm.lab.grpo import Task
+from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.table import DecisionTable
-from tempovlm.training.actors import Shared, TwoStageActor
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import LoopOptions, Task, make_batch
-from tempovlm.training.rollout import Costs, TableAccuracy, World
 
 SPACE = KnobSpace(("low", "medium", "high"), (1, 2), (2, 4), 2)
 BUDGETS_MS = (21.0, 41.0)
@@ -55,10 +57,10 @@ def latency_ms() -> NDArray[np.float64]:
     return np.tile(one, (NUM_QUESTIONS, 1))
 
 
-def world() -> World:
+def world() -> Environment:
     prefix_ms = np.tile([5.0, 15.0, 25.0], (NUM_QUESTIONS, 1))
     costs = Costs(latency_ms(), latency_ms(), prefix_ms)
-    return World(SPACE, costs, TableAccuracy(torch.as_tensor(table().accuracy)))
+    return Environment(SPACE, costs, TableAccuracy(torch.as_tensor(table().accuracy)))
 
 
 def actor(*, learn_tier: bool, seed: int = 0) -> TwoStageActor:
@@ -82,10 +84,9 @@ def task(options: GrpoOptions | None = None, **loop: object) -> Task:
     budgets = torch.tensor(BUDGETS_MS, dtype=torch.float64).repeat(NUM_QUESTIONS // 2)
     both = (torch.as_tensor(rows).repeat(2), torch.cat((budgets, budgets.flip(0))))
     return Task(
-        world=here,
+        env=here,
         rows=rows,
-        validation=make_batch(here, *both, mask=True),
+        validation=here.batch(*both, mask=True),
         draw=draw,
-        options=options or GrpoOptions(),
-        loop=LoopOptions(**{"batch_size": 24, "num_epochs": 3, "lr": 1e-2, **loop}),  # type: ignore[arg-type]
+        options=replace(options or GrpoOptions(), **{"batch_size": 24, "num_epochs": 3, "lr": 1e-2, **loop}),  # type: ignore[arg-type]
     )

@@ -9,9 +9,9 @@ import numpy as np
 
 import tiny_model
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.fit import FitOptions
+from tempovlm.lab.features import FeatureTable, split_images
+from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import DecisionTable
-from tempovlm.training.controller_data import FeatureTable, split_images
 from tempovlm.training.stage1_data import Material
 from tempovlm.training.two_stage import Stage1Job
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tempovlm
 from tempovlm.lab import script
-from tempovlm.training.grpo_flags import add_grpo_flags
+from tempovlm.lab.options import GrpoOptions
 
 FIELDS = ("output_dir", "architecture", "hidden_dim", "num_llm_blocks", "train_split", "compare_with", "data_dir")
 
@@ -40,8 +40,7 @@ def flags() -> script.FlagParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--seed", type=script.seed, default=42, help="of the split and, without --seeds, of the training")
     add("--seeds", nargs="+", type=script.seed, help="train once with each, for the spread")
-    add_grpo_flags(parser)
-    return parser
+    return parser.add_options(GrpoOptions)
 
 
 def main(argv: list[str]) -> None:
@@ -53,9 +52,7 @@ def main(argv: list[str]) -> None:
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
     # Imported now that `load` has set the threads, which must be done before torch is there.
     from tempovlm.training import joint
-    from tempovlm.training.grpo_loop import options_from
 
-    grpo, loop = options_from({**vars(args), "device": str(model.engine.device)})
     job = joint.JointJob(
         engine=model.engine,
         weights=model.weights,
@@ -63,8 +60,7 @@ def main(argv: list[str]) -> None:
         datasets=names,
         latency_estimator_path=None if args.latency_source == "measured" else args.latency_estimator_path,
         seeds=args.seeds or [args.seed],
-        options=grpo,
-        loop=loop,
+        options=script.options_from(GrpoOptions, {**vars(args), "device": str(model.engine.device)}),
         **{name: getattr(args, name) for name in FIELDS},
     )
     sys.stdout.write(joint.render(joint.run_job(job)) + f"{args.output_dir / joint.CHECKPOINT}\n")

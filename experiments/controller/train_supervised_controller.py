@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tempovlm.engine.threads import pick_device, prepare
 from tempovlm.lab import script
+from tempovlm.lab.options import FitOptions
 
 
 def flags() -> script.FlagParser:
@@ -38,15 +39,12 @@ def main(argv: list[str]) -> None:
     script.positive("num_budgets", args.num_budgets)
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
-    from tempovlm.lab.fit import FitOptions
     from tempovlm.training import supervised
 
-    names = ("batch_size", "num_epochs", "lr", "hidden_dim", "grad_accum", "lr_schedule", "seed")
-    options = FitOptions(**{name: getattr(args, name) for name in names}, device=str(pick_device(args.device)))
     job = supervised.SupervisedJob(
         profiling_results=args.profiling_results,
         output_dir=args.output_dir,
-        options=options,
+        options=script.options_from(FitOptions, {**vars(args), "device": str(pick_device(args.device))}),
         train_split=args.train_split,
         num_budgets=args.num_budgets,
         latency_quantile=args.latency_quantile,

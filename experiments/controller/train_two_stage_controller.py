@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from dataclasses import fields
 from pathlib import Path
 
 import tempovlm
 from tempovlm.lab import script
-from tempovlm.training.grpo_flags import add_grpo_flags
+from tempovlm.lab.options import FitOptions, GrpoOptions
 
 SHARED = ("results_dirs", "datasets", "output_dir", "latency_estimator_path", "train_split", "data_dir")
 FIRST = ("test_results_dirs", "knob1_variant", "knob1_loss", "budgets_per_question", "time_price")
@@ -40,8 +39,7 @@ def flags() -> script.FlagParser:
     add("--data_dir", type=Path, help="folder of the data sets")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--seed", type=script.seed, default=42, help="of the split, the start and all draws")
-    add_grpo_flags(parser)
-    return parser
+    return parser.add_options(GrpoOptions)
 
 
 def main(argv: list[str]) -> None:
@@ -59,21 +57,19 @@ def main(argv: list[str]) -> None:
 
 def first_stage(args: Namespace, own: Namespace) -> str:
     """Exp 3; torch is imported once `load` has set the threads."""
-    from tempovlm.lab.fit import FitOptions
     from tempovlm.training import two_stage
     from tempovlm.training.two_stage_report import render
 
-    own.options = FitOptions(**{f.name: getattr(args, f.name) for f in fields(FitOptions) if f.name in args})
+    own.options = script.options_from(FitOptions, vars(args))
     job = two_stage.Stage1Job(**vars(own), **{name: getattr(args, name) for name in FIRST})
     return render(two_stage.run_job(job)) + f"{job.folder / two_stage.CHECKPOINT}\n"
 
 
 def second_stage(args: Namespace, own: Namespace) -> str:
     """Exp 4, likewise."""
-    from tempovlm.training.grpo_loop import options_from
     from tempovlm.training.stage2 import CHECKPOINT, Stage2Job, render, run_job
 
-    own.options, own.loop = options_from(vars(args))
+    own.options = script.options_from(GrpoOptions, vars(args))
     job = Stage2Job(**vars(own), **{name: getattr(args, name) for name in SECOND})
     return render(run_job(job)) + f"{own.output_dir / CHECKPOINT}\n"
 

@@ -19,11 +19,10 @@ import grpo_toy
 import stage1_toy
 import stamps
 import tiny_model
-from tempovlm.lab.fit import FitOptions
+from tempovlm.lab.grpo import train
 from tempovlm.lab.log import LOG
+from tempovlm.lab.options import FitOptions, GrpoOptions
 from tempovlm.training import supervised, two_stage
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import train
 
 STORE = Path(__file__).with_name("training.json")
 FAST = FitOptions(num_epochs=3, batch_size=32, lr=3e-3, hidden_dim=16)

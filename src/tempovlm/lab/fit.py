@@ -1,16 +1,16 @@
-"""The loop of controllers that learn from labels: epochs, a state to resume from, a log, the best by validation.
+"""The one loop of the controllers' trainings: epochs, a state to resume from, a log, the best epoch by validation.
 
 Every epoch has random numbers of its own, made from seed and epoch, so a training that was interrupted ends as if
-it had not been. Knows no controller: a `Lesson` draws rows, says what is wrong and judges.
+it had not been. `Training` is the loop; `fit` trains on labels with it, `lab/grpo.py` by rewards.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import read_tensors, write_tensors
-from tempovlm.control.networks import HIDDEN_DIM
 from tempovlm.core.errors import UserError
 from tempovlm.core.progress import progress_bar
 from tempovlm.lab.log import training_log
+from tempovlm.lab.options import FitOptions, LoopOptions
 
 LAST = "last.pt"
-SCHEDULES = ("cosine", "constant")
 
 SCORE = "val_score"
 """The metric that the best epoch has most of."""
@@ -39,109 +38,173 @@ _MAX_GRAD_NORM = 1.0
 _log = logging.getLogger("tempovlm")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions:
-    """How to train; the first three are the seed document's.
+class Training(ABC):
+    """A training in progress: a network, its optimizer, the records of all epochs and the weights of the best.
 
-    Attributes:
-        grad_accum: batches whose gradients make one step.
-        lr_schedule: `cosine` ends at zero.
+    A subclass trains an epoch and says what its state file holds.
     """
 
-    batch_size: int = 64
-    num_epochs: int = 50
-    lr: float = 1e-4
-    hidden_dim: int = HIDDEN_DIM
-    weight_decay: float = 1e-2
-    grad_accum: int = 1
-    lr_schedule: str = "cosine"
-    seed: int = 42
-    device: str = "cpu"
+    def __init__(self, net: nn.Module, options: LoopOptions, weight_decay: float = 1e-2) -> None:
+        """Begin with `net`, which is on the training device; frozen parameters stay as they are."""
+        self.net, self.loop = net, options
+        learned = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learned, lr=options.lr, weight_decay=weight_decay)
+        self.epoch, self.best_epoch, self.best_score = 0, 0, -math.inf
+        self.best = _weights(net)
+        self.history: list[dict[str, Any]] = []
 
-    def check(self) -> None:
-        """Raise a `UserError` that names the first flag whose value makes no sense."""
-        for name in ("batch_size", "num_epochs", "hidden_dim", "grad_accum"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr {self.lr}: must be a positive number")
-        if self.lr_schedule not in SCHEDULES:
-            raise UserError(f"--lr_schedule {self.lr_schedule}: choose from {', '.join(SCHEDULES)}")
+    @abstractmethod
+    def train_epoch(self) -> dict[str, Any]:
+        """Train and validate epoch `self.epoch`, keep its weights if they are the best; return its record."""
 
-    def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by at a step of so many."""
-        if self.lr_schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next epoch depends on."""
+
+    def lr(self, share: float) -> float:
+        """Return the learning rate after a share of all steps."""
+        return self.loop.lr * lr_factor(self.loop.lr_schedule, share)
+
+    def step(self, share: float) -> float:
+        """Take a step along the gradients, after a share of all steps; return its learning rate."""
+        lr = self.lr(share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        nn.utils.clip_grad_norm_(self.net.parameters(), _MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return lr
+
+    def keep(self, score: float) -> None:
+        """Take the present weights as the best."""
+        self.best_epoch, self.best_score, self.best = self.epoch, score, _weights(self.net)
+
+    def run(self, path: Path, title: str) -> None:
+        """Train the epochs that are missing, log each, save the state to `path`, and end with the best weights.
+
+        Raises:
+            UserError: the folder of `path` cannot be written, or the training diverges. The caller holds the
+                folder (`core.files.writing_to`).
+        """
+        with training_log(path.parent, self.history) as log, progress_bar(title) as advance:
+            for epoch in range(self.epoch + 1, self.loop.num_epochs + 1):
+                self.epoch = epoch
+                record = self.train_epoch()
+                self.history.append(record)
+                log(record)
+                write_tensors(path, self.state())
+                advance(epoch, self.loop.num_epochs)
+        self.net.load_state_dict(self.best)
+        self.net.eval()
 
 
-class Lesson(Protocol):
-    """What is learned."""
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+
+
+class Objective(Protocol):
+    """A task with labels."""
 
     def draw(self, rng: np.random.Generator) -> Sequence[Tensor]:
         """An epoch's rows on the training device, in random order: tensors of one length, the same every epoch."""
 
     def loss(self, *batch: Tensor) -> Tensor:
-        """Of some of those rows."""
+        """Mean loss of some of those rows."""
 
-    def judge(self) -> Mapping[str, float]:
+    def validate(self) -> Mapping[str, float]:
         """Metrics on the validation part; `SCORE` among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What the training found: the best epoch, and a record of each."""
+    """The best epoch, and a record of each."""
 
     best_epoch: int
     history: Sequence[Mapping[str, Any]]
 
 
-@dataclass(slots=True)
-class _State:
-    """Everything that the next epoch depends on."""
-
-    epoch: int
-    best_epoch: int
-    best: dict[str, Tensor]
-    history: list[dict[str, Any]]
-
-
-def fit(net: nn.Module, lesson: Lesson, options: FitOptions, folder: Path, data: Mapping[str, Any]) -> Fitted:
-    """Train, and leave the network with the best epoch's weights, in evaluation mode.
+def fit(net: nn.Module, task: Objective, options: FitOptions, folder: Path, data: Mapping[str, Any]) -> Fitted:
+    """Train on labels, and leave the network with the best epoch's weights, in evaluation mode.
 
     Args:
         net: on the training device.
-        lesson: what to learn.
-        options: how.
+        task: rows, loss and validation.
+        options: of the loop.
         folder: for the log and the state, held by the caller; a state of the same options and data is taken up.
         data: plain values that identify the data.
 
     Raises:
         UserError: the folder cannot be written, or the training diverges.
     """
-    optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    key = _key(net, options, data)
-    state = _resumed(folder / LAST, key, net, optimizer)
-    with training_log(folder, state.history) as log, progress_bar("training") as advance, _one_thread():
-        for epoch in range(state.epoch + 1, options.num_epochs + 1):
-            trained, lr = _epoch(net, lesson, optimizer, options, epoch)
-            if not math.isfinite(trained):
-                raise UserError(f"--lr {options.lr}: the training diverged in epoch {epoch}; give a smaller one")
-            net.eval()
-            with torch.no_grad():
-                judged = lesson.judge()
-            record = {"epoch": epoch, "train_loss": trained, "lr": lr, **judged}
-            most = max((past[SCORE] for past in state.history), default=-math.inf)
-            if judged[SCORE] > most:
-                state.best, state.best_epoch = copy.deepcopy(net.state_dict()), epoch
-            state.epoch = epoch
-            state.history.append(record)
-            log(record)
-            _save(folder / LAST, key, state, net, optimizer)
-            advance(epoch, options.num_epochs)
-    net.load_state_dict(state.best)
-    net.eval()
-    return Fitted(state.best_epoch, tuple(state.history))
+    training = _LabelTraining(net, task, options, data)
+    training.resume(folder / LAST)
+    with _one_thread():
+        training.run(folder / LAST, "training")
+    return Fitted(training.best_epoch, tuple(training.history))
+
+
+class _LabelTraining(Training):
+    def __init__(self, net: nn.Module, task: Objective, options: FitOptions, data: Mapping[str, Any]) -> None:
+        super().__init__(net, options, options.weight_decay)
+        self.task, self.options = task, options
+        shapes = {name: list(value.shape) for name, value in net.state_dict().items()}
+        about = [type(net).__name__, shapes, {**asdict(options), "device": None}, dict(data)]
+        self.key = hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()
+
+    def train_epoch(self) -> dict[str, Any]:
+        trained, lr = self._batches(self.task.draw(np.random.default_rng([self.options.seed, self.epoch])))
+        if not math.isfinite(trained):
+            raise UserError(
+                f"--lr {self.options.lr}: the training diverged in epoch {self.epoch}; give a smaller one"
+            )
+        self.net.eval()
+        with torch.no_grad():
+            found = self.task.validate()
+        if found[SCORE] > self.best_score:
+            self.keep(found[SCORE])
+        return {"epoch": self.epoch, "train_loss": trained, "lr": lr, **found}
+
+    def _batches(self, rows: Sequence[Tensor]) -> tuple[float, float]:
+        """Mean loss, and the learning rate of the last step."""
+        options, count = self.options, len(rows[0])
+        batches = math.ceil(count / options.batch_size)
+        steps = math.ceil(batches / options.grad_accum)
+        total, lr = torch.zeros((), device=rows[0].device), options.lr
+        self.net.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(options.seed * 100_003 + self.epoch)
+            for i in range(batches):
+                batch = [column[i * options.batch_size : (i + 1) * options.batch_size] for column in rows]
+                loss = self.task.loss(*batch)
+                (loss * share_of_step(i, count, options.batch_size, options.grad_accum)).backward()
+                total += loss.detach() * len(batch[0]) / count
+                if (i + 1) % options.grad_accum == 0 or i + 1 == batches:
+                    done = (self.epoch - 1) * steps + i // options.grad_accum
+                    lr = self.step(done / (steps * options.num_epochs))
+        return total.item(), lr
+
+    def state(self) -> dict[str, Any]:
+        parts = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best": self.best, "history": self.history}
+        own = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"schema": _SCHEMA, "key": self.key, **parts, **own}
+
+    def resume(self, path: Path) -> None:
+        """Go on from a state file of the same key; else begin anew."""
+        if not path.is_file():
+            return
+        try:
+            record = read_tensors(path, "state of a training")
+        except UserError as error:
+            _log.warning("%s; starting anew", error)
+            return
+        if record.get("schema") != _SCHEMA or record.get("key") != self.key:
+            _log.warning("%s: of other options or other data; starting anew", path)
+            return
+        self.net.load_state_dict(record["net"])
+        self.optimizer.load_state_dict(record["optimizer"])
+        self.epoch, self.best_epoch, self.best = record["epoch"], record["best_epoch"], record["best"]
+        self.history = record["history"]
+        self.best_score = max((past[SCORE] for past in self.history), default=-math.inf)
 
 
 @contextmanager
@@ -155,32 +218,9 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _epoch(
-    net: nn.Module, lesson: Lesson, optimizer: torch.optim.Optimizer, options: FitOptions, epoch: int
-) -> tuple[float, float]:
-    """Mean loss, and the learning rate of the last step."""
-    net.train()
-    rows = lesson.draw(np.random.default_rng([options.seed, epoch]))
-    count = len(rows[0])
-    batches = math.ceil(count / options.batch_size)
-    steps = math.ceil(batches / options.grad_accum)
-    total, lr = torch.zeros((), device=rows[0].device), options.lr
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed * 100_003 + epoch)
-        for i in range(batches):
-            batch = [column[i * options.batch_size : (i + 1) * options.batch_size] for column in rows]
-            loss = lesson.loss(*batch)
-            (loss * share_of_step(i, count, options.batch_size, options.grad_accum)).backward()
-            total += loss.detach() * len(batch[0]) / count
-            if (i + 1) % options.grad_accum == 0 or i + 1 == batches:
-                done = (epoch - 1) * steps + i // options.grad_accum
-                lr = options.lr * options.factor(done, steps * options.num_epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                nn.utils.clip_grad_norm_(net.parameters(), _MAX_GRAD_NORM)
-                optimizer.step()
-                optimizer.zero_grad()
-    return total.item(), lr
+def lr_factor(lr_schedule: str, share: float) -> float:
+    """Return the multiple of the learning rate at the start that holds after a share of all steps."""
+    return 1.0 if lr_schedule == "constant" else 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def share_of_step(batch: int, rows: int, batch_size: int, grad_accum: int) -> float:
@@ -195,34 +235,3 @@ def share_of_step(batch: int, rows: int, batch_size: int, grad_accum: int) -> fl
     first = batch // grad_accum * grad_accum
     own = min(batch_size, rows - batch * batch_size)
     return own / min(grad_accum * batch_size, rows - first * batch_size)
-
-
-def _key(net: nn.Module, options: FitOptions, data: Mapping[str, Any]) -> str:
-    """Changes with the network's form, the options and the data; not with the device."""
-    shapes = {name: list(value.shape) for name, value in net.state_dict().items()}
-    about = [type(net).__name__, shapes, {**asdict(options), "device": None}, dict(data)]
-    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()
-
-
-def _resumed(path: Path, key: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
-    """The state of a training of the same key, which network and optimizer are set to; else the beginning."""
-    fresh = _State(0, 0, copy.deepcopy(net.state_dict()), [])
-    if not path.is_file():
-        return fresh
-    try:
-        record = read_tensors(path, "state of a training")
-    except UserError as error:
-        _log.warning("%s; starting anew", error)
-        return fresh
-    if record.get("schema") != _SCHEMA or record.get("key") != key:
-        _log.warning("%s: of other options or other data; starting anew", path)
-        return fresh
-    net.load_state_dict(record["net"])
-    optimizer.load_state_dict(record["optimizer"])
-    return _State(record["epoch"], record["best_epoch"], record["best"], record["history"])
-
-
-def _save(path: Path, key: str, state: _State, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    parts = {"epoch": state.epoch, "best_epoch": state.best_epoch, "best": state.best, "history": state.history}
-    own = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
-    write_tensors(path, {"schema": _SCHEMA, "key": key, **parts, **own})

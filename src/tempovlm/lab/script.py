@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, fields
-from typing import Any, NoReturn, Self
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, field, fields
+from typing import Any, NoReturn, Self, TypeVar
 
 from tempovlm.core.errors import EXIT_INTERRUPTED, UserError, explained
 from tempovlm.data.registry import check_datasets as check_datasets
+
+Options = TypeVar("Options")
+
+
+def flag(default: Any, text: str, *names: str) -> Any:
+    """Declare a dataclass's field that `FlagParser.add_options` makes a flag, with its help and its spellings."""
+    return field(default=default, metadata={"help": text, "names": names})
+
+
+def options_from(kind: type[Options], flags: Mapping[str, Any]) -> Options:
+    """Make options, a dataclass, of the flags that have its fields' names."""
+    return kind(**{one.name: flags[one.name] for one in fields(kind) if one.name in flags})  # type: ignore[arg-type]
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -24,10 +36,22 @@ class FlagParser(argparse.ArgumentParser):
 
     def with_defaults(self, kind: type[Any]) -> Self:
         """Give every flag that has no default that of the dataclass's field of its name."""
-        for field in fields(kind):
-            if field.default is not MISSING and self.get_default(field.name) is None:
-                value = list(field.default) if isinstance(field.default, tuple) else field.default
-                self.set_defaults(**{field.name: value})
+        for one in fields(kind):
+            if one.default is not MISSING and self.get_default(one.name) is None:
+                value = list(one.default) if isinstance(one.default, tuple) else one.default
+                self.set_defaults(**{one.name: value})
+        return self
+
+    def add_options(self, kind: type[Any]) -> Self:
+        """Add a flag for each of a dataclass's fields that were declared with `flag`."""
+        for one in (one for one in fields(kind) if "help" in one.metadata):
+            names = one.metadata["names"] or (f"--{one.name}",)
+            more: dict[str, Any] = {"dest": one.name, "default": one.default, "help": one.metadata["help"]}
+            if isinstance(one.default, bool):
+                more["action"] = argparse.BooleanOptionalAction
+            else:
+                more |= {"type": type(one.default), "metavar": names[0].removeprefix("--").upper()}
+            self.add_argument(*names, **more)
         return self
 
     def error(self, message: str) -> NoReturn:

@@ -21,11 +21,18 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.progress import progress_bar
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.actors import Shared
 from tempovlm.lab.core_exp.store import read_results
-from tempovlm.lab.table import DecisionTable
-from tempovlm.latency.estimator import load_estimator
-from tempovlm.training.actors import Shared
-from tempovlm.training.controller_data import (
+from tempovlm.lab.environment import (
+    AccuracySource,
+    Batch,
+    Environment,
+    OnlineAccuracy,
+    TableAccuracy,
+    measured_costs,
+    predicted_costs,
+)
+from tempovlm.lab.features import (
     Split,
     budget_range,
     check_device,
@@ -36,17 +43,10 @@ from tempovlm.training.controller_data import (
     read_table,
     split_images,
 )
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import LoopOptions, Task, make_batch
-from tempovlm.training.rollout import (
-    AccuracySource,
-    Batch,
-    OnlineAccuracy,
-    TableAccuracy,
-    World,
-    measured_costs,
-    predicted_costs,
-)
+from tempovlm.lab.grpo import Task
+from tempovlm.lab.options import GrpoOptions
+from tempovlm.lab.table import DecisionTable
+from tempovlm.latency.estimator import load_estimator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,6 @@ class GrpoJob:
     datasets: Sequence[str]
     output_dir: Path
     options: GrpoOptions
-    loop: LoopOptions
     latency_estimator_path: Path | None = None
     train_split: float = 0.8
     data_dir: Path | None = None
@@ -85,7 +84,6 @@ class GrpoJob:
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
         self.options.check()
-        self.loop.check()
         for name in ("hidden_dim", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
@@ -101,31 +99,30 @@ class Material:
 
     table: DecisionTable
     samples: Sequence[Sample]
-    world: World
+    env: Environment
     split: Split
     limits_ms: tuple[float, float]
     stamp: Mapping[str, Any]
 
-    def task(self, job: GrpoJob, loop: LoopOptions) -> Task:
+    def task(self, options: GrpoOptions) -> Task:
         """What to learn, and the budgets that choose the epoch."""
         return Task(
-            world=self.world,
+            env=self.env,
             rows=_rows(self.split.train),
-            validation=self.fixed_batch(_rows(self.split.validation), job),
+            validation=self.fixed_batch(_rows(self.split.validation), options.seed),
             draw=lambda rows, rng: draw_budgets(rng, len(rows), self.limits_ms),
-            options=job.options,
-            loop=loop,
+            options=options,
         )
 
-    def test_batch(self, job: GrpoJob) -> Batch:
+    def test_batch(self, seed: int) -> Batch:
         """Questions about pictures that neither learning nor the choice of the epoch saw."""
-        return self.fixed_batch(_rows(self.split.test), job)
+        return self.fixed_batch(_rows(self.split.test), seed)
 
-    def fixed_batch(self, rows: NDArray[np.int64], job: GrpoJob) -> Batch:
+    def fixed_batch(self, rows: NDArray[np.int64], seed: int) -> Batch:
         """Every question under several budgets, under the guard's mask, as served."""
         every = np.repeat(rows, FIXED_BUDGETS)
-        budgets = draw_budgets(np.random.default_rng([job.loop.seed, len(rows)]), len(every), self.limits_ms)
-        return make_batch(self.world, torch.as_tensor(every), torch.as_tensor(budgets), mask=True)
+        budgets = draw_budgets(np.random.default_rng([seed, len(rows)]), len(every), self.limits_ms)
+        return self.env.batch(torch.as_tensor(every), torch.as_tensor(budgets), mask=True)
 
 
 def _rows(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -155,11 +152,11 @@ def gather(job: GrpoJob) -> Material:
     accuracy: AccuracySource = TableAccuracy(torch.tensor(table.accuracy))
     if job.options.accuracy_source == "online":
         accuracy = OnlineAccuracy(job.engine, samples, job.max_new_tokens)
-    split = split_images(table.image_id, job.train_split, job.loop.seed)
+    split = split_images(table.image_id, job.train_split, job.options.seed)
     return Material(
         table=table,
         samples=samples,
-        world=World(space, costs, accuracy),
+        env=Environment(space, costs, accuracy),
         split=split,
         limits_ms=budget_range(costs.upper_ms[split.train]),  # below and above, the guard decides alone
         stamp=(estimator.stamp if estimator else frame.attrs["stamp"]) or {},
@@ -183,6 +180,6 @@ def see(job: GrpoJob, material: Material) -> Shared:
 
     found = obtain_features(job.results_dirs[0], job.weights, material.samples, extract)
     language, vision, glance = (
-        torch.as_tensor(array, device=job.loop.device) for array in (found.language, found.vision, found.glance)
+        torch.as_tensor(array, device=job.options.device) for array in (found.language, found.vision, found.glance)
     )
     return Shared(language, vision, glance)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tempovlm.control.select import TIE, best
+from tempovlm.lab.environment import Batch, Environment, TableAccuracy
+from tempovlm.lab.grpo import Rollout, Task, Trained, evaluate, every_reward, measures, outcome
+from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.statistics import clustered_bootstrap, utilisation, wilson_interval
 from tempovlm.lab.table import DecisionTable
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import Task, Trained, evaluate, make_batch, measures
-from tempovlm.training.rollout import MASKED, Batch, Rollout, TableAccuracy, World, every_reward, outcome
 
 BUDGET_BINS = 5
 
@@ -38,14 +38,14 @@ def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable)
         from epoch to epoch by their budgets), `best_epoch`.
     """
     batch, options = task.validation, task.options
-    world = World(table.space, task.world.costs, TableAccuracy(torch.tensor(table.accuracy)))
-    free = make_batch(task.world, batch.rows, batch.budget_ms, mask=False)
+    env = Environment(table.space, task.env.costs, TableAccuracy(torch.tensor(table.accuracy)))
+    free = task.env.batch(batch.rows, batch.budget_ms, mask=False)
     found = {
-        "policy": evaluate(policy, task.world, batch, options),
-        "policy, nothing masked": evaluate(policy, task.world, free, options),
-        "table": _of(world, batch, table_choice(table, task.rows, world, batch, options.time_price), options),
-        "fixed": _of(world, batch, fixed_choice(task, world, batch), options),
-        "oracle": _of(world, batch, oracle_choice(world, batch, options), options),
+        "policy": evaluate(policy, task.env, batch, options),
+        "policy, nothing masked": evaluate(policy, task.env, free, options),
+        "table": _of(env, batch, table_choice(table, task.rows, env, batch, options.time_price), options),
+        "fixed": _of(env, batch, fixed_choice(task, env, batch), options),
+        "oracle": _of(env, batch, oracle_choice(env, batch, options), options),
     }
     images = table.image_id[batch.rows.numpy()].tolist()
     rewards = [record["val"]["reward"] for record in trained.history]
@@ -57,57 +57,56 @@ def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable)
             "start": trained.start_reward,
             "end": float(np.mean(last)),
         },
-        "policies": {name: _measures(task.world, one) for name, one in found.items()},
+        "policies": {name: _measures(task.env, one) for name, one in found.items()},
         "by_budget": by_budget(found, batch),
         "gain": {name: gain(found["policy"], found[name], images) for name in ("table", "fixed", "oracle")},
     }
 
 
-def _of(world: World, batch: Batch, settings: Tensor, options: GrpoOptions) -> Rollout:
-    return outcome(world, batch, settings, torch.zeros(settings.shape), options)
+def _of(env: Environment, batch: Batch, settings: Tensor, options: GrpoOptions) -> Rollout:
+    return outcome(env, batch, settings, torch.zeros(settings.shape), options)
 
 
 def table_choice(
-    table: DecisionTable, train: NDArray[np.int64], world: World, batch: Batch, time_price: float = 0.0
+    table: DecisionTable, train: NDArray[np.int64], env: Environment, batch: Batch, time_price: float = 0.0
 ) -> Tensor:
     """(B, 1) of the allowed settings the one most accurate in training, the cheaper one of a tie.
 
     Time has the price that it has in the reward, so that the table is after the same thing as the policy.
     """
     accuracy = table.accuracy[train].mean(axis=0)
-    cost_ms = world.latency_ms[torch.as_tensor(train)].median(dim=0).values.numpy()
-    allowed = world.allowed(batch.rows, batch.budget_ms).numpy()
+    cost_ms = env.latency_ms[torch.as_tensor(train)].median(dim=0).values.numpy()
+    allowed = env.allowed(batch.rows, batch.budget_ms).numpy()
     price_per_ms = time_price / batch.budget_ms.unsqueeze(1).numpy()
     return torch.from_numpy(best(accuracy, allowed, cost_ms, price_per_ms, TIE)).unsqueeze(1)
 
 
-def fixed_choice(task: Task, world: World, batch: Batch) -> Tensor:
+def fixed_choice(task: Task, env: Environment, batch: Batch) -> Tensor:
     """(B, 1) the one setting whose mean reward in training was highest, whatever the budget."""
     rows = torch.as_tensor(task.rows)
-    budgets = torch.as_tensor(task.draw(task.rows, np.random.default_rng(task.loop.seed)), dtype=torch.float64)
-    mean = every_reward(world, make_batch(world, rows, budgets, mask=False), task.options).mean(dim=0)
+    budgets = torch.as_tensor(task.draw(task.rows, np.random.default_rng(task.options.seed)), dtype=torch.float64)
+    mean = every_reward(env, env.batch(rows, budgets, mask=False), task.options).mean(dim=0)
     return mean.argmax().expand(len(batch.rows), 1)
 
 
-def oracle_choice(world: World, batch: Batch, options: GrpoOptions) -> Tensor:
+def oracle_choice(env: Environment, batch: Batch, options: GrpoOptions) -> Tensor:
     """(B, 1) of the allowed settings the one of the highest reward, which only hindsight knows."""
-    rewards = every_reward(world, batch, options)
-    if batch.allowed is not None:
-        rewards = rewards.masked_fill(~batch.allowed, MASKED)
-    return rewards.argmax(dim=1, keepdim=True)
+    rewards = every_reward(env, batch, options).numpy()
+    fits = np.ones(rewards.shape, bool) if batch.allowed is None else batch.allowed.numpy()
+    return torch.from_numpy(best(rewards, fits, env.latency_ms[batch.rows].numpy())).unsqueeze(1)
 
 
-def _measures(world: World, found: Rollout) -> dict[str, Any]:
+def _measures(env: Environment, found: Rollout) -> dict[str, Any]:
     """Means, knob shares, and adherence where the cheapest setting fits, with its interval (Wilson, 95 %).
 
     Utilisation is over the requests for which a slower setting existed.
     """
-    feasible = world.latency_ms[found.batch.rows].amin(dim=1) <= found.batch.budget_ms
+    feasible = env.latency_ms[found.batch.rows].amin(dim=1) <= found.batch.budget_ms
     in_time = int(found.in_time[feasible].sum())
     count = int(feasible.sum())
     rows, taken = found.batch.rows, found.latency_ms.flatten()
-    slower = (taken < world.latency_ms[rows].amax(dim=1)).tolist()
-    return measures(world, [found]) | {
+    slower = (taken < env.latency_ms[rows].amax(dim=1)).tolist()
+    return measures(env, [found]) | {
         "utilisation": utilisation(taken.tolist(), found.batch.budget_ms.tolist(), slower),
         "requests": len(feasible),
         "feasible_requests": count,

@@ -31,11 +31,11 @@ from tempovlm.core.units import now_ms
 from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.actors import LlmActor, Shared, SharedReading, TwoStageActor
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.training.actors import LlmActor, Shared, SharedReading, TwoStageActor
+from tempovlm.lab.grpo import Task, Trained, evaluate, train
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
-from tempovlm.training.grpo_loop import Task, Trained, evaluate, train
 from tempovlm.training.grpo_plots import draw
 from tempovlm.training.grpo_report import gain, judge
 from tempovlm.training.grpo_report import render as render_report
@@ -104,11 +104,11 @@ def _train(job: JointJob, material: Material, folder: Path) -> dict[str, Any]:
     runs = []
     for seed in job.seeds:
         actor = _new_actor(job, material, shared, reading, seed)
-        task = material.task(job, replace(job.loop, seed=seed))
+        task = material.task(replace(job.options, seed=seed))
         title = f"{job.architecture}, seed {seed}"
         runs.append(_Run(seed, actor, train(actor, task, folder / f"seed_{seed}", title)))
     best = max(runs, key=lambda run: run.trained.best_reward)
-    test = replace(material.task(job, job.loop), validation=material.test_batch(job))
+    test = replace(material.task(job.options), validation=material.test_batch(job.options.seed))
     judged = judge(best.actor, test, best.trained, material.table)
     report = finish(job, material, judged, SCHEMA) | {
         "architecture": job.architecture,
@@ -131,7 +131,7 @@ def _new_actor(
     if reading is not None:
         controller = _new_llm_based(space, model.config.width, job, seed)
         controller.budget.fit(material.limits_ms)
-        return LlmActor(controller.to(job.loop.device), SharedReading(model, reading))
+        return LlmActor(controller.to(job.options.device), SharedReading(model, reading))
     assert shared is not None
     second = new_second_stage(material, shared, job.hidden_dim, seed)
     with torch.random.fork_rng(devices=[]):
@@ -140,7 +140,7 @@ def _new_actor(
         soften(first.trunk)
     first.fit_inputs(shared.language[torch.as_tensor(material.split.train, device=shared.language.device)])
     first.budget.fit(material.limits_ms)
-    return TwoStageActor(TwoStageController(first, second).to(job.loop.device), shared, learn_tier=True)
+    return TwoStageActor(TwoStageController(first, second).to(job.options.device), shared, learn_tier=True)
 
 
 def _new_llm_based(space: KnobSpace, width: int, job: JointJob, seed: int) -> LLMBasedController:
@@ -197,7 +197,7 @@ def _over_seeds(runs: Sequence[_Run], test: Task) -> dict[str, Any]:
     """Every seed's test results, and their mean, spread and interval."""
     rows = []
     for run in runs:
-        found = evaluate(run.actor, test.world, test.validation, test.options)
+        found = evaluate(run.actor, test.env, test.validation, test.options)
         rows.append(
             {
                 "seed": run.seed,
@@ -234,10 +234,10 @@ def _compared(
     if saved.kind != "two_stage":
         raise UserError(f"{job.compare_with}: field kind is {saved.kind}; give a checkpoint of --stage stage2")
     networks: Mapping[str, Any] = saved.networks
-    pair = TwoStageController(networks["knob1"], networks["knob2knob3"]).to(job.loop.device)
-    other = evaluate(TwoStageActor(pair, shared, learn_tier=False), test.world, test.validation, test.options)
+    pair = TwoStageController(networks["knob1"], networks["knob2knob3"]).to(job.options.device)
+    other = evaluate(TwoStageActor(pair, shared, learn_tier=False), test.env, test.validation, test.options)
     images = material.table.image_id[test.validation.rows.numpy()].tolist()
-    gains = [gain(evaluate(run.actor, test.world, test.validation, test.options), other, images) for run in runs]
+    gains = [gain(evaluate(run.actor, test.env, test.validation, test.options), other, images) for run in runs]
     return {
         "with": str(job.compare_with.name),
         "accuracy": float(other.accuracy.mean()),

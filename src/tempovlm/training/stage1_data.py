@@ -18,11 +18,11 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.progress import progress_bar
 from tempovlm.engine.engine import Engine
+from tempovlm.lab import features as material
 from tempovlm.lab.core_exp.store import read_results
+from tempovlm.lab.features import FeatureTable, Ints, Mask, Split
 from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.estimator import load_estimator
-from tempovlm.training import controller_data as material
-from tempovlm.training.controller_data import FeatureTable, Ints, Mask, Split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,16 +158,19 @@ def tier_values(data: Material, question: Ints, budget_ms: Floats, time_price: f
     the mean over the questions of training, less the price of its time, so a question's own luck at one setting
     or another does not count, as it does in the label.
     """
-    shape = (len(question), len(data.space.tiers), -1)
-    fits = data.latency_ms[question] <= budget_ms[:, None]
-    usual = data.table.accuracy[data.split.train].mean(axis=0)
-    share = data.latency_ms[question] / budget_ms[:, None]
-    ranked = np.where(fits, usual - time_price * share, -np.inf).reshape(shape)
-    place = ranked.argmax(axis=2)[..., None]
-    has_setting = np.isfinite(np.take_along_axis(ranked, place, 2))
+    tiers = len(data.space.tiers)
+    own, latency_ms = (
+        x[question].reshape(len(question), tiers, -1) for x in (data.table.accuracy, data.latency_ms)
+    )
+    usual, budgets = (
+        data.table.accuracy[data.split.train].mean(axis=0).reshape(tiers, -1),
+        budget_ms[:, None, None],
+    )
+    fits = latency_ms <= budgets
+    place = best(usual, fits, latency_ms, time_price / budgets)[..., None]
     accuracy, used = (
-        np.where(has_setting, np.take_along_axis(own.reshape(shape), place, 2), nothing).squeeze(2)
-        for own, nothing in ((data.table.accuracy[question], 0.0), (share, 1.0))
+        np.where(fits.any(axis=2), np.take_along_axis(values, place, 2).squeeze(2), nothing)
+        for values, nothing in ((own, 0.0), (latency_ms / budgets, 1.0))
     )
     return accuracy, used
 

@@ -20,12 +20,12 @@ from tempovlm.control.networks import Knob1Predictor, Knob2Knob3Predictor, TwoSt
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
-from tempovlm.training.actors import Shared, TwoStageActor
+from tempovlm.lab.actors import Shared, TwoStageActor
+from tempovlm.lab.environment import LEAST_LEFT
+from tempovlm.lab.grpo import train
 from tempovlm.training.grpo_data import GrpoJob, Material, gather, see
-from tempovlm.training.grpo_loop import train
 from tempovlm.training.grpo_plots import draw
 from tempovlm.training.grpo_report import judge, render
-from tempovlm.training.rollout import LEAST_LEFT
 
 __all__ = ["CHECKPOINT", "STAGE1", "Stage2Job", "render", "run_job"]
 
@@ -70,12 +70,12 @@ def run_job(job: Stage2Job) -> dict[str, Any]:
 
 def _train(job: Stage2Job, knob1: Knob1Predictor, material: Material, folder: Path) -> dict[str, Any]:
     shared = see(job, material)
-    second = new_second_stage(material, shared, job.hidden_dim, job.loop.seed)
-    controller = TwoStageController(knob1, second).to(job.loop.device)
+    second = new_second_stage(material, shared, job.hidden_dim, job.options.seed)
+    controller = TwoStageController(knob1, second).to(job.options.device)
     actor = TwoStageActor(controller, shared, learn_tier=False)
-    task = material.task(job, replace(job.loop, tier_exploration=job.tier_exploration))
+    task = material.task(replace(job.options, tier_exploration=job.tier_exploration))
     trained = train(actor, task, folder, "stage 2")
-    judged = judge(actor, replace(task, validation=material.test_batch(job)), trained, material.table)
+    judged = judge(actor, replace(task, validation=material.test_batch(job.options.seed)), trained, material.table)
     report = finish(job, material, judged, SCHEMA)
     save_controller(
         job.output_dir / CHECKPOINT,
@@ -146,7 +146,7 @@ def finish(job: GrpoJob, material: Material, judged: Mapping[str, Any], schema: 
         "questions": {name: int(mask.sum()) for name, mask in material.split._asdict().items()},
         "budgets_ms": list(material.limits_ms),
         "latency": "estimator" if job.latency_estimator_path else "measured",
-        "options": {**asdict(job.options), **asdict(job.loop), "train_split": job.train_split},
+        "options": {**asdict(job.options), "train_split": job.train_split},
         "knob_space": material.table.space.fingerprint,
         "stamp": dict(material.stamp),
     }

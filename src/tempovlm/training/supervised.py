@@ -28,9 +28,10 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
-from tempovlm.lab.fit import SCORE, FitOptions, fit
+from tempovlm.lab.features import budget_range, draw_budgets
+from tempovlm.lab.fit import SCORE, fit
+from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import Floats
-from tempovlm.training.controller_data import budget_range, draw_budgets
 
 CHECKPOINT = "best_supervised_controller.pt"
 SCHEMA = "tempovlm.supervised_report/1"
@@ -166,7 +167,7 @@ def knob_indices(space: KnobSpace) -> NDArray[np.int64]:
     return np.stack(np.unravel_index(np.arange(len(space)), shape), axis=1)
 
 
-class BudgetLesson:
+class BudgetObjective:
     """Cross-entropy of the three heads, the budgets of training in a new order every epoch."""
 
     def __init__(self, net: SupervisedController, table: Table, train: Labelled, other: Labelled) -> None:
@@ -190,7 +191,7 @@ class BudgetLesson:
         logits = self.net(budgets)
         return torch.stack([F.cross_entropy(row, knobs[:, i]) for i, row in enumerate(logits)]).sum()
 
-    def judge(self) -> Mapping[str, float]:
+    def validate(self) -> Mapping[str, float]:
         """Loss and accuracies on the other budgets; the score is the share that is right in all three knobs."""
         loss = self.loss(*self.held_out).item()
         found = measure(self.net, self.table, self.other)
@@ -269,7 +270,7 @@ def _train(job: SupervisedJob, table: Table) -> dict[str, Any]:
     net.budget.fit(limits_ms)
     data = {"accuracy": table.accuracy.tolist(), "latency_ms": table.latency_ms.tolist(), "budgets": len(budgets)}
     data["train_split"] = job.train_split
-    fitted = fit(net, BudgetLesson(net, table, train, other), options, job.output_dir, data)
+    fitted = fit(net, BudgetObjective(net, table, train, other), options, job.output_dir, data)
     found = measure(net, table, other)
     report: dict[str, Any] = {
         "schema": SCHEMA,

@@ -35,12 +35,12 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.fit import SCORE, FitOptions, fit
+from tempovlm.lab.fit import SCORE, fit
+from tempovlm.lab.grpo import TEMPERATURE
+from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import Floats
-from tempovlm.training.reward import TIME_PRICE
 from tempovlm.training.stage1_data import Material, Rows, draw_rows, load_material
 from tempovlm.training.two_stage_report import judge_stage1
-from tempovlm.training.warm_start import TEMPERATURE
 
 VARIANTS = ("budget", "language", "glance")
 LOSSES = ("label", "value")
@@ -65,7 +65,7 @@ class Stage1Job:
         knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
             logits to what each tier's usual best setting is worth. They differ: where a low tier is right
             on most questions it is the most frequent label, even if a higher one is right more often.
-        time_price: accuracy that the whole budget is worth, with `value`; see `training/reward.py`.
+        time_price: accuracy that the whole budget is worth, with `value`; as in the reward of GRPO.
         latency_estimator_path: of Exp 1; measured medians of the settings unless told.
         budgets_per_question: drawn in an epoch.
         data_dir: folder of the data sets that the results are about.
@@ -80,7 +80,7 @@ class Stage1Job:
     test_results_dirs: Sequence[Path] = ()
     knob1_variant: str = "language"
     knob1_loss: str = "label"
-    time_price: float = TIME_PRICE
+    time_price: float = 0.0
     latency_estimator_path: Path | None = None
     train_split: float = 0.8
     budgets_per_question: int = BUDGETS_PER_QUESTION
@@ -122,7 +122,7 @@ def build_knob1(variant: str, data: Material, hidden_dim: int) -> Knob1Predictor
     return net
 
 
-class TierLesson:
+class TierObjective:
     """The tier of the best setting, or the tier's worth; new budgets for every question in every epoch."""
 
     def __init__(self, net: Knob1Predictor, data: Material, job: Stage1Job) -> None:
@@ -164,7 +164,7 @@ class TierLesson:
         found, wanted = (one - one.mean(dim=1, keepdim=True) for one in (TEMPERATURE * logits, worth))
         return F.mse_loss(found, wanted)
 
-    def judge(self) -> Mapping[str, float]:
+    def validate(self) -> Mapping[str, float]:
         """Loss, accuracy and worth on the validation questions; the score is what the loss is about."""
         question, budget_ms, tier, value = self.held_out
         logits = self.logits(question, budget_ms)
@@ -214,7 +214,7 @@ def _train(job: Stage1Job, data: Material) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         net = build_knob1(job.knob1_variant, data, options.hidden_dim).to(options.device)
-    lesson = TierLesson(net, data, job)
+    objective = TierObjective(net, data, job)
     about = {
         "questions": data.table.question_id.tolist(),
         "range_ms": data.limits_ms,
@@ -225,7 +225,7 @@ def _train(job: Stage1Job, data: Material) -> dict[str, Any]:
         "time_price": job.time_price,
         "weights": data.weights,
     }
-    fitted = fit(net, lesson, options, job.folder, about)
+    fitted = fit(net, objective, options, job.folder, about)
     parts = {
         name: draw_rows(
             data, getattr(data.split, name), count, np.random.default_rng([options.seed, place]), job.time_price
@@ -236,7 +236,7 @@ def _train(job: Stage1Job, data: Material) -> dict[str, Any]:
             ("test", _JUDGED_BUDGETS, 3),
         )
     }
-    logits = lesson.predict(parts["test"])
+    logits = objective.predict(parts["test"])
     report = judge_stage1(job.knob1_variant, data, parts, logits, options.seed) | {
         "loss": job.knob1_loss,
         "time_price": job.time_price,

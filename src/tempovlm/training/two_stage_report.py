@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempovlm.control.select import best
+from tempovlm.lab.features import Ints
 from tempovlm.lab.statistics import clustered_bootstrap
 from tempovlm.lab.table import Floats
-from tempovlm.training.controller_data import Ints
 from tempovlm.training.stage1_data import Material, Rows
 from tempovlm.training.supervised import BINS, bin_edges
 

@@ -160,7 +160,7 @@ def test_the_second_stage_takes_up_the_first(
 def test_flags_of_the_seed_document() -> None:
     base = ["--results_dir", "r", "--dataset_names", "okvqa", "--model_path", "m", "--stage", "stage1"]
     args = script(TWO_STAGE).flags().parse_args(base)
-    assert (args.num_epochs_stage1, args.num_epochs_stage2, args.lr, args.group_size) == pytest.approx(
+    assert (args.num_epochs_stage1, args.num_epochs_stage2, args.lr, args.num_generations) == pytest.approx(
         (50, 100, 1e-4, 5)
     )
     assert (args.train_split, args.seed, args.knob1_variant, args.batch_size) == (

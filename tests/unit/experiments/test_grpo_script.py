@@ -19,10 +19,10 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.data.catalog import load_samples
 from tempovlm.lab.core_exp.store import write_rows
+from tempovlm.lab.options import GrpoOptions
+from tempovlm.lab.script import options_from
 from tempovlm.model.config import POCKET
 from tempovlm.testbed.make import make_testbed
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import LoopOptions, options_from
 
 SCRIPT = "controller/train_controller_v2"
 SPACE = KnobSpace.for_model(POCKET.shape)
@@ -81,10 +81,10 @@ def test_the_llm_based_one(bed: Path, results: Path, tmp_path: Path, capsys: pyt
 
 def test_the_seed_documents_defaults() -> None:
     args = script(SCRIPT).flags().parse_args(["--results_dir", "r", "--dataset_names", "d", "--model_path", "m"])
-    grpo, loop = options_from({**vars(args), "device": "cpu"})
-    assert grpo == GrpoOptions()
+    grpo = options_from(GrpoOptions, {**vars(args), "device": "cpu"})
+    assert grpo == GrpoOptions(batch_size=64)
     assert (grpo.num_generations, grpo.alpha, grpo.penalty) == pytest.approx((5, 1.0, 0.5))
-    assert loop == LoopOptions(batch_size=64, num_epochs=100, lr=1e-4, seed=42)
+    assert (grpo.num_epochs, grpo.lr, grpo.seed) == pytest.approx((100, 1e-4, 42))
     assert args.train_split == pytest.approx(0.8)
     assert args.output_dir == Path("checkpoints/controller/grpo")
     assert args.latency_estimator_path == Path("checkpoints/latency_estimator/best_latency_estimator.pt")

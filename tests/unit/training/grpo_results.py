@@ -16,16 +16,15 @@ from tempovlm.control.networks import Knob1PredictorBudgetLanguage
 from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.store import write_rows
+from tempovlm.lab.options import GrpoOptions
 from tempovlm.latency.cores import RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import CostTable
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import LoopOptions
 
 SPACE = tiny_model.SPACE
 WEIGHTS = stamps.STAMP.weights
 DATASET = "okvqa"
-FEW = {"options": GrpoOptions(num_generations=3), "loop": LoopOptions(num_epochs=2, batch_size=8, lr=1e-3)}
+FEW = {"options": GrpoOptions(num_generations=3, num_epochs=2, batch_size=8, lr=1e-3)}
 
 
 def write_results(folder: Path, bed: Path) -> Path:

@@ -17,7 +17,7 @@ from tempovlm.core.request import Request
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
-from tempovlm.training import controller_data as material
+from tempovlm.lab import features as material
 
 SPACE = tiny_model.SPACE
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from tempovlm.core.errors import UserError
-from tempovlm.training.grpo import LOSS_TYPES, SCALES, GrpoOptions, advantages, grpo_loss
+from tempovlm.lab.grpo import advantages, grpo_loss
+from tempovlm.lab.options import LOSS_TYPES, SCALES, GrpoOptions
 
 PLAIN = GrpoOptions(num_generations=2, entropy_coef=0.0)
 
 
 def test_defaults() -> None:
     options = GrpoOptions()
-    assert (options.group_size, options.epsilon, options.beta) == pytest.approx((5, 0.2, 0.0))
+    assert (options.num_generations, options.epsilon, options.beta) == pytest.approx((5, 0.2, 0.0))
     assert (options.alpha, options.penalty) == pytest.approx((1.0, 0.5))
     assert (options.scale_rewards, options.loss_type) == ("group", "grpo")
     options.check()

@@ -13,11 +13,20 @@ import torch
 
 import grpo_toy
 from tempovlm.control.checkpoint import read_tensors
-from tempovlm.lab.fit import SCORE, FitOptions, fit
-from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss, kl_divergence
-from tempovlm.training.grpo_loop import STATE, make_batch, train
-from tempovlm.training.rollout import MASKED, entropy, every_reward
-from tempovlm.training.warm_start import TEMPERATURE, value_loss
+from tempovlm.lab.environment import MASKED
+from tempovlm.lab.fit import SCORE, fit
+from tempovlm.lab.grpo import (
+    STATE,
+    TEMPERATURE,
+    advantages,
+    entropy,
+    every_reward,
+    grpo_loss,
+    kl_divergence,
+    train,
+    value_loss,
+)
+from tempovlm.lab.options import FitOptions, GrpoOptions
 
 Logits = Sequence[float]
 
@@ -86,7 +95,7 @@ def test_the_divergence_of_a_policy_is_that_over_its_legal_settings(learn_tier: 
     actor, other = (grpo_toy.actor(learn_tier=learn_tier, seed=seed) for seed in (0, 1))
     other.controller.knob1.load_state_dict(actor.controller.knob1.state_dict())
     rows, budgets = torch.arange(8), torch.full((8,), 21.0, dtype=torch.float64)
-    batch = make_batch(grpo_toy.world(), rows, budgets, mask=True)
+    batch = grpo_toy.world().batch(rows, budgets, mask=True)
     ours, theirs = actor(batch), other(batch)
     found = kl_divergence(ours, theirs)
     for row in range(8):
@@ -112,7 +121,7 @@ def test_the_divergence_of_later_steps_is_of_the_policy_that_learns(tmp_path: Pa
         history.append(train(actor, task, folder, "toy").history[0])
         actor.load_state_dict(read_tensors(folder / STATE, "state")["policy"])
         actors.append(actor)
-    batch = make_batch(grpo_toy.world(), torch.arange(48), torch.full((48,), 21.0, dtype=torch.float64), mask=True)
+    batch = grpo_toy.world().batch(torch.arange(48), torch.full((48,), 21.0, dtype=torch.float64), mask=True)
     with torch.no_grad():
         after = kl_divergence(actors[1](batch), grpo_toy.actor(learn_tier=True)(batch)).mean().item()
     assert after > 1e-4
@@ -182,7 +191,7 @@ def test_the_gradient_of_the_whole_loss() -> None:
 def test_the_warm_starts_gradient() -> None:
     """Of the mean squared difference of what is centred, here with the logits themselves as the policy."""
     world, options = grpo_toy.world(), GrpoOptions()
-    batch = make_batch(world, torch.tensor([0]), torch.tensor([41.0], dtype=torch.float64), mask=False)
+    batch = world.batch(torch.tensor([0]), torch.tensor([41.0], dtype=torch.float64), mask=False)
     rewards = every_reward(world, batch, options)[0].numpy()
     at = np.linspace(-1, 1, 12)
 
@@ -209,7 +218,7 @@ class Slope:
     def loss(self, *batch: torch.Tensor) -> torch.Tensor:
         return self.net(batch[0].unsqueeze(1)).mean()
 
-    def judge(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         return {SCORE: 0.0}
 
 

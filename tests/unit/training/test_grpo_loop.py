@@ -10,11 +10,21 @@ import torch
 
 import grpo_toy
 from tempovlm.core.errors import UserError
+from tempovlm.lab.grpo import (
+    STATE,
+    advantages,
+    chosen_log_probs,
+    evaluate,
+    grpo_loss,
+    knob_shares,
+    measures,
+    outcome,
+    roll_out,
+    train,
+)
 from tempovlm.lab.log import LOG, logged
-from tempovlm.training.grpo import GrpoOptions, advantages, grpo_loss
-from tempovlm.training.grpo_loop import STATE, LoopOptions, evaluate, knob_shares, measures, train
+from tempovlm.lab.options import GrpoOptions
 from tempovlm.training.grpo_report import by_budget, judge, oracle_choice, render, table_choice
-from tempovlm.training.rollout import chosen_log_probs, outcome, roll_out
 
 OPTIONS = GrpoOptions(num_generations=8)
 
@@ -22,7 +32,7 @@ OPTIONS = GrpoOptions(num_generations=8)
 @pytest.mark.parametrize("learn_tier", [True, False])
 def test_gradients_reach_every_head(learn_tier: bool) -> None:
     actor, task = grpo_toy.actor(learn_tier=learn_tier), grpo_toy.task(OPTIONS)
-    found = roll_out(actor, task.world, task.validation, OPTIONS, torch.Generator().manual_seed(0))
+    found = roll_out(actor, task.env, task.validation, OPTIONS, torch.Generator().manual_seed(0))
     log_probs = chosen_log_probs(actor(found.batch), found.settings)
     gains = advantages(found.rewards).to(log_probs)
     grpo_loss(log_probs, found.log_probs, gains, replace(OPTIONS, entropy_coef=0.0)).loss.backward()
@@ -42,12 +52,12 @@ def test_it_finds_the_best_setting_for_each_budget(tmp_path: Path, mask: bool) -
     # Without a mask only a penalty that outweighs any answer keeps the policy in time.
     options = replace(OPTIONS, mask_infeasible=mask, penalty=0.5 if mask else 3.0)
     task, actor = grpo_toy.task(options, num_epochs=30 if mask else 40), grpo_toy.actor(learn_tier=True)
-    before = measures(task.world, [evaluate(actor, task.world, task.validation, options)])
+    before = measures(task.env, [evaluate(actor, task.env, task.validation, options)])
     trained = train(actor, task, tmp_path, "toy")
-    found = evaluate(actor, task.world, task.validation, options)
-    after = measures(task.world, [found])
+    found = evaluate(actor, task.env, task.validation, options)
+    after = measures(task.env, [found])
     best = outcome(
-        task.world, task.validation, oracle_choice(task.world, task.validation, options), found.rewards, options
+        task.env, task.validation, oracle_choice(task.env, task.validation, options), found.rewards, options
     )
     assert before["reward"] < 0.7 * float(best.rewards.mean())
     assert after["reward"] > 0.97 * float(best.rewards.mean())
@@ -73,13 +83,13 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path: Path, monkeypatch: p
 
     part, folder = grpo_toy.actor(learn_tier=True), tmp_path / "part"
     with monkeypatch.context() as patch:
-        patch.setattr("tempovlm.training.grpo_loop.progress_bar", lambda _: contextlib.nullcontext(stop))
+        patch.setattr("tempovlm.lab.fit.progress_bar", lambda _: contextlib.nullcontext(stop))
         with pytest.raises(KeyboardInterrupt):
             train(part, task, folder, "toy")
     with (folder / LOG).open("a") as file:
         file.write('{"epoch": 3, "lo')
     assert (folder / STATE).is_file()
-    other = replace(task, loop=replace(task.loop, lr=0.5))
+    other = replace(task, options=replace(task.options, lr=0.5))
     with pytest.raises(UserError, match=r"begun with lr 0\.01, not 0\.5"):
         train(grpo_toy.actor(learn_tier=True), other, folder, "toy")
     again = grpo_toy.actor(learn_tier=True, seed=9)
@@ -97,7 +107,7 @@ def test_a_finished_training_is_not_repeated_unless_something_changed(tmp_path: 
     assert len(train(again, task, tmp_path, "toy").history) == 3
     assert torch.equal(next(first.parameters()), next(again.parameters()))
     assert (tmp_path / LOG).read_text() == log
-    train(again, replace(task, loop=replace(task.loop, lr=0.1)), tmp_path, "toy")
+    train(again, replace(task, options=replace(task.options, lr=0.1)), tmp_path, "toy")
     assert (tmp_path / LOG).read_text() != log
 
 
@@ -203,13 +213,13 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
 
 def test_the_table_takes_the_cheaper_of_equals() -> None:
     task = grpo_toy.task()
-    chosen = table_choice(grpo_toy.table(), task.rows, task.world, task.validation)
+    chosen = table_choice(grpo_toy.table(), task.rows, task.env, task.validation)
     wide = task.validation.budget_ms > 30
     assert set(chosen[wide].flatten().tolist()) == {11}
     # Within 21 ms: low with both (mean 0.5) at 20 ms, or medium as it is (mean 0.25).
     assert set(chosen[~wide].flatten().tolist()) == {3}
     # At 41 ms: 0.5 - 1.1 · 20 / 41 beats 1 - 1.1 · 40 / 41.
-    priced = table_choice(grpo_toy.table(), task.rows, task.world, task.validation, 1.1)
+    priced = table_choice(grpo_toy.table(), task.rows, task.env, task.validation, 1.1)
     assert set(priced[wide].flatten().tolist()) == {3}
 
 
@@ -225,7 +235,7 @@ def test_budgets_are_grouped_from_tight_to_wide() -> None:
     rows = by_budget(
         {
             "policy": outcome(
-                task.world, task.validation, torch.zeros(96, 1, dtype=torch.int64), torch.zeros(96, 1), OPTIONS
+                task.env, task.validation, torch.zeros(96, 1, dtype=torch.int64), torch.zeros(96, 1), OPTIONS
             )
         },
         task.validation,
@@ -244,7 +254,7 @@ def test_budgets_are_grouped_from_tight_to_wide() -> None:
 )
 def test_wrong_options_are_named(change: dict[str, object], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
-        replace(LoopOptions(), **change).check()  # type: ignore[arg-type]
+        replace(GrpoOptions(), **change).check()  # type: ignore[arg-type]
 
 
 def test_of_equally_good_epochs_the_last_is_kept(tmp_path: Path) -> None:
@@ -257,7 +267,7 @@ def test_of_equally_good_epochs_the_last_is_kept(tmp_path: Path) -> None:
 
 def test_a_training_that_diverges_is_told(tmp_path: Path) -> None:
     task = grpo_toy.task(OPTIONS, num_epochs=2)
-    task = replace(task, loop=replace(task.loop, lr=1e30))
+    task = replace(task, options=replace(task.options, lr=1e30))
     with pytest.raises(UserError, match="--lr: the training diverged"):
         train(grpo_toy.actor(learn_tier=True), task, tmp_path, "toy")
 

@@ -14,12 +14,12 @@ from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.core.errors import UserError
 from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.actors import LlmActor, SharedReading
 from tempovlm.lab.core_exp.plan import Job
+from tempovlm.lab.environment import Batch
+from tempovlm.lab.grpo import best_settings
 from tempovlm.testbed.make import make_testbed
-from tempovlm.training.actors import LlmActor, SharedReading
-from tempovlm.training.grpo_loop import best_settings
 from tempovlm.training.joint import CHECKPOINT, JointJob, glances, read_glances, render, run_job, spread
-from tempovlm.training.rollout import Batch
 
 
 @pytest.fixture(scope="module")

@@ -12,20 +12,11 @@ from estimator_fakes import RATES, SPACE, TABLE
 import grpo_toy
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.environment import MASKED, OnlineAccuracy, measured_costs, predicted_costs
+from tempovlm.lab.grpo import best_settings, chosen_log_probs, entropy, outcome, roll_out
+from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import Estimator
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import best_settings, make_batch
-from tempovlm.training.rollout import (
-    MASKED,
-    OnlineAccuracy,
-    chosen_log_probs,
-    entropy,
-    measured_costs,
-    outcome,
-    predicted_costs,
-    roll_out,
-)
 
 OPTIONS = GrpoOptions()
 ROWS = torch.tensor([0, 1])
@@ -33,7 +24,7 @@ ROWS = torch.tensor([0, 1])
 
 def test_outcomes_by_hand() -> None:
     world = grpo_toy.world()
-    batch = make_batch(world, ROWS, torch.tensor([20.0, 41.0], dtype=torch.float64), mask=False)
+    batch = world.batch(ROWS, torch.tensor([20.0, 41.0], dtype=torch.float64), mask=False)
     # The cheapest and the dearest setting: 10 and 40 ms; a question about the picture, and one about compute.
     found = outcome(world, batch, torch.tensor([[0, 11], [0, 11]]), torch.zeros(2, 2), OPTIONS)
     assert found.latency_ms.tolist() == [pytest.approx([10, 40]), pytest.approx([10, 40])]
@@ -54,7 +45,7 @@ def test_the_mask_is_the_guards() -> None:
 def test_masked_settings_are_never_drawn_and_the_rest_is_a_distribution(learn_tier: bool) -> None:
     world, actor = grpo_toy.world(), grpo_toy.actor(learn_tier=learn_tier)
     rows, budgets = torch.arange(48), torch.full((48,), 16.0, dtype=torch.float64)
-    batch = make_batch(world, rows, budgets, mask=True)
+    batch = world.batch(rows, budgets, mask=True)
     torch.testing.assert_close(actor(batch).exp().sum(dim=1), torch.ones(48))
     options = replace(OPTIONS, num_generations=20)
     found = roll_out(actor, world, batch, options, torch.Generator().manual_seed(0))
@@ -66,7 +57,7 @@ def test_masked_settings_are_never_drawn_and_the_rest_is_a_distribution(learn_ti
 
 def test_draws_repeat_with_their_seed_and_follow_the_policy() -> None:
     world, actor = grpo_toy.world(), grpo_toy.actor(learn_tier=True)
-    batch = make_batch(world, ROWS, torch.tensor([41.0, 41.0], dtype=torch.float64), mask=False)
+    batch = world.batch(ROWS, torch.tensor([41.0, 41.0], dtype=torch.float64), mask=False)
     options = replace(OPTIONS, num_generations=4000)
     first, again = (roll_out(actor, world, batch, options, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first.settings, again.settings)
@@ -79,7 +70,7 @@ def test_a_tier_from_outside_is_kept() -> None:
     world, actor = grpo_toy.world(), grpo_toy.actor(learn_tier=False)
     tiers = torch.tensor([2, -1])
     budgets = torch.tensor([41.0, 41.0], dtype=torch.float64)
-    batch = make_batch(world, ROWS, budgets, mask=False, tiers=tiers)
+    batch = world.batch(ROWS, budgets, mask=False, tiers=tiers)
     by_tier = actor(batch).exp().view(2, 3, 4).sum(dim=2)
     assert by_tier[0].tolist() == [0, 0, pytest.approx(1)]
     assert by_tier[1].max().item() == pytest.approx(1)

@@ -13,8 +13,8 @@ from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.networks import SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.options import GrpoOptions
 from tempovlm.testbed.make import make_testbed
-from tempovlm.training.grpo import GrpoOptions
 from tempovlm.training.stage2 import CHECKPOINT, STAGE1, Stage2Job, render, run_job
 
 
@@ -70,9 +70,8 @@ def test_train_and_report(job: Stage2Job) -> None:
 
 def test_latencies_of_the_estimator_and_accuracies_of_the_model(job: Stage2Job, engine: Engine) -> None:
     path = grpo_results.write_estimator(job.output_dir / "estimator.pt", engine)
-    online = replace(job.options, accuracy_source="online")
-    loop = replace(job.loop, num_epochs=1)
-    report = run_job(replace(job, latency_estimator_path=path, options=online, loop=loop, max_new_tokens=2))
+    online = replace(job.options, accuracy_source="online", num_epochs=1)
+    report = run_job(replace(job, latency_estimator_path=path, options=online, max_new_tokens=2))
     assert report["latency"] == "estimator"
     assert report["stamp"]["hardware"] == "the estimator's machine"
     assert report["options"]["accuracy_source"] == "online"

@@ -17,10 +17,11 @@ import tiny_model
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.networks import SupervisedController
 from tempovlm.core.errors import UserError
-from tempovlm.lab.fit import LAST, FitOptions
+from tempovlm.lab.features import split_images
+from tempovlm.lab.fit import LAST
 from tempovlm.lab.log import LOG
+from tempovlm.lab.options import FitOptions
 from tempovlm.training import supervised
-from tempovlm.training.controller_data import split_images
 from tempovlm.training.supervised import Labelled, SupervisedJob, Table
 
 SPACE = tiny_model.SPACE
@@ -161,16 +162,16 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
 ) -> None:
     whole = supervised.run_job(job(tmp_path / "a"))
     calls: list[int] = []
-    judge = supervised.BudgetLesson.judge
+    judge = supervised.BudgetObjective.validate
 
-    def fail_in_the_second(self: supervised.BudgetLesson) -> Any:
+    def fail_in_the_second(self: supervised.BudgetObjective) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return judge(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(supervised.BudgetLesson, "judge", fail_in_the_second)
+        patch.setattr(supervised.BudgetObjective, "validate", fail_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             supervised.run_job(job(tmp_path / "b"))
     assert (tmp_path / "b" / "out" / LAST).is_file()

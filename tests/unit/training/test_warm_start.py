@@ -9,10 +9,9 @@ import torch
 
 import grpo_toy
 from tempovlm.core.errors import UserError
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.grpo_loop import evaluate, measures, train
-from tempovlm.training.rollout import MASKED, Batch, every_reward
-from tempovlm.training.warm_start import TEMPERATURE, value_loss, warm_start
+from tempovlm.lab.environment import MASKED, Batch
+from tempovlm.lab.grpo import TEMPERATURE, evaluate, every_reward, measures, train, value_loss, warm_start
+from tempovlm.lab.options import GrpoOptions
 
 OPTIONS = GrpoOptions(time_price=0.1)
 K = len(grpo_toy.SPACE)
@@ -44,10 +43,11 @@ def test_settings_of_other_tiers_than_one_chosen_outside_do_not_count() -> None:
 def test_it_learns_without_a_draw(learn_tier: bool) -> None:
     task, actor = grpo_toy.task(OPTIONS), grpo_toy.actor(learn_tier=learn_tier)
     first = {name: value.clone() for name, value in actor.controller.knob1.named_parameters()}
-    before = value_loss(actor, task.world, some(), OPTIONS).item()
-    warm_start(actor, task.world, task.rows, task.draw, OPTIONS, epochs=60, seed=0, explore_tiers=not learn_tier)
+    before = value_loss(actor, task.env, some(), OPTIONS).item()
+    options = replace(OPTIONS, warm_start=60, seed=0, tier_exploration=float(not learn_tier))
+    warm_start(actor, task, options)
     assert not actor.training
-    assert value_loss(actor, task.world, some(), OPTIONS).item() < (0.5 if learn_tier else 0.9) * before
+    assert value_loss(actor, task.env, some(), OPTIONS).item() < (0.5 if learn_tier else 0.9) * before
     moved = any(not torch.equal(first[name], value) for name, value in actor.controller.knob1.named_parameters())
     assert moved == learn_tier
 
@@ -55,9 +55,9 @@ def test_it_learns_without_a_draw(learn_tier: bool) -> None:
 def test_grpo_goes_on_from_there(tmp_path: Path) -> None:
     task, actor = grpo_toy.task(OPTIONS, warm_start=60), grpo_toy.actor(learn_tier=True)
     trained = train(actor, task, tmp_path, "toy")
-    found = measures(task.world, [evaluate(actor, task.world, task.validation, OPTIONS)])
+    found = measures(task.env, [evaluate(actor, task.env, task.validation, OPTIONS)])
     assert trained.untrained_reward < trained.start_reward <= trained.best_reward
     assert found["reward"] == pytest.approx(trained.best_reward)
-    online = replace(task, options=replace(OPTIONS, accuracy_source="online"))
+    online = replace(task, options=replace(task.options, accuracy_source="online"))
     with pytest.raises(UserError, match="--warm_start"):
         train(actor, online, tmp_path / "online", "toy")

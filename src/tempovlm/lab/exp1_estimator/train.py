@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
 from tempovlm.lab.exp1_estimator.data import Rows, Split
-from tempovlm.lab.fit import FitOptions, share_of_step
+from tempovlm.lab.fit import lr_factor, share_of_step
 from tempovlm.lab.log import Log
+from tempovlm.lab.options import FitOptions
 from tempovlm.latency.conformal import margins
 from tempovlm.latency.cores import LEVELS, Core, MlpCore, RooflineCore
 from tempovlm.latency.estimator import Estimator
@@ -139,7 +140,9 @@ class _Trainer:
         self.batches = math.ceil(len(self.data.x) / options.batch_size)
         steps = options.num_epochs * math.ceil(self.batches / options.grad_accum)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: options.factor(step, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: lr_factor(options.lr_schedule, step / steps)
+        )
 
     def epoch(self) -> float:
         """Pass once over the rows in a new order; return the mean loss."""

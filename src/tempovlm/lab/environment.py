@@ -1,8 +1,7 @@
-"""Draws groups of settings from a policy and looks at what came of them: accuracy, latency, reward.
+"""The environment that policies act in: questions under budgets, and each setting's latency and accuracy.
 
-A `World` knows what every setting takes for every question and asks an accuracy source what it is worth: the core
-experiment's table, or the model itself, which then runs only what was drawn, and nothing twice. Latency is what
-the estimator predicts or what was measured. Knows no network.
+Accuracy comes from the core experiment's table, or from the model itself, which then runs only what was drawn, and
+nothing twice. Latency is predicted by the estimator or measured.
 
 Shapes: `N` questions, `K` settings, `T` tiers, `B` groups of a batch, `G` choices of a group.
 """
@@ -19,19 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
+from tempovlm.lab.features import median_latency_ms, setting_latency_ms
 from tempovlm.lab.table import DecisionTable, Floats
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import Workload
-from tempovlm.training.controller_data import median_latency_ms, setting_latency_ms
-from tempovlm.training.grpo import GrpoOptions
-from tempovlm.training.reward import reward
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +166,24 @@ def measured_costs(table: DecisionTable, frame: pd.DataFrame) -> Costs:
     return Costs(latency_ms, np.tile(upper_ms, every), np.tile(prefix_ms, every))
 
 
-class World:
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Questions under budgets, as a policy sees them; all on the CPU.
+
+    Attributes:
+        rows: (B,) questions. budget_ms: (B,). left_ms: (B, T) of the budget at the second choice.
+        allowed: (B, K) settings that may be chosen; None allows all.
+        tiers: (B,) tiers that were chosen from outside, -1 where the policy chooses; None leaves all to it.
+    """
+
+    rows: Tensor
+    budget_ms: Tensor
+    left_ms: Tensor
+    allowed: Tensor | None = None
+    tiers: Tensor | None = None
+
+
+class Environment:
     """The questions of a table, what their settings take and what they are worth."""
 
     def __init__(self, space: KnobSpace, costs: Costs, accuracy: AccuracySource) -> None:
@@ -191,22 +204,10 @@ class World:
         every = budget_ms.unsqueeze(1)
         return torch.maximum(every - self.prefix_ms[rows], LEAST_LEFT * every)
 
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Batch:
-    """Questions under budgets, as a policy sees them; all on the CPU.
-
-    Attributes:
-        rows: (B,) questions. budget_ms: (B,). left_ms: (B, T) of the budget at the second choice.
-        allowed: (B, K) settings that may be chosen; None allows all.
-        tiers: (B,) tiers that were chosen from outside, -1 where the policy chooses; None leaves all to it.
-    """
-
-    rows: Tensor
-    budget_ms: Tensor
-    left_ms: Tensor
-    allowed: Tensor | None = None
-    tiers: Tensor | None = None
+    def batch(self, rows: Tensor, budget_ms: Tensor, *, mask: bool, tiers: Tensor | None = None) -> Batch:
+        """Put questions (B,) under budgets (B,), with the guard's mask or without, some at given tiers."""
+        allowed = self.allowed(rows, budget_ms) if mask else None
+        return Batch(rows, budget_ms, self.left_ms(rows, budget_ms), allowed, tiers)
 
 
 DrawBudgets = Callable[[NDArray[np.int64], np.random.Generator], Floats]
@@ -214,71 +215,3 @@ DrawBudgets = Callable[[NDArray[np.int64], np.random.Generator], Floats]
 
 Actor = Callable[[Batch], Tensor]
 """A policy: log-probabilities (B, K) of the settings, which sum to 1 where nothing was chosen from outside."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Rollout:
-    """Groups that were drawn: all (B, G) but the batch, on the CPU."""
-
-    batch: Batch
-    settings: Tensor
-    log_probs: Tensor
-    accuracy: Tensor
-    latency_ms: Tensor
-    rewards: Tensor
-
-    @property
-    def in_time(self) -> Tensor:
-        """Whether each answer took no longer than its budget."""
-        return self.latency_ms <= self.batch.budget_ms.unsqueeze(1)
-
-
-def sound(log_probs: Tensor) -> Tensor:
-    """The log-probabilities (B, K) themselves.
-
-    Raises:
-        UserError: they are no numbers, because the policy's weights are not.
-    """
-    if bool(torch.isnan(log_probs).any()):
-        raise UserError("--lr: the training diverged, the controller's outputs are no numbers; give a smaller one")
-    return log_probs
-
-
-def draw_settings(log_probs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(B, G) settings drawn with replacement from the distributions (B, K)."""
-    return torch.multinomial(log_probs.exp().cpu(), count, replacement=True, generator=generator)
-
-
-@torch.no_grad()
-def roll_out(
-    actor: Actor, world: World, batch: Batch, options: GrpoOptions, generator: torch.Generator
-) -> Rollout:
-    """Draw a group for every question and see what came of it."""
-    log_probs = sound(actor(batch))
-    settings = draw_settings(log_probs, options.num_generations, generator)
-    return outcome(world, batch, settings, chosen_log_probs(log_probs, settings).cpu(), options)
-
-
-def chosen_log_probs(log_probs: Tensor, settings: Tensor) -> Tensor:
-    """(B, G) of the settings that were drawn, from those of all settings (B, K)."""
-    return log_probs.gather(1, settings.to(log_probs.device))
-
-
-def outcome(world: World, batch: Batch, settings: Tensor, log_probs: Tensor, options: GrpoOptions) -> Rollout:
-    """What settings (B, G) were worth."""
-    accuracy = world.accuracy(batch.rows, settings).double()
-    latency_ms = world.latency_ms[batch.rows.unsqueeze(1), settings]
-    rewards = reward(accuracy, latency_ms, batch.budget_ms, **options.weights)
-    return Rollout(batch, settings, log_probs, accuracy, latency_ms, rewards)
-
-
-def every_reward(world: World, batch: Batch, options: GrpoOptions) -> Tensor:
-    """(B, K) rewards of all settings."""
-    every = torch.arange(len(world.space)).expand(len(batch.rows), -1)
-    accuracy, latency_ms = world.accuracy(batch.rows, every), world.latency_ms[batch.rows]
-    return reward(accuracy, latency_ms, batch.budget_ms, **options.weights)
-
-
-def entropy(log_probs: Tensor) -> Tensor:
-    """(B,) of distributions (B, K), in nats."""
-    return -(log_probs.exp() * log_probs).sum(dim=1)

@@ -2,7 +2,7 @@
 
 A network gives logits for each knob; here they become one distribution over the settings in index order, with what
 is masked left out, so that the log-probability of a setting is the sum over its knobs. Features are looked up by
-question. Knows no reward. Shapes: `N` questions, `B` of a batch, `T` tiers, `K` settings, `A` top-ks times depths.
+question. Shapes: `N` questions, `B` of a batch, `T` tiers, `K` settings, `A` top-ks times depths.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tempovlm.control.llm_based import LLMBasedController, Reading
 from tempovlm.control.networks import TwoStageController, tier_logits
+from tempovlm.lab.environment import MASKED, Batch
 from tempovlm.model.vlm import Molmo
-from tempovlm.training.rollout import MASKED, Batch
 
 
 @dataclass(frozen=True, eq=False)
