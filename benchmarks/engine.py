@@ -51,7 +51,7 @@ from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp
 from tempovlm.engine.graphs import check_weights
 from tempovlm.model.config import PRESETS
-from tempovlm.model.tiling import Grid
+from tempovlm.model.vision.tiling import Grid
 from tempovlm.model.weights import empty_model
 
 DECODES = (("decode_k8_b16_ctx700", 8, 16, 700), ("decode_k4_b8_ctx700", 4, 8, 700))

@@ -29,9 +29,9 @@ from tempovlm.core.units import now_ms
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.graphs import GraphDecoder
 from tempovlm.engine.runner import Runner
-from tempovlm.model.device_crops import taps
 from tempovlm.model.prompt import Prompt
-from tempovlm.model.tiling import Crops, Grid, cut_batch, cut_crops
+from tempovlm.model.vision.device_crops import taps
+from tempovlm.model.vision.tiling import Crops, Grid, cut_batch, cut_crops
 
 
 class Bench:

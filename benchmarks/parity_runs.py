@@ -34,7 +34,7 @@ from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig, VisionConfig
 from tempovlm.model.moe import MoE, best
-from tempovlm.model.tiling import Grid
+from tempovlm.model.vision.tiling import Grid
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model
 

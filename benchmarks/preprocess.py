@@ -30,8 +30,8 @@ from tempovlm.data.catalog import load_samples
 from tempovlm.data.registry import GENERATED
 from tempovlm.data.scoring import score
 from tempovlm.model.config import CLIP_STD, MOLMOE_1B
-from tempovlm.model.image import open_image
-from tempovlm.model.tiling import cut_crops
+from tempovlm.model.vision.image import open_image
+from tempovlm.model.vision.tiling import cut_crops
 from tempovlm.testbed.generate import make_scene
 
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))

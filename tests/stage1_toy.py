@@ -9,11 +9,11 @@ import numpy as np
 
 import tiny_model
 from tempovlm.engine.engine import Engine
+from tempovlm.lab.exp3_first_stage.data import Material
+from tempovlm.lab.exp3_first_stage.train import Stage1Job
 from tempovlm.lab.features import FeatureTable, split_images
 from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import DecisionTable
-from tempovlm.training.stage1_data import Material
-from tempovlm.training.two_stage import Stage1Job
 
 SPACE = tiny_model.SPACE
 PER_TIER = len(SPACE) // 3

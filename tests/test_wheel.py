@@ -138,7 +138,7 @@ def test_the_wheel_holds_the_package_and_the_pocket_model(wheel: Path) -> None:
 
 def test_the_wheel_draws_the_demos_page(environment: Environment) -> None:
     code = """
-from tempovlm.evaluation.report import Report, render
+from tempovlm.lab.bench.report import Report, render
 unknown = dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "accuracy", "adherence", "utilisation"))
 row = {**unknown, "budget_ms": 50.0, "adherence_wilson": (0.0, 1.0), "knobs": {"low/k4/b8": 1.0}, "num_samples": 0}
 bench = {"budgets": [row], "dataset": ["text_vqa"], "data_source": "synthetic"}

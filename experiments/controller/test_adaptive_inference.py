@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output_path {args.output_path}: a folder; give the name of a file")
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
-    from tempovlm.evaluation import adaptive
+    from tempovlm.lab import exp8_adaptive as adaptive
 
     plan = adaptive.Plan(
         datasets=names,

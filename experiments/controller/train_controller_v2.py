@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         raise tempovlm.UserError("--estimator_only: leave --accuracy_source and --latency_source as they are")
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.training import joint
+    from tempovlm.lab import exp5_end_to_end as joint
 
     job = joint.JointJob(
         engine=model.engine,

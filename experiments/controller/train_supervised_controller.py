@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     script.positive("num_budgets", args.num_budgets)
     prepare()
     # Imported now that threads are set, which must be done before torch is there.
-    from tempovlm.training import supervised
+    from tempovlm.lab import exp2_supervised as supervised
 
     job = supervised.SupervisedJob(
         profiling_results=args.profiling_results,

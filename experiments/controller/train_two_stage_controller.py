@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
 
 def first_stage(args: Namespace, own: Namespace) -> str:
     """Exp 3; torch is imported once `load` has set the threads."""
-    from tempovlm.training import two_stage
-    from tempovlm.training.two_stage_report import render
+    from tempovlm.lab.exp3_first_stage import train as two_stage
+    from tempovlm.lab.exp3_first_stage.report import render
 
     own.options = script.options_from(FitOptions, vars(args))
     job = two_stage.Stage1Job(**vars(own), **{name: getattr(args, name) for name in FIRST})
@@ -67,7 +67,7 @@ def first_stage(args: Namespace, own: Namespace) -> str:
 
 def second_stage(args: Namespace, own: Namespace) -> str:
     """Exp 4, likewise."""
-    from tempovlm.training.stage2 import CHECKPOINT, Stage2Job, render, run_job
+    from tempovlm.lab.exp4_second_stage import CHECKPOINT, Stage2Job, render, run_job
 
     own.options = script.options_from(GrpoOptions, vars(args))
     job = Stage2Job(**vars(own), **{name: getattr(args, name) for name in SECOND})

@@ -18,8 +18,8 @@ import stores
 from tempovlm.cli import evaluate
 from tempovlm.cli.evaluate_inputs import Inputs
 from tempovlm.control.baselines import LinUCB, NearestNeighbours
-from tempovlm.evaluation.judge_inputs import Content
-from tempovlm.evaluation.offline import Rule, Scored
+from tempovlm.lab.judge.inputs import Content
+from tempovlm.lab.judge.offline import Rule, Scored
 from tempovlm.lab.table import DecisionTable
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,6 @@ from PIL import Image
 
 from molmoe_files import FILES, published
 from tempovlm.model.config import MOLMOE_1B, ModelConfig
-from tempovlm.model.image import open_image
 from tempovlm.model.prompt import (
     CONTROL_TOKENS,
     END,
@@ -37,7 +36,8 @@ from tempovlm.model.prompt import (
     image_tokens,
     prompt_text,
 )
-from tempovlm.model.tiling import Grid, cut_batch
+from tempovlm.model.vision.image import open_image
+from tempovlm.model.vision.tiling import Grid, cut_batch
 
 VISION = MOLMOE_1B.vision
 IDS = {IMAGE_START: 50280, IMAGE_END: 50281, IMAGE_PATCH: 50282, IMAGE_COLUMN: 50283}

@@ -34,7 +34,7 @@ from tempovlm.model.prompt import (
     feature_slots,
     image_tokens,
 )
-from tempovlm.model.tiling import Crops, Grid, cut_batch, live_crops
+from tempovlm.model.vision.tiling import Crops, Grid, cut_batch, live_crops
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model, hub_views
 

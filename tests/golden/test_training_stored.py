@@ -19,10 +19,11 @@ import grpo_toy
 import stage1_toy
 import stamps
 import tiny_model
-from tempovlm.lab.grpo import train
+from tempovlm.lab import exp2_supervised as supervised
+from tempovlm.lab.exp3_first_stage import train as two_stage
+from tempovlm.lab.grpo.algorithm import train
 from tempovlm.lab.log import LOG
 from tempovlm.lab.options import FitOptions, GrpoOptions
-from tempovlm.training import supervised, two_stage
 
 STORE = Path(__file__).with_name("training.json")
 FAST = FitOptions(num_epochs=3, batch_size=32, lr=3e-3, hidden_dim=16)

@@ -13,8 +13,8 @@ import tiny_model
 from tempovlm.api import load
 from tempovlm.core.request import Request
 from tempovlm.model.config import MOLMOE_1B, POCKET, VisionConfig
-from tempovlm.model.device_crops import cut_on_device
-from tempovlm.model.tiling import CROPS_OF_TIER, Crops, cut_crops, live_crops
+from tempovlm.model.vision.device_crops import cut_on_device
+from tempovlm.model.vision.tiling import CROPS_OF_TIER, Crops, cut_crops, live_crops
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,7 +20,7 @@ from tempovlm.engine.feature_cache import ContentDigest
 from tempovlm.engine.vision_graphs import VisionGraphs, vision_graphs
 from tempovlm.model.config import MOLMOE_1B, POCKET
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.model.vision import kernels_for
+from tempovlm.model.vision.encoder import kernels_for
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model
 

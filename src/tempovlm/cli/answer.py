@@ -13,7 +13,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import STAGES, Answer, check_budget_ms, check_price_per_ms
 from tempovlm.core.weights import Weights
-from tempovlm.model.image import open_image
+from tempovlm.model.vision.image import open_image
 
 if TYPE_CHECKING:
     from rich.table import Table

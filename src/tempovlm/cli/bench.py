@@ -1,6 +1,6 @@
 """`tempovlm bench`: a data set at several budgets, as a table, a JSON object and a trade-off plot.
 
-It parses flags, shows progress and prints; measuring and summarising are in `tempovlm.evaluation`.
+It parses flags, shows progress and prints; measuring and summarising are in `tempovlm.lab.bench`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tempovlm.api import TempoVLM
     from tempovlm.data.sample import Sample
-    from tempovlm.evaluation.summary import Record
+    from tempovlm.lab.bench.summary import Record
 
 _DESCRIPTION = """\
 Run a data set at several budgets, one question at a time: accuracy, share on time, latency, settings chosen.
@@ -140,7 +140,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
     Raises:
         AllFailedError: every question failed.
     """
-    from tempovlm.evaluation.bench import errors_of
+    from tempovlm.lab.bench.bench import errors_of
     from tempovlm.lab.core_exp.failures import ANEW, tell_failures
 
     result, records = run(args, notes)
@@ -191,8 +191,8 @@ def measure_all(
 ) -> tuple[dict[str, Any], list[Record]]:
     """Run every sample at every budget, with a bar and the time left, and sum up what was done."""
     from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
-    from tempovlm.evaluation import bench
-    from tempovlm.evaluation.summary import rounded
+    from tempovlm.lab.bench import bench
+    from tempovlm.lab.bench.summary import rounded
 
     plan = bench.BenchPlan(
         budgets_ms=args.budgets_ms,
@@ -252,7 +252,7 @@ def fixed_setting(name: str, space: KnobSpace) -> KnobConfig | None:
 def _result(
     model: TempoVLM, samples: Sequence[Sample], args: BenchArgs, records: Sequence[Record], complete: bool
 ) -> dict[str, Any]:
-    from tempovlm.evaluation import summary
+    from tempovlm.lab.bench import summary
 
     data_source = ", ".join(sorted({sample.data_source for sample in samples}))
     stamp = model.stamp(data_source)
@@ -283,8 +283,8 @@ def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> lis
     import json
 
     from tempovlm.core.paths import write_whole
-    from tempovlm.evaluation import charts
-    from tempovlm.evaluation.summary import rounded
+    from tempovlm.lab import charts
+    from tempovlm.lab.bench.summary import rounded
     from tempovlm.lab.drawing import can_draw
 
     lines = (json.dumps(rounded(record.to_json()), ensure_ascii=False) + "\n" for record in records)

@@ -1,6 +1,6 @@
 """`tempovlm demo`: example pictures answered at three budgets, a short bench, and an HTML report of both.
 
-It parses flags and shows progress; examples, bench and report are made in `tempovlm.evaluation`.
+It parses flags and shows progress; examples, bench and report are made in `tempovlm.lab.bench`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tempovlm.api import TempoVLM
     from tempovlm.core.stamp import Stamp
-    from tempovlm.evaluation.showcase import Example, Shown
+    from tempovlm.lab.bench.showcase import Example, Shown
 
 _MAX_FIGURE_CANDIDATES = 24
 
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
 
 def load(args: DemoArgs, notes: Console) -> tuple[TempoVLM, Sequence[float]]:
     """The model on a calibrated machine, and the budgets to answer within."""
-    from tempovlm.evaluation import showcase
+    from tempovlm.lab.bench import showcase
 
     model = bench_command.load_model(args.model, args.device, args.policy, notes)
     model.calibrate()
@@ -112,7 +112,7 @@ def load(args: DemoArgs, notes: Console) -> tuple[TempoVLM, Sequence[float]]:
 
 def run_into(folder: Path, args: DemoArgs, notes: Console) -> None:
     """Answer, measure, and write the report, in a folder that is held."""
-    from tempovlm.evaluation import showcase
+    from tempovlm.lab.bench import showcase
 
     out = console.stdout()
     model, budgets_ms = load(args, notes)
@@ -188,7 +188,7 @@ def write_report(
 ) -> None:
     """Write report.html."""
     from tempovlm.core.paths import write_whole
-    from tempovlm.evaluation.report import Report, render
+    from tempovlm.lab.bench.report import Report, render
 
     page = render(Report(examples=shown, bench=result, facts=result["stamp"]))
     write_whole(folder / "report.html", page)
@@ -200,8 +200,8 @@ def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: 
     Where there is none, the last one looked at is drawn.
     """
     from tempovlm.core.paths import write_whole
-    from tempovlm.evaluation import showcase
-    from tempovlm.evaluation.report import answer_figure
+    from tempovlm.lab.bench import showcase
+    from tempovlm.lab.bench.report import answer_figure
 
     with tempfile.TemporaryDirectory() as folder:
         drawn = showcase.draw_examples(showcase.FIGURE, Path(folder), seed=seed)
@@ -214,7 +214,7 @@ def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: 
 
 def footer(stamp: Stamp, shown: Sequence[Shown]) -> str:
     """Where a figure's numbers come from and how its picture was chosen, in one line."""
-    from tempovlm.evaluation.showcase import is_telling
+    from tempovlm.lab.bench.showcase import is_telling
 
     where = f"{stamp.model} (weights {stamp.weights[:12]}) on {stamp.hardware}, {stamp.threads} threads"
     return f"{where} · synthetic picture" + (", chosen because the budget matters" if is_telling(shown) else "")

@@ -1,6 +1,6 @@
 """`tempovlm evaluate`: policies judged on recorded answers, as a report that a person can read in five minutes.
 
-It parses flags, shows progress and prints; rules, statistics and drawings are in `tempovlm.evaluation`.
+It parses flags, shows progress and prints; rules, statistics and drawings are in `tempovlm.lab.judge`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tempovlm.core.request import check_price_per_ms
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tempovlm.evaluation.judge_inputs import Latencies
-    from tempovlm.evaluation.judge_trial import Outcome, Trial
+    from tempovlm.lab.judge.inputs import Latencies
+    from tempovlm.lab.judge.trial import Outcome, Trial
 
 _DESCRIPTION = """\
 Judge policies on results of the core experiment: what each would have chosen, answered and taken.
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> None:
         UserError: wrong input.
     """
     from tempovlm.core.files import writing_to
-    from tempovlm.evaluation import judge_report
+    from tempovlm.lab.judge import report as judge_report
 
     args = console.parse(EvaluateArgs, argv, "evaluate", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -160,7 +160,7 @@ def main(argv: list[str]) -> None:
     out.print(budgets_that_hold(report))
     out.print(judge_report.headline(report))
     if args.json:
-        from tempovlm.evaluation.summary import rounded
+        from tempovlm.lab.bench.summary import rounded
 
         console.print_json(rounded(report, 6))
     notes.print(f"wrote {', '.join(map(str, paths))}")
@@ -173,10 +173,10 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
         What they were judged on, the report object, and the outcome of each policy.
     """
     from tempovlm.core.progress import progress_bar
-    from tempovlm.evaluation.judge import judge_all
-    from tempovlm.evaluation.judge_inputs import LOOKING, static_mixture
-    from tempovlm.evaluation.judge_trial import Trial
-    from tempovlm.evaluation.offline import oracle_rule
+    from tempovlm.lab.judge.inputs import LOOKING, static_mixture
+    from tempovlm.lab.judge.judge import judge_all
+    from tempovlm.lab.judge.offline import oracle_rule
+    from tempovlm.lab.judge.trial import Trial
 
     args = inputs.args
     rules = inputs.rules()
@@ -216,8 +216,8 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
 
 def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
     """What the report is of, and where its figures come from."""
-    from tempovlm.evaluation.judge import SCHEMA
-    from tempovlm.evaluation.judge_trial import clusters
+    from tempovlm.lab.judge.judge import SCHEMA
+    from tempovlm.lab.judge.trial import clusters
 
     args, space = inputs.args, inputs.space
     parts = inputs.parts
@@ -267,7 +267,7 @@ def table(report: Mapping[str, Any]) -> Table:
     """The report for people, a row a policy."""
     from rich.table import Table
 
-    from tempovlm.evaluation.judge_figures import short
+    from tempovlm.lab.judge.figures import short
 
     title = f"{report['num_questions']} questions, {report['num_images']} pictures ({report['data_source']})"
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
@@ -295,8 +295,8 @@ def budgets_that_hold(report: Mapping[str, Any]) -> Table:
     """For people, a row a policy: where it is above or below the static mixture after the correction."""
     from rich.table import Table
 
-    from tempovlm.evaluation.judge_figures import short
-    from tempovlm.evaluation.judge_report import holding
+    from tempovlm.lab.judge.figures import short
+    from tempovlm.lab.judge.report import holding
 
     shown = Table(box=None, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)

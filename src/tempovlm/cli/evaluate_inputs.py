@@ -14,8 +14,8 @@ from tempovlm.core.knobs import KnobSpace
 if TYPE_CHECKING:
     from tempovlm.api import TempoVLM
     from tempovlm.cli.evaluate import EvaluateArgs
-    from tempovlm.evaluation.judge_inputs import Content, Known, Latencies, Part, Sights
-    from tempovlm.evaluation.offline import Rule
+    from tempovlm.lab.judge.inputs import Content, Known, Latencies, Part, Sights
+    from tempovlm.lab.judge.offline import Rule
     from tempovlm.latency.estimator import Estimator
 
 
@@ -46,7 +46,7 @@ class Inputs:
             return part
         from dataclasses import replace
 
-        from tempovlm.evaluation.offline import common
+        from tempovlm.lab.judge.offline import common
 
         return replace(part, table=common(part.table, self.twin.table)[0])
 
@@ -68,7 +68,7 @@ class Inputs:
             ) from None
 
     def _part(self, dirs: Sequence[Path], split: str) -> Part:
-        from tempovlm.evaluation.judge_inputs import read_part
+        from tempovlm.lab.judge.inputs import read_part
 
         return read_part(dirs, self.space, split, self.args.dataset_names or None)
 
@@ -87,14 +87,14 @@ class Inputs:
 
     def latencies(self, part: Part) -> Latencies:
         """Latencies of a part's questions."""
-        from tempovlm.evaluation.judge_inputs import latencies
+        from tempovlm.lab.judge.inputs import latencies
 
         return latencies(part, self.train, self.estimator, self.args.level)
 
     @cached_property
     def content(self) -> Content:
         """Words and pictures of all questions."""
-        from tempovlm.evaluation.judge_inputs import Content
+        from tempovlm.lab.judge.inputs import Content
 
         return Content.read([self.train.table, self.judged.table], self.args.data_dir)
 
@@ -150,7 +150,7 @@ class Inputs:
 
     def learned(self, name: str) -> Rule:
         """The rule of a checkpoint."""
-        from tempovlm.evaluation.judge_learned import learned_rule
+        from tempovlm.lab.judge.learned import learned_rule
 
         path = Path(name)
         if not path.is_file():
@@ -162,13 +162,13 @@ class Inputs:
     @cached_property
     def sights(self) -> Sights:
         """Encoded pictures, shared by all checkpoints."""
-        from tempovlm.evaluation.judge_inputs import Sights
+        from tempovlm.lab.judge.inputs import Sights
 
         return Sights(self.model.engine.runner, self.content)
 
     def control_ms(self, rules: Mapping[str, Rule], latency: Latencies) -> dict[str, float]:
         """What each checkpoint's choices take: as told, or measured here."""
-        from tempovlm.evaluation.judge_learned import measure_ms
+        from tempovlm.lab.judge.learned import measure_ms
 
         named, given_ms = [name for name in rules if is_path(name)], self.args.control_ms
         if given_ms is not None:
@@ -178,8 +178,8 @@ class Inputs:
     @cached_property
     def known(self) -> Known:
         """What baselines are made from."""
-        from tempovlm.evaluation.judge_inputs import Known
-        from tempovlm.evaluation.offline import oracle_rule
+        from tempovlm.lab.judge.inputs import Known
+        from tempovlm.lab.judge.offline import oracle_rule
 
         args = self.args
         return Known(

@@ -192,7 +192,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
     from tempovlm.core.cost import active_parameters, plan_cost
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Plan, Ranking
-    from tempovlm.model.tiling import choose_grid
+    from tempovlm.model.vision.tiling import choose_grid
 
     space, shape, vision = KnobSpace.for_model(config.shape), config.shape, config.vision
     found = {}

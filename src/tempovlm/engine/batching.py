@@ -24,7 +24,7 @@ from tempovlm.engine.transcript import Transcript
 from tempovlm.latency.clock import stage_clock
 from tempovlm.model.attention import causal_mask
 from tempovlm.model.cache import KVCache
-from tempovlm.model.tiling import Crops
+from tempovlm.model.vision.tiling import Crops
 
 MAX_ROWS = 32
 """Rows of a group; more requests of one plan are answered in several groups."""

@@ -22,7 +22,7 @@ from tempovlm.core.shape import padded_length
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import VisionConfig
 from tempovlm.model.prompt import num_image_tokens
-from tempovlm.model.tiling import grids_of
+from tempovlm.model.vision.tiling import grids_of
 from tempovlm.model.vlm import Molmo
 
 GRAPH_LIMIT = 2048

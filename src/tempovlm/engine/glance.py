@@ -25,7 +25,7 @@ from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.latency.clock import StageClock, stage_clock
 from tempovlm.latency.profile import LatencyProfile
 from tempovlm.model.prompt import build_prompt
-from tempovlm.model.tiling import Crops, choose_grid, cut_crops, cut_tiles
+from tempovlm.model.vision.tiling import Crops, choose_grid, cut_crops, cut_tiles
 
 PICTURE_SIZE = (480, 640)
 """Height and width of the blank picture that glances are measured on."""

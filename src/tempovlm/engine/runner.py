@@ -26,12 +26,12 @@ from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.sampling import Sampler
 from tempovlm.engine.vision_graphs import VisionGraphs
 from tempovlm.model.cache import KVCache
-from tempovlm.model.device_crops import cut_on_device
-from tempovlm.model.image import open_image
 from tempovlm.model.narrow import NARROW, NarrowDecoder
 from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
-from tempovlm.model.tiling import Crops, cut_crops
-from tempovlm.model.vision import only_live
+from tempovlm.model.vision.device_crops import cut_on_device
+from tempovlm.model.vision.encoder import only_live
+from tempovlm.model.vision.image import open_image
+from tempovlm.model.vision.tiling import Crops, cut_crops
 from tempovlm.model.vlm import Molmo
 
 FEW_CROPS = 2

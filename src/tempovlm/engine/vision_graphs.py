@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tempovlm.engine.capture import Recorder
-from tempovlm.model.tiling import CROPS_OF_TIER
+from tempovlm.model.vision.tiling import CROPS_OF_TIER
 from tempovlm.model.vlm import Molmo
 
 MAX_CROPS = 1 + max(most for _, most in CROPS_OF_TIER.values())

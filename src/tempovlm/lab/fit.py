@@ -1,7 +1,7 @@
 """The one loop of the controllers' trainings: epochs, a state to resume from, a log, the best epoch by validation.
 
 Every epoch has random numbers of its own, made from seed and epoch, so a training that was interrupted ends as if
-it had not been. `Training` is the loop; `fit` trains on labels with it, `lab/grpo.py` by rewards.
+it had not been. `Training` is the loop; `fit` trains on labels with it, `lab/grpo/algorithm.py` by rewards.
 """
 
 from __future__ import annotations

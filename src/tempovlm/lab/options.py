@@ -89,7 +89,7 @@ class FitOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoOptions:
-    """How to train by GRPO. Names mean what they do in trl 1.16, but for the KL term (`lab/grpo.py`).
+    """How to train by GRPO. Names mean what they do in trl 1.16, but for the KL term (`lab/grpo/algorithm.py`).
 
     Attributes:
         num_generations: choices drawn for a question and a budget; also called group size.

@@ -15,7 +15,7 @@ from torch import Tensor
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import check_file, read_json
 from tempovlm.model.config import ModelConfig, VisionConfig
-from tempovlm.model.tiling import CROPS_OF_TIER, Grid, grids_of
+from tempovlm.model.vision.tiling import CROPS_OF_TIER, Grid, grids_of
 
 END = "<|endoftext|>"
 PAD = "<|padding|>"

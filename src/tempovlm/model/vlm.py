@@ -13,7 +13,7 @@ from tempovlm.core.plan import Plan
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.decoder import Decoder
-from tempovlm.model.vision import Projector, VisionTransformer
+from tempovlm.model.vision.encoder import Projector, VisionTransformer
 
 
 class Molmo(nn.Module):

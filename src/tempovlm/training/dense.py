@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempovlm.model.config import ModelConfig, VisionConfig
-from tempovlm.model.tiling import Grid, fit
+from tempovlm.model.vision.tiling import Grid, fit
 from tempovlm.testbed.lexicon import CHARSET, COLORS, SHAPES
 from tempovlm.training.pictures import PictureBatch
 

@@ -20,7 +20,7 @@ from tempovlm.model.config import ModelConfig
 from tempovlm.model.decoder import Block, Decoder
 from tempovlm.model.moe import MoE, best
 from tempovlm.model.prompt import Tokenizer, feature_slots, image_tokens
-from tempovlm.model.tiling import Grid, choose_grid, cut_batch
+from tempovlm.model.vision.tiling import Grid, choose_grid, cut_batch
 from tempovlm.model.vlm import Molmo
 from tempovlm.training.pictures import IGNORE, PictureBatch
 

@@ -20,7 +20,7 @@ from tempovlm.engine.calibration import PICTURE_SIZES, measure, obtain_profile, 
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp, fingerprint
 from tempovlm.latency.profile import OutputLength
-from tempovlm.model.image import open_image
+from tempovlm.model.vision.image import open_image
 
 OUTPUT = OutputLength.exactly(2)
 

@@ -18,8 +18,8 @@ from tempovlm.engine.engine import Engine
 from tempovlm.engine.threads import default_threads, physical_cores
 from tempovlm.engine.transcript import Token
 from tempovlm.model.config import CLIP_STD
-from tempovlm.model.image import open_image
-from tempovlm.model.tiling import cut_crops
+from tempovlm.model.vision.image import open_image
+from tempovlm.model.vision.tiling import cut_crops
 from timings import TICK_MS, UNTOLD_MS, Ticks, untold_ms
 
 

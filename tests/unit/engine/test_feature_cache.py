@@ -20,7 +20,7 @@ from tempovlm.core.request import Request
 from tempovlm.engine.calibration import measure_once
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.feature_cache import ContentDigest, FeatureCache
-from tempovlm.model.tiling import cut_crops
+from tempovlm.model.vision.tiling import cut_crops
 
 
 def counted(width: int = 4) -> tuple[Callable[[Tensor], Tensor], list[int]]:

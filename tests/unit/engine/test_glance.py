@@ -31,7 +31,7 @@ from tempovlm.engine.engine import Engine
 from tempovlm.engine.glance import guarded, measure_split_ms, take_glance, without_global
 from tempovlm.engine.runner import Runner
 from tempovlm.latency.clock import stage_clock
-from tempovlm.model.vision import VisionTransformer
+from tempovlm.model.vision.encoder import VisionTransformer
 from timings import TICK_MS, UNTOLD_MS, untold_ms
 
 SPACE = tiny_model.SPACE

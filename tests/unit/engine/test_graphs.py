@@ -23,7 +23,7 @@ from tempovlm.engine.runner import Runner
 from tempovlm.latency.features import Workload
 from tempovlm.model.cache import KVCache
 from tempovlm.model.prompt import build_prompt
-from tempovlm.model.tiling import choose_grid
+from tempovlm.model.vision.tiling import choose_grid
 
 pytest.importorskip("triton")
 

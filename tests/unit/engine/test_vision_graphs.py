@@ -17,7 +17,7 @@ from tempovlm.core.request import Request
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
 from tempovlm.engine.vision_graphs import MAX_CROPS, VisionGraphs, crop_counts, vision_graphs
-from tempovlm.model.tiling import CROPS_OF_TIER, Crops, Grid, cut_batch, cut_crops
+from tempovlm.model.vision.tiling import CROPS_OF_TIER, Crops, Grid, cut_batch, cut_crops
 
 VISION = tiny_model.CONFIG.vision
 

@@ -19,8 +19,9 @@ from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance, SupervisedController
 from tempovlm.control.observation import vision_width
 from tempovlm.core.errors import UserError
-from tempovlm.evaluation import adaptive, bench
-from tempovlm.evaluation.summary import Record
+from tempovlm.lab import exp8_adaptive as adaptive
+from tempovlm.lab.bench import bench
+from tempovlm.lab.bench.summary import Record
 from timings import UNTOLD_MS, Ticks, untold_ms
 
 SCRIPT = "controller/test_adaptive_inference"

@@ -15,7 +15,7 @@ from experiments.scoreboard.targets import TARGETS, Bound, Reading, Source, Targ
 from result_fakes import SHIPPED, put, stamp
 
 from tempovlm.core.errors import UserError
-from tempovlm.evaluation.summary import Record, rounded, summarise
+from tempovlm.lab.bench.summary import Record, rounded, summarise
 
 ROOT = Path(__file__).resolve().parents[3]
 H100 = {"hardware": "NVIDIA H100 80GB HBM3", "device": "cuda/bfloat16", "model": "molmoe-1b, random weights"}

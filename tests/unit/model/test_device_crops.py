@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny_model
-from tempovlm.model import device_crops
 from tempovlm.model.config import MOLMOE_1B, POCKET, VisionConfig
-from tempovlm.model.device_crops import cut_on_device, resize, taps
-from tempovlm.model.tiling import CROPS_OF_TIER, Crops, cut_canvases, cut_crops
+from tempovlm.model.vision import device_crops
+from tempovlm.model.vision.device_crops import cut_on_device, resize, taps
+from tempovlm.model.vision.tiling import CROPS_OF_TIER, Crops, cut_canvases, cut_crops
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5

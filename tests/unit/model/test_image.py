@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from tempovlm.core.errors import UserError
-from tempovlm.model import image as image_module
-from tempovlm.model.image import MAX_PIXELS, open_image
+from tempovlm.model.vision import image as image_module
+from tempovlm.model.vision.image import MAX_PIXELS, open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

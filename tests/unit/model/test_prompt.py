@@ -14,7 +14,7 @@ import tiny_model
 from tempovlm.core.errors import UserError
 from tempovlm.data.sample import choice_question
 from tempovlm.model.prompt import CONTROL_TOKENS, IMAGE_PATCH, Tokenizer, build_prompt, prompt_text
-from tempovlm.model.tiling import Grid
+from tempovlm.model.vision.tiling import Grid
 from tempovlm.training.tokenizer import build_tokenizer
 
 

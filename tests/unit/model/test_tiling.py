@@ -8,7 +8,7 @@ import tiny_model
 from tempovlm.core.errors import UserError
 from tempovlm.model.config import CLIP_MEAN, CLIP_STD, MOLMOE_1B, POCKET, VisionConfig
 from tempovlm.model.prompt import feature_slots
-from tempovlm.model.tiling import (
+from tempovlm.model.vision.tiling import (
     CROPS_OF_TIER,
     Grid,
     canvas_sizes,

@@ -10,7 +10,7 @@ import torch
 
 import tiny_model
 from tempovlm.model.layers import quick_gelu
-from tempovlm.model.vision import kernels_for, product_parts
+from tempovlm.model.vision.encoder import kernels_for, product_parts
 
 pytest.importorskip("triton")
 

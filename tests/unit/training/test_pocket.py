@@ -17,7 +17,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.config import POCKET, VisionConfig
 from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer, feature_slots, image_tokens
-from tempovlm.model.tiling import choose_grid, cut_crops
+from tempovlm.model.vision.tiling import choose_grid, cut_crops
 from tempovlm.testbed.lexicon import CHARSET
 from tempovlm.testbed.scene import SceneQuestion
 from tempovlm.testbed.words import alphabet, vocabulary

@@ -22,7 +22,7 @@ from tempovlm.core.paths import read_json, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import SweepRow
 from tempovlm.core.stamp import Stamp
-from tempovlm.model.tiling import CROPS_OF_TIER
+from tempovlm.model.vision.tiling import CROPS_OF_TIER
 
 PATTERN = "*_imgsizetier-*_crops*_topk*_blocks*.json"
 

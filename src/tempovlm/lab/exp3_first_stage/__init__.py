@@ -1,0 +1,1 @@
+"""Exp 3: the first stage of the two-stage controller, trained on labels."""

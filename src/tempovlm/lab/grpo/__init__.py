@@ -1,0 +1,1 @@
+"""Group-relative policy optimisation: the algorithm, the policies that it trains, their inputs and reports."""

@@ -1,0 +1,226 @@
+"""The statistics by which policies are judged: accuracy at matched latency, regret, adherence, what content buys.
+
+The unit is the request, clustered by picture: every interval comes from one set of resampled pictures, shared by
+all policies, so differences are paired. Accuracy is compared at the mean latency that a policy really took, never
+at its nominal budget, with the best random mixture of static settings; beside it stands the best mixture whose
+every setting fits the budget. Several budgets are several tests, so p-values are corrected over the budgets of a
+policy. Knows no model and draws nothing.
+
+Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from tempovlm.control.baselines import varying
+from tempovlm.core.knobs import KNOBS
+from tempovlm.core.progress import Advance, silent
+from tempovlm.lab import statistics
+from tempovlm.lab.judge.datasets import by_dataset
+from tempovlm.lab.judge.offline import Floats, Rule, mixed, restricted, shuffled
+from tempovlm.lab.judge.trial import Outcome, Points, Trial, estimate, without_dust
+
+SCHEMA = "tempovlm.judge/1"
+
+_MIN_SOLID_SHARE = 0.95
+_LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+def share_closed(gain: Floats, gap: Floats) -> dict[str, Any] | None:
+    """Share of a gap (R,) that a gain (R,) closes; None where the gap may well be nothing."""
+    solid = gap > 1e-6
+    if not solid[0] or solid.mean() < _MIN_SOLID_SHARE:
+        return None
+    return estimate(gain[solid] / gap[solid])
+
+
+def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    """Everything that is said about one policy."""
+    latency_ms = trial.resamples.means(outcome.latency_ms)
+    accuracy = trial.resamples.means(outcome.accuracy)
+    matched = mixed(*trial.mixture_points, latency_ms)
+    gain, gap = without_dust(accuracy - matched), mixed(*trial.oracle_points, latency_ms) - matched
+    p_values = [statistics.bootstrap_p_value(one) for one in gain[1:].T]
+    holm_p_values = statistics.holm(p_values)
+    regret = trial.oracle_accuracy - accuracy
+    points = trial.frontier(outcome)
+    rows = []
+    for b, budget_ms in enumerate(trial.budgets_ms):
+        rows.append(
+            {
+                "budget_ms": budget_ms,
+                "accuracy": estimate(accuracy[:, b]),
+                "mean_latency_ms": float(latency_ms[0, b]),
+                "against_mixture": {
+                    **estimate(gain[:, b]),
+                    "mixture_accuracy": float(matched[0, b]),
+                    "p_value": p_values[b],
+                    "holm_p_value": holm_p_values[b],
+                },
+                "against_feasible_mixture": _against_feasible(trial, b, accuracy[:, b], latency_ms[:, b]),
+                "gap": float(gap[0, b]),
+                "gap_closed": share_closed(gain[:, b], gap[:, b]),
+                "regret": estimate(regret[:, b]),
+                "fallback_rate": float(1 - outcome.fits[:, b].mean()),
+                **timeliness(trial, outcome, b),
+                "knobs": _knobs(trial, outcome, b),
+            }
+        )
+    area = trial.area(points)
+    return {
+        "by_budget": rows,
+        "area": estimate(area),
+        "area_against_mixture": estimate(without_dust(area - trial.area(trial.mixture_points))),
+        "gap_closed": share_closed(gain.sum(axis=1), gap.sum(axis=1)),
+        "against_mixture": estimate(gain.mean(axis=1)),
+        "regret": estimate(regret.mean(axis=1)),
+    }
+
+
+def _against_feasible(trial: Trial, budget: int, accuracy: Floats, latency_ms: Floats) -> dict[str, Any]:
+    """Gain (R,) over the best mixture of settings that fit a budget, at the policy's mean latency.
+
+    Where that is above the dearest of those settings the mixture stays at it: it cannot spend more.
+    """
+    matched = mixed(*trial.feasible_points[budget], latency_ms[:, None])[:, 0]
+    return {**estimate(without_dust(accuracy - matched)), "mixture_accuracy": float(matched[0])}
+
+
+def timeliness(trial: Trial, outcome: Outcome, budget: int) -> dict[str, Any]:
+    """Adherence with Wilson interval, quantiles of latency / budget, utilisation: of measured requests only."""
+    budget_ms = trial.budgets_ms[budget]
+    is_known = ~np.isnan(outcome.measured_ms[:, budget])
+    taken_ms = outcome.measured_ms[is_known, budget]
+    empty = {"adherence": None, "adherence_wilson": None, "latency_over_budget": None, "utilisation": None}
+    if not len(taken_ms):
+        return {"num_measured": 0, **empty, "num_utilisation": 0}
+    on_time = int((taken_ms <= budget_ms).sum())
+    slower = trial.scored_ms[is_known].max(axis=1) > outcome.latency_ms[is_known, budget]
+    ratios = (taken_ms / budget_ms).tolist()
+    return {
+        "num_measured": len(taken_ms),
+        "adherence": on_time / len(taken_ms),
+        "adherence_wilson": list(statistics.wilson_interval(on_time, len(taken_ms))),
+        "latency_over_budget": {name: statistics.quantile(ratios, level) for name, level in _LEVELS.items()},
+        "utilisation": statistics.utilisation(taken_ms.tolist(), [budget_ms] * len(taken_ms), slower.tolist()),
+        "num_utilisation": int(slower.sum()),
+    }
+
+
+def _knobs(trial: Trial, outcome: Outcome, budget: int) -> dict[str, float] | None:
+    if outcome.chosen is None:
+        return None
+    return statistics.shares(str(trial.table.space.settings[k]) for k in outcome.chosen[:, budget])
+
+
+def judge_all(
+    trial: Trial,
+    rules: Mapping[str, Rule],
+    *,
+    looking: Sequence[str] = (),
+    ablated: Sequence[str] = (),
+    control_ms: Mapping[str, float] | None = None,
+    shuffles: int = 3,
+    advance: Advance = silent,
+) -> tuple[dict[str, Any], list[Outcome]]:
+    """Run and judge every rule, its shuffled control and its ablations.
+
+    Args:
+        trial: what they are judged on.
+        rules: by name.
+        looking: names of rules that look at content, which get a shuffled control.
+        ablated: names of rules that are run again with one, two and three knobs.
+        control_ms: what the choices of a rule take, for those that take anything worth counting.
+        shuffles: permutations of a control; their outcomes are averaged.
+        advance: told of what is done.
+
+    Returns:
+        The measured part of the report, and the outcome of each rule.
+    """
+    steps, done = len(rules) + len(looking) + len(ablated), 0
+    advance(done, steps)
+    outcomes: list[Outcome] = []
+    report: dict[str, Any] = {"policies": {}, "shuffled": {}, "ablation": {}}
+    own_ms = {name: (control_ms or {}).get(name, 0.0) for name in rules}
+    for name, rule in rules.items():
+        outcomes.append(trial.run(name, rule, control_ms=own_ms[name]))
+        report["policies"][name] = {**judge(trial, outcomes[-1]), "control_ms": own_ms[name]}
+        advance(done := done + 1, steps)
+    by_name = {outcome.name: outcome for outcome in outcomes}
+    for name in looking:
+        control = trial.average(name, [shuffled(rules[name], seed) for seed in range(shuffles)], own_ms[name])
+        report["shuffled"][name] = _control(trial, by_name[name], control)
+        advance(done := done + 1, steps)
+    for name in ablated:
+        report["ablation"][name] = ablation(trial, rules[name], own_ms[name])
+        advance(done := done + 1, steps)
+    report["by_dataset"] = by_dataset(trial, outcomes)
+    report["static"] = _static(trial)
+    report["oracle"] = {
+        "kind": trial.oracle_kind,
+        "area": estimate(trial.area(trial.oracle_points)),
+        "accuracy": [estimate(trial.oracle_accuracy[:, b]) for b in range(len(trial.budgets_ms))],
+        "against_mixture": judge(trial, trial.run("oracle", trial.oracle))["against_mixture"],
+        "frontier": _curve(trial.oracle_points),
+    }
+    return report, outcomes
+
+
+def _control(trial: Trial, outcome: Outcome, control: Outcome) -> dict[str, Any]:
+    """The control's own judgement, and what it lost against the real content."""
+    judged = judge(trial, control)
+    lost = trial.area(trial.frontier(outcome)) - trial.area(trial.frontier(control))
+    kept = ("area", "area_against_mixture", "gap_closed", "against_mixture")
+    return {**{name: judged[name] for name in kept}, "content_gain": estimate(lost)}
+
+
+def ablation(trial: Trial, rule: Rule, control_ms: float = 0.0) -> list[dict[str, Any]]:
+    """The rule with every subset of the knobs; the others stay native."""
+    rows = []
+    for count in range(1, len(KNOBS) + 1):
+        for knobs in combinations(KNOBS, count):
+            fewer = restricted(rule, varying(trial.table.space, knobs))
+            outcome = trial.run("+".join(knobs), fewer, control_ms=control_ms)
+            means = (trial.resamples.means(outcome.accuracy), trial.resamples.means(outcome.latency_ms))
+            rows.append(
+                {
+                    "knobs": list(knobs),
+                    "area": estimate(trial.area(trial.frontier(outcome))),
+                    "accuracy": means[0][0].tolist(),
+                    "mean_latency_ms": means[1][0].tolist(),
+                }
+            )
+    return rows
+
+
+def _static(trial: Trial) -> dict[str, Any]:
+    """Every static setting on the judged questions, and the mixture's settings and frontier."""
+    space = trial.table.space
+    latency_ms, accuracy = trial.scored_ms.mean(axis=0), trial.table.accuracy.mean(axis=0)
+    return {
+        "settings": [
+            {"knobs": str(knobs), "mean_latency_ms": float(latency_ms[i]), "accuracy": float(accuracy[i])}
+            for i, knobs in enumerate(space)
+        ],
+        "mixture": [str(space.settings[i]) for i in trial.mixture.settings],
+        "feasible_mixtures": [
+            {
+                "budget_ms": budget_ms,
+                "settings": [str(space.settings[i]) for i in trial.mixture.feasible(budget_ms)],
+                "fits": bool((trial.mixture.fit_ms <= budget_ms).any()),
+            }
+            for budget_ms in trial.budgets_ms
+        ],
+        "mixture_area": estimate(trial.area(trial.mixture_points)),
+        "frontier": _curve(trial.mixture_points),
+    }
+
+
+def _curve(points: Points) -> list[dict[str, float]]:
+    pairs = zip(points[0][0].tolist(), points[1][0].tolist(), strict=True)
+    return [{"mean_latency_ms": x, "accuracy": y} for x, y in pairs]

@@ -1,0 +1,120 @@
+"""The judge's files: every figure as JSON, every choice as Parquet, and a page that is read in five minutes.
+
+The page carries its plots and asks the network for nothing. The Parquet file needs the extra `experiments`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tempovlm.core.files import make_folder
+from tempovlm.core.paths import write_whole
+from tempovlm.lab import charts
+from tempovlm.lab.bench.summary import rounded
+from tempovlm.lab.judge import figures as judge_figures
+from tempovlm.lab.judge.trial import Outcome, Trial
+from tempovlm.lab.pages import held, points
+from tempovlm.lab.pages import render as render_template
+
+_DIGITS = 6
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """One sentence: whether the subject beats the best static mixture, by how much, and what share of the gap."""
+    name = judge_figures.short(report["subject"])
+    judged = report["policies"][report["subject"]]
+    rows = judged["by_budget"]
+    better = sum(row["against_mixture"]["interval"][0] > 0 for row in rows)
+    worse = sum(row["against_mixture"]["interval"][1] < 0 for row in rows)
+    held, held_below = map(len, holding(rows))
+    gain, closed = judged["against_mixture"], judged["gap_closed"]
+    low, high = gain["interval"]
+    verdict = "beats" if low > 0 else "loses to" if high < 0 else "does not differ from"
+    text = (
+        f"{name} {verdict} the best static mixture at the same mean latency: {points(gain['value'])} points "
+        f"({points(low)} to {points(high)}), above it at {better} of {len(rows)} budgets "
+        f"({held} after Holm's correction)"
+    )
+    text += f" and below it at {worse} ({held_below})" if worse else ""
+    if closed is None:
+        return f"{text}; there is no gap to the {report['oracle']['kind']} oracle that could be closed."
+    return f"{text}; it closes {100 * closed['value']:.0f} % of the gap to the {report['oracle']['kind']} oracle."
+
+
+def write(folder: Path, report: dict[str, Any], trial: Trial, outcomes: Sequence[Outcome]) -> list[Path]:
+    """Write `judge.json`, `judge.parquet`, `judge.html`, `frontier.svg` and `gain.svg`; returns their paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    make_folder(folder)
+    report = {**report, "headline": headline(report)}
+    files: dict[str, str | bytes] = {
+        "judge.json": json.dumps(rounded(report, _DIGITS), indent=1, ensure_ascii=False) + "\n",
+        "judge.parquet": rows_as_parquet(trial, outcomes),
+        "judge.html": render(report),
+        "frontier.svg": judge_figures.frontier(report),
+        "gain.svg": judge_figures.gaps(report),
+    }
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in files]
+
+
+def rows_as_parquet(trial: Trial, outcomes: Sequence[Outcome]) -> bytes:
+    """A row a policy, budget and question: what was chosen, what it scored and took; null where not measured."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, budgets = trial.table, trial.budgets_ms
+    names = np.array([str(knobs) for knobs in table.space])
+    each = len(table) * len(budgets)
+    columns: dict[str, list[Any]] = {name: [] for name in ("policy", "budget_ms")}
+    about = {
+        name: np.repeat(getattr(table, name), len(budgets)) for name in ("dataset", "question_id", "image_id")
+    }
+    values: dict[str, list[Any]] = {
+        name: [] for name in ("setting", "accuracy", "latency_ms", "measured_ms", "fits")
+    }
+    kept = [outcome for outcome in outcomes if outcome.chosen is not None]
+    for outcome in kept:
+        columns["policy"] += [outcome.name] * each
+        columns["budget_ms"] += list(budgets) * len(table)
+        values["setting"] += names[outcome.chosen].ravel().tolist()
+        values["measured_ms"] += [None if np.isnan(v) else v for v in outcome.measured_ms.ravel().tolist()]
+        for name in ("accuracy", "latency_ms", "fits"):
+            values[name] += getattr(outcome, name).ravel().tolist()
+    repeated = {name: np.tile(column, len(kept)).tolist() for name, column in about.items()}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({**columns, **repeated, **values}), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Renders the whole page."""
+    subject = report["policies"][report["subject"]]["by_budget"]
+    above_ms, below_ms = holding(subject)
+    return render_template(
+        "judge.html",
+        report=report,
+        headline=headline(report),
+        frontier=judge_figures.frontier(report, theme=False),
+        gaps=judge_figures.gaps(report, theme=False),
+        knobs=charts.knobs({"budgets": subject, "knob_space": report["knob_space"]}),
+        above_ms=above_ms,
+        below_ms=below_ms,
+        facts=report["provenance"],
+    )
+
+
+def holding(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Budgets where a policy is above, and below, the static mixture after the correction over its budgets."""
+    signs = [(row["budget_ms"], held(row["against_mixture"])) for row in rows]
+    return [budget_ms for budget_ms, sign in signs if sign > 0], [b_ms for b_ms, sign in signs if sign < 0]

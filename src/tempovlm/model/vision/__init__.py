@@ -1,0 +1,1 @@
+"""Pictures into features: crops, their tiling and the vision encoder."""

@@ -1,0 +1,163 @@
+"""A decoded picture to crops on the device that holds the model: uploaded once as bytes, resized and cut there.
+
+The result is that of the exact mode of `tiling.cut_crops`. Resizing is the antialiased bilinear interpolation of
+torch: every pixel of the result is a weighted sum along one side, then along the other, with triangular weights
+(the separable filter of Pillow, which torch follows). The sums are weighted embedding bags: one launch for the
+columns of both canvases and one for the rows of each, one product for each tap, and float32 whatever the settings
+of matrix products are. torch's own interpolation on CUDA rounds the weights in its own way and refuses strong
+reductions for want of shared memory. Small tables of taps are made on the host and kept for pictures of the same
+size. Nothing here waits for the device.
+
+Knows no tokens, no model and no request. Shapes: `U` distinct crops, `P` patches of a crop, `X` values of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tempovlm.model.config import VisionConfig
+from tempovlm.model.vision.tiling import (
+    Crops,
+    Grid,
+    canvas_sizes,
+    choose_grid,
+    cut_canvases,
+    cut_crops,
+    fit,
+    index_and_masks,
+    on_canvas,
+)
+
+MAX_SIDE = 1 << 16
+"""Pictures with a longer side are cut on the host: their tables of taps would be larger than they are."""
+
+STRIP_VALUES = 1 << 24
+"""Values of a picture that are in float32 at one time, which bounds the memory for large ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Which lines of a picture add up to which line of the result, and with what weights.
+
+    Attributes:
+        sources: (N,) int64 lines of the picture. weights: (N,) float32. starts: (lines of the result,) int64 where
+            in the two the taps of each line begin.
+    """
+
+    sources: Tensor
+    weights: Tensor
+    starts: Tensor
+
+    def apply(self, lines: Tensor) -> Tensor:
+        """(lines, values) float32 to (lines of the result, values)."""
+        return F.embedding_bag(self.sources, lines, self.starts, mode="sum", per_sample_weights=self.weights)
+
+
+def cut_on_device(
+    image: np.ndarray, tier: str, vision: VisionConfig, device: torch.device, *, exact: bool = False
+) -> Crops:
+    """As `cut_crops` of a picture (H, W, 3) uint8 in host memory, with every tensor on the device.
+
+    Pixels are those of the exact mode within rounding; `exact` adds the published padding rule, see `live_crops`.
+    """
+    height, width = image.shape[:2]
+    grid = choose_grid(tier, height, width, vision)
+    sizes = canvas_sizes(grid, vision)
+    shapes = [fit(height, width, *size)[3:] for size in sizes]
+    # torch blurs a single column in a way of its own, which no taps along the column give.
+    if max(height, width) > MAX_SIDE or any(cols == 1 for _, cols in shapes):
+        return _sent(cut_crops(image, tier, vision, exact=exact), device)
+    fitted = resize(torch.from_numpy(image), shapes, device)
+    canvases = [on_canvas(one.unsqueeze(0), *size) for one, size in zip(fitted, sizes, strict=True)]
+    patches = cut_canvases(canvases, vision)[0]
+    index, masks = _index_and_masks(height, width, grid, vision, device)
+    return Crops(patches, index, masks, grid, (patches != -1).flatten(1).all(1) if exact else None)
+
+
+def resize(pixels: Tensor, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+    """Pixels (H, W, 3) uint8 on the host, resized to several (rows, cols): each (rows, cols, 3) from 0 to 1.
+
+    Width first, as torch does on a CPU, strip by strip. Scales are alike along both sides, so that the other
+    order would leave as much between the two passes.
+    """
+    height, width = pixels.shape[:2]
+    across = taps(width, tuple(cols for _, cols in sizes), device)
+    # A tensor, because CUDA divides by a number of the host by multiplying with its rounded inverse.
+    white = torch.full((), 255.0, device=device)
+    strips = []
+    for strip in pixels.split(max(STRIP_VALUES // (3 * width), 1)):
+        lines = torch.empty(width, len(strip), 3, device=device)
+        torch.div(to_device(strip, device).transpose(0, 1), white, out=lines)
+        strips.append(across.apply(lines.flatten(1)).unflatten(1, (-1, 3)))
+    narrow = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
+    fitted = []
+    for (rows, cols), part in zip(sizes, narrow.split([cols for _, cols in sizes]), strict=True):
+        lines = part.transpose(0, 1).flatten(1)
+        fitted.append(taps(height, (rows,), device).apply(lines).clamp_(0, 1).view(rows, cols, 3))
+    return fitted
+
+
+@lru_cache(maxsize=64)
+def taps(size: int, lengths: tuple[int, ...], device: torch.device) -> Taps:
+    """The taps that resize `size` lines to each of some lengths, one result after the other."""
+    parts = [_taps(size, length) for length in lengths]
+    sources, weights, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    starts = np.cumsum(counts) - counts
+    return Taps(*(to_device(torch.from_numpy(array), device) for array in (sources, weights, starts)))
+
+
+def _taps(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sources, weights and the number of taps of each of `length` lines.
+
+    Each step is rounded to float32 as torch rounds it on a CPU: far from the origin a centre is known to a
+    thousandth of a line only, and other roundings would give other weights.
+    """
+    one, half = np.float32(1), np.float32(0.5)
+    scale = np.float32(size) / np.float32(length)
+    reach, inverse = max(scale, one), one / max(scale, one)
+    centres = scale * (np.arange(length, dtype=np.float32) + half)
+    first = np.maximum((centres - reach + half).astype(np.int64), 0)
+    counts = np.minimum((centres + reach + half).astype(np.int64), size) - first
+    sources = first[:, None] + np.arange(counts.max())
+    is_tap = sources < (first + counts)[:, None]
+    distances = np.abs((sources.astype(np.float32) - centres[:, None] + half) * inverse)
+    weights = np.where(is_tap, np.maximum(one - distances, 0), 0).astype(np.float32)
+    # A running sum adds from left to right; `sum` would add in another order.
+    weights /= np.cumsum(weights, axis=1, dtype=np.float32)[:, -1:]
+    return sources[is_tap], weights[is_tap], counts
+
+
+@lru_cache(maxsize=64)
+def _index_and_masks(
+    height: int, width: int, grid: Grid, vision: VisionConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Made on the host, where its many small steps take less time than their launches, and kept."""
+    index, masks = index_and_masks(height, width, grid, vision, torch.device("cpu"))
+    return to_device(index, device), to_device(masks, device)
+
+
+def _sent(crops: Crops, device: torch.device) -> Crops:
+    return replace(
+        crops,
+        patches=to_device(crops.patches, device),
+        index=to_device(crops.index, device),
+        masks=to_device(crops.masks, device),
+        live=None if crops.live is None else to_device(crops.live, device),
+    )
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of host memory on a device; to CUDA through pinned memory, so that the host does not wait.
+
+    torch keeps pinned memory for later use, and reuses it only when the copies from it have ended.
+    """
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
