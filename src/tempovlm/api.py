@@ -5,9 +5,11 @@ Importing this module imports no torch: threads and their wait policy must be se
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request, request_of, requests_of
+from tempovlm.core.units import now_ms
 from tempovlm.core.weights import Weights
 from tempovlm.engine.forks import ProcessLock
 from tempovlm.engine.threads import pick_device, pick_dtype, start_torch
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from tempovlm.control.guard import Guard
+    from tempovlm.control.lengths import Lengths
     from tempovlm.control.policy import Policy
     from tempovlm.core.stamp import Stamp
     from tempovlm.engine.engine import Engine
@@ -162,6 +166,14 @@ class TempoVLM:
         counts = self.card.length_counts
         return OutputLength(counts) if counts else OutputLength()
 
+    @cached_property
+    def lengths(self) -> Lengths:
+        """The lengths that answers may have, which plans go by."""
+        from tempovlm.control.lengths import Lengths
+        from tempovlm.latency.profile import OutputLength
+
+        return Lengths({style: OutputLength(counts) for style, counts in self.card.length_by_style.items()})
+
     def stamp(self, data_source: str | None = None) -> Stamp:
         """What figures of this model on this machine belong to."""
         from tempovlm.engine.environment import collect_stamp
@@ -220,7 +232,24 @@ class TempoVLM:
             UserError: wrong input; names it.
         """
         request = request_of(image, question, budget_ms, options)
-        return self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
+        answer = self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
+        self.lengths.observe(request, answer)
+        return answer
+
+    async def answer_async(
+        self, image: Any, question: str, budget_ms: float | None = None, **options: Any
+    ) -> Answer:
+        """As `answer`, beside an event loop: in a thread, whose waiting counts.
+
+        The budget runs from this call on. Requests pass one at a time, the earliest deadline first.
+        """
+        accepted_ms = now_ms()
+
+        def answer() -> Answer:
+            waited_ms = options.pop("waited_ms", 0.0) + now_ms() - accepted_ms
+            return self.answer(image, question, budget_ms, waited_ms=waited_ms, **options)
+
+        return await asyncio.to_thread(answer)
 
     def stream(
         self,
@@ -245,7 +274,11 @@ class TempoVLM:
     def answer_batch(
         self, requests: Sequence[Request | tuple[Any, str]], *, knobs: KnobConfig | None = None, **options: Any
     ) -> list[Answer]:
-        """Answer several requests at once, each as it would be answered alone, in order.
+        """Answer several requests, each as it would be answered alone; the answers are in their order.
+
+        Requests with a budget run one after another, the earliest deadline first, and each leaves the others their
+        share of the time; a batch that cannot keep all of its budgets is told by a warning before it runs. Those
+        without a budget run together.
 
         Args:
             requests: `Request` values, or pairs of image and question that take `options`.
@@ -255,10 +288,10 @@ class TempoVLM:
         from tempovlm.engine.batching import answer_batch
 
         ready = requests_of(requests, options)
-        budgeted = next((one for one in ready if one.budget_ms is not None), None)
-        if knobs is None and budgeted is not None:
-            return answer_batch(self.engine, ready, self.guard_for(budgeted))
-        return answer_batch(self.engine, ready, self._fixed(knobs or self.space.native))
+        answers = answer_batch(self.engine, ready, lambda request: self.guard_for(request, knobs))
+        for request, answer in zip(ready, answers, strict=True):
+            self.lengths.observe(request, answer)
+        return answers
 
     def check_price(self, price_per_ms: float) -> None:
         """Raise a `UserError` if time has a price and the policy's scores cannot be weighed against it."""
@@ -279,14 +312,14 @@ class TempoVLM:
     ) -> Guard:
         """Who decides for a request: the policy, or a fixed setting where one is given or there is no budget."""
         if knobs is not None:
-            return self._fixed(knobs)
+            return self._fixed(knobs, request)
         given: dict[str, Any] = dict(zip(KNOBS, (tier, top_k, num_blocks), strict=True))
         bound = {name: value for name, value in given.items() if value is not None}
         filled = replace(self._base, **bound)
         self.space.validate(filled)
         if request.budget_ms is None or len(bound) == len(KNOBS) or not self._chooses:
-            return self._fixed(filled)
-        guard = self._policy_guard()
+            return self._fixed(filled, request)
+        guard = self._policy_guard().for_lengths(self.lengths.of(request))
         if not bound:
             return guard
         return guard.only(i for i, one in enumerate(self.space) if replace(one, **bound) == one)
@@ -309,10 +342,13 @@ class TempoVLM:
             return False
         return True
 
-    def _fixed(self, knobs: KnobConfig) -> Guard:
+    def _fixed(self, knobs: KnobConfig, request: Request) -> Guard:
         from tempovlm.control.guard import Guard
 
-        return Guard.fixed(knobs, self.space, self.profile)
+        profile = self.profile
+        if profile is not None:
+            profile = profile.for_lengths(self.lengths.of(request))
+        return Guard.fixed(knobs, self.space, profile)
 
     def _policy_guard(self) -> Guard:
         """The policy within its guard; measures the machine first if nothing is known about it."""

@@ -139,7 +139,7 @@ def guards(policy: Policy) -> dict[str, Guard]:
     everything = tuple(range(len(SPACE)))
     guard = Guard(policy, SPACE, everything, PROFILE, control_ms=0.3, second_ms=0.1, split_ms=SPLIT_MS)
     margin = OnlineMargin(step=0.1)
-    margin.observe(2.0, 1.0)
+    margin.observe(2.0, 1.0, 1.0)
     return {"": guard, ", every other setting, slower": replace(guard, margin=margin).only(everything[1::2])}
 
 

@@ -182,7 +182,7 @@ def test_a_model_keeps_its_threads_and_gives_back_the_callers(
         torch.set_num_threads(ambient)
         for item in model.stream(picture, "what?", cancel=lambda: bool(seen.append(torch.get_num_threads()))):
             assert torch.get_num_threads() == ambient, item
-        assert set(seen) == {2}
+        assert {2} <= set(seen) <= {1, 2}, "small work of a stage has one"
         assert model.stamp().threads == 2
     finally:
         torch.set_num_threads(before)

@@ -28,6 +28,7 @@ EXAMPLES = (
 )
 
 _BAR_WIDTH = 40
+_SHOWN_MS = 0.05
 
 Text = tyro.conf.Positional[str]
 
@@ -133,6 +134,8 @@ def stage_table(answer: Answer) -> Table:
     before_ms = 0.0
     for stage in STAGES:
         stage_ms = answer.timings_ms[stage]
+        if stage == "queue" and stage_ms < _SHOWN_MS:
+            continue
         start = round(_BAR_WIDTH * before_ms / total_ms)
         before_ms += stage_ms
         length = round(_BAR_WIDTH * before_ms / total_ms) - start

@@ -30,7 +30,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer, Prediction, Request
 from tempovlm.core.units import now_ms
-from tempovlm.latency.profile import LatencyProfile
+from tempovlm.latency.profile import LatencyProfile, OutputLength
 
 CONTROL_REPEATS = 20
 """Times that a policy's own cost is measured."""
@@ -140,6 +140,19 @@ class Guard:
         """
         return cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)
 
+    def for_lengths(self, output: OutputLength) -> Guard:
+        """The same guard, with the same margin, of requests whose answers have other lengths."""
+        if self.profile is None or output == self.profile.output:
+            return self
+        if output not in self._others:
+            self._others[output] = replace(self, profile=self.profile.for_lengths(output))
+            self._others[output]._make_tables()
+        return self._others[output]
+
+    @cached_property
+    def _others(self) -> dict[OutputLength, Guard]:
+        return {}
+
     def only(self, choices: Iterable[int]) -> Guard:
         """The same guard over fewer settings."""
         return replace(self, choices=tuple(sorted(choices)))
@@ -196,13 +209,31 @@ class Guard:
             index = int(fits.argmax()) if count else int(np.where(of_tier, self._costs_ms, np.inf).argmin())
         return self._choice(index, chosen.feasible and bool(count), elapsed_ms, self.policy.name)
 
+    def least_ms(self, tier: TierChoice | None = None) -> float:
+        """What the cheapest setting takes at most: of all, or after the picture was seen, of a tier."""
+        if tier is None:
+            return self.control_ms + self._factor * float(self._totals_ms[0][self._open].min())
+        own_ms = self.control_ms if self.second_ms is None else self.second_ms
+        return own_ms + self._factor * float(self._remainders_ms[self._of_tier[tier.tier]].min())
+
+    def choice_of(self, tier: TierChoice | None) -> Choice:
+        """A request's setting that ended before it was chosen: the first choice's, else the cheapest."""
+        index = self._cheapest if tier is None else tier.index
+        feasible = None if tier is None else tier.feasible
+        return Choice(self.space.settings[index], feasible, None, 0.0, self.policy.name)
+
     def observe(self, answer: Answer, opened_ms: float) -> None:
         """Learn from a whole answer, whose picture took `opened_ms` to open, what bounds are worth by now."""
-        if self.margin is None or self.profile is None or answer.finish_reason in ("deadline", "cancelled"):
+        if self.margin is None or self.profile is None or answer.stopped_at is not None:
             return
-        took_ms = answer.timings_ms["total"] - opened_ms - answer.timings_ms["control"]
-        bounds_ms = self._totals_ms[self.policy.sees_glance]
-        self.margin.observe(took_ms, float(bounds_ms[self.space.index(answer.knobs)]))
+        times_ms, profile, index = answer.timings_ms, self.profile, self.space.index(answer.knobs)
+        took_ms = times_ms["total"] - opened_ms - times_ms["control"] - times_ms["queue"]
+        longer_ms = (answer.num_output_tokens - profile.output.mean) * profile.step_ms(index)
+        self.margin.observe(
+            took_ms,
+            float(self._totals_ms[self.policy.sees_glance][index]),
+            profile.p50_total_ms(index) - profile.open_ms + longer_ms,
+        )
 
     def _settled(self, chosen: TierChoice, sight: Sight, left_ms: float) -> Floats:
         """The policy's scores (K,) at the second choice."""

@@ -1,26 +1,47 @@
-"""Keeps upper bounds true while a machine drifts: they widen when answers exceed them, and narrow slowly.
+"""The factor on calibrated bounds, from what answers took: a machine drifts slowly, and company comes and goes.
 
-A calibration is of its hour. Afterwards the host may be shared, or warmer, or pictures larger, and a bound that
-covered 98 of 100 answers covers 80; or the calibration met a busy minute, and a bound covers everything. After
-every answer the logarithm of a factor on all bounds moves by step · (1 if the bound was exceeded, else 0, less the
-allowed miss rate), so that in the long run bounds are exceeded at that rate whatever the machine does.
+Three parts, whose product is the factor:
 
-Source: I. Gibbs and E. Candès, Adaptive conformal inference under distribution shift, 2021, arXiv 2106.00170,
-equation 2, on the bound itself instead of on its level.
+- *Drift*: the median of the last answers' times over the expected ones. A calibration is of its hour; the host may
+  be slower since, or warmer. A burst of other work is a minority of the answers, and moves a median little.
+- *Tail*: the share of answers beyond their bounds is held at the allowed miss rate. After an answer the logarithm
+  moves by step · (1 if the bound was exceeded, else 0, less the miss rate): I. Gibbs and E. Candès, Adaptive
+  conformal inference under distribution shift, 2021, arXiv 2106.00170, equation 2, on the bound, not its level.
+- *Company*: several of a few answers beyond their bounds mean that something else is at work here. Bounds then
+  cover the slowest of the last answers, at once, until enough answers in a row kept the ordinary ones. Answers
+  that company slowed teach nothing about the tail.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
+
+import numpy as np
 
 MISS_RATE = 0.01
 """Share of answers that may exceed their bounds."""
 
 STEP = 0.05
-"""One answer beyond its bound widens all bounds by 5 %; a hundred that keep theirs undo it."""
+"""An answer beyond its bound widens the tail by 5 %; a hundred that keep theirs undo it."""
 
 LEAST, MOST = 0.7, 2.0
-"""Bounds are never narrower or wider than so many times the calibrated ones."""
+"""Drift and tail together never go beyond these factors."""
+
+MOST_COMPANY = 8.0
+"""Nor company beyond this one."""
+
+DRIFT_ANSWERS = 100
+"""Answers of which the drift is the median; before there were any, they count as expected."""
+
+SUSPECTS, SUSPECT = 4, 2
+"""So many of the last few answers beyond their bounds are company."""
+
+FORGET = 24
+"""Answers within their ordinary bounds after which company is gone."""
+
+HEADROOM = 0.05
+"""Logarithm by which bounds exceed the slowest of the last answers in company."""
 
 
 class OnlineMargin:
@@ -28,20 +49,52 @@ class OnlineMargin:
 
     def __init__(self, miss_rate: float = MISS_RATE, step: float = STEP) -> None:
         """A factor of 1."""
-        self._miss_rate, self._step, self._log = miss_rate, step, 0.0
+        self._miss_rate, self._step = miss_rate, step
+        self._tail = self._drift = self._company = 0.0
+        self._ratios: deque[float] = deque([0.0] * DRIFT_ANSWERS, maxlen=DRIFT_ANSWERS)
+        self._excess: deque[float] = deque(maxlen=FORGET)
+        self._moves: deque[float] = deque(maxlen=SUSPECTS)
+        self._remembers = 0
 
     @property
     def factor(self) -> float:
-        """What calibrated bounds are multiplied by."""
-        return math.exp(self._log)
+        """The multiple of calibrated bounds that holds for the next answer."""
+        return math.exp(self._ordinary + self._company)
 
-    def observe(self, took_ms: float, bound_ms: float) -> None:
+    @property
+    def has_company(self) -> bool:
+        """Whether something else seems to use the machine."""
+        return self._remembers > 0
+
+    @property
+    def _ordinary(self) -> float:
+        return min(max(self._drift + self._tail, math.log(LEAST)), math.log(MOST))
+
+    def observe(self, took_ms: float, bound_ms: float, expected_ms: float) -> None:
         """Learn from one answer.
 
         Args:
-            took_ms: what it took.
+            took_ms: its time.
             bound_ms: its calibrated bound, without the factor.
+            expected_ms: the median of such answers, of its length.
         """
-        missed = took_ms > bound_ms * self.factor
-        moved = self._log + self._step * (missed - self._miss_rate)
-        self._log = min(max(moved, math.log(LEAST)), math.log(MOST))
+        excess = math.log(took_ms / bound_ms) - self._ordinary
+        self._excess.append(excess)
+        if sum(one > 0 for one in list(self._excess)[-SUSPECTS:]) >= SUSPECT:
+            self._remembers = FORGET
+            # The first of them looked like chance.
+            self._tail -= sum(self._moves)
+            self._moves.clear()
+        elif self._remembers:
+            self._remembers -= 1
+            if not self._remembers:
+                self._excess.clear()
+        else:
+            move = self._step * ((excess > 0) - self._miss_rate)
+            self._tail += move
+            self._moves.append(move)
+            self._tail = min(max(self._tail, math.log(LEAST)), math.log(MOST))
+        slowest = max(self._excess, default=0.0) + HEADROOM if self._remembers else 0.0
+        self._company = min(max(slowest, 0.0), math.log(MOST_COMPANY))
+        self._ratios.append(math.log(took_ms / expected_ms))
+        self._drift = float(np.median(self._ratios))

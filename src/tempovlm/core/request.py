@@ -18,15 +18,18 @@ from tempovlm.core.checks import (
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 
-STAGES = ("preprocess", "control", "vision_encoder", "projector", "prefill", "decode")
+STAGES = ("queue", "preprocess", "control", "vision_encoder", "projector", "prefill", "decode")
 """The stages of an answer, in order; their times add up to the total."""
 
 SCHEMA = "tempovlm.answer/1"
 
+ON_DEADLINE = ("finish", "stop", "reject")
+"""What may happen to an answer that does not fit its budget."""
+
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode's categories of what is not seen: control and format characters, line ends and spaces."""
 
-FinishReason = Literal["stop", "length", "deadline", "cancelled"]
+FinishReason = Literal["stop", "length", "deadline", "cancelled", "rejected"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,9 @@ class Request:
         seed: for sampling.
         stop: texts that end the answer when they appear after its first character, line ends and spaces too; an
             answer says nothing of them.
-        on_deadline: `finish` lets an answer run over its budget, `stop` cuts it there.
+        on_deadline: `finish` lets an answer run over its budget, `stop` ends it there at any stage, `reject`
+            refuses at once what is not expected to fit.
+        waited_ms: milliseconds that the request had waited when it was handed over; a part of its total.
         price_per_ms: expected accuracy, as a share of 1, that a millisecond must buy within the budget: of the
             settings that fit, the one of the highest accuracy - price * latency runs. 0 spends the whole budget.
 
@@ -64,8 +69,9 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    on_deadline: Literal["finish", "stop"] = "finish"
+    on_deadline: Literal["finish", "stop", "reject"] = "finish"
     price_per_ms: float = 0.0
+    waited_ms: float = 0.0
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -111,6 +117,13 @@ def check_price_per_ms(value: object) -> float:
     return number
 
 
+def _waited_ms(value: object) -> float:
+    number = finite(value)
+    if number is None or number < 0:
+        raise UserError(f"waited_ms {shown(value)}: must be zero or a positive number of milliseconds")
+    return number
+
+
 def _top_p(value: object) -> float:
     number = finite(value)
     if number is None or not 0 < number <= 1:
@@ -127,8 +140,8 @@ def _seed(value: object) -> int:
 
 def _on_deadline(value: object) -> str:
     name = text(value)
-    if name not in ("finish", "stop"):
-        raise UserError(f"--on_deadline {shown(value)}: choose from finish, stop")
+    if name not in ON_DEADLINE:
+        raise UserError(f"--on_deadline {shown(value)}: choose from {', '.join(ON_DEADLINE)}")
     return name
 
 
@@ -183,6 +196,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "stop": lambda value: checked_texts("--stop", value),
     "on_deadline": _on_deadline,
     "price_per_ms": check_price_per_ms,
+    "waited_ms": _waited_ms,
 }
 """What each field becomes: a plain value, or a `UserError` that names it."""
 
@@ -201,16 +215,18 @@ class Answer:
 
     Attributes:
         timings_ms: a time for each of `STAGES`, and `total` by a clock of its own.
-        ttft_ms: acceptance to first token. tpot_ms: time per token after the first; None for one token.
+        ttft_ms: acceptance to first token; None where there is none.
+        tpot_ms: time per token after the first; None for one token.
         step_ms: the single decode steps.
         budget_met: None when there was no budget.
         budget_feasible: False when even the cheapest setting was not expected to fit.
+        stopped_at: the stage in which the deadline or the caller ended it; None where it ended by itself.
     """
 
     text: str
     knobs: KnobConfig
     timings_ms: dict[str, float]
-    ttft_ms: float
+    ttft_ms: float | None
     tpot_ms: float | None
     budget_ms: float | None
     budget_met: bool | None
@@ -224,6 +240,7 @@ class Answer:
     model: str
     device: str
     tiling: tuple[int, int] | None
+    stopped_at: str | None = None
     tokens: tuple[int, ...] = ()
     step_ms: tuple[float, ...] = field(default=(), repr=False)
     schema: str = SCHEMA
@@ -242,11 +259,12 @@ class Answer:
             "budget_met": self.budget_met,
             "budget_feasible": self.budget_feasible,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
-            "ttft_ms": round(self.ttft_ms, 3),
+            "ttft_ms": None if self.ttft_ms is None else round(self.ttft_ms, 3),
             "tpot_ms": None if self.tpot_ms is None else round(self.tpot_ms, 3),
             "predicted_ms": predicted
             and {"p50": round(predicted.p50_ms, 3), "upper": round(predicted.upper_ms, 3)},
             "finish_reason": self.finish_reason,
+            "stopped_at": self.stopped_at,
             "policy": self.policy,
             "num_vision_tokens": self.num_vision_tokens,
             "num_text_tokens": self.num_text_tokens,

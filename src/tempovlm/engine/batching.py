@@ -6,8 +6,10 @@ group that a request ran in, from the moment the group starts. Shapes: `B` rows,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -17,14 +19,17 @@ from tempovlm.control.guard import Choice, Guard
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
-from tempovlm.engine.engine import Engine, build_answer, image_size
+from tempovlm.engine.engine import Engine, image_size
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Transcript
+from tempovlm.engine.work import build_answer
 from tempovlm.latency.clock import stage_clock
 from tempovlm.model.attention import causal_mask
 from tempovlm.model.cache import KVCache
 from tempovlm.model.vision.tiling import Crops
+
+_log = logging.getLogger("tempovlm")
 
 MAX_ROWS = 32
 """Rows of a group; more requests of one plan are answered in several groups."""
@@ -40,44 +45,68 @@ class _Row:
     choice: Choice
 
 
-def answer_batch(engine: Engine, requests: Sequence[Request], guard: Guard | None = None) -> list[Answer]:
-    """Answer every request, in order.
+def answer_batch(
+    engine: Engine, requests: Sequence[Request], guard: Guard | Callable[[Request], Guard] | None = None
+) -> list[Answer]:
+    """Answer every request; the answers are in the order of the requests.
 
-    A budget is taken for each request as if it ran alone: it chooses the setting, and the choice assumes the
-    usual time of looking at a picture. Deadlines do not stop a batch. A policy that glances has to see a picture
-    before it chooses: requests whose budget it decides about are answered alone, one after another.
+    Requests with a budget are answered alone, one after another, the earliest deadline first: their clocks all run
+    from this call on, and each leaves the others their share of the time. Then those without one, in groups.
+
+    Args:
+        engine: the engine.
+        requests: in any order.
+        guard: decides about them, or says who decides about a request; without one the native setting runs.
     """
-    with engine.computing():
-        return _answer_batch(engine, requests, guard or engine.native)
+    guard = guard or engine.native
+    guards = [guard if isinstance(guard, Guard) else guard(one) for one in requests]
+    hurried = [place for place, one in enumerate(requests) if one.budget_ms is not None]
+    together = [place for place, one in enumerate(requests) if one.budget_ms is None]
+    tickets = {place: engine.line_up(requests[place]) for place in [*hurried, *together[:1]]}
+    answers: dict[int, Answer] = {}
+    try:
+        hurried.sort(key=lambda place: tickets[place].urgency)
+        _warn_of_budgets([requests[place] for place in hurried], [guards[place] for place in hurried])
+        for place in hurried:
+            answers[place] = engine.answer_in_turn(requests[place], guards[place], tickets.pop(place))
+        if together:
+            with engine.door.enter(tickets.pop(together[0])), engine.computing():
+                answers |= _answer_together(engine, {place: requests[place] for place in together}, guards)
+    finally:
+        engine.door.leave(list(tickets.values()))
+    return [answers[place] for place in range(len(requests))]
 
 
-def _answer_batch(engine: Engine, requests: Sequence[Request], chooser: Guard) -> list[Answer]:
+def _warn_of_budgets(requests: Sequence[Request], guards: Sequence[Guard]) -> None:
+    """Say before they run that some of the requests, in their order, cannot keep their budgets."""
+    ends_ms = accumulate(guard.least_ms() for guard in guards)
+    late = sum(one.waited_ms + end > (one.budget_ms or 0) for one, end in zip(requests, ends_ms, strict=True))
+    if late:
+        _log.warning(
+            "%d of %d requests of this batch are not expected within their budgets, even at the cheapest setting: "
+            "they run one after another; ask for fewer at once, or give them more time",
+            late,
+            len(requests),
+        )
+
+
+def _answer_together(
+    engine: Engine, requests: Mapping[int, Request], guards: Sequence[Guard]
+) -> dict[int, Answer]:
+    """Answer requests without a budget, by their places."""
     groups: dict[Plan, list[_Row]] = {}
     answers: dict[int, Answer] = {}
-    for place, request in enumerate(requests):
-        if request.budget_ms is not None and chooser.policy.sees_glance:
-            answers[place] = engine.answer(request, chooser)
-            continue
-        image = engine.runner.open(request)
-        choice = _choose(chooser, request, image)
+    for place, request in requests.items():
+        image, guard = engine.runner.open(request), guards[place]
+        tier = guard.choose_tier(request, image_size(image), 0.0)
+        choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 0.0)
         groups.setdefault(engine.plan(choice.knobs), []).append(_Row(place, request, image, choice))
     for plan, rows in groups.items():
         for start in range(0, len(rows), MAX_ROWS):
             part = rows[start : start + MAX_ROWS]
             done = _answer_group(engine, plan, part)
             answers |= {row.place: answer for row, answer in zip(part, done, strict=True)}
-    return [answers[place] for place in range(len(requests))]
-
-
-def _choose(guard: Guard, request: Request, image: np.ndarray | None) -> Choice:
-    """Both choices at once, before any picture is encoded."""
-    profile = guard.profile
-    tier = guard.choose_tier(request, image_size(image), profile.open_ms if profile else 0.0)
-    looking_ms = 0.0
-    if profile is not None:
-        in_tier = next(i for i, knobs in enumerate(guard.space) if knobs.tier == tier.tier)
-        looking_ms = profile.p50_prefix_ms(in_tier)
-    return guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), looking_ms)
+    return answers
 
 
 def _answer_group(engine: Engine, plan: Plan, rows: list[_Row]) -> list[Answer]:

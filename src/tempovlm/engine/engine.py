@@ -6,6 +6,7 @@ request: streams with different plans interleave on it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tempovlm.control.guard import Choice, Guard, TierChoice
+from tempovlm.control.guard import Guard, TierChoice
+from tempovlm.control.queue import Door, Ticket
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
-from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.core.request import Answer, Request
+from tempovlm.core.units import now_ms
 from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import usual_buckets
 from tempovlm.engine.feature_cache import FeatureCache
@@ -26,11 +29,13 @@ from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.open_answers import OpenAnswers
-from tempovlm.engine.runner import Prepared, Runner
+from tempovlm.engine.runner import Runner
 from tempovlm.engine.sampling import sampler_for
-from tempovlm.engine.transcript import Token, Transcript
+from tempovlm.engine.transcript import Token
 from tempovlm.engine.vision_graphs import vision_graphs
-from tempovlm.latency.clock import Reading, StageClock, stage_clock
+from tempovlm.engine.watch import Interrupted, Watch
+from tempovlm.engine.work import Work
+from tempovlm.latency.clock import StageClock, stage_clock
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
@@ -67,6 +72,7 @@ class Engine:
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name, self.option_letters = name, option_letters
         self.native = Guard.fixed(self.space.native, self.space)
+        self.door = Door()
         self._threads, self._process = torch.get_num_threads(), os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
@@ -134,10 +140,26 @@ class Engine:
         return captured
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
-        """Answer a request; the guard's policy chooses the setting, the native one without a guard."""
+        """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard."""
+        return self.answer_in_turn(request, guard or self.native, self.line_up(request))
+
+    def line_up(self, request: Request) -> Ticket:
+        """Take the request's place at the door, from now on on its clock.
+
+        Raises:
+            UserError: too many wait.
+        """
+        accepted_ms = now_ms() - request.waited_ms
+        budget_ms = math.inf if request.budget_ms is None else request.budget_ms
+        return self.door.line_up(accepted_ms, accepted_ms + budget_ms)
+
+    def answer_in_turn(self, request: Request, guard: Guard, ticket: Ticket) -> Answer:
+        """Answer a request when its ticket's turn comes."""
+        items = self._run(request, guard, ticket.accepted_ms, None)
         answer = None
-        for item in self.stream(request, guard):
-            answer = item
+        with self.door.enter(ticket), self.computing():
+            for item in items:
+                answer = item
         assert isinstance(answer, Answer)
         return answer
 
@@ -146,64 +168,92 @@ class Engine:
     ) -> Iterator[Token | Answer]:
         """Yield tokens as they come and the answer last; the clock starts with this call.
 
-        `cancel` is asked between tokens; where it says True, the answer ends there.
+        `cancel` is asked between tokens, stages and blocks; where it says True, the answer ends there.
         """
-        with self.computing():
-            clock = stage_clock(self.device)
-        return self._stepped(self._run(request, guard or self.native, clock, cancel))
+        accepted_ms = now_ms() - request.waited_ms
+        return self._stepped(request, self._run(request, guard or self.native, accepted_ms, cancel))
 
-    def _stepped(self, items: Generator[Token | Answer, None, None]) -> Iterator[Token | Answer]:
-        """The items; only while one is being made does a stream compute."""
+    def _stepped(self, request: Request, items: Generator[Token | Answer, None, None]) -> Iterator[Token | Answer]:
+        """The items; only while one is being made is a stream inside the door, and computes."""
         with closing(items):
             while True:
-                with self.computing():
+                with self.door.enter(self.line_up(request)), self.computing():
                     item = next(items, None)
                 if item is None:
                     return
                 yield item
 
     def _run(
-        self, request: Request, guard: Guard, clock: StageClock, cancel: Callable[[], bool] | None
+        self, request: Request, guard: Guard, accepted_ms: float, cancel: Callable[[], bool] | None
     ) -> Generator[Token | Answer, None, None]:
+        """Answer a request that was accepted at `accepted_ms`: tokens as they come, and the answer last."""
         run, sample = self.runner, sampler_for(request, self.device)
-        image = run.open(request)
-        clock.mark("preprocess")
-        tier, glance = self._choose_tier(request, guard, image, clock)
-        clock.mark("control")
-        ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
-        clock.mark("preprocess")
-        patches = glance.encode(run, ready.crops) if glance else run.encode(ready.crops)
-        clock.mark("vision_encoder")
-        vision = run.project(patches, ready.crops)
-        clock.mark("projector")
-        sight = run.see(ready, tier.tier, vision, pool=guard.pools(request))
-        choice = guard.choose_compute(request, tier, sight, _passed_ms(request, guard, clock))
-        clock.mark("control")
-        with run.lane() as lane:
-            plan = self._plans[choice.knobs]
-            state = run.prefill(ready.prompt, vision, plan, request.max_new_tokens, lane)
-            token = sample(run.limits([request])(state.logits))
-            transcript = Transcript(request, run.tokenizer)
-            first, steps = transcript.add(int(token)), run.steps(token, state, sample, request)
-            clock.mark("prefill")
-            yield from first
-            while not (transcript.finish or self._interrupt(transcript, request, choice, clock, cancel)):
-                made = next(steps)
-                next_token = transcript.add(made.token)
-                clock.mark("decode", made.event)
-                yield from next_token
+        clock = stage_clock(self.device, now_ms() - accepted_ms)
+        watch, work = Watch(request, clock, cancel), Work(self, request, guard)
+        try:
+            self._look(work, clock, watch)
+            choice, ready = work.chosen
+            with run.lane() as lane:
+                plan = self._plans[choice.knobs]
+                state = run.prefill(
+                    ready.prompt, work.vision, plan, request.max_new_tokens, lane, watch.ticks("prefill")
+                )
+                token = sample(run.limits([request])(state.logits))
+                transcript = work.transcript
+                first, steps = transcript.add(int(token)), run.steps(token, state, sample, request)
+                clock.mark("prefill")
+                yield from first
+                while not transcript.finish:
+                    reason = watch.reason(choice.step_ms)
+                    if reason is not None:
+                        work.stop(reason, "decode")
+                        break
+                    made = next(steps)
+                    next_token = transcript.add(made.token)
+                    clock.mark("decode", made.event)
+                    yield from next_token
+        except Interrupted as end:
+            clock.mark(end.stage)
+            work.stop(end.reason, end.stage)
         reading = clock.read()
-        yield from transcript.settled()
-        answer = build_answer(self, request, choice, ready, transcript, reading)
-        guard.observe(answer, reading.laps[0].duration_ms)
+        yield from work.transcript.settled()
+        answer = work.answer(reading)
+        guard.observe(answer, next((lap.duration_ms for lap in reading.laps if lap.stage == "preprocess"), 0.0))
         yield answer
         run.settle()
+
+    def _look(self, work: Work, clock: StageClock, watch: Watch) -> None:
+        """Open and encode the picture, and make both choices."""
+        run, request, guard = self.runner, work.request, work.guard
+        watch.check("queue")
+        image = run.open(request)
+        clock.mark("preprocess")
+        watch.check("preprocess")
+        tier, glance = self._choose_tier(request, guard, image, clock)
+        work.choose(tier)
+        clock.mark("control")
+        if request.on_deadline == "reject" and tier.feasible is False:
+            raise Interrupted("rejected", "control")
+        work.ready = ready = (
+            glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
+        )
+        clock.mark("preprocess")
+        ticks = watch.ticks("vision_encoder")
+        patches = glance.encode(run, ready.crops, ticks) if glance else run.encode(ready.crops, ticks)
+        clock.mark("vision_encoder")
+        watch.check("projector")
+        work.vision = run.project(patches, ready.crops)
+        clock.mark("projector")
+        watch.check("control")
+        sight = run.see(ready, tier.tier, work.vision, pool=guard.pools(request))
+        work.choice = guard.choose_compute(request, tier, sight, self._passed_ms(request, guard, clock, tier))
+        clock.mark("control")
 
     def _choose_tier(
         self, request: Request, guard: Guard, image: np.ndarray | None, clock: StageClock
     ) -> tuple[TierChoice, Glance | None]:
         """The first choice, after a glance at the picture where the policy needs one to choose by."""
-        size, elapsed_ms = image_size(image), _passed_ms(request, guard, clock)
+        size, elapsed_ms = image_size(image), self._passed_ms(request, guard, clock)
         if image is None or not guard.wants_glance(request, elapsed_ms):
             return guard.choose_tier(request, size, elapsed_ms), None
         clock.mark("control")
@@ -211,72 +261,22 @@ class Engine:
         with self.runner.small_work():
             return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
 
-    def _interrupt(
-        self,
-        transcript: Transcript,
-        request: Request,
-        choice: Choice,
-        clock: StageClock,
-        cancel: Callable[[], bool] | None,
-    ) -> bool:
-        """End the transcript where the caller cancels, or where the next token is not expected in time."""
-        if cancel is not None and cancel():
-            transcript.end("cancelled")
-        elif _is_late(request, choice, clock):
-            transcript.end("deadline")
-        return transcript.finish is not None
+    def _passed_ms(
+        self, request: Request, guard: Guard, clock: StageClock, tier: TierChoice | None = None
+    ) -> float:
+        """Time since acceptance, and what is kept for those who wait, as far as a setting fits beside it.
+
+        0 where no choice or prediction hangs on it: a device is not waited for.
+        """
+        if request.budget_ms is None and guard.profile is None:
+            return 0.0
+        passed_ms = clock.elapsed_ms()
+        if request.budget_ms is None or not self.door.waiting:
+            return passed_ms
+        share_ms = max(self.door.share_ms(now_ms()), guard.least_ms(tier))
+        return max(passed_ms, request.budget_ms - share_ms)
 
 
 def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
     """Height and width of pixels (H, W, 3)."""
     return None if image is None else (image.shape[0], image.shape[1])
-
-
-def _passed_ms(request: Request, guard: Guard, clock: StageClock) -> float:
-    """Time since acceptance; 0 where no choice or prediction hangs on it: a device is not waited for."""
-    if request.budget_ms is None and guard.profile is None:
-        return 0.0
-    return clock.elapsed_ms()
-
-
-def _is_late(request: Request, choice: Choice, clock: StageClock) -> bool:
-    """Whether the next token would come too late for a request that wants to stop there."""
-    if request.on_deadline == "finish" or request.budget_ms is None:
-        return False
-    return clock.elapsed_ms() + choice.step_ms > request.budget_ms
-
-
-def build_answer(
-    engine: Engine,
-    request: Request,
-    choice: Choice,
-    ready: Prepared,
-    transcript: Transcript,
-    reading: Reading,
-) -> Answer:
-    """Everything that a finished request has to say."""
-    steps_ms = reading.laps_ms("decode")
-    first = next(i for i, lap in enumerate(reading.laps) if lap.stage == "prefill")
-    budget_ms, total_ms = request.budget_ms, reading.total_ms
-    grid = ready.crops.grid if ready.crops else None
-    return Answer(
-        text=transcript.text,
-        knobs=choice.knobs,
-        timings_ms={stage: reading.stage_ms(stage) for stage in STAGES} | {"total": total_ms},
-        ttft_ms=sum(lap.duration_ms for lap in reading.laps[: first + 1]),
-        tpot_ms=sum(steps_ms) / len(steps_ms) if steps_ms else None,
-        budget_ms=budget_ms,
-        budget_met=None if budget_ms is None else total_ms <= budget_ms,
-        budget_feasible=choice.feasible,
-        predicted=choice.predicted,
-        finish_reason=transcript.finish or "stop",
-        policy=choice.policy,
-        num_vision_tokens=ready.prompt.num_vision_tokens,
-        num_text_tokens=ready.prompt.num_text_tokens,
-        num_output_tokens=len(transcript.tokens),
-        model=engine.name,
-        device=str(engine.device),
-        tiling=None if grid is None else (grid.rows, grid.cols),
-        tokens=tuple(transcript.tokens),
-        step_ms=steps_ms,
-    )

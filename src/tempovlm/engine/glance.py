@@ -22,6 +22,7 @@ from tempovlm.control.policy import Policy
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import Request
 from tempovlm.engine.runner import Prepared, Runner
+from tempovlm.engine.watch import Tick
 from tempovlm.latency.clock import StageClock, stage_clock
 from tempovlm.latency.profile import LatencyProfile
 from tempovlm.model.prompt import build_prompt
@@ -74,9 +75,9 @@ class Glance:
         return Prepared(crops, prompt)
 
     @torch.inference_mode()
-    def encode(self, run: Runner, crops: Crops | None) -> Tensor:
+    def encode(self, run: Runner, crops: Crops | None, tick: Tick | None = None) -> Tensor:
         """Features (U, P, features) of what `prepare` returned: the tiles are encoded, if there are any."""
-        tiles = None if crops is self.ready.crops else run.encode(crops)
+        tiles = None if crops is self.ready.crops else run.encode(crops, tick)
         return self.features if tiles is None else torch.cat((self.features, tiles))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -25,6 +26,7 @@ from tempovlm.engine.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.sampling import Sampler
 from tempovlm.engine.vision_graphs import VisionGraphs
+from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
 from tempovlm.model.narrow import NARROW, NarrowDecoder
 from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
@@ -117,14 +119,14 @@ class Runner:
         return cut_crops(image, tier, vision, exact=self.exact)
 
     @torch.inference_mode()
-    def encode(self, crops: Crops | None) -> Tensor | None:
-        """Distinct crops through the vision transformer: (U, P, features)."""
+    def encode(self, crops: Crops | None, tick: Tick | None = None) -> Tensor | None:
+        """Distinct crops through the vision transformer: (U, P, features); `tick` is called between its blocks."""
         if crops is None:
             return None
         with self._threads(small=len(crops.patches) <= FEW_CROPS):
             patches = crops.patches.to(self.device, self.dtype, non_blocking=True)
             live = None if crops.live is None else crops.live.to(self.device, non_blocking=True)
-            run = self.model.vision if self.vision is None else self.vision.encode
+            run = partial(self.model.vision, tick=tick) if self.vision is None else self.vision.encode
             every = run(patches) if self.features is None else self.features.features(patches, run)
             return only_live(every, live)
 
@@ -190,9 +192,18 @@ class Runner:
 
     @torch.inference_mode()
     def prefill(
-        self, prompt: Prompt, features: Tensor | None, plan: Plan, max_new_tokens: int, lane: Lane | None = None
+        self,
+        prompt: Prompt,
+        features: Tensor | None,
+        plan: Plan,
+        max_new_tokens: int,
+        lane: Lane | None = None,
+        tick: Tick | None = None,
     ) -> Decoding:
-        """Read the prompt; the cache, the lane's if there is one, has room for all tokens that follow."""
+        """Read the prompt; the cache, the lane's if there is one, has room for all tokens that follow.
+
+        `tick` is called between the blocks, where they are not of a captured graph.
+        """
         tokens = prompt.tokens.to(self.device, non_blocking=True)  # else the copy waits for the vision side
         capacity = len(tokens) + max_new_tokens
         with self._threads():
@@ -200,7 +211,7 @@ class Runner:
             if lane is not None:
                 return Decoding(lane.prompts.read(x, plan), plan, lane.cache_for(plan), len(tokens), lane)
             cache = KVCache.allocate(self.model.config, len(plan.steps), 1, capacity, x)
-            return Decoding(self.model.prefill(x, plan, cache), plan, cache, len(tokens))
+            return Decoding(self.model.prefill(x, plan, cache, tick=tick), plan, cache, len(tokens))
 
     @torch.inference_mode()
     def decode(self, token: Tensor, state: Decoding, count: int) -> Tensor:

@@ -35,7 +35,9 @@ THEME = {
 """Colours by purpose, each on light and on dark pages; those of light pages stand in plots.mplstyle too."""
 INK, MUTED, GOOD, REFERENCE = (THEME[name][0] for name in ("ink", "muted", "good", "reference"))
 
-STAGE_COLORS = dict(zip(STAGES, ("#8b949e", "#cc79a7", "#0072b2", "#56b4e9", "#009e73", "#e69f00"), strict=True))
+STAGE_COLORS = dict(
+    zip(STAGES, ("#d0d7de", "#8b949e", "#cc79a7", "#0072b2", "#56b4e9", "#009e73", "#e69f00"), strict=True)
+)
 """Of the stages of an answer."""
 
 RAMP = ("#d3e6f5", "#9ecae8", "#5ba3d6", "#2676b8", "#0b4a86")

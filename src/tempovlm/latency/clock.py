@@ -3,7 +3,6 @@
 On a CPU a mark reads the host's clock. On CUDA it records an event, and the events are read once, at the end:
 marking does not wait for the device. The total is a reading of the host's clock apart from the stages, so that
 they can be checked against it; it ends with the last mark, whatever the reader of a stream does after that.
-Knows no stage by name.
 """
 
 from __future__ import annotations
@@ -15,6 +14,9 @@ from tempovlm.core.units import now_ms
 
 if TYPE_CHECKING:
     import torch
+
+QUEUE = "queue"
+"""The stage before a request's own work begins: the one that a clock begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +59,19 @@ class StageClock(Protocol):
         """The laps and the total up to the last mark, at which the device must have been waited for."""
 
 
-def stage_clock(device: torch.device) -> StageClock:
-    """A clock for a device, started."""
-    return CudaClock(device) if device.type == "cuda" else HostClock()
+def stage_clock(device: torch.device, queued_ms: float = 0.0) -> StageClock:
+    """Start a clock for a device, whose first lap is the `queued_ms` that the request waited before."""
+    return CudaClock(device, queued_ms) if device.type == "cuda" else HostClock(queued_ms)
 
 
 class HostClock:
     """Marks are readings of the host's clock; right where operations end before their call returns."""
 
-    def __init__(self) -> None:
-        self._start_ms = now_ms()
-        self._total_ms = 0.0
-        self._stages: list[str] = []
-        self._borders_ms = [now_ms()]
+    def __init__(self, queued_ms: float = 0.0) -> None:
+        self._start_ms = now_ms() - queued_ms
+        self._total_ms = queued_ms
+        self._stages = [QUEUE]
+        self._borders_ms = [self._start_ms, now_ms()]
 
     def mark(self, stage: str, at: torch.cuda.Event | None = None) -> None:
         """End a lap of `stage`."""
@@ -95,14 +97,15 @@ class CudaClock:
     host stages come out right too.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, queued_ms: float = 0.0) -> None:
         import torch
 
         self._device = device
         self._stream = torch.cuda.current_stream(device)
         self._stages: list[str] = []
         self._events = [self._event()]
-        self._start_ms, self._total_ms = now_ms(), 0.0
+        self._queued = Lap(QUEUE, queued_ms)
+        self._start_ms, self._total_ms = now_ms() - queued_ms, queued_ms
 
     def _event(self) -> torch.cuda.Event:
         import torch
@@ -126,4 +129,5 @@ class CudaClock:
         """The laps and the total; waits for the last mark, not for what was started after it."""
         self._events[-1].synchronize()
         spans = zip(self._stages, self._events, self._events[1:], strict=False)
-        return Reading(tuple(Lap(stage, start.elapsed_time(end)) for stage, start, end in spans), self._total_ms)
+        laps = (Lap(stage, start.elapsed_time(end)) for stage, start, end in spans)
+        return Reading((self._queued, *laps), self._total_ms)

@@ -31,6 +31,9 @@ SCHEMA = "tempovlm.profile/2"
 UPPER_LEVEL = 0.98
 """The share of answers that a bound is meant to cover."""
 
+MOST_LENGTHS = 12
+"""Lengths of answers that a bound tells apart."""
+
 SINGLE_PASS_SPREAD = 1.3
 """The quantile of residuals where every setting was measured once, so that there are none."""
 
@@ -47,6 +50,19 @@ class OutputLength:
     def exactly(cls, length: int) -> OutputLength:
         """Every answer has this many tokens."""
         return cls((0,) * (length - 1) + (1,))
+
+    def capped(self, most: int) -> OutputLength:
+        """The same answers where `most` tokens is the end of the longer ones."""
+        if most >= len(self.counts):
+            return self
+        return OutputLength((*self.counts[: most - 1], sum(self.counts[most - 1 :])))
+
+    def points(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Lengths and how many answers have them; of many lengths, each of `MOST_LENGTHS` parts' longest."""
+        lengths = [n for n, count in enumerate(self.counts, start=1) if count]
+        parts = np.array_split(lengths, min(len(lengths), MOST_LENGTHS))
+        numbers = (sum(self.counts[n - 1] for n in part) for part in parts)
+        return tuple(int(part[-1]) for part in parts), tuple(numbers)
 
     @property
     def mean(self) -> float:
@@ -104,6 +120,18 @@ class LatencyProfile:
         measured = {m.setting for m in self.measurements}
         if measured != set(range(len(self.space))):
             raise UserError(f"the profile measures {len(measured)} settings, the knob space has {len(self.space)}")
+
+    def for_lengths(self, output: OutputLength) -> LatencyProfile:
+        """The same measurements with the tables of other lengths of answers."""
+        if output == self.output:
+            return self
+        if output not in self._others:
+            self._others[output] = replace(self, output=output)
+        return self._others[output]
+
+    @cached_property
+    def _others(self) -> dict[OutputLength, LatencyProfile]:
+        return {}
 
     def upper_total_ms(self, index: int) -> float:
         """Acceptance to last token: covers `UPPER_LEVEL` of answers, of all lengths."""
@@ -199,8 +227,8 @@ class LatencyProfile:
         The larger of the two counts; each is smoothed, so that more work never gets a lower bound.
         """
         medians = self._smooth(samples)
-        counts = np.array(self.output.counts, dtype=float)
-        longer = np.arange(1, len(counts) + 1) - self.output.mean
+        lengths, numbers = self.output.points()
+        counts, longer = np.array(numbers, dtype=float), np.array(lengths) - self.output.mean
         bounds = []
         for ratios in (residual_ratios(samples), residual_ratios(samples, medians)):
             level = min(math.ceil((len(ratios) + 1) * UPPER_LEVEL) / len(ratios), 1.0)

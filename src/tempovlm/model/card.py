@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ class ModelCard:
         accuracy: share of right answers, from 0 to 1, of each setting.
         ranking: blocks by importance.
         length_counts: how many answers have 1, 2, … generated tokens, the end token included.
+        length_by_style: the same of each prompt style that was measured; empty where styles were not told apart.
         option_letters: by which the model names the options of a question; empty where it was not taught to.
     """
 
     accuracy: dict[KnobConfig, float] | None = None
     ranking: Ranking | None = None
     length_counts: tuple[int, ...] | None = None
+    length_by_style: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     option_letters: str = ""
 
     @classmethod
@@ -50,8 +53,9 @@ class ModelCard:
             }
             order, output = record.get("ranking"), record.get("output_tokens")
             counts = None if output is None else output.get("counts")
+            by_style = dict({} if output is None else output.get("by_style", {}))
             letters = record.get("option_letters", "")
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error}); {_AGAIN}") from None
         missing = [knobs for knobs in space if knobs not in accuracy]
         if missing:
@@ -64,7 +68,9 @@ class ModelCard:
                 )
         if not isinstance(letters, str):
             raise UserError(f"{path}: field option_letters is {shown(repr(letters))}, no text; {_AGAIN}")
-        return cls(accuracy, _ranking(order, space.block_counts[-1], path), _lengths(counts, path), letters)
+        styles = {str(name): found for name, one in by_style.items() if (found := _lengths(one, path))}
+        ranking = _ranking(order, space.block_counts[-1], path)
+        return cls(accuracy, ranking, _lengths(counts, path), styles, letters)
 
 
 def _ranking(order: Any, num_blocks: int, path: Path) -> Ranking | None:

@@ -6,6 +6,8 @@ Shapes: `B` batch, `T` tokens, `D` width, `V` vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,6 +67,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         start: int = 0,
         mask: Tensor | None = None,
+        tick: Callable[[], None] | None = None,
     ) -> Tensor:
         """Run the plan's blocks over (B, T, D) embeddings; hidden states (B, T, D), before the final norm."""
         cos, sin = self.rotary(positions)
@@ -77,6 +80,8 @@ class Decoder(nn.Module):
                 block.advance(x, span, cache, i, top_k)
             return x
         for i, (index, top_k) in enumerate(plan.steps):
+            if tick is not None:
+                tick()
             x = self.blocks[index](x, span, cache, i, top_k)
         return x
 

@@ -6,6 +6,8 @@ Shapes: `C` crops, `P` patches, `G` tokens of a crop, `B` batch, `T` tokens, `D`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -49,18 +51,20 @@ class Molmo(nn.Module):
         plan: Plan,
         cache: KVCache | None,
         lengths: Tensor | None = None,
+        tick: Callable[[], None] | None = None,
     ) -> Tensor:
         """Logits (B, V) after the last real token of each row of embeddings (B, T, D).
 
-        `lengths` (B,) gives the real tokens of rows padded on the right; None means that all are real.
+        `lengths` (B,) gives the real tokens of rows padded on the right; None means that all are real. `tick` is
+        called before each block, and may raise.
         """
         B, T, _ = x.shape
         steps = torch.arange(T, device=x.device)
         if lengths is None:
-            hidden = self.decoder(x, steps.expand(B, T), plan, cache)
+            hidden = self.decoder(x, steps.expand(B, T), plan, cache, tick=tick)
             return self.decoder.logits(hidden[:, -1])
         positions = torch.minimum(steps.expand(B, T), (lengths - 1).unsqueeze(1))
-        hidden = self.decoder(x, positions, plan, cache)
+        hidden = self.decoder(x, positions, plan, cache, tick=tick)
         return self.decoder.logits(hidden[torch.arange(B, device=x.device), lengths - 1])
 
     def decode(

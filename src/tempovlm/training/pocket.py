@@ -315,16 +315,20 @@ class Trainer:
     def output_tokens(self) -> dict[str, Any]:
         """Lengths of the validation answers, the end token included; `counts` starts at one token."""
         pictures = Pictures(self.out / "tokenizer.json", "val", 128, self.recipe.validation_seed, 0, 4)
-        lengths = []
+        lengths, datasets = [], []
         for batch in validation_batches(pictures, 4, torch.device("cpu")):
             places = batch.targets != IGNORE
-            questions = (places.nonzero()[:, 0] * 64 + batch.segments[places]).unique(return_counts=True)[1]
-            lengths.append(questions.float())
-        every = torch.cat(lengths)
+            numbers, counts = (places.nonzero()[:, 0] * 64 + batch.segments[places]).unique(return_counts=True)
+            lengths.append(counts)
+            datasets.append(batch.datasets[numbers // 64])
+        every, of = torch.cat(lengths).float(), torch.cat(datasets)
         names = {"p50": 0.5, "p97": 0.97, "max": 1.0}
         quantiles = {name: math.ceil(every.quantile(q).item()) for name, q in names.items()}
+        by_style = {
+            DATASETS[name].style: every[of == i].long().bincount()[1:].tolist() for i, name in enumerate(GENERATED)
+        }
         counts = every.long().bincount()[1:].tolist()
-        return {"mean": round(every.mean().item(), 3), **quantiles, "counts": counts}
+        return {"mean": round(every.mean().item(), 3), **quantiles, "counts": counts, "by_style": by_style}
 
 
 def keep_recipe(path: Path, recipe: Recipe) -> None:

@@ -61,7 +61,7 @@ def drawn_profile(rng: np.random.Generator) -> LatencyProfile:
 def drawn_guard(rng: np.random.Generator, policy: Policy, profile: LatencyProfile) -> Guard:
     margin = OnlineMargin(step=0.3)
     for _ in range(rng.integers(3)):
-        margin.observe(2.0, 1.0)
+        margin.observe(2.0, 1.0, 1.0)
     some = np.flatnonzero(rng.random(len(SPACE)) < rng.choice([0.1, 0.6, 1.1]))
     guard = Guard(policy, SPACE, tuple(range(len(SPACE))), profile, rng.uniform(0, 2), rng.choice([None, 0.5]))
     split_ms = {"medium": rng.uniform(0, 3), "high": rng.uniform(0, 6)}

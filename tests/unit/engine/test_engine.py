@@ -61,7 +61,7 @@ def test_opening_the_file_is_part_of_preprocessing(
     monkeypatch.setattr(runner, "open_image", slowly)
     slow_ms = engine.answer(request()).timings_ms
     beyond_ms = {name: took_ms - usual_ms[name] for name, took_ms in slow_ms.items()}
-    assert beyond_ms == pytest.approx(dict.fromkeys(STAGES, 0.0) | {"preprocess": 40.0, "total": 40.0})
+    assert beyond_ms == pytest.approx(dict.fromkeys(STAGES, 0.0) | {"preprocess": 40.0, "total": 40.0}, abs=0.5)
 
 
 def test_stream_yields_tokens_then_the_answer(engine: Engine) -> None:
@@ -81,16 +81,25 @@ def test_cancelled_between_tokens(engine: Engine) -> None:
     assert (answer.finish_reason, answer.num_output_tokens) == ("cancelled", 3)
 
 
-@pytest.mark.parametrize("fields", [{}, {"budget_ms": 0.01, "on_deadline": "stop"}])
-def test_what_was_held_back_is_said_where_a_stream_is_cut(engine: Engine, fields: dict[str, object]) -> None:
+def test_what_was_held_back_is_said_where_a_stream_is_cut(engine: Engine) -> None:
     whole = engine.answer(request(max_new_tokens=8))
     first = engine.runner.tokenizer.decode([whole.tokens[0]])
-    asked = request(max_new_tokens=8, stop=(f"{first} and then some",), **fields)
-    *tokens, answer = engine.stream(asked, cancel=lambda: not fields)
+    asked, made = request(max_new_tokens=8, stop=(f"{first} and then some",)), []
+    decode = engine.runner.decode
+
+    def counted(_: object, *args: object) -> object:
+        made.append(args)
+        return decode(*args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.Runner, "decode", counted)
+        *tokens, answer = engine.stream(asked, cancel=lambda: bool(made))
     assert isinstance(answer, Answer)
-    assert answer.finish_reason == ("deadline" if fields else "cancelled")
-    assert [(token.text, token.id) for token in tokens if isinstance(token, Token)] == [(first, answer.tokens[0])]
-    assert answer.text == first
+    assert (answer.finish_reason, answer.stopped_at) == ("cancelled", "decode")
+    said = [(token.text, token.id) for token in tokens if isinstance(token, Token)]
+    assert said[0][1] == answer.tokens[0]
+    assert "".join(text for text, _ in said) == answer.text
+    assert answer.text.startswith(first)
 
 
 def test_a_closed_stream_stops(engine: Engine) -> None:
@@ -103,7 +112,8 @@ def test_a_closed_stream_stops(engine: Engine) -> None:
 @pytest.mark.usefixtures("ticks")
 def test_deadline_stops_or_is_overrun(engine: Engine) -> None:
     stopped = engine.answer(request(budget_ms=TICK_MS, max_new_tokens=9, on_deadline="stop"))
-    assert (stopped.finish_reason, stopped.num_output_tokens, stopped.budget_met) == ("deadline", 1, False)
+    assert (stopped.finish_reason, stopped.num_output_tokens, stopped.budget_met) == ("deadline", 0, False)
+    assert (stopped.text, stopped.ttft_ms, stopped.stopped_at) == ("", None, "queue")
     finished = engine.answer(request(budget_ms=TICK_MS, max_new_tokens=9))
     assert finished.finish_reason in ("length", "stop")
     assert finished.num_output_tokens > 1

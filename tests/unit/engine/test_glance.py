@@ -115,9 +115,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     passes: list[int] = []
     whole = VisionTransformer.forward
 
-    def counted(self: VisionTransformer, patches: torch.Tensor, live: torch.Tensor | None = None) -> torch.Tensor:
+    def counted(self: VisionTransformer, patches: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
         passes.append(len(patches))
-        return whole(self, patches, live)
+        return whole(self, patches, *rest, **named)
 
     monkeypatch.setattr(VisionTransformer, "forward", counted)
     return passes
@@ -209,7 +209,7 @@ def test_what_the_policy_runs_is_charged_to_control(
 
     monkeypatch.setattr(clock, "mark", mark, raising=False)
     monkeypatch.setattr(Runner, "project", projected)
-    monkeypatch.setattr("tempovlm.engine.engine.stage_clock", lambda _: clock)
+    monkeypatch.setattr("tempovlm.engine.engine.stage_clock", lambda *_: clock)
     engine.answer(request(max_new_tokens=1), unmasked(policy_of(kind)))
     glance = ["preprocess", "control", "preprocess", "vision_encoder", "(projects)", "control"]
     assert marks == [*glance, "preprocess", "vision_encoder", "(projects)", "projector", "control", "prefill"]

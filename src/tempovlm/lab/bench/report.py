@@ -17,7 +17,9 @@ from tempovlm.lab.bench.showcase import Example, Shown
 from tempovlm.lab.drawing import STAGE_COLORS, can_draw
 from tempovlm.lab.pages import render as render_template
 
-_NAMES = dict(zip(STAGES, ("preprocess", "control", "vision", "projector", "prefill", "decode"), strict=True))
+_NAMES = dict(
+    zip(STAGES, ("queue", "preprocess", "control", "vision", "projector", "prefill", "decode"), strict=True)
+)
 _KEY_LEFTS = (0, 101, 180, 253, 347, 427)
 _ON_DARK = frozenset(("vision_encoder", "prefill"))
 _BAR_PX = 480
@@ -77,8 +79,8 @@ def answer_figure(example: Example, shown: Sequence[Shown], footer: str) -> str:
 
 
 def _key() -> list[tuple[str, str, int]]:
-    """Each stage's name and colour, and where it stands in the key."""
-    return [(_NAMES[stage], STAGE_COLORS[stage], left) for stage, left in zip(STAGES, _KEY_LEFTS, strict=True)]
+    """Each stage's name and colour, and where it stands in the key; answers here never waited in a queue."""
+    return [(_NAMES[stage], STAGE_COLORS[stage], left) for stage, left in zip(STAGES[1:], _KEY_LEFTS, strict=True)]
 
 
 def _rows(shown: Sequence[Shown]) -> list[dict[str, Any]]:

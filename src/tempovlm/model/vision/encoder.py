@@ -8,6 +8,7 @@ Shapes: `C` crops, `P` patches of a crop, `G` pooled tokens of a crop, `D` decod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -88,10 +89,13 @@ class VisionTransformer(nn.Module):
         self.pre_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_blocks))
 
-    def forward(self, patches: Tensor, live: Tensor | None = None) -> Tensor:
+    def forward(
+        self, patches: Tensor, live: Tensor | None = None, tick: Callable[[], None] | None = None
+    ) -> Tensor:
         """(C, P, patch values) to (C, P, feature width): the kept layers side by side, without the class token.
 
-        Crops that are False in `live` (C,) get features of zero.
+        Crops that are False in `live` (C,) get features of zero. `tick` is called before each block of the plain
+        modules, and may raise.
         """
         kernels = kernels_for(patches)
         x = self.patch_embedding(patches) if kernels is None else self._embed_aligned(patches)
@@ -99,7 +103,7 @@ class VisionTransformer(nn.Module):
         x = self.pre_norm(torch.cat((first, x), dim=1) + self.positions)
         if kernels is not None:
             return only_live(self.fused_features(x, kernels), live)
-        kept = self.layers(x)
+        kept = self.layers(x, tick)
         return only_live(torch.cat([kept[i][:, 1:] for i in self.keep], dim=-1), live)
 
     def _embed_aligned(self, patches: Tensor) -> Tensor:
@@ -109,10 +113,12 @@ class VisionTransformer(nn.Module):
             return self.patch_embedding(patches)
         return F.linear(F.pad(patches, (0, lacking)), F.pad(self.patch_embedding.weight, (0, lacking)))
 
-    def layers(self, x: Tensor) -> dict[int, Tensor]:
+    def layers(self, x: Tensor, tick: Callable[[], None] | None = None) -> dict[int, Tensor]:
         """Outputs (C, P + 1, width) of the kept blocks, by block."""
         kept = {}
         for i in range(max(self.keep) + 1):
+            if tick is not None:
+                tick()
             x = self.blocks[i](x)
             if i in self.keep:
                 kept[i] = x

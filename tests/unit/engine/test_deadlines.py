@@ -1,0 +1,192 @@
+"""Deadlines with company: requests that stop, are refused, wait for each other, or are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import tiny_model
+from tempovlm.api import TempoVLM
+from tempovlm.control.guard import Guard
+from tempovlm.control.policies import TablePolicy, prior_accuracy
+from tempovlm.core.errors import UserError
+from tempovlm.core.request import Answer, Request
+from tempovlm.engine.batching import answer_batch
+from tempovlm.engine.engine import Engine
+from timings import TICK_MS, Ticks
+
+SPACE = tiny_model.SPACE
+PROFILE = tiny_model.make_profile(spread=0.1)
+AMPLE_MS = 1.5 * PROFILE.upper_total_ms(len(SPACE) - 1)
+"""In which everything fits."""
+
+
+def request(**fields: Any) -> Request:
+    return Request(images=(Image.fromarray(tiny_model.picture()),), question="what is the sign?", **fields)
+
+
+@pytest.fixture
+def guard(ticks: Ticks) -> Guard:
+    del ticks  # the policy's own time is measured
+    return replace(Guard.around(TablePolicy(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE), margin=None)
+
+
+@pytest.mark.parametrize(
+    ("budget_ms", "stage"), [(4, "preprocess"), (8, "vision_encoder"), (20, "prefill"), (60, "decode")]
+)
+def test_stop_ends_at_any_stage(engine: Engine, ticks: Ticks, budget_ms: float, stage: str) -> None:
+    asked = request(budget_ms=budget_ms * TICK_MS, on_deadline="stop", max_new_tokens=64)
+    answer = engine.answer(asked)
+    assert (answer.finish_reason, answer.stopped_at, answer.budget_met) == ("deadline", stage, False)
+    assert answer.timings_ms["total"] <= (budget_ms + 6) * TICK_MS, "one block and its border"
+    assert bool(answer.tokens) == (stage == "decode")
+    assert answer.to_json()["stopped_at"] == stage
+    del ticks
+
+
+@pytest.mark.parametrize(
+    "stage", ["queue", "preprocess", "vision_encoder", "projector", "control", "prefill", "decode"]
+)
+def test_cancel_ends_at_any_stage(engine: Engine, stage: str) -> None:
+    stages: set[str] = set()
+    for number in range(64):
+        asked = [0]
+
+        def cancel(asked: list[int] = asked, number: int = number) -> bool:
+            asked[0] += 1
+            return asked[0] > number
+
+        *_, answer = engine.stream(request(), cancel=cancel)
+        assert isinstance(answer, Answer)
+        if answer.finish_reason != "cancelled":
+            break
+        stages.add(str(answer.stopped_at))
+    assert stage in stages
+
+
+def test_an_engine_answers_as_before_after_it_was_stopped(engine: Engine) -> None:
+    before = engine.answer(request()).tokens
+    engine.answer(request(budget_ms=0.01, on_deadline="stop"))
+    assert engine.answer(request()).tokens == before
+
+
+def test_what_cannot_fit_is_rejected_at_once(engine: Engine, guard: Guard) -> None:
+    answer = engine.answer(request(budget_ms=5.0, on_deadline="reject"), guard)
+    assert (answer.finish_reason, answer.text, answer.budget_met) == ("rejected", "", False)
+    assert (answer.budget_feasible, answer.timings_ms["vision_encoder"]) == (False, pytest.approx(0.0))
+    assert engine.answer(request(budget_ms=1e6, on_deadline="reject"), guard).finish_reason in ("stop", "length")
+
+
+def test_waiting_is_a_part_of_the_total(engine: Engine, guard: Guard) -> None:
+    waited_ms = 0.8 * AMPLE_MS
+    waited = engine.answer(request(budget_ms=AMPLE_MS, waited_ms=waited_ms), guard)
+    assert waited.timings_ms["queue"] >= waited_ms
+    assert waited.timings_ms["total"] >= waited_ms
+    ready = engine.answer(request(budget_ms=AMPLE_MS), guard)
+    assert SPACE.index(waited.knobs) < SPACE.index(ready.knobs)
+    with pytest.raises(UserError, match="waited_ms"):
+        request(waited_ms=-1.0)
+
+
+def test_who_waits_is_left_a_share(engine: Engine, guard: Guard) -> None:
+    alone = engine.answer(request(budget_ms=AMPLE_MS), guard)
+    waiting = engine.line_up(request(budget_ms=AMPLE_MS))
+    try:
+        before_another = engine.answer(request(budget_ms=AMPLE_MS), guard)
+    finally:
+        engine.door.leave([waiting])
+    hopeless = engine.line_up(request(budget_ms=3.0))
+    try:
+        beside = engine.answer(request(budget_ms=AMPLE_MS), guard)
+    finally:
+        engine.door.leave([hopeless])
+    assert SPACE.index(before_another.knobs) < SPACE.index(alone.knobs)
+    assert beside.budget_feasible is True, "what cannot be kept for others is not kept"
+
+
+def test_a_batch_runs_by_deadline_and_answers_in_order(engine: Engine, guard: Guard) -> None:
+    texts = ["one", "two", "three", "four"]
+    budgets_ms = [None, 400.0, 150.0, None]
+    asked = [
+        Request(images=(), question=text, budget_ms=budget_ms)
+        for text, budget_ms in zip(texts, budgets_ms, strict=True)
+    ]
+    answers = answer_batch(engine, asked, guard)
+    assert [answer.budget_ms for answer in answers] == budgets_ms
+    assert answers[1].timings_ms["queue"] > answers[2].timings_ms["queue"], "the earlier deadline went first"
+    alone = [engine.answer(Request(images=(), question=text), guard).text for text in texts]
+    assert [answers[0].text, answers[3].text] == [alone[0], alone[3]]
+    assert engine.door.waiting == 0
+
+
+def test_a_batch_says_before_it_runs_that_it_will_be_late(
+    engine: Engine, guard: Guard, caplog: pytest.LogCaptureFixture
+) -> None:
+    least_ms = guard.least_ms()
+    answer_batch(engine, [request(budget_ms=2.5 * least_ms) for _ in range(4)], guard)
+    assert "2 of 4 requests of this batch are not expected within their budgets" in caplog.text
+    caplog.clear()
+    answer_batch(engine, [request(budget_ms=5 * least_ms) for _ in range(4)], guard)
+    assert not caplog.text
+
+
+def together(calls: list[Callable[[], Answer]]) -> list[Answer]:
+    """What calls return that are made by threads at once."""
+    answers: dict[int, Answer] = {}
+    gate = threading.Barrier(len(calls))
+
+    def run(place: int) -> None:
+        gate.wait()
+        answers[place] = calls[place]()
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [answers[place] for place in range(len(calls))]
+
+
+def test_threads_pass_one_at_a_time_and_their_waiting_counts(engine: Engine) -> None:
+    alone = engine.answer(request())
+    inside: list[int] = []
+    prepare = engine.runner.model.prefill
+
+    def watched(*args: Any, **named: Any) -> Any:
+        inside.append(1)
+        assert len(inside) == 1
+        try:
+            return prepare(*args, **named)
+        finally:
+            inside.pop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(engine.runner.model), "prefill", lambda _, *args, **named: watched(*args, **named))
+        answers = together([lambda: engine.answer(request())] * 4)
+    assert {answer.tokens for answer in answers} == {alone.tokens}
+    queued_ms = sorted(answer.timings_ms["queue"] for answer in answers)
+    worked_ms = min(answer.timings_ms["total"] - answer.timings_ms["queue"] for answer in answers)
+    assert queued_ms[-1] > worked_ms, "the last one waited for the others"
+
+
+def test_streams_take_turns(engine: Engine) -> None:
+    one, other = (engine.stream(request(max_new_tokens=6)) for _ in range(2))
+    next(one), next(other)
+    assert engine.answer(request(max_new_tokens=6)).tokens == list(one)[-1].tokens == list(other)[-1].tokens  # type: ignore[union-attr]
+
+
+def test_an_event_loop_asks_several(model: TempoVLM) -> None:
+    picture = Image.fromarray(tiny_model.picture())
+
+    async def ask() -> list[Answer]:
+        return await asyncio.gather(*(model.answer_async(picture, "what?", max_new_tokens=3) for _ in range(3)))
+
+    answers = asyncio.run(ask())
+    assert len({answer.tokens for answer in answers}) == 1
+    assert max(answer.timings_ms["queue"] for answer in answers) > 0
