@@ -17,6 +17,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.data import registry
 from tempovlm.data.catalog import load_mixed, load_samples
 from tempovlm.data.digest import question_digests
+from tempovlm.data.metrics.rules import RULES
 from tempovlm.data.own import describe, own_name
 from tempovlm.data.registry import DATASETS, check_datasets, find_own, task_of
 from tempovlm.data.sample import Sample
@@ -285,3 +286,29 @@ def test_files_that_cannot_stand_for_a_data_set(folder: Path) -> None:
 
 def test_styles_of_the_data_sets_are_known() -> None:
     assert {one.style for one in DATASETS.values()} <= set(STYLES)
+
+
+def test_the_example_of_the_documentation(folder: Path, repo_root: Path) -> None:
+    section = (repo_root / "docs" / "adding.md").read_text(encoding="utf-8").partition("## Your own questions")[2]
+    text = section.partition("```csv\n")[2].partition("```")[0]
+    (folder / "photos").mkdir()
+    for name in ("door", "till", "shelf", "yard"):
+        (folder / "photos" / f"{name}.jpg").write_bytes(picture(0))
+    path = write(folder, text, "shop.csv")
+    assert len(text.splitlines()) == 10
+    samples = {
+        sample.question_id: sample for split in ("train", "val") for sample in load_samples(str(path), split)
+    }
+    assert list(samples) == [f"s{number}" for number in range(1, 10)]
+    assert samples["s5"].question == "what color is the box, left of the tea?"
+    assert samples["s7"].answers == ("van", "delivery van", "truck")
+    assert (samples["s4"].options[samples["s4"].answer_index], samples["s9"].answer_index) == ("maestro", 0)
+    assert [rule for rule in RULES if f"| `{rule}` |" not in section] == []
+
+
+def test_the_example_file_is_as_the_readme_shows_it(repo_root: Path) -> None:
+    path = repo_root / "docs" / "figures" / "questions.csv"
+    assert f"```csv\n{path.read_text(encoding='utf-8')}```" in (repo_root / "README.md").read_text(
+        encoding="utf-8"
+    )
+    assert {sample.image_path for sample in load_samples(str(path))} == {path.with_name("sign.jpg")}
