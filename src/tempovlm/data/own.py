@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from tempovlm.core.checks import shown
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir, check_file, expanded, write_whole
+from tempovlm.core.request import Request
 from tempovlm.data.dataset import SPLITS
 from tempovlm.data.entries import Entry
 from tempovlm.data.metrics.rules import DESCRIPTIONS, LEAST_FOR_VQA, RULES, choose_rule
@@ -351,13 +352,17 @@ class _Pictures:
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 pass  # Damaged or too large: whoever opens it says so, as of any other picture.
             self._known.add(place)
-        return value.strip(), place
+        return str(Path(value.strip())), place
 
 
 def _fields(row: _Row, pictures: _Pictures, score: str | None) -> dict[str, Any]:
     """The fields of a sample, all but those that the file has in common."""
     image_id, image_path = pictures.find(row)
     question = row.text("question").strip()
+    try:
+        Request(images=(), question=question)
+    except UserError as error:
+        raise row.wrong("question", str(error)) from None
     key = next((name for name in _ANSWERS if name in row.fields), "answer")
     answers = row.answers(key)
     if not all(answer.strip() for answer in answers):

@@ -212,6 +212,7 @@ def refused(path: Path | str) -> str:
         ("image,question,answer", "my.csv,what?,open", ["row 2, column image", "is no picture"]),
         ("image,question,answer", "https://x.org/a.png,what?,open", ["row 2, column image", "is an address"]),
         ("image,question,answer", "a.png,,open", ["row 2, column question", "is missing", "leave the row out"]),
+        ("image,question,answer", "a.png,\u200b,open", ["row 2, column question", "is empty"]),
         ("image,question,answer", "a.png,what?, ", ["row 2, column answer", "is missing"]),
         ("image,question,answer", "a.png,what?,red,blue", ["row 2: has 4 cells below 3 columns", "quotes"]),
         ("image,question,answer", 'a.png,"what?,open', ["row 2", "unexpected end of data"]),
