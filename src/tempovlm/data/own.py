@@ -17,8 +17,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from tempovlm.core.checks import shown
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir, check_file, expanded, write_whole
@@ -332,6 +330,8 @@ class _Pictures:
         Raises:
             UserError: it is missing, or no picture.
         """
+        from PIL import Image, UnidentifiedImageError
+
         value = row.value("image")
         if isinstance(value, _Held):
             place = self._folder / f"{value.digest}.picture"

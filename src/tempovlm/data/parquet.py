@@ -13,8 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
-
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir, write_whole
 from tempovlm.data.dataset import DataSet, HubCopy
@@ -165,6 +163,8 @@ def has_picture(value: Any) -> bool:
 
 def picture_bytes(value: Any, where: str) -> bytes:
     """The bytes of a picture, as the hub's struct of bytes and path, as bytes, or as a list of one of these."""
+    from PIL import Image, UnidentifiedImageError
+
     if not has_picture(value):
         raise UserError(f"{where} has no picture; get a copy that has it")
     if isinstance(value, dict) and not value.get("bytes"):
