@@ -33,12 +33,19 @@ def answered(sample: Sample, knobs: KnobConfig, accuracy: float, **fields: Any) 
 
 
 def write_results(
-    folder: Path, bed: Path, split: str, weights: str = "0123456789ab", *, measured: bool = True, seed: int = 0
+    folder: Path,
+    bed: Path | None,
+    split: str,
+    weights: str = "0123456789ab",
+    *,
+    measured: bool = True,
+    seed: int = 0,
+    dataset: str = DATASET,
 ) -> Path:
     """Results of the tiny model in which dearer settings are right more often and take longer."""
     rng = np.random.default_rng(seed)
     rows = []
-    for sample in load_samples(DATASET, split, data_dir=bed):
+    for sample in load_samples(dataset, split, data_dir=bed):
         for i, knobs in enumerate(SPACE):
             total_ms = tiny_model.nominal_ms(SPACE, i)
             times = ("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_prefill", "T_LLM_decode", "T_total")
@@ -59,5 +66,5 @@ def write_results(
                 )
             )
     stamp = replace(stamps.STAMP, knob_space=SPACE.fingerprint, weights=weights)
-    write_rows(folder, DATASET, rows, stamp)
+    write_rows(folder, rows[0].dataset, rows, stamp)
     return folder

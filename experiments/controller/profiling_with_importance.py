@@ -24,7 +24,7 @@ def flags() -> script.FlagParser:
     add = parser.add_argument
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
     add("--importance_scores_file", type=Path, help="block importances; the model's own ranking unless told")
-    add("--datasets", nargs="+", required=True, help="data sets")
+    add("--datasets", nargs="+", required=True, help="data sets, or files of your own questions")
     add("--output_dir", type=Path, required=True, help="for the tables and figures")
     add("--results_dir", nargs="+", type=Path, help="sum up these results instead of measuring anew")
     add("--num_samples", type=int, default=500, help="questions of each data set")

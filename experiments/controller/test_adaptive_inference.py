@@ -23,7 +23,7 @@ def flags() -> script.FlagParser:
     add = parser.add_argument
     add("--model_path", default="pocket", help="pocket, a model folder, or a hub id")
     add("--controller_path", default="auto", help="checkpoint of any controller; auto, table or fixed without one")
-    add("--dataset", nargs="+", default=["text_vqa"], help="data sets, mixed in equal parts")
+    add("--dataset", nargs="+", default=["text_vqa"], help="data sets or files of your own, mixed in equal parts")
     add("--num_samples", type=int, default=100, help="questions in all; each is answered at every budget")
     add("--latency_budget", nargs="+", type=float, default=[200.0], help="one or several budgets in milliseconds")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -24,7 +24,7 @@ def flags() -> script.FlagParser:
     """The script's flags."""
     parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
-    add("--dataset_names", nargs="+", required=True, help="data sets")
+    add("--dataset_names", nargs="+", required=True, help="data sets, or files of your own questions")
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
     add("--num_samples", type=int, default=5000, help="training questions of each data set, as far as it has them")
     add("--output_dir", type=Path, required=True, help="for everything; run again with it to resume")

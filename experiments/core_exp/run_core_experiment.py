@@ -21,7 +21,7 @@ def flags() -> script.FlagParser:
     parser = script.FlagParser(str(__doc__).splitlines()[0])
     add = parser.add_argument
     add("--model_path", required=True, help="pocket, a model folder, or a hub id")
-    add("--dataset_names", nargs="+", required=True, help="data sets")
+    add("--dataset_names", nargs="+", required=True, help="data sets, or files of your own questions")
     add("--output_dir", type=Path, required=True, help="results directory; run again with it to resume")
     add("--num_samples", type=int, default=300, help="questions of each data set")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -19,6 +19,8 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms, check_price_per_ms
 from tempovlm.core.weights import Weights
+from tempovlm.data.metrics.rules import Rule
+from tempovlm.data.own import describe
 from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets
 from tempovlm.data.scoring import check_scorable
 
@@ -39,6 +41,7 @@ question, and a fixed setting runs between them, so that the steadiness of the m
 _EXAMPLES = (
     "tempovlm bench --budgets 60 100 150 200 300 --num_samples 200",
     "tempovlm bench --dataset text_vqa --budgets 100 200 --num_samples 50 --json",
+    "tempovlm bench my.csv --budgets 100 200",
     "tempovlm bench --budgets 150 --fresh_processes 10",
 )
 
@@ -48,10 +51,14 @@ class BenchArgs:
     """Flags of `tempovlm bench`.
 
     Attributes:
+        data: Your own questions, in place of --dataset: a .csv, .jsonl or .parquet file with the columns image,
+            question and answer; docs/adding.md says more.
+        score: Rule for your own questions; by default that of their column score, else vqa where ten people
+            answered and exact elsewhere. Those with options are always scored by choice.
         budgets: Budgets in milliseconds.
         num_samples: Questions in all; each is answered at every budget.
-        dataset: Data sets, mixed in equal parts: any that `tempovlm data check` knows. Captions get CIDEr over all
-            pictures, a hundredfold, beside the accuracy of the others.
+        dataset: Data sets, mixed in equal parts: any that `tempovlm data check` knows, and files of your own
+            questions. Captions get CIDEr over all pictures, a hundredfold, beside the accuracy of the others.
         model: Model to load: pocket, a folder or a hub id.
         device: Where to run: auto, cpu, cuda or cuda:N.
         weights: What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8.
@@ -70,6 +77,8 @@ class BenchArgs:
         json: Print one line with the result object on stdout; everything else goes to stderr.
     """
 
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FILE ...]")] = ()
+    score: Rule | None = None
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ("60", "100", "150", "200", "300")
     num_samples: int = 200
     dataset: tuple[str, ...] = GENERATED
@@ -105,7 +114,13 @@ class BenchArgs:
         check_price_per_ms(self.price_per_ms)
         if not self.dataset:
             raise UserError(f"--dataset: give at least one of {', '.join(DATASETS)}")
-        check_datasets(self.dataset, "dataset", together=True)
+        if self.data and self.dataset != GENERATED:
+            raise UserError(f"--dataset {self.dataset[0]}: beside {self.data[0]}; give all files and names to one")
+        self.names()
+
+    def names(self) -> tuple[str, ...]:
+        """The data sets by the names that results have; files are read and checked."""
+        return tuple(check_datasets(self.data or self.dataset, "dataset", together=True, score=self.score))
 
 
 def read_budgets_ms(texts: Sequence[str]) -> tuple[float, ...]:
@@ -167,8 +182,7 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     """
     from tempovlm.data.catalog import load_mixed
 
-    names = tuple(dict.fromkeys(args.dataset))
-    samples = load_mixed(names, args.num_samples, data_dir=args.data_dir, seed=args.seed)
+    samples = load_mixed(args.names(), args.num_samples, data_dir=args.data_dir, seed=args.seed)
     check_scorable(samples)
     model = load_model(args.model, args.device, args.policy, notes, args.weights)
     model.check_price(args.price_per_ms)
@@ -261,7 +275,8 @@ def _result(
         "model": stamp.model,
         "device": stamp.device,
         "data_source": data_source,
-        "dataset": list(dict.fromkeys(args.dataset)),
+        "dataset": list(args.names()),
+        "scored_by": describe(samples),
         "knob_space": {
             "tier": list(model.space.tiers),
             "top_k": list(model.space.top_ks),
@@ -352,6 +367,8 @@ def _caption(result: dict[str, Any]) -> str:
     from rich.markup import escape
 
     parts = ["on time: total within the budget, with its 95 % Wilson interval; used: total / budget"]
+    if result["scored_by"]:
+        parts.append(result["scored_by"])
     if set(result["dataset"]) & SCORED_TOGETHER:
         parts.append("CIDEr: of all captions together, times 100")
     if (fixed := result["fixed"]) and fixed["p99_over_p50"] is not None:

@@ -6,6 +6,7 @@ It knows flags and what to say; it does not know how a picture is drawn or store
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,18 @@ import tyro
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
-from tempovlm.data.registry import DATASETS, GENERATED, find
+from tempovlm.data.own import describe
+from tempovlm.data.registry import DATASETS, GENERATED, find, find_own
 
-_KNOWN = f"Data set: one of {', '.join(DATASETS)}."
+_KNOWN = f"Data set: one of {', '.join(DATASETS)}; or a file of your own questions (.csv, .jsonl, .parquet)."
 
 _EXAMPLES = {
     "make": ("tempovlm data make --out /tmp/bed --num_train 100 --num_val 50",),
-    "check": ("tempovlm data check okvqa", "tempovlm data check coco_caption --data_dir /data"),
+    "check": (
+        "tempovlm data check okvqa",
+        "tempovlm data check coco_caption --data_dir /data",
+        "tempovlm data check my.csv",
+    ),
     "download": ("tempovlm data download text_vqa", "tempovlm data download doc_qa --split val --data_dir /data"),
 }
 
@@ -76,6 +82,14 @@ def check(argv: list[str]) -> None:
     flags = _parse(CheckFlags, "check", argv, check)
     from tempovlm.data import sources
 
+    if (own := find_own(flags.name)) is not None:
+        splits = Counter(sample.split for sample in own.samples)
+        pictures, styles = (len({s.image_id for s in own.samples}), sorted({s.style for s in own.samples}))
+        counts = ", ".join(f"{split} {count}" for split, count in splits.items())
+        lines = [f"{own.path}: complete ({own.digest})", f"{own.count} about {pictures} pictures: {counts}"]
+        lines += [f"style {', '.join(styles)}", describe(own.samples)]
+        sys.stdout.write("\n".join((*lines, "")))
+        return
     root = _root(flags.data_dir)
     dataset, reports = find(flags.name), sources.check(flags.name, root)
     folder, copy = root / flags.name, dataset.hub

@@ -64,7 +64,8 @@ class EvaluateArgs:
         policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
             linucb, oracle) and paths of controller checkpoints.
         budgets: Budgets in milliseconds; by default six, evenly in log from the cheapest to the dearest setting.
-        dataset_names: Data sets to judge on; all that are in the results unless told.
+        dataset_names: Data sets, or files of your own questions, to judge on; by default all that are in the
+            results.
         latency_estimator_path: Checkpoint of a latency estimator; without it, measured times stand for all
             questions.
         level: Quantile of the latency that policies go by; 0.5, 0.9 or 0.99 with an estimator.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.data.registry import check_datasets
 
 if TYPE_CHECKING:
     from tempovlm.api import TempoVLM
@@ -70,7 +71,7 @@ class Inputs:
     def _part(self, dirs: Sequence[Path], split: str) -> Part:
         from tempovlm.lab.judge.inputs import read_part
 
-        return read_part(dirs, self.space, split, self.args.dataset_names or None)
+        return read_part(dirs, self.space, split, check_datasets(self.args.dataset_names, "dataset_names") or None)
 
     @cached_property
     def estimator(self) -> Estimator | None:

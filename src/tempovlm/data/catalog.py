@@ -15,7 +15,7 @@ from tempovlm.core.paths import expanded, scratch_folder
 from tempovlm.data.dataset import SPLITS, DataSet
 from tempovlm.data.files import is_generated
 from tempovlm.data.parquet import ParquetSet
-from tempovlm.data.registry import GENERATED, find
+from tempovlm.data.registry import GENERATED, find, find_own
 from tempovlm.data.sample import Sample, check_unique
 from tempovlm.testbed import NOTICE
 
@@ -44,10 +44,11 @@ def load_samples(
     """Read a data set.
 
     Args:
-        dataset: One of `registry.DATASETS`.
+        dataset: One of `registry.DATASETS`, or the file of your own questions.
         split: 'train' or 'val'; of TallyQA, which has no validation questions, 'val' means its test questions.
         data_dir: Folder that holds the data sets' folders; None takes `default_data_dir()` and makes a small
-            generated test bed there if the data set is missing and the test bed stands in for it.
+            generated test bed there if the data set is missing and the test bed stands in for it. Your own
+            questions say themselves where their pictures are.
         num_samples: How many, drawn with `seed`; a smaller draw is the beginning of a larger one. None reads all
             in file order.
         seed: Seed of the draw.
@@ -58,11 +59,14 @@ def load_samples(
     Raises:
         UserError: Unknown data set or split, missing or damaged files, or questions that share an id.
     """
-    known = find(dataset)
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose train or val")
     if num_samples is not None and num_samples < 1:
         raise UserError(f"num_samples must be 1 or more, got {num_samples}")
+    if (own := find_own(dataset)) is not None:
+        samples = own.of(split)
+        return own.extract([samples[index] for index in _draw(len(samples), num_samples, seed)])
+    known = find(dataset)
     root = default_data_dir() if data_dir is None else expanded(data_dir)
     if data_dir is None and dataset in GENERATED:
         root = _made_if_missing(root, dataset)
@@ -85,11 +89,16 @@ def load_samples(
         raise UserError(f"data set {dataset} has no {split} samples in {folder}")
     files = table.files if table else [_questions_file(known, folder, split)] * len(samples)
     check_unique([sample.question_id for sample in samples], files)
-    order = list(range(len(samples)))
+    order = _draw(len(samples), num_samples, seed)
+    return [samples[index] for index in order] if table is None else table.extract(order)
+
+
+def _draw(total: int, num_samples: int | None, seed: int) -> list[int]:
+    """The places of the samples that are drawn; all of them, in order, where no number is given."""
+    order = list(range(total))
     if num_samples is not None:
         Random(seed).shuffle(order)
-        order = order[:num_samples]
-    return [samples[index] for index in order] if table is None else table.extract(order)
+    return order[:num_samples]
 
 
 def _read(dataset: DataSet, folder: Path, split: str) -> list[Sample]:

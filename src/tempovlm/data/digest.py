@@ -31,7 +31,8 @@ def question_digests(samples: Iterable[Sample]) -> dict[str, str]:
 def text_digits(sample: Sample) -> str:
     """Those of what is asked and what is right."""
     about = (sample.dataset, sample.split, str(sample.question_id), sample.question)
-    return _digits(json.dumps([*about, sample.answers, sample.options, sample.answer_index]).encode())
+    rule = [sample.rule] if sample.rule else []
+    return _digits(json.dumps([*about, sample.answers, sample.options, sample.answer_index, *rule]).encode())
 
 
 def picture_digits(path: Path) -> str:

@@ -13,8 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
-
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir, write_whole
 from tempovlm.data.dataset import DataSet, HubCopy
@@ -48,7 +46,7 @@ class ParquetSet:
         source = "synthetic" if is_generated(folder) else "official"
         row_number = 0
         for path in files:
-            file = _open(path)
+            file = open_parquet(path)
             found = file.schema_arrow.names
             missing = {*columns.columns, "image"} - set(found)
             if missing:
@@ -103,8 +101,8 @@ class ParquetSet:
             wanted.setdefault(self.samples[i].image_path, {})[self._rows[i]] = i
         places: dict[int, Path] = {}
         for path, rows in wanted.items():
-            for row, value in _pictures(path, set(rows)):
-                content = _content(value, f"{path}: row {row}")
+            for row, value in read_pictures(path, set(rows)):
+                content = picture_bytes(value, f"{path}: row {row}")
                 name = _UNSAFE.sub("_", self.samples[rows[row]].image_id)[:_LONGEST_NAME]
                 digest = hashlib.sha256(content).hexdigest()[:32]
                 places[rows[row]] = target = self._pictures / f"{name}-{digest}.picture"
@@ -130,7 +128,12 @@ def parquet_files(dataset: DataSet, folder: Path, split: str) -> list[Path]:
     return [path for path in found if pattern.match(path.name) or pattern.fullmatch(path.parent.name)]
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a file.
+
+    Raises:
+        UserError: it is damaged, or pyarrow is not installed.
+    """
     try:
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
@@ -146,21 +149,23 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _rows_with_picture(path: Path) -> Iterable[int]:
-    return (row for row, value in _pictures(path) if _has_picture(value))
+    return (row for row, value in read_pictures(path) if has_picture(value))
 
 
-def _has_picture(value: Any) -> bool:
+def has_picture(value: Any) -> bool:
     """Whether a row has a picture: a struct without bytes and path, no bytes and an empty list are none."""
     if isinstance(value, dict):
         return bool(value.get("bytes") or value.get("path"))
     if isinstance(value, list):
-        return any(one is not None and (isinstance(one, int) or _has_picture(one)) for one in value)
+        return any(one is not None and (isinstance(one, int) or has_picture(one)) for one in value)
     return bool(value)
 
 
-def _content(value: Any, where: str) -> bytes:
+def picture_bytes(value: Any, where: str) -> bytes:
     """The bytes of a picture, as the hub's struct of bytes and path, as bytes, or as a list of one of these."""
-    if not _has_picture(value):
+    from PIL import Image, UnidentifiedImageError
+
+    if not has_picture(value):
         raise UserError(f"{where} has no picture; get a copy that has it")
     if isinstance(value, dict) and not value.get("bytes"):
         raise UserError(
@@ -169,7 +174,7 @@ def _content(value: Any, where: str) -> bytes:
     content = value["bytes"] if isinstance(value, dict) else value
     if isinstance(content, list):
         if len(content) == 1 and not isinstance(content[0], int):
-            return _content(content[0], where)
+            return picture_bytes(content[0], where)
         if not all(isinstance(one, int) and 0 <= one < 256 for one in content):
             raise UserError(
                 f"{where} holds a list of {len(content)} where one picture belongs; get a copy with one"
@@ -189,9 +194,9 @@ def _content(value: Any, where: str) -> bytes:
     return content
 
 
-def _pictures(path: Path, rows: set[int] | None = None) -> Iterable[tuple[int, Any]]:
+def read_pictures(path: Path, rows: set[int] | None = None) -> Iterable[tuple[int, Any]]:
     """What some rows, or all, hold in the column of pictures; parts of the file without any are not read."""
-    file, start = _open(path), 0
+    file, start = open_parquet(path), 0
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows
         inside = [i for i in range(size) if rows is None or start + i in rows]

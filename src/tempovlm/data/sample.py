@@ -30,9 +30,10 @@ class Sample:
         options: Options of a multiple choice question, else empty.
         answer_index: Index of the right option, -1 where there are none.
         twin_path: The same scene with other noise and a small shift, where the data set has one.
-        data_source: 'synthetic' or 'official'.
+        data_source: 'synthetic' or 'official'; of your own questions, the name and the digest of their file.
         template: What kind of question it is, where the data set says so.
         held_out: Whether it needs a word or combination that training never shows (generated data only).
+        rule: What an answer is scored by, one of `metrics.rules.RULES`; empty for the rule of the data set.
     """
 
     question_id: str
@@ -49,6 +50,7 @@ class Sample:
     data_source: str = "official"
     template: str = ""
     held_out: bool = False
+    rule: str = ""
 
 
 def check_unique(ids: Sequence[str], places: Sequence[object]) -> None:

@@ -1,4 +1,4 @@
-"""Scores predictions, each by the metric of its sample's data set."""
+"""Scores predictions, each by the metric of its sample's data set, or the rule that the sample itself names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tempovlm.core.errors import UserError
 from tempovlm.data.metrics.choices import choice_accuracy
+from tempovlm.data.metrics.rules import METRICS
 from tempovlm.data.metrics.text import vqa_accuracy
 from tempovlm.data.registry import DATASETS, SCORED_TOGETHER
 from tempovlm.data.sample import Sample
@@ -19,6 +20,8 @@ def score(sample: Sample, prediction: str) -> float:
     """
     if sample.options:
         return choice_accuracy(prediction, sample.options, sample.answer_index)
+    if sample.rule:
+        return METRICS[sample.rule](prediction, sample.answers)
     metric = DATASETS[sample.dataset].metric if sample.dataset in DATASETS else vqa_accuracy
     if metric is None:
         raise UserError(

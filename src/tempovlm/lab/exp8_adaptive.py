@@ -34,6 +34,9 @@ _log = logging.getLogger("tempovlm")
 
 SCHEMA = "tempovlm.adaptive_inference/2"
 
+_IN_DATA = ("question", "references", "picture")
+"""Fields of a record that are not written: they are the data's, and the same at each budget."""
+
 
 class Loaded(bench.Model, Protocol):
     """A model that knows what it runs on."""
@@ -253,7 +256,7 @@ def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) 
 
 
 def as_columns(records: Sequence[Record]) -> dict[str, Any]:
-    """All that the records hold, each field's name and each field that is the same in all of them once.
+    """What the records hold beside the data: each field's name, and each field that is the same in all, once.
 
     Returns:
         `same`, the fields that are; `columns`, the names of the others, times as `timings_ms.STAGE`; and `rows`, a
@@ -263,7 +266,7 @@ def as_columns(records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
         fields = record.to_json()
         times = {f"timings_ms.{stage}": time_ms for stage, time_ms in fields.pop("timings_ms").items()}
-        flat.append(fields | times)
+        flat.append({name: value for name, value in fields.items() if name not in _IN_DATA} | times)
     names = list(dict.fromkeys(name for fields in flat for name in fields))
     same = {name: flat[0].get(name) for name in names if len({fields.get(name) for fields in flat}) == 1}
     columns = [name for name in names if name not in same]

@@ -11,8 +11,10 @@ from tempovlm.core.errors import UserError
 from tempovlm.data.metrics.captions import cider
 from tempovlm.data.metrics.text import (
     anls,
+    exact_match,
     normalise,
     number_match,
+    relaxed_accuracy,
     text_vqa_accuracy,
     vqa_accuracy,
 )
@@ -61,6 +63,32 @@ def test_unanimous_answers_are_compared_as_they_stand() -> None:
 
 def test_vqa_accuracy_without_answers_is_zero() -> None:
     assert vqa_accuracy("red", []) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [("The Red.", ("red",), 1.0), ("two", ("3", "2"), 1.0), ("reddish", ("red",), 0.0), ("", ("red",), 0.0)],
+)
+def test_exact_match_is_of_normalised_texts(prediction: str, answers: tuple[str, ...], expected: float) -> None:
+    assert exact_match(prediction, answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "expected"),
+    [
+        ("105", "100", 1.0),
+        ("94.9", "100", 0.0),
+        ("12%", "0.12", 1.0),
+        ("0.1", "0", 0.0),
+        ("0", "0", 1.0),
+        ("-98", "-100", 1.0),
+        ("Japan", "japan", 1.0),
+        ("1,000", "1000", 0.0),
+    ],
+)
+def test_relaxed_accuracy_allows_numbers_five_per_cent(prediction: str, answer: str, expected: float) -> None:
+    assert relaxed_accuracy(prediction, [answer]) == pytest.approx(expected)
+    assert relaxed_accuracy(prediction, ["other", answer]) == pytest.approx(expected)
 
 
 def _sample(**changes: object) -> Sample:

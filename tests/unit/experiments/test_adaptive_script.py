@@ -187,10 +187,11 @@ def test_nothing_is_kept_where_every_question_failed(
     assert json.loads(out.read_text())["num_failed"] == 0
 
 
-def test_columns_lose_nothing() -> None:
+def test_columns_lose_nothing_that_the_data_do_not_have() -> None:
     kept = {"run": "budget", "dataset": "okvqa", "image_id": "1", "budget_ms": 60.0}
-    done = Record(question_id="1", knobs="low/k4/b8", timings_ms={"decode": 2.0, "total": 40.5}, **kept)
-    failed = Record(question_id="2", error="no picture", **kept)
+    data = {"question": "what?", "references": ("dog",), "picture": "a.jpg"}
+    done = Record(question_id="1", knobs="low/k4/b8", timings_ms={"decode": 2.0, "total": 40.5}, **kept, **data)
+    failed = Record(question_id="2", error="no picture", **kept, **data)
     result = json.loads(adaptive.as_text({"seed": 1, "samples": adaptive.as_columns([done, failed])}))
     assert result["seed"] == 1
     assert result["samples"]["same"].items() >= kept.items()
@@ -198,7 +199,7 @@ def test_columns_lose_nothing() -> None:
         times = {name.partition(".")[2]: v for name, v in sample.items() if "." in name and v is not None}
         assert times == record.timings_ms
         others = {name: v for name, v in sample.items() if "." not in name}
-        assert others | {"timings_ms": times} == record.to_json()
+        assert others | {"timings_ms": times} | data == record.to_json()
 
 
 def test_stopped_answers_are_reported_apart(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:

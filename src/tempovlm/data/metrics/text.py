@@ -4,7 +4,8 @@ It knows strings only; it does not know data sets, pictures or models. Sources: 
 evaluation (github.com/GT-Vision-Lab/VQA, vqaEval.py); TextVQA accuracy from that challenge's
 (github.com/facebookresearch/mmf, m4c_evaluators.py); ANLS from the Robust Reading Competition's script for
 document questions (rrc.cvc.uab.es/?ch=17), after Biten et al., Scene Text Visual Question Answering, ICCV 2019
-(arXiv 1905.13648). `tests/golden/vqa_scores.json` holds scores that those programs gave.
+(arXiv 1905.13648); relaxed accuracy from Masry et al., ChartQA, Findings of ACL 2022 (arXiv 2203.10244).
+`tests/golden/vqa_scores.json` holds scores that the first three programs gave.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _CONTRACTIONS = {"somebody'd": "somebodyd"} | {
 }
 """Any one apostrophe forgotten. The first entry is the official list's own slip, kept so that scores agree."""
 _ANLS_THRESHOLD = 0.5
+_RELAXED_SHARE = 0.05
 
 
 def normalise(answer: str) -> str:
@@ -110,6 +112,34 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
         length = max(len(answer.upper()), len(prediction.upper()))
         best = max(best, 1.0 - edit_distance(said, right) / length if length else 1.0)
     return best if best >= _ANLS_THRESHOLD else 0.0
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction is one of the answers after `normalise`, else 0.0."""
+    return float(normalise(prediction) in {normalise(answer) for answer in answers})
+
+
+def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction is within 5 % of an answer that is a number, or else equal but for case, else 0.0.
+
+    As in ChartQA, `12 %` counts as 0.12, and an answer of zero must be met as text.
+    """
+    return float(any(_is_near(prediction.strip(), answer.strip()) for answer in answers))
+
+
+def _is_near(said: str, right: str) -> bool:
+    value, target = _number(said), _number(right)
+    if value is not None and target:
+        return abs(value - target) <= _RELAXED_SHARE * abs(target)
+    return said.lower() == right.lower()
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        return None
+    return value / 100 if text.endswith("%") else value
 
 
 def edit_distance(first: str, second: str) -> int:

@@ -119,6 +119,7 @@ def _answer(model: Model, sample: Sample, plan: BenchPlan, budget_ms: float | No
         )
     except _SAMPLE_ERRORS as error:
         return _failed(run, sample, budget_ms, f"{type(error).__name__}: {error}")
+    predicted = answer.predicted
     return Record(
         **_identity(run, sample, budget_ms),
         prediction=answer.text,
@@ -130,6 +131,8 @@ def _answer(model: Model, sample: Sample, plan: BenchPlan, budget_ms: float | No
         num_output_tokens=answer.num_output_tokens,
         finish_reason=answer.finish_reason,
         policy=answer.policy,
+        predicted_p50_ms=None if predicted is None else predicted.p50_ms,
+        predicted_upper_ms=None if predicted is None else predicted.upper_ms,
     )
 
 
@@ -158,7 +161,7 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return _failed("fresh", sample, budget_ms, lines[-1])
     answer = json.loads(done.stdout)
-    knobs = KnobConfig(**answer["knobs"])
+    knobs, predicted_ms = KnobConfig(**answer["knobs"]), answer["predicted_ms"] or {}
     return Record(
         **_identity("fresh", sample, budget_ms),
         prediction=answer["answer"],
@@ -170,6 +173,8 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
         num_output_tokens=answer["num_output_tokens"],
         finish_reason=answer["finish_reason"],
         policy=answer["policy"],
+        predicted_p50_ms=predicted_ms.get("p50"),
+        predicted_upper_ms=predicted_ms.get("upper"),
     )
 
 
@@ -215,6 +220,9 @@ def _identity(run: Run, sample: Sample, budget_ms: float | None) -> dict[str, An
         "question_id": str(sample.question_id),
         "image_id": f"{sample.dataset}/{sample.image_id}",
         "budget_ms": budget_ms,
+        "question": sample.question,
+        "references": sample.answers,
+        "picture": str(sample.image_path),
     }
 
 

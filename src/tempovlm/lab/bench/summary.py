@@ -29,6 +29,8 @@ class Record:
             of all of them, 0 to 10, and None where it was not scored with others.
         knobs: the setting that ran, such as `low/k4/b8`.
         slower_existed: whether a setting slower than it exists. policy: what chose it.
+        predicted_p50_ms, predicted_upper_ms: the total that its choice expected; None where none was made.
+        question, references, picture: what was asked, the right answers, and the picture's path.
         error: why the request failed; then there is no setting and no time.
     """
 
@@ -47,6 +49,11 @@ class Record:
     finish_reason: str | None = None
     policy: str | None = None
     error: str | None = None
+    predicted_p50_ms: float | None = None
+    predicted_upper_ms: float | None = None
+    question: str = ""
+    references: tuple[str, ...] = ()
+    picture: str = ""
 
     @property
     def total_ms(self) -> float:

@@ -42,6 +42,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     raise UserError(f"{path}: half-written or damaged ({reason})")
 
 
+def has_questions(folder: Path, dataset: str) -> bool:
+    """Whether a results directory says which questions of a data set its rows are about."""
+    return dataset in (read_manifest(folder) or {}).get(_FIELD, {})
+
+
 def keep_questions(
     folder: Path, rows: Mapping[str, Mapping[Key, SweepRow]], questions: Mapping[str, Digests]
 ) -> None:

@@ -16,10 +16,10 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
 from tempovlm.core.records import COLUMNS, REPEAT_FIELDS, TIME_FIELDS, SweepRow
 from tempovlm.core.stamp import Stamp
-from tempovlm.data.registry import DATASETS, check_datasets
+from tempovlm.data.registry import DATASETS, check_datasets, is_known
 from tempovlm.lab.core_exp import legacy
 from tempovlm.lab.core_exp.checks import check_rows
-from tempovlm.lab.core_exp.questions import check_directories
+from tempovlm.lab.core_exp.questions import check_directories, has_questions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +100,7 @@ def read_results(
     """
     import pandas as pd
 
-    check_datasets(datasets or (), "dataset_names")
+    datasets = None if datasets is None else check_datasets(datasets, "dataset_names")
     if not results_dirs:
         raise UserError("--results_dir: name at least one results directory")
     frames: list[pd.DataFrame] = []
@@ -146,7 +146,8 @@ def results_files(folder: Path) -> dict[str, Path]:
 
 
 def _known(name: str, path: Path) -> str:
-    if name not in DATASETS:
+    """The name, if it is a data set's, or that of your own questions, named or told by the folder's manifest."""
+    if not is_known(name) and not has_questions(path.parent, name):
         raise UserError(f"{path}: unknown data set {name!r}; choose from {', '.join(DATASETS)}")
     return name
 

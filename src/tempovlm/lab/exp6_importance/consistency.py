@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.data.registry import DATASETS
+from tempovlm.data.registry import task_of
 from tempovlm.lab.statistics import Floats, Resamples, percentile_interval
 
 AGREE = 0.9
@@ -129,7 +129,7 @@ def _number(value: float) -> float | None:
 def cross_dataset(importances: Mapping[str, Importance]) -> dict[str, Any]:
     """Correlate every pair of data sets, average within VQA and between VQA and other tasks, and judge."""
     pairs = {f"{a}|{b}": correlate(importances[a], importances[b]) for a, b in combinations(importances, 2)}
-    vqa = [name for name in importances if name in DATASETS and DATASETS[name].task == "vqa"]
+    vqa = [name for name in importances if task_of(name) == "vqa"]
     others = [name for name in importances if name not in vqa]
     within = _mean_correlation(importances, list(combinations(vqa, 2)))
     between = _mean_correlation(importances, [(a, b) for a in vqa for b in others])
