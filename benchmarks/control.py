@@ -28,7 +28,9 @@ from tempovlm.data.catalog import load_samples
 from tempovlm.data.registry import GENERATED
 from tempovlm.data.sample import Sample
 
-BUDGETS_MS = {"cpu": (25.0, 35.0, 50.0), "cuda": (6.0, 8.0, 12.0)}
+SHARES = (0.7, 1.0, 1.5)
+"""Budgets, as shares of what the largest setting takes at most: some settings fit, and all of them."""
+
 CHECKPOINT = "two_stage_controller/stage2/best_stage2_checkpoint.pt"
 FOLDERS = {"cpu": Path("checkpoints"), "cuda": Path("checkpoints/gpu_h200")}
 WARM = 20
@@ -72,18 +74,20 @@ def ask(vlm: Any, samples: Sequence[Sample], budgets_ms: Sequence[float]) -> lis
 
 
 def measure(policy: str, device: str, samples: Sequence[Sample], budgets_ms: Sequence[float]) -> dict[str, Any]:
-    """Times of one policy's choices over the samples."""
+    """Times of one policy's choices over the samples, within budgets or, without any, those of the profile."""
     from tempovlm.control.guard import Guard
     from tempovlm.engine.runner import Runner
     from tempovlm.latency.clock import CudaClock, HostClock
 
     vlm = api.load("pocket", device=device, policy=policy, progress=False)
+    profile, largest = vlm.calibrate(), vlm.space.index(vlm.space.largest)
+    budgets_ms = budgets_ms or [round(share * profile.upper_total_ms(largest), 1) for share in SHARES]
     answers = ask(vlm, samples, budgets_ms)[WARM:]
     times: Times = {}
     chooser = type(vlm.guard_for(api.request_of(None, "what?", budgets_ms[0], {})).policy)
     clock = HostClock if device == "cpu" else CudaClock
-    parts = [(Guard, "choose_tier"), (Guard, "choose_compute"), (Guard, "foresee"), (clock, "elapsed_ms")]
-    parts += [(chooser, "look"), (chooser, "foresee"), (Runner, "see"), (chooser, "settle")]
+    parts = [(Guard, "choose_tier"), (Guard, "choose_compute"), (Guard, "rehearse"), (clock, "elapsed_ms")]
+    parts += [(chooser, "look"), (Runner, "see"), (chooser, "settle")]
     ends = [watch(owner, name, times) for owner, name in parts if hasattr(owner, name)]
     try:
         ask(vlm, samples, budgets_ms)
@@ -95,6 +99,7 @@ def measure(policy: str, device: str, samples: Sequence[Sample], budgets_ms: Seq
         "total": spread([answer.timings_ms["total"] for answer in answers]),
         "parts": {name: spread(some[WARM:]) for name, some in times.items() if len(some) > WARM},
         "settings": len({answer.knobs for answer in answers}),
+        "budgets_ms": budgets_ms,
         "stamp": vlm.stamp("synthetic").to_json(),
     }
 
@@ -104,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--checkpoint", type=Path, help="two-stage controller; unless told, the device's own")
-    parser.add_argument("--budgets_ms", type=float, nargs="+", help="unless told, the device's usual ones")
+    parser.add_argument("--budgets_ms", type=float, nargs="+", default=(), help="unless told, by the profile")
     parser.add_argument("--num_samples", type=int, default=240, help="questions, the warm ones beside them")
     parser.add_argument("--json", type=Path, help="file to write; standard output without it")
     flags = parser.parse_args()
@@ -114,11 +119,9 @@ def main() -> None:
     policies |= {"table": "table", "fixed": "fixed"}
     rows, stamp = {}, None
     for name, policy in policies.items():
-        rows[name] = measure(policy, flags.device, samples, flags.budgets_ms or BUDGETS_MS[flags.device])
+        rows[name] = measure(policy, flags.device, samples, flags.budgets_ms)
         stamp = rows[name].pop("stamp")
-    text = json.dumps(
-        {"stamp": stamp, "budgets_ms": flags.budgets_ms or BUDGETS_MS[flags.device], **rows}, indent=1
-    )
+    text = json.dumps({"stamp": stamp, **rows}, indent=1)
     if flags.json:
         flags.json.write_text(text + "\n", encoding="utf-8")
     print(text)

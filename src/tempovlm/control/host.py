@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tempovlm.control.encoding import CENTRE, SPREAD, LatencyBudgetEncoder
@@ -93,14 +92,15 @@ def added(weight: Row) -> Row:
 def waves(net: LatencyBudgetEncoder) -> Callable[[float], Row]:
     """A budget in milliseconds to (2F + 2,): its logarithm, the encoder's own sines and cosines, and 1."""
     own, (least, most) = _array(net.frequencies), net.range_ms.tolist()
-    frequencies = np.concatenate(([0], own, own, [0])).astype(np.float32)
-    # A cosine is a sine a quarter turn on, in float64, since phases in float32 are too coarse to be moved.
-    turns: NDArray[np.float64] = np.repeat((0, 0, math.pi / 2, math.pi / 2), (1, len(own), len(own), 1))
+    end = len(own) + 1
+    phases = np.concatenate(([0], own, own, [0])).astype(np.float32)
 
     def encode(budget_ms: float) -> Row:
         log = math.log(min(max(budget_ms, least), most))
-        row = frequencies * np.float32(log)
-        np.sin(row + turns, out=row)
+        row = phases * log
+        sines, cosines = row[:end], row[end:]
+        np.sin(sines, sines)
+        np.cos(cosines, cosines)  # that of the last phase, 0, is 1
         row[0] = log
         return row
 

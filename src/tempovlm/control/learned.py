@@ -85,7 +85,7 @@ class LearnedPolicy(Policy):
 
         Args:
             logits: of the values of tier, top-k and number of blocks, one knob after the other.
-            places: (knobs, K) of each setting's values among them; None where all three knobs are there.
+            places: (knobs, K) or (K,) of each setting's values among them; None where all three knobs are there.
 
         Raises:
             UserError: they are no finite numbers.
@@ -95,8 +95,8 @@ class LearnedPolicy(Policy):
                 f"policy {self.name}: its logits are not numbers (NaN or infinite); its checkpoint or the model's "
                 "weights are damaged: copy them again, or choose --policy table"
             )
-        scores: Row = np.add.reduce(logits.take(self._places if places is None else places), axis=0)
-        return scores
+        scores: Row = logits.take(self._places if places is None else places)
+        return scores if scores.ndim == 1 else np.add.reduce(scores, axis=0)
 
     @cached_property
     def _places(self) -> Ints:
@@ -153,7 +153,7 @@ class Stage1Policy(LearnedPolicy):
 
     @cached_property
     def _of_tiers(self) -> Ints:
-        return self._places[:1]
+        return self._places[0]
 
     @cached_property
     def _network(self) -> HostNetwork:
@@ -178,10 +178,6 @@ class TwoStagePolicy(Stage1Policy):
         """Return joint logits (K,) of top-k and depth, equal for all tiers."""
         seen = self._second.inputs["vision"](self._vision(sight)) + self._known(question.text, sight.tier)
         return self.joint(self._second(left_ms, seen), self._of_compute)
-
-    def foresee(self, question: Question, tier: str) -> None:
-        """Read the question for the second stage."""
-        self._known(question.text, tier)
 
     def _vision(self, sight: Sight) -> Row:
         if sight.pooled is not None:

@@ -68,11 +68,12 @@ def pooled(tokens: Tensor) -> Tensor:
 
 def vision_feature(tokens: Tensor) -> Row:
     """(2 · D,) of projected tokens (C, G, D), on the host."""
-    if tokens.device.type != "cpu" or tokens.dtype != torch.float32:
+    if tokens.dtype != torch.float32 or tokens.is_cuda:
         return pooled(tokens).cpu().numpy()
-    flat = tokens.numpy().reshape(-1, tokens.shape[-1])  # NumPy starts its operations sooner than torch
+    crops = tokens.numpy()  # NumPy starts its operations sooner than torch
+    flat = crops.reshape(-1, crops.shape[-1])
     mean = np.full(len(flat), 1 / len(flat), np.float32).dot(flat)
-    return np.concatenate((mean, np.maximum.reduce(flat, axis=0)))
+    return np.concatenate((mean, np.maximum.reduce(np.maximum.reduce(crops, axis=0), axis=0)))
 
 
 def glance_feature(tokens: Tensor) -> Row:

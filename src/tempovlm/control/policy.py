@@ -87,9 +87,6 @@ class Policy(ABC):
             left_ms: budget left.
         """
 
-    def foresee(self, question: Question, tier: str) -> None:  # noqa: B027 - most policies have nothing to do
-        """Compute what `settle` needs of the question and the chosen tier alone, while the picture is encoded."""
-
     def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:  # noqa: ARG002 - for those who see
         """Return scores (K,) once the picture is encoded, of which those of its tier count.
 

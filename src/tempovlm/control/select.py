@@ -34,8 +34,7 @@ def best(
     worth = np.where(fits, scores, -np.inf)
     if not isinstance(price_per_ms, float | int) or price_per_ms:
         worth = worth - price_per_ms * np.where(fits, cost_ms, 0.0)
-    near = (
-        worth >= np.maximum.reduce(worth, axis=-1, keepdims=True) - tie
-    )  # all of them where nothing fits: -inf >= -inf
+    top = np.maximum.reduce(worth, axis=-1, keepdims=True)
+    near = worth >= (top - tie if tie else top)  # all of them where nothing fits: -inf >= -inf
     chosen: Ints = np.where(near, cost_ms, np.inf).argmin(axis=-1)
     return chosen

@@ -177,7 +177,8 @@ class Engine:
         vision = run.project(patches, ready.crops)
         clock.mark("projector")
         sight = run.see(ready, tier.tier, vision, pool=guard.pools(request))
-        guard.foresee(request, tier)
+        if clock.is_device_busy():
+            guard.rehearse(request, tier)
         choice = guard.choose_compute(request, tier, sight, _passed_ms(request, guard, clock))
         clock.mark("control")
         with run.lane() as lane:

@@ -97,7 +97,7 @@ def test_the_second_stage_sees_the_picture_and_what_is_left(two_stage: Policy) -
     wanted = (top_k[:, None] + blocks).flatten().repeat(len(SPACE.tiers)).numpy()
     found = two_stage.settle(QUESTION, seen, 33.0)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-    two_stage.foresee(replace(QUESTION, text="what else?"), "medium")
+    two_stage.settle(replace(QUESTION, text="what else?"), seen, 33.0)
     np.testing.assert_allclose(two_stage.settle(QUESTION, seen, 33.0), found, rtol=1e-5)
     pooled = replace(seen, vision=None, pooled=vision[0])
     np.testing.assert_allclose(two_stage.settle(QUESTION, pooled, 33.0), found, rtol=1e-5)
