@@ -24,16 +24,16 @@ LEAST, MOST = 0.7, 2.0
 
 
 class OnlineMargin:
-    """The factor on calibrated bounds, from the answers so far."""
+    """The factor on calibrated bounds, from the answers so far.
+
+    Attributes:
+        factor: by which calibrated bounds are multiplied.
+    """
 
     def __init__(self, miss_rate: float = MISS_RATE, step: float = STEP) -> None:
         """A factor of 1."""
         self._miss_rate, self._step, self._log = miss_rate, step, 0.0
-
-    @property
-    def factor(self) -> float:
-        """What calibrated bounds are multiplied by."""
-        return math.exp(self._log)
+        self.factor = 1.0
 
     def observe(self, took_ms: float, bound_ms: float) -> None:
         """Learn from one answer.
@@ -45,3 +45,4 @@ class OnlineMargin:
         missed = took_ms > bound_ms * self.factor
         moved = self._log + self._step * (missed - self._miss_rate)
         self._log = min(max(moved, math.log(LEAST)), math.log(MOST))
+        self.factor = math.exp(self._log)
