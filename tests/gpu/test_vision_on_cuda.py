@@ -14,6 +14,10 @@ from torch import Tensor
 
 import tiny_model
 from tempovlm.control.guard import Guard
+from tempovlm.control.learned import Reader, TwoStagePolicy
+from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor
+from tempovlm.control.observation import vision_feature
+from tempovlm.control.policy import Question
 from tempovlm.core.request import Request
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.feature_cache import ContentDigest
@@ -109,8 +113,8 @@ def test_a_graph_gives_what_its_kernels_give(pair: tuple[Molmo, Molmo]) -> None:
 
 
 def poison(graphs: VisionGraphs) -> None:
-    """Put NaN into the buffers of both stages, so that what a replay does not write shows."""
-    for stage in (graphs.encode, graphs.project):
+    """Put NaN into the buffers of all stages, so that what a replay does not write shows."""
+    for stage in (graphs.encode, graphs.project, graphs.pool):
         for buffer in (*stage._inputs, *(made[-1] for _, made in stage._graphs.values())):
             buffer.fill_(torch.nan)
 
@@ -129,6 +133,61 @@ def test_interleaved_requests_own_their_results(pair: tuple[Molmo, Molmo]) -> No
     for ours, expected in zip(projected, alone, strict=True):
         assert torch.equal(ours, expected)
     assert relative_error(projected[0], projected[2]) > 0.1
+
+
+@torch.inference_mode()
+def test_a_policy_sees_each_request_s_own_pooled_tokens_after_a_wait(pair: tuple[Molmo, Molmo]) -> None:
+    model, _ = pair
+    graphs, config = vision_graphs(model), model.config
+    assert graphs is not None
+    shape = (config.vision.pooled**2, config.width)
+    pictures = [torch.randn(count, *shape, device="cuda").bfloat16() for count in (7, 2, 7)]
+    expected = [vision_feature(tokens) for tokens in pictures]
+    for _ in range(2):
+        for feature, tokens in zip(expected, pictures, strict=True):
+            np.testing.assert_allclose(graphs.pool(tokens).cpu().numpy(), feature, rtol=1e-4, atol=1e-5)
+        graphs.settle()
+        poison(graphs)
+    assert not graphs.pool.wanted
+
+
+def test_the_sight_of_a_policy_is_on_the_host_once_the_device_was_waited_for(tokenizer: Tokenizer) -> None:
+    engine = Engine(tiny_model.build_model().to("cuda"), tokenizer)
+    run, one = engine.runner, ask(1)
+    engine.warmup()
+    ready = run.prepare(run.open(one), "medium", one)
+    with torch.inference_mode():
+        vision = run.project(run.encode(ready.crops), ready.crops)
+        assert vision is not None
+        pictures = [vision, 3 * vision, vision]
+        sights = [run.see(ready, "medium", tokens, pool=True) for tokens in pictures]
+        torch.cuda.current_stream().synchronize()
+        for sight, tokens in zip(sights, pictures, strict=True):
+            assert sight.pooled.is_pinned()
+            np.testing.assert_allclose(sight.pooled.numpy(), vision_feature(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_two_stage_policy_chooses_as_on_the_cpu(tokenizer: Tokenizer) -> None:
+    torch.manual_seed(0)
+    width, space = tiny_model.CONFIG.width, tiny_model.SPACE
+    sizes = {"num_top_ks": len(space.top_ks), "num_block_counts": len(space.block_counts)}
+    nets = Knob1PredictorBudgetLanguage(width, 16), Knob2Knob3Predictor(2 * width, width, 16, **sizes)
+    engines = [Engine(tiny_model.build_model().to(device), tokenizer) for device in ("cpu", "cuda")]
+    for _ in range(2):
+        scores = []
+        for engine in engines:
+            run, one = engine.runner, ask(2)
+            policy = TwoStagePolicy(space, "two", nets[0].eval(), Reader(run.model, tokenizer), nets[1].eval())
+            ready = run.prepare(run.open(one), "medium", one)
+            vision = run.project(run.encode(ready.crops), ready.crops)
+            sight = run.see(ready, "medium", vision, pool=True)
+            if run.device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+            question = Question(text=one.question)
+            scores.append((policy.look(question, 30.0), policy.settle(question, sight, 20.0)))
+            run.settle()
+        for ours, expected in zip(scores[1], scores[0], strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,10 @@ CROWD_BYTES = 1 << 25
 """Bytes touched before each timing to evict the CPU caches, as streaming the model's weights would."""
 
 
+QUICK_MS = 0.5
+"""A second choice that takes longer is not rehearsed: the device would be done before, and wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class TierChoice:
     """The first choice.
@@ -161,11 +165,21 @@ class Guard:
         """Whether the policy glances and has something to choose, after `elapsed_ms` of opening the picture."""
         if request.budget_ms is None or not self.policy.sees_glance:
             return False
-        return self._is_open(self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), 0))
+        fits = self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), 0)
+        return self._is_open(*_ends(fits))
 
     def pools(self, request: Request) -> bool:
         """Whether the second choice wants the picture's pooled tokens."""
         return self.policy.sees_picture and request.budget_ms is not None and len(self.choices) > 1
+
+    def rehearse(self, request: Request, chosen: TierChoice) -> None:
+        """Make the second choice without a picture and forget it, while a device still encodes.
+
+        What the policy remembers of the question is there afterwards, and the processor's caches, full of what
+        started the device, hold the choice's code and weights: the same work takes a third of the time then.
+        """
+        if self.pools(request) and self.second_ms is not None and self.second_ms <= QUICK_MS:
+            self.choose_compute(request, chosen, Sight(chosen.tier, None, 0, 0), 0.0)
 
     def choose_tier(
         self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None
@@ -183,12 +197,13 @@ class Guard:
         self._check_price(request)
         left_ms = self._left_ms(budget_ms, elapsed_ms, glanced=glance is not None)
         fits = self._fitting(left_ms, int(glance is not None))
-        feasible = None if self.profile is None else bool(fits.any())
+        first, last = _ends(fits)
+        feasible = None if self.profile is None else first >= 0
         question = Question(
             text=request.question, image_size=image_size, left_ms=left_ms, style=request.style, glance=glance
         )
-        if not self._is_open(fits):
-            return self._tier_choice(int(fits.argmax()) if fits.any() else self._cheapest, question, feasible)
+        if not self._is_open(first, last):
+            return self._tier_choice(first if first >= 0 else self._cheapest, question, feasible)
         scores = self.policy.look(question, left_ms)
         index = int(best(scores, fits, self._costs_ms, request.price_per_ms, self.policy.tie))
         return self._tier_choice(index, question, feasible, scores)
@@ -200,19 +215,20 @@ class Guard:
             return self._choice(self._unbounded, None, elapsed_ms, FIXED)
         left_ms = budget_ms - elapsed_ms - (self.control_ms if self.second_ms is None else self.second_ms)
         of_tier = self._of_tier[chosen.tier]
-        fits = of_tier & (self._factor * self._remainders_ms <= left_ms)
-        count = np.count_nonzero(fits)
-        if count > 1:
-            scores = self._settled(chosen, sight, left_ms)
-            index = int(best(scores, fits, self._costs_ms, request.price_per_ms, self.policy.tie))
+        costs_ms, fits = self._costs_ms[of_tier], self._remainders_ms[of_tier] <= left_ms / self._factor
+        first, last = _ends(fits)
+        if first != last:
+            scores = self._settled(chosen, sight, left_ms)[of_tier]
+            place = int(best(scores, fits, costs_ms, request.price_per_ms, self.policy.tie))
         else:
-            index = int(fits.argmax()) if count else int(np.where(of_tier, self._costs_ms, np.inf).argmin())
-        return self._choice(index, chosen.feasible and bool(count), elapsed_ms, self.policy.name)
+            place = first if first >= 0 else int(costs_ms.argmin())
+        feasible = chosen.feasible and first >= 0
+        return self._choice(of_tier.start + place, feasible, elapsed_ms, self.policy.name)
 
     def least_ms(self, tier: TierChoice | None = None) -> float:
         """What the cheapest setting takes at most: of all, or after the picture was seen, of a tier."""
         if tier is None:
-            return self.control_ms + self._factor * float(self._totals_ms[0][self._open].min())
+            return self.control_ms + self._factor * float(self._totals_ms[0].min())
         own_ms = self.control_ms if self.second_ms is None else self.second_ms
         return own_ms + self._factor * float(self._remainders_ms[self._of_tier[tier.tier]].min())
 
@@ -253,40 +269,39 @@ class Guard:
         return TierChoice(self.space.settings[index].tier, question, feasible, index, scores)
 
     @cached_property
-    def _open(self) -> Mask:
-        """(K,) the settings that may run at all."""
-        mask = np.zeros(len(self.space), dtype=bool)
-        mask[list(self.choices)] = True
-        return mask
+    def _of_tier(self) -> dict[str, slice]:
+        """The places of each tier's settings."""
+        count = self._per_tier
+        return {tier: slice(i * count, (i + 1) * count) for i, tier in enumerate(self.space.tiers)}
 
     @cached_property
-    def _of_tier(self) -> dict[str, Mask]:
-        """(K,) of those, the settings of each tier."""
-        tiers = np.array([knobs.tier for knobs in self.space])
-        return {tier: self._open & (tiers == tier) for tier in self.space.tiers}
+    def _per_tier(self) -> int:
+        return len(self.space) // len(self.space.tiers)
 
     @cached_property
     def _costs_ms(self) -> Floats:
         """(K,) medians of whole answers, by which ties are broken; without a profile, places in the space."""
-        profile, places = self.profile, range(len(self.space))
-        costs_ms = np.array([float(i) if profile is None else profile.p50_total_ms(i) for i in places])
-        return np.where(self._open, costs_ms, np.inf)
+        return self._table(float if self.profile is None else self.profile.p50_total_ms)
 
     @cached_property
     def _totals_ms(self) -> tuple[Floats, Floats]:
         """(K,) bounds on answers from the opened picture on, without and with a glance; none without a profile."""
-        profile = self.profile
-        if profile is None:
-            unbounded = np.full(len(self.space), -np.inf)
-            return unbounded, unbounded
-        upper_ms = np.array([profile.upper_total_ms(i) - profile.open_ms for i in range(len(self.space))])
-        return upper_ms, upper_ms + np.array([self.split_ms.get(knobs.tier, 0.0) for knobs in self.space])
+        if self.profile is None:
+            unbounded_ms = self._table(lambda _: -np.inf)
+            return unbounded_ms, unbounded_ms
+        upper_ms = self._table(self.profile.upper_total_ms) - self.profile.open_ms
+        return upper_ms, upper_ms + self._table(lambda i: self.split_ms.get(self.space.settings[i].tier, 0.0))
 
     @cached_property
     def _remainders_ms(self) -> Floats:
         """(K,) bounds on prefill and decode; none without a profile."""
-        profile, places = self.profile, range(len(self.space))
-        return np.array([-np.inf if profile is None else profile.upper_remainder_ms(i) for i in places])
+        return self._table((lambda _: -np.inf) if self.profile is None else self.profile.upper_remainder_ms)
+
+    def _table(self, of_setting: Callable[[int], float]) -> Floats:
+        """(K,) a value of every setting that may run; infinite for the others, which fit nothing."""
+        table = np.full(len(self.space), np.inf)
+        table[list(self.choices)] = [of_setting(i) for i in self.choices]
+        return table
 
     @property
     def _factor(self) -> float:
@@ -303,15 +318,16 @@ class Guard:
     def _fitting(self, left_ms: float, glances: int) -> Mask:
         """(K,) the settings whose upper total, with that of 0 or 1 glances, fits."""
         opened_ms = 0.0 if self.profile is None else self.profile.open_ms  # which `_left_ms` gave back
-        return self._open & (self._factor * self._totals_ms[glances] <= left_ms - opened_ms)
+        return self._totals_ms[glances] <= (left_ms - opened_ms) / self._factor
 
-    def _is_open(self, fits: Mask) -> bool:
-        """Whether there is something to choose first: a setting, or for a policy that settles later, a tier."""
+    def _is_open(self, first: int, last: int) -> bool:
+        """Whether there is something to choose first, from the first to the last setting that fits.
+
+        A setting, or for a policy that settles later, a tier.
+        """
         if not self.policy.sees_picture:
-            return bool(np.count_nonzero(fits) > 1)
-        places = fits.nonzero()[0]
-        per_tier = len(self.space) // len(self.space.tiers)
-        return bool(len(places) and places[0] // per_tier != places[-1] // per_tier)
+            return first != last
+        return first // self._per_tier != last // self._per_tier
 
     def _choice(self, index: int, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
         """The setting, with what has passed and what the rest is expected to take."""
@@ -333,6 +349,12 @@ class Guard:
     @cached_property
     def _cheapest(self) -> int:
         return int(self._costs_ms.argmin())
+
+
+def _ends(fits: Mask) -> tuple[int, int]:
+    """The first and the last place that fits; -1 and -1 where none does. A search of bytes starts soonest."""
+    marks = fits.tobytes()
+    return marks.find(1), marks.rfind(1)
 
 
 def no_price(policy: str, price_per_ms: float) -> UserError:

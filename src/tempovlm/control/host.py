@@ -1,28 +1,24 @@
 """The small networks' arithmetic in NumPy, for one request at a time.
 
 At batch 1 such a network is some twenty operations on at most a few hundred numbers. Torch takes several times as
-long to dispatch them as they take, and that time comes off the budget. Training has the networks themselves; here
-are their weights as they are when a policy is made. Shapes: `W`, `L`, `V` widths of features, `H` hidden width.
+long to dispatch them as they take, and that time comes off the budget. Even NumPy's calls take a few microseconds
+each, whatever they compute, since the caches hold the model's weights by then. So there are few: weights are
+packed when a policy is made, biases are a last column, for which the last unit of every layer is 1, and weights
+before a SiLU are halved, since silu(2h) = h * tanh(h) + h. Training has the networks themselves.
+
+Shapes: `W` width of a feature, `F` frequencies of the budget's waves, `H` hidden width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor, nn
 
 from tempovlm.control.encoding import CENTRE, SPREAD, LatencyBudgetEncoder
-from tempovlm.control.networks import (
-    CLIP,
-    Feature,
-    Knob1Predictor,
-    Knob1PredictorBudget,
-    Knob1PredictorBudgetLanguageGlance,
-    Knob2Knob3Predictor,
-    SupervisedController,
-)
+from tempovlm.control.networks import CLIP, Feature
 from tempovlm.control.observation import Row
 
 Function = Callable[[Row], Row]
@@ -30,135 +26,122 @@ Function = Callable[[Row], Row]
 ALONE = 1 << 18
 """At most so many weights are multiplied at once; from 460 800 on, OpenBLAS spreads them over threads."""
 
-
-class HostKnob1:
-    """The first stage; each variant reads what it was trained on."""
-
-    def __init__(self, net: Knob1Predictor) -> None:
-        looks: list[Feature] = []
-        if not isinstance(net, Knob1PredictorBudget):
-            looks.append(net.language)
-        if isinstance(net, Knob1PredictorBudgetLanguageGlance):
-            looks.append(net.glance)
-        self._inputs, self._trunk = Inputs(net.budget, looks), layers(net.trunk)
-
-    def __call__(self, budget_ms: float, *looks: Row) -> Row:
-        """The tiers' logits (3,) of a budget and, as far as it reads them, a question (L,) and a picture (V,)."""
-        return self._trunk(self._inputs(budget_ms, *looks))
+_HALF_OF_ONE = 0.6392322713805369
+"""Half of where silu is 1: what a constant unit has before it."""
 
 
-class HostKnob2Knob3:
-    """The second stage."""
+class HostNetwork:
+    """A network of a budget and features, in two steps: what each feature adds, and logits from their sum.
 
-    def __init__(self, net: Knob2Knob3Predictor) -> None:
-        self._inputs, self._trunk = Inputs(net.budget, [net.vision, net.language]), layers(net.trunk)
-        self._tier = _array(net.tier.weight) @ _array(net.of_tier.weight).T
-        self._first = net.heads[0]
-
-    def __call__(self, vision: Row, language: Row, left_ms: float, tier: int) -> tuple[Row, Row]:
-        """Logits (5,) and (5,) of a picture (V,), a question (L,), what is left and the tier's place."""
-        both = self._trunk(self._inputs(left_ms, vision, language) + self._tier[tier])
-        return both[: self._first], both[self._first :]
-
-
-class HostSupervised:
-    """Exp 2: the budget alone."""
-
-    def __init__(self, net: SupervisedController) -> None:
-        self._inputs, self._trunk = Inputs(net.budget, []), layers(net.trunk)
-        self._ends = np.cumsum(net.heads)[:-1]
-
-    def __call__(self, budget_ms: float) -> list[Row]:
-        """Logits (3,), (5,) and (5,) of a budget."""
-        return np.split(self._trunk(self._inputs(budget_ms)), self._ends)
-
-
-class Inputs:
-    """A budget and features, each through its own last linear layer, and summed: (H,).
-
-    One product with all of their weights side by side, into which the features' scales are multiplied, because the
-    number of operations is what takes the time.
+    Attributes:
+        inputs: by the name that the network has for a feature, what it adds.
     """
 
-    def __init__(self, budget: LatencyBudgetEncoder, looks: Sequence[Feature]) -> None:
-        """Take the weights of the encoder and of each feature."""
-        *hidden, last = budget.mlp
-        assert isinstance(last, nn.Linear)
-        nothing = np.zeros(0, np.float32)
-        scales = [_array(look.standard.scale) for look in looks]
-        weights = [_array(look.linear.weight) * scale for look, scale in zip(looks, scales, strict=True)]
-        self._waves, self._hidden = waves(budget), layers(hidden)
-        self._mean = np.concatenate([nothing, *(_array(look.standard.mean) for look in looks)])
-        with np.errstate(divide="ignore"):  # a constant column has no scale, and so no weight
-            self._limit = CLIP / np.concatenate([nothing, *scales])
-        self._product = product(np.concatenate([*weights, _array(last.weight)], axis=1))
-        self._bias = sum((_array(look.linear.bias) for look in looks), _array(last.bias))
+    def __init__(self, net: nn.Module) -> None:
+        """Take the weights as they are.
 
-    def __call__(self, budget_ms: float, *looks: Row) -> Row:
-        """Of milliseconds and of each feature (W,)."""
-        x = self._hidden(self._waves(budget_ms))
-        if looks:
-            values = np.concatenate(looks) - self._mean
-            x = np.concatenate((np.minimum(np.maximum(values, -self._limit), self._limit), x))
-        return self._product(x) + self._bias
+        Raises:
+            TypeError: the network is not an encoder's two layers, features and a trunk of two layers, with SiLUs.
+        """
+        budget, trunk = net.get_submodule("budget"), net.get_submodule("trunk")
+        assert isinstance(budget, LatencyBudgetEncoder)
+        assert isinstance(trunk, nn.Sequential)
+        first, _, last = _checked(budget.mlp, nn.Linear, nn.SiLU, nn.Linear)
+        _, middle, _, heads = _checked(trunk, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear)
+        looks = {name: look for name, look in net.named_children() if isinstance(look, Feature)}
+        self.inputs = {name: Input(look) for name, look in looks.items()}
+        of_log, of_sum = _linear(first), _linear(last)
+        of_log[:, -1] -= of_log[:, 0] * (CENTRE / SPREAD)
+        of_log[:, 0] /= SPREAD
+        for look in looks.values():
+            of_sum[:, -1] += _array(look.linear.bias)
+        self._waves = waves(budget)
+        self._first, self._last, self._middle = _hidden(of_log), _hidden(of_sum), _hidden(_linear(middle))
+        self._heads = _linear(heads)
+
+    def __call__(self, budget_ms: float, seen: Row | float = 0.0) -> Row:
+        """Return logits from milliseconds and the sum (H + 1,) of what the features add, 0 without any."""
+        x = self._last.dot(_silu(self._first.dot(self._waves(budget_ms))))
+        x += seen
+        return self._heads.dot(_silu(self._middle.dot(_silu(x))))
+
+
+class Input:
+    """A feature (W,), standardised and through its linear layer, as (H + 1,) that `HostNetwork` adds."""
+
+    def __init__(self, look: Feature) -> None:
+        """Take the weights as they are."""
+        scale = _array(look.standard.scale)
+        with np.errstate(divide="ignore"):  # a constant column has no scale, and so no weight
+            self._most = CLIP / scale
+        self._least, self._mean = -self._most, _array(look.standard.mean)
+        self._product = product(added(_array(look.linear.weight) * scale))
+
+    def __call__(self, values: Row) -> Row:
+        """Without the bias, which the network adds."""
+        x = values - self._mean
+        np.minimum(x, self._most, out=x)
+        return self._product(np.maximum(x, self._least, out=x))
+
+
+def added(weight: Row) -> Row:
+    """Units (H, N) as `HostNetwork` adds them: halved, and nothing for the constant one (H + 1, N)."""
+    return np.concatenate((weight / 2, np.zeros_like(weight[:1])))
 
 
 def waves(net: LatencyBudgetEncoder) -> Callable[[float], Row]:
-    """A budget in milliseconds to (2F + 1,), as the encoder's own."""
-    frequencies, count = _array(net.frequencies), net.num_frequencies
-    least, most = net.range_ms.tolist()
+    """A budget in milliseconds to (2F + 2,): its logarithm, the encoder's own sines and cosines, and 1."""
+    own, (least, most) = _array(net.frequencies), net.range_ms.tolist()
+    end = len(own) + 1
+    phases = np.concatenate(([0], own, own, [0])).astype(np.float32)
 
     def encode(budget_ms: float) -> Row:
-        log = np.float32(math.log(min(max(budget_ms, least), most)))
-        phase, row = log * frequencies, np.empty(2 * count + 1, np.float32)
-        row[0] = (log - CENTRE) / SPREAD
-        np.sin(phase, out=row[1 : count + 1])
-        np.cos(phase, out=row[count + 1 :])
+        log = math.log(min(max(budget_ms, least), most))
+        row = phases * log
+        sines, cosines = row[:end], row[end:]
+        np.sin(sines, sines)
+        np.cos(cosines, cosines)  # that of the last phase, 0, is 1
+        row[0] = log
         return row
 
     return encode
 
 
-def layers(net: Iterable[nn.Module]) -> Function:
-    """Linear layers and SiLUs, one after the other.
-
-    Raises:
-        TypeError: there is another layer among them.
-    """
-    steps: list[Function] = []
-    for layer in net:
-        if isinstance(layer, nn.Linear):
-            steps.append(_linear(layer))
-        elif isinstance(layer, nn.SiLU):
-            steps.append(_silu)
-        else:
-            raise TypeError(f"no arithmetic for {type(layer).__name__}")
-
-    def run(x: Row) -> Row:
-        for step in steps:
-            x = step(x)
-        return x
-
-    return run
-
-
-def _linear(layer: nn.Linear) -> Function:
-    times, bias = product(_array(layer.weight)), _array(layer.bias)
-    return lambda x: times(x) + bias
-
-
 def product(weight: Row) -> Function:
     """A matrix (M, N) times (N,), in parts small enough for one thread: to wake another takes longer."""
-    rows, width = weight.shape
-    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * width <= ALONE or n == rows))
-    if parts == 1:
-        return lambda x: weight @ x
-    several = weight.reshape(parts, -1, width)
-    return lambda x: (several @ x).reshape(rows)
+    step = max(ALONE // weight.shape[1], 1)
+    if len(weight) <= step:
+        return weight.dot
+    parts = [weight[start : start + step] for start in range(0, len(weight), step)]
+    return lambda x: np.concatenate([part.dot(x) for part in parts])
 
 
-def _silu(x: Row) -> Row:
-    return x / (1 + np.exp(-x))
+def _checked(net: nn.Sequential, *kinds: type[nn.Module]) -> list[nn.Module]:
+    """The layers, which are of these kinds."""
+    if [type(layer) for layer in net] != list(kinds):
+        raise TypeError(f"no arithmetic for {net}")
+    return list(net)
+
+
+def _linear(layer: nn.Module) -> Row:
+    """A linear layer (M, N) with its bias as the last column (M, N + 1)."""
+    assert isinstance(layer, nn.Linear)
+    return np.concatenate((_array(layer.weight), _array(layer.bias)[:, None]), axis=1)
+
+
+def _hidden(layer: Row) -> Row:
+    """A layer (H, N + 1) before a SiLU: halved, with the constant unit (H + 1, N + 1)."""
+    constant = np.zeros_like(layer[:1])
+    constant[0, -1] = _HALF_OF_ONE
+    return np.concatenate((layer / 2, constant))
+
+
+def _silu(half: Row) -> Row:
+    """Silu of twice the values, in place of none of them."""
+    x: Row = np.tanh(half)
+    x *= half
+    x += half
+    return x
 
 
 def _array(values: Tensor) -> Row:

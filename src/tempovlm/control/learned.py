@@ -7,6 +7,7 @@ request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,11 +20,10 @@ from torch import Tensor
 
 from tempovlm.control.baselines import LinUCB, NearestNeighbours, ScoredPolicy
 from tempovlm.control.checkpoint import Part, SavedController, check_sizes, load_controller
-from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised
+from tempovlm.control.host import HostNetwork, added
 from tempovlm.control.llm_based import LLMBasedController, Reading, glance_tokens
 from tempovlm.control.networks import (
     Knob1Predictor,
-    Knob1PredictorBudget,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
     SupervisedController,
@@ -41,7 +41,7 @@ from tempovlm.control.observation import (
 )
 from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.policy import Policy, Question, Sight
-from tempovlm.control.select import Floats
+from tempovlm.control.select import Floats, Ints
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.model.prompt import Tokenizer
@@ -73,10 +73,6 @@ class Reader:
         return token_vectors(self.model)
 
 
-_NOTHING = np.zeros(1, np.float32)
-"""Logits of a knob that a network does not score."""
-
-
 @dataclass(frozen=True)
 class LearnedPolicy(Policy):
     """Base of the learned policies: one score a setting, from logits of the knobs."""
@@ -84,21 +80,31 @@ class LearnedPolicy(Policy):
     space: KnobSpace
     name: str
 
-    def joint(self, tier: Row, top_k: Row, num_blocks: Row) -> Row:
-        """Return joint logits (K,) of the settings from those of each knob's values, or one (1,) for all of them.
+    def joint(self, logits: Row, places: Ints | None = None) -> Row:
+        """Return joint logits (K,) of the settings, the sums of those of their knobs' values.
+
+        Args:
+            logits: of the values of tier, top-k and number of blocks, one knob after the other.
+            places: (knobs, K) or (K,) of each setting's values among them; None where all three knobs are there.
 
         Raises:
             UserError: they are no finite numbers.
         """
-        space = self.space
-        shape = (len(space.tiers), len(space.top_ks), len(space.block_counts))
-        scores = tier[:, None, None] + top_k[:, None] + num_blocks
-        if not np.isfinite(scores).all():
+        if not math.isfinite(logits.dot(logits)):
             raise UserError(
                 f"policy {self.name}: its logits are not numbers (NaN or infinite); its checkpoint or the model's "
                 "weights are damaged: copy them again, or choose --policy table"
             )
-        return np.broadcast_to(scores, shape).ravel()
+        scores: Row = logits.take(self._places if places is None else places)
+        return scores if scores.ndim == 1 else np.add.reduce(scores, axis=0)
+
+    @cached_property
+    def _places(self) -> Ints:
+        """(3, K) places of each setting's values among the logits of all knobs."""
+        space = self.space
+        counts = (len(space.tiers), len(space.top_ks), len(space.block_counts))
+        places: Ints = np.indices(counts).reshape(3, -1)
+        return places + np.array([[0], [counts[0]], [counts[0] + counts[1]]])
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,11 @@ class SupervisedPolicy(LearnedPolicy):
 
     def look(self, question: Question, left_ms: float) -> Row:  # noqa: ARG002 - reads the budget alone
         """Return joint logits (K,)."""
-        return self.joint(*self._network(left_ms))
+        return self.joint(self._network(left_ms))
 
     @cached_property
-    def _network(self) -> HostSupervised:
-        return HostSupervised(self.net)
+    def _network(self) -> HostNetwork:
+        return HostNetwork(self.net)
 
 
 @dataclass(frozen=True)
@@ -132,17 +138,26 @@ class Stage1Policy(LearnedPolicy):
 
     def look(self, question: Question, left_ms: float) -> Row:
         """Return the logit (K,) of each setting's tier."""
-        looks: list[Row] = []
-        if not isinstance(self.knob1, Knob1PredictorBudget):
-            looks.append(self.reader.language(question.text))
+        seen = self._asked(question.text)
         if self.sees_glance:
-            seen, width = question.glance, self.knob1.sizes["vision_width"]
-            looks.append(np.zeros(width, np.float32) if seen is None else glance_feature(seen))
-        return self.joint(self._network(left_ms, *looks), _NOTHING, _NOTHING)
+            glance, width = question.glance, self.knob1.sizes["vision_width"]
+            row = np.zeros(width, np.float32) if glance is None else glance_feature(glance)
+            seen = seen + self._network.inputs["glance"](row)
+        return self.joint(self._network(left_ms, seen), self._of_tiers)
 
     @cached_property
-    def _network(self) -> HostKnob1:
-        return HostKnob1(self.knob1)
+    def _asked(self) -> Callable[[str], Row | float]:
+        """What a question adds to the first stage; that of the last one is kept, since it serves every budget."""
+        read = self._network.inputs.get("language")
+        return lru_cache(maxsize=1)(lambda text: 0.0 if read is None else read(self.reader.language(text)))
+
+    @cached_property
+    def _of_tiers(self) -> Ints:
+        return self._places[0]
+
+    @cached_property
+    def _network(self) -> HostNetwork:
+        return HostNetwork(self.knob1)
 
     def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
         """Return ranks (K,): the most compute, up to the trained top-k."""
@@ -161,8 +176,8 @@ class TwoStagePolicy(Stage1Policy):
 
     def settle(self, question: Question, sight: Sight, left_ms: float) -> Row:
         """Return joint logits (K,) of top-k and depth, equal for all tiers."""
-        language, place = self.reader.language(question.text), self.space.tiers.index(sight.tier)
-        return self.joint(_NOTHING, *self._second(self._vision(sight), language, left_ms, place))
+        seen = self._second.inputs["vision"](self._vision(sight)) + self._known(question.text, sight.tier)
+        return self.joint(self._second(left_ms, seen), self._of_compute)
 
     def _vision(self, sight: Sight) -> Row:
         if sight.pooled is not None:
@@ -172,8 +187,24 @@ class TwoStagePolicy(Stage1Policy):
         return vision_feature(sight.vision)
 
     @cached_property
-    def _second(self) -> HostKnob2Knob3:
-        return HostKnob2Knob3(self.knob2knob3)
+    def _known(self) -> Callable[[str, str], Row]:
+        """What question and tier add to the second stage; those of the last question are kept."""
+        net, tiers, read = self.knob2knob3, self.space.tiers, self._second.inputs["language"]
+        of_tier = added((net.tier.weight @ net.of_tier.weight.T).T.detach().cpu().numpy()).T
+
+        @lru_cache(maxsize=len(tiers))
+        def known(text: str, tier: str) -> Row:
+            return read(self.reader.language(text)) + of_tier[tiers.index(tier)]
+
+        return known
+
+    @cached_property
+    def _of_compute(self) -> Ints:
+        return self._places[1:] - len(self.space.tiers)
+
+    @cached_property
+    def _second(self) -> HostNetwork:
+        return HostNetwork(self.knob2knob3)
 
 
 @dataclass(frozen=True)
@@ -195,7 +226,7 @@ class LLMBasedPolicy(LearnedPolicy):
         reading = self._read(question.text, question.style, question.glance)
         budget_ms = torch.tensor([left_ms], device=reading.keys.device)
         logits = self.controller.decide(self.model, reading, budget_ms)
-        return self.joint(*(row[0].float().cpu().numpy() for row in logits))
+        return self.joint(torch.cat([row[0].float() for row in logits]).cpu().numpy())
 
     @cached_property
     def _read(self) -> Callable[[str, str, Tensor | None], Reading]:

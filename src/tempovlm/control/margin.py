@@ -45,21 +45,21 @@ HEADROOM = 0.05
 
 
 class OnlineMargin:
-    """The factor on calibrated bounds, from the answers so far."""
+    """The factor on calibrated bounds, from the answers so far.
+
+    Attributes:
+        factor: by which calibrated bounds are multiplied.
+    """
 
     def __init__(self, miss_rate: float = MISS_RATE, step: float = STEP) -> None:
         """A factor of 1."""
+        self.factor = 1.0
         self._miss_rate, self._step = miss_rate, step
         self._tail = self._drift = self._company = 0.0
         self._ratios: deque[float] = deque([0.0] * DRIFT_ANSWERS, maxlen=DRIFT_ANSWERS)
         self._excess: deque[float] = deque(maxlen=FORGET)
         self._moves: deque[float] = deque(maxlen=SUSPECTS)
         self._remembers = 0
-
-    @property
-    def factor(self) -> float:
-        """The multiple of calibrated bounds that holds for the next answer."""
-        return math.exp(self._ordinary + self._company)
 
     @property
     def has_company(self) -> bool:
@@ -98,3 +98,4 @@ class OnlineMargin:
         self._company = min(max(slowest, 0.0), math.log(MOST_COMPANY))
         self._ratios.append(math.log(took_ms / expected_ms))
         self._drift = float(np.median(self._ratios))
+        self.factor = math.exp(self._ordinary + self._company)

@@ -32,8 +32,9 @@ def best(
         (...) indices; of equally cheap settings the first.
     """
     worth = np.where(fits, scores, -np.inf)
-    if np.any(price_per_ms):
+    if not isinstance(price_per_ms, float | int) or price_per_ms:
         worth = worth - price_per_ms * np.where(fits, cost_ms, 0.0)
-    near = worth >= worth.max(axis=-1, keepdims=True) - tie  # all of them where nothing fits: -inf >= -inf
+    top = np.maximum.reduce(worth, axis=-1, keepdims=True)
+    near = worth >= (top - tie if tie else top)  # all of them where nothing fits: -inf >= -inf
     chosen: Ints = np.where(near, cost_ms, np.inf).argmin(axis=-1)
     return chosen

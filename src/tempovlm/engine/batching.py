@@ -19,11 +19,11 @@ from tempovlm.control.guard import Choice, Guard
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
-from tempovlm.engine.engine import Engine, image_size
+from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Transcript
-from tempovlm.engine.work import build_answer
+from tempovlm.engine.work import build_answer, image_size
 from tempovlm.latency.clock import stage_clock
 from tempovlm.model.attention import causal_mask
 from tempovlm.model.cache import KVCache

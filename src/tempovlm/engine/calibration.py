@@ -130,10 +130,11 @@ def measure_once(engine: Engine, request: Request, index: int) -> Measurement:
     with engine.runner.measured():
         answer = engine.answer(request, Guard.fixed(engine.space.settings[index], engine.space))
     timings_ms = answer.timings_ms
+    total_ms = timings_ms["total"] - timings_ms["queue"]
     return Measurement(
         setting=index,
-        total_ms=timings_ms["total"],
-        prefix_ms=timings_ms["total"] - timings_ms["prefill"] - timings_ms["decode"],
+        total_ms=total_ms,
+        prefix_ms=total_ms - timings_ms["prefill"] - timings_ms["decode"],
         open_ms=open_ms,
         step_ms=answer.step_ms,
         num_output_tokens=answer.num_output_tokens,

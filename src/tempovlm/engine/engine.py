@@ -12,10 +12,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
-from tempovlm.control.guard import Guard, TierChoice
+from tempovlm.control.guard import Guard
 from tempovlm.control.queue import Door, Ticket
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
@@ -26,7 +25,6 @@ from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import usual_buckets
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
-from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.open_answers import OpenAnswers
 from tempovlm.engine.runner import Runner
@@ -35,7 +33,7 @@ from tempovlm.engine.transcript import Token
 from tempovlm.engine.vision_graphs import vision_graphs
 from tempovlm.engine.watch import Interrupted, Watch
 from tempovlm.engine.work import Work
-from tempovlm.latency.clock import StageClock, stage_clock
+from tempovlm.latency.clock import stage_clock
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vlm import Molmo
@@ -189,10 +187,10 @@ class Engine:
         """Answer a request that was accepted at `accepted_ms`: tokens as they come, and the answer last."""
         run, sample = self.runner, sampler_for(request, self.device)
         clock = stage_clock(self.device, now_ms() - accepted_ms)
-        watch, work = Watch(request, clock, cancel), Work(self, request, guard)
+        watch = Watch(request, clock, cancel)
+        work = Work(self, request, guard, clock, watch)
         try:
-            self._look(work, clock, watch)
-            choice, ready = work.chosen
+            choice, ready = work.look()
             with run.lane() as lane:
                 plan = self._plans[choice.knobs]
                 state = run.prefill(
@@ -221,62 +219,3 @@ class Engine:
         guard.observe(answer, next((lap.duration_ms for lap in reading.laps if lap.stage == "preprocess"), 0.0))
         yield answer
         run.settle()
-
-    def _look(self, work: Work, clock: StageClock, watch: Watch) -> None:
-        """Open and encode the picture, and make both choices."""
-        run, request, guard = self.runner, work.request, work.guard
-        watch.check("queue")
-        image = run.open(request)
-        clock.mark("preprocess")
-        watch.check("preprocess")
-        tier, glance = self._choose_tier(request, guard, image, clock)
-        work.choose(tier)
-        clock.mark("control")
-        if request.on_deadline == "reject" and tier.feasible is False:
-            raise Interrupted("rejected", "control")
-        work.ready = ready = (
-            glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
-        )
-        clock.mark("preprocess")
-        ticks = watch.ticks("vision_encoder")
-        patches = glance.encode(run, ready.crops, ticks) if glance else run.encode(ready.crops, ticks)
-        clock.mark("vision_encoder")
-        watch.check("projector")
-        work.vision = run.project(patches, ready.crops)
-        clock.mark("projector")
-        watch.check("control")
-        sight = run.see(ready, tier.tier, work.vision, pool=guard.pools(request))
-        work.choice = guard.choose_compute(request, tier, sight, self._passed_ms(request, guard, clock, tier))
-        clock.mark("control")
-
-    def _choose_tier(
-        self, request: Request, guard: Guard, image: np.ndarray | None, clock: StageClock
-    ) -> tuple[TierChoice, Glance | None]:
-        """The first choice, after a glance at the picture where the policy needs one to choose by."""
-        size, elapsed_ms = image_size(image), self._passed_ms(request, guard, clock)
-        if image is None or not guard.wants_glance(request, elapsed_ms):
-            return guard.choose_tier(request, size, elapsed_ms), None
-        clock.mark("control")
-        glance = take_glance(self.runner, image, self.space.tiers[0], request, clock)
-        with self.runner.small_work():
-            return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
-
-    def _passed_ms(
-        self, request: Request, guard: Guard, clock: StageClock, tier: TierChoice | None = None
-    ) -> float:
-        """Time since acceptance, and what is kept for those who wait, as far as a setting fits beside it.
-
-        0 where no choice or prediction hangs on it: a device is not waited for.
-        """
-        if request.budget_ms is None and guard.profile is None:
-            return 0.0
-        passed_ms = clock.elapsed_ms()
-        if request.budget_ms is None or not self.door.waiting:
-            return passed_ms
-        share_ms = max(self.door.share_ms(now_ms()), guard.least_ms(tier))
-        return max(passed_ms, request.budget_ms - share_ms)
-
-
-def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
-    """Height and width of pixels (H, W, 3)."""
-    return None if image is None else (image.shape[0], image.shape[1])

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tempovlm.control.observation import pooled
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
@@ -142,21 +141,16 @@ class Runner:
             run = self.model.projector if self.vision is None else self.vision.project
             return run(every, masks)
 
-    @torch.inference_mode()
     def see(self, ready: Prepared, tier: str, vision: Tensor | None, *, pool: bool) -> Sight:
         """Give a policy the encoded picture at a tier, its projected tokens `vision` (C, G, D).
 
-        With `pool`, the pooled tokens are copied to the host: on CUDA the copy is queued, and is there once the
+        With `pool`, the pooled tokens are copied to the host on CUDA: the copy is queued, and is there once the
         device has been waited for.
         """
         feature = None
-        if pool and vision is not None:
-            with self._threads():
-                feature = pooled(vision)
-            if feature.is_cuda:
-                feature = torch.empty_like(feature, device="cpu", pin_memory=True).copy_(
-                    feature, non_blocking=True
-                )
+        if pool and vision is not None and self.vision is not None:
+            feature = self.vision.pool(vision)
+            feature = torch.empty(feature.shape, pin_memory=feature.is_cuda).copy_(feature, non_blocking=True)
         return Sight(tier, vision, ready.prompt.num_vision_tokens, ready.prompt.num_text_tokens, feature)
 
     def settle(self) -> None:

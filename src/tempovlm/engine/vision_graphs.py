@@ -1,9 +1,9 @@
-"""The two vision stages on CUDA as captured graphs, one for each number of crops, over buffers that never move.
+"""The vision stages on CUDA as captured graphs, one for each number of crops, over buffers that never move.
 
-The stages stay apart, so that each has a time of its own. A request copies its crops into a stage's buffers and
-takes a copy of the result out: whatever another request does between two stages, nothing of it is seen. A number
-of crops that was never captured runs kernel by kernel at once and is captured behind, between requests. The
-input buffers are shared, so that one stage of one request runs at a time. Knows no clock, no budget and no policy.
+Encoding, projecting and pooling for a policy stay apart, so that each has a time of its own. A request copies its
+crops into a stage's buffers and takes a copy of the result out: whatever another request does between two stages,
+nothing of it is seen. A number of crops that was never captured runs kernel by kernel at once and is captured
+behind, between requests. The input buffers are shared, so that one stage of one request runs at a time.
 
 Shapes: `U` distinct crops, `C` crops, `P` patches of a crop, `X` values of a patch, `F` features of a patch, `G`
 tokens of a crop, `D` decoder width.
@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tempovlm.control.observation import pooled
 from tempovlm.engine.capture import Recorder
 from tempovlm.model.vision.tiling import CROPS_OF_TIER
 from tempovlm.model.vlm import Molmo
@@ -61,14 +62,20 @@ class Stage:
         run: Callable[..., Tensor],
         inputs: tuple[Tensor, ...],
         recorder: Records | None,
+        *,
+        lends: bool = False,
     ) -> None:
-        self._run, self._inputs, self._recorder = run, inputs, recorder
+        """Take the function, its buffers, and who captures; one that lends leaves the copying to the caller."""
+        self._run, self._inputs, self._recorder, self._lends = run, inputs, recorder, lends
         self._graphs: dict[int, tuple[Replayable, list[Tensor]]] = {}
         self.wanted: set[int] = set()
 
     @torch.inference_mode()
     def __call__(self, *values: Tensor) -> Tensor:
-        """The function of values on the device whose first dimension is the crops; the caller owns the result."""
+        """The function of values on the device whose first dimension is the crops.
+
+        The caller owns the result; what is lent holds until the next call.
+        """
         count = len(values[0])
         captured = self._graphs.get(count)
         if captured is None:
@@ -80,7 +87,7 @@ class Stage:
             own[:count].copy_(value)
         with torch.cuda.device_of(values[0]):
             graph.replay()
-        return made[-1].clone()
+        return made[-1] if self._lends else made[-1].clone()
 
     def capture(self, count: int) -> None:
         """Capture the function of so many crops."""
@@ -98,7 +105,7 @@ class Stage:
 
 
 class VisionGraphs:
-    """Both stages of one model, which must not move afterwards: graphs hold its addresses."""
+    """The stages of one model, which must not move afterwards: graphs hold its addresses."""
 
     def __init__(self, model: Molmo, recorder: Records | None) -> None:
         config, like = model.config, model.decoder.embedding
@@ -114,18 +121,21 @@ class VisionGraphs:
         """(U, P, X) of the model's type to features (U, P, F)."""
         self.project = Stage(model.projector, (features, masks), recorder)
         """Features (C, P, F) and masks (C, P) to tokens (C, G, D)."""
+        tokens = buffer(vision.pooled**2, config.width)
+        self.pool = Stage(pooled, (tokens,), recorder, lends=True)
+        """Tokens (C, G, D) to (2 * D,) float32, which a policy sees of the picture."""
 
     def settle(self) -> None:
         """Capture the numbers of crops that ran without a graph."""
-        for stage in (self.encode, self.project):
+        for stage in (self.encode, self.project, self.pool):
             for count in sorted(stage.wanted):
                 stage.capture(count)
 
     def warmup(self, tiers: Collection[str], advance: Callable[[int, int], None] | None = None) -> int:
         """Capture what pictures of some tiers can need; how many graphs that are."""
         jobs: list[tuple[Stage, int]] = []
-        for place, stage in enumerate((self.encode, self.project)):
-            counts = frozenset[int]().union(*(crop_counts(tier)[place] for tier in tiers))
+        distinct, crops = (frozenset[int]().union(*sets) for sets in zip(*map(crop_counts, tiers), strict=True))
+        for stage, counts in ((self.encode, distinct), (self.project, crops), (self.pool, crops)):
             jobs += [(stage, count) for count in sorted(counts, reverse=True)]
         for done, (stage, count) in enumerate(jobs, 1):
             stage.capture(count)

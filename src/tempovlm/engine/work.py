@@ -1,50 +1,76 @@
-"""One request's work as far as it got, and the answer made of it."""
+"""One request's work: the picture and both choices, as far as it got, and the answer made of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.core.request import STAGES, Answer, FinishReason, Request
+from tempovlm.core.units import now_ms
+from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.runner import Prepared
 from tempovlm.engine.transcript import Transcript
-from tempovlm.latency.clock import Reading
+from tempovlm.engine.watch import Interrupted, Watch
+from tempovlm.latency.clock import Reading, StageClock
 
 if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
 
 
 class Work:
-    """What was made of a request so far.
+    """A request that is being answered.
 
     Attributes:
-        choice: the setting; None before top-k and depth are chosen.
         ready: the crops and the prompt; None before they were made.
         vision: (C, G, D) projected tokens; None before, and without a picture.
         stopped_at: the stage in which the request was ended; None while nobody ended it.
     """
 
-    def __init__(self, engine: Engine, request: Request, guard: Guard) -> None:
-        self.engine, self.request, self.guard = engine, request, guard
-        self.choice: Choice | None = None
+    def __init__(self, engine: Engine, request: Request, guard: Guard, clock: StageClock, watch: Watch) -> None:
         self.ready: Prepared | None = None
         self.vision: Tensor | None = None
         self.transcript = Transcript(request, engine.runner.tokenizer)
         self.stopped_at: str | None = None
+        self._engine, self._request, self._guard = engine, request, guard
+        self._clock, self._watch = clock, watch
         self._tier: TierChoice | None = None
+        self._choice: Choice | None = None
 
-    def choose(self, tier: TierChoice) -> None:
-        """Take the first choice."""
+    def look(self) -> tuple[Choice, Prepared]:
+        """Open and encode the picture, and make both choices.
+
+        Raises:
+            Interrupted: the deadline came, the caller cancelled, or the guard refuses.
+        """
+        run, request, clock, watch = self._engine.runner, self._request, self._clock, self._watch
+        watch.check("queue")
+        image = run.open(request)
+        clock.mark("preprocess")
+        watch.check("preprocess")
+        tier, glance = self._choose_tier(image)
         self._tier = tier
-
-    @property
-    def chosen(self) -> tuple[Choice, Prepared]:
-        """The whole choice and the prompt, once they are there."""
-        assert self.choice is not None
-        assert self.ready is not None
-        return self.choice, self.ready
+        clock.mark("control")
+        if request.on_deadline == "reject" and tier.feasible is False:
+            raise Interrupted("rejected", "control")
+        ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
+        self.ready = ready
+        clock.mark("preprocess")
+        ticks = watch.ticks("vision_encoder")
+        patches = glance.encode(run, ready.crops, ticks) if glance else run.encode(ready.crops, ticks)
+        clock.mark("vision_encoder")
+        watch.check("projector")
+        self.vision = run.project(patches, ready.crops)
+        clock.mark("projector")
+        watch.check("control")
+        sight = run.see(ready, tier.tier, self.vision, pool=self._guard.pools(request))
+        if clock.is_device_busy():
+            self._guard.rehearse(request, tier)
+        self._choice = choice = self._guard.choose_compute(request, tier, sight, self._passed_ms())
+        clock.mark("control")
+        return choice, ready
 
     def stop(self, reason: FinishReason, stage: str) -> None:
         """End the answer with the tokens that there are."""
@@ -53,10 +79,40 @@ class Work:
 
     def answer(self, reading: Reading) -> Answer:
         """Return the answer, whole or cut."""
-        choice = self.choice or self.guard.choice_of(self._tier)
+        choice = self._choice or self._guard.choice_of(self._tier)
         return build_answer(
-            self.engine, self.request, choice, self.ready, self.transcript, reading, self.stopped_at
+            self._engine, self._request, choice, self.ready, self.transcript, reading, self.stopped_at
         )
+
+    def _choose_tier(self, image: np.ndarray | None) -> tuple[TierChoice, Glance | None]:
+        """The first choice, after a glance at the picture where the policy needs one to choose by."""
+        request, guard, engine = self._request, self._guard, self._engine
+        size, elapsed_ms = image_size(image), self._passed_ms()
+        if image is None or not guard.wants_glance(request, elapsed_ms):
+            return guard.choose_tier(request, size, elapsed_ms), None
+        self._clock.mark("control")
+        glance = take_glance(engine.runner, image, engine.space.tiers[0], request, self._clock)
+        with engine.runner.small_work():
+            return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
+
+    def _passed_ms(self) -> float:
+        """Time since acceptance, and what is kept for those who wait, as far as a setting fits beside it.
+
+        0 where no choice or prediction hangs on it: a device is not waited for.
+        """
+        budget_ms, guard, door = self._request.budget_ms, self._guard, self._engine.door
+        if budget_ms is None and guard.profile is None:
+            return 0.0
+        passed_ms = self._clock.elapsed_ms()
+        if budget_ms is None or not door.waiting:
+            return passed_ms
+        share_ms = max(door.share_ms(now_ms()), guard.least_ms(self._tier))
+        return max(passed_ms, budget_ms - share_ms)
+
+
+def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
+    """Height and width of pixels (H, W, 3)."""
+    return None if image is None else (image.shape[0], image.shape[1])
 
 
 def build_answer(

@@ -55,6 +55,9 @@ class StageClock(Protocol):
     def elapsed_ms(self) -> float:
         """Time since acceptance, the work already given to the device included: waits for it."""
 
+    def is_device_busy(self) -> bool:
+        """Whether work given to the device goes on, so that the host has time; waits for nothing."""
+
     def read(self) -> Reading:
         """The laps and the total up to the last mark, at which the device must have been waited for."""
 
@@ -83,6 +86,10 @@ class HostClock:
     def elapsed_ms(self) -> float:
         """Time since acceptance."""
         return now_ms() - self._start_ms
+
+    def is_device_busy(self) -> bool:
+        """Never."""
+        return False
 
     def read(self) -> Reading:
         """The laps and the total."""
@@ -124,6 +131,10 @@ class CudaClock:
         """Time since acceptance; waits for the device."""
         self._stream.synchronize()
         return now_ms() - self._start_ms
+
+    def is_device_busy(self) -> bool:
+        """Whether the stream has work left."""
+        return not self._stream.query()
 
     def read(self) -> Reading:
         """The laps and the total; waits for the last mark, not for what was started after it."""

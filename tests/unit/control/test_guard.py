@@ -106,6 +106,29 @@ def test_the_policys_own_time_is_subtracted() -> None:
     assert (measured.control_ms, measured.second_ms) == pytest.approx((2 * TICK_MS, TICK_MS))
 
 
+@pytest.mark.parametrize(("second_ms", "is_rehearsed"), [(None, False), (0.1, True), (60.0, False)])
+def test_a_quick_second_choice_is_rehearsed_without_a_picture(second_ms: float | None, is_rehearsed: bool) -> None:
+    greedy = Greedy()
+    guard, one = guard_of(greedy, second_ms=second_ms), request(100.0)
+    tier = guard.choose_tier(one, (84, 112), 1.0)
+    alone = guard.choose_compute(one, tier, SIGHT, 50.0)
+    greedy.told.clear()
+    guard.rehearse(one, tier)
+    assert len(greedy.told) == is_rehearsed
+    assert guard.choose_compute(one, tier, SIGHT, 50.0) == alone
+
+
+@pytest.mark.parametrize("budget_ms", [None, 60.0])
+def test_nothing_is_rehearsed_that_will_not_be_asked(budget_ms: float | None) -> None:
+    greedy = Greedy()
+    greedy.sees_picture = budget_ms is None
+    guard, one = guard_of(greedy, second_ms=0.1), request(budget_ms)
+    tier = guard.choose_tier(one, None, 1.0)
+    greedy.told.clear()
+    guard.rehearse(one, tier)
+    assert not greedy.told
+
+
 def test_a_policy_that_does_not_see_the_picture_is_asked_once() -> None:
     greedy = Greedy()
     greedy.sees_picture = False

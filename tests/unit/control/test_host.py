@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tempovlm.control.host import HostKnob1, HostKnob2Knob3, HostSupervised, layers
+from tempovlm.control.host import HostNetwork, added, product
 from tempovlm.control.networks import (
     Knob1Predictor,
     Knob1PredictorBudget,
@@ -39,39 +39,52 @@ def test_the_first_stage(variant: str) -> None:
         net.fit_inputs(LANGUAGE, VISION)
     net.budget.fit((15.0, 200.0))
     net.eval()
-    host = HostKnob1(net)
-    looks = [LANGUAGE[0].numpy(), VISION[0].numpy()][: ("budget", "language", "glance").index(variant)]
+    host, values = HostNetwork(net), {"language": LANGUAGE[0].numpy(), "glance": VISION[0].numpy()}
+    seen = sum((read(values[name]) for name, read in host.inputs.items()), np.float32(0))
     for budget_ms in BUDGETS_MS:
         want = tier_logits(net, LANGUAGE[:1], torch.tensor([budget_ms]), VISION[:1])
-        near(host(budget_ms, *looks), want)
+        near(host(budget_ms, np.asarray(seen)), want)
 
 
 def test_the_second_stage() -> None:
     net = Knob2Knob3Predictor(8, 6, 16, num_top_ks=5, num_block_counts=4)
     net.fit_inputs(VISION, LANGUAGE)
     net.eval()
-    host = HostKnob2Knob3(net)
-    for budget_ms in BUDGETS_MS:
-        for tier in range(3):
+    host = HostNetwork(net)
+    looked = host.inputs["vision"](VISION[0].numpy()) + host.inputs["language"](LANGUAGE[0].numpy())
+    for tier in range(3):
+        of_tier = net.of_tier(net.tier(torch.tensor([tier])))
+        seen = looked + added(of_tier.detach().numpy().T)[:, 0]
+        for budget_ms in BUDGETS_MS:
             want = net(VISION[:1], LANGUAGE[:1], torch.tensor([budget_ms]), torch.tensor([tier]))
-            for row, logits in zip(
-                host(VISION[0].numpy(), LANGUAGE[0].numpy(), budget_ms, tier), want, strict=True
-            ):
-                near(row, logits)
+            near(host(budget_ms, seen), torch.cat(want, dim=1))
 
 
 def test_supervision() -> None:
     net = SupervisedController(16, 3, 5, 4)
-    for row, logits in zip(HostSupervised(net)(33.0), net(torch.tensor([33.0])), strict=True):
-        near(row, logits)
+    near(HostNetwork(net)(33.0), torch.cat(net(torch.tensor([33.0])), dim=1))
+
+
+def test_units_far_from_nothing_stay_numbers() -> None:
+    net = SupervisedController(16, 3, 5, 4)
+    with torch.no_grad():
+        for layer in (net.budget.mlp[0], net.trunk[1]):
+            layer.weight.mul_(1e4)
+    with np.errstate(all="raise", under="ignore"):
+        for budget_ms in BUDGETS_MS:
+            row = HostNetwork(net)(budget_ms)
+            want = torch.cat(net(torch.tensor([budget_ms])), dim=1)[0].detach().numpy()
+            np.testing.assert_allclose(row, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
 
 
 @pytest.mark.parametrize(("rows", "width"), [(128, 6272), (127, 4096), (3, 200_000)])
 def test_a_layer_of_many_weights(rows: int, width: int) -> None:
-    layer, x = nn.Linear(width, rows), torch.randn(1, width)
-    near(layers([layer])(x[0].numpy()), layer(x))
+    layer, x = nn.Linear(width, rows, bias=False), torch.randn(1, width)
+    near(product(layer.weight.detach().numpy())(x[0].numpy()), layer(x))
 
 
 def test_another_layer_is_refused() -> None:
+    net = SupervisedController(16, 3, 5, 4)
+    net.trunk[0] = nn.GELU()
     with pytest.raises(TypeError, match="GELU"):
-        layers(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
+        HostNetwork(net)

@@ -12,7 +12,7 @@ import torch
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.guard import CONTROL_REPEATS, Guard, measure_control_ms
-from tempovlm.control.host import HostSupervised
+from tempovlm.control.host import HostNetwork
 from tempovlm.control.learned import LearnedPolicy, SupervisedPolicy, TwoStagePolicy, policy_from_checkpoint
 from tempovlm.control.llm_based import LLMBasedController, glance_tokens
 from tempovlm.control.networks import (
@@ -79,7 +79,7 @@ def test_a_score_is_the_sum_of_the_knobs_logits() -> None:
     rng = np.random.default_rng(0)
     tiers, top_ks, blocks = (rng.random(n) for n in (len(SPACE.tiers), len(SPACE.top_ks), len(SPACE.block_counts)))
     policy = SupervisedPolicy(SPACE, "x", SupervisedController(16, **SIZES))
-    scores = policy.joint(tiers, top_ks, blocks)
+    scores = policy.joint(np.concatenate((tiers, top_ks, blocks)))
     for knobs, score in zip(SPACE, scores, strict=True):
         places = (SPACE.tiers.index(knobs.tier), SPACE.top_ks.index(knobs.top_k))
         wanted = tiers[places[0]] + top_ks[places[1]] + blocks[SPACE.block_counts.index(knobs.num_blocks)]
@@ -97,6 +97,8 @@ def test_the_second_stage_sees_the_picture_and_what_is_left(two_stage: Policy) -
     wanted = (top_k[:, None] + blocks).flatten().repeat(len(SPACE.tiers)).numpy()
     found = two_stage.settle(QUESTION, seen, 33.0)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    two_stage.settle(replace(QUESTION, text="what else?"), seen, 33.0)
+    np.testing.assert_allclose(two_stage.settle(QUESTION, seen, 33.0), found, rtol=1e-5)
     pooled = replace(seen, vision=None, pooled=vision[0])
     np.testing.assert_allclose(two_stage.settle(QUESTION, pooled, 33.0), found, rtol=1e-5)
 
@@ -132,8 +134,8 @@ def test_the_network_runs_anew_for_every_budget_that_is_measured(
     supervised: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    run = HostSupervised.__call__
-    monkeypatch.setattr(HostSupervised, "__call__", lambda net, b: (seen.append(b), run(net, b))[1])
+    run = HostNetwork.__call__
+    monkeypatch.setattr(HostNetwork, "__call__", lambda net, b: (seen.append(b), run(net, b))[1])
     measure_control_ms(supervised, SPACE)
     assert len(seen) == len(set(seen)) == CONTROL_REPEATS
 
@@ -209,13 +211,13 @@ def test_features_of_nothing_are_zeros(engine: Engine) -> None:
 def test_logits_that_are_not_numbers_choose_nothing(kind: str, request: pytest.FixtureRequest) -> None:
     policy = request.getfixturevalue(kind)
     assert isinstance(policy, LearnedPolicy)
-    good = [np.zeros(n, np.float32) for n in (len(SPACE.tiers), len(SPACE.top_ks), len(SPACE.block_counts))]
-    assert not policy.joint(*good).any()
-    for place, value in ((0, np.inf), (1, np.nan), (2, np.nan)):
-        bad = [row.copy() for row in good]
-        bad[place][1] = value
+    good = np.zeros(len(SPACE.tiers) + len(SPACE.top_ks) + len(SPACE.block_counts), np.float32)
+    assert not policy.joint(good).any()
+    for place, value in ((1, np.inf), (0, -np.inf), (4, np.nan), (-1, np.nan)):
+        bad = good.copy()
+        bad[place] = value
         with pytest.raises(UserError, match=r"logits are not numbers.*--policy table"):
-            policy.joint(*bad)
+            policy.joint(bad)
 
 
 def test_features_that_are_not_numbers_choose_nothing(two_stage: Policy) -> None:

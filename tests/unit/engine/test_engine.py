@@ -9,6 +9,9 @@ from PIL import Image
 
 import tiny_model
 from tempovlm.control.guard import Guard
+from tempovlm.control.policies import TablePolicy, prior_accuracy
+from tempovlm.control.policy import Question, Sight
+from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import STAGES, Answer, Request
@@ -17,6 +20,7 @@ from tempovlm.engine.batching import MAX_ROWS, answer_batch
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.threads import default_threads, physical_cores
 from tempovlm.engine.transcript import Token
+from tempovlm.latency.clock import HostClock
 from tempovlm.model.config import CLIP_STD
 from tempovlm.model.vision.image import open_image
 from tempovlm.model.vision.tiling import cut_crops
@@ -35,6 +39,27 @@ def test_stages_add_up_to_the_total(engine: Engine, index: int) -> None:
     assert tuple(answer.timings_ms) == (*STAGES, "total")
     assert min(answer.timings_ms.values()) >= TICK_MS
     assert untold_ms(answer.timings_ms) == pytest.approx(UNTOLD_MS)
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_choice_is_rehearsed_while_a_device_is_busy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    seen: list[Sight] = []
+
+    class Seeing(TablePolicy):
+        sees_picture = True
+
+        def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+            seen.append(sight)
+            return self.look(question, left_ms)
+
+    policy = Seeing(engine.space, prior_accuracy(engine.space))
+    guard = Guard(policy, engine.space, tuple(range(len(engine.space))), tiny_model.make_profile(), second_ms=0.1)
+    monkeypatch.setattr(HostClock, "is_device_busy", lambda _: is_busy)
+    answer = engine.answer(request(budget_ms=1e5), guard)
+    assert answer.knobs.tier == engine.space.tiers[-1]
+    assert [sight.vision is None for sight in seen] == [True, False][not is_busy :]
 
 
 def test_the_first_token_belongs_to_prefill_and_the_rest_to_decode(engine: Engine) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tiny_model
 from tempovlm.control.guard import Guard
+from tempovlm.control.observation import vision_feature
 from tempovlm.core.request import Request
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
@@ -94,6 +95,19 @@ def test_interleaved_requests_do_not_see_each_other(engine: Engine, graphed: Run
         torch.testing.assert_close(ours, plain)
 
 
+def test_what_a_policy_sees_is_the_request_s_own(engine: Engine, graphed: Runner, recorder: Again) -> None:
+    ready = engine.runner.prepare(None, "low", Request(images=(), question="what?"))
+    pictures = [tokens(engine.runner, crops_of(2, 3, seed)) for seed in (1, 2)]
+    for captured in (0, 1):
+        assert recorder.captured == captured
+        sights = [graphed.see(ready, "low", vision, pool=True) for vision in pictures]
+        for sight, vision in zip(sights, pictures, strict=True):
+            np.testing.assert_allclose(sight.pooled.numpy(), vision_feature(vision), rtol=1e-5, atol=1e-6)
+        graphed.settle()
+    assert graphed.see(ready, "low", pictures[0], pool=False).pooled is None
+    assert graphed.see(ready, "low", None, pool=True).pooled is None
+
+
 def test_crops_that_are_not_live_have_no_features(engine: Engine, graphed: Runner) -> None:
     crops = replace(crops_of(1, 4), live=torch.tensor([True, True, False, True, True]))
     for _ in range(2):
@@ -116,17 +130,18 @@ def test_warmup_captures_what_the_tiers_need(engine: Engine, recorder: Again) ->
     other, seen = Engine(model, engine.runner.tokenizer), []
     other.runner = replace(engine.runner, vision=VisionGraphs(model, recorder))
     low = [knobs for knobs in other.space if knobs.tier == "low"]
-    assert other.warmup(low) == recorder.captured == 2
+    assert other.warmup(low) == recorder.captured == 3
     total = other.warmup(advance=lambda *done: seen.append(done))
-    assert recorder.captured == total == 16  # 1, 5 to 7 and 10 to 13 distinct crops; 2 and the same of all crops
-    assert seen[-1] == (16, 16)
+    # 1, 5 to 7 and 10 to 13 distinct crops; 2 and the same of all crops, which are projected and pooled
+    assert recorder.captured == total == 24
+    assert seen[-1] == (24, 24)
     for tier in other.space.tiers:
         for size in ((84, 112), (40, 400), (300, 50)):
             picture = np.zeros((*size, 3), np.uint8)
             request = Request(images=(), question="stop", max_new_tokens=1)
             tokens(other.runner, other.runner.prepare(picture, tier, request).crops)  # type: ignore[arg-type]
     other.runner.settle()
-    assert recorder.captured == 16
+    assert recorder.captured == 24
 
 
 def test_counts_are_those_of_the_tiers_grids() -> None:

@@ -18,6 +18,7 @@ def test_laps_tile_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.mark(stage)
     now_ms[0] += 10.0
     assert clock.elapsed_ms() == pytest.approx(27.0)
+    assert not clock.is_device_busy(), "an operation on a CPU ends before its call returns"
     reading = clock.read()
     assert [(lap.stage, lap.duration_ms) for lap in reading.laps] == [
         ("queue", pytest.approx(3.0)),

@@ -296,9 +296,9 @@ def with_repeat(row: SweepRow, sample: Sample, answer: Answer) -> SweepRow:
             prediction=answer.text,
         )
     before, stages = row.repeats or {}, {**STAGE_FIELDS, "control": CONTROL_FIELD}
-    repeats = {
-        field: (*before.get(field, ()), round(answer.timings_ms[stage], DIGITS)) for stage, field in stages.items()
-    }
+    # A row has no column for waiting, which is none of the setting's.
+    times_ms = {**answer.timings_ms, "total": answer.timings_ms["total"] - answer.timings_ms["queue"]}
+    repeats = {field: (*before.get(field, ()), round(times_ms[stage], DIGITS)) for stage, field in stages.items()}
     medians: dict[str, Any] = {
         field: round(statistics.median(repeats[field]), DIGITS) for field in STAGE_FIELDS.values()
     }

@@ -143,7 +143,7 @@ def test_trade_off_without_answers(result: dict[str, Any]) -> None:
 
 
 def test_stage_bar_fills_its_share() -> None:
-    timings_ms = dict.fromkeys(STAGES, 10.0) | {"total": 60.0}
+    timings_ms = dict.fromkeys(STAGES, 10.0) | {"queue": 0.0, "total": 60.0}
     parts = report.stage_parts(timings_ms, 120.0, 90.0)
     assert sum(part["width"] for part in parts) == pytest.approx(50, abs=0.01)
     assert [part["left"] for part in parts] == pytest.approx([100 * i / 12 for i in range(6)], abs=0.01)
