@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import load_controller, save_controller
-from tempovlm.control.llm_based import LLMBasedController, Reading, glance_tokens, pad_tokens
+from tempovlm.control.llm_based import LLMBasedController, Reading, pad_tokens
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
@@ -164,7 +164,7 @@ def read_glances(engine: Engine, samples: Sequence[Sample], num_blocks: int) -> 
     """
     run = engine.runner
     reader = LLMBasedController(run.model.config.width, 1, num_blocks=num_blocks)
-    streams = [glance_tokens(s.question, s.style, run.model.config, run.tokenizer) for s in samples]
+    streams = [run.model.glance_tokens(s.question, s.style, run.tokenizer) for s in samples]
     tokens, lengths = (one.to(engine.device) for one in pad_tokens(streams))
     parts = []
     with progress_bar("reading the questions") as advance:

@@ -44,3 +44,12 @@ class KVCache:
     def read(self, step: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, end, W) of the first `end` tokens."""
         return self.keys[step, :, :, :end], self.values[step, :, :, :end]
+
+
+@dataclass(frozen=True)
+class FullCache(KVCache):
+    """Keys and values that are never written, so that gradients pass through the tokens that follow."""
+
+    def write(self, step: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return those that are there, and the new ones (B, H, T, W) after them."""
+        return torch.cat((self.keys[step], key), dim=2), torch.cat((self.values[step], value), dim=2)

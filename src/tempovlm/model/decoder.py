@@ -6,6 +6,8 @@ Shapes: `B` batch, `T` tokens, `D` width, `V` vocabulary.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,14 @@ class Block(nn.Module):
         """(B, T, D) to (B, T, D)."""
         x = x + self.attention(x, span, cache, step)
         return x + self.moe(x, top_k)
+
+    def differentiable(self, x: Tensor, span: Span, cache: KVCache | None, step: int, top_k: int) -> Tensor:
+        """As `forward`; where gradients are wanted, by the one way to run the experts that has them everywhere."""
+        if not torch.is_grad_enabled():
+            return self(x, span, cache, step, top_k)
+        x = x + self.attention(x, span, cache, step)
+        flat = self.moe.norm(x).view(-1, x.shape[-1])
+        return x + self.moe.dense(flat, *self.moe.route(flat, top_k)).view_as(x)
 
     def advance(self, x: Tensor, span: Span, cache: KVCache | None, step: int, top_k: int) -> None:
         """As `forward`, in place, sums being part of the products; where `has_kernels` says that it can be."""
@@ -79,6 +89,10 @@ class Decoder(nn.Module):
         for i, (index, top_k) in enumerate(plan.steps):
             x = self.blocks[index](x, span, cache, i, top_k)
         return x
+
+    def first(self, count: int) -> list[Block]:
+        """The first blocks."""
+        return [cast(Block, block) for block in self.blocks[:count]]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: (..., D) to (..., V)."""

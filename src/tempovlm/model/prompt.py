@@ -173,6 +173,23 @@ def build_prompt(
     return Prompt(tokens, torch.where(slots >= 0, slots + 1, slots), grid.num_tokens(config.vision))
 
 
+def glance_tokens(question: str, style: str, config: ModelConfig, tokenizer: Tokenizer) -> Tensor:
+    """The stream (T,) of the global crop's places and the question; the places are the same for every question.
+
+    It is cut to leave room for one more token: a question without a picture may fill the context.
+    """
+    side = config.vision.pooled
+    picture = _rows(side, side, tokenizer)
+    tokens = [tokenizer.end, *picture, *tokenizer.encode(prompt_text(question, style))]
+    return torch.tensor(tokens[: config.max_sequence_length - 1])
+
+
+def glance_places(config: ModelConfig) -> Tensor:
+    """(G,) where the glance's tokens stand in the stream of `glance_tokens`."""
+    cell = torch.arange(config.vision.pooled)
+    return (2 + (len(cell) + 1) * cell[:, None] + cell[None, :]).flatten()
+
+
 def prompt_text(question: str, style: str) -> str:
     """The published chat format with its style prefix, which sets the answer's length and form.
 
@@ -184,13 +201,16 @@ def prompt_text(question: str, style: str) -> str:
 
 def image_tokens(grid: Grid, vision: VisionConfig, tokenizer: Tokenizer) -> list[int]:
     """Ids of the image part: the global crop's rows, then the tiles' rows, each between start and end."""
+    side = vision.pooled
+    return _rows(side, side, tokenizer) + _rows(*grid.kept(vision), tokenizer)
+
+
+def _rows(rows: int, cols: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a grid's places, row by row, between start and end."""
     start, end, patch, column = (
         tokenizer.ids[name] for name in (IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN)
     )
-    stream: list[int] = []
-    for rows, cols in ((vision.pooled, vision.pooled), grid.kept(vision)):
-        stream += [start, *([patch] * cols + [column]) * rows, end]
-    return stream
+    return [start, *([patch] * cols + [column]) * rows, end]
 
 
 def num_image_tokens(grid: Grid, vision: VisionConfig) -> int:

@@ -1,7 +1,8 @@
 """The whole model: crops and tokens in, logits out, under a plan that is an argument.
 
 It holds weights and nothing else: no knob is stored here, no clock runs here.
-Shapes: `C` crops, `P` patches, `G` tokens of a crop, `B` batch, `T` tokens, `D` width, `V` vocabulary.
+Shapes: `C` crops, `P` patches, `G` tokens of a crop, `B` batch, `T` tokens, `D` width, `V` vocabulary; of a cache,
+`S` blocks, `H` heads, `W` head width.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.core.plan import Plan
-from tempovlm.model.cache import KVCache
+from tempovlm.model.attention import Span
+from tempovlm.model.cache import FullCache, KVCache
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.decoder import Decoder
+from tempovlm.model.prompt import Tokenizer, glance_places, glance_tokens
 from tempovlm.model.vision.encoder import Projector, VisionTransformer
 
 
@@ -81,3 +84,45 @@ class Molmo(nn.Module):
         x = self.decoder.embed(tokens.unsqueeze(1))
         hidden = self.decoder(x, positions.unsqueeze(1), plan, cache, start, mask)
         return self.decoder.logits(hidden[:, -1])
+
+    def glance_tokens(self, question: str, style: str, tokenizer: Tokenizer) -> Tensor:
+        """The stream (T,) of the global crop's places and a question, with room for one more token."""
+        return glance_tokens(question, style, self.config, tokenizer)
+
+    @torch.no_grad()
+    def read_glances(self, glance: Tensor | None, tokens: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+        """Read global crops and questions with the first blocks; keys and values (S, B, H, T, W).
+
+        Args:
+            glance: (B, G, D) projected tokens of the global crops; None without pictures.
+            tokens: (B, T) streams of `glance_tokens`, padded on the right.
+            num_blocks: that read, `S`.
+        """
+        x = self.decoder.embed(tokens)
+        if glance is not None:
+            x = x.index_add(1, glance_places(self.config).to(x.device), glance.to(x.dtype))
+        B, T, _ = x.shape
+        cache = KVCache.allocate(self.config, num_blocks, B, T, x)
+        cos, sin = self.decoder.rotary(torch.arange(T, device=x.device).expand(B, T))
+        for i, block in enumerate(self.decoder.first(num_blocks)):
+            x = block(x, Span(0, cos, sin, None), cache, i, self.config.top_k)
+        return cache.keys, cache.values
+
+    def read_after(self, x: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+        """Run the blocks of `read_glances` over one more embedding a row; its states (B, D), with gradients.
+
+        Args:
+            x: (B, D) embeddings, in the type of the keys.
+            keys: (S, B, H, T, W) of what was read.
+            values: likewise.
+            lengths: (B,) real tokens of each row.
+        """
+        T, row = keys.shape[3], lengths.unsqueeze(1)
+        place = torch.arange(T + 1, device=x.device)
+        seen = (place < row) | (place == T)
+        cos, sin = self.decoder.rotary(row)
+        span = Span(T, cos, sin, seen[:, None, None, :])
+        cache, x = FullCache(keys, values), x.unsqueeze(1)
+        for i, block in enumerate(self.decoder.first(len(keys))):
+            x = block.differentiable(x, span, cache, i, self.config.top_k)
+        return x[:, 0]
