@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
     from tempovlm.engine.transcript import Token
     from tempovlm.latency.profile import LatencyProfile, OutputLength
-    from tempovlm.model.card import ModelCard
+    from tempovlm.model.files.card import ModelCard
     from tempovlm.model.vlm import Molmo
 
 POLICIES = ("auto", "table", "fixed")
@@ -86,7 +86,7 @@ def load(
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
     from tempovlm.engine.engine import Engine
-    from tempovlm.model.card import ModelCard
+    from tempovlm.model.files.card import ModelCard
     from tempovlm.model.prompt import Tokenizer
     from tempovlm.model.weights import read_config, weights_hash
 
@@ -355,7 +355,7 @@ def model_folder(model: str | Path) -> Path:
     folder = expanded(model)
     if exists_as(folder, Path.is_dir):
         return folder
-    from tempovlm.model.hub import fetch, is_hub_id
+    from tempovlm.model.files.hub import fetch, is_hub_id
 
     if is_hub_id(str(model)):
         return fetch(str(model))
@@ -368,7 +368,7 @@ def model_folder(model: str | Path) -> Path:
 def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool) -> Molmo:
     """The model of a folder; a bar is shown where that takes long."""
     from tempovlm.core.progress import progress_bar
-    from tempovlm.model.hub import checkpoint_files
+    from tempovlm.model.files.hub import checkpoint_files
     from tempovlm.model.weights import load_model
 
     is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES

@@ -173,7 +173,7 @@ def _configuration(model: str) -> tuple[ModelConfig, dict[str, Any] | None]:
     from contextlib import ExitStack
 
     from tempovlm.api import model_folder
-    from tempovlm.model.hub import checkpoint_files, open_weights
+    from tempovlm.model.files.hub import checkpoint_files, open_weights
     from tempovlm.model.weights import check_tensors, expected_shapes, read_config
 
     folder = model_folder(model)

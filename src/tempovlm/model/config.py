@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tempovlm.core.shape import ModelShape
-from tempovlm.model.fields import MOST, Fields
+from tempovlm.model.files.fields import MOST, Fields
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

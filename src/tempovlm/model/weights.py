@@ -1,7 +1,7 @@
 """Checkpoints in the published layout: names, strict shapes, experts stacked as they stream in.
 
 Every tensor of a checkpoint is a view into a parameter of the model, so loading fills each place once and saving
-writes the same views back. Which files hold the tensors is the business of `hub`.
+writes the same views back. Which files hold the tensors is the business of `files/hub`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import read_json, scratch_folder
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_files, open_weights
+from tempovlm.model.files.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_files, open_weights
 from tempovlm.model.vlm import Molmo
 
 SHARD_BYTES = 15 << 20
