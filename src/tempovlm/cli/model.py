@@ -138,7 +138,8 @@ def describe(model: str) -> dict[str, Any]:
 
     shapes = expected_shapes(config)
     total = sum(math.prod(shape) for shape in shapes.values())
-    vision, cache_bytes = config.vision, 2 * config.num_blocks * config.width * _TENSOR_BYTES
+    vision = config.vision
+    cache_bytes = 2 * config.num_blocks * config.kv_heads * config.head_width * _TENSOR_BYTES
     return {
         "model": model,
         "architecture": {

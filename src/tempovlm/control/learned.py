@@ -264,7 +264,10 @@ def _llm_based(
     """
     model = reader.model
     if not isinstance(model, FirstBlocks):
-        raise UserError(f"{path}: an LLM-based controller reads with a model's blocks; give a loaded model")
+        raise UserError(
+            f"{path}: an LLM-based controller reads with a model's first blocks, which this family of models does "
+            "not offer; choose another policy"
+        )
     width, blocks = model.config.width, model.config.num_blocks
     if controller.sizes["width"] != width or controller.num_blocks > blocks:
         raise UserError(

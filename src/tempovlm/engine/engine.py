@@ -31,9 +31,9 @@ from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
 from tempovlm.engine.vision_graphs import vision_graphs
 from tempovlm.latency.clock import Reading, StageClock, stage_clock
+from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.model.vlm import Molmo
 
 
 class Engine:
@@ -41,7 +41,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Molmo,
+        model: VisionLanguageModel,
         tokenizer: Tokenizer,
         *,
         ranking: Ranking | None = None,

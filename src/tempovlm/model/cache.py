@@ -23,7 +23,7 @@ class KVCache:
     @classmethod
     def allocate(cls, config: ModelConfig, num_steps: int, batch: int, capacity: int, like: Tensor) -> KVCache:
         """Room for `capacity` tokens in each of `num_steps` blocks, of the type and device of `like`."""
-        shape = (num_steps, batch, config.num_heads, capacity, config.head_width)
+        shape = (num_steps, batch, config.kv_heads, capacity, config.head_width)
         return cls(
             torch.zeros(shape, dtype=like.dtype, device=like.device),
             torch.zeros(shape, dtype=like.dtype, device=like.device),

@@ -6,7 +6,7 @@ Shapes: `B` batch, `T` tokens, `D` width, `V` vocabulary.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,11 @@ class Block(nn.Module):
         """As `forward`, in place, sums being part of the products; where `has_kernels` says that it can be."""
         self.attention.add_to(x, span, cache, step)
         self.moe.add_to(x, top_k)
+
+
+def is_plain(decoder: object) -> TypeGuard[Decoder]:
+    """Whether a decoder is this one, so that `narrow` and the kernels compute the same; a subclass may differ."""
+    return type(decoder) is Decoder and all(type(block) is Block for block in decoder.blocks)
 
 
 class Decoder(nn.Module):

@@ -20,7 +20,6 @@ from tempovlm.model.files.hub import SAFETENSORS_INDEX, checkpoint_files
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import (
     expected_shapes,
-    hub_views,
     load_model,
     read_config,
     save_model,
@@ -39,7 +38,7 @@ def model() -> Molmo:
 
 @pytest.fixture
 def tensors(model: Molmo) -> Tensors:
-    return {name: view.clone() for name, view in hub_views(model).items()}
+    return {name: view.clone() for name, view in model.hub_views().items()}
 
 
 @pytest.fixture
