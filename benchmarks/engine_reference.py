@@ -25,7 +25,7 @@ from tempovlm.model.cache import KVCache
 from tempovlm.model.config import PRESETS
 from tempovlm.model.decoder import Decoder
 from tempovlm.model.layers import norm_rotate, swiglu
-from tempovlm.model.prompt import IMAGE_COLUMN, IMAGE_END, IMAGE_PATCH, IMAGE_START, Prompt
+from tempovlm.model.prompt import IMAGE_COLUMN, IMAGE_END, IMAGE_PATCH, IMAGE_START, Prompt, Tokenizer
 from tempovlm.model.quantised import imitate
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model
@@ -34,7 +34,7 @@ QUESTION = "what does the sign say?"
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4}
 
 
-class PlainTokenizer:
+class PlainTokenizer(Tokenizer):
     """Stands in for a tokenizer where weights are random: words become numbers, numbers become text."""
 
     def __init__(self, vocabulary: int, end: int) -> None:

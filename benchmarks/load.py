@@ -40,7 +40,7 @@ def read_once(folder: Path) -> dict[str, float]:
     """Read the weights' bytes into fresh memory, as a loader must at least do."""
     import torch
 
-    from tempovlm.model.hub import checkpoint_files
+    from tempovlm.model.files.hub import checkpoint_files
 
     files = checkpoint_files(folder)
     before, begin = peak_bytes(), time.perf_counter()
@@ -94,7 +94,7 @@ def stamp(folder: Path) -> dict[str, Any]:
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
     """Read and load in turn, each `repeats` times."""
-    from tempovlm.model.hub import checkpoint_files
+    from tempovlm.model.files.hub import checkpoint_files
     from tempovlm.model.weights import read_config
 
     size = sum(path.stat().st_size for path in checkpoint_files(folder))

@@ -23,7 +23,6 @@ from parity_runs import full_float32
 from tempovlm.engine.runner import Prepared
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.vlm import Molmo
-from tempovlm.model.weights import hub_views
 
 NO_PLACE = -100
 """The published mark of an image feature without a place in the stream."""
@@ -74,7 +73,7 @@ class Published:
 
     def __init__(self, folder: Path, exact: Molmo) -> None:
         make, make_config = _import(folder)
-        views, attention = hub_views(exact), torch.backends.cuda.mem_efficient_sdp_enabled()
+        views, attention = exact.hub_views(), torch.backends.cuda.mem_efficient_sdp_enabled()
         with torch.device("meta"):  # most weights are drawn nowhere; the rest is replaced
             model = make(make_config(**_fields(exact.config)))
         torch.backends.cuda.enable_mem_efficient_sdp(attention)  # the published code switches it off for all

@@ -82,7 +82,7 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     from tempovlm.core.plan import Ranking
     from tempovlm.data.registry import GENERATED
     from tempovlm.lab.core_exp import reuse
-    from tempovlm.model.card import ModelCard
+    from tempovlm.model.files.card import ModelCard
     from tempovlm.model.weights import read_config, weights_hash
 
     device, weights = pick_device(flags.device), weights_hash(folder)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
     from tempovlm.engine.transcript import Token
     from tempovlm.latency.profile import LatencyProfile, OutputLength
-    from tempovlm.model.card import ModelCard
-    from tempovlm.model.vlm import Molmo
+    from tempovlm.model.family import VisionLanguageModel
+    from tempovlm.model.files.card import ModelCard
 
 POLICIES = ("auto", "table", "fixed")
 
@@ -90,14 +90,14 @@ def load(
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
     from tempovlm.engine.engine import Engine
-    from tempovlm.model.card import ModelCard
-    from tempovlm.model.prompt import Tokenizer
-    from tempovlm.model.weights import read_config, weights_hash
+    from tempovlm.model.files.card import ModelCard
+    from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
 
     where = pick_device(device)
     dtype = pick_dtype(dtype, where)
-    card = ModelCard.read(folder, KnobSpace.for_model(read_config(folder).shape))
-    tokenizer = Tokenizer.load(folder / "tokenizer.json", read_config(folder))
+    config = read_config(folder)
+    card = ModelCard.read(folder, KnobSpace.for_model(config.shape))
+    tokenizer = read_tokenizer(folder, config)
     network = _load_weights(folder, where, dtype, name, progress=progress)
     given |= {"exact": name != "pocket" if exact is None else exact, "option_letters": card.option_letters}
     engine, hashed = Engine(network, tokenizer, name=name, ranking=card.ranking, **given), weights_hash(folder)
@@ -391,7 +391,7 @@ def model_folder(model: str | Path) -> Path:
     folder = expanded(model)
     if exists_as(folder, Path.is_dir):
         return folder
-    from tempovlm.model.hub import fetch, is_hub_id
+    from tempovlm.model.files.hub import fetch, is_hub_id
 
     if is_hub_id(str(model)):
         return fetch(str(model))
@@ -401,10 +401,12 @@ def model_folder(model: str | Path) -> Path:
     )
 
 
-def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool) -> Molmo:
+def _load_weights(
+    folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool
+) -> VisionLanguageModel:
     """The model of a folder; a bar is shown where that takes long."""
     from tempovlm.core.progress import progress_bar
-    from tempovlm.model.hub import checkpoint_files
+    from tempovlm.model.files.hub import checkpoint_files
     from tempovlm.model.weights import load_model
 
     is_large = sum(path.stat().st_size for path in checkpoint_files(folder)) > _LARGE_BYTES

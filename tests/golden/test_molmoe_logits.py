@@ -36,7 +36,7 @@ from tempovlm.model.prompt import (
 )
 from tempovlm.model.vision.tiling import Crops, Grid, cut_batch, live_crops
 from tempovlm.model.vlm import Molmo
-from tempovlm.model.weights import empty_model, hub_views
+from tempovlm.model.weights import empty_model
 
 CONFIG: ModelConfig = replace(
     MOLMOE_1B,
@@ -84,7 +84,7 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 @cache
 def build_model() -> Molmo:
     model = empty_model(CONFIG, "cpu", torch.float32)
-    for name, view in hub_views(model).items():
+    for name, view in model.hub_views().items():
         view.copy_(torch.from_numpy(draw(name, tuple(view.shape))))
     return model
 

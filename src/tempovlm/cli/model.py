@@ -138,7 +138,8 @@ def describe(model: str) -> dict[str, Any]:
 
     shapes = expected_shapes(config)
     total = sum(math.prod(shape) for shape in shapes.values())
-    vision, cache_bytes = config.vision, 2 * config.num_blocks * config.width * _TENSOR_BYTES
+    vision = config.vision
+    cache_bytes = 2 * config.num_blocks * config.kv_heads * config.head_width * _TENSOR_BYTES
     return {
         "model": model,
         "architecture": {
@@ -173,7 +174,7 @@ def _configuration(model: str) -> tuple[ModelConfig, dict[str, Any] | None]:
     from contextlib import ExitStack
 
     from tempovlm.api import model_folder
-    from tempovlm.model.hub import checkpoint_files, open_weights
+    from tempovlm.model.files.hub import checkpoint_files, open_weights
     from tempovlm.model.weights import check_tensors, expected_shapes, read_config
 
     folder = model_folder(model)

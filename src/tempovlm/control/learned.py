@@ -21,7 +21,7 @@ from torch import Tensor
 from tempovlm.control.baselines import LinUCB, NearestNeighbours, ScoredPolicy
 from tempovlm.control.checkpoint import Part, SavedController, check_sizes, load_controller
 from tempovlm.control.host import HostNetwork, added
-from tempovlm.control.llm_based import LLMBasedController, Reading, glance_tokens
+from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading
 from tempovlm.control.networks import (
     Knob1Predictor,
     Knob1PredictorBudgetLanguageGlance,
@@ -44,8 +44,6 @@ from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats, Ints
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.model.prompt import Tokenizer
-from tempovlm.model.vlm import Molmo
 
 Kind = TypeVar("Kind", bound=Part)
 
@@ -212,8 +210,8 @@ class LLMBasedPolicy(LearnedPolicy):
     """Exp 5: the model's first blocks read glance, question and budget, and score all three knobs at once."""
 
     controller: LLMBasedController
-    model: Molmo
-    tokenizer: Tokenizer
+    model: FirstBlocks
+    tokenizer: Encodes
 
     @property
     def sees_glance(self) -> bool:
@@ -231,15 +229,13 @@ class LLMBasedPolicy(LearnedPolicy):
     @cached_property
     def _read(self) -> Callable[[str, str, Tensor | None], Reading]:
         """Reads glance and question; the last reading is kept, since it serves every budget."""
-        model, config = self.model, self.model.config
-        device = model.decoder.embedding.device
+        device = self.controller.token.weight.device
 
         @lru_cache(maxsize=1)
         def read(text: str, style: str, glance: Tensor | None) -> Reading:
-            stream = glance_tokens(text, style, config, self.tokenizer)
-            # A question without a picture may fill the context, where glance and budget need room too.
-            tokens = stream[: config.max_sequence_length - 1].to(device).unsqueeze(0)
-            return self.controller.read(model, glance, tokens, torch.tensor([tokens.shape[1]], device=device))
+            tokens = self.model.glance_tokens(text, style, self.tokenizer).to(device).unsqueeze(0)
+            lengths = torch.tensor([tokens.shape[1]], device=device)
+            return self.controller.read(self.model, glance, tokens, lengths)
 
         return read
 
@@ -297,16 +293,21 @@ def _llm_based(
     Raises:
         UserError: the model's decoder is not one whose blocks the controller can run.
     """
-    model, tokenizer = reader.model, reader.tokenizer
-    if not (isinstance(model, Molmo) and isinstance(tokenizer, Tokenizer)):
-        raise UserError(f"{path}: an LLM-based controller reads with a model's blocks; give a loaded model")
-    width, blocks = model.config.width, len(model.decoder.blocks)
+    model = reader.model
+    if not isinstance(model, FirstBlocks):
+        raise UserError(
+            f"{path}: an LLM-based controller reads with a model's first blocks, which this family of models does "
+            "not offer; choose another policy"
+        )
+    width, blocks = model.config.width, model.config.num_blocks
     if controller.sizes["width"] != width or controller.num_blocks > blocks:
         raise UserError(
             f"{path}: trained to read with {controller.num_blocks} blocks of width {controller.sizes['width']}, "
             f"this model has {blocks} of width {width}; train a controller for this model"
         )
-    return LLMBasedPolicy(space, name, controller.to(model.decoder.embedding.device), model, tokenizer)
+    return LLMBasedPolicy(
+        space, name, controller.to(reader.model.decoder.embedding.device), model, reader.tokenizer
+    )
 
 
 def _of(saved: SavedController, part: str, cls: type[Kind], path: Path) -> Kind:

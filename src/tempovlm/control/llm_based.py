@@ -4,9 +4,9 @@ The glance is the global crop, pooled and projected as at the lowest tier: its f
 serve every tier, but what the projector makes of them depends a little on the tiling, which is not chosen yet. It
 stands where the model expects image features; the question follows in the model's own format, and last comes a
 budget token. Attention is causal, so nothing but that token depends on the budget: what the blocks made of glance
-and question is read once and serves every budget. The blocks belong to the model, are frozen and are given with
-every call; only the budget's encoding and the heads are this module's. Knows no clock: its caller charges it to
-the control stage.
+and question is read once and serves every budget. The blocks belong to the model (`FirstBlocks`), are frozen and
+are given with every call; only the budget's encoding and the heads are this module's. The caller charges the time
+to the control stage.
 
 Shapes: `B` requests, `G` tokens of the glance, `T` tokens of glance and question, `D` decoder width, `S` blocks,
 `H` heads, `W` head width.
@@ -15,22 +15,52 @@ Shapes: `B` requests, `G` tokens of the glance, `T` tokens of glance and questio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from tempovlm.control.encoding import LatencyBudgetEncoder
 from tempovlm.control.networks import HIDDEN_DIM, KnobLogits
-from tempovlm.model.attention import Span
-from tempovlm.model.cache import KVCache
-from tempovlm.model.config import ModelConfig
-from tempovlm.model.decoder import Block
-from tempovlm.model.prompt import IMAGE_COLUMN, IMAGE_END, IMAGE_PATCH, IMAGE_START, Tokenizer, prompt_text
-from tempovlm.model.vlm import Molmo
 
 NUM_BLOCKS = 2
 """Blocks that read unless told."""
+
+
+class Sizes(Protocol):
+    """Sizes of a decoder."""
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Transformer blocks that there are."""
+
+
+@runtime_checkable
+class FirstBlocks(Protocol):
+    """A model whose first blocks read for a controller; `model/vlm.py` has one.
+
+    Names no submodule: from Python 3.12 on, `isinstance` does not find those of a torch module.
+    """
+
+    @property
+    def config(self) -> Sizes:
+        """Sizes of the decoder."""
+
+    def glance_tokens(self, question: str, style: str, tokenizer: Any) -> Tensor:
+        """Return the stream (T,) of the glance's places and the question, with room for one more token.
+
+        The tokenizer is the model's own; each family has its class.
+        """
+
+    def read_glances(self, glance: Tensor | None, tokens: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (S, B, H, T, W) of glances (B, G, D) and streams (B, T), without gradients."""
+
+    def read_after(self, x: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+        """Return the state (B, D) of one more embedding (B, D) after `lengths` (B,) tokens; it has gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +74,6 @@ class Reading:
     def take(self, rows: Tensor) -> Reading:
         """Some of the requests."""
         return Reading(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
-
-
-@dataclass(frozen=True)
-class _Read(KVCache):
-    """Keys and values that may be looked at and not written, so that gradients pass through the last token."""
-
-    def write(self, step: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Those that were read, and the new ones (B, H, 1, W) after them."""
-        return torch.cat((self.keys[step], key), dim=2), torch.cat((self.values[step], value), dim=2)
-
-
-def glance_tokens(question: str, style: str, config: ModelConfig, tokenizer: Tokenizer) -> Tensor:
-    """The stream (T,) of the global crop's places and the question; the places are the same for every question."""
-    side = config.vision.pooled
-    start, end, patch, column = (tokenizer.ids[n] for n in (IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN))
-    picture = [start, *([patch] * side + [column]) * side, end]
-    return torch.tensor([tokenizer.end, *picture, *tokenizer.encode(prompt_text(question, style))])
-
-
-def glance_places(config: ModelConfig) -> Tensor:
-    """(G,) where the glance's tokens stand in the stream."""
-    cell = torch.arange(config.vision.pooled)
-    return (2 + (len(cell) + 1) * cell[:, None] + cell[None, :]).flatten()
 
 
 def pad_tokens(streams: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -108,60 +115,28 @@ class LLMBasedController(nn.Module):
         )
 
     def forward(
-        self, model: Molmo, glance: Tensor | None, tokens: Tensor, lengths: Tensor, budget_ms: Tensor
+        self, model: FirstBlocks, glance: Tensor | None, tokens: Tensor, lengths: Tensor, budget_ms: Tensor
     ) -> KnobLogits:
         """Logits of tiers (B, 3), top-ks (B, 5) and depths (B, 5).
 
         Args:
             model: whose blocks read; nothing of it is trained.
             glance: (B, G, D) tokens of the global crop as projected at the lowest tier; None without pictures.
-            tokens: (B, T) streams of `glance_tokens`, padded on the right.
+            tokens: (B, T) streams of `FirstBlocks.glance_tokens`, padded on the right.
             lengths: (B,) real tokens of each.
             budget_ms: (B,).
         """
         return self.decide(model, self.read(model, glance, tokens, lengths), budget_ms)
 
-    @torch.no_grad()
-    def read(self, model: Molmo, glance: Tensor | None, tokens: Tensor, lengths: Tensor) -> Reading:
+    def read(self, model: FirstBlocks, glance: Tensor | None, tokens: Tensor, lengths: Tensor) -> Reading:
         """Run the blocks over glance and question: what every budget shares."""
-        decoder = model.decoder
-        x = decoder.embed(tokens)
-        if glance is not None:
-            places = glance_places(model.config).to(x.device)
-            x = x.index_add(1, places, glance.to(x.dtype))
-        B, T, _ = x.shape
-        positions = torch.arange(T, device=x.device).expand(B, T)
-        cache = KVCache.allocate(model.config, self.num_blocks, B, T, x)
-        cos, sin = decoder.rotary(positions)
-        span = Span(0, cos, sin, None)
-        for i, block in enumerate(self._blocks(model)):
-            x = block(x, span, cache, i, model.config.top_k)
-        return Reading(cache.keys, cache.values, lengths)
+        return Reading(*model.read_glances(glance, tokens, self.num_blocks), lengths)
 
-    def decide(self, model: Molmo, reading: Reading, budget_ms: Tensor) -> KnobLogits:
+    def decide(self, model: FirstBlocks, reading: Reading, budget_ms: Tensor) -> KnobLogits:
         """Logits (B, 3), (B, 5) and (B, 5) under budgets (B,), given what was read."""
         encoded = self.budget(budget_ms)
-        x = self.token(encoded).unsqueeze(1).to(reading.keys.dtype)
-        T = reading.keys.shape[3]
-        place = torch.arange(T + 1, device=x.device)
-        seen = (place < reading.lengths.unsqueeze(1)) | (place == T)
-        cos, sin = model.decoder.rotary(reading.lengths.unsqueeze(1))
-        span = Span(T, cos, sin, seen[:, None, None, :])
-        cache = _Read(reading.keys, reading.values)
-        for i, block in enumerate(self._blocks(model)):
-            x = _run_block(block, x, span, cache, i, model.config.top_k)
-        found = torch.cat((self.norm(x[:, 0].float()), encoded), dim=-1)
+        token = self.token(encoded).to(reading.keys.dtype)
+        state = model.read_after(token, reading.keys, reading.values, reading.lengths)
+        found = torch.cat((self.norm(state.float()), encoded), dim=-1)
         hidden = nn.functional.gelu(self.hidden(found))
         return KnobLogits(*(head(hidden) for head in self.heads))
-
-    def _blocks(self, model: Molmo) -> list[Block]:
-        return [cast(Block, block) for block in model.decoder.blocks[: self.num_blocks]]
-
-
-def _run_block(block: Block, x: Tensor, span: Span, cache: KVCache, step: int, top_k: int) -> Tensor:
-    """A block over (B, 1, D); where gradients are wanted its experts are run in the one way that has them."""
-    if not torch.is_grad_enabled():
-        return block(x, span, cache, step, top_k)
-    x = x + block.attention(x, span, cache, step)
-    flat = block.moe.norm(x).view(-1, x.shape[-1])
-    return x + block.moe.dense(flat, *block.moe.route(flat, top_k)).view_as(x)

@@ -34,9 +34,9 @@ from tempovlm.engine.vision_graphs import vision_graphs
 from tempovlm.engine.watch import Interrupted, Watch
 from tempovlm.engine.work import Work
 from tempovlm.latency.clock import stage_clock
+from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
-from tempovlm.model.vlm import Molmo
 
 
 class Engine:
@@ -44,7 +44,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Molmo,
+        model: VisionLanguageModel,
         tokenizer: Tokenizer,
         *,
         ranking: Ranking | None = None,

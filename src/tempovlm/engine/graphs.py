@@ -30,7 +30,8 @@ from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import PromptReader, Recorder
 from tempovlm.engine.sampling import candidates, usable
 from tempovlm.model.cache import KVCache
-from tempovlm.model.decoder import BROKEN
+from tempovlm.model.decoder import BROKEN, is_plain
+from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.layers import HAS_TRITON
 from tempovlm.model.quantised import TYPES, AnyDecoder, QuantisedDecoder
 from tempovlm.model.vlm import Molmo
@@ -292,14 +293,20 @@ class GraphDecoder:
         return len(jobs)
 
 
-def graph_decoder(model: Molmo, weights: Weights = "bf16", *, is_limited: bool = False) -> GraphDecoder | None:
-    """A decoder for a model on CUDA; None on a CPU and where Triton is not installed.
+def graph_decoder(
+    model: VisionLanguageModel, weights: Weights = "bf16", *, is_limited: bool = False
+) -> GraphDecoder | None:
+    """A decoder for a model on CUDA; None on a CPU, where Triton is not installed and for other families.
 
     Raises:
         UserError: decode steps cannot read such weights here.
     """
     device = model.decoder.embedding.device
     check_weights(weights, device)
+    if not (isinstance(model, Molmo) and is_plain(model.decoder)):
+        if weights != "bf16":
+            raise UserError(f"--weights {weights}: this family of models has no kernels that read them; use bf16")
+        return None
     if device.type != "cuda" or not HAS_TRITON:
         return None
     return GraphDecoder(model, weights=weights, is_limited=is_limited)

@@ -27,13 +27,13 @@ from tempovlm.engine.sampling import Sampler
 from tempovlm.engine.vision_graphs import VisionGraphs
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
+from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.narrow import NARROW, NarrowDecoder
 from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
 from tempovlm.model.vision.device_crops import cut_on_device
 from tempovlm.model.vision.encoder import only_live
 from tempovlm.model.vision.image import open_image
 from tempovlm.model.vision.tiling import Crops, cut_crops
-from tempovlm.model.vlm import Molmo
 
 FEW_CROPS = 2
 """Up to so many crops the vision side of a narrow model ends sooner on one thread, as its decoder always does."""
@@ -71,7 +71,7 @@ class Runner:
         open_answers: what is not said where a question lists no options; None allows anything.
     """
 
-    model: Molmo
+    model: VisionLanguageModel
     tokenizer: Tokenizer
     exact: bool = False
     narrow: NarrowDecoder | None = None

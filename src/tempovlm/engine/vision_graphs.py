@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tempovlm.control.observation import pooled
 from tempovlm.engine.capture import Recorder
+from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.vision.tiling import CROPS_OF_TIER
-from tempovlm.model.vlm import Molmo
 
 MAX_CROPS = 1 + max(most for _, most in CROPS_OF_TIER.values())
 """Crops of the largest grid with the global one: more run without a graph."""
@@ -107,7 +107,7 @@ class Stage:
 class VisionGraphs:
     """The stages of one model, which must not move afterwards: graphs hold its addresses."""
 
-    def __init__(self, model: Molmo, recorder: Records | None) -> None:
+    def __init__(self, model: VisionLanguageModel, recorder: Records | None) -> None:
         config, like = model.config, model.decoder.embedding
         vision = config.vision
 
@@ -144,7 +144,7 @@ class VisionGraphs:
         return len(jobs)
 
 
-def vision_graphs(model: Molmo) -> VisionGraphs | None:
+def vision_graphs(model: VisionLanguageModel) -> VisionGraphs | None:
     """Graphs for a model on CUDA; None on a CPU."""
     recorder = Recorder.on(model.decoder.embedding.device)
     return None if recorder is None else VisionGraphs(model, recorder)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import load_controller, save_controller
-from tempovlm.control.llm_based import LLMBasedController, Reading, glance_tokens, pad_tokens
+from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading, pad_tokens
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
@@ -69,7 +69,7 @@ class JointJob(GrpoJob):
         GrpoJob.check(self)
         if self.architecture not in ARCHITECTURES:
             raise UserError(f"--architecture {self.architecture}: choose from {', '.join(ARCHITECTURES)}")
-        most = len(self.engine.runner.model.decoder.blocks)
+        most = self.engine.runner.model.config.num_blocks
         if not 1 <= self.num_llm_blocks <= most:
             raise UserError(f"--num_llm_blocks {self.num_llm_blocks}: must be from 1 to {most}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -131,7 +131,7 @@ def _new_actor(
     if reading is not None:
         controller = _new_llm_based(space, model.config.width, job, seed)
         controller.budget.fit(material.limits_ms)
-        return LlmActor(controller.to(job.options.device), SharedReading(model, reading))
+        return LlmActor(controller.to(job.options.device), SharedReading(_first_blocks(job.engine), reading))
     assert shared is not None
     second = new_second_stage(material, shared, job.hidden_dim, seed)
     with torch.random.fork_rng(devices=[]):
@@ -156,22 +156,34 @@ def _new_llm_based(space: KnobSpace, width: int, job: JointJob, seed: int) -> LL
         )
 
 
+def _first_blocks(engine: Engine) -> FirstBlocks:
+    """The model as a reader.
+
+    Raises:
+        UserError: its family has no blocks that read for a controller.
+    """
+    model = engine.runner.model
+    if not isinstance(model, FirstBlocks):
+        raise UserError(f"--architecture llm_based: the model {engine.name} cannot read for it; use two_stage")
+    return model
+
+
 @torch.no_grad()
 def read_glances(engine: Engine, samples: Sequence[Sample], num_blocks: int) -> Reading:
     """What the model's first blocks make of every question's glance and words; once, for all budgets.
 
     A picture that cannot be read leaves the places of its glance without features.
     """
-    run = engine.runner
-    reader = LLMBasedController(run.model.config.width, 1, num_blocks=num_blocks)
-    streams = [glance_tokens(s.question, s.style, run.model.config, run.tokenizer) for s in samples]
+    run, model = engine.runner, _first_blocks(engine)
+    reader = LLMBasedController(model.config.width, 1, num_blocks=num_blocks)
+    streams = [model.glance_tokens(s.question, s.style, run.tokenizer) for s in samples]
     tokens, lengths = (one.to(engine.device) for one in pad_tokens(streams))
     parts = []
     with progress_bar("reading the questions") as advance:
         for start in range(0, len(samples), _PICTURES_AT_ONCE):
             rows = slice(start, start + _PICTURES_AT_ONCE)
             advance(start, len(samples))
-            parts.append(reader.read(run.model, glances(engine, samples[rows]), tokens[rows], lengths[rows]))
+            parts.append(reader.read(model, glances(engine, samples[rows]), tokens[rows], lengths[rows]))
     keys, values = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("keys", "values"))
     return Reading(keys, values, lengths)
 
@@ -255,7 +267,7 @@ def control_ms(job: JointJob, reading: Reading | None, actor: nn.Module) -> floa
     """
     if reading is None or not isinstance(actor, LlmActor):
         return None
-    model, config = job.engine.runner.model, job.engine.runner.model.config
+    model, config = actor.shared.model, job.engine.runner.model.config
     tokens = torch.zeros(1, int(reading.lengths.max()), dtype=torch.int64, device=job.engine.device)
     glance = torch.zeros(1, config.vision.pooled**2, config.width, device=job.engine.device)
     lengths, budget_ms = (

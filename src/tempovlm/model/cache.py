@@ -23,7 +23,7 @@ class KVCache:
     @classmethod
     def allocate(cls, config: ModelConfig, num_steps: int, batch: int, capacity: int, like: Tensor) -> KVCache:
         """Room for `capacity` tokens in each of `num_steps` blocks, of the type and device of `like`."""
-        shape = (num_steps, batch, config.num_heads, capacity, config.head_width)
+        shape = (num_steps, batch, config.kv_heads, capacity, config.head_width)
         return cls(
             torch.zeros(shape, dtype=like.dtype, device=like.device),
             torch.zeros(shape, dtype=like.dtype, device=like.device),
@@ -44,3 +44,12 @@ class KVCache:
     def read(self, step: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, end, W) of the first `end` tokens."""
         return self.keys[step, :, :, :end], self.values[step, :, :, :end]
+
+
+@dataclass(frozen=True)
+class FullCache(KVCache):
+    """Keys and values that are never written, so that gradients pass through the tokens that follow."""
+
+    def write(self, step: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return those that are there, and the new ones (B, H, T, W) after them."""
+        return torch.cat((self.keys[step], key), dim=2), torch.cat((self.values[step], value), dim=2)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from tempovlm.core.shape import ModelShape
-from tempovlm.model.fields import MOST, Fields
+from tempovlm.model.files.fields import MOST, Fields
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -93,6 +93,12 @@ class ModelConfig:
     norm_eps: float = 1e-5
     max_sequence_length: int = 4096
     vision: VisionConfig = VisionConfig()
+    model_type: ClassVar[str] = "molmo"
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the keys and values that a token leaves in the cache."""
+        return self.num_heads
 
     @property
     def head_width(self) -> int:
@@ -156,7 +162,7 @@ class ModelConfig:
         """The published layout of `config.json`, as far as this code reads it."""
         vision = self.vision
         return {
-            "model_type": "molmo",
+            "model_type": self.model_type,
             "d_model": self.width,
             "n_layers": self.num_blocks,
             "n_heads": self.num_heads,
@@ -203,7 +209,6 @@ _VARIANT: dict[str, Any] = {
 
 
 _VARIANT_UNWRITTEN: dict[str, Any] = {
-    "model_type": "molmo",
     "alibi": False,
     "always_start_with_space": True,
     "attention_layer_norm_with_affine": True,

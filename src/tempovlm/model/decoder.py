@@ -7,6 +7,7 @@ Shapes: `B` batch, `T` tokens, `D` width, `V` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +38,23 @@ class Block(nn.Module):
         x = x + self.attention(x, span, cache, step)
         return x + self.moe(x, top_k)
 
+    def differentiable(self, x: Tensor, span: Span, cache: KVCache | None, step: int, top_k: int) -> Tensor:
+        """As `forward`; where gradients are wanted, by the one way to run the experts that has them everywhere."""
+        if not torch.is_grad_enabled():
+            return self(x, span, cache, step, top_k)
+        x = x + self.attention(x, span, cache, step)
+        flat = self.moe.norm(x).view(-1, x.shape[-1])
+        return x + self.moe.dense(flat, *self.moe.route(flat, top_k)).view_as(x)
+
     def advance(self, x: Tensor, span: Span, cache: KVCache | None, step: int, top_k: int) -> None:
         """As `forward`, in place, sums being part of the products; where `has_kernels` says that it can be."""
         self.attention.add_to(x, span, cache, step)
         self.moe.add_to(x, top_k)
+
+
+def is_plain(decoder: object) -> TypeGuard[Decoder]:
+    """Whether a decoder is this one, so that `narrow` and the kernels compute the same; a subclass may differ."""
+    return type(decoder) is Decoder and all(type(block) is Block for block in decoder.blocks)
 
 
 class Decoder(nn.Module):
@@ -84,6 +98,10 @@ class Decoder(nn.Module):
                 tick()
             x = self.blocks[index](x, span, cache, i, top_k)
         return x
+
+    def first(self, count: int) -> list[Block]:
+        """The first blocks."""
+        return [cast(Block, block) for block in self.blocks[:count]]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: (..., D) to (..., V)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tempovlm.core.plan import Plan
 from tempovlm.model.cache import KVCache
-from tempovlm.model.decoder import Block, Decoder
+from tempovlm.model.decoder import Block, Decoder, is_plain
 
 NARROW = 1024
 """Below this width starting an operation, or waking a thread for it, costs more than what it computes."""
@@ -69,8 +69,10 @@ class NarrowDecoder:
     eps: float
 
     @classmethod
-    def of(cls, decoder: Decoder) -> NarrowDecoder | None:
+    def of(cls, decoder: object) -> NarrowDecoder | None:
         """For this decoder, or None where the usual way is the better one."""
+        if not is_plain(decoder):
+            return None
         weight = decoder.embedding
         if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.shape[1] >= NARROW:
             return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from tokenizers import Tokenizer as FastTokenizer
@@ -34,12 +35,16 @@ CONTROL_TOKENS = (PAD, END, IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN)
 class Tokenizer:
     """A `tokenizer.json` with the ids of its control tokens; the end token also begins a stream."""
 
+    control_tokens: ClassVar[tuple[str, ...]] = CONTROL_TOKENS
+    end_token: ClassVar[str] = END
+    pad_token: ClassVar[str] = PAD
+
     def __init__(self, fast: FastTokenizer) -> None:
         """Wrap a tokenizer; from then on it reads control tokens in a text as letters."""
         fast.encode_special_tokens = True
         self._fast = fast
-        self.ids = {name: self._id(name) for name in CONTROL_TOKENS}
-        self.end, self.pad = self.ids[END], self.ids[PAD]
+        self.ids = {name: self._id(name) for name in self.control_tokens}
+        self.end, self.pad = self.ids[self.end_token], self.ids[self.pad_token]
         unknown: str | None = getattr(fast.model, "unk_token", None)
         self.unknown = None if unknown is None else fast.token_to_id(unknown)
 
@@ -62,7 +67,7 @@ class Tokenizer:
             fast.no_padding()
             _check_words(fast, path)
             if config is not None:
-                _check_fit(fast, path, config)
+                _check_fit(fast, path, config, cls)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - the library raises bare Exception
@@ -74,7 +79,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[FastTokenizer]]:
         """Wrap a copy anew: how the library reads control tokens is no part of what it copies and pickles."""
-        return Tokenizer, (self._fast,)
+        return type(self), (self._fast,)
 
     def _id(self, name: str) -> int:
         token = self._fast.token_to_id(name)
@@ -89,6 +94,24 @@ class Tokenizer:
     def decode(self, tokens: list[int]) -> str:
         """Plain text of token ids, without control tokens; white space stays as the tokens have it."""
         return self._fast.decode(tokens, skip_special_tokens=True)
+
+    def stream(
+        self, question: str, style: str, grid: Grid | None, vision: VisionConfig
+    ) -> tuple[list[int], Tensor | None]:
+        """Write a prompt: its ids, and the place among them of each pooled feature (C·G,), or -1.
+
+        Without a picture both `grid` and the places are None.
+        """
+        text = self.encode(prompt_text(question, style))
+        if grid is None:
+            return [self.end, *text], None
+        slots = feature_slots(grid, vision)
+        return [self.end, *image_tokens(grid, vision, self), *text], torch.where(slots >= 0, slots + 1, slots)
+
+    @staticmethod
+    def picture_length(grid: Grid, vision: VisionConfig) -> int:
+        """Return how many tokens of a prompt are a picture's: features' places and separators."""
+        return num_image_tokens(grid, vision)
 
 
 def _check_words(fast: FastTokenizer, path: Path) -> None:
@@ -111,19 +134,20 @@ def _check_words(fast: FastTokenizer, path: Path) -> None:
             raise UserError(f"{path}: tokens {names[token]!r} and {name!r} have the same id {token}; {_AGAIN}")
 
 
-def _check_fit(fast: FastTokenizer, path: Path, config: ModelConfig) -> None:
+def _check_fit(fast: FastTokenizer, path: Path, config: ModelConfig, kind: type[Tokenizer]) -> None:
     """Raise a `UserError` if a token is beyond the embedding, or a picture longer than the context."""
     rows, beside = config.embedding_size + config.additional_vocab_size, path.with_name("config.json").name
     token, name = max(((i, name) for name, i in fast.get_vocab(with_added_tokens=True).items()), default=(0, ""))
     sizes = f"embedding_size {config.embedding_size} and additional_vocab_size {config.additional_vocab_size}"
     if token >= rows:
         raise UserError(f"{path}: token {name!r} has id {token}, beyond the {rows} rows of {beside}: {sizes}")
-    end = fast.token_to_id(END)
+    end = fast.token_to_id(kind.end_token)
     if end is not None and end >= config.embedding_size:
         raise UserError(
-            f"{path}: control token {END} has id {end}, which the model cannot predict: {beside} has {sizes}"
+            f"{path}: control token {kind.end_token} has id {end}, which the model cannot predict: {beside} has "
+            f"{sizes}"
         )
-    longest = max(num_image_tokens(grid, config.vision) for tier in CROPS_OF_TIER for grid in grids_of(tier))
+    longest = max(kind.picture_length(grid, config.vision) for tier in CROPS_OF_TIER for grid in grids_of(tier))
     if config.max_sequence_length < longest + _LEAST_BESIDE:
         raise UserError(
             f"{path.with_name(beside)}: field max_sequence_length is {config.max_sequence_length}, but a picture "
@@ -158,19 +182,31 @@ def build_prompt(
     Raises:
         UserError: the stream and the answer do not fit the context.
     """
-    text = tokenizer.encode(prompt_text(question, style))
-    image = [] if grid is None else image_tokens(grid, config.vision, tokenizer)
-    length, limit = 1 + len(image) + len(text), config.max_sequence_length
+    stream, slots = tokenizer.stream(question, style, grid, config.vision)
+    length, limit = len(stream), config.max_sequence_length
     if length + reserve > limit:
         raise UserError(
             f"the question: {length} tokens with the image and {reserve} for the answer exceed the context "
             f"of {limit}; shorten the question or lower --max_new_tokens"
         )
-    tokens = torch.tensor([tokenizer.end, *image, *text])
-    if grid is None:
-        return Prompt(tokens, None, 0)
-    slots = feature_slots(grid, config.vision)
-    return Prompt(tokens, torch.where(slots >= 0, slots + 1, slots), grid.num_tokens(config.vision))
+    return Prompt(torch.tensor(stream), slots, 0 if slots is None else int((slots >= 0).sum()))
+
+
+def glance_tokens(question: str, style: str, config: ModelConfig, tokenizer: Tokenizer) -> Tensor:
+    """The stream (T,) of the global crop's places and the question; the places are the same for every question.
+
+    It is cut to leave room for one more token: a question without a picture may fill the context.
+    """
+    side = config.vision.pooled
+    picture = _rows(side, side, tokenizer)
+    tokens = [tokenizer.end, *picture, *tokenizer.encode(prompt_text(question, style))]
+    return torch.tensor(tokens[: config.max_sequence_length - 1])
+
+
+def glance_places(config: ModelConfig) -> Tensor:
+    """(G,) where the glance's tokens stand in the stream of `glance_tokens`."""
+    cell = torch.arange(config.vision.pooled)
+    return (2 + (len(cell) + 1) * cell[:, None] + cell[None, :]).flatten()
 
 
 def prompt_text(question: str, style: str) -> str:
@@ -184,13 +220,16 @@ def prompt_text(question: str, style: str) -> str:
 
 def image_tokens(grid: Grid, vision: VisionConfig, tokenizer: Tokenizer) -> list[int]:
     """Ids of the image part: the global crop's rows, then the tiles' rows, each between start and end."""
+    side = vision.pooled
+    return _rows(side, side, tokenizer) + _rows(*grid.kept(vision), tokenizer)
+
+
+def _rows(rows: int, cols: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a grid's places, row by row, between start and end."""
     start, end, patch, column = (
         tokenizer.ids[name] for name in (IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN)
     )
-    stream: list[int] = []
-    for rows, cols in ((vision.pooled, vision.pooled), grid.kept(vision)):
-        stream += [start, *([patch] * cols + [column]) * rows, end]
-    return stream
+    return [start, *([patch] * cols + [column]) * rows, end]
 
 
 def num_image_tokens(grid: Grid, vision: VisionConfig) -> int:

@@ -1,7 +1,7 @@
 """Checkpoints in the published layout: names, strict shapes, experts stacked as they stream in.
 
 Every tensor of a checkpoint is a view into a parameter of the model, so loading fills each place once and saving
-writes the same views back. Which files hold the tensors is the business of `hub`.
+writes the same views back. Which files hold the tensors is the business of `files/hub`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch import Tensor
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import read_json, scratch_folder
 from tempovlm.model.config import ModelConfig
-from tempovlm.model.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_files, open_weights
-from tempovlm.model.vlm import Molmo
+from tempovlm.model.family import VisionLanguageModel, class_of, family_of
+from tempovlm.model.files.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_files, open_weights
+from tempovlm.model.prompt import Tokenizer
 
 SHARD_BYTES = 15 << 20
 """A saved file stays under this, so that it fits a repository with a 16 MB limit."""
@@ -41,12 +42,12 @@ Advance = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes that there are."""
 
 
-def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> Molmo:
-    """A model with memory and no values; rotary tables, which no checkpoint stores, are filled in float32."""
+def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> VisionLanguageModel:
+    """A model of the config's family with memory and no values; tables that no checkpoint stores are filled."""
     with torch.device("meta"):
-        model = Molmo(config)
+        model = class_of(config.model_type)(config)
     model = model.to(dtype).to_empty(device=device)
-    model.decoder.rotary.reset()
+    model.fill_tables()
     return model.eval().requires_grad_(False)
 
 
@@ -57,14 +58,22 @@ def read_config(folder: Path) -> ModelConfig:
         UserError: it cannot be read, is not JSON, or a field's value is wrong.
     """
     path = folder / "config.json"
-    return ModelConfig.from_hub(
-        read_json(path, "a model folder holds config.json and safetensors files"), str(path)
-    )
+    values = read_json(path, "a model folder holds config.json and safetensors files")
+    return family_of(values, str(path)).config_class.from_hub(values, str(path))
+
+
+def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """The `tokenizer.json` of a checkpoint folder.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the model.
+    """
+    return class_of(config.model_type).tokenizer_class.load(folder / "tokenizer.json", config)
 
 
 def load_model(
     folder: Path, device: torch.device | str, dtype: torch.dtype, advance: Advance | None = None
-) -> Molmo:
+) -> VisionLanguageModel:
     """Load a checkpoint folder strictly; all headers are checked before memory is taken for the first weight.
 
     Host memory holds the model once when it is loaded to the CPU, and one small buffer when it is loaded to
@@ -83,7 +92,7 @@ def load_model(
     with ExitStack() as stack:
         sources = [stack.enter_context(open_weights(path)) for path in files]
         check_tensors(sources, expected_shapes(config), folder)
-        views = hub_views(model := empty_model(config, device, dtype))
+        views = (model := empty_model(config, device, dtype)).hub_views()
         total = sum(stored.nbytes for source in sources for stored in source.tensors.values())
         done = 0
         for source in sources:
@@ -115,10 +124,10 @@ def check_tensors(sources: list[WeightFile], expected: Mapping[str, tuple[int, .
         raise UserError(f"{place}: tensor {missing[0]}{rest} missing; download the checkpoint again")
 
 
-def save_model(model: Molmo, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_model(model: VisionLanguageModel, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write config and weights in the published layout, in files of at most `SHARD_BYTES`."""
     folder.mkdir(parents=True, exist_ok=True)
-    views = hub_views(model)
+    views = model.hub_views()
     sizes = {name: view.numel() * dtype.itemsize for name, view in views.items()}
 
     def take(name: str) -> Tensor:
@@ -242,79 +251,5 @@ def weights_hash(folder: Path) -> str:
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Published name of every tensor → its shape, without memory for any."""
     with torch.device("meta"):
-        model = Molmo(config)
-    return {name: tuple(view.shape) for name, view in hub_views(model).items()}
-
-
-def hub_views(model: Molmo) -> dict[str, Tensor]:
-    """Published name of every tensor → its place in the model."""
-    config = model.config
-    own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    table = own["decoder.embedding"]
-    views = {"model.transformer.wte.embedding": table[: config.embedding_size]}
-    if config.additional_vocab_size:
-        views["model.transformer.wte.new_embedding"] = table[config.embedding_size :]
-    views["model.transformer.ln_f.weight"] = own["decoder.norm.weight"]
-    views["lm_head.weight"] = own["decoder.head.weight"]
-    for i in range(config.num_blocks):
-        views |= _block_views(own, f"decoder.blocks.{i}", f"model.transformer.blocks.{i}")
-    for i in range(config.vision.num_blocks):
-        hub = f"model.vision_backbone.image_vit.transformer.resblocks.{i}"
-        views |= _vision_block_views(own, f"vision.blocks.{i}", hub)
-    return views | _vision_views(own, "model.vision_backbone")
-
-
-def _block_views(own: dict[str, Tensor], ours: str, hub: str) -> dict[str, Tensor]:
-    """One decoder block; an expert's three matrices are parts of two stacked ones."""
-    views = {
-        f"{hub}.attn.att_proj.weight": own[f"{ours}.attention.qkv.weight"],
-        f"{hub}.attn.attn_out.weight": own[f"{ours}.attention.out.weight"],
-        f"{hub}.attn.attn_norm.weight": own[f"{ours}.attention.norm.weight"],
-        f"{hub}.attn.q_norm.weight": own[f"{ours}.attention.q_norm.weight"],
-        f"{hub}.attn.k_norm.weight": own[f"{ours}.attention.k_norm.weight"],
-        f"{hub}.mlp.ff_norm.weight": own[f"{ours}.moe.norm.weight"],
-        f"{hub}.mlp.gate.weight": own[f"{ours}.moe.router.weight"],
-    }
-    stacks = zip(own[f"{ours}.moe.gate_up"], own[f"{ours}.moe.down"], strict=True)
-    for e, (gate_up, down) in enumerate(stacks):
-        expert = f"{hub}.mlp.experts.{e}"
-        views[f"{expert}.gate_proj.weight"], views[f"{expert}.up_proj.weight"] = gate_up.chunk(2)
-        views[f"{expert}.down_proj.weight"] = down
-    return views
-
-
-def _vision_block_views(own: dict[str, Tensor], ours: str, hub: str) -> dict[str, Tensor]:
-    return {
-        **_parts(own, f"{ours}.qkv", f"{hub}.attention", ("wq", "wk", "wv")),
-        **_parts(own, f"{ours}.out", f"{hub}.attention", ("wo",)),
-        **_parts(own, f"{ours}.attention_norm", hub, ("attention_norm",)),
-        **_parts(own, f"{ours}.mlp_norm", hub, ("ffn_norm",)),
-        **_parts(own, f"{ours}.up", f"{hub}.feed_forward", ("w1",)),
-        **_parts(own, f"{ours}.down", f"{hub}.feed_forward", ("w2",)),
-    }
-
-
-def _vision_views(own: dict[str, Tensor], hub: str) -> dict[str, Tensor]:
-    gate, up = own["projector.gate_up.weight"].chunk(2)
-    return {
-        f"{hub}.pad_embed": own["projector.pad_embedding"],
-        f"{hub}.image_vit.class_embedding": own["vision.class_embedding"],
-        f"{hub}.image_vit.positional_embedding": own["vision.positions"],
-        f"{hub}.image_vit.patch_embedding.weight": own["vision.patch_embedding.weight"],
-        **_parts(own, "vision.pre_norm", f"{hub}.image_vit", ("pre_ln",)),
-        **_parts(own, "projector.query", f"{hub}.image_pooling_2d", ("wq",)),
-        **_parts(own, "projector.key_value", f"{hub}.image_pooling_2d", ("wk", "wv")),
-        **_parts(own, "projector.out", f"{hub}.image_pooling_2d", ("wo",)),
-        f"{hub}.image_projector.w1.weight": gate,
-        f"{hub}.image_projector.w3.weight": up,
-        f"{hub}.image_projector.w2.weight": own["projector.down.weight"],
-    }
-
-
-def _parts(own: dict[str, Tensor], ours: str, hub: str, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Views of a layer with a bias that holds one or several published layers, one above the other."""
-    views = {}
-    for suffix in ("weight", "bias"):
-        for name, part in zip(names, own[f"{ours}.{suffix}"].chunk(len(names)), strict=True):
-            views[f"{hub}.{name}.{suffix}"] = part
-    return views
+        model = class_of(config.model_type)(config)
+    return {name: tuple(view.shape) for name, view in model.hub_views().items()}

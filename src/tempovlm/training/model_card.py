@@ -8,7 +8,7 @@ from typing import Any
 
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.data.registry import GENERATED
-from tempovlm.model.hub import checkpoint_files
+from tempovlm.model.files.hub import checkpoint_files
 from tempovlm.model.weights import read_config
 
 _INTRODUCTION = """\

@@ -14,7 +14,7 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.guard import CONTROL_REPEATS, Guard, measure_control_ms
 from tempovlm.control.host import HostNetwork
 from tempovlm.control.learned import LearnedPolicy, SupervisedPolicy, TwoStagePolicy, policy_from_checkpoint
-from tempovlm.control.llm_based import LLMBasedController, glance_tokens
+from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.control.networks import (
     Knob1PredictorBudgetLanguage,
     Knob1PredictorBudgetLanguageGlance,
@@ -184,7 +184,7 @@ def test_the_llm_based_one_scores_all_knobs_at_once(engine: Engine, tmp_path: Pa
     assert not policy.sees_picture
     tokens = torch.randn(1, 36, WIDTH, generator=torch.Generator().manual_seed(1))
     question = Question(text="how many dogs?", glance=tokens, style="")
-    stream = glance_tokens("how many dogs?", "", run.model.config, run.tokenizer).unsqueeze(0)
+    stream = run.model.glance_tokens("how many dogs?", "", run.tokenizer).unsqueeze(0)
     for budget_ms in (50.0, 5.0):
         with torch.no_grad():
             logits = net(run.model, tokens, stream, torch.tensor([stream.shape[1]]), torch.tensor([budget_ms]))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tiny_model
-from tempovlm.control.llm_based import LLMBasedController, glance_places, glance_tokens, pad_tokens
+from tempovlm.control.llm_based import LLMBasedController, pad_tokens
 from tempovlm.core.plan import Plan, Step
-from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer
+from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer, glance_places, glance_tokens
 from tempovlm.model.vlm import Molmo
 
 QUESTIONS = ("what does the sign say?", "how many dog are there there there?")

@@ -7,7 +7,7 @@ import pytest
 
 import tiny_model
 from tempovlm.core.errors import UserError
-from tempovlm.model.card import ModelCard
+from tempovlm.model.files.card import ModelCard
 
 SPACE = tiny_model.SPACE
 

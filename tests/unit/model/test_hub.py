@@ -9,7 +9,7 @@ import pytest
 
 from tempovlm.api import load, model_folder
 from tempovlm.core.errors import UserError
-from tempovlm.model import hub
+from tempovlm.model.files import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 import tiny_model
 from tempovlm.core.errors import UserError
 from tempovlm.model.config import MOLMOE_1B
-from tempovlm.model.hub import SAFETENSORS_INDEX, checkpoint_files
+from tempovlm.model.files.hub import SAFETENSORS_INDEX, checkpoint_files
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import (
     expected_shapes,
-    hub_views,
     load_model,
     read_config,
     save_model,
@@ -39,7 +38,7 @@ def model() -> Molmo:
 
 @pytest.fixture
 def tensors(model: Molmo) -> Tensors:
-    return {name: view.clone() for name, view in hub_views(model).items()}
+    return {name: view.clone() for name, view in model.hub_views().items()}
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_types_are_converted(stored: torch.dtype, folder: Path, tensors: Tensors
 def test_long_tensors_are_read_in_pieces(
     folder: Path, tensors: Tensors, model: Molmo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempovlm.model.hub._CHUNK_BYTES", 4 * 1000)
+    monkeypatch.setattr("tempovlm.model.files.hub._CHUNK_BYTES", 4 * 1000)
     save_file(tensors, folder / "model.safetensors")
     assert same(load_model(folder, "cpu", torch.bfloat16), model, torch.bfloat16)
 

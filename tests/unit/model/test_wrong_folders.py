@@ -22,8 +22,8 @@ from tempovlm.control.networks import (
     SupervisedController,
 )
 from tempovlm.core.errors import UserError
-from tempovlm.model.card import ModelCard
-from tempovlm.model.hub import SAFETENSORS_INDEX
+from tempovlm.model.files.card import ModelCard
+from tempovlm.model.files.hub import SAFETENSORS_INDEX
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.weights import load_model, read_config, weights_hash, write_shards
 

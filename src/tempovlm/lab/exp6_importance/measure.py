@@ -38,6 +38,7 @@ from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.statistics import Floats
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
+from tempovlm.model.decoder import Decoder
 
 SCHEMA = "tempovlm.importance_scores/1"
 
@@ -252,6 +253,8 @@ def answer_plans(engine: Engine, seen: Sequence[Seen], plans: Sequence[Plan]) ->
     """
     run = engine.runner
     decoder, most = run.model.decoder, max(one.job.max_new_tokens for one in seen)
+    if not isinstance(decoder, Decoder):
+        raise UserError(f"--model {engine.name}: another family than Molmo, whose blocks are run one by one here")
     x, lengths = _embed(engine, seen)
     B, T, _ = x.shape
     positions = torch.minimum(torch.arange(T, device=x.device).expand(B, T), (lengths - 1).unsqueeze(1))

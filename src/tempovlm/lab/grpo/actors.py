@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempovlm.control.llm_based import LLMBasedController, Reading
+from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading
 from tempovlm.control.networks import TwoStageController, tier_logits
 from tempovlm.lab.grpo.environment import MASKED, Batch
-from tempovlm.model.vlm import Molmo
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +82,7 @@ def _given(tier: Tensor, num_tiers: int) -> Tensor:
 class SharedReading:
     """What a model's first blocks made of every question (N), and the model."""
 
-    model: Molmo
+    model: FirstBlocks
     reading: Reading
 
     def __deepcopy__(self, memo: Any) -> SharedReading:

@@ -10,7 +10,7 @@ import torch
 from grpo_results import FEW, SPACE, WEIGHTS
 
 from tempovlm.control.checkpoint import load_controller
-from tempovlm.control.llm_based import LLMBasedController, glance_tokens
+from tempovlm.control.llm_based import LLMBasedController
 from tempovlm.core.errors import UserError
 from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
@@ -103,7 +103,7 @@ def test_what_is_trained_on_is_what_a_request_gives(engine: Engine, bed: Path) -
         vision = run.project(run.encode(ready.crops), ready.crops)
         assert vision is not None
         torch.testing.assert_close(glances(engine, [sample])[0], vision[0].clone(), atol=1e-5, rtol=1e-4)
-        tokens = glance_tokens(sample.question, sample.style, model.config, run.tokenizer).unsqueeze(0)
+        tokens = model.glance_tokens(sample.question, sample.style, run.tokenizer).unsqueeze(0)
         with torch.no_grad():
             budget = budgets[i : i + 1].float()
             tier, top_k, blocks = controller(

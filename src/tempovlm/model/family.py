@@ -1,0 +1,172 @@
+"""Families of models: which class a checkpoint is loaded as, and what the engine asks of it.
+
+`docs/adding.md` says how to add one. Shapes: `C` crops, `P` patches, `G` tokens of a crop, `B` batch, `T` tokens,
+`D` width, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tempovlm.core.plan import Plan
+from tempovlm.model.cache import KVCache
+from tempovlm.model.config import ModelConfig
+from tempovlm.model.files.fields import Fields
+from tempovlm.model.prompt import Tokenizer
+
+FAMILIES: dict[str, str] = {"molmo": "tempovlm.model.vlm:Molmo"}
+"""`model_type` of `config.json` → the class, as module:name. Nothing else is ever imported for a checkpoint."""
+
+
+class TokenDecoder(Protocol):
+    """What reads tokens; a `torch.nn.Module`."""
+
+    embedding: nn.Parameter
+    """(N, D) one row for each token."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        plan: Plan,
+        cache: KVCache | None = None,
+        start: int = 0,
+        mask: Tensor | None = None,
+        tick: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Run the plan's steps over embeddings (B, T, D) at positions (B, T); hidden states (B, T, D).
+
+        Args:
+            x: embeddings.
+            positions: of the tokens in their rows.
+            plan: its step `i`, a block and its top-k, owns entry `i` of the cache; no other block runs.
+            cache: read, and written from `start` on; None keeps nothing.
+            start: tokens that are in the cache.
+            mask: (B, 1, T, start + T), True where a token may look; None means causal.
+            tick: called before each block; it may raise, to end a request that is not wanted any more.
+        """
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embed token ids (B, T) as (B, T, D)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score the next token: hidden states (..., D) to (..., V)."""
+
+
+class VisionLanguageModel(nn.Module, ABC):
+    """A model that the engine can run: crops and tokens in, logits out, under a plan that is an argument.
+
+    Attributes:
+        config_class: reads and writes `config.json`. tokenizer_class: reads `tokenizer.json` and writes prompts.
+        config: sizes.
+        vision: patches (U, P, patch values) to features (U, P, F); a second argument (U,), True for the crops that
+            count, may be None or left out, and features of the others are 0; `tick`, a function that is called
+            before each block and may raise, may be None or left out.
+        projector: features (C, P, F) and shares of real pixels (C, P) to tokens (C, G, D).
+        decoder: tokens to logits.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    tokenizer_class: ClassVar[type[Tokenizer]]
+    config: ModelConfig
+    vision: nn.Module
+    projector: nn.Module
+    decoder: TokenDecoder
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def fill_tables(self) -> None:
+        """Fill what no checkpoint stores, after an allocation without values."""
+
+    @abstractmethod
+    def hub_views(self) -> dict[str, Tensor]:
+        """Return the published name of every tensor → its place in the model, without gradients."""
+
+    def embed(self, tokens: Tensor, features: Tensor | None, slots: Tensor | None) -> Tensor:
+        """Embed tokens (B, T) and add image features at their places; (B, T, D).
+
+        `slots` holds, for each of the (C·G) feature rows, a flat index into B·T, or -1 for a feature that has
+        no place. Features are added to, and do not replace, the embedding of the patch token. Slots on the host
+        are looked through there, and a GPU is not waited for.
+        """
+        x = self.decoder.embed(tokens)
+        if features is None or slots is None:
+            return x
+        used = (slots >= 0).nonzero().squeeze(1)
+        places = slots.index_select(0, used).to(x.device, non_blocking=True)
+        flat = x.reshape(-1, x.shape[-1])
+        rows = features.reshape(-1, features.shape[-1])
+        rows = rows.index_select(0, used.to(x.device, non_blocking=True)).to(x.dtype)
+        return flat.index_add(0, places, rows).view_as(x)
+
+    def prefill(
+        self,
+        x: Tensor,
+        plan: Plan,
+        cache: KVCache | None,
+        lengths: Tensor | None = None,
+        tick: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Logits (B, V) after the last real token of each row of embeddings (B, T, D).
+
+        `lengths` (B,) gives the real tokens of rows padded on the right; None means that all are real. `tick` is
+        called before each block, and may raise.
+        """
+        B, T, _ = x.shape
+        steps = torch.arange(T, device=x.device)
+        if lengths is None:
+            hidden = self.decoder(x, steps.expand(B, T), plan, cache, tick=tick)
+            return self.decoder.logits(hidden[:, -1])
+        positions = torch.minimum(steps.expand(B, T), (lengths - 1).unsqueeze(1))
+        hidden = self.decoder(x, positions, plan, cache, tick=tick)
+        return self.decoder.logits(hidden[torch.arange(B, device=x.device), lengths - 1])
+
+    def decode(
+        self,
+        tokens: Tensor,
+        plan: Plan,
+        cache: KVCache,
+        start: int,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, V) after one more token (B,) a row, written to the cache at `start`.
+
+        Without `positions` (B,) the token stands at `start`; a ragged batch gives both them and a mask.
+        """
+        if positions is None:
+            positions = torch.full_like(tokens, start)
+        x = self.decoder.embed(tokens.unsqueeze(1))
+        hidden = self.decoder(x, positions.unsqueeze(1), plan, cache, start, mask)
+        return self.decoder.logits(hidden[:, -1])
+
+
+def class_of(model_type: str) -> type[VisionLanguageModel]:
+    """Import the class of one of `FAMILIES`."""
+    return pkgutil.resolve_name(FAMILIES[model_type])
+
+
+def family_of(values: Any, where: str) -> type[VisionLanguageModel]:
+    """Return the class that a `config.json` names; one without `model_type` is Molmo's.
+
+    Args:
+        values: of the file.
+        where: the file's name in messages.
+
+    Raises:
+        UserError: the file holds no table, or names another family.
+    """
+    fields = Fields(values, where)
+    name = fields.values.get("model_type") or ModelConfig.model_type
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise fields.wrong("model_type", f"only {', '.join(map(repr, FAMILIES))} is supported")
+    return class_of(name)

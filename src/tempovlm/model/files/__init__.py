@@ -1,0 +1,1 @@
+"""Files of a model's folder: weights, the fields of `config.json`, the card."""
