@@ -54,7 +54,7 @@ def grpo(folder: Path, name: str) -> dict[str, Any]:
 
 def stage1(folder: Path, name: str) -> dict[str, Any]:
     job = replace(stage1_toy.job(folder, options=replace(stage1_toy.FAST, num_epochs=3)), **STAGE1[name])
-    report = two_stage.train_stage1(job, stage1_toy.world())
+    report = two_stage.train_stage1(job, *stage1_toy.world())
     kept = ("accuracy", "lost_points", "best_epoch", "best_validation_score", "worth", "gain", "by_dataset")
     return {"report": {one: report[one] for one in kept if one in report}, "epochs": epochs(job.folder)}
 

@@ -26,22 +26,17 @@ from tempovlm.control.networks import SupervisedController
 from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.core.knobs import TIERS, KnobSpace
+from tempovlm.core.knobs import KNOBS, TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
-from tempovlm.lab.features import budget_range, draw_budgets
 from tempovlm.lab.fit import SCORE, fit
 from tempovlm.lab.options import FitOptions
-from tempovlm.lab.table import Floats
+from tempovlm.lab.table import Floats, Table, budget_bins, budget_range, draw_budgets
 
 CHECKPOINT = "best_supervised_controller.pt"
 SCHEMA = "tempovlm.supervised_report/1"
-KNOBS = ("tier", "top_k", "num_blocks")
 
 NUM_BUDGETS = 20_000
 """Drawn in all; neighbours are then 0.02 % apart where the range is a factor of 50."""
-
-BINS = 10
-"""Of the budgets, equally wide in the logarithm."""
 
 QUANTILES = ("mean", "p50", "p95", "p99")
 
@@ -63,18 +58,8 @@ class SupervisedJob:
     latency_quantile: str = "p95"
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Accuracy (K,) and total (K,) of every setting, and what they were measured on."""
-
-    space: KnobSpace
-    accuracy: Floats
-    latency_ms: Floats
-    stamp: Mapping[str, Any]
-
-
 def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:
-    """The settings of one or several `profiling_results.json`.
+    """Read one or several `profiling_results.json` as a table of one row, the mean over questions.
 
     Raises:
         UserError: a file is missing, damaged, incomplete, or of another model or machine than the first.
@@ -92,7 +77,7 @@ def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:
     parts = [_columns(path, rows, space, quantile) for path, rows in files.items()]
     counts = np.array([float(rows[0].get("num_samples") or 1) for rows in files.values()])
     accuracy, latency_ms = (np.average([part[i] for part in parts], axis=0, weights=counts) for i in (0, 1))
-    return Table(space, accuracy, latency_ms, stamp)
+    return Table.of(space, accuracy[None], latency_ms, stamp=stamp)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -214,7 +199,7 @@ def measure(net: SupervisedController, table: Table, rows: Labelled) -> dict[str
     joint = sum(row[:, places[:, i]] for i, row in enumerate(heads))
     fits = table.latency_ms <= rows.budget_ms[:, None]
     chosen = best(np.asarray(joint), fits, table.latency_ms)
-    lost = table.accuracy[rows.setting] - table.accuracy[chosen]
+    lost = table.accuracy[0, rows.setting] - table.accuracy[0, chosen]
     return {
         **{name: float(right[:, i].mean()) for i, name in enumerate(KNOBS)},
         "overall": float(right.all(axis=1).mean()),
@@ -224,22 +209,12 @@ def measure(net: SupervisedController, table: Table, rows: Labelled) -> dict[str
 
 
 def by_budget(net: SupervisedController, table: Table, rows: Labelled) -> list[dict[str, float]]:
-    """The same in each of `BINS` ranges of the budget."""
-    edges = bin_edges(rows.budget_ms)
-    place = np.digitize(rows.budget_ms, edges[1:-1])
+    """Return the same in each of ten ranges of the budget."""
     result = []
-    for i in range(BINS):
-        here = place == i
-        if here.any():
-            part = Labelled(rows.budget_ms[here], rows.setting[here], rows.knobs[here])
-            ends = {"from_ms": round(edges[i], 3), "to_ms": round(edges[i + 1], 3), "budgets": int(here.sum())}
-            result.append(ends | measure(net, table, part))
+    for ends, here in budget_bins(rows.budget_ms):
+        part = Labelled(rows.budget_ms[here], rows.setting[here], rows.knobs[here])
+        result.append({**ends, "budgets": int(here.sum()), **measure(net, table, part)})
     return result
-
-
-def bin_edges(budget_ms: Floats) -> Floats:
-    """(BINS + 1,) ends of ranges that are equally wide in the logarithm."""
-    return np.geomspace(budget_ms.min(), budget_ms.max() * (1 + 1e-9), BINS + 1)
 
 
 def run_job(job: SupervisedJob) -> dict[str, Any]:
@@ -268,7 +243,11 @@ def _train(job: SupervisedJob, table: Table) -> dict[str, Any]:
             options.hidden_dim, len(table.space.tiers), len(table.space.top_ks), len(table.space.block_counts)
         ).to(options.device)
     net.budget.fit(limits_ms)
-    data = {"accuracy": table.accuracy.tolist(), "latency_ms": table.latency_ms.tolist(), "budgets": len(budgets)}
+    data = {
+        "accuracy": table.accuracy[0].tolist(),
+        "latency_ms": table.latency_ms[0].tolist(),
+        "budgets": len(budgets),
+    }
     data["train_split"] = job.train_split
     fitted = fit(net, BudgetObjective(net, table, train, other), options, job.output_dir, data)
     found = measure(net, table, other)

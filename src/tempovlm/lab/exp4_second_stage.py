@@ -22,10 +22,11 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.lab.grpo.actors import Shared, TwoStageActor
 from tempovlm.lab.grpo.algorithm import train
-from tempovlm.lab.grpo.environment import LEAST_LEFT
-from tempovlm.lab.grpo.inputs import GrpoJob, Material, gather, see
+from tempovlm.lab.grpo.environment import LEAST_LEFT, Environment
+from tempovlm.lab.grpo.inputs import GrpoJob, gather, limits_ms, new_task, see
 from tempovlm.lab.grpo.plots import draw
 from tempovlm.lab.grpo.report import judge, render
+from tempovlm.lab.table import PARTS
 
 __all__ = ["CHECKPOINT", "STAGE1", "Stage2Job", "render", "run_job"]
 
@@ -63,27 +64,28 @@ def run_job(job: Stage2Job) -> dict[str, Any]:
     """
     job.check()
     knob1 = read_stage1(job)
-    material = gather(job)
+    env, samples = gather(job)
     with writing_to((job.output_dir / CHECKPOINT).parent) as folder:
-        return _train(job, knob1, material, folder)
+        return _train(job, knob1, env, see(job, samples), folder)
 
 
-def _train(job: Stage2Job, knob1: Knob1Predictor, material: Material, folder: Path) -> dict[str, Any]:
-    shared = see(job, material)
-    second = new_second_stage(material, shared, job.hidden_dim, job.options.seed)
+def _train(
+    job: Stage2Job, knob1: Knob1Predictor, env: Environment, shared: Shared, folder: Path
+) -> dict[str, Any]:
+    second = new_second_stage(env, shared, job.hidden_dim, job.options.seed)
     controller = TwoStageController(knob1, second).to(job.options.device)
     actor = TwoStageActor(controller, shared, learn_tier=False)
-    task = material.task(replace(job.options, tier_exploration=job.tier_exploration))
-    trained = train(actor, task, folder, "stage 2")
-    judged = judge(actor, replace(task, validation=material.test_batch(job.options.seed)), trained, material.table)
-    report = finish(job, material, judged, SCHEMA)
+    options = replace(job.options, tier_exploration=job.tier_exploration)
+    trained = train(actor, new_task(env, options), folder, "stage 2")
+    judged = judge(actor, new_task(env, options, "test"), trained)
+    report = finish(job, env, judged, SCHEMA)
     save_controller(
         job.output_dir / CHECKPOINT,
         kind="two_stage",
         networks={"knob1": controller.knob1, "knob2knob3": controller.knob2knob3},
-        space=material.table.space,
+        space=env.space,
         weights=job.weights,
-        stamp=material.stamp,
+        stamp=env.table.stamp,
         options={"policy": "two_stage", **report["options"]},
         metrics=judged["policies"]["policy"],
     )
@@ -109,10 +111,10 @@ def read_stage1(job: Stage2Job) -> Knob1Predictor:
     return cast(Knob1Predictor, saved.networks["knob1"])
 
 
-def new_second_stage(material: Material, shared: Shared, hidden_dim: int, seed: int) -> Knob2Knob3Predictor:
+def new_second_stage(env: Environment, shared: Shared, hidden_dim: int, seed: int) -> Knob2Knob3Predictor:
     """Untrained, with inputs standardised by the training questions."""
-    space, (least_ms, most_ms) = material.table.space, material.limits_ms
-    rows = torch.as_tensor(material.split.train, device=shared.language.device)
+    space, (least_ms, most_ms) = env.space, limits_ms(env)
+    rows = torch.as_tensor(env.table.rows("train"), device=shared.language.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Knob2Knob3Predictor(
@@ -138,15 +140,15 @@ def soften(trunk: nn.Sequential) -> None:
         last.bias.zero_()
 
 
-def finish(job: GrpoJob, material: Material, judged: Mapping[str, Any], schema: str) -> dict[str, Any]:
+def finish(job: GrpoJob, env: Environment, judged: Mapping[str, Any], schema: str) -> dict[str, Any]:
     """The report: what was judged and what it was made with."""
     return {
         "schema": schema,
         **judged,
-        "questions": {name: int(mask.sum()) for name, mask in material.split._asdict().items()},
-        "budgets_ms": list(material.limits_ms),
+        "questions": {name: len(env.table.rows(name)) for name in PARTS},
+        "budgets_ms": list(limits_ms(env)),
         "latency": "estimator" if job.latency_estimator_path else "measured",
         "options": {**asdict(job.options), "train_split": job.train_split},
-        "knob_space": material.table.space.fingerprint,
-        "stamp": dict(material.stamp),
+        "knob_space": env.space.fingerprint,
+        "stamp": dict(env.table.stamp),
     }

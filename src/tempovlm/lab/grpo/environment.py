@@ -1,7 +1,7 @@
 """The environment that policies act in: questions under budgets, and each setting's latency and accuracy.
 
 Accuracy comes from the core experiment's table, or from the model itself, which then runs only what was drawn, and
-nothing twice. Latency is predicted by the estimator or measured.
+nothing twice. Latency is the table's.
 
 Shapes: `N` questions, `K` settings, `T` tiers, `B` groups of a batch, `G` choices of a group.
 """
@@ -11,26 +11,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KnobConfig
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.features import median_latency_ms, setting_latency_ms
-from tempovlm.lab.table import DecisionTable, Floats
-from tempovlm.latency.cores import LEVELS
-from tempovlm.latency.estimator import Estimator
-from tempovlm.latency.features import Workload
-
-if TYPE_CHECKING:
-    import pandas as pd
+from tempovlm.lab.table import Floats, Table
 
 MASKED = -1e9
 """A logarithm of no probability; finite, so that a row in which everything is masked has no gradient of NaN."""
@@ -102,71 +95,6 @@ class OnlineAccuracy:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Costs:
-    """What settings take, in milliseconds.
-
-    Attributes:
-        latency_ms: (N, K) whole answers, as the reward counts them.
-        upper_ms: (N, K) what an answer hardly ever exceeds, as the guard counts it: without knowing its length.
-        prefix_ms: (N, T) opening and looking at the picture: what is gone when the second choice is made.
-    """
-
-    latency_ms: Floats
-    upper_ms: Floats
-    prefix_ms: Floats
-
-
-def predicted_costs(table: DecisionTable, frame: pd.DataFrame, estimator: Estimator) -> Costs:
-    """What the estimator predicts, with what opening a picture takes where totals were measured.
-
-    The upper time is that of an answer as long as 99 % of the table's answers.
-
-    Args:
-        table: the questions.
-        frame: what `lab.core_exp.store.read_results` returned.
-        estimator: of this machine and model.
-    """
-    latency_ms, top = setting_latency_ms(table, frame, estimator), LEVELS[-1]
-    longest = float(np.quantile(table.output_tokens, top)) - 1
-    per_tier = len(table.space) // len(table.space.tiers)
-    upper_ms, prefix_ms = [], []
-    for i in range(len(table)):
-        tilings = [(int(r), int(c)) if r else None for r, c in table.crops[i]]
-        tokens = [int(count) for count in table.vision_tokens[i]]
-        text, steps = int(table.text_tokens[i]), table.output_tokens[i] - 1
-        times, slowest = (
-            estimator.predict(Workload.of_request(table.space, tokens, text, tilings, count))
-            for count in (steps, longest)
-        )
-        opening_ms = latency_ms[i] - times.total_ms(steps)
-        look_ms = opening_ms + times.stage_ms("vision_encoder") + times.stage_ms("projector")
-        upper_ms.append(opening_ms + slowest.total_ms(longest, top))
-        prefix_ms.append(look_ms[::per_tier])
-    return Costs(latency_ms, np.stack(upper_ms), np.stack(prefix_ms))
-
-
-def measured_costs(table: DecisionTable, frame: pd.DataFrame) -> Costs:
-    """What was measured: a question's own median where there is one, else the setting's.
-
-    Args:
-        table: the questions.
-        frame: what `lab.core_exp.store.read_results` returned.
-
-    Raises:
-        UserError: a setting was never measured.
-    """
-    space, every = table.space, (len(table), 1)
-    medians = median_latency_ms(frame, space)
-    timed = frame[frame["T_total"].notna()]
-    upper = timed.groupby(["tier", "top_k", "num_blocks"])["T_total"].quantile(LEVELS[-1]).to_dict()
-    upper_ms = np.array([upper[k.tier, k.top_k, k.num_blocks] for k in space])
-    look = timed[["T_preprocess", "T_vision_encoder", "T_projector"]].astype(float).fillna(0.0).sum(axis=1)
-    prefix_ms = look.groupby(timed["tier"]).median().reindex(space.tiers).to_numpy(dtype=float)
-    latency_ms = np.where(np.isnan(table.latency_ms), medians, table.latency_ms)
-    return Costs(latency_ms, np.tile(upper_ms, every), np.tile(prefix_ms, every))
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """Questions under budgets, as a policy sees them; all on the CPU.
 
@@ -184,13 +112,14 @@ class Batch:
 
 
 class Environment:
-    """The questions of a table, what their settings take and what they are worth."""
+    """The questions of a table, what their settings take and what they are worth: by the table unless told."""
 
-    def __init__(self, space: KnobSpace, costs: Costs, accuracy: AccuracySource) -> None:
-        self.space, self.costs, self.accuracy = space, costs, accuracy
-        self.latency_ms, self.upper_ms, self.prefix_ms = (
+    def __init__(self, table: Table, accuracy: AccuracySource | None = None) -> None:
+        self.table, self.space = table, table.space
+        self.accuracy = accuracy or TableAccuracy(torch.tensor(table.accuracy))
+        self.latency_ms, self.upper_ms, self.look_ms = (
             torch.as_tensor(values, dtype=torch.float64)
-            for values in (costs.latency_ms, costs.upper_ms, costs.prefix_ms)
+            for values in (table.latency_ms, table.upper_ms, table.look_ms)
         )
 
     def allowed(self, rows: Tensor, budget_ms: Tensor) -> Tensor:
@@ -202,7 +131,7 @@ class Environment:
     def left_ms(self, rows: Tensor, budget_ms: Tensor) -> Tensor:
         """(B, T) what is left of (B,) budgets after looking at the picture at each tier."""
         every = budget_ms.unsqueeze(1)
-        return torch.maximum(every - self.prefix_ms[rows], LEAST_LEFT * every)
+        return torch.maximum(every - self.look_ms[rows], LEAST_LEFT * every)
 
     def batch(self, rows: Tensor, budget_ms: Tensor, *, mask: bool, tiers: Tensor | None = None) -> Batch:
         """Put questions (B,) under budgets (B,), with the guard's mask or without, some at given tiers."""

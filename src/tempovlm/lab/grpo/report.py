@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from tempovlm.control.select import TIE, best
 from tempovlm.lab.grpo.algorithm import Rollout, Task, Trained, evaluate, every_reward, measures, outcome
-from tempovlm.lab.grpo.environment import Batch, Environment, TableAccuracy
+from tempovlm.lab.grpo.environment import Batch, Environment
 from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.statistics import clustered_bootstrap, utilisation, wilson_interval
-from tempovlm.lab.table import DecisionTable
 
 BUDGET_BINS = 5
 
@@ -29,7 +28,7 @@ _LATE_SHARE = 10
 """The reward at the end is the mean of the last tenth of the epochs."""
 
 
-def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable) -> dict[str, Any]:
+def judge(policy: nn.Module, task: Task, trained: Trained) -> dict[str, Any]:
     """The best weights on the validation questions, beside what needs no learning.
 
     Returns:
@@ -38,12 +37,12 @@ def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable)
         from epoch to epoch by their budgets), `best_epoch`.
     """
     batch, options = task.validation, task.options
-    env = Environment(table.space, task.env.costs, TableAccuracy(torch.tensor(table.accuracy)))
+    table, env = task.env.table, Environment(task.env.table)
     free = task.env.batch(batch.rows, batch.budget_ms, mask=False)
     found = {
         "policy": evaluate(policy, task.env, batch, options),
         "policy, nothing masked": evaluate(policy, task.env, free, options),
-        "table": _of(env, batch, table_choice(table, task.rows, env, batch, options.time_price), options),
+        "table": _of(env, batch, table_choice(task.rows, env, batch, options.time_price), options),
         "fixed": _of(env, batch, fixed_choice(task, env, batch), options),
         "oracle": _of(env, batch, oracle_choice(env, batch, options), options),
     }
@@ -67,14 +66,12 @@ def _of(env: Environment, batch: Batch, settings: Tensor, options: GrpoOptions) 
     return outcome(env, batch, settings, torch.zeros(settings.shape), options)
 
 
-def table_choice(
-    table: DecisionTable, train: NDArray[np.int64], env: Environment, batch: Batch, time_price: float = 0.0
-) -> Tensor:
+def table_choice(train: NDArray[np.int64], env: Environment, batch: Batch, time_price: float = 0.0) -> Tensor:
     """(B, 1) of the allowed settings the one most accurate in training, the cheaper one of a tie.
 
     Time has the price that it has in the reward, so that the table is after the same thing as the policy.
     """
-    accuracy = table.accuracy[train].mean(axis=0)
+    accuracy = env.table.accuracy[train].mean(axis=0)
     cost_ms = env.latency_ms[torch.as_tensor(train)].median(dim=0).values.numpy()
     allowed = env.allowed(batch.rows, batch.budget_ms).numpy()
     price_per_ms = time_price / batch.budget_ms.unsqueeze(1).numpy()
