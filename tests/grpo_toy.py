@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.lab.grpo.actors import Shared, TwoStageActor
-from tempovlm.lab.grpo.algorithm import Task
-from tempovlm.lab.grpo.environment import Environment
+from tempovlm.lab.grpo.environment import Environment, Task
 from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.table import Table
 

@@ -33,13 +33,10 @@ from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.exp4_second_stage import finish, new_second_stage, soften
-from tempovlm.lab.grpo.actors import LlmActor, Shared, SharedReading, TwoStageActor
-from tempovlm.lab.grpo.algorithm import Task, Trained, evaluate, train
-from tempovlm.lab.grpo.environment import Environment
-from tempovlm.lab.grpo.inputs import GrpoJob, gather, limits_ms, new_task, see
-from tempovlm.lab.grpo.plots import draw
-from tempovlm.lab.grpo.report import gain, judge
+from tempovlm.lab.grpo.actors import LlmActor, Shared, SharedReading, TwoStageActor, new_second_stage, soften
+from tempovlm.lab.grpo.algorithm import Rollout, Trained, evaluate, train
+from tempovlm.lab.grpo.environment import Environment, GrpoJob, Task, gather, limits_ms, new_task
+from tempovlm.lab.grpo.report import draw, finish, gain, judge
 from tempovlm.lab.grpo.report import render as render_report
 
 ARCHITECTURES = ("two_stage", "llm_based")
@@ -98,7 +95,7 @@ def run_job(job: JointJob) -> dict[str, Any]:
 
 
 def _train(job: JointJob, env: Environment, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
-    shared = see(job, samples) if job.architecture == "two_stage" or job.compare_with else None
+    shared = Shared.of(job, samples) if job.architecture == "two_stage" or job.compare_with else None
     reading = None
     if job.architecture == "llm_based":
         reading = read_glances(job.engine, samples, job.num_llm_blocks)
@@ -110,12 +107,13 @@ def _train(job: JointJob, env: Environment, samples: Sequence[Sample], folder: P
         runs.append(_Run(seed, actor, train(actor, task, folder / f"seed_{seed}", title)))
     best = max(runs, key=lambda run: run.trained.best_reward)
     test = new_task(env, job.options, "test")
+    found = [evaluate(run.actor, env, test.validation, job.options) for run in runs]
     judged = judge(best.actor, test, best.trained)
     report = finish(job, env, judged, SCHEMA) | {
         "architecture": job.architecture,
         "best_seed": best.seed,
-        "seeds": _over_seeds(runs, test),
-        "compared": _compared(job, shared, runs, test),
+        "seeds": _over_seeds(runs, found),
+        "compared": _compared(job, shared, found, test),
         "control_ms": control_ms(job, reading, best.actor),
     }
     _save(job, env, best, report)
@@ -194,21 +192,19 @@ def glances(engine: Engine, samples: Sequence[Sample]) -> Tensor:
     return found
 
 
-def _over_seeds(runs: Sequence[_Run], test: Task) -> dict[str, Any]:
+def _over_seeds(runs: Sequence[_Run], found: Sequence[Rollout]) -> dict[str, Any]:
     """Every seed's test results, and their mean, spread and interval."""
-    rows = []
-    for run in runs:
-        found = evaluate(run.actor, test.env, test.validation, test.options)
-        rows.append(
-            {
-                "seed": run.seed,
-                "best_epoch": run.trained.best_epoch,
-                "accuracy": float(found.accuracy.mean()),
-                "reward": float(found.rewards.mean()),
-                "latency_ms": float(found.latency_ms.mean()),
-                "adherence": float(found.in_time.double().mean()),
-            }
-        )
+    rows = [
+        {
+            "seed": run.seed,
+            "best_epoch": run.trained.best_epoch,
+            "accuracy": float(one.accuracy.mean()),
+            "reward": float(one.rewards.mean()),
+            "latency_ms": float(one.latency_ms.mean()),
+            "adherence": float(one.in_time.double().mean()),
+        }
+        for run, one in zip(runs, found, strict=True)
+    ]
     names = ("accuracy", "reward", "latency_ms", "adherence")
     return {"runs": rows, **{name: spread([row[name] for row in rows]) for name in names}}
 
@@ -225,7 +221,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
 
 
-def _compared(job: JointJob, shared: Shared | None, runs: Sequence[_Run], test: Task) -> dict[str, Any] | None:
+def _compared(job: JointJob, shared: Shared | None, found: Sequence[Rollout], test: Task) -> dict[str, Any] | None:
     """Every seed's gain over a checkpoint of Exp 4, question by question, and the gains' mean over seeds."""
     if job.compare_with is None or shared is None:
         return None
@@ -236,7 +232,7 @@ def _compared(job: JointJob, shared: Shared | None, runs: Sequence[_Run], test: 
     pair = TwoStageController(networks["knob1"], networks["knob2knob3"]).to(job.options.device)
     other = evaluate(TwoStageActor(pair, shared, learn_tier=False), test.env, test.validation, test.options)
     images = test.env.table.image_id[test.validation.rows.numpy()].tolist()
-    gains = [gain(evaluate(run.actor, test.env, test.validation, test.options), other, images) for run in runs]
+    gains = [gain(one, other, images) for one in found]
     return {
         "with": str(job.compare_with.name),
         "accuracy": float(other.accuracy.mean()),

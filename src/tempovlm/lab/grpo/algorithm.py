@@ -39,10 +39,10 @@ from tempovlm.lab.grpo.environment import (
     MASKED,
     Actor,
     Batch,
-    DrawBudgets,
     Environment,
     OnlineAccuracy,
     TableAccuracy,
+    Task,
 )
 from tempovlm.lab.log import logged
 from tempovlm.lab.options import SCALES, GrpoOptions
@@ -318,22 +318,6 @@ def _centred(values: Tensor, counts: Tensor) -> Tensor:
 
 
 # 5. Training
-
-
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class Task:
-    """The questions that a policy learns on.
-
-    Attributes:
-        rows: questions of the training. validation: the same questions and budgets at every epoch.
-        draw: budgets for questions of the training, new at every epoch.
-    """
-
-    env: Environment
-    rows: NDArray[np.int64]
-    validation: Batch
-    draw: DrawBudgets
-    options: GrpoOptions
 
 
 @dataclass(frozen=True, slots=True)

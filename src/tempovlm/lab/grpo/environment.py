@@ -1,7 +1,8 @@
 """The environment that policies act in: questions under budgets, and each setting's latency and accuracy.
 
 Accuracy comes from the core experiment's table, or from the model itself, which then runs only what was drawn, and
-nothing twice. Latency is the table's.
+nothing twice. Latency is the table's. Training budgets are drawn anew at every epoch; those that choose the epoch
+and those of the report are drawn once, for other pictures.
 
 Shapes: `N` questions, `K` settings, `T` tiers, `B` groups of a batch, `G` choices of a group.
 """
@@ -18,15 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.table import Floats, Table
+from tempovlm.lab.features import LearningJob
+from tempovlm.lab.options import GrpoOptions
+from tempovlm.lab.table import Floats, Table, budget_range, draw_budgets
 
 MASKED = -1e9
 """A logarithm of no probability; finite, so that a row in which everything is masked has no gradient of NaN."""
+
+FIXED_BUDGETS = 8
+"""Budgets for every question of the validation and of the test."""
 
 LEAST_LEFT = 0.01
 """Share of the budget that counts as left where looking at the picture took all of it: its logarithm is needed."""
@@ -144,3 +151,80 @@ DrawBudgets = Callable[[NDArray[np.int64], np.random.Generator], Floats]
 
 Actor = Callable[[Batch], Tensor]
 """A policy: log-probabilities (B, K) of the settings, which sum to 1 where nothing was chosen from outside."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Task:
+    """The questions that a policy learns on.
+
+    Attributes:
+        rows: questions of the training. validation: the same questions and budgets at every epoch.
+        draw: budgets for questions of the training, new at every epoch.
+    """
+
+    env: Environment
+    rows: NDArray[np.int64]
+    validation: Batch
+    draw: DrawBudgets
+    options: GrpoOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoJob(LearningJob):
+    """The job of Exp 4 and 5.
+
+    Attributes:
+        hidden_dim: units of the networks' hidden layers.
+        max_new_tokens: cap on answers, where accuracy comes from running the model.
+    """
+
+    options: GrpoOptions
+    hidden_dim: int = 128
+    max_new_tokens: int = 16
+
+    def check(self) -> None:
+        """Raise a `UserError` that names the first flag whose value makes no sense."""
+        self.options.check()
+        for name in ("hidden_dim", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+
+
+def gather(job: GrpoJob) -> tuple[Environment, list[Sample]]:
+    """Read and check everything.
+
+    Raises:
+        UserError: a flag makes no sense, or results, estimator or pictures are missing or do not fit together.
+    """
+    job.check()
+    estimator = job.estimator
+    table, samples = job.read(job.results_dirs)
+    table = table.split_by_picture(job.train_split, job.options.seed).for_training(estimator)
+    online = job.options.accuracy_source == "online"
+    accuracy = OnlineAccuracy(job.engine, samples, job.max_new_tokens) if online else None
+    return Environment(table, accuracy), samples
+
+
+def limits_ms(env: Environment) -> tuple[float, float]:
+    """Return the range of budgets; below and above it the guard decides alone."""
+    return budget_range(env.table.upper_ms[env.table.rows("train")])
+
+
+def new_task(env: Environment, options: GrpoOptions, judged: str = "validation") -> Task:
+    """Return what to learn, and the questions and budgets of the part that it is judged on."""
+    ends_ms = limits_ms(env)
+    return Task(
+        env=env,
+        rows=env.table.rows("train"),
+        validation=fixed_batch(env, judged, options.seed),
+        draw=lambda rows, rng: draw_budgets(rng, len(rows), ends_ms),
+        options=options,
+    )
+
+
+def fixed_batch(env: Environment, part: str, seed: int) -> Batch:
+    """Put every question of a part under several budgets, under the guard's mask, as served."""
+    rows = env.table.rows(part)
+    every = np.repeat(rows, FIXED_BUDGETS)
+    budgets = draw_budgets(np.random.default_rng([seed, len(rows)]), len(every), limits_ms(env))
+    return env.batch(torch.as_tensor(every), torch.as_tensor(budgets), mask=True)
