@@ -48,7 +48,7 @@ STAGE1: dict[str, dict[str, Any]] = {
 def grpo(folder: Path, name: str) -> dict[str, Any]:
     learn_tier, options, loop = GRPO[name]
     trained = train(grpo_toy.actor(learn_tier=learn_tier), grpo_toy.task(options, **loop), folder, "toy")
-    rewards = {"start": trained.start_reward, "untrained": trained.untrained_reward, "best": trained.best_reward}
+    rewards = {"start": trained.start_reward, "untrained": trained.untrained_reward, "best": trained.best_score}
     return {"rewards": rewards, "best_epoch": trained.best_epoch, "epochs": epochs(folder)}
 
 

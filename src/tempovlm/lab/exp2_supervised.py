@@ -28,7 +28,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KNOBS, TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
-from tempovlm.lab.fit import SCORE, fit
+from tempovlm.lab.fit import SCORE, fit, head_sizes, seeded
 from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import Floats, Table, budget_bins, budget_range, draw_budgets
 
@@ -148,8 +148,7 @@ class Labelled:
 
 def knob_indices(space: KnobSpace) -> NDArray[np.int64]:
     """(K, 3) index of each setting's tier, top-k and number of blocks among the legal values."""
-    shape = len(space.tiers), len(space.top_ks), len(space.block_counts)
-    return np.stack(np.unravel_index(np.arange(len(space)), shape), axis=1)
+    return np.stack(np.unravel_index(np.arange(len(space)), tuple(head_sizes(space).values())), axis=1)
 
 
 class BudgetObjective:
@@ -237,11 +236,8 @@ def _train(job: SupervisedJob, table: Table) -> dict[str, Any]:
     budgets = draw_budgets(np.random.default_rng(options.seed), max(job.num_budgets, 2), limits_ms)
     count = min(max(round(job.train_split * len(budgets)), 1), len(budgets) - 1)
     train, other = Labelled.of(table, budgets[:count]), Labelled.of(table, budgets[count:])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = SupervisedController(
-            options.hidden_dim, len(table.space.tiers), len(table.space.top_ks), len(table.space.block_counts)
-        ).to(options.device)
+    net = seeded(options.seed, lambda: SupervisedController(options.hidden_dim, **head_sizes(table.space)))
+    net.to(options.device)
     net.budget.fit(limits_ms)
     data = {
         "accuracy": table.accuracy[0].tolist(),

@@ -24,7 +24,6 @@ from tempovlm.control.llm_based import LLMBasedController, Reading, glance_token
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.units import now_ms
@@ -33,8 +32,9 @@ from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
+from tempovlm.lab.fit import head_sizes, seeded
 from tempovlm.lab.grpo.actors import LlmActor, Shared, SharedReading, TwoStageActor, new_second_stage, soften
-from tempovlm.lab.grpo.algorithm import Rollout, Trained, evaluate, train
+from tempovlm.lab.grpo.algorithm import GrpoTraining, Rollout, evaluate, train
 from tempovlm.lab.grpo.environment import Environment, GrpoJob, Task, gather, limits_ms, new_task
 from tempovlm.lab.grpo.report import draw, finish, gain, judge
 from tempovlm.lab.grpo.report import render as render_report
@@ -80,7 +80,7 @@ class _Run:
 
     seed: int
     actor: TwoStageActor | LlmActor
-    trained: Trained
+    trained: GrpoTraining
 
 
 def run_job(job: JointJob) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _train(job: JointJob, env: Environment, samples: Sequence[Sample], folder: P
         task = new_task(env, replace(job.options, seed=seed))
         title = f"{job.architecture}, seed {seed}"
         runs.append(_Run(seed, actor, train(actor, task, folder / f"seed_{seed}", title)))
-    best = max(runs, key=lambda run: run.trained.best_reward)
+    best = max(runs, key=lambda run: run.trained.best_score)
     test = new_task(env, job.options, "test")
     found = [evaluate(run.actor, env, test.validation, job.options) for run in runs]
     judged = judge(best.actor, test, best.trained)
@@ -128,31 +128,18 @@ def _new_actor(
     """An untrained policy."""
     space, model = env.space, job.engine.runner.model
     if reading is not None:
-        controller = _new_llm_based(space, model.config.width, job, seed)
+        sizes = {"num_blocks": job.num_llm_blocks, **head_sizes(space)}
+        controller = seeded(seed, lambda: LLMBasedController(model.config.width, job.hidden_dim, **sizes))
         controller.budget.fit(limits_ms(env))
         return LlmActor(controller.to(job.options.device), SharedReading(model, reading))
     assert shared is not None
     second = new_second_stage(env, shared, job.hidden_dim, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        first = Knob1PredictorBudgetLanguage(shared.language.shape[-1], job.hidden_dim, len(space.tiers))
-        soften(first.trunk)
+    widths = (shared.language.shape[-1], job.hidden_dim, len(space.tiers))
+    first = seeded(seed + 1, lambda: Knob1PredictorBudgetLanguage(*widths))
+    soften(first.trunk)
     first.fit_inputs(shared.language[torch.as_tensor(env.table.rows("train"), device=shared.language.device)])
     first.budget.fit(limits_ms(env))
     return TwoStageActor(TwoStageController(first, second).to(job.options.device), shared, learn_tier=True)
-
-
-def _new_llm_based(space: KnobSpace, width: int, job: JointJob, seed: int) -> LLMBasedController:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LLMBasedController(
-            width,
-            job.hidden_dim,
-            num_blocks=job.num_llm_blocks,
-            num_tiers=len(space.tiers),
-            num_top_ks=len(space.top_ks),
-            num_block_counts=len(space.block_counts),
-        )
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from tempovlm.core.paths import write_whole
 from tempovlm.lab.exp3_first_stage.data import Rows, draw_rows, limits_ms
 from tempovlm.lab.exp3_first_stage.report import judge_stage1
 from tempovlm.lab.features import FeatureTable, LearningJob
-from tempovlm.lab.fit import SCORE, fit
+from tempovlm.lab.fit import SCORE, fit, seeded
 from tempovlm.lab.grpo.algorithm import TEMPERATURE
 from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import PARTS, Floats, Table
@@ -206,9 +206,8 @@ def train_stage1(job: Stage1Job, table: Table, features: FeatureTable) -> dict[s
 
 def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, Any]:
     options = job.options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = build_knob1(job.knob1_variant, table, features, options.hidden_dim).to(options.device)
+    net = seeded(options.seed, lambda: build_knob1(job.knob1_variant, table, features, options.hidden_dim))
+    net.to(options.device)
     objective = TierObjective(net, table, features, job)
     about = {
         "questions": table.question_id.tolist(),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tempovlm.control.llm_based import LLMBasedController, Reading
 from tempovlm.control.networks import Knob2Knob3Predictor, TwoStageController, tier_logits
 from tempovlm.data.sample import Sample
+from tempovlm.lab.fit import head_sizes, seeded
 from tempovlm.lab.grpo.environment import LEAST_LEFT, MASKED, Batch, Environment, GrpoJob, limits_ms
 from tempovlm.model.vlm import Molmo
 
@@ -125,17 +126,9 @@ def new_second_stage(env: Environment, shared: Shared, hidden_dim: int, seed: in
     """Untrained, with inputs standardised by the training questions."""
     space, (least_ms, most_ms) = env.space, limits_ms(env)
     rows = torch.as_tensor(env.table.rows("train"), device=shared.language.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = Knob2Knob3Predictor(
-            shared.vision.shape[-1],
-            shared.language.shape[-1],
-            hidden_dim,
-            num_top_ks=len(space.top_ks),
-            num_block_counts=len(space.block_counts),
-            num_tiers=len(space.tiers),
-        )
-        soften(net.trunk)
+    widths = shared.vision.shape[-1], shared.language.shape[-1]
+    net = seeded(seed, lambda: Knob2Knob3Predictor(*widths, hidden_dim, **head_sizes(space)))
+    soften(net.trunk)
     net.fit_inputs(shared.vision[rows].flatten(0, 1), shared.language[rows])
     net.budget.fit((LEAST_LEFT * least_ms, most_ms))
     return net

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tempovlm.control.select import TIE, best
 from tempovlm.core.knobs import KNOBS
 from tempovlm.lab.drawing import can_draw, describe, mark_log, new_figure, save_png, style
-from tempovlm.lab.grpo.algorithm import Rollout, Trained, evaluate, every_reward, measures, outcome
+from tempovlm.lab.grpo.algorithm import GrpoTraining, Rollout, evaluate, every_reward, measures, outcome
 from tempovlm.lab.grpo.environment import Batch, Environment, GrpoJob, Task, limits_ms
 from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.statistics import clustered_bootstrap, utilisation, wilson_interval
@@ -33,7 +33,7 @@ _LATE_SHARE = 10
 """The reward at the end is the mean of the last tenth of the epochs."""
 
 
-def judge(policy: nn.Module, task: Task, trained: Trained) -> dict[str, Any]:
+def judge(policy: nn.Module, task: Task, trained: GrpoTraining) -> dict[str, Any]:
     """The best weights on the validation questions, beside what needs no learning.
 
     Returns:

@@ -62,7 +62,7 @@ def test_it_finds_the_best_setting_for_each_budget(tmp_path: Path, mask: bool) -
     assert before["reward"] < 0.7 * float(best.rewards.mean())
     assert after["reward"] > 0.97 * float(best.rewards.mean())
     assert after["adherence"] == pytest.approx(1)
-    assert trained.best_reward == pytest.approx(after["reward"])
+    assert trained.best_score == pytest.approx(after["reward"])
     assert trained.start_reward == pytest.approx(before["reward"])
     assert trained.history[-1]["train"]["reward"] > trained.history[0]["train"]["reward"] + 0.1
     tight = task.validation.budget_ms < 30
@@ -261,7 +261,7 @@ def test_of_equally_good_epochs_the_last_is_kept(tmp_path: Path) -> None:
     """Where every choice is worth the same, training is not thrown away for the start."""
     task = grpo_toy.task(replace(OPTIONS, alpha=0.0, entropy_coef=0.1), num_epochs=2)
     trained = train(grpo_toy.actor(learn_tier=True), task, tmp_path, "toy")
-    assert trained.best_reward == trained.start_reward == 0
+    assert trained.best_score == trained.start_reward == 0
     assert trained.best_epoch == 2
 
 
