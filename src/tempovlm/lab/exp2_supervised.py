@@ -27,7 +27,7 @@ from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KNOBS, TIERS, KnobSpace
-from tempovlm.core.paths import write_whole
+from tempovlm.core.paths import read_json, write_whole
 from tempovlm.lab.fit import SCORE, fit, head_sizes, seeded
 from tempovlm.lab.options import FitOptions
 from tempovlm.lab.table import Floats, Table, budget_bins, budget_range, draw_budgets
@@ -81,12 +81,7 @@ def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; profiling_with_importance.py writes it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read, or is half-written ({error})") from None
+    records = read_json(path, "profiling_with_importance.py writes it")
     if not isinstance(records, list) or not records or not all(isinstance(row, dict) for row in records):
         raise UserError(f"{path}: no list of settings; give a profiling_results.json of Exp 7")
     for row in records:

@@ -108,9 +108,9 @@ def test_a_half_written_file_or_another_machine(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b/profiling_results\.json: field hardware"):
         supervised.read_profile_table([path, other])
     path.write_text(path.read_text()[:100])
-    with pytest.raises(UserError, match="half-written"):
+    with pytest.raises(UserError, match="not valid JSON"):
         supervised.read_profile_table([path])
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"absent\.json: missing; profiling_with_importance"):
         supervised.read_profile_table([tmp_path / "absent.json"])
     with pytest.raises(UserError, match="--latency_quantile p42"):
         supervised.read_profile_table([other], "p42")
