@@ -1,7 +1,7 @@
 """Exp 5: all three knobs by GRPO, end to end, with the two-stage or the LLM-based architecture, over seeds.
 
 Every seed trains on the same split and is judged on the same test questions under the same budgets; the checkpoint
-is that of the seed whose validation reward is highest. Knows no flags.
+is that of the seed whose validation reward is highest.
 
 Shapes: `n` questions, `G` tokens of a glance, `D` decoder width.
 """

@@ -1,7 +1,7 @@
-"""What a GRPO training came to: its choices beside a table's, the best fixed setting's and the oracle's.
+"""Judges a GRPO training beside a table, the best fixed setting and the oracle, and draws its figures.
 
 All are judged on the same questions under the same budgets, with the latencies that the reward counted; measured
-adherence is the judge's business. Knows no training.
+adherence is the judge's business.
 
 Shapes: `N` questions, `B` questions under budgets, `K` settings.
 """

@@ -1,9 +1,6 @@
-"""From results directories to what the judge needs: tables, latencies, what questions say, rules by name.
+"""Content of the judged questions, baselines by name, and checkpoints as rules.
 
-Latencies that policies go by are upper values, as the guard's are; those that they are charged are what was
-measured on the question, else a prediction, else the setting's median, and the report says which. Loads no model.
-
-Shapes: `N` questions, `K` settings, `T` tiers, `F` features.
+Shapes: `N` questions, `F` features.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The unit is the request, clustered by picture: every interval comes from one set
 all policies, so differences are paired. Accuracy is compared at the mean latency that a policy really took, never
 at its nominal budget, with the best random mixture of static settings; beside it stands the best mixture whose
 every setting fits the budget. Several budgets are several tests, so p-values are corrected over the budgets of a
-policy. Knows no model and draws nothing.
+policy.
 
 Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself.
 """

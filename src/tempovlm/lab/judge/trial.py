@@ -2,7 +2,7 @@
 
 One set of resampled pictures is shared by all policies, so differences are paired. The references are recomputed
 in every resample: static mixtures fitted on training questions, unrestricted and within each budget, and an
-oracle. Knows no model and no report.
+oracle.
 
 Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself, `M` columns,
 `V` vertices of a frontier.
