@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.lab.grpo.actors import Shared, TwoStageActor
-from tempovlm.lab.grpo.algorithm import Task
-from tempovlm.lab.grpo.environment import Costs, Environment, TableAccuracy
+from tempovlm.lab.grpo.environment import Environment, Task
 from tempovlm.lab.options import GrpoOptions
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Table
 
 SPACE = KnobSpace(("low", "medium", "high"), (1, 2), (2, 4), 2)
 BUDGETS_MS = (21.0, 41.0)
@@ -26,26 +25,16 @@ def kinds() -> NDArray[np.bool_]:
     return np.arange(NUM_QUESTIONS) % 2 == 0
 
 
-def table() -> DecisionTable:
+def table() -> Table:
     """Half of the questions are right by tier, half by top-k and depth."""
     tier = np.array([SPACE.tiers.index(k.tier) / 2 for k in SPACE])
     compute = np.array([(k.top_k == 2) * 0.5 + (k.num_blocks == 4) * 0.5 for k in SPACE])
-    names = np.array([f"q{i}" for i in range(NUM_QUESTIONS)])
-    return DecisionTable(
-        space=SPACE,
+    return Table.of(
+        SPACE,
+        np.where(kinds()[:, None], tier, compute),
+        latency_ms(),
         split="train",
-        dataset=np.full(NUM_QUESTIONS, "okvqa"),
-        question_id=names,
-        image_id=names,
-        template=names,
-        text_tokens=np.full(NUM_QUESTIONS, 10.0),
-        vision_tokens=np.full((NUM_QUESTIONS, 3), 100.0),
-        crops=np.ones((NUM_QUESTIONS, 3, 2), dtype=np.int64),
-        accuracy=np.where(kinds()[:, None], tier, compute),
-        output_tokens=np.full((NUM_QUESTIONS, len(SPACE)), 2.0),
-        latency_ms=latency_ms(),
-        left_out=0,
-        stamps={},
+        look_ms=np.tile([5.0, 15.0, 25.0], (NUM_QUESTIONS, 1)),
     )
 
 
@@ -58,9 +47,7 @@ def latency_ms() -> NDArray[np.float64]:
 
 
 def world() -> Environment:
-    prefix_ms = np.tile([5.0, 15.0, 25.0], (NUM_QUESTIONS, 1))
-    costs = Costs(latency_ms(), latency_ms(), prefix_ms)
-    return Environment(SPACE, costs, TableAccuracy(torch.as_tensor(table().accuracy)))
+    return Environment(table())
 
 
 def actor(*, learn_tier: bool, seed: int = 0) -> TwoStageActor:

@@ -9,11 +9,10 @@ import numpy as np
 
 import tiny_model
 from tempovlm.engine.engine import Engine
-from tempovlm.lab.exp3_first_stage.data import Material
 from tempovlm.lab.exp3_first_stage.train import Stage1Job
-from tempovlm.lab.features import FeatureTable, split_images
+from tempovlm.lab.features import FeatureTable
 from tempovlm.lab.options import FitOptions
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Table
 
 SPACE = tiny_model.SPACE
 PER_TIER = len(SPACE) // 3
@@ -21,7 +20,7 @@ LATENCY_MS = np.geomspace(10.0, 100.0, len(SPACE))
 FAST = FitOptions(num_epochs=6, batch_size=32, lr=5e-3, hidden_dim=16)
 
 
-def world(questions: int = 180) -> Material:
+def world(questions: int = 180) -> tuple[Table, FeatureTable]:
     """Odd questions need the high tier and even ones suffer from it; their language says which is which."""
     rng = np.random.default_rng(0)
     needs = np.arange(questions) % 2 == 1
@@ -30,28 +29,20 @@ def world(questions: int = 180) -> Material:
     accuracy[~needs, 2 * PER_TIER :] = 0.0
     language = rng.standard_normal((questions, 6)).astype(np.float32)
     language[:, 2] = np.where(needs, 2.0, -2.0)
-    names = np.array([f"q{i}" for i in range(questions)])
     images = np.array([f"i{i // 2}" for i in range(questions)])
-    table = DecisionTable(
-        space=SPACE,
+    table = Table.of(
+        SPACE,
+        accuracy,
+        LATENCY_MS,
         split="train",
         dataset=np.array(["okvqa", "text_vqa", "okvqa"] * (questions // 3)),
-        question_id=names,
+        question_id=np.array([f"q{i}" for i in range(questions)]),
         image_id=images,
-        template=names,
-        text_tokens=np.full(questions, 12.0),
-        vision_tokens=np.full((questions, 3), 100.0),
-        crops=np.full((questions, 3, 2), 2),
-        accuracy=accuracy,
-        output_tokens=np.full((questions, len(SPACE)), 3.0),
-        latency_ms=np.full((questions, len(SPACE)), np.nan),
-        left_out=0,
-        stamps={},
+        stamp={"hardware": "x"},
     )
     glance = rng.standard_normal((questions, 4)).astype(np.float32)
     features = FeatureTable(language, glance, np.stack([glance] * 3, axis=1))
-    latency_ms = np.tile(LATENCY_MS, (questions, 1))
-    return Material(table, latency_ms, features, split_images(images, 0.6, 1), "abc", {"hardware": "x"})
+    return table.split_by_picture(0.6, 1), features
 
 
 def job(folder: Path, variant: str = "language", loss: str = "label", options: FitOptions = FAST) -> Stage1Job:

@@ -16,11 +16,11 @@ import pytest
 import stores
 
 from tempovlm.cli import evaluate
-from tempovlm.cli.evaluate_inputs import Inputs
+from tempovlm.cli.evaluate import Inputs
 from tempovlm.control.baselines import LinUCB, NearestNeighbours
 from tempovlm.lab.judge.inputs import Content
 from tempovlm.lab.judge.offline import Rule, Scored
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = Path(__file__).with_name("judge.json")
@@ -47,13 +47,13 @@ def flags() -> evaluate.EvaluateArgs:
 class MadeUp:
     """Content without pictures: features that a question's id gives."""
 
-    def features_of(self, table: DecisionTable) -> np.ndarray:
+    def features_of(self, table: Table) -> np.ndarray:
         """(N, 6)."""
         seeds = [zlib.crc32(str(name).encode()) for name in table.question_id.tolist()]
         return np.stack([np.random.default_rng(seed).standard_normal(6) for seed in seeds])
 
 
-def features(table: DecisionTable) -> np.ndarray:
+def features(table: Table) -> np.ndarray:
     return MadeUp().features_of(table)
 
 
@@ -66,26 +66,24 @@ def report(inputs: Inputs) -> dict[str, Any]:
 def scores(inputs: Inputs) -> dict[str, list[list[float]]]:
     """Of the first three judged questions, (3, K), learned on as many training questions as are stored."""
     train, seen = (
-        inputs.train.table.take(np.arange(NUM_QUESTIONS)),
-        features(inputs.judged.table.take(np.arange(3))),
+        inputs.train.take(np.arange(NUM_QUESTIONS)),
+        features(inputs.judged.take(np.arange(3))),
     )
-    decided_ms = inputs.known.train_latencies.decided_ms[:NUM_QUESTIONS]
     knn = NearestNeighbours.fit(features(train), train.accuracy, train.image_id.tolist())
-    linucb = LinUCB.fit(inputs.space, features(train), train.accuracy, decided_ms, seed=0)
+    linucb = LinUCB.fit(inputs.space, features(train), train.accuracy, train.upper_ms, seed=0)
     return {"knn": knn.scores(seen).tolist(), "linucb": linucb.scores(seen).tolist()}
 
 
 def choices(inputs: Inputs) -> dict[str, list[list[int]]]:
     """Settings (B, N) that policies choose for the first judged questions, some of them at a price of time too."""
-    rows = np.arange(NUM_QUESTIONS)
-    table, latency_ms = inputs.judged.table.take(rows), inputs.latencies(inputs.judged).decided_ms[rows]
+    table = inputs.judged.take(np.arange(NUM_QUESTIONS))
     content = cast("Content", MadeUp())
     known = replace(inputs.known, content=lambda: content)
     rules: dict[str, Rule] = {name: known.rule(name) for name in ("table", "only_tier", "random", "knn", "linucb")}
     for name, rule in tuple(rules.items()):
         if isinstance(rule, Scored) and name != "random":
             rules[f"{name} at a price of {PRICE}"] = replace(rule, time_price=PRICE)
-    return {name: rule(table, latency_ms, BUDGETS_MS).T.tolist() for name, rule in rules.items()}
+    return {name: rule(table, BUDGETS_MS).T.tolist() for name, rule in rules.items()}
 
 
 PARTS = {"report": report, "scores": scores, "choices": choices}

@@ -48,13 +48,13 @@ STAGE1: dict[str, dict[str, Any]] = {
 def grpo(folder: Path, name: str) -> dict[str, Any]:
     learn_tier, options, loop = GRPO[name]
     trained = train(grpo_toy.actor(learn_tier=learn_tier), grpo_toy.task(options, **loop), folder, "toy")
-    rewards = {"start": trained.start_reward, "untrained": trained.untrained_reward, "best": trained.best_reward}
+    rewards = {"start": trained.start_reward, "untrained": trained.untrained_reward, "best": trained.best_score}
     return {"rewards": rewards, "best_epoch": trained.best_epoch, "epochs": epochs(folder)}
 
 
 def stage1(folder: Path, name: str) -> dict[str, Any]:
     job = replace(stage1_toy.job(folder, options=replace(stage1_toy.FAST, num_epochs=3)), **STAGE1[name])
-    report = two_stage.train_stage1(job, stage1_toy.world())
+    report = two_stage.train_stage1(job, *stage1_toy.world())
     kept = ("accuracy", "lost_points", "best_epoch", "best_validation_score", "worth", "gain", "by_dataset")
     return {"report": {one: report[one] for one in kept if one in report}, "epochs": epochs(job.folder)}
 

@@ -6,23 +6,28 @@ It parses flags, shows progress and prints; rules, statistics and drawings are i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from tempovlm.cli import console
-from tempovlm.cli.evaluate_inputs import Inputs, is_path
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import check_price_per_ms
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    import rich.table
 
-    from tempovlm.lab.judge.inputs import Latencies
+    from tempovlm.api import TempoVLM
+    from tempovlm.lab.judge.inputs import Content, Known, Sights
+    from tempovlm.lab.judge.offline import Rule
     from tempovlm.lab.judge.trial import Outcome, Trial
+    from tempovlm.lab.table import Table
+    from tempovlm.latency.estimator import Estimator
 
 _DESCRIPTION = """\
 Judge policies on results of the core experiment: what each would have chosen, answered and taken.
@@ -137,6 +142,179 @@ class EvaluateArgs:
         return next((name for name in self.policies if is_path(name)), self.policies[0])
 
 
+def is_path(name: str) -> bool:
+    """Whether a policy's name is that of a file."""
+    return "/" in name or name.endswith(".pt")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the flags name, read when it is asked for."""
+
+    args: EvaluateArgs
+
+    @cached_property
+    def space(self) -> KnobSpace:
+        """Settings of the model that was measured."""
+        from tempovlm.api import model_folder
+        from tempovlm.model.weights import read_config
+
+        return KnobSpace.for_model(read_config(model_folder(self.args.model)).shape)
+
+    def _read(self, dirs: Sequence[Path], split: str) -> Table:
+        from tempovlm.lab.table import read_table
+
+        return read_table(dirs, self.space, self.args.dataset_names or None, split)
+
+    @cached_property
+    def twin(self) -> Table | None:
+        """Results of the judged questions on their twin pictures, if given."""
+        return self._read(self.args.twin_results_dir, "val") if self.args.twin_results_dir else None
+
+    @cached_property
+    def train(self) -> Table:
+        """Training questions."""
+        try:
+            table = self._read(self.args.train_results_dir or self.args.results_dir, "train")
+        except UserError as error:
+            if self.args.train_results_dir:
+                raise
+            raise UserError(
+                f"--train_results_dir: needed, as --results_dir has no training questions ({error})"
+            ) from None
+        return table.for_judging(table, self.estimator, self.args.level)
+
+    @cached_property
+    def judged(self) -> Table:
+        """Validation questions, those with a twin where twins are given."""
+        from tempovlm.lab.judge.offline import common
+
+        table = self._read(self.args.results_dir, "val")
+        if self.twin is not None:
+            table = common(table, self.twin)[0]
+        return table.for_judging(self.train, self.estimator, self.args.level)
+
+    @cached_property
+    def estimator(self) -> Estimator | None:
+        """The latency estimator, where one is named."""
+        if self.args.latency_estimator_path is None:
+            return None
+        from tempovlm.latency.cores import LEVELS
+        from tempovlm.latency.estimator import load_estimator
+
+        if self.args.level not in LEVELS:
+            known = ", ".join(map(str, LEVELS))
+            raise UserError(f"--level {self.args.level:g}: the estimator predicts {known}; choose one of them")
+        return load_estimator(self.args.latency_estimator_path, self.space)
+
+    @cached_property
+    def content(self) -> Content:
+        """Words and pictures of all questions."""
+        from tempovlm.lab.judge.inputs import Content
+
+        return Content.read([self.train, self.judged], self.args.data_dir)
+
+    @cached_property
+    def model(self) -> TempoVLM:
+        """The model itself, for checkpoints.
+
+        Raises:
+            UserError: it cannot be loaded, or the results are of other weights.
+        """
+        import tempovlm
+
+        model = tempovlm.load(self.args.model, device=self.args.device, policy="fixed", warmup=False)
+        if self.weights not in (None, model.weights):
+            raise UserError(
+                f"--model {self.args.model}: field weights of the results is {self.weights}, this model's is "
+                f"{model.weights}: name the model that was measured"
+            )
+        return model
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Everything that was read, by what it is for.
+
+        Raises:
+            UserError: it cannot be read, or is of several models.
+        """
+        named = {"judged": self.judged, "train": self.train, "twin": self.twin}
+        tables = {name: table for name, table in named.items() if table is not None}
+        found = sorted({str(stamp["weights"]) for table in tables.values() for stamp in _known(table.stamps)})
+        if len(found) > 1:
+            raise UserError(
+                f"--results_dir: field weights of the stamps differs ({', '.join(found)}); judged, training and "
+                "twin results must be of one model"
+            )
+        return tables
+
+    @property
+    def weights(self) -> str | None:
+        """The hash of the weights that the results are of; None where files have no stamp."""
+        stamps = [stamp for table in self.tables.values() for stamp in _known(table.stamps)]
+        return str(stamps[0]["weights"]) if stamps else None
+
+    def learned(self, name: str) -> Rule:
+        """The rule of a checkpoint."""
+        from tempovlm.lab.judge.inputs import learned_rule
+
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"--policies {name}: no such file; give the path of a controller checkpoint")
+        model, price = self.model, self.args.price_per_ms
+        return learned_rule(path, self.space, model.engine.runner, model.weights, self.sights, price)
+
+    @cached_property
+    def sights(self) -> Sights:
+        """Encoded pictures, shared by all checkpoints."""
+        from tempovlm.lab.judge.inputs import Sights
+
+        return Sights(self.model.engine.runner, self.content)
+
+    def control_ms(self, rules: Mapping[str, Rule]) -> dict[str, float]:
+        """What each checkpoint's choices take: as told, or measured here."""
+        from tempovlm.lab.judge.inputs import measure_ms
+
+        named, given_ms = [name for name in rules if is_path(name)], self.args.control_ms
+        if given_ms is not None:
+            return dict.fromkeys(named, given_ms)
+        return {name: measure_ms(rules[name], self.judged) for name in named}
+
+    @cached_property
+    def known(self) -> Known:
+        """What baselines are made from."""
+        from tempovlm.lab.judge.inputs import Known
+        from tempovlm.lab.judge.offline import oracle_rule
+
+        args = self.args
+        return Known(
+            train=self.train,
+            level=args.level,
+            content=lambda: self.content,
+            oracle=oracle_rule(self.judged),
+            seed=args.seed,
+            time_price=args.time_price,
+            price_per_ms=args.price_per_ms,
+        )
+
+    def rules(self) -> dict[str, Rule]:
+        """The policies by name, in the order given."""
+        return {
+            name: self.learned(name) if is_path(name) else self.known.rule(name) for name in self.args.policies
+        }
+
+    def budgets_ms(self) -> tuple[float, ...]:
+        """The budgets given, else six from the cheapest to the dearest setting."""
+        from tempovlm.cli.bench import read_budgets_ms
+
+        if self.args.budgets:
+            return read_budgets_ms(self.args.budgets)
+        import numpy as np
+
+        ends = np.sort(self.judged.upper_ms.mean(axis=0))[[0, -1]]
+        return tuple(float(f"{budget:.3g}") for budget in np.geomspace(ends[0] * 1.1, ends[1] * 1.1, 6))
+
+
 def main(argv: list[str]) -> None:
     """Run the command.
 
@@ -151,7 +329,6 @@ def main(argv: list[str]) -> None:
     notes = console.stderr()
     with writing_to(args.output_dir):
         inputs = Inputs(args)
-        inputs.check()
         trial, report, outcomes = run(inputs)
         paths = judge_report.write(args.output_dir, report, trial, outcomes)
         if args.save_policies is not None:
@@ -179,22 +356,15 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
     from tempovlm.lab.judge.offline import oracle_rule
     from tempovlm.lab.judge.trial import Trial
 
-    args = inputs.args
-    rules = inputs.rules()
-    latency, trained = inputs.latencies(inputs.judged), inputs.known.train_latencies
-    judged = inputs.judged.table
+    args, tables, rules = inputs.args, inputs.tables, inputs.rules()
+    judged, train = tables["judged"], tables["train"]
     trial = Trial(
         table=judged,
-        decided_ms=latency.decided_ms,
-        scored_ms=latency.scored_ms,
-        budgets_ms=inputs.budgets_ms(latency),
-        mixture=static_mixture(inputs.train, trained),
-        dataset_mixtures={
-            name: static_mixture(inputs.train, trained, name)
-            for name in sorted(set(inputs.train.table.dataset.tolist()))
-        },
-        oracle=oracle_rule(inputs.twin.table if inputs.has_twin else judged),
-        oracle_kind="noise-corrected" if inputs.has_twin else "plain",
+        budgets_ms=inputs.budgets_ms(),
+        mixture=static_mixture(train),
+        dataset_mixtures={name: static_mixture(train, name) for name in sorted(set(train.dataset.tolist()))},
+        oracle=oracle_rule(judged if inputs.twin is None else inputs.twin),
+        oracle_kind="plain" if inputs.twin is None else "noise-corrected",
         draws=args.draws,
         seed=args.seed,
     )
@@ -208,22 +378,22 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
             rules,
             looking=looking,
             ablated=ablated,
-            control_ms=inputs.control_ms(rules, latency),
+            control_ms=inputs.control_ms(rules),
             shuffles=args.shuffles,
             advance=advance,
         )
-    return trial, {**about(inputs, trial, latency), **report}, outcomes
+    return trial, {**about(inputs, trial), **report}, outcomes
 
 
-def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
+def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
     """What the report is of, and where its figures come from."""
     from tempovlm.lab.judge.judge import SCHEMA
     from tempovlm.lab.judge.trial import clusters
 
-    args, space = inputs.args, inputs.space
-    parts = inputs.parts
-    stamps = {name: dict(part.table.stamps) for name, part in parts.items()}
-    sources = {stamp["data_source"] for files in stamps.values() for stamp in files.values() if stamp is not None}
+    args, space, tables = inputs.args, inputs.space, inputs.tables
+    stamps = {name: dict(table.stamps) for name, table in tables.items()}
+    latency = {"decided_by": trial.table.upper_source, "scored_by": trial.table.latency_source}
+    sources = {stamp["data_source"] for files in stamps.values() for stamp in _known(files)}
     return {
         "schema": SCHEMA,
         "stamp": dict(inputs.estimator.stamp if inputs.estimator else inputs.judged.stamp),
@@ -235,7 +405,7 @@ def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
         "num_images": len(set(clusters(trial.table))),
         "budgets_ms": list(trial.budgets_ms),
         "draws": args.draws,
-        "latency": {"decided_by": latency.decided_by, "scored_by": latency.scored_by},
+        "latency": latency,
         "knob_space": {
             "tier": list(space.tiers),
             "top_k": list(space.top_ks),
@@ -245,9 +415,9 @@ def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
         "provenance": {
             "files": {name: list(files) for name, files in stamps.items()},
             "stamps": {name: _one(files) for name, files in stamps.items()},
-            "left_out": {name: part.table.left_out for name, part in parts.items()},
-            "questions": {name: len(part.table) for name, part in parts.items()},
-            "latency": {"decided_by": latency.decided_by, "scored_by": latency.scored_by},
+            "left_out": {name: table.left_out for name, table in tables.items()},
+            "questions": {name: len(table) for name, table in tables.items()},
+            "latency": latency,
             "latency_estimator": inputs.estimator
             and {"path": str(args.latency_estimator_path), **inputs.estimator.stamp},
             "seed": args.seed,
@@ -257,14 +427,19 @@ def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
     }
 
 
+def _known(files: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give the stamps of files; the predecessor's have none."""
+    return [stamp for stamp in files.values() if stamp is not None]
+
+
 def _one(files: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the stamps of several files, several values of a field as one text."""
-    stamps = [stamp for stamp in files.values() if stamp is not None]
+    stamps = _known(files)
     names = dict.fromkeys(name for stamp in stamps for name in stamp)
     return {name: " | ".join(dict.fromkeys(str(stamp.get(name)) for stamp in stamps)) for name in names}
 
 
-def table(report: Mapping[str, Any]) -> Table:
+def table(report: Mapping[str, Any]) -> rich.table.Table:
     """The report for people, a row a policy."""
     from rich.table import Table
 
@@ -292,7 +467,7 @@ def table(report: Mapping[str, Any]) -> Table:
     return shown
 
 
-def budgets_that_hold(report: Mapping[str, Any]) -> Table:
+def budgets_that_hold(report: Mapping[str, Any]) -> rich.table.Table:
     """For people, a row a policy: where it is above or below the static mixture after the correction."""
     from rich.table import Table
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from importlib.util import find_spec
@@ -129,3 +129,11 @@ def theme_css(selector: str) -> str:
     """Rules that define `THEME` and the font as custom properties of a selector, for light and dark pages."""
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in THEME.items()) for i in (0, 1))
     return f"{selector}{{--font:{FONT};{light}}}@media (prefers-color-scheme:dark){{{selector}{{{dark}}}}}"
+
+
+def describe(stamp: Mapping[str, Any]) -> str:
+    """Names the machine, the model and whose data, in a few words."""
+    if not stamp:
+        return "results without a stamp"
+    source = stamp.get("data_source")
+    return f"{stamp['model']} on {stamp['hardware']}, {stamp['device']}" + (f", {source} data" if source else "")

@@ -26,22 +26,17 @@ from tempovlm.control.networks import SupervisedController
 from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.core.knobs import TIERS, KnobSpace
-from tempovlm.core.paths import write_whole
-from tempovlm.lab.features import budget_range, draw_budgets
-from tempovlm.lab.fit import SCORE, fit
+from tempovlm.core.knobs import KNOBS, TIERS, KnobSpace
+from tempovlm.core.paths import read_json, write_whole
+from tempovlm.lab.fit import SCORE, fit, head_sizes, seeded
 from tempovlm.lab.options import FitOptions
-from tempovlm.lab.table import Floats
+from tempovlm.lab.table import Floats, Table, budget_bins, budget_range, draw_budgets
 
 CHECKPOINT = "best_supervised_controller.pt"
 SCHEMA = "tempovlm.supervised_report/1"
-KNOBS = ("tier", "top_k", "num_blocks")
 
 NUM_BUDGETS = 20_000
 """Drawn in all; neighbours are then 0.02 % apart where the range is a factor of 50."""
-
-BINS = 10
-"""Of the budgets, equally wide in the logarithm."""
 
 QUANTILES = ("mean", "p50", "p95", "p99")
 
@@ -63,18 +58,8 @@ class SupervisedJob:
     latency_quantile: str = "p95"
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Accuracy (K,) and total (K,) of every setting, and what they were measured on."""
-
-    space: KnobSpace
-    accuracy: Floats
-    latency_ms: Floats
-    stamp: Mapping[str, Any]
-
-
 def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:
-    """The settings of one or several `profiling_results.json`.
+    """Read one or several `profiling_results.json` as a table of one row, the mean over questions.
 
     Raises:
         UserError: a file is missing, damaged, incomplete, or of another model or machine than the first.
@@ -92,16 +77,11 @@ def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:
     parts = [_columns(path, rows, space, quantile) for path, rows in files.items()]
     counts = np.array([float(rows[0].get("num_samples") or 1) for rows in files.values()])
     accuracy, latency_ms = (np.average([part[i] for part in parts], axis=0, weights=counts) for i in (0, 1))
-    return Table(space, accuracy, latency_ms, stamp)
+    return Table.of(space, accuracy[None], latency_ms, stamp=stamp)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; profiling_with_importance.py writes it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read, or is half-written ({error})") from None
+    records = read_json(path, "profiling_with_importance.py writes it")
     if not isinstance(records, list) or not records or not all(isinstance(row, dict) for row in records):
         raise UserError(f"{path}: no list of settings; give a profiling_results.json of Exp 7")
     for row in records:
@@ -163,8 +143,7 @@ class Labelled:
 
 def knob_indices(space: KnobSpace) -> NDArray[np.int64]:
     """(K, 3) index of each setting's tier, top-k and number of blocks among the legal values."""
-    shape = len(space.tiers), len(space.top_ks), len(space.block_counts)
-    return np.stack(np.unravel_index(np.arange(len(space)), shape), axis=1)
+    return np.stack(np.unravel_index(np.arange(len(space)), tuple(head_sizes(space).values())), axis=1)
 
 
 class BudgetObjective:
@@ -214,7 +193,7 @@ def measure(net: SupervisedController, table: Table, rows: Labelled) -> dict[str
     joint = sum(row[:, places[:, i]] for i, row in enumerate(heads))
     fits = table.latency_ms <= rows.budget_ms[:, None]
     chosen = best(np.asarray(joint), fits, table.latency_ms)
-    lost = table.accuracy[rows.setting] - table.accuracy[chosen]
+    lost = table.accuracy[0, rows.setting] - table.accuracy[0, chosen]
     return {
         **{name: float(right[:, i].mean()) for i, name in enumerate(KNOBS)},
         "overall": float(right.all(axis=1).mean()),
@@ -224,22 +203,12 @@ def measure(net: SupervisedController, table: Table, rows: Labelled) -> dict[str
 
 
 def by_budget(net: SupervisedController, table: Table, rows: Labelled) -> list[dict[str, float]]:
-    """The same in each of `BINS` ranges of the budget."""
-    edges = bin_edges(rows.budget_ms)
-    place = np.digitize(rows.budget_ms, edges[1:-1])
+    """Return the same in each of ten ranges of the budget."""
     result = []
-    for i in range(BINS):
-        here = place == i
-        if here.any():
-            part = Labelled(rows.budget_ms[here], rows.setting[here], rows.knobs[here])
-            ends = {"from_ms": round(edges[i], 3), "to_ms": round(edges[i + 1], 3), "budgets": int(here.sum())}
-            result.append(ends | measure(net, table, part))
+    for ends, here in budget_bins(rows.budget_ms):
+        part = Labelled(rows.budget_ms[here], rows.setting[here], rows.knobs[here])
+        result.append({**ends, "budgets": int(here.sum()), **measure(net, table, part)})
     return result
-
-
-def bin_edges(budget_ms: Floats) -> Floats:
-    """(BINS + 1,) ends of ranges that are equally wide in the logarithm."""
-    return np.geomspace(budget_ms.min(), budget_ms.max() * (1 + 1e-9), BINS + 1)
 
 
 def run_job(job: SupervisedJob) -> dict[str, Any]:
@@ -262,13 +231,14 @@ def _train(job: SupervisedJob, table: Table) -> dict[str, Any]:
     budgets = draw_budgets(np.random.default_rng(options.seed), max(job.num_budgets, 2), limits_ms)
     count = min(max(round(job.train_split * len(budgets)), 1), len(budgets) - 1)
     train, other = Labelled.of(table, budgets[:count]), Labelled.of(table, budgets[count:])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = SupervisedController(
-            options.hidden_dim, len(table.space.tiers), len(table.space.top_ks), len(table.space.block_counts)
-        ).to(options.device)
+    net = seeded(options.seed, lambda: SupervisedController(options.hidden_dim, **head_sizes(table.space)))
+    net.to(options.device)
     net.budget.fit(limits_ms)
-    data = {"accuracy": table.accuracy.tolist(), "latency_ms": table.latency_ms.tolist(), "budgets": len(budgets)}
+    data = {
+        "accuracy": table.accuracy[0].tolist(),
+        "latency_ms": table.latency_ms[0].tolist(),
+        "budgets": len(budgets),
+    }
     data["train_split"] = job.train_split
     fitted = fit(net, BudgetObjective(net, table, train, other), options, job.output_dir, data)
     found = measure(net, table, other)

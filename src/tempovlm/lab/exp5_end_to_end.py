@@ -1,7 +1,7 @@
 """Exp 5: all three knobs by GRPO, end to end, with the two-stage or the LLM-based architecture, over seeds.
 
 Every seed trains on the same split and is judged on the same test questions under the same budgets; the checkpoint
-is that of the seed whose validation reward is highest. Knows no flags.
+is that of the seed whose validation reward is highest.
 
 Shapes: `n` questions, `G` tokens of a glance, `D` decoder width.
 """
@@ -24,7 +24,6 @@ from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading,
 from tempovlm.control.networks import Knob1PredictorBudgetLanguage, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.units import now_ms
@@ -33,12 +32,11 @@ from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.exp4_second_stage import finish, new_second_stage, soften
-from tempovlm.lab.grpo.actors import LlmActor, Shared, SharedReading, TwoStageActor
-from tempovlm.lab.grpo.algorithm import Task, Trained, evaluate, train
-from tempovlm.lab.grpo.inputs import GrpoJob, Material, gather, see
-from tempovlm.lab.grpo.plots import draw
-from tempovlm.lab.grpo.report import gain, judge
+from tempovlm.lab.fit import head_sizes, seeded
+from tempovlm.lab.grpo.actors import LlmActor, Shared, SharedReading, TwoStageActor, new_second_stage, soften
+from tempovlm.lab.grpo.algorithm import GrpoTraining, Rollout, evaluate, train
+from tempovlm.lab.grpo.environment import Environment, GrpoJob, Task, gather, limits_ms, new_task
+from tempovlm.lab.grpo.report import draw, finish, gain, judge
 from tempovlm.lab.grpo.report import render as render_report
 
 ARCHITECTURES = ("two_stage", "llm_based")
@@ -82,7 +80,7 @@ class _Run:
 
     seed: int
     actor: TwoStageActor | LlmActor
-    trained: Trained
+    trained: GrpoTraining
 
 
 def run_job(job: JointJob) -> dict[str, Any]:
@@ -91,69 +89,57 @@ def run_job(job: JointJob) -> dict[str, Any]:
     Raises:
         UserError: wrong input, or the folder cannot be written or another process trains in it.
     """
-    material = gather(job)
+    env, samples = gather(job)
     with writing_to(job.output_dir) as folder:
-        return _train(job, material, folder)
+        return _train(job, env, samples, folder)
 
 
-def _train(job: JointJob, material: Material, folder: Path) -> dict[str, Any]:
-    shared = see(job, material) if job.architecture == "two_stage" or job.compare_with else None
+def _train(job: JointJob, env: Environment, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
+    shared = Shared.of(job, samples) if job.architecture == "two_stage" or job.compare_with else None
     reading = None
     if job.architecture == "llm_based":
-        reading = read_glances(job.engine, material.samples, job.num_llm_blocks)
+        reading = read_glances(job.engine, samples, job.num_llm_blocks)
     runs = []
     for seed in job.seeds:
-        actor = _new_actor(job, material, shared, reading, seed)
-        task = material.task(replace(job.options, seed=seed))
+        actor = _new_actor(job, env, shared, reading, seed)
+        task = new_task(env, replace(job.options, seed=seed))
         title = f"{job.architecture}, seed {seed}"
         runs.append(_Run(seed, actor, train(actor, task, folder / f"seed_{seed}", title)))
-    best = max(runs, key=lambda run: run.trained.best_reward)
-    test = replace(material.task(job.options), validation=material.test_batch(job.options.seed))
-    judged = judge(best.actor, test, best.trained, material.table)
-    report = finish(job, material, judged, SCHEMA) | {
+    best = max(runs, key=lambda run: run.trained.best_score)
+    test = new_task(env, job.options, "test")
+    found = [evaluate(run.actor, env, test.validation, job.options) for run in runs]
+    judged = judge(best.actor, test, best.trained)
+    report = finish(job, env, judged, SCHEMA) | {
         "architecture": job.architecture,
         "best_seed": best.seed,
-        "seeds": _over_seeds(runs, test),
-        "compared": _compared(job, material, shared, runs, test),
+        "seeds": _over_seeds(runs, found),
+        "compared": _compared(job, shared, found, test),
         "control_ms": control_ms(job, reading, best.actor),
     }
-    _save(job, material, best, report)
+    _save(job, env, best, report)
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     draw(folder, best.trained.history, report)
     return report
 
 
 def _new_actor(
-    job: JointJob, material: Material, shared: Shared | None, reading: Reading | None, seed: int
+    job: JointJob, env: Environment, shared: Shared | None, reading: Reading | None, seed: int
 ) -> TwoStageActor | LlmActor:
     """An untrained policy."""
-    space, model = material.table.space, job.engine.runner.model
+    space, model = env.space, job.engine.runner.model
     if reading is not None:
-        controller = _new_llm_based(space, model.config.width, job, seed)
-        controller.budget.fit(material.limits_ms)
+        sizes = {"num_blocks": job.num_llm_blocks, **head_sizes(space)}
+        controller = seeded(seed, lambda: LLMBasedController(model.config.width, job.hidden_dim, **sizes))
+        controller.budget.fit(limits_ms(env))
         return LlmActor(controller.to(job.options.device), SharedReading(_first_blocks(job.engine), reading))
     assert shared is not None
-    second = new_second_stage(material, shared, job.hidden_dim, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        first = Knob1PredictorBudgetLanguage(shared.language.shape[-1], job.hidden_dim, len(space.tiers))
-        soften(first.trunk)
-    first.fit_inputs(shared.language[torch.as_tensor(material.split.train, device=shared.language.device)])
-    first.budget.fit(material.limits_ms)
+    second = new_second_stage(env, shared, job.hidden_dim, seed)
+    widths = (shared.language.shape[-1], job.hidden_dim, len(space.tiers))
+    first = seeded(seed + 1, lambda: Knob1PredictorBudgetLanguage(*widths))
+    soften(first.trunk)
+    first.fit_inputs(shared.language[torch.as_tensor(env.table.rows("train"), device=shared.language.device)])
+    first.budget.fit(limits_ms(env))
     return TwoStageActor(TwoStageController(first, second).to(job.options.device), shared, learn_tier=True)
-
-
-def _new_llm_based(space: KnobSpace, width: int, job: JointJob, seed: int) -> LLMBasedController:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LLMBasedController(
-            width,
-            job.hidden_dim,
-            num_blocks=job.num_llm_blocks,
-            num_tiers=len(space.tiers),
-            num_top_ks=len(space.top_ks),
-            num_block_counts=len(space.block_counts),
-        )
 
 
 def _first_blocks(engine: Engine) -> FirstBlocks:
@@ -205,21 +191,19 @@ def glances(engine: Engine, samples: Sequence[Sample]) -> Tensor:
     return found
 
 
-def _over_seeds(runs: Sequence[_Run], test: Task) -> dict[str, Any]:
+def _over_seeds(runs: Sequence[_Run], found: Sequence[Rollout]) -> dict[str, Any]:
     """Every seed's test results, and their mean, spread and interval."""
-    rows = []
-    for run in runs:
-        found = evaluate(run.actor, test.env, test.validation, test.options)
-        rows.append(
-            {
-                "seed": run.seed,
-                "best_epoch": run.trained.best_epoch,
-                "accuracy": float(found.accuracy.mean()),
-                "reward": float(found.rewards.mean()),
-                "latency_ms": float(found.latency_ms.mean()),
-                "adherence": float(found.in_time.double().mean()),
-            }
-        )
+    rows = [
+        {
+            "seed": run.seed,
+            "best_epoch": run.trained.best_epoch,
+            "accuracy": float(one.accuracy.mean()),
+            "reward": float(one.rewards.mean()),
+            "latency_ms": float(one.latency_ms.mean()),
+            "adherence": float(one.in_time.double().mean()),
+        }
+        for run, one in zip(runs, found, strict=True)
+    ]
     names = ("accuracy", "reward", "latency_ms", "adherence")
     return {"runs": rows, **{name: spread([row[name] for row in rows]) for name in names}}
 
@@ -236,20 +220,18 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
 
 
-def _compared(
-    job: JointJob, material: Material, shared: Shared | None, runs: Sequence[_Run], test: Task
-) -> dict[str, Any] | None:
+def _compared(job: JointJob, shared: Shared | None, found: Sequence[Rollout], test: Task) -> dict[str, Any] | None:
     """Every seed's gain over a checkpoint of Exp 4, question by question, and the gains' mean over seeds."""
     if job.compare_with is None or shared is None:
         return None
-    saved = load_controller(job.compare_with, material.table.space, job.weights)
+    saved = load_controller(job.compare_with, test.env.space, job.weights)
     if saved.kind != "two_stage":
         raise UserError(f"{job.compare_with}: field kind is {saved.kind}; give a checkpoint of --stage stage2")
     networks: Mapping[str, Any] = saved.networks
     pair = TwoStageController(networks["knob1"], networks["knob2knob3"]).to(job.options.device)
     other = evaluate(TwoStageActor(pair, shared, learn_tier=False), test.env, test.validation, test.options)
-    images = material.table.image_id[test.validation.rows.numpy()].tolist()
-    gains = [gain(evaluate(run.actor, test.env, test.validation, test.options), other, images) for run in runs]
+    images = test.env.table.image_id[test.validation.rows.numpy()].tolist()
+    gains = [gain(one, other, images) for one in found]
     return {
         "with": str(job.compare_with.name),
         "accuracy": float(other.accuracy.mean()),
@@ -282,7 +264,7 @@ def control_ms(job: JointJob, reading: Reading | None, actor: nn.Module) -> floa
     return float(np.median(times_ms[_TIMED // 4 :]))
 
 
-def _save(job: JointJob, material: Material, best: _Run, report: Mapping[str, Any]) -> None:
+def _save(job: JointJob, env: Environment, best: _Run, report: Mapping[str, Any]) -> None:
     controller = best.actor.controller
     networks: dict[str, nn.Module] = {"controller": controller}
     if isinstance(controller, TwoStageController):
@@ -291,9 +273,9 @@ def _save(job: JointJob, material: Material, best: _Run, report: Mapping[str, An
         job.output_dir / CHECKPOINT,
         kind=job.architecture,
         networks=networks,
-        space=material.table.space,
+        space=env.space,
         weights=job.weights,
-        stamp=material.stamp,
+        stamp=env.table.stamp,
         options={"policy": "grpo" if job.architecture == "two_stage" else "llm_based", **report["options"]},
         metrics={**report["policies"]["policy"], "control_ms": report["control_ms"]},
     )

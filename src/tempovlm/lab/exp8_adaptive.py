@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import make_folder
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
@@ -87,24 +87,8 @@ class _Asked:
     def space(self) -> KnobSpace:
         return self.model.space
 
-    def answer(
-        self,
-        image: Any,
-        question: str,
-        budget_ms: float | None = None,
-        *,
-        knobs: KnobConfig | None = None,
-        max_new_tokens: int = 16,
-        style: str = "vqa2",
-        price_per_ms: float = 0.0,
-    ) -> Answer:
-        options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "style": style,
-            "price_per_ms": price_per_ms,
-            "on_deadline": self.on_deadline,
-        }
-        return self.model.answer(image, question, budget_ms, knobs=knobs, **options)
+    def answer(self, *about: Any, **options: Any) -> Answer:
+        return self.model.answer(*about, **{"on_deadline": self.on_deadline, **options})
 
 
 def default_path(datasets: Sequence[str], budgets_ms: Sequence[float]) -> Path:

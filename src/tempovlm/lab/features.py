@@ -1,9 +1,6 @@
-"""Material for the controllers: budgets, the best setting for each, a split by picture, and features.
+"""Features that controllers' networks see of a question, made once and kept in a file, and the job of a training.
 
-A label is the most accurate setting that fits a budget; settings that are equally accurate within a tie count as
-equal, and the cheapest of them is the label. Budgets are drawn log-uniformly over what is feasible, so that short
-ones are not rare. A picture's features are made once for each tier and kept in a file, so that training never runs
-the model. Shapes: `N` questions, `K` settings, `T` tiers, `L` and `V` widths of features, `D` width of a token.
+Shapes: `N` questions, `T` tiers, `L` and `V` widths of features, `D` width of a token.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,26 +24,19 @@ from tempovlm.control.observation import (
     vision_feature,
     vision_width,
 )
+from tempovlm.control.select import Ints, Mask
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import whole
-from tempovlm.core.progress import Advance, silent
+from tempovlm.core.progress import Advance, progress_bar, silent
 from tempovlm.core.request import Request
-from tempovlm.data.catalog import load_samples
 from tempovlm.data.digest import question_digests
 from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
-from tempovlm.lab.core_exp.questions import check_samples
-from tempovlm.lab.table import DecisionTable, Floats, decision_table
-from tempovlm.latency.estimator import Estimator
+from tempovlm.lab.table import Table, find_samples, read_table
+from tempovlm.latency.estimator import Estimator, load_estimator
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 Features32 = NDArray[np.float32]
 
 PICTURES_AT_ONCE = 16
@@ -57,18 +47,6 @@ _CACHE = ".features"
 _TABLES = ("language", "glance", "vision")
 
 _log = logging.getLogger("tempovlm")
-
-
-_SAME = ("hardware", "device", "threads")
-"""Fields of the stamps of timed results that must agree."""
-
-
-class Split(NamedTuple):
-    """Questions (N,) to learn from, to choose an epoch by, and to report on."""
-
-    train: Mask
-    validation: Mask
-    test: Mask
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,148 +69,54 @@ class FeatureTable:
         return FeatureTable(*(np.concatenate([getattr(one, name) for one in (self, more)]) for name in _TABLES))
 
 
-def read_table(frame: pd.DataFrame, space: KnobSpace, datasets: Sequence[str]) -> DecisionTable:
-    """The training questions of what `store.read_results` returned; the others where there are none."""
-    split = "train" if (frame["split"] == "train").any() else str(frame["split"].iloc[0])
-    return decision_table(frame, space, split, datasets)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningJob:
+    """What a controller learns from and where to leave it.
 
-
-def check_device(frame: pd.DataFrame) -> None:
-    """Raise a `UserError` unless the rows with latencies are of one machine."""
-    timed = set(frame[frame["T_total"].notna()]["source"])
-    stamps = [stamp for path, stamp in frame.attrs["stamps"].items() if stamp and str(Path(path).parent) in timed]
-    for name in _SAME:
-        found = sorted({str(stamp[name]) for stamp in stamps})
-        if len(found) > 1:
-            raise UserError(
-                f"--results_dir: field {name} of the timed results differs ({', '.join(found)}); give those of "
-                "one machine, or --latency_estimator_path"
-            )
-
-
-def median_latency_ms(frame: pd.DataFrame, space: KnobSpace) -> Floats:
-    """(K,) median measured total of each setting, over whatever questions were timed.
-
-    Raises:
-        UserError: a setting was never timed.
+    Attributes:
+        engine: with the model whose features the controller sees. weights: hash of its weights.
+        results_dirs: of the core experiment. datasets: which of its data sets.
+        latency_estimator_path: of Exp 1; None takes measured latencies.
+        train_split: share of the pictures to learn from.
+        data_dir: folder of the data sets that the results are about; None takes the usual one.
     """
-    timed = frame[frame["T_total"].notna()]
-    medians = timed.groupby(["tier", "top_k", "num_blocks"])["T_total"].median().to_dict()
-    values = [medians.get((k.tier, k.top_k, k.num_blocks), np.nan) for k in space]
-    if np.isnan(values).any():
-        missing = space.settings[int(np.argmax(np.isnan(values)))]
-        raise UserError(
-            f"--results_dir: no measured latency (field T_total) at {missing}; add a results directory that has "
-            "it, or give --latency_estimator_path"
-        )
-    return np.array(values)
 
+    engine: Engine
+    weights: str
+    results_dirs: Sequence[Path]
+    datasets: Sequence[str]
+    output_dir: Path
+    latency_estimator_path: Path | None = None
+    train_split: float = 0.8
+    data_dir: Path | None = None
 
-def setting_latency_ms(table: DecisionTable, frame: pd.DataFrame, estimator: Estimator | None = None) -> Floats:
-    """(N, K) total of each question at each setting: predicted, else the settings' measured medians.
+    def read(self, results_dirs: Sequence[Path]) -> tuple[Table, list[Sample]]:
+        """Read the questions of results directories, and find their pictures.
 
-    An estimator knows nothing of opening a picture and cutting its crops, so that is added at each tier, where
-    results were timed on the estimator's device: the median of what these questions' totals have beyond the
-    prediction, or, where other questions were timed, the median of their preprocessing.
-    """
-    if estimator is None:
-        return np.tile(median_latency_ms(frame, table.space), (len(table), 1))
-    predicted_ms = table.predicted_ms(estimator)
-    extra = preprocess_ms(frame, table.space, estimator.stamp)
-    known = [stamp for stamp in table.stamps.values() if stamp]
-    if all(_same_device(stamp, estimator.stamp) for stamp in known):
-        beyond = (table.latency_ms - predicted_ms).reshape(len(table), len(extra), -1)
-        for t in range(len(extra)):
-            if np.isfinite(beyond[:, t]).any():
-                extra[t] = max(float(np.nanmedian(beyond[:, t])), 0.0)
-    return predicted_ms + np.repeat(extra, len(table.space) // len(extra))
+        Raises:
+            UserError: results or data set are missing, damaged, or do not belong together.
+        """
+        table = read_table(results_dirs, self.engine.space, self.datasets, weights=self.weights)
+        return table, find_samples(table, self.data_dir)
 
+    @property
+    def estimator(self) -> Estimator | None:
+        """The latency estimator, where one is named.
 
-def _same_device(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(name) == other.get(name) for name in ("hardware", "device"))
+        Raises:
+            UserError: it cannot be read, or is of another knob space.
+        """
+        path = self.latency_estimator_path
+        return None if path is None else load_estimator(path, self.engine.space)
 
+    def features(self, folder: Path, samples: Sequence[Sample]) -> FeatureTable:
+        """What is stored beside results, else made and stored there."""
 
-def preprocess_ms(frame: pd.DataFrame, space: KnobSpace, stamp: Mapping[str, Any]) -> Floats:
-    """(T,) median time of preparing a picture at each tier on a stamp's device; 0 where it was not timed there."""
-    stamps = frame.attrs.get("stamps", {}).items()
-    same = {str(Path(path).parent) for path, own in stamps if own and _same_device(own, stamp)}
-    if not same:
-        return np.zeros(len(space.tiers))
-    timed = frame[frame["T_preprocess"].notna() & frame["source"].isin(same)]
-    medians = timed.groupby("tier")["T_preprocess"].median().to_dict()
-    return np.array([float(medians.get(tier, 0.0)) for tier in space.tiers])
+        def extract() -> FeatureTable:
+            with progress_bar(f"looking at the pictures of {len(samples)} questions") as advance:
+                return extract_features(self.engine, samples, advance)
 
-
-def budget_range(latency_ms: Floats) -> tuple[float, float]:
-    """From the median cost of the cheapest setting to that of the dearest; times (N, K) or (K,)."""
-    rows = np.atleast_2d(latency_ms)
-    return float(np.median(rows.min(axis=1))), float(np.median(rows.max(axis=1)))
-
-
-def draw_budgets(rng: np.random.Generator, count: int, limits_ms: tuple[float, float]) -> Floats:
-    """(count,) budgets in milliseconds, log-uniform between the limits."""
-    low, high = np.log(limits_ms)
-    return np.exp(rng.uniform(low, high, count))
-
-
-def split_images(image_id: NDArray[np.str_], train_split: float = 0.8, seed: int = 42) -> Split:
-    """Split by picture: `train_split` of them to learn from, the others in halves.
-
-    Raises:
-        UserError: fewer than three pictures, or a share that is none.
-    """
-    if not 0 < train_split < 1:
-        raise UserError(f"--train_split {train_split}: must be between 0 and 1")
-    names = np.unique(image_id)
-    if len(names) < 3:
-        raise UserError(f"--results_dir: {len(names)} pictures; a split by picture needs 3")
-    np.random.default_rng(seed).shuffle(names)
-    count = min(max(round(train_split * len(names)), 1), len(names) - 2)
-    middle = count + (len(names) - count + 1) // 2
-    parts = (names[:count], names[count:middle], names[middle:])
-    return Split(*(np.isin(image_id, part) for part in parts))
-
-
-def with_test(table: DecisionTable, split: Split, more: DecisionTable) -> tuple[DecisionTable, Split]:
-    """Put more questions behind those that were split, all of them into the test part.
-
-    What preparing a picture takes, where latencies are predicted, is still told by the first questions alone, so
-    that nothing that is learned depends on the test.
-
-    Raises:
-        UserError: a picture is among those that were split.
-    """
-    if shared := sorted(set(table.image_id) & set(more.image_id)):
-        raise UserError(
-            f"--test_results_dir: picture {shared[0]} is in --results_dir too ({len(shared)} are); give questions "
-            "about other pictures"
-        )
-    parts = {
-        name: np.concatenate([part, np.full(len(more), name == "test")]) for name, part in split._asdict().items()
-    }
-    return table.with_untimed(more), Split(**parts)
-
-
-def find_samples(table: DecisionTable, data_dir: Path | None = None) -> list[Sample]:
-    """The questions of a table with their pictures, in its order.
-
-    Raises:
-        UserError: a data set is not there, lacks one of the questions, or has another of its id.
-    """
-    known: dict[tuple[str, str], Sample] = {}
-    for name in dict.fromkeys(table.dataset.tolist()):
-        samples = load_samples(name, table.split, data_dir=data_dir)
-        known |= {(name, str(sample.question_id)): sample for sample in samples}
-    keys = list(zip(table.dataset.tolist(), table.question_id.tolist(), strict=True))
-    lost = [key for key in keys if key not in known]
-    if lost:
-        raise UserError(
-            f"--data_dir: {lost[0][0]} ({table.split}) has no question {lost[0][1]}, which the results are about "
-            f"({len(lost)} of {len(keys)} are missing); give the folder of the measured data"
-        )
-    found = [known[key] for key in keys]
-    check_samples(table.folders, table.split, found)
-    return found
+        return obtain_features(folder, self.weights, samples, extract)
 
 
 def extract_features(engine: Engine, samples: Sequence[Sample], advance: Advance = silent) -> FeatureTable:

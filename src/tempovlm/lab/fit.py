@@ -11,11 +11,11 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,12 @@ from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import read_tensors, write_tensors
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.progress import progress_bar
 from tempovlm.lab.log import training_log
 from tempovlm.lab.options import FitOptions, LoopOptions
+
+Net = TypeVar("Net", bound=nn.Module)
 
 LAST = "last.pt"
 
@@ -115,15 +118,20 @@ class Objective(Protocol):
         """Metrics on the validation part; `SCORE` among them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """The best epoch, and a record of each."""
+def seeded(seed: int, make: Callable[[], Net]) -> Net:
+    """Make a network whose weights a seed gives, and leave the random numbers of others as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
-    best_epoch: int
-    history: Sequence[Mapping[str, Any]]
+
+def head_sizes(space: KnobSpace) -> dict[str, int]:
+    """Return the numbers of values of each knob, as the controllers' networks take them."""
+    sizes = (len(space.tiers), len(space.top_ks), len(space.block_counts))
+    return dict(zip(("num_tiers", "num_top_ks", "num_block_counts"), sizes, strict=True))
 
 
-def fit(net: nn.Module, task: Objective, options: FitOptions, folder: Path, data: Mapping[str, Any]) -> Fitted:
+def fit(net: nn.Module, task: Objective, options: FitOptions, folder: Path, data: Mapping[str, Any]) -> Training:
     """Train on labels, and leave the network with the best epoch's weights, in evaluation mode.
 
     Args:
@@ -140,7 +148,7 @@ def fit(net: nn.Module, task: Objective, options: FitOptions, folder: Path, data
     training.resume(folder / LAST)
     with _one_thread():
         training.run(folder / LAST, "training")
-    return Fitted(training.best_epoch, tuple(training.history))
+    return training
 
 
 class _LabelTraining(Training):

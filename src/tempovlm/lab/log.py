@@ -1,4 +1,4 @@
-"""The log of a training: a JSON line an epoch, and TensorBoard where it is installed. Knows no training."""
+"""The log of a training: a JSON line an epoch, and TensorBoard where it is installed."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.lab.script import flag
@@ -14,34 +14,6 @@ SCHEDULES = ("cosine", "constant")
 SCALES = ("group", "batch", "none")
 LOSS_TYPES = ("grpo", "dr_grpo")
 ACCURACY_SOURCES = ("table", "online")
-
-
-class LoopOptions(Protocol):
-    """The options that every training has."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a batch."""
-
-    @property
-    def num_epochs(self) -> int:
-        """Passes over the rows."""
-
-    @property
-    def lr(self) -> float:
-        """Learning rate at the start."""
-
-    @property
-    def grad_accum(self) -> int:
-        """Batches whose gradients make one step."""
-
-    @property
-    def lr_schedule(self) -> str:
-        """One of `SCHEDULES`; `cosine` ends at zero."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of all draws."""
 
 
 def check_loop(options: LoopOptions) -> None:
@@ -164,3 +136,7 @@ class GrpoOptions:
             raise UserError(f"--tier_exploration {self.tier_exploration}: must lie between 0 and 1")
         if self.warm_start and self.accuracy_source != "table":
             raise UserError("--warm_start: needs the accuracies of all settings; leave --accuracy_source as it is")
+
+
+LoopOptions = FitOptions | GrpoOptions
+"""What every training has: `cosine` as `lr_schedule` ends at zero, `grad_accum` batches make one step."""

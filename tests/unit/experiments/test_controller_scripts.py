@@ -222,7 +222,7 @@ def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "absent.json: no such file" in done.stderr
+    assert "absent.json: missing; profiling_with_importance.py" in done.stderr
 
 
 def test_two_trainings_in_one_folder_are_not_mixed(

@@ -14,7 +14,7 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
 from tempovlm.core.errors import UserError
 from tempovlm.lab.exp3_first_stage import train as two_stage
-from tempovlm.lab.exp3_first_stage.data import draw_rows, label
+from tempovlm.lab.exp3_first_stage.data import draw_rows, label, limits_ms
 from tempovlm.lab.exp3_first_stage.report import confusion, lost_points, render, served_tier, worth
 from tempovlm.lab.exp3_first_stage.train import Stage1Job
 from tempovlm.lab.log import LOG
@@ -28,7 +28,7 @@ def test_the_seed_documents_settings() -> None:
 
 
 def test_labels_and_values_by_hand() -> None:
-    data, high_ms = world(), float(LATENCY_MS[2 * PER_TIER])
+    (data, _), high_ms = world(), float(LATENCY_MS[2 * PER_TIER])
     rows = label(data, np.array([0, 1, 1]), np.array([1e3, 1e3, high_ms - 0.1]))
     # Question 1 is right at the high tier alone; where that does not fit, nothing is, and the cheapest ties.
     assert rows.tier.tolist() == [0, 2, 0]
@@ -40,10 +40,10 @@ def test_labels_and_values_by_hand() -> None:
 
 
 def test_a_price_of_time_prefers_a_tiers_cheaper_setting() -> None:
-    data = world()
-    better = data.table.accuracy.copy()
+    data, _ = world()
+    better = data.accuracy.copy()
     better[:, 0] -= 0.1
-    priced = replace(data, table=replace(data.table, accuracy=better))
+    priced = replace(data, accuracy=better)
     question, budget_ms = np.array([0]), np.array([100.0])
     dear, cheap = (label(priced, question, budget_ms, price) for price in (0.0, 50.0))
     assert (dear.value[0, 0], cheap.value[0, 0]) == pytest.approx((1.0, 0.9))
@@ -51,18 +51,18 @@ def test_a_price_of_time_prefers_a_tiers_cheaper_setting() -> None:
 
 
 def test_budgets_of_every_question() -> None:
-    data = world()
-    rows = draw_rows(data, data.split.validation, 3, np.random.default_rng(0))
-    assert sorted(set(rows.question)) == np.flatnonzero(data.split.validation).tolist()
-    assert len(rows) == 3 * data.split.validation.sum()
-    assert (data.limits_ms[0] <= rows.budget_ms).all()
-    assert (rows.budget_ms <= data.limits_ms[1]).all()
+    data, _ = world()
+    rows = draw_rows(data, "validation", 3, np.random.default_rng(0))
+    assert sorted(set(rows.question)) == data.rows("validation").tolist()
+    assert len(rows) == 3 * len(data.rows("validation"))
+    assert (limits_ms(data)[0] <= rows.budget_ms).all()
+    assert (rows.budget_ms <= limits_ms(data)[1]).all()
 
 
 @pytest.mark.parametrize("loss", ["label", "value"])
 def test_the_question_is_used(tmp_path: Path, loss: str) -> None:
-    report = two_stage.train_stage1(job(tmp_path, loss=loss), world())
-    blind = two_stage.train_stage1(job(tmp_path / "blind", "budget", loss), world())
+    report = two_stage.train_stage1(job(tmp_path, loss=loss), *world())
+    blind = two_stage.train_stage1(job(tmp_path / "blind", "budget", loss), *world())
     assert report["worth"]["interval_points"][0] > 5
     assert abs(blind["worth"]["ahead_points"]) < 10
     if loss == "label":
@@ -80,20 +80,20 @@ def test_the_question_is_used(tmp_path: Path, loss: str) -> None:
 
 
 def test_a_checkpoint_with_its_inputs_standardised(tmp_path: Path) -> None:
-    data = world()
-    two_stage.train_stage1(job(tmp_path, "glance", options=replace(FAST, num_epochs=1)), data)
+    data, features = world()
+    two_stage.train_stage1(job(tmp_path, "glance", options=replace(FAST, num_epochs=1)), data, features)
     saved = load_controller(tmp_path / "stage1" / two_stage.CHECKPOINT, SPACE, "abc")
     net = saved.networks["knob1"]
     assert saved.kind == "two_stage_stage1"
     assert isinstance(net, Knob1PredictorBudgetLanguageGlance)
-    seen = data.features.take(data.split.train)
+    seen = features.take(data.rows("train"))
     np.testing.assert_allclose(net.language.standard.mean.numpy(), seen.language.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(net.glance.standard.mean.numpy(), seen.glance.mean(axis=0), atol=1e-5)
     assert saved.options["knob1_variant"] == "glance"
 
 
 def test_metrics_by_hand() -> None:
-    data = world()
+    data, _ = world()
     rows = label(data, np.array([0, 1, 1]), np.array([1e3, 1e3, 15.0]))
     chosen = np.array([0, 0, 2])
     assert confusion(data, rows.tier, chosen)["high"] == {"low": 1, "medium": 0, "high": 0}
@@ -101,7 +101,7 @@ def test_metrics_by_hand() -> None:
     logits = np.array([[0.0, 1.0, 2.0]] * 3)
     assert served_tier(data, rows, logits).tolist() == [2, 2, 0]
     assert lost_points(data, rows, np.array([0, 0, 0])) == pytest.approx(100 / 3)
-    images = data.table.image_id[rows.question].tolist()
+    images = data.image_id[rows.question].tolist()
     assert worth(data, rows, np.array([0, 0, 0]), images, 0)["by_budget_alone"] == pytest.approx(1 / 3)
 
 

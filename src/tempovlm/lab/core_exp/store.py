@@ -7,7 +7,7 @@ line which file and field is wrong. Needs the extra `experiments`, imported when
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +67,9 @@ def read_stamp(path: Path) -> Stamp:
     Raises:
         UserError: the file is missing, damaged, or has no stamp.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with path.open("rb") as file:
-            schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: half-written or damaged, not a Parquet file ({reason})") from None
-    return _stamp_of(schema, path)
+    return _stamp_of(_read(path, pq.read_schema), path)
 
 
 def read_results(
@@ -202,6 +195,18 @@ def _check_same(stamps: Iterable[dict[str, Any] | None], path: Path) -> None:
             raise UserError(f"{path}: field {name} of its files' stamps differs; give results of one")
 
 
+def _read(path: Path, read: Callable[[Any], Any]) -> Any:
+    """Read a Parquet file, opened as a file: a path would add columns from folder names such as a=b."""
+    import pyarrow as pa
+
+    try:
+        with path.open("rb") as file:
+            return read(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: half-written or damaged, not a Parquet file ({reason})") from None
+
+
 def _read_table(path: Path) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -210,13 +215,7 @@ def _read_table(path: Path) -> pa.Table:
         raise UserError(f"{path}: no such results file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
-    try:
-        # Opened as a file: a path would add columns from folder names such as a=b.
-        with path.open("rb") as file:
-            table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: half-written or damaged, not a Parquet file ({reason})") from None
+    table = _read(path, pq.read_table)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: no column {missing[0]}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.lab.drawing import INK, mark_log, new_figure, save_png, style
+from tempovlm.lab.drawing import INK, describe, mark_log, new_figure, save_png, style
 from tempovlm.lab.exp1_estimator.data import Rows, Split
 from tempovlm.latency.conformal import coverage
 from tempovlm.latency.cores import LEVELS
@@ -31,14 +31,6 @@ def draw_report(
     _scatter(folder / "predicted_vs_measured.png", best, tests, note)
     _reliability(folder / "reliability.png", best, tests, note)
     _heatmap(folder / "error_by_setting.png", best, list(tests.values()), note)
-
-
-def describe(stamp: Mapping[str, Any]) -> str:
-    """Names the machine, the model and whose data, in a few words."""
-    if not stamp:
-        return "results without a stamp"
-    source = stamp.get("data_source")
-    return f"{stamp['model']} on {stamp['hardware']}, {stamp['device']}" + (f", {source} data" if source else "")
 
 
 def _scatter(path: Path, best: Estimator, tests: Mapping[str, Rows], note: str) -> None:

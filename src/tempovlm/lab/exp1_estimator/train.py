@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
 from tempovlm.lab.exp1_estimator.data import Rows, Split
-from tempovlm.lab.fit import lr_factor, share_of_step
+from tempovlm.lab.fit import lr_factor, seeded, share_of_step
 from tempovlm.lab.log import Log
 from tempovlm.lab.options import FitOptions
 from tempovlm.latency.conformal import margins
@@ -133,9 +133,7 @@ class _Trainer:
         self.empty = MlpCore(RooflineCore.fit(table, rows.workload, rows.ms), features.mean(axis=0), spread, ())
         self.data = _Data.of(rows, table, self.empty, self.device)
         self.generator = torch.Generator().manual_seed(options.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            self.net = _Net(features.shape[1], options).to(self.device)
+        self.net = seeded(options.seed, lambda: _Net(features.shape[1], options)).to(self.device)
         self.loss_of = _loss(options, self.data)
         self.batches = math.ceil(len(self.data.x) / options.batch_size)
         steps = options.num_epochs * math.ceil(self.batches / options.grad_accum)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,31 +34,41 @@ from tempovlm.control.select import TIE
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
-from tempovlm.engine.engine import Engine
-from tempovlm.lab.exp3_first_stage.data import Material, Rows, draw_rows, load_material
+from tempovlm.lab.exp3_first_stage.data import Rows, draw_rows, limits_ms
 from tempovlm.lab.exp3_first_stage.report import judge_stage1
-from tempovlm.lab.fit import SCORE, fit
+from tempovlm.lab.features import FeatureTable, LearningJob
+from tempovlm.lab.fit import SCORE, fit, seeded
 from tempovlm.lab.grpo.algorithm import TEMPERATURE
 from tempovlm.lab.options import FitOptions
-from tempovlm.lab.table import Floats
+from tempovlm.lab.table import PARTS, Floats, Table
 
-VARIANTS = ("budget", "language", "glance")
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "budget": (),
+    "language": ("language",),
+    "glance": ("language", "glance"),
+}
+"""The features that each variant looks at."""
+
+_NETWORKS: Mapping[str, Any] = {
+    "budget": Knob1PredictorBudget,
+    "language": Knob1PredictorBudgetLanguage,
+    "glance": Knob1PredictorBudgetLanguageGlance,
+}
 LOSSES = ("label", "value")
 STAGE1 = "stage1"
 CHECKPOINT = "best_stage1_checkpoint.pt"
 
 BUDGETS_PER_QUESTION = 8
+_LOSS = ("knob1_loss", "time_price")
 _JUDGED_BUDGETS = 16
 """Of each question of validation and test; the same in every epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage1Job:
-    """What to learn from and where to leave it.
+class Stage1Job(LearningJob):
+    """Exp 3.
 
     Attributes:
-        engine: with the model whose features are used. weights: hash of its weights.
-        results_dirs: of the core experiment. datasets: which of its data sets.
         output_dir: the files go to `stage1` within.
         test_results_dirs: of questions about other pictures, which join the test part.
         knob1_variant: what the network looks at, one of `VARIANTS`.
@@ -66,25 +76,15 @@ class Stage1Job:
             logits to what each tier's usual best setting is worth. They differ: where a low tier is right
             on most questions it is the most frequent label, even if a higher one is right more often.
         time_price: accuracy that the whole budget is worth, with `value`; as in the reward of GRPO.
-        latency_estimator_path: of Exp 1; measured medians of the settings unless told.
         budgets_per_question: drawn in an epoch.
-        data_dir: folder of the data sets that the results are about.
     """
 
-    engine: Engine
-    weights: str
-    results_dirs: Sequence[Path]
-    datasets: Sequence[str]
-    output_dir: Path
     options: FitOptions
     test_results_dirs: Sequence[Path] = ()
     knob1_variant: str = "language"
     knob1_loss: str = "label"
     time_price: float = 0.0
-    latency_estimator_path: Path | None = None
-    train_split: float = 0.8
     budgets_per_question: int = BUDGETS_PER_QUESTION
-    data_dir: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -105,34 +105,28 @@ class Stage1Job:
             raise UserError(f"--budgets_per_question {self.budgets_per_question}: must be at least 1")
 
 
-def build_knob1(variant: str, data: Material, hidden_dim: int) -> Knob1Predictor:
+def build_knob1(variant: str, table: Table, features: FeatureTable, hidden_dim: int) -> Knob1Predictor:
     """A network of a variant, its inputs standardised by the questions of training."""
-    seen, tiers = data.features.take(data.split.train), len(data.space.tiers)
-    language, glance = torch.from_numpy(seen.language), torch.from_numpy(seen.glance)
-    net: Knob1Predictor
-    if variant == "budget":
-        net = Knob1PredictorBudget(hidden_dim, tiers)
-    elif variant == "language":
-        net = Knob1PredictorBudgetLanguage(language.shape[1], hidden_dim, tiers)
-        net.fit_inputs(language)
-    else:
-        net = Knob1PredictorBudgetLanguageGlance(language.shape[1], glance.shape[1], hidden_dim, tiers)
-        net.fit_inputs(language, glance)
-    net.budget.fit(data.limits_ms)
-    return net
+    rows, tiers = table.rows("train"), len(table.space.tiers)
+    seen = [torch.from_numpy(getattr(features, name)[rows]) for name in VARIANTS[variant]]
+    net = _NETWORKS[variant](*(one.shape[1] for one in seen), hidden_dim, tiers)
+    if seen:
+        net.fit_inputs(*seen)
+    net.budget.fit(limits_ms(table))
+    return cast(Knob1Predictor, net)
 
 
 class TierObjective:
     """The tier of the best setting, or the tier's worth; new budgets for every question in every epoch."""
 
-    def __init__(self, net: Knob1Predictor, data: Material, job: Stage1Job) -> None:
-        self.net, self.data, self.per_question = net, data, job.budgets_per_question
+    def __init__(self, net: Knob1Predictor, table: Table, features: FeatureTable, job: Stage1Job) -> None:
+        self.net, self.table, self.per_question = net, table, job.budgets_per_question
         self.by_value, self.time_price, seed = job.knob1_loss == "value", job.time_price, job.options.seed
         self.device = next(net.parameters()).device
-        self.language = torch.from_numpy(data.features.language).to(self.device)
-        self.glance = torch.from_numpy(data.features.glance).to(self.device)
+        self.language = torch.from_numpy(features.language).to(self.device)
+        self.glance = torch.from_numpy(features.glance).to(self.device)
         rng = np.random.default_rng([seed, 0])
-        rows = draw_rows(data, data.split.validation, _JUDGED_BUDGETS, rng, job.time_price)
+        rows = draw_rows(table, "validation", _JUDGED_BUDGETS, rng, job.time_price)
         self.held_out = self._tensors(rows)
 
     def _tensors(self, rows: Rows) -> list[Tensor]:
@@ -143,7 +137,7 @@ class TierObjective:
 
     def draw(self, rng: np.random.Generator) -> Sequence[Tensor]:
         """The questions of training with new budgets, shuffled."""
-        rows = draw_rows(self.data, self.data.split.train, self.per_question, rng, self.time_price)
+        rows = draw_rows(self.table, "train", self.per_question, rng, self.time_price)
         order = torch.from_numpy(rng.permutation(len(rows))).to(self.device)
         return [column[order] for column in self._tensors(rows)]
 
@@ -188,56 +182,50 @@ def run_job(job: Stage1Job) -> dict[str, Any]:
         UserError: wrong input, or the folder cannot be written or another process trains in it.
     """
     job.check()
-    options = job.options
-    data = load_material(
-        job.engine,
-        job.weights,
-        job.results_dirs,
-        job.datasets,
-        test_results_dirs=job.test_results_dirs,
-        latency_estimator_path=job.latency_estimator_path,
-        train_split=job.train_split,
-        seed=options.seed,
-        data_dir=job.data_dir,
-    )
-    return train_stage1(job, data)
+    estimator = job.estimator
+    table, samples = job.read(job.results_dirs)
+    table, others = table.split_by_picture(job.train_split, job.options.seed), None
+    if job.test_results_dirs:
+        more, others = job.read(job.test_results_dirs)
+        table = table.with_test(more)
+    table = table.for_training(estimator)
+    if estimator is None:
+        # A label must not hang on how long a single answer happened to take.
+        table = replace(table, latency_ms=np.tile(table.usual_ms(), (len(table), 1)))
+    features = job.features(job.results_dirs[0], samples)
+    if others is not None:
+        features = features.with_more(job.features(job.test_results_dirs[0], others))
+    return train_stage1(job, table, features)
 
 
-def train_stage1(job: Stage1Job, data: Material) -> dict[str, Any]:
-    """The same on material that was read."""
+def train_stage1(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, Any]:
+    """The same on a table that was read."""
     with writing_to(job.folder):
-        return _train(job, data)
+        return _train(job, table, features)
 
 
-def _train(job: Stage1Job, data: Material) -> dict[str, Any]:
+def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, Any]:
     options = job.options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = build_knob1(job.knob1_variant, data, options.hidden_dim).to(options.device)
-    objective = TierObjective(net, data, job)
+    net = seeded(options.seed, lambda: build_knob1(job.knob1_variant, table, features, options.hidden_dim))
+    net.to(options.device)
+    objective = TierObjective(net, table, features, job)
     about = {
-        "questions": data.table.question_id.tolist(),
-        "range_ms": data.limits_ms,
-        "accuracy": float(data.table.accuracy.sum()),
-        "train_split": job.train_split,
-        "budgets_per_question": job.budgets_per_question,
-        "knob1_loss": job.knob1_loss,
-        "time_price": job.time_price,
-        "weights": data.weights,
+        "questions": table.question_id.tolist(),
+        "range_ms": limits_ms(table),
+        "accuracy": float(table.accuracy.sum()),
+        **{name: getattr(job, name) for name in ("train_split", "budgets_per_question", *_LOSS, "weights")},
     }
     fitted = fit(net, objective, options, job.folder, about)
     parts = {
-        name: draw_rows(
-            data, getattr(data.split, name), count, np.random.default_rng([options.seed, place]), job.time_price
-        )
-        for name, count, place in (
-            ("train", job.budgets_per_question, 2),
-            ("validation", _JUDGED_BUDGETS, 0),
-            ("test", _JUDGED_BUDGETS, 3),
+        name: draw_rows(table, name, count, np.random.default_rng([options.seed, place]), job.time_price)
+        for name, count, place in zip(
+            PARTS, (job.budgets_per_question, *[_JUDGED_BUDGETS] * 2), (2, 0, 3), strict=True
         )
     }
     logits = objective.predict(parts["test"])
-    report = judge_stage1(job.knob1_variant, data, parts, logits, options.seed) | {
+    seen = [getattr(features, name) for name in VARIANTS[job.knob1_variant]]
+    report = judge_stage1(table, seen, parts, logits, options.seed) | {
+        "variant": job.knob1_variant,
         "loss": job.knob1_loss,
         "time_price": job.time_price,
         "best_epoch": fitted.best_epoch,
@@ -245,18 +233,18 @@ def _train(job: Stage1Job, data: Material) -> dict[str, Any]:
         "options": asdict(options),
         "test_results": [str(folder) for folder in job.test_results_dirs],
         "latency": "predicted" if job.latency_estimator_path else "measured medians of the settings",
-        "stamp": dict(data.stamp),
+        "stamp": dict(table.stamp),
     }
     save_controller(
         job.folder / CHECKPOINT,
         kind="two_stage_stage1",
         networks={"knob1": net},
-        space=data.space,
-        weights=data.weights,
-        stamp=data.stamp,
+        space=table.space,
+        weights=job.weights,
+        stamp=table.stamp,
         options={
             **asdict(options),
-            **{name: getattr(job, name) for name in ("knob1_variant", "knob1_loss", "time_price", "train_split")},
+            **{name: getattr(job, name) for name in ("knob1_variant", *_LOSS, "train_split")},
         },
         metrics={name: report[name] for name in ("accuracy", "accuracy_interval", "best_validation_score")},
     )

@@ -85,6 +85,33 @@ class Study:
             return measure(self.engine, samples, plans, file, self.protocol, advance, influence=name == "single")
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was measured.
+
+    Attributes:
+        single: data set → split → scores without each block. trained, held_out: importances of the two splits.
+        merged, influence: (N,) means over the data sets, on training pictures.
+        removals: of the joint search. rankings: by name.
+        compared: split → ranking → depth → accuracy.
+    """
+
+    single: Mapping[str, Mapping[str, Scores]]
+    trained: Mapping[str, Importance]
+    held_out: Mapping[str, Importance]
+    merged: Floats
+    influence: Floats
+    removals: Sequence[Removal]
+    rankings: Mapping[str, Ranking]
+    compared: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+
+    @property
+    def best(self) -> str:
+        """The ranking with the highest mean accuracy over the depths on training pictures; of equals the first."""
+        table = self.compared["train"]
+        return max(table, key=lambda name: sum(cell["accuracy"] for cell in table[name].values()))
+
+
 def run_study(study: Study) -> dict[str, Any]:
     """Measure, write every file, and return what cross_dataset_correlation.json holds.
 
@@ -92,10 +119,18 @@ def run_study(study: Study) -> dict[str, Any]:
         UserError: a folder cannot be written, its scores are of another run, or another process writes there.
     """
     with writing_to(study.output_dir):
-        return _run(study)
+        found = _measure(study)
+        for name in study.data:
+            _write(study, study.output_dir / f"importance_comparison_{name}.json", _comparison(name, found))
+        record, merged = _correlations(study, found), _merged_record(study, found)
+        _write(study, study.output_dir / "cross_dataset_correlation.json", record)
+        for path in (study.output_dir / "merged_scores.json", study.merged_file):
+            _write(study, path, merged)
+        _draw(study, found)
+        return record | {"ranking": merged["ranking"], "ranking_method": found.best, "depths": found.compared}
 
 
-def _run(study: Study) -> dict[str, Any]:
+def _measure(study: Study) -> Found:
     plans = ablations(study.num_blocks)
     single = {
         dataset: {
@@ -120,16 +155,7 @@ def _run(study: Study) -> dict[str, Any]:
         "train": _compare(study, rankings, "train", choice),
         "val": _compare(study, rankings, "val", {n: s["val"][: study.num_joint] for n, s in study.data.items()}),
     }
-    best = _best(compared["train"])
-    for name in study.data:
-        _write(study, f"importance_comparison_{name}.json", _comparison(name, single, trained, held_out))
-    record = _correlations(study, trained, held_out, merged, rankings, best)
-    _write(study, "cross_dataset_correlation.json", record)
-    merged_record = _merged_record(study, single, merged, influence, removals, rankings, best, compared)
-    _write(study, "merged_scores.json", merged_record)
-    _write_at(study.merged_file, merged_record)
-    _draw(study, trained, held_out)
-    return record | {"ranking": merged_record["ranking"], "ranking_method": best, "depths": compared}
+    return Found(single, trained, held_out, merged, influence, removals, rankings, compared)
 
 
 def _search_samples(study: Study) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
@@ -181,25 +207,15 @@ def _compare(
     return table
 
 
-def _best(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The ranking with the highest mean accuracy over the depths; of equals the first."""
-    return max(table, key=lambda name: sum(cell["accuracy"] for cell in table[name].values()))
-
-
 def _named(values: Floats) -> dict[str, float]:
     return {str(block): round(float(value), 6) for block, value in enumerate(values)}
 
 
-def _comparison(
-    name: str,
-    single: Mapping[str, Mapping[str, Scores]],
-    trained: Mapping[str, Importance],
-    held_out: Mapping[str, Importance],
-) -> dict[str, Any]:
+def _comparison(name: str, found: Found) -> dict[str, Any]:
     """One data set: both splits with intervals, how they agree, and the cheap measure beside them."""
     from scipy.stats import spearmanr
 
-    train, val = trained[name], held_out[name]
+    train, val = found.trained[name], found.held_out[name]
     varies = np.ptp(train.values) > 0 and np.ptp(val.values) > 0
     p_value = float(spearmanr(train.values, val.values).pvalue) if varies else None
     agreement = correlate(train, val)
@@ -212,7 +228,7 @@ def _comparison(
         "train_against_validation": agreement,
     }
     for split, importance in (("train", train), ("val", val)):
-        scores = single[name][split]
+        scores = found.single[name][split]
         low, high = importance.interval()
         turn = scores.influence.mean(axis=0)
         record[split] = {
@@ -223,99 +239,77 @@ def _comparison(
             "low": _named(low),
             "high": _named(high),
             "block_influence": _named(turn),
-            "influence_agreement": _agreement(importance, turn),
+            "influence_agreement": correlate(
+                importance, Importance(turn, np.tile(turn, (len(importance.draws), 1)), 1.0)
+            ),
         }
     return record
 
 
-def _agreement(importance: Importance, influence: Floats) -> dict[str, Any]:
-    """How well the cheap measure follows the importances."""
-    return correlate(importance, Importance(influence, np.tile(influence, (len(importance.draws), 1)), 1.0))
-
-
-def _correlations(
-    study: Study,
-    trained: Mapping[str, Importance],
-    held_out: Mapping[str, Importance],
-    merged: Floats,
-    rankings: Mapping[str, Ranking],
-    best: str,
-) -> dict[str, Any]:
+def _correlations(study: Study, found: Found) -> dict[str, Any]:
+    trained, rankings = found.trained, found.rankings
     place = {
         name: np.argsort(np.array(ranking.order)).astype(np.float64)[1:-1] for name, ranking in rankings.items()
     }
     return {
         **cross_dataset(trained),
-        "train_against_validation": {name: correlate(trained[name], held_out[name]) for name in trained},
+        "train_against_validation": {name: correlate(trained[name], found.held_out[name]) for name in trained},
         "ranking_agreement": {
             name: round(float(spearman(place["joint"], other)), 5) for name, other in place.items()
         },
         "dataset_scores": {name: _named(one.values) for name, one in trained.items()},
-        "merged_scores": _named(merged),
-        "ranking": list(rankings[best].order),
+        "merged_scores": _named(found.merged),
+        "ranking": list(rankings[found.best].order),
         "stamp": study.stamp.to_json(),
     }
 
 
-def _merged_record(
-    study: Study,
-    single: Mapping[str, Mapping[str, Scores]],
-    merged: Floats,
-    influence: Floats,
-    removals: Sequence[Removal],
-    rankings: Mapping[str, Ranking],
-    best: str,
-    compared: Mapping[str, Any],
-) -> dict[str, Any]:
+def _merged_record(study: Study, found: Found) -> dict[str, Any]:
     """The predecessor's fields, and beside them the rankings with their accuracy at every depth."""
     base = study.protocol.base
     return {
         "method": "mean over data sets of accuracy(all blocks) - accuracy(without the block), training pictures",
         "train_val_weight": {"train": 1.0, "validation": 0.0},
-        "num_datasets": len(single),
-        "datasets": list(single),
+        "num_datasets": len(found.single),
+        "datasets": list(found.single),
         "per_dataset_metadata": {
             name: {
                 "num_samples": len(splits["train"].images),
                 "baseline_accuracy": round(float(splits["train"].scores[:, 0].mean()), 6),
             }
-            for name, splits in single.items()
+            for name, splits in found.single.items()
         },
-        "merged_scores": _named(merged),
-        "block_influence": _named(influence),
-        "ranking": list(rankings[best].order),
-        "ranking_method": best,
+        "merged_scores": _named(found.merged),
+        "block_influence": _named(found.influence),
+        "ranking": list(found.rankings[found.best].order),
+        "ranking_method": found.best,
         "ranking_rule": "highest mean accuracy over the depths on training pictures that the search did not see",
-        "rankings": {name: list(ranking.order) for name, ranking in rankings.items()},
-        "accuracy_by_depth": compared,
+        "rankings": {name: list(ranking.order) for name, ranking in found.rankings.items()},
+        "accuracy_by_depth": found.compared,
         "joint_search": [
-            {"removed": r.block, "blocks": list(r.blocks), "accuracy": round(r.accuracy, 6)} for r in removals
+            {"removed": r.block, "blocks": list(r.blocks), "accuracy": round(r.accuracy, 6)}
+            for r in found.removals
         ],
         "tier": base.tier,
         "top_k": base.top_k,
         "data_source": study.stamp.data_source,
-        "stamp": study.stamp.to_json(),
     }
 
 
-def _write(study: Study, name: str, record: Mapping[str, Any]) -> None:
-    _write_at(study.output_dir / name, {**record, "stamp": study.stamp.to_json()})
+def _write(study: Study, path: Path, record: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps({**record, "stamp": study.stamp.to_json()}, indent=1) + "\n")
 
 
-def _write_at(path: Path, record: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(record, indent=1) + "\n")
-
-
-def _draw(study: Study, trained: Mapping[str, Importance], held_out: Mapping[str, Importance]) -> None:
+def _draw(study: Study, found: Found) -> None:
     """A bar chart for each data set, train beside validation, and one with all data sets."""
     note = f"{study.stamp.model}, {study.stamp.data_source} data, {study.stamp.device}"
-    for name, train in trained.items():
+    for name, train in found.trained.items():
         _bars(
             study.output_dir / f"importance_comparison_{name}.png",
-            {"train": train, "validation": held_out[name]},
+            {"train": train, "validation": found.held_out[name]},
             f"{name}: importance of each block ({note})",
         )
-    _bars(study.output_dir / "importance_comparison_all.png", trained, f"training pictures ({note})")
+    _bars(study.output_dir / "importance_comparison_all.png", found.trained, f"training pictures ({note})")
 
 
 @style()

@@ -7,6 +7,7 @@ question. Shapes: `N` questions, `B` of a batch, `T` tiers, `K` settings, `A` to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading
-from tempovlm.control.networks import TwoStageController, tier_logits
-from tempovlm.lab.grpo.environment import MASKED, Batch
+from tempovlm.control.networks import Knob2Knob3Predictor, TwoStageController, tier_logits
+from tempovlm.data.sample import Sample
+from tempovlm.lab.fit import head_sizes, seeded
+from tempovlm.lab.grpo.environment import LEAST_LEFT, MASKED, Batch, Environment, GrpoJob, limits_ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,13 @@ class Shared:
     language: Tensor
     vision: Tensor
     glance: Tensor
+
+    @classmethod
+    def of(cls, job: GrpoJob, samples: Sequence[Sample]) -> Shared:
+        """Features of all questions on the training device, stored beside the results when first made."""
+        found = job.features(job.results_dirs[0], samples)
+        arrays = (found.language, found.vision, found.glance)
+        return cls(*(torch.as_tensor(array, device=job.options.device) for array in arrays))
 
     def __deepcopy__(self, memo: Any) -> Shared:
         return self
@@ -109,3 +119,24 @@ class LlmActor(nn.Module):
         if batch.allowed is not None:
             joint = joint.masked_fill(~batch.allowed.to(device), MASKED)
         return joint.log_softmax(dim=1)
+
+
+def new_second_stage(env: Environment, shared: Shared, hidden_dim: int, seed: int) -> Knob2Knob3Predictor:
+    """Untrained, with inputs standardised by the training questions."""
+    space, (least_ms, most_ms) = env.space, limits_ms(env)
+    rows = torch.as_tensor(env.table.rows("train"), device=shared.language.device)
+    widths = shared.vision.shape[-1], shared.language.shape[-1]
+    net = seeded(seed, lambda: Knob2Knob3Predictor(*widths, hidden_dim, **head_sizes(space)))
+    soften(net.trunk)
+    net.fit_inputs(shared.vision[rows].flatten(0, 1), shared.language[rows])
+    net.budget.fit((LEAST_LEFT * least_ms, most_ms))
+    return net
+
+
+def soften(trunk: nn.Sequential) -> None:
+    """Begin with all settings equally likely: what is never drawn is never learned."""
+    last = trunk[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.zero_()

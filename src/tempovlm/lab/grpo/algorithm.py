@@ -39,10 +39,10 @@ from tempovlm.lab.grpo.environment import (
     MASKED,
     Actor,
     Batch,
-    DrawBudgets,
     Environment,
     OnlineAccuracy,
     TableAccuracy,
+    Task,
 )
 from tempovlm.lab.log import logged
 from tempovlm.lab.options import SCALES, GrpoOptions
@@ -320,37 +320,7 @@ def _centred(values: Tensor, counts: Tensor) -> Tensor:
 # 5. Training
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class Task:
-    """The questions that a policy learns on.
-
-    Attributes:
-        rows: questions of the training. validation: the same questions and budgets at every epoch.
-        draw: budgets for questions of the training, new at every epoch.
-    """
-
-    env: Environment
-    rows: NDArray[np.int64]
-    validation: Batch
-    draw: DrawBudgets
-    options: GrpoOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The epoch that was kept (0: none was better than the start), validation rewards, and all epochs' records.
-
-    GRPO begins at `start_reward`; `untrained_reward` is what the policy reached before a warm start.
-    """
-
-    best_epoch: int
-    best_reward: float
-    start_reward: float
-    untrained_reward: float
-    history: Sequence[Mapping[str, Any]]
-
-
-def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
+def train(policy: nn.Module, task: Task, folder: Path, title: str) -> GrpoTraining:
     """Train in place; the policy ends with the weights of the epoch whose validation reward was highest.
 
     Raises:
@@ -364,21 +334,20 @@ def train(policy: nn.Module, task: Task, folder: Path, title: str) -> Trained:
             "none for what the paper does"
         )
     make_folder(folder)
-    training = _GrpoTraining(policy, task)
+    training = GrpoTraining(policy, task)
     training.resume(folder / STATE)
     if training.epoch == 0:
         training.begin()
     training.run(folder / STATE, title)
-    return Trained(
-        training.best_epoch,
-        training.best_score,
-        training.start_reward,
-        training.untrained_reward,
-        training.history,
-    )
+    return training
 
 
-class _GrpoTraining(Training):
+class GrpoTraining(Training):
+    """A training by rewards; epoch 0 is best where none was better than the start.
+
+    GRPO begins at `start_reward`; `untrained_reward` is what the policy reached before a warm start.
+    """
+
     def __init__(self, policy: nn.Module, task: Task) -> None:
         super().__init__(policy, task.options)
         self.task, self.options = task, task.options
@@ -395,6 +364,7 @@ class _GrpoTraining(Training):
             self.reference = copy.deepcopy(self.net).requires_grad_(False)
 
     def train_epoch(self) -> dict[str, Any]:
+        """Draw, step and validate; return the epoch's record."""
         options, accum = self.options, self.options.grad_accum
         # No dropout: it would make the policy that learns another one than the policy that drew.
         self.net.eval()
@@ -448,6 +418,7 @@ class _GrpoTraining(Training):
         return result
 
     def state(self) -> dict[str, Any]:
+        """Return everything that the next epoch depends on."""
         accuracy = self.task.env.accuracy
         return {
             "conditions": self.conditions(),

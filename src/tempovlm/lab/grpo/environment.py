@@ -1,7 +1,8 @@
 """The environment that policies act in: questions under budgets, and each setting's latency and accuracy.
 
 Accuracy comes from the core experiment's table, or from the model itself, which then runs only what was drawn, and
-nothing twice. Latency is predicted by the estimator or measured.
+nothing twice. Latency is the table's. Training budgets are drawn anew at every epoch; those that choose the epoch
+and those of the report are drawn once, for other pictures.
 
 Shapes: `N` questions, `K` settings, `T` tiers, `B` groups of a batch, `G` choices of a group.
 """
@@ -11,29 +12,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.features import median_latency_ms, setting_latency_ms
-from tempovlm.lab.table import DecisionTable, Floats
-from tempovlm.latency.cores import LEVELS
-from tempovlm.latency.estimator import Estimator
-from tempovlm.latency.features import Workload
-
-if TYPE_CHECKING:
-    import pandas as pd
+from tempovlm.lab.features import LearningJob
+from tempovlm.lab.options import GrpoOptions
+from tempovlm.lab.table import Floats, Table, budget_range, draw_budgets
 
 MASKED = -1e9
 """A logarithm of no probability; finite, so that a row in which everything is masked has no gradient of NaN."""
+
+FIXED_BUDGETS = 8
+"""Budgets for every question of the validation and of the test."""
 
 LEAST_LEFT = 0.01
 """Share of the budget that counts as left where looking at the picture took all of it: its logarithm is needed."""
@@ -102,71 +102,6 @@ class OnlineAccuracy:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Costs:
-    """What settings take, in milliseconds.
-
-    Attributes:
-        latency_ms: (N, K) whole answers, as the reward counts them.
-        upper_ms: (N, K) what an answer hardly ever exceeds, as the guard counts it: without knowing its length.
-        prefix_ms: (N, T) opening and looking at the picture: what is gone when the second choice is made.
-    """
-
-    latency_ms: Floats
-    upper_ms: Floats
-    prefix_ms: Floats
-
-
-def predicted_costs(table: DecisionTable, frame: pd.DataFrame, estimator: Estimator) -> Costs:
-    """What the estimator predicts, with what opening a picture takes where totals were measured.
-
-    The upper time is that of an answer as long as 99 % of the table's answers.
-
-    Args:
-        table: the questions.
-        frame: what `lab.core_exp.store.read_results` returned.
-        estimator: of this machine and model.
-    """
-    latency_ms, top = setting_latency_ms(table, frame, estimator), LEVELS[-1]
-    longest = float(np.quantile(table.output_tokens, top)) - 1
-    per_tier = len(table.space) // len(table.space.tiers)
-    upper_ms, prefix_ms = [], []
-    for i in range(len(table)):
-        tilings = [(int(r), int(c)) if r else None for r, c in table.crops[i]]
-        tokens = [int(count) for count in table.vision_tokens[i]]
-        text, steps = int(table.text_tokens[i]), table.output_tokens[i] - 1
-        times, slowest = (
-            estimator.predict(Workload.of_request(table.space, tokens, text, tilings, count))
-            for count in (steps, longest)
-        )
-        opening_ms = latency_ms[i] - times.total_ms(steps)
-        look_ms = opening_ms + times.stage_ms("vision_encoder") + times.stage_ms("projector")
-        upper_ms.append(opening_ms + slowest.total_ms(longest, top))
-        prefix_ms.append(look_ms[::per_tier])
-    return Costs(latency_ms, np.stack(upper_ms), np.stack(prefix_ms))
-
-
-def measured_costs(table: DecisionTable, frame: pd.DataFrame) -> Costs:
-    """What was measured: a question's own median where there is one, else the setting's.
-
-    Args:
-        table: the questions.
-        frame: what `lab.core_exp.store.read_results` returned.
-
-    Raises:
-        UserError: a setting was never measured.
-    """
-    space, every = table.space, (len(table), 1)
-    medians = median_latency_ms(frame, space)
-    timed = frame[frame["T_total"].notna()]
-    upper = timed.groupby(["tier", "top_k", "num_blocks"])["T_total"].quantile(LEVELS[-1]).to_dict()
-    upper_ms = np.array([upper[k.tier, k.top_k, k.num_blocks] for k in space])
-    look = timed[["T_preprocess", "T_vision_encoder", "T_projector"]].astype(float).fillna(0.0).sum(axis=1)
-    prefix_ms = look.groupby(timed["tier"]).median().reindex(space.tiers).to_numpy(dtype=float)
-    latency_ms = np.where(np.isnan(table.latency_ms), medians, table.latency_ms)
-    return Costs(latency_ms, np.tile(upper_ms, every), np.tile(prefix_ms, every))
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """Questions under budgets, as a policy sees them; all on the CPU.
 
@@ -184,13 +119,14 @@ class Batch:
 
 
 class Environment:
-    """The questions of a table, what their settings take and what they are worth."""
+    """The questions of a table, what their settings take and what they are worth: by the table unless told."""
 
-    def __init__(self, space: KnobSpace, costs: Costs, accuracy: AccuracySource) -> None:
-        self.space, self.costs, self.accuracy = space, costs, accuracy
-        self.latency_ms, self.upper_ms, self.prefix_ms = (
+    def __init__(self, table: Table, accuracy: AccuracySource | None = None) -> None:
+        self.table, self.space = table, table.space
+        self.accuracy = accuracy or TableAccuracy(torch.tensor(table.accuracy))
+        self.latency_ms, self.upper_ms, self.look_ms = (
             torch.as_tensor(values, dtype=torch.float64)
-            for values in (costs.latency_ms, costs.upper_ms, costs.prefix_ms)
+            for values in (table.latency_ms, table.upper_ms, table.look_ms)
         )
 
     def allowed(self, rows: Tensor, budget_ms: Tensor) -> Tensor:
@@ -202,7 +138,7 @@ class Environment:
     def left_ms(self, rows: Tensor, budget_ms: Tensor) -> Tensor:
         """(B, T) what is left of (B,) budgets after looking at the picture at each tier."""
         every = budget_ms.unsqueeze(1)
-        return torch.maximum(every - self.prefix_ms[rows], LEAST_LEFT * every)
+        return torch.maximum(every - self.look_ms[rows], LEAST_LEFT * every)
 
     def batch(self, rows: Tensor, budget_ms: Tensor, *, mask: bool, tiers: Tensor | None = None) -> Batch:
         """Put questions (B,) under budgets (B,), with the guard's mask or without, some at given tiers."""
@@ -215,3 +151,80 @@ DrawBudgets = Callable[[NDArray[np.int64], np.random.Generator], Floats]
 
 Actor = Callable[[Batch], Tensor]
 """A policy: log-probabilities (B, K) of the settings, which sum to 1 where nothing was chosen from outside."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Task:
+    """The questions that a policy learns on.
+
+    Attributes:
+        rows: questions of the training. validation: the same questions and budgets at every epoch.
+        draw: budgets for questions of the training, new at every epoch.
+    """
+
+    env: Environment
+    rows: NDArray[np.int64]
+    validation: Batch
+    draw: DrawBudgets
+    options: GrpoOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoJob(LearningJob):
+    """The job of Exp 4 and 5.
+
+    Attributes:
+        hidden_dim: units of the networks' hidden layers.
+        max_new_tokens: cap on answers, where accuracy comes from running the model.
+    """
+
+    options: GrpoOptions
+    hidden_dim: int = 128
+    max_new_tokens: int = 16
+
+    def check(self) -> None:
+        """Raise a `UserError` that names the first flag whose value makes no sense."""
+        self.options.check()
+        for name in ("hidden_dim", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+
+
+def gather(job: GrpoJob) -> tuple[Environment, list[Sample]]:
+    """Read and check everything.
+
+    Raises:
+        UserError: a flag makes no sense, or results, estimator or pictures are missing or do not fit together.
+    """
+    job.check()
+    estimator = job.estimator
+    table, samples = job.read(job.results_dirs)
+    table = table.split_by_picture(job.train_split, job.options.seed).for_training(estimator)
+    online = job.options.accuracy_source == "online"
+    accuracy = OnlineAccuracy(job.engine, samples, job.max_new_tokens) if online else None
+    return Environment(table, accuracy), samples
+
+
+def limits_ms(env: Environment) -> tuple[float, float]:
+    """Return the range of budgets; below and above it the guard decides alone."""
+    return budget_range(env.table.upper_ms[env.table.rows("train")])
+
+
+def new_task(env: Environment, options: GrpoOptions, judged: str = "validation") -> Task:
+    """Return what to learn, and the questions and budgets of the part that it is judged on."""
+    ends_ms = limits_ms(env)
+    return Task(
+        env=env,
+        rows=env.table.rows("train"),
+        validation=fixed_batch(env, judged, options.seed),
+        draw=lambda rows, rng: draw_budgets(rng, len(rows), ends_ms),
+        options=options,
+    )
+
+
+def fixed_batch(env: Environment, part: str, seed: int) -> Batch:
+    """Put every question of a part under several budgets, under the guard's mask, as served."""
+    rows = env.table.rows(part)
+    every = np.repeat(rows, FIXED_BUDGETS)
+    budgets = draw_budgets(np.random.default_rng([seed, len(rows)]), len(every), limits_ms(env))
+    return env.batch(torch.as_tensor(every), torch.as_tensor(budgets), mask=True)

@@ -1,14 +1,16 @@
-"""What a GRPO training came to: its choices beside a table's, the best fixed setting's and the oracle's.
+"""Judges a GRPO training beside a table, the best fixed setting and the oracle, and draws its figures.
 
 All are judged on the same questions under the same budgets, with the latencies that the reward counted; measured
-adherence is the judge's business. Knows no training.
+adherence is the judge's business.
 
 Shapes: `N` questions, `B` questions under budgets, `K` settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tempovlm.control.select import TIE, best
-from tempovlm.lab.grpo.algorithm import Rollout, Task, Trained, evaluate, every_reward, measures, outcome
-from tempovlm.lab.grpo.environment import Batch, Environment, TableAccuracy
+from tempovlm.core.knobs import KNOBS
+from tempovlm.lab.drawing import can_draw, describe, mark_log, new_figure, save_png, style
+from tempovlm.lab.grpo.algorithm import GrpoTraining, Rollout, evaluate, every_reward, measures, outcome
+from tempovlm.lab.grpo.environment import Batch, Environment, GrpoJob, Task, limits_ms
 from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.statistics import clustered_bootstrap, utilisation, wilson_interval
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import PARTS
 
 BUDGET_BINS = 5
 
@@ -29,7 +33,7 @@ _LATE_SHARE = 10
 """The reward at the end is the mean of the last tenth of the epochs."""
 
 
-def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable) -> dict[str, Any]:
+def judge(policy: nn.Module, task: Task, trained: GrpoTraining) -> dict[str, Any]:
     """The best weights on the validation questions, beside what needs no learning.
 
     Returns:
@@ -38,12 +42,12 @@ def judge(policy: nn.Module, task: Task, trained: Trained, table: DecisionTable)
         from epoch to epoch by their budgets), `best_epoch`.
     """
     batch, options = task.validation, task.options
-    env = Environment(table.space, task.env.costs, TableAccuracy(torch.tensor(table.accuracy)))
+    table, env = task.env.table, Environment(task.env.table)
     free = task.env.batch(batch.rows, batch.budget_ms, mask=False)
     found = {
         "policy": evaluate(policy, task.env, batch, options),
         "policy, nothing masked": evaluate(policy, task.env, free, options),
-        "table": _of(env, batch, table_choice(table, task.rows, env, batch, options.time_price), options),
+        "table": _of(env, batch, table_choice(task.rows, env, batch, options.time_price), options),
         "fixed": _of(env, batch, fixed_choice(task, env, batch), options),
         "oracle": _of(env, batch, oracle_choice(env, batch, options), options),
     }
@@ -67,14 +71,12 @@ def _of(env: Environment, batch: Batch, settings: Tensor, options: GrpoOptions) 
     return outcome(env, batch, settings, torch.zeros(settings.shape), options)
 
 
-def table_choice(
-    table: DecisionTable, train: NDArray[np.int64], env: Environment, batch: Batch, time_price: float = 0.0
-) -> Tensor:
+def table_choice(train: NDArray[np.int64], env: Environment, batch: Batch, time_price: float = 0.0) -> Tensor:
     """(B, 1) of the allowed settings the one most accurate in training, the cheaper one of a tie.
 
     Time has the price that it has in the reward, so that the table is after the same thing as the policy.
     """
-    accuracy = table.accuracy[train].mean(axis=0)
+    accuracy = env.table.accuracy[train].mean(axis=0)
     cost_ms = env.latency_ms[torch.as_tensor(train)].median(dim=0).values.numpy()
     allowed = env.allowed(batch.rows, batch.budget_ms).numpy()
     price_per_ms = time_price / batch.budget_ms.unsqueeze(1).numpy()
@@ -167,3 +169,82 @@ def render(report: Mapping[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
+
+
+def finish(job: GrpoJob, env: Environment, judged: Mapping[str, Any], schema: str) -> dict[str, Any]:
+    """The report: what was judged and what it was made with."""
+    return {
+        "schema": schema,
+        **judged,
+        "questions": {name: len(env.table.rows(name)) for name in PARTS},
+        "budgets_ms": list(limits_ms(env)),
+        "latency": "estimator" if job.latency_estimator_path else "measured",
+        "options": {**asdict(job.options), "train_split": job.train_split},
+        "knob_space": env.space.fingerprint,
+        "stamp": dict(env.table.stamp),
+    }
+
+
+def draw(folder: Path, history: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> None:
+    """Writes `training.png`, `knobs.png` and `trade_off.png`; says so and does not without matplotlib.
+
+    Args:
+        folder: that exists.
+        history: an epoch's record each.
+        report: with `by_budget`, `policies` and the stamp.
+    """
+    if not can_draw():
+        return
+    panels: tuple[tuple[str, int, Callable[[Any], None]], ...] = (
+        ("training", 1100, lambda figure: _training(figure, history)),
+        ("knobs", 1100, lambda figure: _knobs(figure, history)),
+        ("trade_off", 640, lambda figure: _trade_off(figure, report)),
+    )
+    for name, width, fill in panels:
+        with style():
+            figure = new_figure(width, 400)
+            fill(figure)
+            figure.suptitle(describe(report["stamp"]))
+            save_png(figure, folder / f"{name}.png")
+
+
+def _training(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    epochs = [record["epoch"] for record in history]
+    reward, entropy, groups = figure.subplots(1, 3)
+    reward.plot(epochs, [record["train"]["reward"] for record in history], label="draws, training")
+    reward.plot(epochs, [record["val"]["reward"] for record in history], label="best choices, validation")
+    reward.set_ylabel("reward")
+    entropy.plot(epochs, [record["entropy"] for record in history])
+    entropy.set_ylabel("entropy, nats")
+    groups.plot(epochs, [record["flat_groups"] for record in history], label="groups without spread")
+    groups.plot(epochs, [record["clip_fraction"] for record in history], label="clipped choices")
+    groups.plot(epochs, [1 - record["train"]["adherence"] for record in history], label="late draws")
+    groups.set_ylabel("share")
+    for axes in (reward, groups):
+        axes.legend()
+    for axes in (reward, entropy, groups):
+        axes.set_xlabel("epoch")
+
+
+def _knobs(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    epochs = [record["epoch"] for record in history]
+    for axes, knob in zip(figure.subplots(1, len(KNOBS), sharey=True), KNOBS, strict=True):
+        values = list(history[0]["val"]["knobs"][knob])
+        axes.stackplot(
+            epochs, [[r["val"]["knobs"][knob][value] for r in history] for value in values], labels=values
+        )
+        axes.set_title(knob.replace("_", " "))
+        axes.set_xlabel("epoch")
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=len(values))
+
+
+def _trade_off(figure: Any, report: Mapping[str, Any]) -> None:
+    axes = figure.add_subplot()
+    for name in ("policy", "table", "oracle"):
+        points = [(row[name]["latency_ms"], row[name]["accuracy"]) for row in report["by_budget"]]
+        axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=name)
+    axes.set_xscale("log")
+    mark_log(axes.xaxis)
+    axes.set_xlabel("mean latency of a fifth of the budgets, ms")
+    axes.set_ylabel("accuracy")
+    axes.legend()

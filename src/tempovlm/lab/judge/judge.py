@@ -4,7 +4,7 @@ The unit is the request, clustered by picture: every interval comes from one set
 all policies, so differences are paired. Accuracy is compared at the mean latency that a policy really took, never
 at its nominal budget, with the best random mixture of static settings; beside it stands the best mixture whose
 every setting fits the budget. Several budgets are several tests, so p-values are corrected over the budgets of a
-policy. Knows no model and draws nothing.
+policy.
 
 Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself.
 """
@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from tempovlm.control.baselines import varying
+from tempovlm.control.select import Ints
 from tempovlm.core.knobs import KNOBS
 from tempovlm.core.progress import Advance, silent
 from tempovlm.lab import statistics
-from tempovlm.lab.judge.datasets import by_dataset
-from tempovlm.lab.judge.offline import Floats, Rule, mixed, restricted, shuffled
-from tempovlm.lab.judge.trial import Outcome, Points, Trial, estimate, without_dust
+from tempovlm.lab.judge.offline import Rule, mixed, restricted, shuffled
+from tempovlm.lab.judge.trial import Outcome, Points, Trial, clusters, estimate, without_dust
+from tempovlm.lab.table import Floats
 
 SCHEMA = "tempovlm.judge/1"
 
@@ -100,7 +101,7 @@ def timeliness(trial: Trial, outcome: Outcome, budget: int) -> dict[str, Any]:
     if not len(taken_ms):
         return {"num_measured": 0, **empty, "num_utilisation": 0}
     on_time = int((taken_ms <= budget_ms).sum())
-    slower = trial.scored_ms[is_known].max(axis=1) > outcome.latency_ms[is_known, budget]
+    slower = trial.table.latency_ms[is_known].max(axis=1) > outcome.latency_ms[is_known, budget]
     ratios = (taken_ms / budget_ms).tolist()
     return {
         "num_measured": len(taken_ms),
@@ -201,7 +202,7 @@ def ablation(trial: Trial, rule: Rule, control_ms: float = 0.0) -> list[dict[str
 def _static(trial: Trial) -> dict[str, Any]:
     """Every static setting on the judged questions, and the mixture's settings and frontier."""
     space = trial.table.space
-    latency_ms, accuracy = trial.scored_ms.mean(axis=0), trial.table.accuracy.mean(axis=0)
+    latency_ms, accuracy = trial.table.latency_ms.mean(axis=0), trial.table.accuracy.mean(axis=0)
     return {
         "settings": [
             {"knobs": str(knobs), "mean_latency_ms": float(latency_ms[i]), "accuracy": float(accuracy[i])}
@@ -224,3 +225,38 @@ def _static(trial: Trial) -> dict[str, Any]:
 def _curve(points: Points) -> list[dict[str, float]]:
     pairs = zip(points[0][0].tolist(), points[1][0].tolist(), strict=True)
     return [{"mean_latency_ms": x, "accuracy": y} for x, y in pairs]
+
+
+def by_dataset(trial: Trial, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """For each data set its size, its mixture's settings, and a row a policy and budget.
+
+    The mixture is fitted on the training questions of the data set, so a policy gains nothing here by telling data
+    sets apart. Pictures are resampled within the data set.
+    """
+    report: dict[str, Any] = {}
+    for name in sorted(set(trial.table.dataset.tolist())):
+        part, rows = trial.of_dataset(name)
+        report[name] = {
+            "num_questions": len(part.table),
+            "num_images": len(set(clusters(part.table))),
+            "mixture": [str(part.table.space.settings[i]) for i in part.mixture.settings],
+            "policies": {outcome.name: _dataset_rows(part, rows, outcome) for outcome in outcomes},
+        }
+    return report
+
+
+def _dataset_rows(part: Trial, rows: Ints, outcome: Outcome) -> list[dict[str, Any]]:
+    """A row a budget of what a policy did on the questions of one data set."""
+    accuracy = part.resamples.means(outcome.accuracy[rows])
+    latency_ms = part.resamples.means(outcome.latency_ms[rows])
+    matched = mixed(*part.mixture_points, latency_ms)
+    gain = without_dust(accuracy - matched)
+    return [
+        {
+            "budget_ms": budget_ms,
+            "accuracy": estimate(accuracy[:, b]),
+            "mean_latency_ms": float(latency_ms[0, b]),
+            "against_mixture": {**estimate(gain[:, b]), "mixture_accuracy": float(matched[0, b])},
+        }
+        for b, budget_ms in enumerate(part.budgets_ms)
+    ]

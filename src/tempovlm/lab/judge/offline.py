@@ -1,8 +1,8 @@
-"""Policies judged on recorded answers: who would have chosen what, at which budget, on a `DecisionTable`.
+"""Policies judged on recorded answers: who would have chosen what, at which budget, on a `Table`.
 
-A rule maps the table, the latencies that it may go by and the budgets to settings. A setting that a rule must not
-take has an infinite latency there. Rules that look at content find it by the table's question ids, so rows in
-another order are other content: that is the shuffled control. Nothing here measures or runs a model.
+A rule maps a table and budgets to settings, going by the table's upper times. A setting that a rule must not take
+has an infinite one. Rules that look at content find it by the table's question ids, so rows in another order are
+other content: that is the shuffled control.
 
 Shapes: `N` questions, `K` settings, `B` budgets, `V` vertices of a hull, `F` features.
 """
@@ -11,24 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import TIE, Ints, Mask, best
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Floats, Table
 
-Floats = NDArray[np.float64]
-
-ScoresOf = Callable[[DecisionTable], Floats]
+ScoresOf = Callable[[Table], Floats]
 """Scores (N, K) of a table's questions, in its order."""
 
-Rule = Callable[[DecisionTable, Floats, Sequence[float]], Ints]
-"""A policy to be judged: table, latencies (N, K) to go by and budgets -> indices of settings (N, B)."""
+Rule = Callable[[Table, Sequence[float]], Ints]
+"""A policy to be judged: table and budgets -> indices of settings (N, B)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +32,8 @@ class Static:
 
     index: int
 
-    def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
+    def __call__(self, table: Table, budgets_ms: Sequence[float]) -> Ints:
         """Return the setting (N, B)."""
-        del latency_ms
         return np.full((len(table), len(budgets_ms)), self.index, dtype=np.int64)
 
 
@@ -55,9 +49,9 @@ class BestStatic:
     accuracy: Floats
     fit_ms: Floats
 
-    def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
+    def __call__(self, table: Table, budgets_ms: Sequence[float]) -> Ints:
         """(N, B), the same in every row."""
-        exists = np.isfinite(latency_ms).any(axis=0)
+        exists = np.isfinite(table.upper_ms).any(axis=0)
         cost_ms = np.where(exists, self.fit_ms, np.inf)
         chosen = [best(self.accuracy, cost_ms <= b, cost_ms, tie=TIE) for b in budgets_ms]
         return np.tile(np.array(chosen), (len(table), 1))
@@ -81,14 +75,13 @@ class Scored:
     time_price: float = 0.0
     price_per_ms: float = 0.0
 
-    def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
+    def __call__(self, table: Table, budgets_ms: Sequence[float]) -> Ints:
         """Return choices (N, B)."""
         scores, allowed = self.scores_of(table), True if self.allowed is None else self.allowed
+        cost_ms, prices = table.upper_ms, [self.price_per_ms + self.time_price / b for b in budgets_ms]
         columns = [
-            best(
-                scores, allowed & (latency_ms <= b), latency_ms, self.price_per_ms + self.time_price / b, self.tie
-            )
-            for b in budgets_ms
+            best(scores, allowed & (cost_ms <= b), cost_ms, price, self.tie)
+            for b, price in zip(budgets_ms, prices, strict=True)
         ]
         return np.stack(columns, axis=1)
 
@@ -106,7 +99,7 @@ def random_rule(seed: int = 0) -> Scored:
     return Scored(lambda table: np.random.default_rng(seed).random(table.accuracy.shape), tie=0.0)
 
 
-def oracle_rule(truth: DecisionTable) -> Scored:
+def oracle_rule(truth: Table) -> Scored:
     """Choose for each question what is best on a table that holds every judged question, the cheapest of the best.
 
     On the judged table itself that is the plain oracle, a bound that no policy can reach, because it also profits
@@ -115,33 +108,28 @@ def oracle_rule(truth: DecisionTable) -> Scored:
     return Scored(lambda table: truth.accuracy[positions(truth, table)], tie=0.0)
 
 
-def keys(table: DecisionTable) -> list[tuple[str, str]]:
-    """Data set and question id of each row."""
-    return list(zip(table.dataset.tolist(), table.question_id.tolist(), strict=True))
-
-
-def positions(whole: DecisionTable, part: DecisionTable) -> Ints:
+def positions(whole: Table, part: Table) -> Ints:
     """(N,) where the rows of `part` stand in `whole`.
 
     Raises:
         UserError: a question is missing there.
     """
-    at = {key: i for i, key in enumerate(keys(whole))}
-    found = [at.get(key, -1) for key in keys(part)]
+    at = {key: i for i, key in enumerate(whole.questions)}
+    found = [at.get(key, -1) for key in part.questions]
     if -1 in found:
-        dataset, question = keys(part)[found.index(-1)]
+        dataset, question = part.questions[found.index(-1)]
         raise UserError(f"question {question} of {dataset} is missing in one of the results directories")
     return np.array(found, dtype=np.int64)
 
 
-def common(one: DecisionTable, other: DecisionTable) -> tuple[DecisionTable, DecisionTable]:
+def common(one: Table, other: Table) -> tuple[Table, Table]:
     """The questions that both tables hold, in the same order.
 
     Raises:
         UserError: there are none.
     """
-    known = set(keys(other))
-    kept = one.take(np.array([key in known for key in keys(one)], dtype=bool))
+    known = set(other.questions)
+    kept = one.take(np.array([key in known for key in one.questions], dtype=bool))
     if not len(kept):
         raise UserError("--twin_results_dir: no question in common with --results_dir")
     return kept, other.take(positions(other, kept))
@@ -154,46 +142,39 @@ class PolicyRule:
     Attributes:
         question_of: a row's text, picture size and prompt style.
         sight_of: the encoded picture of a row at a tier.
-        looking_ms: (T,) what has passed when the picture is encoded at each tier.
         price_per_ms: score that a millisecond costs.
     """
 
     policy: Policy
-    space: KnobSpace
-    question_of: Callable[[DecisionTable, int], Question]
-    sight_of: Callable[[DecisionTable, int, str], Sight]
-    looking_ms: Floats | None = None
+    question_of: Callable[[Table, int], Question]
+    sight_of: Callable[[Table, int, str], Sight]
     price_per_ms: float = 0.0
 
-    def __call__(self, table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
+    def __call__(self, table: Table, budgets_ms: Sequence[float]) -> Ints:
         """Return choices (N, B)."""
         chosen = np.zeros((len(table), len(budgets_ms)), dtype=np.int64)
         for i in range(len(table)):
             question = self.question_of(table, i)
             if self.policy.sees_glance:
-                seen = self.sight_of(table, i, self.space.tiers[0]).vision
+                seen = self.sight_of(table, i, table.space.tiers[0]).vision
                 question = replace(question, glance=None if seen is None else seen[:1])
             for b, budget_ms in enumerate(budgets_ms):
-                asked = replace(question, left_ms=budget_ms)
-                chosen[i, b] = self._choose(asked, latency_ms[i], budget_ms, partial(self.sight_of, table, i))
+                chosen[i, b] = self._choose(table, i, replace(question, left_ms=budget_ms), budget_ms)
         return chosen
 
-    def _choose(
-        self, question: Question, latency_ms: Floats, budget_ms: float, sight_at: Callable[[str], Sight]
-    ) -> int:
-        policy, fits = self.policy, latency_ms <= budget_ms
+    def _choose(self, table: Table, row: int, question: Question, budget_ms: float) -> int:
+        policy, upper_ms = self.policy, table.upper_ms[row]
+        fits = upper_ms <= budget_ms
         if np.count_nonzero(fits) < 2:
-            return int(best(latency_ms, fits, latency_ms))
-        rest = (latency_ms, self.price_per_ms, policy.tie)
+            return int(best(upper_ms, fits, upper_ms))
+        rest = (upper_ms, self.price_per_ms, policy.tie)
         first = int(best(policy.look(question, budget_ms), fits, *rest))
         if not policy.sees_picture:
             return first
-        tier = self.space.settings[first].tier
-        place = self.space.tiers.index(tier)
-        passed_ms = 0.0 if self.looking_ms is None else float(self.looking_ms[place])
-        scores = policy.settle(question, sight_at(tier), budget_ms - passed_ms)
-        of_tier = np.arange(len(fits)) // (len(fits) // len(self.space.tiers)) == place
-        return int(best(scores, fits & of_tier, *rest))
+        tier = first // table.per_tier
+        sight = self.sight_of(table, row, table.space.tiers[tier])
+        scores = policy.settle(question, sight, budget_ms - float(table.look_ms[row, tier]))
+        return int(best(scores, fits & (np.arange(len(fits)) // table.per_tier == tier), *rest))
 
 
 def shuffled(rule: Rule, seed: int) -> Rule:
@@ -202,9 +183,10 @@ def shuffled(rule: Rule, seed: int) -> Rule:
     What remains of its gain did not come from the content.
     """
 
-    def choose(table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
+    def choose(table: Table, budgets_ms: Sequence[float]) -> Ints:
         order = np.random.default_rng(seed).permutation(len(table))
-        return rule(table.take(order), latency_ms, budgets_ms)
+        own = replace(table.take(order), upper_ms=table.upper_ms, look_ms=table.look_ms)
+        return rule(own, budgets_ms)
 
     return choose
 
@@ -212,8 +194,8 @@ def shuffled(rule: Rule, seed: int) -> Rule:
 def restricted(rule: Rule, allowed: Mask) -> Rule:
     """The same rule over fewer settings (K,): the others' latency is infinite."""
 
-    def choose(table: DecisionTable, latency_ms: Floats, budgets_ms: Sequence[float]) -> Ints:
-        return rule(table, np.where(allowed, latency_ms, np.inf), budgets_ms)
+    def choose(table: Table, budgets_ms: Sequence[float]) -> Ints:
+        return rule(replace(table, upper_ms=np.where(allowed, table.upper_ms, np.inf)), budgets_ms)
 
     return choose
 

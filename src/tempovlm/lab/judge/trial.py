@@ -2,7 +2,7 @@
 
 One set of resampled pictures is shared by all policies, so differences are paired. The references are recomputed
 in every resample: static mixtures fitted on training questions, unrestricted and within each budget, and an
-oracle. Knows no model and no report.
+oracle.
 
 Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself, `M` columns,
 `V` vertices of a frontier.
@@ -18,15 +18,9 @@ from typing import Any
 import numpy as np
 
 from tempovlm.control.select import Ints, Mask
-from tempovlm.lab.judge.offline import (
-    Floats,
-    Rule,
-    StaticMixture,
-    mixed,
-    upper_hull,
-)
+from tempovlm.lab.judge.offline import Rule, StaticMixture, mixed, upper_hull
 from tempovlm.lab.statistics import DRAWS, Resamples
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Floats, Table
 
 _ORACLE_BUDGETS = 32
 _AREA_POINTS = 64
@@ -61,15 +55,12 @@ class Trial:
 
     Attributes:
         table: the judged questions. budgets_ms: ascending.
-        decided_ms: (N, K) latencies that rules go by. scored_ms: (N, K) that they are charged.
         mixture: of static settings, found on training questions.
         dataset_mixtures: by data set, found on its training questions; one that is absent takes `mixture`.
         oracle: the reference from above. oracle_kind: `noise-corrected` or `plain`.
     """
 
-    table: DecisionTable
-    decided_ms: Floats
-    scored_ms: Floats
+    table: Table
     budgets_ms: tuple[float, ...]
     mixture: StaticMixture
     oracle: Rule
@@ -84,8 +75,6 @@ class Trial:
         part = replace(
             self,
             table=self.table.take(rows),
-            decided_ms=self.decided_ms[rows],
-            scored_ms=self.scored_ms[rows],
             mixture=self.dataset_mixtures.get(name, self.mixture),
         )
         return part, rows
@@ -96,11 +85,11 @@ class Trial:
         """What a rule chooses at every budget; its own time is taken off the budget and added to the latency."""
         budgets_ms = self.budgets_ms if budgets_ms is None else budgets_ms
         left_ms = [max(budget_ms - control_ms, _LEAST_MS) for budget_ms in budgets_ms]
-        chosen = rule(self.table, self.decided_ms, left_ms)
-        fits = self.decided_ms.min(axis=1)[:, None] <= np.array(left_ms)[None]
+        chosen = rule(self.table, left_ms)
+        fits = self.table.upper_ms.min(axis=1)[:, None] <= np.array(left_ms)[None]
         accuracy, latency_ms, measured_ms = (
             np.take_along_axis(values, chosen, axis=1)
-            for values in (self.table.accuracy, self.scored_ms, self.table.latency_ms)
+            for values in (self.table.accuracy, self.table.latency_ms, self.table.measured_ms)
         )
         return Outcome(name, accuracy, latency_ms + control_ms, measured_ms + control_ms, fits, chosen)
 
@@ -130,12 +119,12 @@ class Trial:
 
     def _points(self, settings: Ints) -> Points:
         means = self.resamples.means
-        return means(self.scored_ms[:, settings]), means(self.table.accuracy[:, settings])
+        return means(self.table.latency_ms[:, settings]), means(self.table.accuracy[:, settings])
 
     @cached_property
     def oracle_points(self) -> Points:
         """Of the oracle's frontier."""
-        low, high = float(self.decided_ms.min()), float(self.decided_ms.max())
+        low, high = float(self.table.upper_ms.min()), float(self.table.upper_ms.max())
         grid = np.unique(np.concatenate([np.geomspace(low, high, _ORACLE_BUDGETS), self.budgets_ms]))
         return self.frontier(self.run("oracle", self.oracle, grid.tolist()))
 
@@ -154,7 +143,7 @@ class Trial:
 
     @cached_property
     def _area_grid_ms(self) -> Floats:
-        ends_ms = np.sort(self.scored_ms.mean(axis=0))[[0, -1]]
+        ends_ms = np.sort(self.table.latency_ms.mean(axis=0))[[0, -1]]
         return np.geomspace(float(ends_ms[0]), float(ends_ms[1]), _AREA_POINTS)
 
     def area(self, points: Points) -> Floats:
@@ -168,7 +157,7 @@ class Trial:
         return mixed(x[:, hull], y[:, hull], at_ms).mean(axis=1)
 
 
-def clusters(table: DecisionTable) -> list[str]:
+def clusters(table: Table) -> list[str]:
     """The picture of each question, unique over data sets."""
     return [f"{d}/{i}" for d, i in zip(table.dataset.tolist(), table.image_id.tolist(), strict=True)]
 

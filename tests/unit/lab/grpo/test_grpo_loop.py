@@ -62,7 +62,7 @@ def test_it_finds_the_best_setting_for_each_budget(tmp_path: Path, mask: bool) -
     assert before["reward"] < 0.7 * float(best.rewards.mean())
     assert after["reward"] > 0.97 * float(best.rewards.mean())
     assert after["adherence"] == pytest.approx(1)
-    assert trained.best_reward == pytest.approx(after["reward"])
+    assert trained.best_score == pytest.approx(after["reward"])
     assert trained.start_reward == pytest.approx(before["reward"])
     assert trained.history[-1]["train"]["reward"] > trained.history[0]["train"]["reward"] + 0.1
     tight = task.validation.budget_ms < 30
@@ -198,7 +198,7 @@ def test_accumulated_batches_make_one_step(tmp_path: Path) -> None:
 def test_the_report_by_hand(tmp_path: Path) -> None:
     task, actor = grpo_toy.task(OPTIONS, num_epochs=12), grpo_toy.actor(learn_tier=True)
     trained = train(actor, task, tmp_path, "toy")
-    report = judge(actor, task, trained, grpo_toy.table())
+    report = judge(actor, task, trained)
     found = report["policies"]
     # At 41 ms the dearest setting serves all; at 21 ms it is the better half of each kind that counts.
     assert found["oracle"]["accuracy"] == pytest.approx((1 + 1 + 1 + 0.5) / 4)
@@ -213,13 +213,13 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
 
 def test_the_table_takes_the_cheaper_of_equals() -> None:
     task = grpo_toy.task()
-    chosen = table_choice(grpo_toy.table(), task.rows, task.env, task.validation)
+    chosen = table_choice(task.rows, task.env, task.validation)
     wide = task.validation.budget_ms > 30
     assert set(chosen[wide].flatten().tolist()) == {11}
     # Within 21 ms: low with both (mean 0.5) at 20 ms, or medium as it is (mean 0.25).
     assert set(chosen[~wide].flatten().tolist()) == {3}
     # At 41 ms: 0.5 - 1.1 · 20 / 41 beats 1 - 1.1 · 40 / 41.
-    priced = table_choice(grpo_toy.table(), task.rows, task.env, task.validation, 1.1)
+    priced = table_choice(task.rows, task.env, task.validation, 1.1)
     assert set(priced[wide].flatten().tolist()) == {3}
 
 
@@ -261,7 +261,7 @@ def test_of_equally_good_epochs_the_last_is_kept(tmp_path: Path) -> None:
     """Where every choice is worth the same, training is not thrown away for the start."""
     task = grpo_toy.task(replace(OPTIONS, alpha=0.0, entropy_coef=0.1), num_epochs=2)
     trained = train(grpo_toy.actor(learn_tier=True), task, tmp_path, "toy")
-    assert trained.best_reward == trained.start_reward == 0
+    assert trained.best_score == trained.start_reward == 0
     assert trained.best_epoch == 2
 
 

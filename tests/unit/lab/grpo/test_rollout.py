@@ -13,9 +13,9 @@ import grpo_toy
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.grpo.algorithm import best_settings, chosen_log_probs, entropy, outcome, roll_out
-from tempovlm.lab.grpo.environment import MASKED, OnlineAccuracy, measured_costs, predicted_costs
+from tempovlm.lab.grpo.environment import MASKED, OnlineAccuracy
 from tempovlm.lab.options import GrpoOptions
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Table
 from tempovlm.latency.estimator import Estimator
 
 OPTIONS = GrpoOptions()
@@ -91,28 +91,20 @@ def test_entropy_of_masked_distributions() -> None:
     assert torch.isfinite(logs.grad).all()
 
 
-def table_75() -> DecisionTable:
-    shape = (2, len(SPACE))
-    about = np.array(["a", "b"])
-    return DecisionTable(
-        space=SPACE,
-        split="train",
-        dataset=about,
-        question_id=about,
-        image_id=about,
-        template=about,
+def table_75() -> Table:
+    """Two questions, the first timed at every setting: no answer is as long as the second's."""
+    return Table.of(
+        SPACE,
+        np.zeros((2, len(SPACE))),
+        np.stack((np.arange(len(SPACE)) + 10.0, np.full(len(SPACE), np.nan))),
         text_tokens=np.array([20.0, 40.0]),
         vision_tokens=np.array([[80.0, 200.0, 400.0]] * 2),
         crops=np.array([[[1, 1], [2, 2], [3, 3]]] * 2),
-        accuracy=np.zeros(shape),
         output_tokens=np.stack((np.full(len(SPACE), 2.0), np.full(len(SPACE), 4.0))),
-        latency_ms=np.stack((np.arange(len(SPACE)) + 10.0, np.full(len(SPACE), np.nan))),
-        left_out=0,
-        stamps={},
     )
 
 
-def timed_frame(opening_ms: float = 3.0) -> pd.DataFrame:
+def times(opening_ms: float = 3.0) -> pd.DataFrame:
     """Every setting timed twice, as the estimator's median and as a tenth more, with the opening before it."""
     exact = table_75().predicted_ms(Estimator(TABLE, RATES))[0] + opening_ms
     rows = [
@@ -120,6 +112,7 @@ def timed_frame(opening_ms: float = 3.0) -> pd.DataFrame:
             "tier": knobs.tier,
             "top_k": knobs.top_k,
             "num_blocks": knobs.num_blocks,
+            "source": "a",
             "T_total": total * factor,
             "T_preprocess": opening_ms,
             "T_vision_encoder": 10.0 * (1 + SPACE.tiers.index(knobs.tier)),
@@ -128,33 +121,44 @@ def timed_frame(opening_ms: float = 3.0) -> pd.DataFrame:
         for knobs, total in zip(SPACE, exact, strict=True)
         for factor in (1.0, 1.1)
     ]
-    return pd.DataFrame([*rows, rows[0] | {"T_total": None, "T_preprocess": 1e6}])
+    return pd.DataFrame(rows)
 
 
 def test_predicted_costs_add_the_opening_and_do_not_know_the_answers_length() -> None:
-    estimator = Estimator(TABLE, RATES)
+    estimator = Estimator(TABLE, RATES, stamp={"hardware": "x", "device": "cpu"})
     bare = table_75()
     predicted = bare.predicted_ms(estimator)
-    table = replace(bare, latency_ms=predicted + 3.0)
-    costs = predicted_costs(table, timed_frame(), estimator)
-    np.testing.assert_allclose(costs.latency_ms, predicted + 3.0)
-    unknown = replace(bare, latency_ms=np.full_like(predicted, np.nan))
-    without = predicted_costs(unknown, timed_frame(), estimator)
-    np.testing.assert_allclose(costs.prefix_ms - without.prefix_ms, 3.0)
-    assert (costs.upper_ms[0] > costs.latency_ms[0]).all(), "its answers are shorter than the longest"
-    np.testing.assert_allclose(costs.upper_ms[1], costs.latency_ms[1])
-    assert (np.repeat(costs.prefix_ms, 25, axis=1) < costs.latency_ms).all()
-    assert (costs.prefix_ms > 3.0).all()
+    unknown = replace(bare, measured_ms=np.full_like(predicted, np.nan)).for_training(estimator)
+    np.testing.assert_allclose(unknown.latency_ms, predicted)
+    table = replace(bare, measured_ms=predicted + 3.0).for_training(estimator)
+    np.testing.assert_allclose(table.latency_ms, predicted + 3.0)
+    np.testing.assert_allclose(table.look_ms - unknown.look_ms, 3.0)
+    assert (table.upper_ms[0] > table.latency_ms[0]).all(), "its answers are shorter than the longest"
+    np.testing.assert_allclose(table.upper_ms[1], table.latency_ms[1])
+    assert (np.repeat(table.look_ms, 25, axis=1) < table.latency_ms).all()
+    assert (table.look_ms > 3.0).all()
+    assert table.stamp == estimator.stamp
+    # Of other questions' preprocessing, which was timed on the estimator's device, the median counts.
+    others = replace(
+        bare,
+        measured_ms=np.full_like(predicted, np.nan),
+        times=times(4.0),
+        stamps={"a/o.parquet": estimator.stamp},
+    )
+    np.testing.assert_allclose(others.for_training(estimator).latency_ms, predicted + 4.0)
 
 
 def test_measured_costs_take_the_question_before_the_setting() -> None:
-    table, frame = table_75(), timed_frame()
-    costs = measured_costs(table, frame)
-    medians = frame.groupby(["tier", "top_k", "num_blocks"])["T_total"].median()
-    np.testing.assert_allclose(costs.latency_ms[0], np.arange(len(SPACE)) + 10.0)
-    np.testing.assert_allclose(costs.latency_ms[1], [medians[k.tier, k.top_k, k.num_blocks] for k in SPACE])
-    assert (costs.upper_ms[1] > costs.latency_ms[1]).all()
-    assert costs.prefix_ms.tolist() == [pytest.approx([13.0, 23.0, 33.0])] * 2
+    timed = times()
+    half = replace(table_75(), times=timed)
+    half.measured_ms[0, 0] = np.nan  # so that these questions do not tell all settings' medians
+    table = half.for_training(None)
+    by_setting = timed.groupby(["tier", "top_k", "num_blocks"])["T_total"]
+    medians = [by_setting.median()[k.tier, k.top_k, k.num_blocks] for k in SPACE]
+    np.testing.assert_allclose(table.latency_ms[0], [medians[0], *(np.arange(1, len(SPACE)) + 10.0)])
+    np.testing.assert_allclose(table.latency_ms[1], medians)
+    assert (table.upper_ms[1] > table.latency_ms[1]).all()
+    assert table.look_ms.tolist() == [pytest.approx([13.0, 23.0, 33.0])] * 2
 
 
 def test_the_model_runs_what_was_drawn_once(engine: Engine, picture_file: Path) -> None:

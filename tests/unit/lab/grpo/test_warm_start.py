@@ -64,8 +64,8 @@ def test_grpo_goes_on_from_there(tmp_path: Path) -> None:
     task, actor = grpo_toy.task(OPTIONS, warm_start=60), grpo_toy.actor(learn_tier=True)
     trained = train(actor, task, tmp_path, "toy")
     found = measures(task.env, [evaluate(actor, task.env, task.validation, OPTIONS)])
-    assert trained.untrained_reward < trained.start_reward <= trained.best_reward
-    assert found["reward"] == pytest.approx(trained.best_reward)
+    assert trained.untrained_reward < trained.start_reward <= trained.best_score
+    assert found["reward"] == pytest.approx(trained.best_score)
     online = replace(task, options=replace(task.options, accuracy_source="online"))
     with pytest.raises(UserError, match="--warm_start"):
         train(actor, online, tmp_path / "online", "toy")

@@ -14,17 +14,15 @@ from tempovlm.control.baselines import NearestNeighbours
 from tempovlm.lab import statistics
 from tempovlm.lab.judge import judge, offline
 from tempovlm.lab.judge import trial as judge_trial
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Table
 
 BUDGETS = (14.0, 24.0, 34.0, 40.0)
 
 
-def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: Any) -> judge_trial.Trial:
-    train = world if train is None else train
+def trial(world: Table, train: Table | None = None, **changes: Any) -> judge_trial.Trial:
+    train, every_ms = world if train is None else train, np.tile(COST_MS, (len(world), 1))
     values: dict[str, Any] = {
-        "table": world,
-        "decided_ms": np.tile(COST_MS, (len(world), 1)),
-        "scored_ms": np.tile(COST_MS, (len(world), 1)),
+        "table": replace(world, latency_ms=every_ms, upper_ms=every_ms),
         "budgets_ms": BUDGETS,
         "mixture": offline.StaticMixture.fit(train.accuracy.mean(axis=0), COST_MS),
         "oracle": offline.oracle_rule(world),
@@ -34,7 +32,7 @@ def trial(world: DecisionTable, train: DecisionTable | None = None, **changes: A
     return judge_trial.Trial(**values | changes)
 
 
-def content_rule(world: DecisionTable) -> offline.Scored:
+def content_rule(world: Table) -> offline.Scored:
     neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
     return offline.Scored(lambda part: neighbours.scores(parity(part)))
 
@@ -96,12 +94,11 @@ def test_matched_latency_is_what_was_taken_not_the_budget() -> None:
     assert all(row["against_mixture"]["value"] == pytest.approx(0.0) for row in rows)
 
 
-def halves(world: DecisionTable) -> offline.Rule:
+def halves(world: Table) -> offline.Rule:
     """The cheapest setting for even questions, the dearest for odd ones, at any budget."""
     numbers = {name: i for i, name in enumerate(world.question_id.tolist())}
 
-    def choose(part: DecisionTable, latency_ms: np.ndarray, budgets_ms: Sequence[float]) -> np.ndarray:
-        del latency_ms
+    def choose(part: Table, budgets_ms: Sequence[float]) -> np.ndarray:
         odd = np.array([numbers[name] % 2 for name in part.question_id.tolist()])
         return np.tile((odd * (K - 1))[:, None], (1, len(budgets_ms)))
 

@@ -31,11 +31,8 @@ NAME = "some/<folder>/best&.pt"
 def made() -> tuple[judge_trial.Trial, dict[str, Any], list[judge_trial.Outcome]]:
     """A policy that reads content, with an awkward name, and the cheapest setting, on two data sets."""
     world = replace(content_world(80), dataset=np.tile(np.repeat(["okvqa", "text_vqa"], 2), 20))
-    latency_ms = np.tile(COST_MS, (len(world), 1))
     trial = judge_trial.Trial(
         table=world,
-        decided_ms=latency_ms,
-        scored_ms=latency_ms,
         budgets_ms=BUDGETS,
         mixture=offline.StaticMixture.fit(world.accuracy.mean(axis=0), COST_MS),
         oracle=offline.oracle_rule(world),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,16 @@ from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.lab.judge import offline
-from tempovlm.lab.table import DecisionTable
+from tempovlm.lab.table import Table
 
 BUDGETS = (13.0, 20.0, 30.0, 40.0)
 
 
-def question_of(part: DecisionTable, row: int) -> Question:
+def question_of(part: Table, row: int) -> Question:
     return Question(text=str(part.question_id[row]))
 
 
-def sight_of(_part: DecisionTable, _row: int, tier: str) -> Sight:
+def sight_of(_part: Table, _row: int, tier: str) -> Sight:
     return Sight(tier, None, 1, 1)
 
 
@@ -52,15 +53,14 @@ def test_a_mixture_keeps_to_its_settings_where_test_questions_disagree_with_the_
 def test_a_price_of_time_leaves_what_a_gain_does_not_pay_for() -> None:
     accuracy = np.array([0.5] * (K - 1) + [0.6])
     part = table(np.tile(accuracy, (2, 1)))
-    latency_ms = np.tile(COST_MS, (2, 1))
     dear_ms, cheap_ms = COST_MS[-1], COST_MS.min()
     budget_ms = 2 * dear_ms
     even = 0.1 / ((dear_ms - cheap_ms) / budget_ms)  # the price at which the dearest setting is just worth it
     for price, chosen in ((0.0, K - 1), (0.9 * even, K - 1), (1.1 * even, int(COST_MS.argmin()))):
         rule = offline.table_rule(accuracy, price)
-        assert rule(part, latency_ms, [budget_ms]).tolist() == [[chosen]] * 2
-    latency_ms[:, 0] = np.inf
-    assert offline.table_rule(accuracy, 9.0)(part, latency_ms, [budget_ms]).tolist() != [[0]] * 2
+        assert rule(part, [budget_ms]).tolist() == [[chosen]] * 2
+    part.upper_ms[:, 0] = np.inf
+    assert offline.table_rule(accuracy, 9.0)(part, [budget_ms]).tolist() != [[0]] * 2
 
 
 def test_mixture_is_fitted_on_training_means() -> None:
@@ -83,7 +83,7 @@ def test_a_feasible_mixture_takes_only_settings_that_fit_the_budget() -> None:
 def test_scored_rules_keep_to_what_fits_and_fall_back_to_the_cheapest() -> None:
     world = budget_world(5)
     rule = offline.table_rule(COST_MS / 100)
-    chosen = rule(world, world.latency_ms, (5.0, *BUDGETS))
+    chosen = rule(world, (5.0, *BUDGETS))
     assert (chosen[:, 0] == 0).all()
     for column, budget_ms in enumerate(BUDGETS, start=1):
         best = max(np.flatnonzero(budget_ms >= COST_MS), key=lambda i: COST_MS[i])
@@ -92,14 +92,14 @@ def test_scored_rules_keep_to_what_fits_and_fall_back_to_the_cheapest() -> None:
 
 def test_ties_go_to_the_cheaper_setting() -> None:
     world = budget_world(3)
-    chosen = offline.table_rule(np.full(K, 0.5))(world, world.latency_ms, (99.0,))
+    chosen = offline.table_rule(np.full(K, 0.5))(world, (99.0,))
     assert (chosen == 0).all()
 
 
 def test_a_table_over_one_knob_leaves_the_others_native() -> None:
     world = budget_world(3)
     rule = offline.table_rule(COST_MS, allowed=varying(SPACE, ("tier",)))
-    settings = [SPACE.settings[i] for i in rule(world, world.latency_ms, BUDGETS)[0]]
+    settings = [SPACE.settings[i] for i in rule(world, BUDGETS)[0]]
     assert settings[0] == SPACE.cheapest  # no native depth fits 13 ms
     assert settings[1:] == [KnobConfig(tier=tier, top_k=8, num_blocks=16) for tier in SPACE.tiers]
 
@@ -107,15 +107,15 @@ def test_a_table_over_one_knob_leaves_the_others_native() -> None:
 def test_best_static_goes_by_its_own_quantile_and_never_by_the_question() -> None:
     world = content_world(4)
     rule = offline.BestStatic(np.arange(K) / K, COST_MS * 2)
-    chosen = rule(world, world.latency_ms, (5.0, 30.0, 99.0))
+    chosen = rule(world, (5.0, 30.0, 99.0))
     assert chosen.tolist() == [[0, 2, K - 1]] * 4
 
 
 def test_random_rule_repeats_and_covers_only_what_fits() -> None:
     world = budget_world(600)
     rule = offline.random_rule(3)
-    chosen = rule(world, world.latency_ms, (20.0, 40.0))
-    np.testing.assert_array_equal(chosen, rule(world, world.latency_ms, (20.0, 40.0)))
+    chosen = rule(world, (20.0, 40.0))
+    np.testing.assert_array_equal(chosen, rule(world, (20.0, 40.0)))
     assert set(chosen[:, 0].tolist()) == set(np.flatnonzero(COST_MS <= 20.0).tolist())
     counts = np.bincount(chosen[:, 1], minlength=K)
     assert counts.min() > 25
@@ -123,7 +123,7 @@ def test_random_rule_repeats_and_covers_only_what_fits() -> None:
 
 def test_oracle_is_right_wherever_a_setting_is() -> None:
     world = content_world(10)
-    chosen = offline.oracle_rule(world)(world, world.latency_ms, (20.0, 40.0))
+    chosen = offline.oracle_rule(world)(world, (20.0, 40.0))
     assert chosen[:, 0].tolist() == [0] * 10
     assert chosen[:, 1].tolist() == [0, K - 1] * 5
 
@@ -131,7 +131,7 @@ def test_oracle_is_right_wherever_a_setting_is() -> None:
 def test_noise_corrected_oracle_chooses_on_the_twin() -> None:
     twin = content_world(4)
     judged = table(1 - twin.accuracy)
-    chosen = offline.oracle_rule(twin)(judged, judged.latency_ms, (40.0,))
+    chosen = offline.oracle_rule(twin)(judged, (40.0,))
     assert np.take_along_axis(judged.accuracy, chosen, 1).sum() == pytest.approx(0)
 
 
@@ -151,8 +151,8 @@ def test_shuffling_takes_the_content_and_leaves_the_latency() -> None:
     world = table(content_world(40).accuracy, latency_ms)
     neighbours = NearestNeighbours.fit(parity(world), world.accuracy, world.image_id.tolist(), counts=(5,))
     rule = offline.Scored(lambda part: neighbours.scores(parity(part)))
-    real = rule(world, latency_ms, (40.0,))
-    mixed = offline.shuffled(rule, 1)(world, latency_ms, (40.0,))
+    real = rule(world, (40.0,))
+    mixed = offline.shuffled(rule, 1)(world, (40.0,))
     assert (mixed[:20] == 0).all()  # nothing else fits those
     assert (real[20:] != mixed[20:]).any()
     assert sorted(set(mixed[20:, 0].tolist())) == [0, K - 1]
@@ -163,7 +163,7 @@ def test_restricted_rules_choose_among_the_rest() -> None:
     allowed = np.zeros(K, dtype=bool)
     allowed[[2, 5]] = True
     for rule in (offline.random_rule(), offline.oracle_rule(world), offline.BestStatic(np.ones(K), COST_MS)):
-        chosen = offline.restricted(rule, allowed)(world, world.latency_ms, (1.0, 99.0))
+        chosen = offline.restricted(rule, allowed)(world, (1.0, 99.0))
         assert set(chosen.ravel().tolist()) <= {2, 5}
 
 
@@ -172,11 +172,11 @@ def test_a_policy_of_the_engine_chooses_as_its_rule_does() -> None:
     accuracy = np.linspace(0.2, 0.9, K)
     policy = TablePolicy(SPACE, dict(zip(SPACE, accuracy.tolist(), strict=True)))
     for price_per_ms in (0.0, 0.05):
-        asked = offline.PolicyRule(policy, SPACE, question_of, sight_of, price_per_ms=price_per_ms)
+        asked = offline.PolicyRule(policy, question_of, sight_of, price_per_ms=price_per_ms)
         rule = offline.table_rule(accuracy, price_per_ms=price_per_ms)
-        chosen = rule(world, world.latency_ms, BUDGETS)
-        np.testing.assert_array_equal(asked(world, world.latency_ms, BUDGETS), chosen)
-    assert (chosen != offline.table_rule(accuracy)(world, world.latency_ms, BUDGETS)).any()
+        chosen = rule(world, BUDGETS)
+        np.testing.assert_array_equal(asked(world, BUDGETS), chosen)
+    assert (chosen != offline.table_rule(accuracy)(world, BUDGETS)).any()
 
 
 class Listener(Policy):
@@ -208,16 +208,16 @@ class Listener(Policy):
 
 def test_a_policy_takes_the_best_scored_setting_that_fits() -> None:
     world = budget_world(2)
-    rule = offline.PolicyRule(Listener(), SPACE, question_of, sight_of)
-    chosen = rule(world, world.latency_ms, (5.0, *BUDGETS))
+    rule = offline.PolicyRule(Listener(), question_of, sight_of)
+    chosen = rule(world, (5.0, *BUDGETS))
     wanted = [int(np.where(budget_ms >= COST_MS, COST_MS, -1.0).argmax()) for budget_ms in (99.0, *BUDGETS)]
     assert chosen.tolist() == [[0, *wanted[1:]]] * 2
 
 
 def test_a_policy_is_told_what_is_left_after_looking() -> None:
-    world, policy = budget_world(3), Listener()
-    rule = offline.PolicyRule(policy, SPACE, question_of, sight_of, np.array([2.0, 3.0, 4.0]))
-    rule(world, world.latency_ms, (40.0,))
+    world, policy = replace(budget_world(3), look_ms=np.tile([2.0, 3.0, 4.0], (3, 1))), Listener()
+    rule = offline.PolicyRule(policy, question_of, sight_of)
+    rule(world, (40.0,))
     assert policy.left_ms == pytest.approx([36.0] * 3)
 
 
@@ -226,5 +226,5 @@ def test_a_policy_that_glances_sees_the_global_crop_of_the_lowest_tier() -> None
         return Sight(tier, [f"crop {i} of {row} at {tier}" for i in range(3)], 10, 5)
 
     world, policy = budget_world(2), Listener(sees_glance=True)
-    offline.PolicyRule(policy, SPACE, question_of, look)(world, world.latency_ms, (99.0,))
+    offline.PolicyRule(policy, question_of, look)(world, (99.0,))
     assert policy.glances == [["crop 0 of 0 at low"], ["crop 0 of 1 at low"]]
