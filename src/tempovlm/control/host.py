@@ -1,8 +1,9 @@
-"""The small networks' arithmetic in NumPy, for one request at a time.
+"""The small networks in NumPy, for one request at a time.
 
-At batch 1 such a network is some twenty operations on at most a few hundred numbers. Torch takes several times as
-long to dispatch them as they take, and that time comes off the budget. Training has the networks themselves; here
-are their weights as they are when a policy is made. Shapes: `W`, `L`, `V` widths of features, `H` hidden width.
+At batch 1 such a network is about twenty operations on a few hundred numbers. Torch takes several times as
+long to dispatch them as NumPy to run them, and that time comes off the budget. Training uses the torch modules;
+these
+classes copy their weights when a policy is made. Shapes: `W`, `L`, `V` feature widths, `H` hidden width.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from tempovlm.control.observation import Row
 Function = Callable[[Row], Row]
 
 ALONE = 1 << 18
-"""At most so many weights are multiplied at once; from 460 800 on, OpenBLAS spreads them over threads."""
+"""Largest matrix per call, in elements; from 460,800 on, OpenBLAS uses several threads."""
 
 
 class HostKnob1:
-    """The first stage; each variant reads what it was trained on."""
+    """The first stage; each variant reads the inputs that it was trained on."""
 
     def __init__(self, net: Knob1Predictor) -> None:
         looks: list[Feature] = []
@@ -43,7 +44,7 @@ class HostKnob1:
         self._inputs, self._trunk = Inputs(net.budget, looks), layers(net.trunk)
 
     def __call__(self, budget_ms: float, *looks: Row) -> Row:
-        """The tiers' logits (3,) of a budget and, as far as it reads them, a question (L,) and a picture (V,)."""
+        """Return logits (3,) from a budget and, if the variant uses them, a question (L,) and a picture (V,)."""
         return self._trunk(self._inputs(budget_ms, *looks))
 
 
@@ -56,32 +57,32 @@ class HostKnob2Knob3:
         self._first = net.heads[0]
 
     def __call__(self, vision: Row, language: Row, left_ms: float, tier: int) -> tuple[Row, Row]:
-        """Logits (5,) and (5,) of a picture (V,), a question (L,), what is left and the tier's place."""
+        """Return logits (5,) and (5,) from a picture (V,), a question (L,), the time left and the tier's index."""
         both = self._trunk(self._inputs(left_ms, vision, language) + self._tier[tier])
         return both[: self._first], both[self._first :]
 
 
 class HostSupervised:
-    """Exp 2: the budget alone."""
+    """Exp 2: the controller that sees only the budget."""
 
     def __init__(self, net: SupervisedController) -> None:
         self._inputs, self._trunk = Inputs(net.budget, []), layers(net.trunk)
         self._ends = np.cumsum(net.heads)[:-1]
 
     def __call__(self, budget_ms: float) -> list[Row]:
-        """Logits (3,), (5,) and (5,) of a budget."""
+        """Return logits (3,), (5,) and (5,) from a budget."""
         return np.split(self._trunk(self._inputs(budget_ms)), self._ends)
 
 
 class Inputs:
-    """A budget and features, each through its own last linear layer, and summed: (H,).
+    """Sums the last linear layers of the budget and of each feature: (H,).
 
-    One product with all of their weights side by side, into which the features' scales are multiplied, because the
-    number of operations is what takes the time.
+    It is one product with all weights side by side and the features' scales multiplied in, because the number of
+    operations decides the time.
     """
 
     def __init__(self, budget: LatencyBudgetEncoder, looks: Sequence[Feature]) -> None:
-        """Take the weights of the encoder and of each feature."""
+        """Copy the weights of the encoder and of each feature."""
         *hidden, last = budget.mlp
         assert isinstance(last, nn.Linear)
         nothing = np.zeros(0, np.float32)
@@ -89,13 +90,13 @@ class Inputs:
         weights = [_array(look.linear.weight) * scale for look, scale in zip(looks, scales, strict=True)]
         self._waves, self._hidden = waves(budget), layers(hidden)
         self._mean = np.concatenate([nothing, *(_array(look.standard.mean) for look in looks)])
-        with np.errstate(divide="ignore"):  # a constant column has no scale, and so no weight
+        with np.errstate(divide="ignore"):  # a constant column has no scale and gets weight 0
             self._limit = CLIP / np.concatenate([nothing, *scales])
         self._product = product(np.concatenate([*weights, _array(last.weight)], axis=1))
         self._bias = sum((_array(look.linear.bias) for look in looks), _array(last.bias))
 
     def __call__(self, budget_ms: float, *looks: Row) -> Row:
-        """Of milliseconds and of each feature (W,)."""
+        """Return hidden units (H,) from milliseconds and the features (W,)."""
         x = self._hidden(self._waves(budget_ms))
         if looks:
             values = np.concatenate(looks) - self._mean
@@ -104,7 +105,7 @@ class Inputs:
 
 
 def waves(net: LatencyBudgetEncoder) -> Callable[[float], Row]:
-    """A budget in milliseconds to (2F + 1,), as the encoder's own."""
+    """Return the encoding (2F + 1,) of a budget in milliseconds, as the encoder module does."""
     frequencies, count = _array(net.frequencies), net.num_frequencies
     least, most = net.range_ms.tolist()
 
@@ -120,10 +121,10 @@ def waves(net: LatencyBudgetEncoder) -> Callable[[float], Row]:
 
 
 def layers(net: Iterable[nn.Module]) -> Function:
-    """Linear layers and SiLUs, one after the other.
+    """Return a function that applies linear layers and SiLUs in order.
 
     Raises:
-        TypeError: there is another layer among them.
+        TypeError: the module has another layer.
     """
     steps: list[Function] = []
     for layer in net:
@@ -148,7 +149,7 @@ def _linear(layer: nn.Linear) -> Function:
 
 
 def product(weight: Row) -> Function:
-    """A matrix (M, N) times (N,), in parts small enough for one thread: to wake another takes longer."""
+    """Multiply a matrix (M, N) by (N,) in parts small enough for one thread, since waking another takes longer."""
     rows, width = weight.shape
     parts = next(n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * width <= ALONE or n == rows))
     if parts == 1:

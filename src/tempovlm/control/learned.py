@@ -1,7 +1,7 @@
-"""Learned controllers as policies: features of the request, and joint logits of the settings.
+"""Controllers as policies: from the features of a request to joint logits of the settings.
 
-Networks run on the host, in NumPy; only pooled features come from the model's device. The LLM-based one
-runs where the model is, because the model's blocks are a part of it. A policy holds nothing of any
+Networks run on the host in NumPy; only pooled features come from the model's device. The LLM-based controller
+runs on the model's device, because it uses the model's blocks. A policy keeps no state of
 request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` decoder width.
 """
 
@@ -58,7 +58,7 @@ class Reader:
     tokenizer: Encodes
 
     def language(self, question: str) -> Row:
-        """(L,) of a question; of the one that was asked for last it is known, since both stages ask."""
+        """Return the feature (L,) of a question; the last one is cached, since both stages ask."""
         return self._remembered(question)
 
     @cached_property
@@ -79,7 +79,7 @@ _NOTHING = np.zeros(1, np.float32)
 
 @dataclass(frozen=True)
 class LearnedPolicy(Policy):
-    """Base of the learned policies: one score a setting, from logits of the knobs."""
+    """Base class of controllers: computes one score a setting from the logits of the knobs."""
 
     space: KnobSpace
     name: str
@@ -88,7 +88,7 @@ class LearnedPolicy(Policy):
         """Return joint logits (K,) of the settings from those of each knob's values, or one (1,) for all of them.
 
         Raises:
-            UserError: they are no finite numbers.
+            UserError: a logit is not finite.
         """
         space = self.space
         shape = (len(space.tiers), len(space.top_ks), len(space.block_counts))
@@ -103,7 +103,7 @@ class LearnedPolicy(Policy):
 
 @dataclass(frozen=True)
 class SupervisedPolicy(LearnedPolicy):
-    """Exp 2: scores by the budget alone."""
+    """Exp 2: scores from the budget alone."""
 
     net: SupervisedController
 
@@ -123,7 +123,7 @@ class Stage1Policy(LearnedPolicy):
     knob1: Knob1Predictor
     reader: Reader
     sees_picture = True
-    tie = 1e-9  # ranks that differ by rounding alone are equal
+    tie = 1e-9  # ranks that differ only by rounding count as equal
 
     @property
     def sees_glance(self) -> bool:
@@ -155,7 +155,7 @@ class Stage1Policy(LearnedPolicy):
 
 @dataclass(frozen=True)
 class TwoStagePolicy(Stage1Policy):
-    """Exp 3 and 4: the tier by question and budget, top-k and depth by picture, question and what is left."""
+    """Exp 3 and 4: the tier from question and budget; top-k and depth from picture, question and the time left."""
 
     knob2knob3: Knob2Knob3Predictor
 
@@ -186,7 +186,7 @@ class LLMBasedPolicy(LearnedPolicy):
 
     @property
     def sees_glance(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     @torch.inference_mode()
@@ -199,14 +199,14 @@ class LLMBasedPolicy(LearnedPolicy):
 
     @cached_property
     def _read(self) -> Callable[[str, str, Tensor | None], Reading]:
-        """Reads glance and question; the last reading is kept, since it serves every budget."""
+        """Read glance and question; the last result is cached, since it serves every budget."""
         model, config = self.model, self.model.config
         device = model.decoder.embedding.device
 
         @lru_cache(maxsize=1)
         def read(text: str, style: str, glance: Tensor | None) -> Reading:
             stream = glance_tokens(text, style, config, self.tokenizer)
-            # A question without a picture may fill the context, where glance and budget need room too.
+            # A question without a picture may fill the context, but glance and budget need room too.
             tokens = stream[: config.max_sequence_length - 1].to(device).unsqueeze(0)
             return self.controller.read(model, glance, tokens, torch.tensor([tokens.shape[1]], device=device))
 
@@ -216,17 +216,17 @@ class LLMBasedPolicy(LearnedPolicy):
 def policy_from_checkpoint(
     path: Path, space: KnobSpace, model: HasDecoder, tokenizer: Encodes, weights: str | None = None
 ) -> Policy:
-    """The policy of a checkpoint, whatever its kind.
+    """Return the policy of a checkpoint of any kind.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         space: the model's settings.
-        model: whose token embeddings are the language feature.
+        model: its token embeddings are the language feature.
         tokenizer: of the same model.
-        weights: hash of its weights; None does not ask whether the controller was trained on them.
+        weights: hash of its weights; None skips the check that the controller was trained on them.
 
     Raises:
-        UserError: the file cannot be used with this model.
+        UserError: the file does not fit this model.
     """
     saved = load_controller(path, space, weights)
     width = int(model.decoder.embedding.shape[1])
@@ -236,10 +236,10 @@ def policy_from_checkpoint(
 
 
 def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Path) -> Policy:
-    """The policy around the networks of a file.
+    """Build the policy from the networks of a file.
 
     Raises:
-        UserError: a network is not of the class that its kind has, or reads with other blocks than this model's.
+        UserError: a network has the wrong class for its kind, or reads with other blocks than this model has.
     """
     name = str(saved.options.get("policy", saved.kind))
     if saved.kind == "supervised":
@@ -261,10 +261,10 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
 def _llm_based(
     controller: LLMBasedController, space: KnobSpace, name: str, reader: Reader, path: Path
 ) -> LLMBasedPolicy:
-    """The policy around a controller, on the model's device.
+    """Build the policy around a controller, on the model's device.
 
     Raises:
-        UserError: the model's decoder is not one whose blocks the controller can run.
+        UserError: the controller cannot run the blocks of this model's decoder.
     """
     model, tokenizer = reader.model, reader.tokenizer
     if not (isinstance(model, Molmo) and isinstance(tokenizer, Tokenizer)):

@@ -1,11 +1,11 @@
-"""A controller that lets the model's own first blocks read a glance of the picture and the question.
+"""A controller that uses the model's own first blocks to read a glance of the picture and the question.
 
-The glance is the global crop, pooled and projected as at the lowest tier: its features from the vision transformer
-serve every tier, but what the projector makes of them depends a little on the tiling, which is not chosen yet. It
-stands where the model expects image features; the question follows in the model's own format, and last comes a
-budget token. Attention is causal, so nothing but that token depends on the budget: what the blocks made of glance
-and question is read once and serves every budget. The blocks belong to the model, are frozen and are given with
-every call; only the budget's encoding and the heads are this module's. Knows no clock: its caller charges it to
+The glance is the global crop, pooled and projected as at the lowest tier. Its features from the vision transformer
+serve every tier, but its projection depends slightly on the tiling, which is not chosen yet. It
+takes the place of the image features; the question follows in the model's own format, and last comes a
+budget token. Attention is causal, so only that token depends on the budget: glance and question are
+read once and serve every budget. The blocks belong to the model, are frozen and are passed to
+every call; this module owns only the budget's encoding and the heads. The caller charges the time to
 the control stage.
 
 Shapes: `B` requests, `G` tokens of the glance, `T` tokens of glance and question, `D` decoder width, `S` blocks,
@@ -30,33 +30,33 @@ from tempovlm.model.prompt import IMAGE_COLUMN, IMAGE_END, IMAGE_PATCH, IMAGE_ST
 from tempovlm.model.vlm import Molmo
 
 NUM_BLOCKS = 2
-"""Blocks that read unless told."""
+"""Default number of blocks that read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the first blocks made of glances and questions: keys and values (S, B, H, T, W), real tokens (B,)."""
+    """Keys and values (S, B, H, T, W) of glances and questions after the first blocks, and real tokens (B,)."""
 
     keys: Tensor
     values: Tensor
     lengths: Tensor
 
     def take(self, rows: Tensor) -> Reading:
-        """Some of the requests."""
+        """Select some of the requests."""
         return Reading(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
 
 
 @dataclass(frozen=True)
 class _Read(KVCache):
-    """Keys and values that may be looked at and not written, so that gradients pass through the last token."""
+    """A read-only view of keys and values, so that gradients can pass through the last token."""
 
     def write(self, step: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Those that were read, and the new ones (B, H, 1, W) after them."""
+        """Return the cached keys and values, followed by the new ones (B, H, 1, W)."""
         return torch.cat((self.keys[step], key), dim=2), torch.cat((self.values[step], value), dim=2)
 
 
 def glance_tokens(question: str, style: str, config: ModelConfig, tokenizer: Tokenizer) -> Tensor:
-    """The stream (T,) of the global crop's places and the question; the places are the same for every question."""
+    """Return the tokens (T,) of the global crop and the question; the crop's are the same for every question."""
     side = config.vision.pooled
     start, end, patch, column = (tokenizer.ids[n] for n in (IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN))
     picture = [start, *([patch] * side + [column]) * side, end]
@@ -64,19 +64,19 @@ def glance_tokens(question: str, style: str, config: ModelConfig, tokenizer: Tok
 
 
 def glance_places(config: ModelConfig) -> Tensor:
-    """(G,) where the glance's tokens stand in the stream."""
+    """Return the places (G,) of the glance's tokens in the stream."""
     cell = torch.arange(config.vision.pooled)
     return (2 + (len(cell) + 1) * cell[:, None] + cell[None, :]).flatten()
 
 
 def pad_tokens(streams: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Streams of different lengths as tokens (B, T), padded on the right with 0, and lengths (B,)."""
+    """Return streams of different lengths as tokens (B, T), padded on the right with 0, and lengths (B,)."""
     lengths = torch.tensor([len(stream) for stream in streams])
     return nn.utils.rnn.pad_sequence(streams, batch_first=True), lengths
 
 
 class LLMBasedController(nn.Module):
-    """Chooses all three knobs from what the model's first blocks make of glance, question and budget."""
+    """Chooses all three knobs from the state of the model's first blocks after glance, question and budget."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class LLMBasedController(nn.Module):
         num_top_ks: int = 5,
         num_block_counts: int = 5,
     ) -> None:
-        """A controller for decoders of `width`, of which the first `num_blocks` blocks read."""
+        """Make a controller for decoders of width `width`, whose first `num_blocks` blocks read."""
         super().__init__()
         self.sizes = {
             "width": width,
@@ -110,20 +110,20 @@ class LLMBasedController(nn.Module):
     def forward(
         self, model: Molmo, glance: Tensor | None, tokens: Tensor, lengths: Tensor, budget_ms: Tensor
     ) -> KnobLogits:
-        """Logits of tiers (B, 3), top-ks (B, 5) and depths (B, 5).
+        """Return logits of tiers (B, 3), top-ks (B, 5) and depths (B, 5).
 
         Args:
-            model: whose blocks read; nothing of it is trained.
+            model: its blocks read; it is not trained.
             glance: (B, G, D) tokens of the global crop as projected at the lowest tier; None without pictures.
             tokens: (B, T) streams of `glance_tokens`, padded on the right.
-            lengths: (B,) real tokens of each.
+            lengths: (B,) number of real tokens.
             budget_ms: (B,).
         """
         return self.decide(model, self.read(model, glance, tokens, lengths), budget_ms)
 
     @torch.no_grad()
     def read(self, model: Molmo, glance: Tensor | None, tokens: Tensor, lengths: Tensor) -> Reading:
-        """Run the blocks over glance and question: what every budget shares."""
+        """Run the blocks over glance and question; all budgets share the result."""
         decoder = model.decoder
         x = decoder.embed(tokens)
         if glance is not None:
@@ -139,7 +139,7 @@ class LLMBasedController(nn.Module):
         return Reading(cache.keys, cache.values, lengths)
 
     def decide(self, model: Molmo, reading: Reading, budget_ms: Tensor) -> KnobLogits:
-        """Logits (B, 3), (B, 5) and (B, 5) under budgets (B,), given what was read."""
+        """Return logits (B, 3), (B, 5) and (B, 5) under budgets (B,), given the result of `read`."""
         encoded = self.budget(budget_ms)
         x = self.token(encoded).unsqueeze(1).to(reading.keys.dtype)
         T = reading.keys.shape[3]
@@ -159,7 +159,7 @@ class LLMBasedController(nn.Module):
 
 
 def _run_block(block: Block, x: Tensor, span: Span, cache: KVCache, step: int, top_k: int) -> Tensor:
-    """A block over (B, 1, D); where gradients are wanted its experts are run in the one way that has them."""
+    """Run a block over (B, 1, D); for gradients, with the one implementation of experts that has them."""
     if not torch.is_grad_enabled():
         return block(x, span, cache, step, top_k)
     x = x + block.attention(x, span, cache, step)

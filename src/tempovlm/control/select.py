@@ -24,16 +24,16 @@ def best(
     Args:
         scores: (..., K), higher is better.
         fits: (..., K) settings that may be chosen.
-        cost_ms: (..., K) expected latency, infinite for a setting that does not exist.
+        cost_ms: (..., K) expected latency, infinite for a missing setting.
         price_per_ms: score that a millisecond costs; broadcasts against (..., K).
         tie: scores that differ by at most this count as equal, and the cheapest of them is chosen.
 
     Returns:
-        (...) indices; of equally cheap settings the first.
+        Indices (...); the first of equally cheap settings.
     """
     worth = np.where(fits, scores, -np.inf)
     if np.any(price_per_ms):
         worth = worth - price_per_ms * np.where(fits, cost_ms, 0.0)
-    near = worth >= worth.max(axis=-1, keepdims=True) - tie  # all of them where nothing fits: -inf >= -inf
+    near = worth >= worth.max(axis=-1, keepdims=True) - tie  # all of them if nothing fits: -inf >= -inf
     chosen: Ints = np.where(near, cost_ms, np.inf).argmin(axis=-1)
     return chosen

@@ -1,7 +1,7 @@
 """One request from acceptance to answer: the function that the profiler, the commands and a server all call.
 
-So what is profiled is what is served. An engine holds a model, its knob space and its plans, and nothing of any
-request: streams with different plans interleave on it.
+So the code that is profiled is the code that serves. An engine holds a model, its knob space and its plans, and no
+state of requests: streams with different plans interleave on it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Engine:
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of.
+        """Return the constructor arguments, for copies.
 
         Raises:
             UserError: captured graphs belong to one model in one process.
@@ -85,7 +85,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.runner.device
 
     @property
@@ -95,7 +95,7 @@ class Engine:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Everything that this engine computes runs in such a block, and on its threads.
+        """Context in which everything this engine computes runs, with its number of threads.
 
         Raises:
             UserError: the process is a fork in which nothing can be computed.
@@ -111,7 +111,7 @@ class Engine:
                 torch.set_num_threads(FORKS.threads(before))
 
     def plan(self, knobs: KnobConfig) -> Plan:
-        """The plan of a setting.
+        """Return the plan of a setting.
 
         Raises:
             UserError: the setting is not in the knob space.
@@ -120,7 +120,7 @@ class Engine:
         return self._plans[knobs]
 
     def warmup(self, knobs: Iterable[KnobConfig] | None = None, advance: Advance | None = None) -> int:
-        """Capture what some settings need, all unless told; how many graphs that are, 0 on a CPU.
+        """Capture the graphs of some settings (default: all); return their number, 0 on a CPU.
 
         Prompts are captured for questions of the usual length about pictures of any shape.
         """
@@ -134,7 +134,7 @@ class Engine:
         return captured
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
-        """Answer a request; the guard's policy chooses the setting, the native one without a guard."""
+        """Answer a request; the guard's policy chooses the setting. Without a guard the native setting runs."""
         answer = None
         for item in self.stream(request, guard):
             answer = item
@@ -146,14 +146,14 @@ class Engine:
     ) -> Iterator[Token | Answer]:
         """Yield tokens as they come and the answer last; the clock starts with this call.
 
-        `cancel` is asked between tokens; where it says True, the answer ends there.
+        `cancel` is called between tokens; if it returns True, the answer ends there.
         """
         with self.computing():
             clock = stage_clock(self.device)
         return self._stepped(self._run(request, guard or self.native, clock, cancel))
 
     def _stepped(self, items: Generator[Token | Answer, None, None]) -> Iterator[Token | Answer]:
-        """The items; only while one is being made does a stream compute."""
+        """Yield the items; a stream computes only while one is being made."""
         with closing(items):
             while True:
                 with self.computing():
@@ -202,7 +202,7 @@ class Engine:
     def _choose_tier(
         self, request: Request, guard: Guard, image: np.ndarray | None, clock: StageClock
     ) -> tuple[TierChoice, Glance | None]:
-        """The first choice, after a glance at the picture where the policy needs one to choose by."""
+        """Make the first choice, after a glance at the picture if the policy needs one."""
         size, elapsed_ms = image_size(image), _passed_ms(request, guard, clock)
         if image is None or not guard.wants_glance(request, elapsed_ms):
             return guard.choose_tier(request, size, elapsed_ms), None
@@ -219,7 +219,7 @@ class Engine:
         clock: StageClock,
         cancel: Callable[[], bool] | None,
     ) -> bool:
-        """End the transcript where the caller cancels, or where the next token is not expected in time."""
+        """End the transcript if the caller cancels, or if the next token is not expected in time."""
         if cancel is not None and cancel():
             transcript.end("cancelled")
         elif _is_late(request, choice, clock):
@@ -228,19 +228,19 @@ class Engine:
 
 
 def image_size(image: np.ndarray | None) -> tuple[int, int] | None:
-    """Height and width of pixels (H, W, 3)."""
+    """Return height and width of pixels (H, W, 3)."""
     return None if image is None else (image.shape[0], image.shape[1])
 
 
 def _passed_ms(request: Request, guard: Guard, clock: StageClock) -> float:
-    """Time since acceptance; 0 where no choice or prediction hangs on it: a device is not waited for."""
+    """Return the time since acceptance; 0 if no choice or prediction needs it, so as not to wait for a device."""
     if request.budget_ms is None and guard.profile is None:
         return 0.0
     return clock.elapsed_ms()
 
 
 def _is_late(request: Request, choice: Choice, clock: StageClock) -> bool:
-    """Whether the next token would come too late for a request that wants to stop there."""
+    """Whether the next token would come too late, for a request that wants to stop at its deadline."""
     if request.on_deadline == "finish" or request.budget_ms is None:
         return False
     return clock.elapsed_ms() + choice.step_ms > request.budget_ms
@@ -254,7 +254,7 @@ def build_answer(
     transcript: Transcript,
     reading: Reading,
 ) -> Answer:
-    """Everything that a finished request has to say."""
+    """Return the answer of a finished request."""
     steps_ms = reading.laps_ms("decode")
     first = next(i for i, lap in enumerate(reading.laps) if lap.stage == "prefill")
     budget_ms, total_ms = request.budget_ms, reading.total_ms
