@@ -1,4 +1,4 @@
-"""The results table: every promised figure beside what the repository's result files say, as JSON and Markdown.
+"""The results table: every target beside the value in the repository's result files, as JSON and Markdown.
 
 A figure whose file is absent is listed as not measured, with the command that makes it. Every verdict is
 `Target.is_met` of the measured value. The output depends on the files alone, so two runs agree byte for byte.
@@ -31,21 +31,21 @@ Files = Mapping[str, ResultFile | None]
 _HEAD = """\
 # Results
 
-This page lists the project's targets beside the measured values. `tempovlm report` writes it and `results.json` from
-the stamped result files in the repository and from nothing else; a test fails if they differ.
+This page lists the project's targets beside the measured values. `tempovlm report` writes it and `results.json`
+from the stamped result files in the repository and from nothing else; a test fails if they differ.
 
 - *seed* is the target of the seed document, the specification that this project started from; *ours* is our own
   target. A *first target* was set first; a *goal* is a harder one that followed.
-- *met* and *missed* compare the unrounded value with our target. *reported* figures have no target. *of other weights*
-  means that the value was measured with other weights than the shipped ones, so it has no verdict.
+- *met* and *missed* compare the unrounded value with our target. *reported* figures have no target. *of other
+  weights* means that the value was measured with other weights than the shipped ones, so it has no verdict.
 - Targets for a GPU are for an H200 unless the row names another. A row that would repeat another one for a second
   device is left out; the files of both GPUs are in the repository.
 - The name in `code` identifies the row in `results.json` and in `experiments/scoreboard/targets.toml`.
-- The last table says which figures come from generated pictures (`synthetic`) or random weights. Do not compare such
-  accuracies with published ones; random weights have no accuracy.
+- The last table says which figures come from generated pictures (`synthetic`) or random weights. Do not compare
+  such accuracies with published ones; random weights have no accuracy.
 
-[measuring.md](measuring.md) explains how times are taken and lists the files; [design.md](design.md#words) defines the
-terms.
+[measuring.md](measuring.md) explains how times are taken and lists the files; [design.md](design.md#words) defines
+the terms.
 """
 
 _VERDICTS = {True: "met", False: "**missed**"}
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def value(self) -> str:
-        """The measured value with its unit, for people."""
+        """The measured value with its unit, as text."""
         if self.measured is None:
             return _DASH
         return f"{shown(self.measured, self.target.bound)} {self.target.unit}".strip()

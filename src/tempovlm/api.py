@@ -63,17 +63,14 @@ def load(
             `allenai/MolmoE-1B-0924`, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
-        weights: weights that decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or
-            `int8`.
+        weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
         policy: `auto` (the model's own controller for this kind of device if its folder has one, else the table),
             `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
         threads: threads of a CPU operation. Default: `TEMPOVLM_THREADS`, `torch.set_num_threads` or
-            `OMP_NUM_THREADS`, else at most two cores; one in a child forked from a process that only imported
-            torch.
-        exact: True prepares pictures in float32, as published; False in uint8, which differs by about one of 255
-            levels and is several times faster on a CPU. Default: False for the pocket, True for other models. On
-            CUDA
-            pictures are always resized in float32, and True adds the published padding rule.
+            `OMP_NUM_THREADS`, else at most two cores; one in a child of a process that imported torch alone.
+        exact: True prepares pictures in float32, as published; False in uint8, several times faster on a CPU and
+            within about one of 255 levels. Default: False for the pocket, else True. On CUDA pictures are always
+            resized in float32, and True adds the published padding rule.
         calibrate: measure this machine at the first budget if no profile is stored.
         warmup: answer a few times first, so that the first answer is as fast as later ones.
         progress: show a bar on stderr while loading a large model and while measuring.

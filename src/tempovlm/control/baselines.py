@@ -52,8 +52,7 @@ def question_features(text: str, image_size: Size | None) -> Floats:
     """Return features (F,): hashed words and word pairs, the question's length, the picture's size.
 
     Words are hashed to signed columns as in K. Weinberger et al., Feature hashing for large scale multitask
-    learning,
-    2009, arXiv 0902.2206.
+    learning, 2009, arXiv 0902.2206.
 
     Args:
         text: the question.
@@ -178,10 +177,9 @@ class LinUCB:
     L. Li et al., A contextual-bandit approach to personalized news article recommendation, 2010, arXiv 1003.0146,
     algorithm 1 with shared weights for all arms (W. Chu et al., Contextual bandits with linear payoff
     functions, 2011), because with weights for each of 75 arms every arm would see too few questions. It learns
-    from
-    the accuracy of the one setting that it tried in a round, not from the whole row. Own code, because maintained
-    small bandit libraries such as MABWiser only offer separate weights for each arm. It does not explore after
-    `fit`.
+    from the accuracy of the one setting that it tried in a round, not from the whole row. Own code, because
+    maintained small bandit libraries such as MABWiser only offer separate weights for each arm. It does not
+    explore after `fit`.
 
     Attributes:
         arms: (K, A) the settings' knobs. weights: (F + 1, A) mean of the learned weights.

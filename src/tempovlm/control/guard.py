@@ -33,7 +33,7 @@ from tempovlm.core.units import now_ms
 from tempovlm.latency.profile import LatencyProfile
 
 CONTROL_REPEATS = 20
-"""How often a policy's own cost is measured."""
+"""Number of measurements of a policy's own time."""
 
 CONTROL_SHARE = 0.9
 """Quantile of those times that is charged; the maximum is usually an interruption."""

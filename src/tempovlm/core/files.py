@@ -40,8 +40,7 @@ def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
 
     Raises:
         UserError: the folder cannot be made or written to, a file has its name, or this or another process holds
-            it
-            already.
+            it already.
     """
     handle = os.open(make_folder(path, flag), os.O_RDONLY)
     try:

@@ -1,6 +1,6 @@
-"""Reads the hub's parquet of a data set: questions at once, pictures only of the samples that are drawn.
+"""Read a data set's Parquet files from the hub: all questions at once, pictures only of the drawn samples.
 
-Needs pyarrow, which the extra `experiments` brings.
+Needs pyarrow, from the extra `experiments`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SPLITS = {"train": re.compile(r"train(ing)?\d*\b"), "val": re.compile(r"val(idation)?(2014)?\b")}
 _LONGEST_NAME = 40
-"""Characters of an image id in a file's name, which is limited to 255 bytes; the digest tells the files apart."""
+"""Characters of an image id in a file's name, which is limited to 255 bytes; a digest distinguishes the files."""
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -76,7 +76,7 @@ class ParquetSet:
 
     @classmethod
     def find(cls, dataset: DataSet, folder: Path, split: str) -> ParquetSet | None:
-        """The split's parquet files in a folder, in any depth; None if there are none.
+        """Return the split's Parquet files in a folder, at any depth; None if there are none.
 
         Raises:
             UserError: a file is damaged or of another data set, or pyarrow is not installed.
@@ -86,17 +86,17 @@ class ParquetSet:
 
     @property
     def files(self) -> list[Path]:
-        """The file that each sample is from."""
+        """The file that each sample comes from."""
         return [sample.image_path for sample in self.samples]
 
     def extract(self, indices: Sequence[int]) -> list[Sample]:
-        """Some of the samples, each with its picture in a file of its own.
+        """Return some of the samples, each with its picture in a file of its own.
 
-        The files are in the cache, named by picture and by a digest of its bytes, and are written where they are
-        not there yet: whatever parquet file a picture is from, no other one is taken for it.
+        The files are in the cache, named by picture and by a digest of its bytes, and are written if they
+        are missing, so that pictures of other Parquet files are never mixed up.
 
         Raises:
-            UserError: a row has no picture, or what it holds is none.
+            UserError: a row has no picture, or its content is not one.
         """
         wanted: dict[Path, dict[int, int]] = {}
         for i in indices:
@@ -122,7 +122,7 @@ class ParquetSet:
 
 
 def parquet_files(dataset: DataSet, folder: Path, split: str) -> list[Path]:
-    """The parquet files of a split, told by the beginning of their own or their folder's name."""
+    """Return the Parquet files of a split, found by the beginning of their own or their folder's name."""
     if dataset.hub is None:
         return []
     pattern = _SPLITS[split]
@@ -150,7 +150,7 @@ def _rows_with_picture(path: Path) -> Iterable[int]:
 
 
 def _has_picture(value: Any) -> bool:
-    """Whether a row has a picture: a struct without bytes and path, no bytes and an empty list are none."""
+    """Whether a row has a picture; not a struct without bytes and path, no bytes or an empty list."""
     if isinstance(value, dict):
         return bool(value.get("bytes") or value.get("path"))
     if isinstance(value, list):
@@ -159,7 +159,7 @@ def _has_picture(value: Any) -> bool:
 
 
 def _content(value: Any, where: str) -> bytes:
-    """The bytes of a picture, as the hub's struct of bytes and path, as bytes, or as a list of one of these."""
+    """Return the bytes of a picture: the hub's struct of bytes and path, bytes, or a list of one of these."""
     if not _has_picture(value):
         raise UserError(f"{where} has no picture; get a copy that has it")
     if isinstance(value, dict) and not value.get("bytes"):
@@ -185,12 +185,12 @@ def _content(value: Any, where: str) -> bytes:
         about = f"{len(content)} bytes that are no picture (they begin with {content[:8]!r})"
         raise UserError(f"{where} holds {about}; get the file anew") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass  # Damaged or too large: whoever opens it says so, as of any other picture.
+        pass  # Whoever opens a damaged or too large picture reports it.
     return content
 
 
 def _pictures(path: Path, rows: set[int] | None = None) -> Iterable[tuple[int, Any]]:
-    """What some rows, or all, hold in the column of pictures; parts of the file without any are not read."""
+    """Return the column of pictures of some rows, or all; parts of the file without any are not read."""
     file, start = _open(path), 0
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows

@@ -1,4 +1,4 @@
-"""Collects the data sets that `sets` declares: every list of data sets is taken from here."""
+"""Collects the data sets that `sets` declares; every list of data sets comes from here."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def _collect() -> dict[str, DataSet]:
 
 
 DATASETS = _collect()
-"""Every data set that can be read, by its name."""
+"""All data sets by name."""
 
 GENERATED = tuple(name for name in DATASETS if name in stand_ins.NAMES)
-"""Data sets that the generated test bed stands in for."""
+"""Data sets with a generated stand-in."""
 
 SCORED_TOGETHER = frozenset(name for name, one in DATASETS.items() if one.metric is None)
-"""Data sets with a score of all answers together (CIDEr of captions), where an answer alone has none."""
+"""Data sets that only have a score of all answers together (CIDEr of captions)."""
 
 
 def find(name: str) -> DataSet:
-    """Look a data set up by its name.
+    """Return the data set of a name.
 
     Raises:
         UserError: There is none of that name.
@@ -40,15 +40,15 @@ def find(name: str) -> DataSet:
 
 
 def check_datasets(names: Sequence[str], flag: str, *, together: bool = False) -> list[str]:
-    """The names, each once and in order.
+    """Return the names, each once and in order.
 
     Args:
-        names: The names that the user gave.
-        flag: Its name, for the message.
-        together: Whether data sets whose answers have no score of their own will do.
+        names: The user's names.
+        flag: The flag's name, for the message.
+        together: Whether data sets without a score for single answers are allowed.
 
     Raises:
-        UserError: One is unknown, or will not do.
+        UserError: One is unknown, or not allowed.
     """
     for name in names:
         if name not in DATASETS:

@@ -275,8 +275,7 @@ class GraphDecoder:
 
         Plans with equal steps, which differ only in their vision tier, share a graph. Prompts are captured on the
         lane that a request takes while no other is running; those of other lanes are captured later. No request
-        may
-        be running.
+        may be running.
         """
         distinct = {plan.steps: plan for plan in plans}
         jobs: list[tuple[Lane, Plan, int | None]] = [

@@ -82,7 +82,7 @@ class Transcript:
         self.finish = reason
 
     def settled(self) -> list[Token]:
-        """Return the held-back tokens whose text can no longer change: all of them once the answer is over."""
+        """Return the held-back tokens whose text is final: all of them once the answer is over."""
         tokens, sure = [], len(self.text) if self.finish else self._sure
         while self._held and (self.finish or self._held[0][2] <= sure):
             token, index, end = self._held.popleft()

@@ -3,7 +3,7 @@
 On a CPU a mark reads the host's clock. On CUDA it records an event, and the events are read once, at the end:
 marking does not wait for the device. The total is read from the host's clock separately from the stages, so that
 they can be checked against it; it ends with the last mark, even if a stream's reader continues later.
-Knows no stage by name.
+Stages are only names here.
 """
 
 from __future__ import annotations

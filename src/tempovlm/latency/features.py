@@ -92,8 +92,7 @@ class Workload:
             text_tokens: of the prompt.
             tilings: rows and columns of the crops at each tier; None without a picture.
             steps: decode steps of the answer, one number or one for each setting. Default: one step, which is the
-                slowest
-                per token, for an unknown length.
+                slowest per token, for an unknown length.
         """
         per_tier = len(space.top_ks) * len(space.block_counts)
         crops = np.array([count_crops(tiling) for tiling in tilings], dtype=np.float64)
@@ -180,10 +179,9 @@ class CostTable:
         """Compute each stage's terms (n, P): operations and bytes that can each have their own rate.
 
         They are the terms of `core.cost`'s sums (dense products, experts and attention of a block, and bytes,
-        which
-        are proportional to the number of blocks), unscaled, plus a constant for everything else.
-        The first decode step has its own constant, and one for each block. Prompts count at their own length, as a
-        CPU reads them, and at the padded length, as a captured graph does.
+        which are proportional to the number of blocks), unscaled, plus a constant for everything else. The first
+        decode step has its own constant, and one for each block. Prompts count at their own length, as a CPU reads
+        them, and at the padded length, as a captured graph does.
         """
         s, n = workload.setting, workload.vision_tokens + workload.text_tokens
         blocks, top_k, one = self._blocks[s], self._top_k[s], np.ones(len(workload))

@@ -22,7 +22,7 @@ class KVCache:
 
     @classmethod
     def allocate(cls, config: ModelConfig, num_steps: int, batch: int, capacity: int, like: Tensor) -> KVCache:
-        """Room for `capacity` tokens in each of `num_steps` blocks, of the type and device of `like`."""
+        """Return a cache for `capacity` tokens in each of `num_steps` blocks, of the type and device of `like`."""
         shape = (num_steps, batch, config.num_heads, capacity, config.head_width)
         return cls(
             torch.zeros(shape, dtype=like.dtype, device=like.device),
@@ -31,16 +31,16 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit."""
+        """Capacity in tokens."""
         return self.keys.shape[3]
 
     def write(self, step: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, W) keys and values from position `start`; return all up to their end."""
+        """Store (B, H, T, W) keys and values from position `start`; return all entries up to their end."""
         end = start + key.shape[2]
         self.keys[step, :, :, start:end] = key
         self.values[step, :, :, start:end] = value
         return self.read(step, end)
 
     def read(self, step: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, end, W) of the first `end` tokens."""
+        """Return keys and values (B, H, end, W) of the first `end` tokens."""
         return self.keys[step, :, :, :end], self.values[step, :, :, :end]

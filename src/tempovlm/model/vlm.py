@@ -1,6 +1,6 @@
 """The whole model: crops and tokens in, logits out, under a plan that is an argument.
 
-It holds weights and nothing else: no knob is stored here, no clock runs here.
+It holds only weights: no knob is stored here, no clock runs here.
 Shapes: `C` crops, `P` patches, `G` tokens of a crop, `B` batch, `T` tokens, `D` width, `V` vocabulary.
 """
 
@@ -30,8 +30,8 @@ class Molmo(nn.Module):
         """Embed tokens (B, T) and add image features at their places; (B, T, D).
 
         `slots` holds, for each of the (C·G) feature rows, a flat index into B·T, or -1 for a feature that has
-        no place. Features are added to, and do not replace, the embedding of the patch token. Slots on the host
-        are looked through there, and a GPU is not waited for.
+        no place. Features are added to the embedding of the patch token and do not replace it. Slots on the host
+        are inspected there, without waiting for a GPU.
         """
         x = self.decoder.embed(tokens)
         if features is None or slots is None:
@@ -50,7 +50,7 @@ class Molmo(nn.Module):
         cache: KVCache | None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, V) after the last real token of each row of embeddings (B, T, D).
+        """Return logits (B, V) after the last real token of each row of embeddings (B, T, D).
 
         `lengths` (B,) gives the real tokens of rows padded on the right; None means that all are real.
         """
@@ -72,7 +72,7 @@ class Molmo(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, V) after one more token (B,) a row, written to the cache at `start`.
+        """Return logits (B, V) after one more token (B,) a row, written to the cache at `start`.
 
         Without `positions` (B,) the token stands at `start`; a ragged batch gives both them and a mask.
         """

@@ -16,7 +16,7 @@ from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES
 
 _POINTS = 4000
-"""Drawn of a scatter plot; more only make the file large."""
+"""Maximum number of points in a scatter plot; more only make the file large."""
 
 
 @style()
@@ -34,7 +34,7 @@ def draw_report(
 
 
 def describe(stamp: Mapping[str, Any]) -> str:
-    """Names the machine, the model and whose data, in a few words."""
+    """Return machine, model and kind of data in a few words."""
     if not stamp:
         return "results without a stamp"
     source = stamp.get("data_source")
