@@ -238,7 +238,7 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
     path = repository / name
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: no such script; the checkout is not of this version")
+        raise UserError(f"{path}: no such script; the checkout has another version")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return cast("Callable[[list[str]], None]", module.main)

@@ -385,7 +385,7 @@ RIDDLE = re.compile(
     r"^(What|Who|Where|How) |\bunless told\b|\bso (many|much)\b(?! (that|as)\b)|\blikewise\b"
     r"|\b[Kk]nows (no|neither|nothing)\b"
 )
-"""Forms that a reader must guess at: a noun clause in place of a verb, an omitted subject, a list of the absent."""
+"""Forms that make readers guess: a noun clause in place of a verb, an omitted subject, a list of the absent."""
 
 NOT_YET_PLAIN = (
     "experiments/controller/",

@@ -58,7 +58,7 @@ def number(value: Any, name: str, scale: float = 1) -> float:
     if value is None:
         raise AbsentError(f"field {name} is empty")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"field {name} is no finite number but {value!r}")
+        raise UserError(f"field {name} is not a finite number but {value!r}")
     return round(value * scale, _DIGITS)
 
 

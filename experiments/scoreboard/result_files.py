@@ -110,7 +110,7 @@ def _fields(content: Content, path: Path) -> Mapping[str, Any]:
     """Return the content, whose own fields are its stamp."""
     missing = [name for name in _FIELDS if not isinstance(content, dict) or name not in content]
     if missing:
-        raise UserError(f"{path}: has no field {missing[0]}, so nobody knows what it was measured on")
+        raise UserError(f"{path}: has no field {missing[0]}, so its machine and weights are unknown")
     return content
 
 
@@ -120,11 +120,11 @@ def _stamps(content: Content, path: Path) -> Iterable[Stamp]:
     if isinstance(content, dict):
         entries = [content] if "stamp" in content else content.get("models")
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: has no stamp, so nobody knows what it was measured on")
+        raise UserError(f"{path}: has no stamp, so its machine and weights are unknown")
     for entry in entries:
         stamp = entry.get("stamp") if isinstance(entry, dict) else None
         if not isinstance(stamp, dict):
-            raise UserError(f"{path}: has no stamp, so nobody knows what it was measured on")
+            raise UserError(f"{path}: has no stamp, so its machine and weights are unknown")
         try:
             yield Stamp.from_json(stamp)
         except UserError as error:
@@ -148,10 +148,10 @@ def _check(origin: Origin, source: Source, shipped: str | None, path: Path) -> N
     model, hardware, device = str(origin.model).lower(), origin.hardware, str(origin.device)
     is_shipped = source.model == "pocket" and shipped is not None and origin.weights == shipped
     if source.model is not None and not is_shipped and not model.startswith(source.model):
-        raise UserError(f"{path}: stamped with model {origin.model}, and its place is for {source.model}")
+        raise UserError(f"{path}: stamped with model {origin.model}, but this path is for {source.model}")
     on_it = device.startswith("cpu") if source.hardware == "cpu" else str(source.hardware or "") in hardware
     if source.hardware is not None and not on_it:
-        raise UserError(f"{path}: stamped with {hardware}, {device}, and its place is for {source.hardware}")
+        raise UserError(f"{path}: stamped with {hardware}, {device}, but this path is for {source.hardware}")
 
 
 def _read_sweep(folder: Path) -> tuple[Content, list[Stamp]]:
@@ -162,7 +162,7 @@ def _read_sweep(folder: Path) -> tuple[Content, list[Stamp]]:
     stamps = frame.attrs["stamps"]
     for path, stamp in stamps.items():
         if stamp is None:
-            raise UserError(f"{path}: has no stamp, so nobody knows what it was measured on")
+            raise UserError(f"{path}: has no stamp, so its machine and weights are unknown")
     return sweep_content(frame), [Stamp.from_json(stamp) for stamp in stamps.values()]
 
 

@@ -151,5 +151,7 @@ def verdict(answer: Answer) -> str:
     met = "[green]met[/green]" if answer.budget_met else "[red]missed[/red]"
     text = f"budget {answer.budget_ms:g} ms {met}{note}"
     if answer.budget_feasible is False:
-        text += "\n[yellow]no setting was expected to fit this budget; the cheapest ran[/yellow]"
+        fixed = answer.policy == "fixed"
+        why = "this setting was" if fixed else "even the cheapest setting, which ran, was"
+        text += f"\n[yellow]{why} not expected to fit the budget[/yellow]"
     return text

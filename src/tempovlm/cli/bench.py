@@ -300,7 +300,7 @@ def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> lis
 
 
 def table(result: dict[str, Any]) -> Table:
-    """Print the result for readers, at most 80 columns wide."""
+    """Return the result as a table at most 80 columns wide."""
     from rich.table import Table
 
     about = f"{result['model']} on {result['device']} · {', '.join(result['dataset'])} ({result['data_source']})"

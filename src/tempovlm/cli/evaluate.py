@@ -267,7 +267,7 @@ def _one(files: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> Table:
-    """Print the report, a row for each policy."""
+    """Return the report's table, a row for each policy."""
     from rich.table import Table
 
     from tempovlm.lab.judge.figures import short
@@ -295,7 +295,7 @@ def table(report: Mapping[str, Any]) -> Table:
 
 
 def budgets_that_hold(report: Mapping[str, Any]) -> Table:
-    """Print for each policy at how many budgets it is above or below the static mixture after the correction."""
+    """Return the budgets at which each policy is above or below the static mixture after the correction."""
     from rich.table import Table
 
     from tempovlm.lab.judge.figures import short

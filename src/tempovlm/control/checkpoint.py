@@ -232,7 +232,7 @@ def _check_network(path: Path, name: str, net: Part, space: KnobSpace) -> None:
     check_sizes(path, name, net, counts)
     for key, values in net.state_dict().items():
         if not bool(torch.isfinite(values).all()):
-            raise UserError(f"{path}: field networks: {name}: {key} holds values that are no finite numbers")
+            raise UserError(f"{path}: field networks: {name}: {key} holds values that are not finite")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Controllers as policies: from the features of a request to joint logits of the settings.
 
 Networks run on the host in NumPy; only pooled features come from the model's device. The LLM-based controller
-runs on the model's device, because it uses the model's blocks. A policy keeps no state of
+runs on the model's device, because it uses the model's blocks. A policy keeps no state of a
 request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` decoder width.
 """
 
@@ -252,7 +252,7 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
         return _llm_based(_of(saved, "controller", LLMBasedController, path), space, name, reader, path)
     knob1 = saved.networks["knob1"]
     if not isinstance(knob1, Knob1Predictor):
-        raise UserError(f"{path}: its knob1 is a {type(knob1).__name__}, which does not belong there")
+        raise UserError(f"{path}: its knob1 is a {type(knob1).__name__}, the wrong kind of network")
     if saved.kind == "two_stage_stage1":
         return Stage1Policy(space, name, knob1, reader)
     return TwoStagePolicy(space, name, knob1, reader, _of(saved, "knob2knob3", Knob2Knob3Predictor, path))
@@ -281,5 +281,5 @@ def _llm_based(
 def _of(saved: SavedController, part: str, cls: type[Kind], path: Path) -> Kind:
     net = saved.networks[part]
     if not isinstance(net, cls):
-        raise UserError(f"{path}: its {part} is a {type(net).__name__}, which does not belong there")
+        raise UserError(f"{path}: its {part} is a {type(net).__name__}, the wrong kind of network")
     return net

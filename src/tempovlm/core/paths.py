@@ -71,7 +71,7 @@ def whole(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be made or written to.
     """
     if not path.name:
-        raise UserError(f"{str(path)!r}: names no file to write; add one")
+        raise UserError(f"{str(path)!r}: is not a file name; add one")
     part = _beside(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def check_file(path: Path, remedy: str) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
     if start == _LFS_POINTER:
-        raise UserError(f"{path}: a git-LFS pointer and not what it points to; run git lfs pull, or {remedy}")
+        raise UserError(f"{path}: a git-LFS pointer instead of the file; run git lfs pull, or {remedy}")
 
 
 def _why_absent(path: Path) -> str:

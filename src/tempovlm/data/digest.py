@@ -77,7 +77,7 @@ def refuse_others(before: Digests, now: Digests, where: str, *, pictures: bool =
     others = [name for name in shared if found[name]]
     if others:
         raise UserError(
-            f"{where}: the {found[others[0]]} of question {others[0]} is another now ({len(others)} of "
+            f"{where}: the {found[others[0]]} of question {others[0]} has changed ({len(others)} of "
             f"{len(shared)} questions differ): give the --data_dir that was used before, or another output"
         )
 

@@ -45,16 +45,16 @@ class Entry:
             UserError: It is not a list, or contains something that is not an object or has no id.
         """
         if not isinstance(values, list):
-            raise UserError(f"{path}: holds {_shown(values)} where a list of {word}s belongs; get the file anew")
+            raise UserError(f"{path}: holds {_shown(values)} where a list of {word}s belongs; get the file again")
         for place, fields in enumerate(values):
             if not isinstance(fields, Mapping):
-                raise UserError(f"{path}: entry {place} is {_shown(fields)}, no object; get the file anew")
+                raise UserError(f"{path}: entry {place} is {_shown(fields)}, no object; get the file again")
             name = cls(fields, path, f"entry {place}").text(key)
             yield cls(fields, path, f"{word} {name}")
 
     def wrong(self, key: str, why: str) -> UserError:
         """Return the error that a field is wrong: file, entry, field, reason and remedy on one line."""
-        return UserError(f"{self.path}: {self.name}: {key} {why}; correct it, or get the file anew")
+        return UserError(f"{self.path}: {self.name}: {key} {why}; correct it, or get the file again")
 
     def value(self, key: str) -> Any:
         """Return a field unchanged.

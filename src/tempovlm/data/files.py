@@ -32,7 +32,7 @@ def read_json(path: Path, *, keyed_by_id: bool = False) -> Any:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=keep_keys if keyed_by_id else None)
     except ValueError as error:
-        raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it anew") from None
+        raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it again") from None
     check_unique(last, [path] * len(last))  # of the outermost object, which is read last
     return content
 
@@ -41,7 +41,7 @@ def read_fields(path: Path, *, keyed_by_id: bool = False) -> Entry:
     """Read a JSON file that contains an object; else as `read_json`."""
     content = read_json(path, keyed_by_id=keyed_by_id)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; get the file anew")
+        raise UserError(f"{path}: holds no JSON object; get the file again")
     return Entry(content, path, "the file")
 
 

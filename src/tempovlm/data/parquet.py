@@ -183,7 +183,7 @@ def _content(value: Any, where: str) -> bytes:
         Image.open(BytesIO(content)).close()
     except UnidentifiedImageError:
         about = f"{len(content)} bytes that are no picture (they begin with {content[:8]!r})"
-        raise UserError(f"{where} holds {about}; get the file anew") from None
+        raise UserError(f"{where} holds {about}; get the file again") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass  # Whoever opens a damaged or too large picture reports it.
     return content

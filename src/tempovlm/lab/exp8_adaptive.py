@@ -196,7 +196,7 @@ def _resume(path: Path, conditions: Mapping[str, Any], samples: Sequence[Sample]
         {_name(r.dataset, r.question_id) for r in whole},
     )
     if known is None and whole:
-        _log.warning("%s: does not tell what was asked, being of an earlier version: taken as it is", path)
+        _log.warning("%s: written by an earlier version, which did not record the questions; used unchecked", path)
     refuse_others({name: digest for name, digest in (known or {}).items() if name in kept}, questions, str(path))
     first = {"conditions": dict(conditions), "questions": merged(known or {}, questions)}
     write_whole(path, "\n".join([json.dumps(first), *(json.dumps(r.to_json()) for r in whole)]) + "\n")

@@ -220,7 +220,7 @@ def _checked(record: Any, path: Path, space: KnobSpace | None) -> Estimator:
             raise UserError(f"{path}: field {name} is of another version of this program; train again")
     if record["kind"] not in [core.kind for core in SERVED]:
         raise UserError(
-            f"{path}: field kind is {record['kind']}, a model that is only compared with, not served; train again "
+            f"{path}: field kind is {record['kind']}, a model for comparison only; train again "
             "with train_latency_estimator.py"
         )
     try:

@@ -22,7 +22,7 @@ class Fields:
             UserError: it is not a table.
         """
         if not isinstance(values, Mapping):
-            raise UserError(f"{where}: damaged, no table of fields; copy it again from the model's folder")
+            raise UserError(f"{where}: damaged, not a table of fields; copy it again from the model's folder")
         self.values, self.where = values, where
 
     def wrong(self, name: str, rule: str) -> UserError:

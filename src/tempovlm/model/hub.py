@@ -56,7 +56,7 @@ def fetch(repo_id: str) -> Path:
             folder = Path(snapshot_download(repo_id, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except GatedRepoError:
         raise UserError(
-            f"--model {repo_id}: the hub wants a login with access to it; run: hf auth login"
+            f"--model {repo_id}: the hub requires a login with access to it; run: hf auth login"
         ) from None
     except RepositoryNotFoundError:
         raise UserError(f"--model {repo_id}: no such folder, and no such model on the hub") from None
@@ -270,7 +270,7 @@ class _PickleFile:
         if not isinstance(content, dict) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         ):
-            raise UserError(f"{path}: holds something else than named tensors")
+            raise UserError(f"{path}: does not contain named tensors")
         for name, tensor in content.items():
             if tensor.dtype not in _DTYPES.values() or tensor.layout != torch.strided:
                 kind = f"{tensor.layout} of {tensor.dtype}".removeprefix("torch.strided of ")

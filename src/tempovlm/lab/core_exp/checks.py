@@ -62,7 +62,7 @@ def _problems(frame: pd.DataFrame, dataset: str, space: KnobSpace | None) -> Ite
 def _times(frame: pd.DataFrame) -> Iterator[Problem]:
     for field in TIME_FIELDS:
         yield field, frame[field] < 0, "is a negative time"
-        yield field, frame[field] == float("inf"), "is no finite time"
+        yield field, frame[field] == float("inf"), "is not a finite time"
     measured = frame[list(TIME_FIELDS)].notna().any(axis=1)
     for field in _NEEDED:
         yield field, measured & frame[field].isna(), "is missing beside other times: half a measurement"

@@ -14,7 +14,7 @@ AGAIN = "run the same command again to ask them again"
 """The remedy if answers are kept and failures are not."""
 
 
-ANEW = "mend that and run the same command again, which asks everything anew"
+ANEW = "correct that and run the same command again, which asks everything again"
 """The remedy if nothing is kept for another run."""
 
 

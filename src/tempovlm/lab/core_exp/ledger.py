@@ -89,8 +89,8 @@ class Ledger:
     def await_first(self) -> None:
         """Wait until the first process has checked the directory, then read it.
 
-        All later rows are of this run, so another process's failure differs from one that is to be asked again,
-        and nothing is written beside rows of another sweep.
+        All later rows are of this run. So another process's failure is not taken for an earlier one that is to be
+        asked again, and nothing is written beside rows of another sweep.
         """
         waiting = processes.Patience(f"{self.folder}: process 0 has not opened it; was it started?")
         while not is_marked(self.folder / MANIFEST):

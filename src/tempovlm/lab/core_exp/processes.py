@@ -1,6 +1,6 @@
 """Coordinate the processes that share a sweep: a file for each says whether it is at work, done or dead.
 
-The file is locked while its process lives, so that a dead process differs from a slow one once it has
+The file is locked while its process lives, so that a dead process can be told from a slow one once it has
 begun. One that ends before, while it loads, is waited for; `torchrun` ends the others then. A file that is older
 than the reading process is of an earlier run: all processes of a run are started together and load a model before
 they say anything.

@@ -68,7 +68,7 @@ def keep_questions(
         known = before.get(dataset)
         if known is None and answered:
             _log.warning(
-                "%s: does not tell which questions of %s its rows are about, being of an earlier version: they "
+                "%s: written by an earlier version, which did not record the questions of %s: they "
                 "are taken for those of --data_dir",
                 path,
                 dataset,

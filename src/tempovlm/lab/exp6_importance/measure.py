@@ -167,7 +167,7 @@ class ScoreFile:
         known = {name: str(row["question"]) for name, row in scored.items() if "question" in row}
         if len(known) < len(scored):
             _log.warning(
-                "%s: does not tell what was asked, being of an earlier version: taken as it is", self.path
+                "%s: written by an earlier version, which did not record the questions; used unchecked", self.path
             )
         refuse_others(known, digests, str(self.path))
         return [sample for sample in samples if str(sample.question_id) not in scored]

@@ -95,7 +95,7 @@ def _read(name: str | os.PathLike[str]) -> bytes:
                 data = file.read()
     except FileNotFoundError:
         if "://" in str(name):
-            raise UserError(f"{name}: pictures are not fetched; save it and give its path") from None
+            raise UserError(f"{name}: pictures are not downloaded; save it and give its path") from None
         raise UserError(f"{name}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{name}: is a directory; name an image file") from None
