@@ -5,7 +5,7 @@ on the same device; bytes and operations are those of `core/cost.py`. Peers run 
 this project's model operation by operation, `loop` a generic library's way (a Python loop over the experts that
 are hit, a cache that is concatenated), and last, on a GPU with `--peers`, transformers' decoder. Before anything
 is timed, `engine_reference` checks outputs against float32 and a graph's tokens against its kernels'. A row that
-fails is reported and the others go on; the file is written after each. Random weights measure nothing but time.
+fails is reported and the others go on; the file is written after each. With random weights only times count.
 
     python benchmarks/engine.py --model molmoe-1b --random-weights --json benchmarks/results/engine_h200.json
     python benchmarks/engine.py --model pocket --device cpu --json benchmarks/results/engine_cpu.json
@@ -63,7 +63,7 @@ ANSWERS = (
 )
 SETTING_TOKENS = 10
 QUESTIONS = 200
-"""Generated questions that weights of one byte are judged by."""
+"""Generated questions for judging one-byte weights."""
 
 
 def make_engine(flags: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Engine, str]:
@@ -76,7 +76,7 @@ def make_engine(flags: argparse.Namespace, device: torch.device, dtype: torch.dt
 
 
 def stamp(engine: Engine, weights: str) -> dict[str, Any]:
-    """What the figures belong to, with driver and compilers."""
+    """Return the stamp of the figures, with driver and compilers."""
     run = engine.runner
     base = collect_stamp(
         model=engine.name,
@@ -110,7 +110,7 @@ def measure(bench: Bench, quick: bool, save: Callable[[], None]) -> None:
         row(bench.decode, *decode)
     for prefill in PREFILLS:
         row(bench.prefill, *prefill)
-    if bench.device.type == "cuda":  # what the peers took is no memory of the engine's
+    if bench.device.type == "cuda":  # the peers' memory does not count for the engine
         with contextlib.suppress(RuntimeError):  # a fault of the device stays, and the rows that follow report it
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(bench.device)
@@ -128,7 +128,7 @@ def measure(bench: Bench, quick: bool, save: Callable[[], None]) -> None:
 
 
 def record_of(bench: Bench, **known: Any) -> dict[str, Any]:
-    """What is written: the rows so far, and what they belong to."""
+    """Return the result: the rows so far, and their stamp."""
     return {
         **known,
         "floor": {
@@ -152,7 +152,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--setting-repeats", "--setting_repeats", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="few repeats and three settings: not for figures")
     parser.add_argument("--peers", action="store_true", help="also time transformers' decoder, on a GPU")
-    parser.add_argument("--max_minutes", "--max-minutes", type=float, help="start no row after so many minutes")
+    parser.add_argument("--max_minutes", "--max-minutes", type=float, help="start no row after this many minutes")
     parser.add_argument("--json", type=Path, help="file to write")
     flags = parser.parse_args()
     if flags.model != "pocket" and not flags.random_weights:
@@ -165,7 +165,7 @@ def read_flags() -> argparse.Namespace:
 
 
 def warm_up(engine: Engine) -> dict[str, Any]:
-    """Capture every decode step, counting memory from here on; what that took."""
+    """Capture every decode step, counting memory from here on; return time and number."""
     if engine.device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -176,7 +176,7 @@ def warm_up(engine: Engine) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Check, measure, print and write; the exit status is 1 where a row failed."""
+    """Check, measure, print and write; the exit status is 1 if a row failed."""
     flags, begin_ms = read_flags(), now_ms()
     device = pick_device(flags.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,7 +1,7 @@
-"""transformers' OLMoE beside the engine: the same decoder shapes, random weights, each stage at its best setting.
+"""transformers' OLMoE beside the engine: the same decoder sizes, random weights, each stage at its best setting.
 
 Prompts are read by grouped products, operation by operation (their graph capture is not supported there); tokens
-are decoded over a static cache by a compiled step that gathers its experts. It knows depth but no plan: all blocks
+are decoded over a static cache by a compiled step that gathers its experts. It has depth but no plan: all blocks
 and the trained top-k, so only rows of these have such a peer. Time is bounded between its parts; one compilation
 may pass the bound.
 """

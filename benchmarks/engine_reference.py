@@ -1,6 +1,6 @@
-"""What the engine's benchmark compares with: float32 references, a generic library's loop, random models.
+"""References of the engine's benchmark: float32 models, a generic library's loop, random models.
 
-Every check draws fresh inputs and ends the process with one line where an error is too large.
+Every check draws fresh inputs and ends the process with one line if an error is too large.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def engine_without_end(loaded: Engine, weights: Weights) -> Engine:
 def check(preset: str, device: torch.device, dtype: torch.dtype, weights: Weights = "bf16") -> dict[str, float]:
     """A decode step and the grouped experts against float32 on a model of two blocks, and equal tokens.
 
-    Steps on weights of one byte are held to float32 on what those stand for; how far they are from float32 on the
-    weights as loaded is found beside it (`weights_error`).
+    Steps on one-byte weights are compared with float32 on the values that those represent; their distance from
+    float32 on the weights as loaded is reported beside it (`weights_error`).
     """
     config = replace(PRESETS[preset], num_blocks=2)
     fast = fill(empty_model(config, device, dtype))

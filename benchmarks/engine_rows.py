@@ -1,7 +1,4 @@
-"""The rows of the engine's benchmark: what each measures, its floor and its peers in the same process.
-
-Knows no command line and no file.
-"""
+"""The rows of the engine's benchmark, each with its floor and its peers in the same process."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ from tempovlm.model.vision.tiling import Crops, Grid, cut_batch, cut_crops
 
 
 class Bench:
-    """One model on one device, and the rows that were measured so far."""
+    """One model on one device, and the rows measured so far."""
 
     def __init__(self, engine: Engine, repeats: int, setting_repeats: int, end_ms: float = math.inf) -> None:
         run = engine.runner
@@ -53,14 +50,14 @@ class Bench:
         self.picture = pixels
 
     def plan(self, top_k: int, num_blocks: int) -> Plan:
-        """A plan by the engine's ranking; cut to what the model has."""
+        """Return a plan by the engine's ranking, cut to the model's blocks."""
         knobs = KnobConfig(
             tier="low", top_k=min(top_k, self.shape.num_experts), num_blocks=min(num_blocks, self.shape.num_blocks)
         )
         return Plan.build(knobs, self.engine.ranking, self.shape)
 
     def cost(self, plan: Plan, **amounts: int) -> Cost:
-        """What a request costs; nothing is looked at and nothing is generated unless told."""
+        """Return the cost of a request. Default: no picture and one generated token."""
         amounts = {"num_crops": 0, "vision_tokens": 0, "text_tokens": 1, "output_tokens": 1, **amounts}
         size, cost = (
             self.run.dtype.itemsize,
@@ -77,12 +74,12 @@ class Bench:
         )
 
     def skip(self, name: str, reason: str) -> None:
-        """Keep a row that this model cannot have."""
+        """Record a row that this model cannot have."""
         empty = dict.fromkeys(("ms_median", "ms_p10", "ms_p90", "floor_ms", "bytes", "flops"))
         self.rows.append({"name": name, **empty, "peers": {}, "reason": reason})
 
     def attempt(self, names: Sequence[str], run: Callable[[], None]) -> None:
-        """Run what keeps these rows; a failure is written where they stand, and so is time that has run out."""
+        """Run `measure`, which records these rows; a failure or the end of the time is recorded in their place."""
         failure = "not measured: the time that --max_minutes allows is over"
         if now_ms() < self.end_ms:
             try:

@@ -1,4 +1,4 @@
-"""The engine benchmark's rows for people, and what they say about the knobs' order. Measures nothing."""
+"""The engine benchmark's rows as text, and the order of times along the knobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows for people."""
+    """Return the rows as text."""
     lines = [f"{'':34}{'median':>10}{'p10':>10}{'p90':>10}{'floor':>10}  times  peers"]
     for row in rows:
         if row["ms_median"] is None:

@@ -1,4 +1,4 @@
-"""How the engine's benchmark takes times, and the floor that it holds them against. Knows no engine.
+"""Timing for the engine's benchmark, and the floor that times are compared with.
 
 A floor is the larger of bytes over copy bandwidth and operations over matrix rate, both measured on the device.
 """
@@ -17,12 +17,12 @@ from tempovlm.core.cost import Cost
 from tempovlm.core.units import now_ms
 
 FEW = 3
-"""Repeats of a quick run, whose figures are good for nothing else."""
+"""Repeats of a quick run, whose figures are only a check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What the device can do at most: bytes moved (read and written) and operations, for each millisecond."""
+    """Limits of the device: bytes moved (read and written) and operations, for each millisecond."""
 
     bytes_per_ms: float
     flops_per_ms: float

@@ -1,6 +1,6 @@
 """Loading a full-size checkpoint against reading its bytes: time and peak host memory, as JSON.
 
-Each measurement runs in a process of its own, so that one's memory is not the other's; they take turns, and the
+Each measurement runs in its own process, to keep their memory apart; they take turns, and the
 files are read once before. A page cache stays warm only where the machine's memory holds files and model together:
 `fits_warm` says so for each model, and on a small machine a shorter model is measured beside the whole one. `read`
 fills memory as large as the files with their bytes, in 16 MB pieces, and does nothing else; `load` is
@@ -76,7 +76,7 @@ def in_own_process(what: str, folder: Path) -> dict[str, float]:
 
 
 def stamp(folder: Path) -> dict[str, Any]:
-    """What the figures belong to."""
+    """Return the stamp of the figures."""
     import torch
 
     from tempovlm.core.knobs import KnobSpace

@@ -1,4 +1,4 @@
-"""How far logits are from the published implementation's, with the same weights, as JSON.
+"""Measure how far logits are from the published implementation's, with the same weights, as JSON.
 
 On CUDA: the full-size MolmoE-1B with random weights, the engine's kernels and graphs in bfloat16 against the model
 in float32, which golden tests hold against the published numbers; and against the published implementation itself
@@ -49,7 +49,7 @@ def measure(
     reference: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything that is to be known about one random model: a record for the result file.
+    """Return all figures of one random model: a record for the result file.
 
     Args:
         config: of the model.

@@ -1,4 +1,4 @@
-"""The published implementation on the same weights, where a folder with its modelling files is at hand.
+"""The published implementation on the same weights, if a folder with its modelling files is given.
 
 The files belong to their authors and are no part of this project: `TEMPOVLM_REFERENCE` names a checkout of
 github.com/ChulanZhang/molmo_hf, whose `molmo/models` holds them. The implementation runs as published: weights and

@@ -1,8 +1,8 @@
-"""Teacher-forced logits of the same weights along two paths, and how far they are apart.
+"""Teacher-forced logits of the same weights along two paths, and their distance.
 
 `exact` is the model operation by operation in float32, which golden tests hold against the published numbers on a
 reduced config. `fast` is what the engine serves: the prompt and every further token through its kernels and graphs
-where there are any. Both read the same prompts and the same continuation, the greedy one of `exact`. Weights are
+if there are any. Both read the same prompts and the same continuation, the greedy one of `exact`. Weights are
 random: nothing here says how well a trained model answers.
 
 A rounded router now and then takes the ninth expert for the eighth, and one such swap moves logits further than
@@ -47,7 +47,7 @@ LIMIT = 2e-2
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A prompt: a picture that its tier cuts by `grid`, or none, and so many words."""
+    """A prompt: a picture that its tier cuts by `grid`, or none, and this many words."""
 
     name: str
     tier: str
@@ -155,7 +155,7 @@ def logits_along(run: Runner, ready: Prepared, plan: Plan, forced: Tensor | None
 
 @contextmanager
 def recorded_experts() -> Iterator[list[Tensor]]:
-    """The experts (tokens, top-k) of every visit to a router while the block runs, in order."""
+    """Yield the experts (tokens, top-k) of every visit to a router while the block runs, in order."""
     seen: list[Tensor] = []
     route = MoE.route
 
@@ -205,7 +205,7 @@ def logits_with_experts(
 
 
 def compare(ours: Tensor, exact: Tensor) -> dict[str, Any]:
-    """How far (N, V) logits are from exact ones, and whether greedy tokens are equal where they are clear.
+    """Return how far (N, V) logits are from exact ones, and whether greedy tokens are equal where they are clear.
 
     A token is clear where the exact logits' largest is ahead of the second by more than the largest error that any
     logit of any position has.

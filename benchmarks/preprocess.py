@@ -58,7 +58,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 def speed(repeats: int) -> list[dict[str, Any]]:
-    """A row for each size and step."""
+    """Return a row for each size and step."""
     rows = []
     for width, height in SIZES:
         image = picture(width, height)
@@ -76,7 +76,7 @@ def speed(repeats: int) -> list[dict[str, Any]]:
 
 
 def pixel_error() -> dict[str, float]:
-    """Fast against exact crops of the 1920 × 1080 picture, in levels of 255."""
+    """Compare fast with exact crops of the 1920 × 1080 picture, in levels of 255."""
     pixels = np.array(picture(1920, 1080))
     fine, fast = (cut_crops(pixels, "high", MOLMOE_1B.vision, exact=exact).patches for exact in (True, False))
     levels = (fine - fast).abs().view(*fine.shape[:-1], -1, 3) * torch.tensor(CLIP_STD) * 255
@@ -84,7 +84,7 @@ def pixel_error() -> dict[str, float]:
 
 
 def accuracy_effect(count: int) -> dict[str, Any]:
-    """The pocket's score on the same questions with either mode."""
+    """Return the pocket's score on the same questions with either mode."""
     samples = [sample for name in GENERATED for sample in load_samples(name, num_samples=count)]
     models = {mode: api.load("pocket", device="cpu", exact=mode == "exact") for mode in ("exact", "fast")}
     answers = {

@@ -1,7 +1,7 @@
-"""What decoding on weights of one byte loses: error of the logits and accuracy on generated questions, as JSON.
+"""Measure the loss from decoding on one-byte weights: logit error and accuracy on generated questions, as JSON.
 
-Needs no GPU: a model's decoder is copied with the values that the one-byte weights stand for, which is what the
-kernels multiply (tests hold them to it). As on a GPU, the prompt is read with the weights as they were loaded, so
+Needs no GPU: a model's decoder is copied with the values that the one-byte weights represent, which the kernels
+multiply (tests check this). As on a GPU, the prompt is read with the weights as loaded, so
 that an answer's first token never changes; every later one may. Logits are compared token by token along the
 answer of the weights as loaded.
 
@@ -53,11 +53,11 @@ MAX_NEW_TOKENS = 16
 
 @dataclass(slots=True)
 class Outcome:
-    """What one kind of weights made of the questions so far.
+    """Sums for one kind of weights over the questions so far.
 
     Attributes:
         relative: norm of the error over norm of the logits, of every step. largest: the largest error of a logit.
-        scores: of the answers. differ: answers that are not those of the weights as loaded.
+        scores: of the answers. differ: answers that differ from those of the weights as loaded.
     """
 
     relative: list[float] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def step_cost(cost: Cost, plan: Plan, shape: ModelShape, value_bytes: int, steps: int) -> Cost:
-    """The cost with products of one byte a value, and a float32 scale a row, in each of the decode steps."""
+    """Return the cost with one-byte products, and a float32 scale a row, in each of the decode steps."""
     D, F, blocks = shape.width, shape.expert_width, len(plan.steps)
     visited = sum(step.top_k for step in plan.steps)
     values = active_parameters(plan, shape) - blocks * D * shape.num_experts
@@ -82,7 +82,7 @@ def step_cost(cost: Cost, plan: Plan, shape: ModelShape, value_bytes: int, steps
 
 
 def imitation(run: Runner, kind: Kind) -> Runner:
-    """Reads prompts as `run` does, and decodes with what one-byte weights stand for."""
+    """Reads prompts as `run` does, and decodes with the values that one-byte weights represent."""
     decoder = imitate(run.model.decoder, kind)
     narrow = NarrowDecoder.of(decoder)
     if narrow is not None:

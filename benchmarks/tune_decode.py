@@ -1,4 +1,4 @@
-"""How the products of a decode step are best cut on this GPU: the time of a whole step for some tilings.
+"""Search the best tiling of a decode step's products on this GPU, by the time of a whole step.
 
 Random weights at a model's sizes. Kernels of a step overlap, so that none is timed alone: one kernel's cut is
 varied at a time, the fastest is kept, and the next kernel's is varied. The printed `Tiling` is what
@@ -47,7 +47,7 @@ CONTEXT = 700
 
 
 def tiles() -> Iterator[Tile]:
-    """The tiles worth a try."""
+    """Return the tiles to try."""
     for rows, columns, warps in product(ROWS, COLUMNS, WARPS):
         if LEAST_VALUES <= rows * columns <= MOST_VALUES:
             yield Tile(rows, columns, warps)
@@ -70,7 +70,7 @@ def replayed_ms(run: Callable[[], None], recorder: Recorder | None, repeats: int
 
 
 def candidates(name: str, tiling: Tiling) -> Iterator[Tiling]:
-    """Tilings that differ from this one in one kernel's cut."""
+    """Yield tilings that differ from this one in one kernel."""
     if name == "attention":
         for splits, tokens, warps in product(SPLITS, TOKENS, WARPS):
             yield replace(tiling, splits=splits, tokens=tokens, attention_warps=warps)
@@ -80,7 +80,7 @@ def candidates(name: str, tiling: Tiling) -> Iterator[Tiling]:
 
 
 def step_ms(model: Molmo, plan: Plan, cache: KVCache, tiling: Tiling, repeats: int) -> float:
-    """Median time of a step that is cut so; infinite where a cut asks for more than the device has."""
+    """Return the median time of a step with this tiling; infinite if it exceeds the device's limits."""
     device = model.decoder.embedding.device
     on = StepBuffers.allocate(model.config, model.config.num_experts, device, tiling)
     on.position.fill_(CONTEXT)
@@ -96,7 +96,7 @@ def step_ms(model: Molmo, plan: Plan, cache: KVCache, tiling: Tiling, repeats: i
 
 
 def tune(model: Molmo, plan: Plan, repeats: int, limit: int | None) -> Tiling:
-    """The fastest cut of every kernel, printed as it is found."""
+    """Find the fastest tiling of every kernel, printed as it is found."""
     cache = KVCache.allocate(model.config, len(plan.steps), 1, 2 * CONTEXT, model.decoder.embedding)
     best = Tiling()
     best_ms = step_ms(model, plan, cache, best, repeats)
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--top-k", "--top_k", type=int, default=8)
     parser.add_argument("--num-blocks", "--num_blocks", type=int, default=16, help="copies of a block")
     parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--limit", type=int, help="candidates of a kernel; all unless told")
+    parser.add_argument("--limit", type=int, help="maximum candidates of a kernel; default: all")
     parser.add_argument("--device", default="cuda", help="cuda or cuda:1; cpu interprets the kernels, untimed")
     flags = parser.parse_args()
     device = pick_device(flags.device)

@@ -1,1 +1,1 @@
-"""The eight experiments: scripts, how each was run, and the table of promised against measured figures."""
+"""The eight experiments: scripts, recipes, and the table of targets and measured figures."""

@@ -1,4 +1,4 @@
-"""How every result in the repository was made: each run once, with its script, flags, inputs and outputs.
+"""The runs behind every result in the repository, each with its script, flags, inputs and outputs.
 
 `chain` has the runs of `tempovlm reproduce`, in a folder of their own and with few samples. `published` has those
 that made the repository's own files, at full size. The same functions of a `Setup` make both. A controller of the
@@ -51,18 +51,18 @@ GPU_PLACE = "h200"
 FULL_SIZE_BUDGETS_MS = (8, 12, 20, 30, 40)
 
 _GPU_JUDGED_MS = (10, 11, 12, 14, 16)
-"""Between the bounds of the pocket's settings on a GPU, which a host that pauses puts far above what they usually
-take, 3.5 to 5 milliseconds."""
+"""Budgets between the guard's upper bounds on a GPU, which OS pauses push far above the usual 3.5 to 5 ms of the
+pocket's settings."""
 
 _GPU_ANSWERED_MS = (6, 7, 8, 10, 12)
-"""Budgets that hold what a host may lose between two launches."""
+"""Budgets that leave room for the time a host may lose between two launches."""
 
 JUDGED_MS = {"cpu": (60, 80, 100, 150, 200, 300), "h200": _GPU_JUDGED_MS, "h100": _GPU_JUDGED_MS}
 ANSWERED_MS = {"cpu": (60, 100, 150, 200, 300), "h200": _GPU_ANSWERED_MS, "h100": _GPU_ANSWERED_MS}
 """The budgets of Exp 8."""
 
 TIME_PRICE = {"cpu": "0.3", "h200": "2.0", "h100": "2.0"}
-"""A GPU's controllers and baselines pay more, for accuracy is worth fewer milliseconds there."""
+"""A GPU's controllers and baselines pay a higher price, because accuracy is worth fewer milliseconds there."""
 
 RATES_MS = {
     "picture drawn": 5,
@@ -77,7 +77,7 @@ RATES_MS = {
     "boosting": 45_000,
     "statistics": 90_000,
 }
-"""Rough time of a unit of work on two cores with the pocket: for the time left, which corrects itself."""
+"""Rough time of a unit of work on two cores with the pocket, for the time left, which corrects itself."""
 
 _REMOVED, _SEARCHED, _RANKED = 17, 84, 11
 """Plans of a question in Exp 6: whole and without each of 16 blocks, in the joint search, and by the rankings."""
@@ -90,7 +90,7 @@ _SWEEP = "experiments/core_exp/run_core_experiment.py"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How much of everything, of each of the four data sets where nothing else is said.
+    """Sizes of a chain; of each of the four data sets unless stated otherwise.
 
     Attributes:
         train_pictures, val_pictures: drawn. train, val: questions whose accuracy at every setting counts.
@@ -119,13 +119,13 @@ class Counts:
 
 
 FULL = Counts()
-"""Of the repository's own results."""
+"""Sizes of the repository's own results."""
 
 SHIPPED = replace(FULL, train=240, val=120, importance=16, joint=8, timed=5, repeats=3, requests=200)
-"""With accuracies that the repository ships: less than half an hour on two cores."""
+"""Sizes with the accuracies in the repository: less than half an hour on two cores."""
 
 ANEW = replace(SHIPPED, train_pictures=64, val_pictures=64, train=24, val=12, importance=12, joint=6)
-"""With everything measured."""
+"""Sizes with everything measured."""
 
 SMOKE = replace(
     SHIPPED,
@@ -145,7 +145,7 @@ SMOKE = replace(
     draws=20,
     shuffles=0,
 )
-"""To see every step run; its figures mean nothing."""
+"""Sizes to check that every step runs; the figures have no meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +153,12 @@ class Run:
     """A run of a script.
 
     Attributes:
-        name: unique among the runs of a chain; of its log. title: for people.
-        counts: on how much it rests, for people.
+        name: unique among the runs of a chain; also names its log. title: shown to the user.
+        counts: its samples, as text.
         command: a script's path in the repository, `-m MODULE`, a subcommand of `tempovlm`, or `TAKE`.
         flags: of the command.
         outputs: files that are there when it is done, from the root of the repository or of the run's folder.
-        about_ms: what it takes on two cores, roughly; 0 where nothing waits for it.
+        about_ms: rough time on two cores; 0 if nothing waits for it.
     """
 
     name: str
@@ -171,7 +171,7 @@ class Run:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The results and checkpoints that it reads: those that its flags name and it does not write."""
+        """Results and checkpoints that it reads: those that its flags name and it does not write."""
         own = {str(parent) for name in self.outputs for parent in (Path(name), *Path(name).parents)}
         named = (word for word in self.flags if word.startswith(("results/", "checkpoints/")))
         return tuple(dict.fromkeys(word for word in named if word not in own))
@@ -185,7 +185,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a chain of runs is of.
+    """Settings of a chain of runs.
 
     Attributes:
         model: pocket, a folder or a hub id. weights: hash of its weights. device: cpu or cuda.
@@ -231,11 +231,11 @@ class Setup:
         return f"--time_price {TIME_PRICE[self.place]}"
 
     def conditions(self) -> dict[str, Any]:
-        """What must not change when a run is resumed."""
+        """Return the conditions that must not change when a run is resumed."""
         return json.loads(json.dumps(asdict(self) | {"data_dir": self.data}))
 
     def checkpoint(self, path: str) -> str:
-        """Where this setup has a checkpoint that the CPU has at `path`."""
+        """Return this setup's path of the checkpoint that the CPU has at `path`."""
         return path.replace("checkpoints/", f"checkpoints/gpu_{self.place}/", 1) if self.is_gpus else path
 
     def results(self, part: str) -> str:
@@ -395,7 +395,7 @@ def first_stage(s: Setup) -> Run:
 
 
 def value_stage(s: Setup) -> Run:
-    """The first stage that Exp 4 builds on: a label says which tier was right once and not how often."""
+    """Return the first stage that Exp 4 builds on, by value: a label records one outcome, not a probability."""
     flags = f"--knob1_loss value {s.price} --lr 1e-3 {s.epochs('--num_epochs_stage1')}"
     return _stage(s, "value_stage", "first stage by value, for Exp 4", VALUE_STAGE, flags, RATES_MS["boosting"])
 
@@ -428,7 +428,7 @@ def llm_based(s: Setup) -> Run:
 def adaptive(
     s: Setup, name: str, controller: str, *, model: str = "{model}", budgets_ms: tuple[int, ...] = ()
 ) -> Run:
-    """Exp 8 with a controller; `name` tells the result file of one model or controller from those of others."""
+    """Return Exp 8 with a controller; `name` distinguishes the result files of models and controllers."""
     budgets_ms = budgets_ms or ANSWERED_MS[s.place]
     path, count = f"results/adaptive_inference/{name or 'pocket'}_{s.place}.json", s.counts.requests
     return s.run(

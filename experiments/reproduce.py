@@ -1,4 +1,4 @@
-"""Run the eight experiments in one folder, resumable, and put what was promised beside what was measured.
+"""Run the eight experiments in one folder, resumable, and show the targets beside the measured values.
 
 The folder is laid out like the repository, so that every run finds the outputs of those before it where the
 experiment protocol says. `recipes.chain` lists the runs.
@@ -70,14 +70,14 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     from tempovlm.engine.threads import pick_device, prepare
 
     for package in _NEEDED:
-        # Told now, not by the run that needs it: that may be ten minutes away.
+        # Check now, not in the run that needs it: that may be ten minutes away.
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(name=package)
     if flags.data_dir is not None and not flags.data_dir.is_dir():
         raise UserError(f"--data_dir {flags.data_dir}: no such folder")
     folder = model_folder(flags.model)
     prepare()
-    # Imported now that threads are set, which must be done before torch is there.
+    # Imported after threads are set, which must be done before torch is imported.
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Ranking
     from tempovlm.data.registry import GENERATED
@@ -130,7 +130,7 @@ def data_digest(data_dir: Path, counts: Counts) -> str:
 
 @dataclass(slots=True)
 class Journal:
-    """The file that says what is done, so that a kill at any moment loses one run at most.
+    """The journal of finished runs, so that a kill at any moment loses one run at most.
 
     Attributes:
         folder: of the chain. conditions: what all its runs have in common.
@@ -170,7 +170,7 @@ class Journal:
         return run.name in self.took_ms and all((self.folder / name).exists() for name in run.outputs)
 
     def start(self, runs: Iterable[Run]) -> list[Run]:
-        """Return what is left to do: the first run that is not done and all after it, which rest on it."""
+        """Return the remaining runs: the first that is not done and all after it, which depend on it."""
         left: list[Run] = []
         for run in runs:
             if left or not self.is_done(run):
@@ -192,7 +192,7 @@ class Journal:
         write_whole(self.folder / JOURNAL, json.dumps(record, indent=1) + "\n")
 
     def left_ms(self, runs: Iterable[Run], left: Iterable[Run]) -> float:
-        """Estimate what the runs that are left take, by how the done ones compared with what was expected."""
+        """Estimate the time of the remaining runs, from the expected and actual times of the finished ones."""
         known = [run for run in runs if run.name in self.took_ms]
         expected_ms = sum(run.about_ms for run in known)
         pace = sum(self.took_ms[run.name] for run in known) / expected_ms if expected_ms else 1.0
@@ -200,7 +200,7 @@ class Journal:
 
 
 def run_all(runs: Sequence[Run], kept: Journal, repository: Path, setup: Setup, notes: Console) -> None:
-    """Run what is not done, one after another, and say how far it is."""
+    """Run what is not done, one after another, and show the progress."""
     left = kept.start(runs)
     notes.print(f"{len(runs)} steps, {len(runs) - len(left)} of them done already")
     for place, run in enumerate(runs, start=1):
@@ -238,7 +238,7 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
     path = repository / name
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: no such script; the checkout is not of this version")
+        raise UserError(f"{path}: no such script; the checkout has another version")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return cast("Callable[[list[str]], None]", module.main)
@@ -270,7 +270,7 @@ def write_table(folder: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Lay out targets beside what was measured, for people."""
+    """Format the targets beside the measured values."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -292,5 +292,5 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def minutes(time_ms: float) -> str:
-    """A time for people."""
+    """Format a time."""
     return f"{max(time_ms, 0.0) / _MINUTE_MS:.0f} min"

@@ -7,8 +7,10 @@ that a rule cannot pass by finding nothing.
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
+import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -377,3 +379,70 @@ def test_the_size_rule_detects() -> None:
     assert too_large({"a.bin": MAX_FILE_BYTES + 1})
     assert too_large({f"{i}.bin": MAX_FILE_BYTES for i in range(4)})
     assert not too_large({"a.bin": MAX_FILE_BYTES})
+
+
+RIDDLE = re.compile(
+    r"^(What|Who|Where|How) |\bunless told\b|\bso (many|much)\b(?! (that|as)\b)|\blikewise\b"
+    r"|\b[Kk]nows (no|neither|nothing)\b"
+)
+"""Forms that make readers guess: a noun clause in place of a verb, an omitted subject, a list of the absent."""
+
+NOT_YET_PLAIN = (
+    "experiments/controller/",
+    "experiments/core_exp/",
+    "src/tempovlm/cli/evaluate_inputs.py",
+    "src/tempovlm/lab/exp2_supervised.py",
+    "src/tempovlm/lab/exp3_first_stage/",
+    "src/tempovlm/lab/exp4_second_stage.py",
+    "src/tempovlm/lab/exp5_end_to_end.py",
+    "src/tempovlm/lab/features.py",
+    "src/tempovlm/lab/fit.py",
+    "src/tempovlm/lab/grpo/",
+    "src/tempovlm/lab/judge/",
+    "src/tempovlm/lab/table.py",
+)
+
+
+def explanations(source: Source) -> Iterator[tuple[int, str]]:
+    """Docstrings, of attributes too, and comments, each with its line."""
+    for node in source.nodes(ast.Expr):
+        assert isinstance(node, ast.Expr)
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string.removeprefix("#").strip()
+
+
+def riddles(source: Source) -> list[str]:
+    found = []
+    for line, text in explanations(source):
+        words = " ".join(text.split())
+        if match := RIDDLE.search(words):
+            found.append(f"{source.path}:{line}: {match[0].strip()!r}: say it plainly, verb first")
+    return found
+
+
+def test_explanations_are_plain() -> None:
+    kept = [source for source in sources() if not source.path.startswith(NOT_YET_PLAIN)]
+    assert not (found := [line for source in kept for line in riddles(source)]), "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""What a file holds."""',
+        'X = 1\n"""How often one looks."""',
+        '"""A clock. Knows no\nstage."""',
+        "x = 1  # so many at most",
+        '"""Options.\n\n    seed: likewise\n"""',
+        '"""The device; the first one unless told."""',
+    ],
+)
+def test_riddles_are_found(text: str) -> None:
+    assert riddles(Source("src/tempovlm/a.py", text))
+
+
+def test_plain_explanations_are_no_riddles() -> None:
+    plain = '"""Return what a file holds."""\nX = 1  # so much that it fails\n"""Whether it is here."""'
+    assert not riddles(Source("src/tempovlm/a.py", plain))

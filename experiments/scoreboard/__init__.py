@@ -1,1 +1,1 @@
-"""The table of promised against measured figures, made from the repository's result files."""
+"""The table of targets and measured figures, made from the repository's result files."""

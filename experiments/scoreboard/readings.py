@@ -23,14 +23,14 @@ from typing import Any
 from tempovlm.core.errors import UserError
 
 Content = Any
-"""A result file as `json.loads` gives it."""
+"""Content of a result file, as `json.loads` returns it."""
 
 _DIGITS = 9
 """Decimals of a measured value: enough to lose nothing, few enough that 0.06 × 100 is 6."""
 
 _STEP = re.compile(r"(?:[^.\[]|\[[^\]]*\])+")
 _SETTING = re.compile(r"(?:^|_)(?P<tier>low|medium|high)[/_]k(?P<top_k>\d+)[/_]b(?P<num_blocks>\d+)$")
-"""How the name of a benchmark's row ends that is about one of the 75 settings."""
+"""Pattern at the end of the name of a benchmark's row about one of the 75 settings."""
 
 _NUM_SETTINGS, _NUM_BUDGETS = 75, 5
 _TIERS = ("low", "medium", "high")
@@ -45,7 +45,7 @@ _PICKS: dict[str, Callable[[list[float]], float]] = {
 
 
 class AbsentError(LookupError):
-    """A file is there and does not hold this value; the message says which field."""
+    """A file exists and lacks this value; the message names the field."""
 
 
 def number(value: Any, name: str, scale: float = 1) -> float:
@@ -53,17 +53,17 @@ def number(value: Any, name: str, scale: float = 1) -> float:
 
     Raises:
         AbsentError: the file says that it was not measured.
-        UserError: it is no finite number.
+        UserError: it is not a finite number.
     """
     if value is None:
         raise AbsentError(f"field {name} is empty")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"field {name} is no finite number but {value!r}")
+        raise UserError(f"field {name} is not a finite number but {value!r}")
     return round(value * scale, _DIGITS)
 
 
 def select(content: Content, path: str) -> list[Any]:
-    """Return everything at a path, at least one thing.
+    """Return everything at a path, at least one value.
 
     Raises:
         AbsentError: there is nothing.
@@ -86,13 +86,13 @@ def select(content: Content, path: str) -> list[Any]:
 
 
 def only(content: Content, path: str) -> Any:
-    """Return the one thing at a path."""
+    """Return the only value at a path."""
     (found,) = select(content, path)
     return found
 
 
 def value_at(content: Content, path: str, scale: float = 1) -> float:
-    """Return the one number at a path, times `scale`."""
+    """Return the only number at a path, times `scale`."""
     return number(only(content, path), path, scale)
 
 
@@ -134,16 +134,16 @@ def read_figure(
 
     Args:
         content: of the file.
-        path: to a number, or to several where `pick` says how they become one: min, max or mean.
-        scale: what the numbers are multiplied by.
-        minus: path to what is subtracted.
-        over: path to what the numbers are divided by, one each.
+        path: to a number, or to several that `pick` combines: min, max or mean.
+        scale: factor of the numbers.
+        minus: path to a number to subtract.
+        over: path to the numbers to divide by, one each.
         pick: see `path`.
-        needs: `path=value` that the file must say, else the figure is not there.
+        needs: `path=value` that must hold in the file, else the figure is absent.
 
     Raises:
-        AbsentError: it is not there; names the field.
-        UserError: it is no number.
+        AbsentError: it is absent; names the field.
+        UserError: it is not a number.
     """
     if needs is not None:
         field, wanted = needs.split("=")
@@ -190,13 +190,13 @@ def settings(content: Content) -> float:
 
 
 def coverage_gap(content: Content, level: float) -> float:
-    """How far the worst stage's coverage is off its level, in points."""
+    """Return how far the worst stage's coverage is off its level, in points."""
     shares = [only(content, f"coverage.test.{stage}")[str(level)] for stage in _STAGES]
     return max(number(abs(number(share, "coverage") - level), "coverage", 100) for share in shares)
 
 
 def budgets_won(content: Content, checkpoint: str) -> float:
-    """Share of the budgets, in percent, where the gain over the static mixture has an interval above zero."""
+    """Return the percentage of budgets where the gain over the static mixture has an interval above zero."""
     lows = [number(low, "interval") for low in _against_mixture(content, checkpoint)]
     if len(lows) < _NUM_BUDGETS:
         raise AbsentError(f"it judges {len(lows)} budgets of at least {_NUM_BUDGETS}")
@@ -213,4 +213,4 @@ COMPUTED: dict[str, Callable[..., float]] = {
     "coverage_gap": coverage_gap,
     "budgets_won": budgets_won,
 }
-"""Readings that no path can say, by their name in `targets.toml`."""
+"""Readings that a path cannot express, by their name in `targets.toml`."""

@@ -1,4 +1,4 @@
-"""The results table: every promised figure beside what the repository's result files say, as JSON and Markdown.
+"""The results table: every target beside the value in the repository's result files, as JSON and Markdown.
 
 A figure whose file is absent is listed as not measured, with the command that makes it. Every verdict is
 `Target.is_met` of the measured value. The output depends on the files alone, so two runs agree byte for byte.
@@ -31,18 +31,21 @@ Files = Mapping[str, ResultFile | None]
 _HEAD = """\
 # Results
 
-The figures that this project promised, beside what was measured. `tempovlm report` makes this page and
-`results.json` from the stamped result files in the repository and from nothing else; a test fails when they
-differ. *Ours* is this project's target, *seed* that of the experiment protocol that it implements. A figure
-without a result file is listed as not measured. Verdicts are computed from unrounded values, and what was measured
-with other weights than those that are shipped has none.
+This page lists the project's targets beside the measured values. `tempovlm report` writes it and `results.json`
+from the stamped result files in the repository and from nothing else; a test fails if they differ.
 
-A target of a GPU is of an H200 where it does not say another. A row stands once: one that says the same of another
-device, or a first target whose goal is met, is left out; the files of both GPUs are in the repository.
+- *seed* is the target of the seed document, the specification that this project started from; *ours* is our own
+  target. A *first target* was set first; a *goal* is a harder one that followed.
+- *met* and *missed* compare the unrounded value with our target. *reported* figures have no target. *of other
+  weights* means that the value was measured with other weights than the shipped ones, so it has no verdict.
+- Targets for a GPU are for an H200 unless the row names another. A row that would repeat another one for a second
+  device is left out; the files of both GPUs are in the repository.
+- The name in `code` identifies the row in `results.json` and in `experiments/scoreboard/targets.toml`.
+- The last table says which figures come from generated pictures (`synthetic`) or random weights. Do not compare
+  such accuracies with published ones; random weights have no accuracy.
 
-Generated pictures (`synthetic`) and random weights say so in the last table: such accuracies do not compare with
-published ones, and random weights have no accuracy. How times are taken, and which file is which, is in
-[measuring.md](measuring.md).
+[measuring.md](measuring.md) explains how times are taken and lists the files; [design.md](design.md#words) defines
+the terms.
 """
 
 _VERDICTS = {True: "met", False: "**missed**"}
@@ -70,7 +73,7 @@ class Row:
 
     @property
     def value(self) -> str:
-        """The measured value with its unit, for people."""
+        """The measured value with its unit, as text."""
         if self.measured is None:
             return _DASH
         return f"{shown(self.measured, self.target.bound)} {self.target.unit}".strip()
@@ -206,10 +209,11 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _summary(rows: Sequence[Row], experiments: Sequence[str]) -> str:
     lines = []
     for name in (*experiments, None):
-        mine = [row.met for row in rows if name in (None, row.target.experiment)]
-        counts = (mine.count(True), mine.count(False), mine.count(None), len(mine))
-        lines.append((name or "all", *map(str, counts)))
-    return _table(("experiment", "met or reported", "missed", "no verdict yet", "in all"), lines)
+        mine = [row for row in rows if name in (None, row.target.experiment)]
+        given = [verdict(row) for row in mine]
+        counts = [given.count(one) for one in (*_VERDICTS.values(), "reported")]
+        lines.append((name or "all", *map(str, counts), str(len(mine) - sum(counts)), str(len(mine))))
+    return _table(("experiment", "met", "missed", "reported", "not judged", "total"), lines)
 
 
 def _section(name: str, rows: Sequence[Row]) -> str:

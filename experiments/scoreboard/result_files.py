@@ -1,7 +1,7 @@
-"""Reads the repository's result files and their stamps for the results table. Knows no target and no table.
+"""Read the repository's result files and their stamps for the results table.
 
-A file that is absent is None. One that is broken, without a stamp, or stamped with another model or machine than
-its place in the repository says, is a `UserError` that names it.
+A missing file is None. A file that is broken, without a stamp, or stamped with another model or machine than
+listed raises a `UserError` that names it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POCKET_ACCURACY = "src/tempovlm/pocket/accuracy.json"
-"""Names the weights of the pocket that the package ships."""
+"""File with the weights' hash of the shipped pocket."""
 
 _SETTING = ["tier", "top_k", "num_blocks"]
 _FIELDS = ("hardware", "weights", "knob_space", "data_source")
@@ -31,7 +31,7 @@ _FIELDS = ("hardware", "weights", "knob_space", "data_source")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What a result file is stamped with, as far as the report shows it; None where the file does not say."""
+    """The part of a result file's stamp that the report shows; None for missing fields."""
 
     hardware: str
     weights: str
@@ -52,14 +52,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """A result file that is there: its content and its origin."""
+    """An existing result file: its content and its origin."""
 
     content: Content
     origin: Origin
 
 
 def shipped_weights(repository: Path) -> str | None:
-    """Hash of the weights of the pocket in the repository; None where there is none.
+    """Return the hash of the pocket's weights in the repository; None if there are none.
 
     Raises:
         UserError: its accuracy file is broken.
@@ -69,12 +69,12 @@ def shipped_weights(repository: Path) -> str | None:
 
 
 def read_result(repository: Path, source: Source, shipped: str | None) -> ResultFile | None:
-    """A result file's content and origin, checked; None where it is absent.
+    """Return a result file's content and origin, checked; None if it is missing.
 
     Args:
         repository: its root.
         source: which file.
-        shipped: hash of the shipped pocket's weights, by which a pocket is known whatever its folder's name.
+        shipped: hash of the shipped pocket's weights, which identifies a pocket whatever its folder's name.
 
     Raises:
         UserError: it is broken, has no stamp, or is of another model or machine; names it.
@@ -107,24 +107,24 @@ def _read_json(path: Path) -> Content:
 
 
 def _fields(content: Content, path: Path) -> Mapping[str, Any]:
-    """The content, whose own fields are its stamp."""
+    """Return the content, whose own fields are its stamp."""
     missing = [name for name in _FIELDS if not isinstance(content, dict) or name not in content]
     if missing:
-        raise UserError(f"{path}: has no field {missing[0]}, so nobody knows what it was measured on")
+        raise UserError(f"{path}: has no field {missing[0]}, so its machine and weights are unknown")
     return content
 
 
 def _stamps(content: Content, path: Path) -> Iterable[Stamp]:
-    """The stamp at the top, or that of each entry of a list."""
+    """Return the stamp at the top, or that of each entry of a list."""
     entries = content
     if isinstance(content, dict):
         entries = [content] if "stamp" in content else content.get("models")
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: has no stamp, so nobody knows what it was measured on")
+        raise UserError(f"{path}: has no stamp, so its machine and weights are unknown")
     for entry in entries:
         stamp = entry.get("stamp") if isinstance(entry, dict) else None
         if not isinstance(stamp, dict):
-            raise UserError(f"{path}: has no stamp, so nobody knows what it was measured on")
+            raise UserError(f"{path}: has no stamp, so its machine and weights are unknown")
         try:
             yield Stamp.from_json(stamp)
         except UserError as error:
@@ -132,7 +132,7 @@ def _stamps(content: Content, path: Path) -> Iterable[Stamp]:
 
 
 def _origin(stamps: Iterable[Stamp], path: Path) -> Origin:
-    """What all stamps of a file agree on, and the first one's weights and date."""
+    """Return the fields on which all stamps of a file agree, and the first one's weights and date."""
     first, *others = stamps
     for name in ("hardware", "device", "model"):
         differing = [stamp for stamp in others if getattr(stamp, name) != getattr(first, name)]
@@ -144,33 +144,33 @@ def _origin(stamps: Iterable[Stamp], path: Path) -> Origin:
 
 
 def _check(origin: Origin, source: Source, shipped: str | None, path: Path) -> None:
-    """Refuse figures of another model or machine than the file is for."""
+    """Refuse figures of another model or machine than listed."""
     model, hardware, device = str(origin.model).lower(), origin.hardware, str(origin.device)
     is_shipped = source.model == "pocket" and shipped is not None and origin.weights == shipped
     if source.model is not None and not is_shipped and not model.startswith(source.model):
-        raise UserError(f"{path}: stamped with model {origin.model}, and its place is for {source.model}")
+        raise UserError(f"{path}: stamped with model {origin.model}, but this path is for {source.model}")
     on_it = device.startswith("cpu") if source.hardware == "cpu" else str(source.hardware or "") in hardware
     if source.hardware is not None and not on_it:
-        raise UserError(f"{path}: stamped with {hardware}, {device}, and its place is for {source.hardware}")
+        raise UserError(f"{path}: stamped with {hardware}, {device}, but this path is for {source.hardware}")
 
 
 def _read_sweep(folder: Path) -> tuple[Content, list[Stamp]]:
-    """The counts and checks of a results directory of the core experiment, and its stamps; of all data sets."""
+    """Return the counts and checks of a results directory of the core experiment, and its stamps."""
     from tempovlm.lab.core_exp.store import read_results
 
     frame = read_results([folder], GENERATED)
     stamps = frame.attrs["stamps"]
     for path, stamp in stamps.items():
         if stamp is None:
-            raise UserError(f"{path}: has no stamp, so nobody knows what it was measured on")
+            raise UserError(f"{path}: has no stamp, so its machine and weights are unknown")
     return sweep_content(frame), [Stamp.from_json(stamp) for stamp in stamps.values()]
 
 
 def sweep_content(frame: pd.DataFrame) -> dict[str, float | int | None]:
-    """What the report says about rows of the core experiment.
+    """Summarise rows of the core experiment for the report.
 
     Args:
-        frame: what `lab.core_exp.store.read_results` returns.
+        frame: result of `lab.core_exp.store.read_results`.
 
     Returns:
         `settings` of a data set and `questions` of a data set at a setting with an accuracy, fewest of each;
@@ -195,7 +195,7 @@ def sweep_content(frame: pd.DataFrame) -> dict[str, float | int | None]:
 
 
 def _stage_gap(repeats: list[dict[str, tuple[float, ...]]]) -> float | None:
-    """Largest |sum of stages, control among them / total - 1| of the single measurements; None without any."""
+    """Return the largest |sum of stages, with control / total - 1| of single measurements; None without any."""
     import numpy as np
 
     gaps = []

@@ -1,4 +1,4 @@
-"""The promised figures, read from `targets.toml`: which file answers each, where in it, and what it is held to."""
+"""The targets, read from `targets.toml`: the result file, the path in it, and the bound."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from experiments.scoreboard.readings import COMPUTED, Content, read_figure
 
 NO_SEED = "–"
-"""Where the seed document sets no target."""
+"""Shown if the seed document sets no target."""
 
 _COMPARISONS = {"≤": operator.le, "≥": operator.ge, "<": operator.lt, ">": operator.gt}
 
@@ -22,8 +22,8 @@ class Bound:
     """A target that a machine can check.
 
     Attributes:
-        sign: how the value must compare; `reported` where the target is that the value is reported.
-        limit: what it is compared with.
+        sign: comparison; `reported` if the value is only to be reported.
+        limit: number to compare with.
     """
 
     sign: str
@@ -38,17 +38,17 @@ class Bound:
         return cls(sign, float(limit or 0))
 
     def holds(self, value: float) -> bool:
-        """Whether a measured value keeps it."""
+        """Whether a measured value meets it."""
         return self.sign == "reported" or bool(_COMPARISONS[self.sign](value, self.limit))
 
     def text(self, unit: str) -> str:
-        """As people write it."""
+        """Return the bound as text."""
         return "reported" if self.sign == "reported" else f"{self.sign} {self.limit:g} {unit}".strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A measured value, and the value of the other bound where a target has two of which one is enough."""
+    """A measured value, and the value of the second bound, if the target has two of which one is enough."""
 
     value: float
     other: float | None = None
@@ -60,9 +60,9 @@ class Source:
 
     Attributes:
         path: from the repository's root; a folder stands for the Parquet files in it.
-        model: what its stamp's model must begin with; None where any will do.
-        hardware: `cpu`, or a part of the device's name that the stamp must have; None where any will do.
-        shipped: whether its figures mean nothing for other weights than the shipped pocket's.
+        model: prefix of the stamp's model; None allows any.
+        hardware: `cpu`, or a part of the device's name in the stamp; None allows any.
+        shipped: whether its figures only count for the shipped pocket's weights.
         fields: whether its own fields are its stamp.
     """
 
@@ -78,10 +78,10 @@ class Target:
     """A row of the results table.
 
     Attributes:
-        experiment: its table. name: fixed, in snake case. about: what is measured, in words.
+        experiment: its table. name: fixed, in snake case. about: the figure in words.
         seed: the seed document's target, as text.
-        bound: this project's target. other: a second bound and its path; where it holds, the first need not.
-        ours: this project's target in words, where the bound alone does not say it.
+        bound: this project's target. other: a second bound and its path; if it holds, the first need not.
+        ours: this project's target in words, if the bound alone is not enough.
         figure: arguments of `read_figure`. read: name and arguments of a computed reading instead.
     """
 
@@ -116,7 +116,7 @@ class Target:
         return Reading(read_figure(content, **self.figure), other)
 
     def is_met(self, reading: Reading | None) -> bool | None:
-        """Whether a reading keeps the target; None without one. Every verdict of the report comes from here."""
+        """Whether a reading meets the target; None without one. Every verdict of the report comes from here."""
         if reading is None:
             return None
         if self.bound.holds(reading.value):
@@ -128,7 +128,7 @@ _FIGURE = ("path", "scale", "minus", "over", "pick", "needs")
 
 
 def _target(experiment: str, files: Mapping[str, Source], row: dict[str, Any]) -> Target:
-    """Build a row of the table; a key that nothing reads is an error."""
+    """Build a row of the table; an unused key is an error."""
     figure = {name: row.pop(name) for name in _FIGURE if name in row}
     second = row.pop("or", None)
     return Target(

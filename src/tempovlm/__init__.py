@@ -1,6 +1,6 @@
 """TempoVLM: a vision-language model that answers within a deadline.
 
-Importing this package costs no torch import; `load` brings the heavy parts in when it is called.
+Importing this package does not import torch; `load` imports the heavy parts when it is called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Answer", "KnobConfig", "KnobSpace", "Request", "UserError", "__versi
 
 
 def load(model: str = "pocket", **options: Any) -> TempoVLM:
-    """Load a model and everything that it needs to answer within a budget; see `tempovlm.api.load`."""
+    """Load a model and everything it needs to answer within a budget; see `tempovlm.api.load`."""
     from tempovlm.api import load as load_model
 
     return load_model(model, **options)

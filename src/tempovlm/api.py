@@ -1,6 +1,6 @@
-"""The public way in: `load` a model, `answer` within a budget. Ties the layers together.
+"""The public entry point: `load` a model, `answer` within a budget.
 
-Importing this module imports no torch: threads and their wait policy must be set before.
+Importing this module does not import torch, because threads and their wait policy must be set before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 POLICIES = ("auto", "table", "fixed")
 
 _LARGE_BYTES = 1 << 30
-"""Weights over this take long enough to load that a bar is shown."""
+"""Show a bar while loading weights larger than this many bytes."""
 
 _log = logging.getLogger("tempovlm")
 
@@ -60,28 +60,28 @@ def load(
     progress: bool = True,
     feature_cache_mb: float = 0.0,
 ) -> TempoVLM:
-    """Load a model and everything that it needs to answer within a budget.
+    """Load a model and everything it needs to answer within a budget.
 
     Args:
-        model: `pocket`, which is part of the package, a local folder in the hub's layout, or a hub id such as
+        model: `pocket`, which is part of the package, a local folder in Hugging Face's layout, or a hub id such as
             `allenai/MolmoE-1B-0924`, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
-        weights: what decode steps read: `bf16`, as loaded, or on CUDA copies in `fp8` or `int8`, half the bytes.
-        policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
+        dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
+        weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
+        policy: `auto` (the model's own controller for this kind of device if its folder has one, else the table),
             `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
-        threads: of a CPU operation, fixed here; unless told, as `TEMPOVLM_THREADS`, `torch.set_num_threads` or
-            `OMP_NUM_THREADS` says, else at most two cores; one in a child forked where torch alone was there.
-        exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and
-            several times faster on a CPU; the pocket is fast and any other model exact unless told. On CUDA
-            pictures are always resized in float32, and exact adds the published padding rule.
-        calibrate: measure this machine when the first budget comes and nothing is stored.
-        warmup: answer a few times first, so that the first answer is as fast as the tenth.
+        threads: threads of a CPU operation. Default: `TEMPOVLM_THREADS`, `torch.set_num_threads` or
+            `OMP_NUM_THREADS`, else at most two cores; one in a child of a process that imported torch alone.
+        exact: True prepares pictures in float32, as published; False in uint8, several times faster on a CPU and
+            within about one of 255 levels. Default: False for the pocket, else True. On CUDA pictures are always
+            resized in float32, and True adds the published padding rule.
+        calibrate: measure this machine at the first budget if no profile is stored.
+        warmup: answer a few times first, so that the first answer is as fast as later ones.
         progress: show a bar on stderr while loading a large model and while measuring.
-        feature_cache_mb: megabytes for features of pictures, so that none is encoded twice; 0 keeps none.
+        feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
 
     Raises:
-        UserError: no such model, device or policy, a damaged folder, another model's controller, a wrong type.
+        UserError: unknown model, device or policy, damaged folder, another model's controller, or wrong type.
     """
     check_policy(policy)
     given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
@@ -109,7 +109,7 @@ def load(
 
 
 class TempoVLM:
-    """A loaded model with its policy and what is known about this machine; of threads one measures it for all."""
+    """A loaded model, its policy and this machine's latency profile. Thread-safe: one calibrates, others wait."""
 
     def __init__(
         self,
@@ -137,12 +137,12 @@ class TempoVLM:
 
     @property
     def ranking(self) -> Ranking:
-        """The blocks by importance, which depth goes by."""
+        """The blocks by importance; a smaller depth drops the last ones."""
         return self.engine.ranking
 
     @property
     def profile(self) -> LatencyProfile | None:
-        """What each setting takes on this machine; None until it was measured or found in the cache."""
+        """The latency profile of this machine; None until it was measured or found in the cache."""
         with self._lock:
             if self._profiled_threads != self.engine.threads:  # a fork can leave fewer
                 from tempovlm.engine.calibration import stored_profile
@@ -153,14 +153,14 @@ class TempoVLM:
 
     @property
     def accuracy(self) -> dict[KnobConfig, float]:
-        """Expected accuracy of every setting: measured, or ranks by compute where the model has no card."""
+        """Expected accuracy of every setting: from the model card, else from a formula that prefers compute."""
         from tempovlm.control.policies import prior_accuracy
 
         return self.card.accuracy or prior_accuracy(self.space)
 
     @property
     def output_length(self) -> OutputLength:
-        """Generated tokens that predictions assume."""
+        """Distribution of the answer's length in tokens that predictions assume."""
         from tempovlm.latency.profile import OutputLength
 
         counts = self.card.length_counts
@@ -175,7 +175,7 @@ class TempoVLM:
         return Lengths({style: OutputLength(counts) for style, counts in self.card.length_by_style.items()})
 
     def stamp(self, data_source: str | None = None) -> Stamp:
-        """What figures of this model on this machine belong to."""
+        """Return the stamp of figures measured with this model on this machine."""
         from tempovlm.engine.environment import collect_stamp
 
         runner = self.engine.runner
@@ -191,13 +191,13 @@ class TempoVLM:
         )
 
     def calibrate(self, force: bool = False) -> LatencyProfile:
-        """Measure this machine, or take what is stored unless `force` is set."""
+        """Return this machine's profile: the stored one, or a new one if there is none or `force` is set."""
         from tempovlm.engine.calibration import obtain_profile
 
         with self._lock:
             if force or self.profile is None:
                 self._profiled_threads, self._guard = self.engine.threads, None
-                # What is stored was looked at just now, and a damaged file reported: it is not read once more.
+                # `self.profile` just looked at the stored file and reported damage, so do not read it again.
                 self._profile = obtain_profile(
                     self.engine, self.stamp(), self.output_length, force=True, progress=self._progress
                 )
@@ -223,13 +223,13 @@ class TempoVLM:
             question: plain text.
             budget_ms: milliseconds from this call to the last token; None runs the native setting.
             knobs: the setting to run, whatever the budget.
-            tier: a single knob. Knobs left out are native without a budget, and chosen by the policy with one.
-            top_k: a single knob, likewise.
-            num_blocks: a single knob, likewise.
-            **options: further fields of `Request`: style, max_new_tokens, on_deadline, temperature and others.
+            tier: fixes this knob. The policy chooses the others if there is a budget; else they are native.
+            top_k: fixes this knob.
+            num_blocks: fixes this knob.
+            **options: other fields of `Request`: style, max_new_tokens, on_deadline, temperature and others.
 
         Raises:
-            UserError: wrong input; names it.
+            UserError: invalid input; the message names it.
         """
         request = request_of(image, question, budget_ms, options)
         answer = self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
@@ -264,7 +264,7 @@ class TempoVLM:
         cancel: Callable[[], bool] | None = None,
         **options: Any,
     ) -> Iterator[Token | Answer]:
-        """As `answer`, but yields tokens as they come and the answer last; `cancel` is asked between tokens."""
+        """Like `answer`, but yield tokens as they come and the answer last; `cancel` is called between tokens."""
         if cancel is not None and not callable(cancel):
             raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
         request = request_of(image, question, budget_ms, options)
@@ -274,15 +274,12 @@ class TempoVLM:
     def answer_batch(
         self, requests: Sequence[Request | tuple[Any, str]], *, knobs: KnobConfig | None = None, **options: Any
     ) -> list[Answer]:
-        """Answer several requests, each as it would be answered alone; the answers are in their order.
-
-        Requests with a budget run one after another, the earliest deadline first, and each leaves the others their
-        share of the time; a batch that cannot keep all of its budgets is told by a warning before it runs. Those
-        without a budget run together.
+        """Answer several requests in one batch; each answer equals that of the request alone. Returned in order.
 
         Args:
-            requests: `Request` values, or pairs of image and question that take `options`.
-            knobs: the setting for all of them; otherwise each request's budget decides.
+            requests: `Request` values, or pairs of image and question, which use `options`. A deadline does not
+                stop a batch.
+            knobs: the setting for all of them. Default: each request's own budget decides.
             **options: fields of `Request` for the pairs.
         """
         from tempovlm.engine.batching import answer_batch
@@ -310,7 +307,7 @@ class TempoVLM:
         top_k: int | None = None,
         num_blocks: int | None = None,
     ) -> Guard:
-        """Who decides for a request: the policy, or a fixed setting where one is given or there is no budget."""
+        """Return the guard of a request: around the policy, or of one setting if given or without a budget."""
         if knobs is not None:
             return self._fixed(knobs, request)
         given: dict[str, Any] = dict(zip(KNOBS, (tier, top_k, num_blocks), strict=True))
@@ -326,7 +323,7 @@ class TempoVLM:
 
     @property
     def _base(self) -> KnobConfig:
-        """The setting where nobody chooses: that of a fixed policy, else the native one."""
+        """The setting that runs without a choice: that of a fixed policy, else the native one."""
         from tempovlm.control.policies import FixedPolicy
 
         return self._wanted.knobs if isinstance(self._wanted, FixedPolicy) else self.space.native
@@ -351,7 +348,7 @@ class TempoVLM:
         return Guard.fixed(knobs, self.space, profile)
 
     def _policy_guard(self) -> Guard:
-        """The policy within its guard; measures the machine first if nothing is known about it."""
+        """Return the guard around the policy; measures the machine first if there is no profile."""
         with self._lock:
             profile = self.profile or self.calibrate()
             if self._guard is None:
@@ -365,7 +362,7 @@ class TempoVLM:
 
 
 def _check_types(given: dict[str, Any]) -> None:
-    """Raise a `UserError` that names the first of `load`'s arguments of another type than it takes."""
+    """Raise a `UserError` that names the first argument of `load` that has the wrong type."""
     for name, value in given.items():
         if name in ("device", "weights"):
             checked_text(f"--{name}", value)
@@ -376,7 +373,7 @@ def _check_types(given: dict[str, Any]) -> None:
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of a model's name, path or hub id; a hub id is downloaded where the hub's cache lacks it.
+    """Return the folder of a model given by name, path or hub id; downloads a hub id that is not cached.
 
     Raises:
         UserError: there is no such model.

@@ -1,1 +1,1 @@
-"""The commands: each parses its flags, calls the library and prints. Knows no model and no policy."""
+"""The commands: each parses its flags, calls the library and prints."""

@@ -1,4 +1,4 @@
-"""`tempovlm answer`: one question about one picture, within a budget. Parses, calls the library, prints."""
+"""`tempovlm answer`: one question about one picture, within a budget."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Text = tyro.conf.Positional[str]
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """The command's flags."""
+    """Flags of `tempovlm answer`."""
 
     image: Text
     """Picture: PNG, JPEG or another common format, at most 50 million pixels."""
@@ -44,38 +44,39 @@ class Flags:
     budget_ms: Annotated[str | None, tyro.conf.arg(metavar="MS")] = None
     """Milliseconds from accepting the request to the last token. Without it the native setting runs."""
     model: str = "pocket"
-    """`pocket`, which is embedded, a local model folder or a hub id."""
+    """`pocket` (part of the package), a local model folder, or a hub id."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     weights: Weights = "bf16"
-    """What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8."""
+    """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
     tier: str | None = None
-    """Vision tier: low, medium or high. Knobs left out are native without a budget, and chosen with one."""
+    """Vision tier: low, medium or high. Knobs left out are chosen if there is a budget, and native without."""
     top_k: int | None = None
     """Experts that each token visits."""
     num_blocks: int | None = None
     """Decoder blocks that run."""
     max_new_tokens: int = 16
-    """Cap on generated tokens."""
+    """Maximum number of generated tokens."""
     style: str = "vqa2"
     """Style prefix of the prompt; the default asks for a short answer."""
     policy: str = "auto"
-    """Who chooses: auto (the trained controller that the model's folder has for this kind of device, else the
-    table), table (the most accurate setting that fits), fixed (native), or a controller checkpoint's path."""
+    """Policy that chooses the setting. auto: the model's own controller for this kind of device if it has one,
+    else the table. table: of the settings that fit, the one that was most accurate on test questions.
+    fixed: native. Or the path of a checkpoint."""
     price_per_ms: float = 0.0
-    """Expected accuracy, as a share of 1, that a millisecond must buy within the budget; 0 spends all of it. For
-    policies that predict accuracy: table, nearest neighbours, LinUCB."""
+    """Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
+    For policies that predict accuracy: table, nearest neighbours, LinUCB."""
     on_deadline: Literal["finish", "stop"] = "finish"
-    """Let an answer run over its budget, or stop it there."""
+    """finish: let the answer run over its budget. stop: end it at the deadline, between two tokens."""
     json: bool = False
-    """Print one JSON object on one line of stdout, and nothing else there."""
+    """Print only one JSON object, on one line of stdout."""
 
 
 def main(argv: list[str]) -> None:
     """Answer and print.
 
     Raises:
-        UserError: wrong input.
+        UserError: invalid input.
     """
     flags = console.parse(Flags, argv, "answer", DESCRIPTION, EXAMPLES)
     budget_ms = console.number("budget_ms", flags.budget_ms)
@@ -83,11 +84,11 @@ def main(argv: list[str]) -> None:
         check_budget_ms(budget_ms)
     if check_price_per_ms(flags.price_per_ms) and budget_ms is None:
         raise UserError(f"--price_per_ms {flags.price_per_ms:g}: needs a budget; give --budget_ms too")
-    # Told before the model is loaded and the machine is measured, which can take a minute.
+    # Check before the model is loaded and the machine is measured, which can take a minute.
     pixels = open_image(flags.image)
     model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights)
     answer = model.answer(
-        flags.image if expanded(flags.image).is_file() else pixels,  # a pipe can be read once only
+        flags.image if expanded(flags.image).is_file() else pixels,  # a pipe can be read only once
         flags.question,
         budget_ms,
         tier=flags.tier,
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> None:
 
 
 def show(answer: Answer, model: TempoVLM) -> None:
-    """The answer, the setting, the stages and the budget, for people."""
+    """Print the answer, the setting, the stages and the budget for readers."""
     from rich.markup import escape
 
     out, knobs, native = console.stdout(), answer.knobs, model.space.native
@@ -123,7 +124,7 @@ def show(answer: Answer, model: TempoVLM) -> None:
 
 
 def stage_table(answer: Answer) -> Table:
-    """A row for each stage, its bar where it lies in the whole."""
+    """Return a table with a row for each stage and a bar at its place in the whole."""
     from rich.table import Table
 
     total_ms = answer.timings_ms["total"]
@@ -145,7 +146,7 @@ def stage_table(answer: Answer) -> Table:
 
 
 def verdict(answer: Answer) -> str:
-    """Whether the budget was met, and what was expected."""
+    """Return whether the budget was met, and the prediction."""
     expected = answer.predicted
     note = "" if expected is None else f" (expected {expected.p50_ms:.0f} ms, at most {expected.upper_ms:.0f})"
     if answer.budget_ms is None:
@@ -153,5 +154,7 @@ def verdict(answer: Answer) -> str:
     met = "[green]met[/green]" if answer.budget_met else "[red]missed[/red]"
     text = f"budget {answer.budget_ms:g} ms {met}{note}"
     if answer.budget_feasible is False:
-        text += "\n[yellow]no setting was expected to fit this budget; the cheapest ran[/yellow]"
+        fixed = answer.policy == "fixed"
+        why = "this setting was" if fixed else "even the cheapest setting, which ran, was"
+        text += f"\n[yellow]{why} not expected to fit the budget[/yellow]"
     return text

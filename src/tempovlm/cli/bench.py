@@ -1,6 +1,6 @@
 """`tempovlm bench`: a data set at several budgets, as a table, a JSON object and a trade-off plot.
 
-It parses flags, shows progress and prints; measuring and summarising are in `tempovlm.lab.bench`.
+Measuring and summarising are in `tempovlm.lab.bench`.
 """
 
 from __future__ import annotations
@@ -56,24 +56,24 @@ class BenchArgs:
         score: Rule for your own questions; by default that of their column score, else vqa where ten people
             answered and exact elsewhere. Those with options are always scored by choice.
         budgets: Budgets in milliseconds.
-        num_samples: Questions in all; each is answered at every budget.
-        dataset: Data sets, mixed in equal parts: any that `tempovlm data check` knows, and files of your own
-            questions. Captions get CIDEr over all pictures, a hundredfold, beside the accuracy of the others.
+        num_samples: Total number of questions; each is answered at every budget.
+        dataset: Data sets, mixed in equal parts: any that `tempovlm data check` lists. Captions are scored by
+            CIDEr over all pictures, times 100, beside the accuracy of the others.
         model: Model to load: pocket, a folder or a hub id.
-        device: Where to run: auto, cpu, cuda or cuda:N.
-        weights: What decoding reads on CUDA: bf16, as loaded, or copies of half the bytes, fp8 or int8.
-        policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
-            device, else the table), table (the most accurate setting that fits), fixed (native), or the path of a
-            controller checkpoint.
-        price_per_ms: Expected accuracy, as a share of 1, that a millisecond must buy within the budgets; 0 spends
-            them whole. For policies that predict accuracy: table, nearest neighbours, LinUCB.
-        data_dir: Folder of the data; by default the test bed in your cache directory, made if it is not there.
-        fixed: Reference setting that runs between the budgets, such as medium/k8/b12; native or none.
-        fresh_processes: Questions that are answered once more at each budget, each in a new process; these
-            first answers count in the share on time. A process takes some seconds.
-        max_new_tokens: Most tokens of an answer.
-        seed: Picks the questions and the order of the budgets.
-        output_dir: Where the results are written.
+        device: Device: auto, cpu, cuda or cuda:N.
+        weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
+        policy: Policy that chooses the setting. auto: the model's own controller for this kind of device if it has
+            one, else the table. table: the setting that was most accurate on test questions, of those that fit.
+            fixed: native. Or the path of a checkpoint.
+        price_per_ms: Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
+            For policies that predict accuracy: table, nearest neighbours, LinUCB.
+        data_dir: Folder of the data. Default: the test bed in your cache directory, made if it is missing.
+        fixed: Reference setting to run between the budgets, such as medium/k8/b12; native or none.
+        fresh_processes: Number of questions to answer once more at each budget, each in a new process; these first
+            answers count in the share on time. A process takes some seconds.
+        max_new_tokens: Maximum number of generated tokens.
+        seed: Seed for the questions and the order of the budgets.
+        output_dir: Folder for the results.
         json: Print one line with the result object on stdout; everything else goes to stderr.
     """
 
@@ -97,11 +97,11 @@ class BenchArgs:
 
     @property
     def budgets_ms(self) -> tuple[float, ...]:
-        """The budgets in ascending order, each once."""
+        """Return the budgets in ascending order, each once."""
         return read_budgets_ms(self.budgets)
 
     def check(self) -> None:
-        """Raise a `UserError` that names the first flag whose value cannot be."""
+        """Raise a `UserError` that names the first flag with an invalid value."""
         if not self.budgets_ms:
             raise UserError("--budgets: give at least one, in milliseconds")
         for name, value, least in (
@@ -124,10 +124,10 @@ class BenchArgs:
 
 
 def read_budgets_ms(texts: Sequence[str]) -> tuple[float, ...]:
-    """The numbers of a flag `--budgets` in ascending order, each once.
+    """Return the numbers of a flag `--budgets` in ascending order, each once.
 
     Raises:
-        UserError: one is no number, or no possible budget.
+        UserError: one is not a number, or not a possible budget.
     """
     budgets_ms = {value for text in texts if (value := console.number("budgets", text)) is not None}
     for budget_ms in budgets_ms:
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
     """Run the command.
 
     Raises:
-        UserError: wrong input, or nothing could be answered.
+        UserError: invalid input, or nothing could be answered.
     """
     args = console.parse(BenchArgs, argv, "bench", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> None:
 
 
 def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
-    """Measure, write and show, in a folder that is held.
+    """Measure, write and show, in a locked folder.
 
     Raises:
         AllFailedError: every question failed.
@@ -162,7 +162,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
     try:
         written = save(folder, result, records) if result["complete"] else []
     finally:
-        # Kept first and shown in any case: neither a full disk nor a closed stdout loses what was measured.
+        # Write first and always show: neither a full disk nor a closed stdout loses the measurements.
         out = notes if args.json else console.stdout()
         out.print(table(result))
         if args.json:
@@ -178,7 +178,7 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     """Load the model and the data and measure.
 
     Returns:
-        The result object and the records it was made from. After Ctrl-C it is `complete: false`.
+        The result object and its records. After Ctrl-C it has `complete: false`.
     """
     from tempovlm.data.catalog import load_mixed
 
@@ -187,13 +187,13 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     model = load_model(args.model, args.device, args.policy, notes, args.weights)
     model.check_price(args.price_per_ms)
     if args.policy != "fixed":
-        # Before the measurement's lock, which calibration takes itself.
+        # Before the lock for measurements, which calibration takes itself.
         model.calibrate()
     return measure_all(model, samples, args, notes)
 
 
 def load_model(name: str, device: str, policy: str, notes: Console, weights: Weights = "bf16") -> TempoVLM:
-    """Load, and say so where somebody watches."""
+    """Load the model, with a note on a terminal."""
     import tempovlm
 
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
@@ -203,7 +203,7 @@ def load_model(name: str, device: str, policy: str, notes: Console, weights: Wei
 def measure_all(
     model: TempoVLM, samples: Sequence[Sample], args: BenchArgs, notes: Console
 ) -> tuple[dict[str, Any], list[Record]]:
-    """Run every sample at every budget, with a bar and the time left, and sum up what was done."""
+    """Run every sample at every budget, with a bar and the time left, and summarise the records."""
     from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
     from tempovlm.lab.bench import bench
     from tempovlm.lab.bench.summary import rounded
@@ -225,7 +225,7 @@ def measure_all(
         complete = _collect(source, len(samples) * plan.runs_per_sample, "answering questions", records)
     fresh = samples[: args.fresh_processes]
     if complete and fresh:
-        # Outside the lock: where the calibration could not be stored, a fresh process measures, and locks, itself.
+        # Outside the lock: if the calibration could not be stored, a fresh process measures, and locks, itself.
         flags = ["--model", args.model, "--device", args.device, "--policy", args.policy]
         flags += ["--weights", args.weights, "--price_per_ms", repr(args.price_per_ms)]
         source = bench.measure_fresh(fresh, plan, flags)
@@ -238,7 +238,7 @@ def measure_all(
 
 
 def _collect(source: Iterable[Record], total: int, title: str, records: list[Record]) -> bool:
-    """Append what the source yields, with a bar and the time left; False when Ctrl-C ended it early."""
+    """Append the source's items, with a bar and the time left; return False if Ctrl-C ended it early."""
     from tempovlm.core.progress import progress_bar
 
     try:
@@ -252,7 +252,7 @@ def _collect(source: Iterable[Record], total: int, title: str, records: list[Rec
 
 
 def fixed_setting(name: str, space: KnobSpace) -> KnobConfig | None:
-    """The setting that `--fixed` names: native, none, or one written like medium/k8/b12."""
+    """Return the setting of `--fixed`: native, none, or one written like medium/k8/b12."""
     if name == "none":
         return None
     if name == "native":
@@ -294,7 +294,7 @@ def _result(
 
 
 def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> list[Path]:
-    """Write the result, its records and, where matplotlib is installed, the plot; returns their paths."""
+    """Write the result, its records and, if matplotlib is installed, the plot; return their paths."""
     import json
 
     from tempovlm.core.paths import write_whole
@@ -315,7 +315,7 @@ def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> lis
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The result for people, at most 80 columns wide."""
+    """Return the result as a table at most 80 columns wide."""
     from rich.table import Table
 
     about = f"{result['model']} on {result['device']} · {', '.join(result['dataset'])} ({result['data_source']})"
@@ -352,7 +352,7 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _score_heads(result: dict[str, Any]) -> tuple[str, ...]:
-    """Accuracy, CIDEr or both, by what the questions are scored with."""
+    """Return the columns for accuracy, CIDEr or both, as the questions are scored."""
     names = set(result["dataset"])
     right = ("right",) if names - SCORED_TOGETHER else ()
     return (*right, "CIDEr") if names & SCORED_TOGETHER else right
@@ -384,15 +384,15 @@ def _caption(result: dict[str, Any]) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share for people."""
+    """Format a share."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def hundredfold(cider: float | None) -> str:
-    """CIDEr for people, who read it times 100."""
+    """Format CIDEr times 100, as usual."""
     return "–" if cider is None else f"{100 * cider:.1f}"
 
 
 def milliseconds(value_ms: float | None) -> str:
-    """A time for people."""
+    """Format a time."""
     return "–" if value_ms is None else f"{value_ms:.0f} ms"

@@ -1,4 +1,4 @@
-"""`tempovlm calibrate`: measure what each setting takes on this machine. Parses, calls the library, prints."""
+"""`tempovlm calibrate`: measure the latency of each setting on this machine."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ EXAMPLES = (
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """The command's flags."""
+    """Flags of `tempovlm calibrate`."""
 
     model: str = "pocket"
-    """`pocket`, which is embedded, a local model folder or a hub id."""
+    """`pocket` (part of the package), a local model folder, or a hub id."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     force: bool = False
     """Measure again, even if this machine was measured before."""
     json: bool = False
-    """Print one JSON object on one line of stdout, and nothing else there."""
+    """Print only one JSON object, on one line of stdout."""
 
 
 def main(argv: list[str]) -> None:
     """Measure, store and print.
 
     Raises:
-        UserError: wrong input.
+        UserError: invalid input.
     """
     flags = console.parse(Flags, argv, "calibrate", DESCRIPTION, EXAMPLES)
     profile = load(flags.model, device=flags.device).calibrate(force=flags.force)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 
 def summary(profile: LatencyProfile) -> dict[str, object]:
-    """Every setting with its median and bound."""
+    """Return every setting with its median and bound."""
     settings = [
         {
             "tier": knobs.tier,
@@ -71,7 +71,7 @@ def summary(profile: LatencyProfile) -> dict[str, object]:
 
 
 def table(profile: LatencyProfile) -> Table:
-    """Depth across, tier and top-k down."""
+    """Return a table with depth across, tier and top-k down."""
     from rich.table import Table
 
     space = profile.space

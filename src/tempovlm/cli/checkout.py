@@ -44,4 +44,4 @@ def import_experiments(checkout: Path, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if not str(error.name).startswith("experiments"):
             raise
-        raise UserError(f"{checkout}: {error.name} is not there; the checkout is not of this version") from None
+        raise UserError(f"{checkout}: {error.name} is not there; the checkout has another version") from None

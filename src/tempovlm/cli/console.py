@@ -1,4 +1,4 @@
-"""What the commands share: parsing flags, and rich output on stdout or stderr. Knows no command."""
+"""Shared by the commands: parsing flags, and rich output on stdout or stderr."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Flags = TypeVar("Flags")
 def parse(
     flags: type[Flags], argv: Sequence[str], command: str, description: str, examples: Sequence[str]
 ) -> Flags:
-    """Read a dataclass from the words after a command.
+    """Parse a dataclass from the words after a command.
 
-    Flags are spelled with underscores in the help and accept dashes too. Wrong flags end the process with exit
+    Flags are spelled with underscores in the help and accept dashes too. Invalid flags end the process with exit
     code 2 and the parser's message.
     """
     text = description + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
@@ -30,10 +30,10 @@ def parse(
 
 
 def number(flag: str, text: str | None) -> float | None:
-    """A flag's text as a number; None stays None.
+    """Return a flag's text as a number; None stays None.
 
     Raises:
-        UserError: it is no number; names flag and text.
+        UserError: it is not a number; names flag and text.
     """
     if text is None:
         return None
@@ -44,12 +44,12 @@ def number(flag: str, text: str | None) -> float | None:
 
 
 def stdout() -> Console:
-    """A console for results that people read."""
+    """Return a console for results."""
     return _console(stderr=False)
 
 
 def stderr() -> Console:
-    """A console for everything else."""
+    """Return a console for everything else."""
     return _console(stderr=True)
 
 
@@ -57,7 +57,7 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     class Plain(Console):
-        """Leaves a reader that went away to `main`, where the library would end the process."""
+        """Console that leaves a closed pipe to `main`; the library would end the process."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
@@ -66,6 +66,6 @@ def _console(*, stderr: bool) -> Console:
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """One object on one line of stdout, whose letters are escaped where stdout has none such."""
+    """Print one object on one line of stdout; letters that stdout cannot encode are escaped."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     sys.stdout.write(json.dumps(record, ensure_ascii=not is_utf8) + "\n")

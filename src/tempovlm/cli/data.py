@@ -1,6 +1,6 @@
-"""`tempovlm data`: make data sets, say what of them is there, and get them.
+"""`tempovlm data`: make, check and download data sets.
 
-It knows flags and what to say; it does not know how a picture is drawn or stored, or where one comes from.
+The work is done in `tempovlm.testbed` and `tempovlm.data`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class MakeFlags:
     out: Path
     """Folder to make; it must not exist, or be empty."""
     num_train: int = 2000
-    """Pictures for training, for each data set."""
+    """Training pictures of each data set."""
     num_val: int = 500
-    """Pictures for validation, for each data set; each also gets a twin."""
+    """Validation pictures of each data set; each also gets a twin."""
     seed: int = 0
     """The same seed draws the same files."""
 
@@ -53,7 +53,7 @@ class CheckFlags:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=_KNOWN)]
     data_dir: Path | None = None
-    """Folder that holds the data sets' folders; TEMPOVLM_DATA_DIR or your cache unless told."""
+    """Folder that contains the data sets' folders. Default: TEMPOVLM_DATA_DIR, else your cache directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class DownloadFlags:
     """Flags of `tempovlm data download`."""
 
     name: tyro.conf.Positional[str]
-    """Data set that `tempovlm data check` knows a copy on the hub of."""
+    """Data set with a copy on the hub, as `tempovlm data check` lists."""
     split: Literal["train", "val"] = "val"
-    """Questions for training or for validation."""
+    """Split: questions for training or for validation."""
     data_dir: Path | None = None
-    """Folder that holds the data sets' folders; TEMPOVLM_DATA_DIR or your cache unless told."""
+    """Folder that contains the data sets' folders. Default: TEMPOVLM_DATA_DIR, else your cache directory."""
 
 
 def make(argv: list[str]) -> None:
@@ -78,7 +78,7 @@ def make(argv: list[str]) -> None:
 
 
 def check(argv: list[str]) -> None:
-    """Say what of a data set is there, what is missing and where to get it."""
+    """Print which files of a data set exist, which are missing and where to get them."""
     flags = _parse(CheckFlags, "check", argv, check)
     from tempovlm.data import sources
 
@@ -108,7 +108,7 @@ def check(argv: list[str]) -> None:
 
 
 def download(argv: list[str]) -> None:
-    """Get a data set from the hub: what is there is kept, what is half there is continued."""
+    """Download a data set from the hub; existing files are kept, partial ones continued."""
     flags = _parse(DownloadFlags, "download", argv, download)
     from tempovlm.data import sources
 
@@ -138,10 +138,10 @@ def main(argv: list[str]) -> None:
     """Run `tempovlm data …`.
 
     Args:
-        argv: What follows `data` on the command line.
+        argv: Words after `data` on the command line.
 
     Raises:
-        UserError: Unknown command, or what the command itself raises.
+        UserError: Unknown command, or an error of the command itself.
     """
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:<8}  {(command.__doc__ or '').splitlines()[0]}" for name, command in _COMMANDS.items()]

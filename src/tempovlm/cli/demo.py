@@ -1,6 +1,6 @@
 """`tempovlm demo`: example pictures answered at three budgets, a short bench, and an HTML report of both.
 
-It parses flags and shows progress; examples, bench and report are made in `tempovlm.lab.bench`.
+Examples, bench and report are made in `tempovlm.lab.bench`.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class DemoArgs:
     """Flags of `tempovlm demo`.
 
     Attributes:
-        output_dir: Where the report and the pictures are written.
+        output_dir: Folder for the report and the pictures.
         num_samples: Questions of the short bench; each is answered at every budget.
-        budgets: Budgets in milliseconds; by default a tight, a middle and a loose one for this machine.
+        budgets: Budgets in milliseconds. Default: a tight, a middle and a loose one for this machine.
         model: Model to load: pocket, a folder or a hub id.
-        device: Where to run: auto, cpu, cuda or cuda:N.
-        policy: What chooses the setting: auto (the trained controller that the model's folder has for this kind of
-            device, else the table), table, fixed (native), or the path of a controller checkpoint.
-        seed: Picks the pictures and the questions.
-        figure: Only draw one question at the budgets into this SVG file, and stop; the first picture for which
-            the budgets make a difference is taken.
+        device: Device: auto, cpu, cuda or cuda:N.
+        policy: Policy that chooses the setting. auto: the model's own controller for this kind of device if it has
+            one, else the table. Or table, fixed (native), or the path of a checkpoint.
+        seed: Seed for the pictures and the questions.
+        figure: Draw only one question at the budgets into this SVG file, and stop. The first picture with
+            different answers at the budgets is taken.
     """
 
     output_dir: Path = Path("demo")
@@ -70,7 +70,7 @@ class DemoArgs:
     figure: Path | None = None
 
     def check(self) -> None:
-        """Raise a `UserError` that names the first flag whose value cannot be."""
+        """Raise a `UserError` that names the first flag with an invalid value."""
         bench_command.read_budgets_ms(self.budgets)
         if self.num_samples < 1:
             raise UserError(f"--num_samples {self.num_samples}: must be at least 1")
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     """Run the command.
 
     Raises:
-        UserError: wrong input.
+        UserError: invalid input.
     """
     args = console.parse(DemoArgs, argv, "demo", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
 
 
 def load(args: DemoArgs, notes: Console) -> tuple[TempoVLM, Sequence[float]]:
-    """The model on a calibrated machine, and the budgets to answer within."""
+    """Return the model on a calibrated machine, and the budgets to answer within."""
     from tempovlm.lab.bench import showcase
 
     model = bench_command.load_model(args.model, args.device, args.policy, notes)
@@ -111,7 +111,7 @@ def load(args: DemoArgs, notes: Console) -> tuple[TempoVLM, Sequence[float]]:
 
 
 def run_into(folder: Path, args: DemoArgs, notes: Console) -> None:
-    """Answer, measure, and write the report, in a folder that is held."""
+    """Answer, measure, and write the report, in a locked folder."""
     from tempovlm.lab.bench import showcase
 
     out = console.stdout()
@@ -129,7 +129,7 @@ def run_into(folder: Path, args: DemoArgs, notes: Console) -> None:
 
 
 def table(example: Example, answers: Sequence[Shown]) -> Table:
-    """One example's answers for people."""
+    """Print one example's answers."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -161,7 +161,7 @@ def table(example: Example, answers: Sequence[Shown]) -> Table:
 def run_bench(
     model: TempoVLM, args: DemoArgs, budgets_ms: Sequence[float], folder: Path, notes: Console
 ) -> dict[str, Any]:
-    """A short bench at the same budgets; its files go beside the report."""
+    """Run a short bench at the same budgets; its files go beside the report."""
     from tempovlm.data.catalog import load_mixed
 
     bench_args = bench_command.BenchArgs(
@@ -197,7 +197,7 @@ def write_report(
 def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: int) -> None:
     """Draw the first of some signs that is read wrong at the tightest and right at the loosest budget.
 
-    Where there is none, the last one looked at is drawn.
+    If there is none, the last one tried is drawn.
     """
     from tempovlm.core.paths import write_whole
     from tempovlm.lab.bench import showcase
@@ -213,7 +213,7 @@ def draw_figure(model: TempoVLM, path: Path, budgets_ms: Sequence[float], seed: 
 
 
 def footer(stamp: Stamp, shown: Sequence[Shown]) -> str:
-    """Where a figure's numbers come from and how its picture was chosen, in one line."""
+    """Return the source of a figure's numbers and how its picture was chosen, in one line."""
     from tempovlm.lab.bench.showcase import is_telling
 
     where = f"{stamp.model} (weights {stamp.weights[:12]}) on {stamp.hardware}, {stamp.threads} threads"

@@ -1,6 +1,6 @@
-"""`tempovlm evaluate`: policies judged on recorded answers, as a report that a person can read in five minutes.
+"""`tempovlm evaluate`: judge policies on recorded answers and write a short report.
 
-It parses flags, shows progress and prints; rules, statistics and drawings are in `tempovlm.lab.judge`.
+Rules, statistics and drawings are in `tempovlm.lab.judge`.
 """
 
 from __future__ import annotations
@@ -64,31 +64,33 @@ class EvaluateArgs:
 
     Attributes:
         results_dir: Results directories of the judged questions (split val).
-        train_results_dir: Results directories of the training questions; by default split train of --results_dir.
+        train_results_dir: Results directories of the training questions. Default: split train of --results_dir.
         twin_results_dir: Results on the twin pictures of the judged questions, for the noise-corrected oracle.
         policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
             linucb, oracle) and paths of controller checkpoints.
-        budgets: Budgets in milliseconds; by default six, evenly in log from the cheapest to the dearest setting.
-        dataset_names: Data sets, or files of your own questions, to judge on; by default all that are in the
-            results.
-        latency_estimator_path: Checkpoint of a latency estimator; without it, measured times stand for all
-            questions.
-        level: Quantile of the latency that policies go by; 0.5, 0.9 or 0.99 with an estimator.
-        time_price: What using the whole budget costs the baselines that score settings, in shares of right
-            answers; that of the checkpoints' training makes a fair comparison.
-        price_per_ms: Expected accuracy, as a share of 1, that a millisecond must buy, for policies that predict
+        budgets: Budgets in milliseconds. Default: six, evenly in log from the cheapest to the most expensive
+            setting.
+        dataset_names: Data sets to judge on. Default: all in the results.
+        latency_estimator_path: Checkpoint of a latency estimator. Without it, each setting's measured times are
+            used for all questions.
+        level: How cautious policies are: with 0.9 a setting must fit in 90 % of cases. 0.5, 0.9 or 0.99 with an
+            estimator.
+        time_price: Penalty for using the whole budget, for the baselines that score settings, as a share of
+            accuracy (0.3 = 30 points). For a fair comparison, use the price that the checkpoints were trained
+            with.
+        price_per_ms: Expected accuracy (as a share of 1) that a millisecond must gain, for policies that predict
             accuracy: table, only_*, knn, linucb and their checkpoints.
-        save_policies: Folder for the policies fitted here (knn.pt, linucb.pt), to be served by --policy.
-        model: Model that was measured: pocket, a folder or a hub id; its weights are loaded for checkpoints only.
-        device: Where a checkpoint's features are computed: auto, cpu, cuda or cuda:N.
-        data_dir: Folder of the data that the results are of, for policies that look at content.
-        control_ms: Milliseconds that a checkpoint's own choices take, where latencies are of another machine;
-            measured here unless told.
-        shuffles: Permutations of the shuffled control; 0 leaves it out.
-        ablate: Rules that are run again with one, two and three knobs; the subject and the table unless told.
-        draws: Bootstrap resamples.
-        seed: Of resampling, the random policy and the bandit.
-        output_dir: Where the report is written.
+        save_policies: Folder for the policies that are fitted here (knn.pt, linucb.pt), for use with --policy.
+        model: Model that was measured: pocket, a folder or a hub id. Its weights are loaded only for checkpoints.
+        device: Device that computes a checkpoint's features: auto, cpu, cuda or cuda:N.
+        data_dir: Folder of the data set behind the results, for policies that read question or picture.
+        control_ms: Time a checkpoint needs to decide, in ms. Default: measured on this machine. Set it if the
+            latencies come from another one.
+        shuffles: Number of permutations in the shuffled control; 0 leaves it out.
+        ablate: Policies to run again with one, two and three knobs. Default: the subject and the table.
+        draws: Number of bootstrap resamples.
+        seed: Seed of resampling, the random policy and the bandit.
+        output_dir: Folder for the report.
         json: Print one line with the report object on stdout; everything else goes to stderr.
     """
 
@@ -115,7 +117,7 @@ class EvaluateArgs:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def check(self) -> None:
-        """Raise a `UserError` that names the first flag whose value cannot be."""
+        """Raise a `UserError` that names the first flag with an invalid value."""
         if not self.policies:
             raise UserError("--policies: give at least one")
         for name, value, least in (
@@ -138,7 +140,7 @@ class EvaluateArgs:
 
     @property
     def subject(self) -> str:
-        """What the headline is about."""
+        """Name of the policy in the headline."""
         return next((name for name in self.policies if is_path(name)), self.policies[0])
 
 
@@ -319,7 +321,7 @@ def main(argv: list[str]) -> None:
     """Run the command.
 
     Raises:
-        UserError: wrong input.
+        UserError: invalid input.
     """
     from tempovlm.core.files import writing_to
     from tempovlm.lab.judge import report as judge_report
@@ -348,7 +350,7 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
     """Judge every policy, with a bar and the time left.
 
     Returns:
-        What they were judged on, the report object, and the outcome of each policy.
+        The trial they were judged on, the report object, and the outcome of each policy.
     """
     from tempovlm.core.progress import progress_bar
     from tempovlm.lab.judge.inputs import LOOKING, static_mixture

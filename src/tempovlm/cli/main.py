@@ -1,7 +1,7 @@
 """The `tempovlm` command: picks a subcommand, runs it and turns its failures into one line and an exit code.
 
 Each subcommand is a module of this package with `main(argv)`, imported when it is chosen, so that
-`tempovlm --help` needs neither torch nor the flag parser. Knows no flags of any subcommand.
+`tempovlm --help` imports neither torch nor the flag parser.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after `tempovlm`; None takes them from the command line.
 
     Returns:
-        The exit code: 0, 1 where every question failed, 2 for wrong input, 130 after Ctrl-C, 141 when the reader
+        The exit code: 0; 1 if every question failed, 2 for invalid input, 130 after Ctrl-C, 141 if the reader
         of stdout went away. A subcommand's parser may also leave through SystemExit with its own code.
     """
     words = sys.argv[1:] if argv is None else argv
@@ -98,7 +98,7 @@ def _run(words: list[str]) -> int:
 
 
 def help_text() -> str:
-    """What `tempovlm --help` prints."""
+    """Return the text of `tempovlm --help`."""
     width = max(map(len, COMMANDS))
     lines = (f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
     return _HELP.format(commands="\n".join(lines))
@@ -116,11 +116,11 @@ def _fail(message: str, code: int = EXIT_USAGE) -> int:
 
 
 def _make_streams_usable() -> None:
-    """Let output that cannot be shown be lost and not end the command: closed streams, letters, no width."""
+    """Never fail because of the terminal: tolerate closed streams, unencodable characters and COLUMNS=0."""
     if sys.stdout is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - likewise
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - stays open until exit
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     if os.environ.get("COLUMNS") == "0":
@@ -128,7 +128,7 @@ def _make_streams_usable() -> None:
 
 
 def _discard_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush does not report the failure again."""
+    """Redirect stdout to nothing, so that the interpreter's last flush does not report the failure again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,6 +1,6 @@
-"""`tempovlm model`: what a model is and what its settings cost, and random checkpoints for benchmarks.
+"""`tempovlm model`: sizes and costs of a model, and random checkpoints for benchmarks.
 
-It parses flags and prints; sizes come from the configuration, costs from `core.cost`.
+Sizes come from the configuration, costs from `core.cost`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class InfoFlags:
     model: tyro.conf.Positional[str]
     """`pocket`, `molmoe-1b`, a local model folder or a hub id."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print one JSON object on one line of stdout, and nothing else there."""
+    """Print only one JSON object, on one line of stdout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class RandomFlags:
     config: Literal["molmoe-1b", "pocket"]
     """Sizes of the model."""
     num_layers: int | None = None
-    """Blocks of the decoder, where they are to be fewer; the vision side stays whole."""
+    """Number of decoder blocks, if fewer than in the configuration; the vision side stays whole."""
     tokenizer: Path | None = None
     """Folder whose tokenizer is copied beside the weights."""
     seed: int = 0
@@ -76,7 +76,7 @@ class RandomFlags:
 
 
 def info(argv: list[str]) -> None:
-    """Show what a model is and what its settings cost."""
+    """Show a model's sizes and the costs of its settings."""
     flags = console.parse(InfoFlags, argv, "model info", _INFO, _INFO_EXAMPLES)
     record = describe(flags.model)
     if flags.json:
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     """Run `tempovlm model …`.
 
     Raises:
-        UserError: unknown command, or what the command itself raises.
+        UserError: unknown command, or an error of the command itself.
     """
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:<6}  {(command.__doc__ or '').splitlines()[0]}" for name, command in _COMMANDS.items()]
@@ -127,10 +127,10 @@ def main(argv: list[str]) -> None:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """What `tempovlm model info --json` prints.
+    """Return the object that `tempovlm model info --json` prints.
 
     Raises:
-        UserError: no such model, or a folder whose weights are not those of its configuration.
+        UserError: no such model, or a folder whose weights do not match its configuration.
     """
     config, files = _configuration(model)
     from tempovlm.core.cost import image_parameters
@@ -166,7 +166,7 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _configuration(model: str) -> tuple[ModelConfig, dict[str, Any] | None]:
-    """The sizes of a model and what its files hold; None for a preset without weights."""
+    """Return the sizes of a model and of its files; None for a preset without weights."""
     from tempovlm.model.config import PRESETS
 
     if model in PRESETS and model != "pocket":
@@ -189,7 +189,7 @@ def _configuration(model: str) -> tuple[ModelConfig, dict[str, Any] | None]:
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    """The cheapest, native and largest setting: parameters that a token meets, and the plan's cost by stage."""
+    """Return cost by stage and parameters per token for the cheapest, native and largest setting."""
     from tempovlm.core.cost import active_parameters, plan_cost
     from tempovlm.core.knobs import KnobSpace
     from tempovlm.core.plan import Plan, Ranking
@@ -222,7 +222,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def show(record: dict[str, Any]) -> None:
-    """The record, for people."""
+    """Print the record for readers."""
     from rich import box
     from rich.table import Table
 
@@ -264,7 +264,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 def _si(count: float) -> str:
-    """Three digits and a decimal prefix: 7.22 G."""
+    """Format a number with three digits and a decimal prefix: 7.22 G."""
     for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {prefix}"

@@ -1,6 +1,6 @@
-"""`tempovlm report`: the table of promised against measured figures, made from the repository's result files.
+"""`tempovlm report`: the table of targets and measured figures, made from the repository's result files.
 
-It parses flags, finds a checkout and writes the files that `experiments/scoreboard` there makes.
+The code is in the checkout's `experiments/scoreboard`.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ EXAMPLES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """The command's flags."""
+    """Flags of `tempovlm report`."""
 
     repository: Path = Path()
-    """Root of the repository; the current directory unless told."""
+    """Root of the repository. Default: the current directory."""
     check: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write nothing; exit with 1 where the files are not what would be written."""
+    """Write nothing; exit with 1 if the files differ from what would be written."""
 
 
 def main(argv: list[str]) -> None:
     """Write the files, or compare them.
 
     Raises:
-        UserError: this is no repository of the project, or one of its result files is broken.
-        SystemExit: with 1, where `--check` finds a difference.
+        UserError: this is not a repository of the project, or one of its result files is broken.
+        SystemExit: with 1, if `--check` finds a difference.
     """
     flags = console.parse(Flags, argv, "report", DESCRIPTION, EXAMPLES)
     checkout = find_checkout(flags.repository)

@@ -1,6 +1,6 @@
-"""`tempovlm reproduce`: the eight experiments in their order, in one folder, resumable, with the table at the end.
+"""`tempovlm reproduce`: the eight experiments in order, in one folder, resumable, with the table at the end.
 
-It parses flags, finds a checkout, and runs the chain of `experiments/reproduce.py` there.
+The chain is in the checkout's `experiments/reproduce.py`.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ EXAMPLES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """The command's flags."""
+    """Flags of `tempovlm reproduce`."""
 
     output_dir: Path
-    """Folder of the run; run again with it to resume."""
+    """Folder of the run; use it again to resume."""
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
-    """`pocket`, which is embedded, a local model folder or a hub id."""
+    """`pocket` (part of the package), a local model folder, or a hub id."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_dir: Path | None = None
-    """Folder of the data sets; a test bed is drawn into the run's folder unless told."""
+    """Folder of the data sets. Default: a test bed is drawn into the run's folder."""
     from_scratch: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Measure accuracies too, with fewer questions, whatever the repository has."""
+    """Measure accuracies too, on fewer questions, instead of using those in the repository."""
     smoke: tyro.conf.FlagCreatePairsOff[bool] = False
-    """A handful of samples and two epochs: every step runs, and the figures mean nothing."""
+    """Run every step on a handful of samples and two epochs; the figures have no meaning."""
     repository: Path | None = None
-    """Root of the checkout; that of the package, or the current directory, unless told."""
+    """Root of the checkout. Default: that of the package, or the current directory."""
 
 
 def main(argv: list[str]) -> None:
-    """Run what is left to do, and print the table.
+    """Run the remaining steps, and print the table.
 
     Raises:
-        UserError: wrong input, or a step failed.
+        UserError: invalid input, or a step failed.
     """
     flags = console.parse(Flags, argv, "reproduce", DESCRIPTION, EXAMPLES)
     checkout = find_checkout(flags.repository)

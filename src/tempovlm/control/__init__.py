@@ -1,1 +1,1 @@
-"""Who decides which setting runs. Knows latencies and accuracies; never imports the engine."""
+"""Policies, which choose the setting of a request, and the guard, which keeps the deadline; no engine here."""

@@ -1,7 +1,7 @@
 """Policies without deep learning: nearest neighbours and a linear contextual bandit.
 
-Each predicts the accuracy of every setting from the question's words and the picture's shape, never from its
-pixels: of many questions at once, for the judge, or of one behind the guard.
+Each predicts the accuracy of every setting from the question's words and the picture's size, never from its
+pixels: for many questions at once in the judge, or for one request behind the guard.
 
 Shapes: `N` questions, `K` settings, `F` features.
 """
@@ -33,26 +33,26 @@ _WORD_COLUMNS = 32
 _NEIGHBOURS = (8, 16, 32, 64, 128)
 _FOLDS = 5
 _NO_SPREAD = 1e300
-"""Divisor of a column that never varies: finite, so that a checkpoint may hold it."""
+"""Divisor for a column that never varies; finite, so that a checkpoint can hold it."""
 
 NUM_FEATURES = _WORD_COLUMNS + 3
-"""Features of a question."""
+"""Number of features of a question."""
 
 _WORD = re.compile(r"[a-z0-9]+")
 
 
 class Scorer(Protocol):
-    """Says how well each setting would do on a question."""
+    """Predicts the accuracy of each setting on a question."""
 
     def scores(self, features: Floats) -> Floats:
-        """(N, K) expected accuracies from features (N, F)."""
+        """Return expected accuracies (N, K) from features (N, F)."""
 
 
 def question_features(text: str, image_size: Size | None) -> Floats:
-    """(F,) features: hashed words and pairs of neighbouring words, the question's length, the picture's shape.
+    """Return features (F,): hashed words and word pairs, the question's length, the picture's size.
 
-    Words go to signed columns, after K. Weinberger et al., Feature hashing for large scale multitask learning,
-    2009, arXiv 0902.2206.
+    Words are hashed to signed columns as in K. Weinberger et al., Feature hashing for large scale multitask
+    learning, 2009, arXiv 0902.2206.
 
     Args:
         text: the question.
@@ -73,7 +73,7 @@ def question_features(text: str, image_size: Size | None) -> Floats:
 
 
 def varying(space: KnobSpace, knobs: Sequence[str]) -> Mask:
-    """(K,) the settings where only the named knobs differ from the native setting."""
+    """Return the settings (K,) in which only the named knobs differ from the native setting."""
     native, fixed = space.native, [name for name in KNOBS if name not in knobs]
     return np.array([all(getattr(one, name) == getattr(native, name) for name in fixed) for one in space])
 
@@ -94,7 +94,7 @@ class ScoredPolicy(Policy):
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Standardises features by those of the training questions; columns that never vary stay zero."""
+    """Standardises features by the training questions; columns that never vary become zero."""
 
     centre: Floats
     spread: Floats
@@ -112,11 +112,11 @@ class _Scale:
 class NearestNeighbours:
     """Mean accuracies of the most similar training questions.
 
-    The number of neighbours is the one with the least squared error on held-out training pictures. Routing surveys
-    find it hard to beat (arXiv 2606.07587).
+    The number of neighbours minimises the squared error on held-out training pictures. Surveys of routing find
+    this baseline hard to beat (arXiv 2606.07587).
 
     Attributes:
-        features: (n, F) standardised, of the training questions. accuracy: (n, K) theirs. neighbours: how many.
+        features: (n, F), standardised. accuracy: (n, K). neighbours: number of neighbours.
     """
 
     scale: _Scale
@@ -128,7 +128,7 @@ class NearestNeighbours:
     def fit(
         cls, features: Floats, accuracy: Floats, images: Sequence[str], counts: Sequence[int] = _NEIGHBOURS
     ) -> NearestNeighbours:
-        """Remember the training questions; `images` (n,) names the picture of each, which folds keep whole."""
+        """Store the training questions; `images` (n,) names their pictures, which folds keep together."""
         scale = _Scale.fit(features)
         scaled = scale(features)
         folds = np.array([zlib.crc32(str(name).encode()) % _FOLDS for name in images])
@@ -145,23 +145,23 @@ class NearestNeighbours:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What a checkpoint checks against the model."""
+        """Numbers of features and settings, checked against the model when a checkpoint is loaded."""
         return {"num_features": self.features.shape[1], "num_settings": self.accuracy.shape[1]}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The arrays, for a checkpoint."""
+        """Return the arrays for a checkpoint."""
         return _tensors(
             self.scale, {"features": self.features, "accuracy": self.accuracy, "neighbours": self.neighbours}
         )
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> NearestNeighbours:
-        """Rebuild from `state_dict`."""
+        """Rebuild the policy from `state_dict`."""
         scale, arrays = _arrays(state)
         return cls(scale, arrays["features"], arrays["accuracy"], int(arrays["neighbours"]))
 
     def scores(self, features: Floats) -> Floats:
-        """(N, K) the neighbours' mean accuracies."""
+        """Return the neighbours' mean accuracies (N, K)."""
         return self._mean(self.scale(features))
 
     def _mean(self, scaled: Floats) -> Floats:
@@ -175,13 +175,14 @@ class LinUCB:
     """A linear bandit: expected accuracy is linear in the question's features times the setting's knobs.
 
     L. Li et al., A contextual-bandit approach to personalized news article recommendation, 2010, arXiv 1003.0146,
-    algorithm 1 with one set of weights for all arms (W. Chu et al., Contextual bandits with linear payoff
-    functions, 2011), since 75 arms of their own would each see too few questions. It learns from the accuracy of
-    the setting that it tried, one a round, never from the whole row. Written here because the bandits of light
-    maintained libraries, such as MABWiser, keep weights for each arm alone. After `fit` it no longer explores.
+    algorithm 1 with shared weights for all arms (W. Chu et al., Contextual bandits with linear payoff
+    functions, 2011), because with weights for each of 75 arms every arm would see too few questions. It learns
+    from the accuracy of the one setting that it tried in a round, not from the whole row. Own code, because
+    maintained small bandit libraries such as MABWiser only offer separate weights for each arm. It does not
+    explore after `fit`.
 
     Attributes:
-        arms: (K, A) the settings' knobs. weights: (F + 1, A) of the learnt mean.
+        arms: (K, A) the settings' knobs. weights: (F + 1, A) mean of the learned weights.
     """
 
     scale: _Scale
@@ -201,17 +202,17 @@ class LinUCB:
         rounds: int = 4,
         seed: int = 0,
     ) -> LinUCB:
-        """Play every training question `rounds` times, each at a budget drawn log-uniformly, and learn online.
+        """Learn online: play every training question `rounds` times, at budgets drawn log-uniformly.
 
         Args:
             space: the arms.
             features: (n, F).
-            accuracy: (n, K), of which a round sees one value.
-            latency_ms: (n, K), which says what fits.
+            accuracy: (n, K), of which a round reveals one value.
+            latency_ms: (n, K), decides what fits.
             exploration: weight of the uncertainty.
-            ridge: strength of the prior.
+            ridge: strength of the ridge prior.
             rounds: passes over the questions.
-            seed: of order and budgets.
+            seed: seed of order and budgets.
         """
         scale, arms, rng = _Scale.fit(features), _arm_features(space), np.random.default_rng(seed)
         known = _with_one(scale(features))
@@ -233,21 +234,21 @@ class LinUCB:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What a checkpoint checks against the model."""
+        """Sizes that are checked against the model when a checkpoint is loaded."""
         return {"num_features": len(self.weights) - 1, "num_settings": len(self.arms)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The arrays, for a checkpoint."""
+        """Return the arrays for a checkpoint."""
         return _tensors(self.scale, {"arms": self.arms, "weights": self.weights})
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> LinUCB:
-        """Rebuild from `state_dict`."""
+        """Rebuild the policy from `state_dict`."""
         scale, arrays = _arrays(state)
         return cls(scale, arrays["arms"], arrays["weights"])
 
     def scores(self, features: Floats) -> Floats:
-        """(N, K) expected accuracies."""
+        """Return expected accuracies (N, K)."""
         return _with_one(self.scale(features)) @ self.weights @ self.arms.T
 
 
@@ -268,7 +269,7 @@ def _with_one(features: Floats) -> Floats:
 
 
 def _arm_features(space: KnobSpace) -> Floats:
-    """(K, A) a one, and for each knob whether its value is at least the second, the third and so on."""
+    """Return arms (K, A): a constant 1, and for each knob a column per value above the first, 1 if reached."""
     values = (space.tiers, space.top_ks, space.block_counts)
     rows = []
     for knobs in space:

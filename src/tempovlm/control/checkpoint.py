@@ -1,8 +1,8 @@
 """Files of learned controllers: tensors and plain values, bound to a knob space and to a model's weights.
 
-A controller's outputs are indices into a knob space, and its inputs are features of one model; a file says both
-and is refused where either differs. A file of both stages holds both, so that it serves alone. Knows which parts
-each kind has, and no training.
+A controller's outputs are indices into a knob space, and its inputs are features of one model. A file records both
+and is refused if either differs. A file of the second stage also holds the first, so that it works alone.
+This module defines the parts of each kind; training is elsewhere.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CLASSES: dict[str, str] = {
 """Class of a part → the module that defines it. Nothing else is ever built from a file."""
 
 Part = nn.Module | NearestNeighbours | LinUCB
-"""What a controller is made of: a network in evaluation mode, or the arrays of a baseline."""
+"""A part of a controller: a network in evaluation mode, or the arrays of a baseline."""
 
 _READ_ERRORS = (
     OSError,
@@ -63,19 +63,19 @@ _READ_ERRORS = (
     AssertionError,
     pickle.UnpicklingError,
 )
-"""What torch raises on damaged files."""
+"""Exceptions that torch raises on damaged files."""
 
 _FIELDS = ("kind", "networks", "space", "knob_space", "weights", "stamp", "options", "metrics")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedController:
-    """What a file holds.
+    """The content of a controller file.
 
     Attributes:
         kind: one of `PARTS`. networks: by name, in evaluation mode.
-        weights: hash of the weights of the model whose features it reads; None where it reads none.
-        stamp: of the measurements that it learned from. options: of its training. metrics: what it reached.
+        weights: hash of the weights of the model whose features it reads; None if it reads none.
+        stamp: of the measurements that it learned from. options: of its training. metrics: its results.
     """
 
     kind: str
@@ -97,17 +97,17 @@ def save_controller(
     options: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a controller, whole or not at all.
+    """Write a controller atomically.
 
     Args:
-        path: of the file.
-        kind: one of `PARTS`, which names the networks that must be there.
-        networks: by name; each has `sizes`, the keywords of its constructor.
+        path: the file.
+        kind: one of `PARTS`; decides which networks must be given.
+        networks: by name; each has `sizes`, the keyword arguments of its constructor.
         space: the settings that its outputs index.
-        weights: hash of the model's weights; None for a controller that reads no features.
-        stamp: of the measurements behind it.
-        options: of its training; what is no plain value is written as text.
-        metrics: what it reached.
+        weights: hash of the model's weights; None for a controller that reads no features of a model.
+        stamp: stamp of the measurements that it learned from.
+        options: options of its training; values that are not plain are written as text.
+        metrics: results of its training.
 
     Raises:
         UserError: the folder cannot be written.
@@ -148,7 +148,7 @@ def _plain(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, record: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all; folders are made.
+    """Write tensors and plain values atomically; makes missing folders.
 
     Raises:
         UserError: the folder cannot be written.
@@ -159,14 +159,14 @@ def write_tensors(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Any]:
-    """A file of tensors and plain values; nothing in it is run.
+    """Read a file of tensors and plain values; runs no code from it.
 
     Args:
         path: the file.
-        what: it should be, for the message.
+        what: name of the expected content, for the message.
 
     Raises:
-        UserError: missing, cut off, or no such file.
+        UserError: the file is missing, truncated, or of another format.
     """
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
@@ -181,16 +181,16 @@ def read_tensors(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_controller(path: Path, space: KnobSpace, weights: str | None = None) -> SavedController:
-    """Read what `save_controller` wrote.
+    """Read a file that `save_controller` wrote.
 
     Args:
         path: the file.
-        space: the settings that the caller's indices mean.
-        weights: hash of the caller's model; None does not ask.
+        space: knob space of the caller's model.
+        weights: hash of the caller's weights; None skips this check.
 
     Raises:
-        UserError: missing, damaged, of an unknown kind, of another knob space or of another model, or a network
-            has other outputs, or weights that are no numbers.
+        UserError: the file is missing, damaged, of an unknown kind, knob space or model, or a network has other
+            outputs or weights that are not finite.
     """
     record = _read_record(path)
     kind = record["kind"]
@@ -218,7 +218,7 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
 
 
 def check_sizes(path: Path, name: str, net: Part, expected: Mapping[str, int]) -> None:
-    """Raise a `UserError` if a size that a network has is not as expected."""
+    """Raise a `UserError` if a network's size differs from the expected one."""
     for size, ours in expected.items():
         found = getattr(net, "sizes", {}).get(size, ours)
         if found != ours:
@@ -226,20 +226,20 @@ def check_sizes(path: Path, name: str, net: Part, expected: Mapping[str, int]) -
 
 
 def _check_network(path: Path, name: str, net: Part, space: KnobSpace) -> None:
-    """Raise a `UserError` unless a network's outputs are the space's knobs and its weights are numbers."""
+    """Raise a `UserError` unless a network has one output for each knob value and finite weights."""
     counts = {"num_tiers": len(space.tiers), "num_top_ks": len(space.top_ks), "num_settings": len(space)}
     counts |= {"num_block_counts": len(space.block_counts), "num_features": NUM_FEATURES}
     check_sizes(path, name, net, counts)
     for key, values in net.state_dict().items():
         if not bool(torch.isfinite(values).all()):
-            raise UserError(f"{path}: field networks: {name}: {key} holds values that are no finite numbers")
+            raise UserError(f"{path}: field networks: {name}: {key} holds values that are not finite")
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What a file was trained for: a knob space, a model's weights, and a kind of device, `cpu` or `cuda`.
+    """The knob space, the model's weights and the kind of device (`cpu` or `cuda`) that a file was trained for.
 
-    The weights are those whose features it reads, else those that were measured; None where a file does not say.
+    The weights are those whose features it reads, else those that were measured; None if the file names none.
     """
 
     knob_space: str
@@ -248,10 +248,10 @@ class Fingerprint:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """What the controller in a file was trained for, without building it.
+    """Read what a controller was trained for, without building it.
 
     Raises:
-        UserError: missing, damaged, or no such file.
+        UserError: the file is missing, damaged, or of another format.
     """
     record = _read_record(path)
     stamp = record["stamp"]
@@ -266,7 +266,7 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """The fields of a file, all of them there."""
+    """Return the fields of a file after checking that all are there."""
     record = read_tensors(path, "controller checkpoint")
     if record.get("schema") != SCHEMA:
         raise UserError(

@@ -1,7 +1,7 @@
 """A latency budget as a vector that a network can read: sinusoidal over the logarithm of the milliseconds.
 
-Which setting is best changes with the ratio of budgets, not with their difference, and it changes in steps; so the
-logarithm is encoded, finely enough that 1 % of budget is seen. Knows no knobs. Shapes: `B` batch, `F` frequencies.
+The best setting changes with the ratio of budgets, not with their difference, and in steps. So the logarithm is
+encoded, finely enough that a change of 1 % is visible. Shapes: `B` batch, `F` frequencies.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 LEAST_MS, MOST_MS = 0.5, 200_000.0
-"""Budgets outside are encoded as these; an unlimited budget and one that is used up are both legal inputs."""
+"""Budgets outside of this range are clipped to it; an unlimited and a used-up budget are both legal inputs."""
 
 RESOLUTION = 0.01
-"""Share of the budget that must make a difference."""
+"""Relative change of a budget that must be visible."""
 
 _PHASE_OF_RESOLUTION = math.pi / 4
-"""What one step of the resolution turns the fastest wave by: a sine or a cosine changes by at least 0.29."""
+"""Turn of the fastest wave for one step of the resolution: its sine or cosine changes by at least 0.29."""
 
 CENTRE, SPREAD = math.log(100.0), 2.0
 
 
 class LatencyBudgetEncoder(nn.Module):
-    """Milliseconds (B,) to features (B, width).
+    """Return features (B, width) of budgets (B,) in milliseconds.
 
     Waves over the logarithm as over positions in A. Vaswani et al., Attention is all you need, arXiv 1706.03762,
     section 3.5: frequencies in geometric order, from half a turn over the whole range of budgets to an eighth of
@@ -46,16 +46,16 @@ class LatencyBudgetEncoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, limits_ms: tuple[float, float]) -> None:
-        """Take budgets outside of those of a training as the nearest of them: beyond, nothing was learned."""
+        """Clip budgets to the range seen in training: nothing was learned outside of it."""
         self.range_ms.copy_(torch.tensor(limits_ms).clamp(LEAST_MS, MOST_MS))
 
     def waves(self, budget_ms: Tensor) -> Tensor:
-        """(B, 2F + 1): the standardised logarithm, sines and cosines."""
+        """Return the standardised logarithm, sines and cosines (B, 2F + 1)."""
         least, most = self.range_ms
         log = torch.minimum(torch.maximum(budget_ms.float(), least), most).log().unsqueeze(-1)
         phase = log * self.frequencies
         return torch.cat(((log - CENTRE) / SPREAD, phase.sin(), phase.cos()), dim=-1)
 
     def forward(self, budget_ms: Tensor) -> Tensor:
-        """(B,) milliseconds to (B, width)."""
+        """Return features (B, width) of milliseconds (B,)."""
         return self.mlp(self.waves(budget_ms))

@@ -1,14 +1,14 @@
-"""The guard around every policy: it lets through only settings that are expected to end within the budget.
+"""The guard around every policy: it removes the settings that are not expected to end within the budget.
 
-It guards both choices, each with a calibrated table of its own: upper totals before the tier, upper remainders
-before top-k and depth, where the budget left is what the clock says. Where nothing fits, it runs the cheapest
-setting and says so. Of what fits, `select.best` takes the setting that the policy scores highest.
+It guards both choices, each with its own calibrated table: upper bounds of totals for the tier, and of remainders
+for top-k and depth, where the rest of the budget is read from the clock. If nothing fits, it runs the cheapest
+setting and says so. Of the settings that fit, `select.best` takes the one that the policy scores highest.
 
-A policy that glances makes its first choice later. The tables hold the glance's cutting and encoding, since every
-tier needs the global crop: only what a glance took beyond an ordinary look at the lowest tier is charged, beside
-what the tables do not hold, which is measured: the policy's own time, and what encoding in two passes costs.
+A policy that glances makes its first choice later. The tables include cutting and encoding the glance, since every
+tier needs the global crop. So only the excess over an ordinary look at the lowest tier is charged, plus the two
+measured costs that the tables lack: the policy's own time, and the cost of encoding in two passes.
 
-What an answer took is told to the guard, whose bounds follow a machine that is slower or faster than calibrated.
+After every answer the guard adapts its bounds (the margin) if the machine is slower or faster than calibrated.
 
 Shapes: `K` settings of the knob space.
 """
@@ -33,7 +33,7 @@ from tempovlm.core.units import now_ms
 from tempovlm.latency.profile import LatencyProfile, OutputLength
 
 CONTROL_REPEATS = 20
-"""Times that a policy's own cost is measured."""
+"""Number of measurements of a policy's own time."""
 
 CONTROL_SHARE = 0.9
 """Quantile of those times that is charged; the maximum is usually an interruption."""
@@ -51,9 +51,9 @@ class TierChoice:
     """The first choice.
 
     Attributes:
-        feasible: None where there is no budget or nothing was calibrated.
-        index: the setting that was best; its tier is the choice.
-        scores: (K,) of the policy; None where it was not asked.
+        feasible: None without a budget or without a calibration.
+        index: the best setting; its tier is the choice.
+        scores: (K,) from the policy; None if it was not asked.
     """
 
     tier: str
@@ -65,10 +65,10 @@ class TierChoice:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The whole setting, what it is expected to take, and which policy chose it.
+    """The whole setting, its predicted time, and the name of the policy that chose it.
 
     Attributes:
-        predicted: the whole answer; None where nothing was calibrated. step_ms: a decode step, 0 likewise.
+        predicted: for the whole answer; None without a calibration. step_ms: a decode step; 0 without one.
     """
 
     knobs: KnobConfig
@@ -80,18 +80,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Guard:
-    """Wraps a policy; of requests it holds nothing but the margin.
+    """Wraps a policy; keeps no state of requests but the margin.
 
-    Tables are arrays that are made once: the choices are made while the caches hold the model's weights, when
-    touching anything costs several times what a loop over it suggests.
+    Tables are arrays that are made once: at a choice the CPU caches hold the model's weights, so touching memory
+    costs several times what a repeated measurement suggests.
 
     Attributes:
-        choices: indices of the settings that may run at all, ascending.
-        profile: None where the machine was not calibrated: nothing is masked and nothing predicted.
-        control_ms: the policy's measured own time, for both choices, that calibration did not see.
-        second_ms: the second choice's part of it; None charges all of it there too.
-        split_ms: by tier, what it takes longer to encode the global crop first and the tiles later.
-        margin: the bounds' factor, by what answers took; None leaves them as they were calibrated.
+        choices: indices of the settings that may run, ascending.
+        profile: None on a machine that is not calibrated: then no setting is removed and no time predicted.
+        control_ms: the policy's measured time for both choices, which calibration does not include.
+        second_ms: the second choice's part of it; None charges all of it at both choices.
+        split_ms: by tier, extra time to encode the global crop first and the tiles later.
+        margin: the factor on the bounds, learned from answers; None keeps the calibrated bounds.
     """
 
     policy: Policy
@@ -112,14 +112,14 @@ class Guard:
         glance: Callable[[], Any] | None = None,
         split_ms: Mapping[str, float] | None = None,
     ) -> Guard:
-        """Guard a policy over the whole knob space; measures what the policy itself takes.
+        """Guard a policy over the whole knob space; measures the policy's own time.
 
         Args:
-            policy: to be guarded.
+            policy: the policy to guard.
             space: the settings.
             profile: of this machine.
-            glance: projects a glance, for a policy that needs one: measured with the policy.
-            split_ms: by tier, what it takes longer to encode in two passes.
+            glance: function that projects a glance, if the policy needs one; timed with the policy.
+            split_ms: by tier, extra time to encode in two passes.
         """
         everything = tuple(range(len(space)))
         first_ms, second_ms = measure_control_ms(policy, space, glance)
@@ -129,7 +129,7 @@ class Guard:
         return guard
 
     def _make_tables(self) -> None:
-        """Look up now what every choice needs, or a process's first answer pays for it."""
+        """Compute the cached tables now; otherwise the first answer of a process would pay for it."""
         _ = self._totals_ms, self._remainders_ms, self._cheapest
         if self.profile is not None:
             self.profile.p50_prefix_ms(0)
@@ -137,7 +137,7 @@ class Guard:
 
     @classmethod
     def fixed(cls, knobs: KnobConfig, space: KnobSpace, profile: LatencyProfile | None = None) -> Guard:
-        """One setting, whatever the budget.
+        """Return a guard that always runs one setting.
 
         Raises:
             UserError: the setting is not in the knob space.
@@ -158,18 +158,18 @@ class Guard:
         return {}
 
     def only(self, choices: Iterable[int]) -> Guard:
-        """The same guard over fewer settings."""
+        """Return the same guard over fewer settings."""
         return replace(self, choices=tuple(sorted(choices)))
 
     def wants_glance(self, request: Request, elapsed_ms: float) -> bool:
-        """Whether the policy glances and has something to choose, after `elapsed_ms` of opening the picture."""
+        """Whether the policy needs a glance and more than one choice is left, `elapsed_ms` after acceptance."""
         if request.budget_ms is None or not self.policy.sees_glance:
             return False
         fits = self._fitting(self._left_ms(request.budget_ms, elapsed_ms, glanced=False), 0)
         return self._is_open(*_ends(fits))
 
     def pools(self, request: Request) -> bool:
-        """Whether the second choice wants the picture's pooled tokens."""
+        """Whether the second choice needs the picture's pooled tokens."""
         return self.policy.sees_picture and request.budget_ms is not None and len(self.choices) > 1
 
     def rehearse(self, request: Request, chosen: TierChoice) -> None:
@@ -184,12 +184,12 @@ class Guard:
     def choose_tier(
         self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None
     ) -> TierChoice:
-        """The tier, after `elapsed_ms` of opening the picture and of encoding the glance, if there is one.
+        """Choose the tier, `elapsed_ms` after acceptance, with the picture opened and any glance taken.
 
         `glance` is (1, G, D) the projected tokens of the global crop.
 
         Raises:
-            UserError: time has a price, and the policy's scores are no accuracies.
+            UserError: the request has a price, and the policy's scores are not accuracies.
         """
         budget_ms = request.budget_ms
         if budget_ms is None:
@@ -209,7 +209,7 @@ class Guard:
         return self._tier_choice(index, question, feasible, scores)
 
     def choose_compute(self, request: Request, chosen: TierChoice, sight: Sight, elapsed_ms: float) -> Choice:
-        """Top-k and depth, after `elapsed_ms` of looking at the picture."""
+        """Choose top-k and depth, `elapsed_ms` after acceptance, when the picture is encoded."""
         budget_ms = request.budget_ms
         if budget_ms is None:
             return self._choice(self._unbounded, None, elapsed_ms, FIXED)
@@ -252,11 +252,11 @@ class Guard:
         )
 
     def _settled(self, chosen: TierChoice, sight: Sight, left_ms: float) -> Floats:
-        """The policy's scores (K,) at the second choice."""
+        """Return the policy's scores (K,) for the second choice."""
         policy = self.policy
         if policy.sees_picture or (chosen.scores is None and not policy.sees_glance):
             return policy.settle(chosen.question, sight, left_ms)
-        # A policy that glances had no glance where nothing was open to it; then the first choice stays.
+        # If only one setting was open, a glancing policy got no glance; then the first choice stays.
         return np.eye(len(self.space))[chosen.index] if chosen.scores is None else chosen.scores
 
     def _check_price(self, request: Request) -> None:
@@ -308,11 +308,11 @@ class Guard:
         return 1.0 if self.margin is None else self.margin.factor
 
     def _left_ms(self, budget_ms: float, elapsed_ms: float, *, glanced: bool) -> float:
-        """What is left for a whole answer, of which opening the picture and the glance are parts."""
+        """Return the rest of the budget for a whole answer, which includes opening the picture and the glance."""
         left_ms, profile = budget_ms - elapsed_ms - self.control_ms, self.profile
         if profile is None:
             return left_ms
-        # The table holds an ordinary picture's opening, and an ordinary look at the lowest tier.
+        # The table includes an ordinary picture's opening and an ordinary look at the lowest tier.
         return left_ms + (min(elapsed_ms, profile.p50_prefix_ms(0)) if glanced else profile.open_ms)
 
     def _fitting(self, left_ms: float, glances: int) -> Mask:
@@ -330,7 +330,7 @@ class Guard:
         return first // self._per_tier != last // self._per_tier
 
     def _choice(self, index: int, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
-        """The setting, with what has passed and what the rest is expected to take."""
+        """Return the whole setting, with the elapsed time and the predicted rest."""
         knobs, profile = self.space.settings[index], self.profile
         if profile is None:
             return Choice(knobs, feasible, None, 0.0, policy)
@@ -342,7 +342,7 @@ class Guard:
 
     @cached_property
     def _unbounded(self) -> int:
-        """Without a budget: the model as trained, or the most that may run."""
+        """Return the setting without a budget: the model as trained, or the largest that may run."""
         native = self.space.index(self.space.native)
         return native if native in self.choices else self.choices[-1]
 
@@ -358,7 +358,7 @@ def _ends(fits: Mask) -> tuple[int, int]:
 
 
 def no_price(policy: str, price_per_ms: float) -> UserError:
-    """Say that a policy's scores cannot be weighed against time."""
+    """Return the error that a policy's scores cannot be weighed against time."""
     return UserError(
         f"--price_per_ms {price_per_ms:g}: policy {policy} scores settings by logits, which have no price in "
         "accuracy; give 0, or a policy that predicts accuracy: table, nearest neighbours or LinUCB"
@@ -368,13 +368,13 @@ def no_price(policy: str, price_per_ms: float) -> UserError:
 def measure_control_ms(
     policy: Policy, space: KnobSpace, glance: Callable[[], Any] | None = None
 ) -> tuple[float, float]:
-    """Measure the times that a policy's first and second scoring keep in most of a few tries.
+    """Measure the time of a policy's first and second scoring: a high quantile of a few tries.
 
-    `glance` projects a glance, which belongs to the first one.
+    `glance` projects a glance, which counts for the first one.
     """
     times_ms, crowd = [], np.zeros(CROWD_BYTES, dtype=np.uint8)
     for number in range(CONTROL_REPEATS):
-        # Never the same: a policy may remember the last question and the last budget.
+        # Vary question and budget: a policy may remember the last ones.
         text, budget_ms = f"what does sign {number} say?", 1e9 + number
         crowd += 1
         start_ms = now_ms()

@@ -1,12 +1,9 @@
-"""The small networks' arithmetic in NumPy, for one request at a time.
+"""The small networks in NumPy, for one request at a time.
 
-At batch 1 such a network is some twenty operations on at most a few hundred numbers. Torch takes several times as
-long to dispatch them as they take, and that time comes off the budget. Even NumPy's calls take a few microseconds
-each, whatever they compute, since the caches hold the model's weights by then. So there are few: weights are
-packed when a policy is made, biases are a last column, for which the last unit of every layer is 1, and weights
-before a SiLU are halved, since silu(2h) = h * tanh(h) + h. Training has the networks themselves.
-
-Shapes: `W` width of a feature, `F` frequencies of the budget's waves, `H` hidden width.
+At batch 1 such a network is about twenty operations on a few hundred numbers. Torch takes several times as
+long to dispatch them as NumPy to run them, and that time comes off the budget. Training uses the torch modules;
+these
+classes copy their weights when a policy is made. Shapes: `W`, `L`, `V` feature widths, `H` hidden width.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from tempovlm.control.observation import Row
 Function = Callable[[Row], Row]
 
 ALONE = 1 << 18
-"""At most so many weights are multiplied at once; from 460 800 on, OpenBLAS spreads them over threads."""
+"""Largest matrix per call, in elements; from 460,800 on, OpenBLAS uses several threads."""
 
 _HALF_OF_ONE = 0.6392322713805369
 """Half of where silu is 1: what a constant unit has before it."""

@@ -1,7 +1,7 @@
-"""Learned controllers as policies: features of the request, and joint logits of the settings.
+"""Controllers as policies: from the features of a request to joint logits of the settings.
 
-Networks run on the host, in NumPy; only pooled features come from the model's device. The LLM-based one
-runs where the model is, because the model's blocks are a part of it. A policy holds nothing of any
+Networks run on the host in NumPy; only pooled features come from the model's device. The LLM-based controller
+runs on the model's device, because it uses the model's blocks. A policy keeps no state of a
 request. Shapes: `K` settings of the knob space, `G` tokens of a glance, `D` decoder width.
 """
 
@@ -56,7 +56,7 @@ class Reader:
     tokenizer: Encodes
 
     def language(self, question: str) -> Row:
-        """(L,) of a question; of the one that was asked for last it is known, since both stages ask."""
+        """Return the feature (L,) of a question; the last one is cached, since both stages ask."""
         return self._remembered(question)
 
     @cached_property
@@ -73,7 +73,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class LearnedPolicy(Policy):
-    """Base of the learned policies: one score a setting, from logits of the knobs."""
+    """Base class of controllers: computes one score a setting from the logits of the knobs."""
 
     space: KnobSpace
     name: str
@@ -86,7 +86,7 @@ class LearnedPolicy(Policy):
             places: (knobs, K) or (K,) of each setting's values among them; None where all three knobs are there.
 
         Raises:
-            UserError: they are no finite numbers.
+            UserError: a logit is not finite.
         """
         if not math.isfinite(logits.dot(logits)):
             raise UserError(
@@ -107,7 +107,7 @@ class LearnedPolicy(Policy):
 
 @dataclass(frozen=True)
 class SupervisedPolicy(LearnedPolicy):
-    """Exp 2: scores by the budget alone."""
+    """Exp 2: scores from the budget alone."""
 
     net: SupervisedController
 
@@ -127,7 +127,7 @@ class Stage1Policy(LearnedPolicy):
     knob1: Knob1Predictor
     reader: Reader
     sees_picture = True
-    tie = 1e-9  # ranks that differ by rounding alone are equal
+    tie = 1e-9  # ranks that differ only by rounding count as equal
 
     @property
     def sees_glance(self) -> bool:
@@ -168,7 +168,7 @@ class Stage1Policy(LearnedPolicy):
 
 @dataclass(frozen=True)
 class TwoStagePolicy(Stage1Policy):
-    """Exp 3 and 4: the tier by question and budget, top-k and depth by picture, question and what is left."""
+    """Exp 3 and 4: the tier from question and budget; top-k and depth from picture, question and the time left."""
 
     knob2knob3: Knob2Knob3Predictor
 
@@ -215,7 +215,7 @@ class LLMBasedPolicy(LearnedPolicy):
 
     @property
     def sees_glance(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     @torch.inference_mode()
@@ -243,17 +243,17 @@ class LLMBasedPolicy(LearnedPolicy):
 def policy_from_checkpoint(
     path: Path, space: KnobSpace, model: HasDecoder, tokenizer: Encodes, weights: str | None = None
 ) -> Policy:
-    """The policy of a checkpoint, whatever its kind.
+    """Return the policy of a checkpoint of any kind.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         space: the model's settings.
-        model: whose token embeddings are the language feature.
+        model: its token embeddings are the language feature.
         tokenizer: of the same model.
-        weights: hash of its weights; None does not ask whether the controller was trained on them.
+        weights: hash of its weights; None skips the check that the controller was trained on them.
 
     Raises:
-        UserError: the file cannot be used with this model.
+        UserError: the file does not fit this model.
     """
     saved = load_controller(path, space, weights)
     width = int(model.decoder.embedding.shape[1])
@@ -263,10 +263,10 @@ def policy_from_checkpoint(
 
 
 def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Path) -> Policy:
-    """The policy around the networks of a file.
+    """Build the policy from the networks of a file.
 
     Raises:
-        UserError: a network is not of the class that its kind has, or reads with other blocks than this model's.
+        UserError: a network has the wrong class for its kind, or reads with other blocks than this model has.
     """
     name = str(saved.options.get("policy", saved.kind))
     if saved.kind == "supervised":
@@ -279,7 +279,7 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
         return _llm_based(_of(saved, "controller", LLMBasedController, path), space, name, reader, path)
     knob1 = saved.networks["knob1"]
     if not isinstance(knob1, Knob1Predictor):
-        raise UserError(f"{path}: its knob1 is a {type(knob1).__name__}, which does not belong there")
+        raise UserError(f"{path}: its knob1 is a {type(knob1).__name__}, the wrong kind of network")
     if saved.kind == "two_stage_stage1":
         return Stage1Policy(space, name, knob1, reader)
     return TwoStagePolicy(space, name, knob1, reader, _of(saved, "knob2knob3", Knob2Knob3Predictor, path))
@@ -288,10 +288,10 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
 def _llm_based(
     controller: LLMBasedController, space: KnobSpace, name: str, reader: Reader, path: Path
 ) -> LLMBasedPolicy:
-    """The policy around a controller, on the model's device.
+    """Build the policy around a controller, on the model's device.
 
     Raises:
-        UserError: the model's decoder is not one whose blocks the controller can run.
+        UserError: the controller cannot run the blocks of this model's decoder.
     """
     model = reader.model
     if not isinstance(model, FirstBlocks):
@@ -313,5 +313,5 @@ def _llm_based(
 def _of(saved: SavedController, part: str, cls: type[Kind], path: Path) -> Kind:
     net = saved.networks[part]
     if not isinstance(net, cls):
-        raise UserError(f"{path}: its {part} is a {type(net).__name__}, which does not belong there")
+        raise UserError(f"{path}: its {part} is a {type(net).__name__}, the wrong kind of network")
     return net

@@ -1,12 +1,12 @@
-"""A controller that lets the model's own first blocks read a glance of the picture and the question.
+"""A controller that uses the model's own first blocks to read a glance of the picture and the question.
 
-The glance is the global crop, pooled and projected as at the lowest tier: its features from the vision transformer
-serve every tier, but what the projector makes of them depends a little on the tiling, which is not chosen yet. It
-stands where the model expects image features; the question follows in the model's own format, and last comes a
-budget token. Attention is causal, so nothing but that token depends on the budget: what the blocks made of glance
-and question is read once and serves every budget. The blocks belong to the model (`FirstBlocks`), are frozen and
-are given with every call; only the budget's encoding and the heads are this module's. The caller charges the time
-to the control stage.
+The glance is the global crop, pooled and projected as at the lowest tier. Its features from the vision transformer
+serve every tier, but its projection depends slightly on the tiling, which is not chosen yet. It
+takes the place of the image features; the question follows in the model's own format, and last comes a
+budget token. Attention is causal, so only that token depends on the budget: glance and question are
+read once and serve every budget. The blocks belong to the model, are frozen and are passed to
+every call; this module owns only the budget's encoding and the heads. The caller charges the time to
+the control stage.
 
 Shapes: `B` requests, `G` tokens of the glance, `T` tokens of glance and question, `D` decoder width, `S` blocks,
 `H` heads, `W` head width.
@@ -24,7 +24,7 @@ from tempovlm.control.encoding import LatencyBudgetEncoder
 from tempovlm.control.networks import HIDDEN_DIM, KnobLogits
 
 NUM_BLOCKS = 2
-"""Blocks that read unless told."""
+"""Default number of blocks that read."""
 
 
 class Sizes(Protocol):
@@ -65,25 +65,25 @@ class FirstBlocks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the first blocks made of glances and questions: keys and values (S, B, H, T, W), real tokens (B,)."""
+    """Keys and values (S, B, H, T, W) of glances and questions after the first blocks, and real tokens (B,)."""
 
     keys: Tensor
     values: Tensor
     lengths: Tensor
 
     def take(self, rows: Tensor) -> Reading:
-        """Some of the requests."""
+        """Select some of the requests."""
         return Reading(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
 
 
 def pad_tokens(streams: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Streams of different lengths as tokens (B, T), padded on the right with 0, and lengths (B,)."""
+    """Return streams of different lengths as tokens (B, T), padded on the right with 0, and lengths (B,)."""
     lengths = torch.tensor([len(stream) for stream in streams])
     return nn.utils.rnn.pad_sequence(streams, batch_first=True), lengths
 
 
 class LLMBasedController(nn.Module):
-    """Chooses all three knobs from what the model's first blocks make of glance, question and budget."""
+    """Chooses all three knobs from the state of the model's first blocks after glance, question and budget."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class LLMBasedController(nn.Module):
         num_top_ks: int = 5,
         num_block_counts: int = 5,
     ) -> None:
-        """A controller for decoders of `width`, of which the first `num_blocks` blocks read."""
+        """Make a controller for decoders of width `width`, whose first `num_blocks` blocks read."""
         super().__init__()
         self.sizes = {
             "width": width,
@@ -117,13 +117,13 @@ class LLMBasedController(nn.Module):
     def forward(
         self, model: FirstBlocks, glance: Tensor | None, tokens: Tensor, lengths: Tensor, budget_ms: Tensor
     ) -> KnobLogits:
-        """Logits of tiers (B, 3), top-ks (B, 5) and depths (B, 5).
+        """Return logits of tiers (B, 3), top-ks (B, 5) and depths (B, 5).
 
         Args:
-            model: whose blocks read; nothing of it is trained.
+            model: its blocks read; it is not trained.
             glance: (B, G, D) tokens of the global crop as projected at the lowest tier; None without pictures.
-            tokens: (B, T) streams of `FirstBlocks.glance_tokens`, padded on the right.
-            lengths: (B,) real tokens of each.
+            tokens: (B, T) streams of `glance_tokens`, padded on the right.
+            lengths: (B,) number of real tokens.
             budget_ms: (B,).
         """
         return self.decide(model, self.read(model, glance, tokens, lengths), budget_ms)

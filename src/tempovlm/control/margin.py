@@ -1,15 +1,12 @@
-"""The factor on calibrated bounds, from what answers took: a machine drifts slowly, and company comes and goes.
+"""Keeps upper bounds valid while a machine drifts: they widen when answers exceed them, and narrow slowly.
 
-Three parts, whose product is the factor:
+A calibration holds for its hour. Later the host may be shared or warmer, or pictures larger, and a bound that
+covered 98 of 100 answers covers 80; or the calibration met a busy minute, and a bound is too wide. After
+every answer the logarithm of a factor on all bounds moves by step · (missed - allowed miss rate), with missed 1 if
+the bound was exceeded and else 0. In the long run bounds are exceeded at the allowed rate on any machine.
 
-- *Drift*: the median of the last answers' times over the expected ones. A calibration is of its hour; the host may
-  be slower since, or warmer. A burst of other work is a minority of the answers, and moves a median little.
-- *Tail*: the share of answers beyond their bounds is held at the allowed miss rate. After an answer the logarithm
-  moves by step · (1 if the bound was exceeded, else 0, less the miss rate): I. Gibbs and E. Candès, Adaptive
-  conformal inference under distribution shift, 2021, arXiv 2106.00170, equation 2, on the bound, not its level.
-- *Company*: several of a few answers beyond their bounds mean that something else is at work here. Bounds then
-  cover the slowest of the last answers, at once, until enough answers in a row kept the ordinary ones. Answers
-  that company slowed teach nothing about the tail.
+Source: I. Gibbs and E. Candès, Adaptive conformal inference under distribution shift, 2021, arXiv 2106.00170,
+equation 2, applied to the bound itself instead of its level.
 """
 
 from __future__ import annotations
@@ -74,7 +71,7 @@ class OnlineMargin:
         """Learn from one answer.
 
         Args:
-            took_ms: its time.
+            took_ms: measured time.
             bound_ms: its calibrated bound, without the factor.
             expected_ms: the median of such answers, of its length.
         """

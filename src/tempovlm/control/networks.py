@@ -1,8 +1,8 @@
-"""The networks of the learned controllers: what a question, a picture and a budget say about the knobs.
+"""The networks of the controllers: from question, picture and budget to logits of the knobs.
 
-They answer in logits over the values of each knob, in the order of the knob space, and know neither which settings
-are allowed nor what any setting takes. Small on purpose: at batch 1 on a CPU a network is a few dozen operations,
-because its time is taken from the budget.
+Logits are over the values of each knob, in the order of the knob space. The networks see neither which settings
+are allowed nor how long a setting takes. They are small: at batch 1 on a CPU a network is a few dozen operations,
+because its time comes off the budget.
 
 Shapes: `B` batch, `L` width of the language feature, `V` width of the vision feature, `H` hidden width.
 """
@@ -19,10 +19,10 @@ from tempovlm.control.encoding import LatencyBudgetEncoder
 HIDDEN_DIM = 128
 
 DROPOUT = 0.4
-"""Of features of questions and pictures, of which there are few; budgets are drawn afresh and need none."""
+"""Dropout on features of questions and pictures, of which there are few; budgets are drawn anew and need none."""
 
 CLIP = 5.0
-"""Spreads from the mean beyond which a standardised feature does not go."""
+"""Standardised features are clipped to this many standard deviations from the mean."""
 
 _TIER_WIDTH = 8
 
@@ -36,7 +36,7 @@ class KnobLogits(NamedTuple):
 
 
 class Standardiser(nn.Module):
-    """Features (B, F) of mean 0 and spread 1, by what training data showed; unchanged before `fit`.
+    """Standardises features (B, F) to mean 0 and spread 1 of the training data; the identity before `fit`.
 
     Saved with the network, so that serving standardises as training did.
     """
@@ -51,18 +51,18 @@ class Standardiser(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Take mean and spread of training features (N, F); constant columns become 0."""
+        """Compute mean and spread of training features (N, F); constant columns become 0."""
         spread = values.float().std(dim=0, unbiased=False)
         self.mean.copy_(values.float().mean(dim=0))
         self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), torch.zeros_like(spread)))
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, F) to (B, F), no further than `CLIP` spreads from the mean."""
+        """Return standardised features (B, F), clipped at `CLIP` standard deviations."""
         return ((values - self.mean) * self.scale).clamp(-CLIP, CLIP)
 
 
 class Feature(nn.Module):
-    """A standardised feature (B, F), thinned in training, as hidden units (B, H)."""
+    """Maps a standardised feature (B, F), with dropout in training, to hidden units (B, H)."""
 
     def __init__(self, width: int, hidden_dim: int) -> None:
         super().__init__()
@@ -71,17 +71,17 @@ class Feature(nn.Module):
         self.linear = nn.Linear(width, hidden_dim)
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, W) to (B, H)."""
+        """Return hidden units (B, H) from features (B, W)."""
         return self.linear(self.dropout(self.standard(values)))
 
 
 def _trunk(hidden_dim: int, outputs: int) -> nn.Sequential:
-    """What stands on the sum of the inputs' hidden units."""
+    """Return the layers on top of the summed hidden units."""
     return nn.Sequential(nn.SiLU(), nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, outputs))
 
 
 class SupervisedController(nn.Module):
-    """Exp 2: the budget alone, to all three knobs."""
+    """Exp 2: from the budget alone to all three knobs."""
 
     def __init__(
         self,
@@ -102,12 +102,12 @@ class SupervisedController(nn.Module):
         self.heads = (num_tiers, num_top_ks, num_block_counts)
 
     def forward(self, budget_ms: Tensor) -> KnobLogits:
-        """Budgets (B,) to the logits of tier, top-k and number of blocks."""
+        """Return the logits of tier, top-k and number of blocks from budgets (B,)."""
         return KnobLogits(*self.trunk(self.budget(budget_ms)).split(self.heads, dim=-1))
 
 
 class Knob1PredictorBudget(nn.Module):
-    """Exp 3's first variant: the budget alone, to the tier."""
+    """Exp 3's first variant: from the budget alone to the tier."""
 
     def __init__(self, hidden_dim: int = HIDDEN_DIM, num_tiers: int = 3) -> None:
         super().__init__()
@@ -116,12 +116,12 @@ class Knob1PredictorBudget(nn.Module):
         self.trunk = _trunk(hidden_dim, num_tiers)
 
     def forward(self, budget_ms: Tensor) -> Tensor:
-        """Budgets (B,) to logits (B, 3)."""
+        """Return logits (B, 3) from budgets (B,)."""
         return self.trunk(self.budget(budget_ms))
 
 
 class Knob1PredictorBudgetLanguage(nn.Module):
-    """Exp 3 by default: the question and the budget, to the tier."""
+    """Exp 3's default variant: from question and budget to the tier."""
 
     def __init__(self, language_width: int, hidden_dim: int = HIDDEN_DIM, num_tiers: int = 3) -> None:
         super().__init__()
@@ -135,12 +135,12 @@ class Knob1PredictorBudgetLanguage(nn.Module):
         self.language.standard.fit(language)
 
     def forward(self, language: Tensor, budget_ms: Tensor) -> Tensor:
-        """Questions (B, L) and budgets (B,) to logits (B, 3)."""
+        """Return logits (B, 3) from questions (B, L) and budgets (B,)."""
         return self.trunk(self.language(language) + self.budget(budget_ms))
 
 
 class Knob1PredictorBudgetLanguageGlance(nn.Module):
-    """Exp 3's third variant: a look at the pooled tokens of the global crop beside question and budget."""
+    """Exp 3's third variant: from the pooled tokens of the global crop, question and budget to the tier."""
 
     def __init__(
         self, language_width: int, vision_width: int, hidden_dim: int = HIDDEN_DIM, num_tiers: int = 3
@@ -163,7 +163,7 @@ class Knob1PredictorBudgetLanguageGlance(nn.Module):
         self.glance.standard.fit(glance)
 
     def forward(self, language: Tensor, budget_ms: Tensor, glance: Tensor) -> Tensor:
-        """Questions (B, L), budgets (B,) and glances (B, V) to logits (B, 3)."""
+        """Return logits (B, 3) from questions (B, L), budgets (B,) and glances (B, V)."""
         return self.trunk(self.language(language) + self.glance(glance) + self.budget(budget_ms))
 
 
@@ -171,10 +171,10 @@ Knob1Predictor = Knob1PredictorBudget | Knob1PredictorBudgetLanguage | Knob1Pred
 
 
 def tier_logits(net: Knob1Predictor, language: Tensor, budget_ms: Tensor, glance: Tensor | None) -> Tensor:
-    """Logits (B, 3) of any variant; each takes what it reads.
+    """Return logits (B, 3) of any variant, which gets the inputs that it reads.
 
     Raises:
-        ValueError: the variant glances and there is no glance.
+        ValueError: the variant needs a glance and got none.
     """
     if isinstance(net, Knob1PredictorBudget):
         return net(budget_ms)
@@ -186,7 +186,7 @@ def tier_logits(net: Knob1Predictor, language: Tensor, budget_ms: Tensor, glance
 
 
 class Knob2Knob3Predictor(nn.Module):
-    """Exp 4: what is seen, what is asked and what is left of the budget, to top-k and number of blocks."""
+    """Exp 4: from picture, question and the rest of the budget to top-k and number of blocks."""
 
     def __init__(
         self,
@@ -220,14 +220,14 @@ class Knob2Knob3Predictor(nn.Module):
         self.language.standard.fit(language)
 
     def forward(self, vision: Tensor, language: Tensor, budget_ms: Tensor, tier: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, V), questions (B, L), milliseconds left (B,), tier indices (B,) to logits (B, 5) each."""
+        """Return logits (B, 5), (B, 5) from pictures (B, V), questions (B, L), time left (B,) and tiers (B,)."""
         x = self.vision(vision) + self.language(language) + self.budget(budget_ms) + self.of_tier(self.tier(tier))
         top_k, num_blocks = self.trunk(x).split(self.heads, dim=-1)
         return top_k, num_blocks
 
 
 class TwoStageController(nn.Module):
-    """Both stages: the tier before the picture is encoded, top-k and depth after."""
+    """Both stages: the tier before the picture is encoded, top-k and depth after it."""
 
     def __init__(self, knob1: Knob1Predictor, knob2knob3: Knob2Knob3Predictor) -> None:
         super().__init__()

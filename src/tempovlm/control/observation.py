@@ -1,7 +1,7 @@
-"""What the networks see of a request: one definition for training and for serving.
+"""The features that the networks read of a request: one definition for training and for serving.
 
-A question is the mean of its tokens' embeddings, a picture the mean and the largest of its projected tokens. Knows
-no network. Shapes: `N` tokens that there are, `L` width of an embedding, `C` crops, `G` tokens of a crop, `D` its
+A question is the mean of its tokens' embeddings; a picture is the mean and the maximum of its projected tokens.
+Shapes: `N` tokens that exist, `L` width of an embedding, `C` crops, `G` tokens of a crop, `D` their
 width.
 """
 
@@ -23,7 +23,7 @@ class Embeds(Protocol):
 
     @property
     def embedding(self) -> Tensor:
-        """(N, L) one of each token."""
+        """Return the embeddings (N, L) of token ids."""
 
 
 class HasDecoder(Protocol):
@@ -31,23 +31,23 @@ class HasDecoder(Protocol):
 
     @property
     def decoder(self) -> Embeds:
-        """What reads tokens."""
+        """A decoder that embeds tokens."""
 
 
 class Encodes(Protocol):
     """Turns text into token ids."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text."""
+        """Return the ids of plain text."""
 
 
 def question_ids(tokenizer: Encodes, question: str) -> list[int]:
-    """Token ids of a question as it stands within a prompt, after a space."""
+    """Return the token ids of a question as within a prompt, after a space."""
     return tokenizer.encode(f" {question.strip()}")
 
 
 def token_vectors(model: HasDecoder) -> Tensor:
-    """(N, L) every token's embedding, on the host: a question is read sooner there than a device answers."""
+    """Copy all token embeddings (N, L) to the host, where a question is read faster than on a device."""
     return model.decoder.embedding.detach().float().cpu()
 
 
@@ -61,7 +61,7 @@ def language_feature(vectors: Tensor, ids: Sequence[int]) -> Row:
 
 @torch.inference_mode()
 def pooled(tokens: Tensor) -> Tensor:
-    """Pool projected tokens (C, G, D) to their mean and largest value (2 · D,) float32, on their device."""
+    """Pool projected tokens (C, G, D) to their mean and maximum (2 · D,), float32, on their device."""
     flat = tokens.flatten(0, 1)
     return torch.cat((flat.mean(dim=0, dtype=torch.float32), flat.amax(dim=0)))
 
@@ -77,10 +77,10 @@ def vision_feature(tokens: Tensor) -> Row:
 
 
 def glance_feature(tokens: Tensor) -> Row:
-    """(2 · D,) the same of the global crop alone, the first of (C, G, D)."""
+    """Return the same feature (2 · D,) of the global crop alone, the first of (C, G, D)."""
     return vision_feature(tokens[:1])
 
 
 def vision_width(token_width: int) -> int:
-    """Length of a vision feature of tokens (…, D)."""
+    """Return the width of a vision feature of tokens (…, D)."""
     return 2 * token_width

@@ -1,4 +1,4 @@
-"""Policies that learn nothing: a fixed setting, and a table of measured accuracies."""
+"""Policies without training: a fixed setting, and a table of measured accuracies."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tempovlm.control.select import TIE, Floats
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 
 FIXED = "fixed"
-"""The name of the policy that never chooses."""
+"""Name of the policy that always runs one setting."""
 
 
 @dataclass(frozen=True)
 class FixedPolicy(Policy):
-    """One setting, whatever the question and the budget."""
+    """Always chooses one setting."""
 
     knobs: KnobConfig
     space: KnobSpace
     name: str = FIXED
 
     def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
-        """Return 1 for the setting and 0 for all others (K,)."""
+        """Return 1 for the setting and 0 for all others: (K,)."""
         return np.eye(len(self.space))[self.space.index(self.knobs)]
 
 
 @dataclass(frozen=True)
 class TablePolicy(Policy):
-    """The most accurate setting that fits, by mean accuracies measured in advance.
+    """Scores each setting by its mean accuracy, measured in advance.
 
-    It sees neither the question nor the picture. Accuracies are those of the model card, or `prior_accuracy` where
-    there is none.
+    It sees neither the question nor the picture. Accuracies come from the model card, or from `prior_accuracy` if
+    there is no card.
     """
 
     space: KnobSpace
@@ -53,7 +53,7 @@ class TablePolicy(Policy):
 
 
 def prior_accuracy(space: KnobSpace) -> dict[KnobConfig, float]:
-    """Ranks for a model of unknown accuracies: more compute is better, up to the trained top-k.
+    """Return assumed accuracies for a model without measured ones: more compute is better.
 
     The tier weighs most, because depth cannot make up for details that the model never sees. These are not
     measured values.

@@ -41,11 +41,11 @@ class Sight:
     """The encoded picture.
 
     Attributes:
-        tier: at which it was encoded.
+        tier: the tier at which it was encoded.
         vision: projected tokens (C, G, D) on the model's device; None without a picture.
-        num_vision_tokens: image features that the decoder will read. num_text_tokens: the rest of its prompt.
+        num_vision_tokens: image features in the prompt. num_text_tokens: all other tokens of the prompt.
         pooled: (2 * D,) the picture's `vision_feature` as a tensor on the host, whose copy was queued when the
-            picture was projected; None where nobody asked for it.
+            picture was projected; None if nobody asked for it.
     """
 
     tier: str
@@ -62,7 +62,7 @@ class Policy(ABC):
 
     Attributes:
         name: reported in the answer.
-        scale: what scores are: the expected accuracy in [0, 1], or logits or log-probabilities, which have no
+        scale: meaning of the scores: expected accuracies in [0, 1], or logits or log-probabilities, which have no
             price in accuracy.
         tie: scores that differ by at most this count as equal; the cheaper setting is chosen.
         sees_picture: `settle` uses the encoded picture; otherwise the guard keeps the scores of `look`.
@@ -75,7 +75,7 @@ class Policy(ABC):
 
     @property
     def sees_glance(self) -> bool:
-        """Whether `look` uses the question's glance."""
+        """Whether `look` needs the question's glance."""
         return False
 
     @abstractmethod
@@ -84,15 +84,15 @@ class Policy(ABC):
 
         Args:
             question: the request.
-            left_ms: budget left.
+            left_ms: rest of the budget.
         """
 
     def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:  # noqa: ARG002 - for those who see
-        """Return scores (K,) once the picture is encoded, of which those of its tier count.
+        """Return scores (K,) once the picture is encoded; only those of its tier count.
 
         Args:
             question: the request.
             sight: the encoded picture.
-            left_ms: budget left.
+            left_ms: rest of the budget.
         """
         return self.look(question, left_ms if question.left_ms is None else question.left_ms)

@@ -24,12 +24,12 @@ def best(
     Args:
         scores: (..., K), higher is better.
         fits: (..., K) settings that may be chosen.
-        cost_ms: (..., K) expected latency, infinite for a setting that does not exist.
+        cost_ms: (..., K) expected latency, infinite for a missing setting.
         price_per_ms: score that a millisecond costs; broadcasts against (..., K).
         tie: scores that differ by at most this count as equal, and the cheapest of them is chosen.
 
     Returns:
-        (...) indices; of equally cheap settings the first.
+        Indices (...); the first of equally cheap settings.
     """
     worth = np.where(fits, scores, -np.inf)
     if not isinstance(price_per_ms, float | int) or price_per_ms:

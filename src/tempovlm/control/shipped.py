@@ -1,8 +1,8 @@
-"""From a policy's name to the policy: a checkpoint, or the trained controller that travels with a model.
+"""From a policy's name to the policy: a checkpoint, or the controller that ships with a model.
 
-That one is a single file in the model's folder. It is used where it fits: a model of the same knob space and the
-same weights, on the kind of device whose milliseconds it learned, because what 30 ms are worth on a GPU says
-nothing about a CPU. Knows neither the model nor how a controller is trained.
+The shipped controller is one file in the model's folder. It is used if it fits: same knob space, same
+weights, and the kind of device that it was trained for, because a budget of 30 ms on a GPU says
+nothing about a CPU.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _log = logging.getLogger("tempovlm")
 
 @dataclass(frozen=True, slots=True)
 class Chooser:
-    """The model that a policy is to choose for.
+    """The model that a policy chooses for.
 
     Attributes:
-        folder: where its files are. space: its settings.
-        model: whose token embeddings are the language feature. tokenizer: of the same model.
+        folder: holds its files. space: its settings.
+        model: its token embeddings are the language feature. tokenizer: of the same model.
         weights: hash of its weights. device: kind of device that it runs on, `cpu` or `cuda`.
     """
 
@@ -44,10 +44,10 @@ class Chooser:
 
 
 def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | Policy:
-    """What is wanted, with a checkpoint's path and `auto` resolved; `auto` is the table where nothing fits.
+    """Return the wanted policy, with a path or `auto` resolved; `auto` is the table if no controller fits.
 
     Raises:
-        UserError: the checkpoint is damaged, or of another model.
+        UserError: the checkpoint is damaged or belongs to another model.
     """
     if not isinstance(wanted, str | Path) or wanted in ("table", "fixed"):
         return wanted
@@ -59,10 +59,10 @@ def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | P
 
 
 def shipped_policy(chooser: Chooser) -> Policy | None:
-    """The policy of the controller in the model's folder; None where there is none or it does not fit.
+    """Return the policy of the controller in the model's folder; None if there is none or it does not fit.
 
     Raises:
-        UserError: the file is damaged, or holds a controller that no policy runs.
+        UserError: the file is damaged, or holds a controller of a kind that no policy runs.
     """
     path, space = chooser.folder / FILE, chooser.space
     if not is_there(path):

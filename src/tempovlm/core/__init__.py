@@ -1,1 +1,1 @@
-"""Values that every layer shares: knobs, plans, requests, costs. Free of torch; knows no machinery."""
+"""Values that every layer shares: knobs, plans, requests, costs. Imports neither torch nor NumPy."""

@@ -1,7 +1,7 @@
-"""What a caller gives, turned into plain values once at the door; what cannot be is told in one line.
+"""Convert and check values that a caller passes; invalid ones raise an error of one line.
 
-NumPy's and torch's numbers count as numbers, in arrays and tensors of no dimension too. They are known by what
-they can do, because this layer imports neither. Inside there are plain `int`, `float` and `str` only.
+Numbers of NumPy and torch count as numbers, also as arrays and tensors without dimensions. They are recognised
+by their methods, because this layer imports neither library. Results are plain `int`, `float` and `str`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numbers import Real
 from tempovlm.core.errors import UserError
 
 _SHOWN = 60
-"""So many letters of a wrong value are shown."""
+"""Maximum number of letters of a wrong value that a message shows."""
 
 
 def shown(value: object) -> str:
-    """A value in a few words of one line, whatever it is."""
+    """Return a short description of any value, on one line."""
     try:
         text = " ".join(str(value).split())
     except Exception:  # noqa: BLE001 - a value of any type may refuse, an integer of 5,000 digits among them
@@ -28,7 +28,7 @@ def shown(value: object) -> str:
 
 
 def finite(value: object) -> float | None:
-    """The finite number that it is, an integer as such; None for booleans, text, several numbers and the rest."""
+    """Return a value as a finite number, integers as integers; None for booleans, text and the rest."""
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real | Decimal):
         return None
@@ -41,7 +41,7 @@ def finite(value: object) -> float | None:
 
 
 def integer(value: object) -> int | None:
-    """The integer that it is; None for booleans, whole floats, text and the rest."""
+    """Return a value as an integer; None for booleans, whole floats, text and the rest."""
     plain = _plain(value)
     if isinstance(plain, bool):
         return None
@@ -52,15 +52,15 @@ def integer(value: object) -> int | None:
 
 
 def text(value: object) -> str | None:
-    """The text that it is, of the plain type; None for all else."""
+    """Return a value as a plain `str`; None for everything but text."""
     return str.__str__(value) if isinstance(value, str) else None
 
 
 def _plain(value: object) -> object:
-    """The scalar of an array or a tensor without dimensions, and of a scalar of such a library."""
+    """Return the scalar of an array or tensor without dimensions, or of a NumPy scalar."""
     item, kind = getattr(value, "item", None), getattr(getattr(value, "dtype", None), "kind", None)
     if kind in ("m", "M"):
-        return None  # NumPy's times say that they are integers
+        return None  # NumPy's times claim to be integers
     if not callable(item) or getattr(value, "ndim", None) != 0:
         return value
     try:
@@ -70,10 +70,10 @@ def _plain(value: object) -> object:
 
 
 def checked_integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
-    """The integer, of at least and at most so much where that is given.
+    """Return an integer within the given bounds.
 
     Raises:
-        UserError: it is none, or out of range; names the argument.
+        UserError: it is not an integer, or out of range; names the argument.
     """
     found = integer(value)
     if found is None:
@@ -86,10 +86,10 @@ def checked_integer(name: str, value: object, least: int | None = None, most: in
 
 
 def checked_megabytes(megabytes: object) -> float:
-    """The size of the cache for features of pictures.
+    """Return the size of the cache for features of pictures, in MB.
 
     Raises:
-        UserError: negative, or no finite number.
+        UserError: it is negative or not a finite number.
     """
     found = finite(megabytes)
     if found is None or found < 0:
@@ -98,10 +98,10 @@ def checked_megabytes(megabytes: object) -> float:
 
 
 def checked_flag(name: str, value: object) -> bool:
-    """The boolean.
+    """Return a boolean.
 
     Raises:
-        UserError: it is none; names the argument.
+        UserError: it is not a boolean; names the argument.
     """
     plain = _plain(value)
     if not isinstance(plain, bool):
@@ -110,10 +110,10 @@ def checked_flag(name: str, value: object) -> bool:
 
 
 def checked_text(name: str, value: object) -> str:
-    """Text that can be encoded.
+    """Return text that can be encoded in UTF-8.
 
     Raises:
-        UserError: it is no such text; names the argument.
+        UserError: it is not such text; names the argument.
     """
     found = text(value)
     if found is None:
@@ -126,10 +126,10 @@ def checked_text(name: str, value: object) -> str:
 
 
 def checked_texts(name: str, value: object) -> tuple[str, ...]:
-    """Several texts that are not empty.
+    """Return several texts that are not empty.
 
     Raises:
-        UserError: they are no such texts; names the argument.
+        UserError: they are not such texts; names the argument.
     """
     several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     try:

@@ -1,7 +1,7 @@
-"""Floating-point operations and bytes of a plan: arithmetic on a shape, so that estimates can extrapolate.
+"""Floating-point operations and bytes of a plan, computed from a shape so that estimates can extrapolate.
 
 Counts matrix products and attention; norms, activations and routing's sort are left out (under 2 % of the
-operations of either model). Knows no clock and no machine.
+operations of either model).
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def plan_cost(
         num_crops: crops that are pooled and projected, the global one included.
         vision_tokens: image features that reach the decoder.
         text_tokens: all other tokens of the prompt.
-        output_tokens: generated tokens, of which the first comes out of the prefill.
-        distinct_crops: crops that pass through the vision transformer; `num_crops` unless told.
-        value_bytes: size of a weight.
+        output_tokens: generated tokens; the prefill makes the first.
+        distinct_crops: crops that pass through the vision transformer. Default: `num_crops`.
+        value_bytes: bytes of a weight.
     """
     prompt = vision_tokens + text_tokens
     crops = num_crops if distinct_crops is None else distinct_crops
@@ -79,12 +79,12 @@ def plan_cost(
 
 
 def active_parameters(plan: Plan, shape: ModelShape) -> int:
-    """Weights of the decoder that one generated token meets: the plan's blocks and experts, and the head."""
+    """Return the decoder weights that one generated token uses: the plan's blocks and experts, and the head."""
     return int(_forward_values(plan, shape, tokens=1, context=0))
 
 
 def image_parameters(shape: ModelShape) -> int:
-    """Weights that a picture's crops meet: the blocks of the vision transformer that run, and the projector."""
+    """Return the weights that a picture's crops use: the vision transformer's running blocks and the projector."""
     return int(_vision_weights(shape) + _projector_weights(shape))
 
 
@@ -95,7 +95,7 @@ def _vision_weights(shape: ModelShape) -> float:
 
 
 def _vision_flops(shape: ModelShape) -> float:
-    """One crop through the vision transformer, its class token included."""
+    """Return the operations of one crop in the vision transformer, its class token included."""
     width, tokens = shape.image_width, shape.image_patches + 1
     block = 4 * width * width + 2 * width * shape.image_mlp_width
     attention = 4 * tokens * tokens * width
@@ -109,7 +109,7 @@ def _projector_weights(shape: ModelShape) -> float:
 
 
 def _projector_flops(shape: ModelShape) -> float:
-    """One crop through attention pooling and the projection."""
+    """Return the operations of attention pooling and projection of one crop."""
     features, width = FEATURE_LAYERS * shape.image_width, shape.image_width
     tokens = shape.crop_tokens_side**2
     keys_values = 2 * shape.image_patches * features * 2 * width
@@ -119,7 +119,7 @@ def _projector_flops(shape: ModelShape) -> float:
 
 
 def _forward_flops(plan: Plan, shape: ModelShape, tokens: int, pairs: float) -> float:
-    """The decoder over `tokens` tokens that look at `pairs` (query, key) pairs in all; one token's logits."""
+    """Return the decoder's operations: `tokens` tokens, `pairs` (query, key) pairs in all, one token's logits."""
     width = shape.width
     attention = 4 * pairs * width
     shared = 4 * width * width + width * shape.num_experts
@@ -131,7 +131,7 @@ def _forward_flops(plan: Plan, shape: ModelShape, tokens: int, pairs: float) -> 
 
 
 def _forward_values(plan: Plan, shape: ModelShape, tokens: int, context: int) -> float:
-    """Weights and cache entries that a forward pass reads; experts as if no two visits met until all are read."""
+    """Return the weights and cache entries that a pass reads; no two visits share an expert until all are read."""
     width = shape.width
     total = float(width * shape.vocab_size)
     for step in plan.steps:

@@ -1,4 +1,4 @@
-"""The errors a user is meant to see: a single line that names what was wrong and what to do about it."""
+"""Errors for users: a single line that says what is wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXTRA_OF_PACKAGE = {
 
 
 class UserError(ValueError):
-    """Wrong input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2."""
+    """Invalid input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2."""
 
 
 class AllFailedError(UserError):
@@ -21,11 +21,11 @@ class AllFailedError(UserError):
 
 
 def explained(error: UserError | ModuleNotFoundError, name: str = "") -> tuple[str, int]:
-    """Turn an error that a user is meant to see into one line and an exit code.
+    """Turn an error for users into one line and an exit code.
 
     Args:
-        error: raised again where it is a missing module that belongs to no extra of this package.
-        name: of the command, if the line should tell it.
+        error: raised again if it is a missing module that belongs to no extra of this package.
+        name: name of the command, to begin the line with.
     """
     if isinstance(error, UserError):
         return " ".join(str(error).splitlines()), EXIT_NOTHING if isinstance(error, AllFailedError) else EXIT_USAGE

@@ -1,6 +1,6 @@
-"""Makes and holds the folder that a command writes its results to; `core.paths` writes the files.
+"""Make and lock the folder that a command writes its results to; `core.paths` writes the files.
 
-The system tells writers apart and frees a lock when its process ends, however it ends.
+File locks keep writers apart; the system frees them when a process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from tempovlm.core.errors import UserError
 
 
 def make_folder(path: Path, flag: str = "output_dir") -> Path:
-    """Make a folder with its parents; `flag` named it.
+    """Make a folder with its parents; `flag` is named in errors.
 
     Raises:
-        UserError: it cannot be made or written to, or a file has its name.
+        UserError: the folder cannot be made or written to, or a file has its name.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--{flag} {path}: cannot be made ({error.strerror or error})") from None
     try:
-        # Told now and not when there are results: that may be an hour away.
+        # Check now and not when there are results: that may be an hour away.
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
@@ -36,11 +36,11 @@ def make_folder(path: Path, flag: str = "output_dir") -> Path:
 
 @contextlib.contextmanager
 def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
-    """Make a folder and hold it, so that the files of two runs are not mixed; `flag` named it.
+    """Make and lock a folder, so that two runs do not mix their files; `flag` is named in errors.
 
     Raises:
-        UserError: it cannot be made or written to, a file has its name, or it is held already, by this process or
-            another.
+        UserError: the folder cannot be made or written to, a file has its name, or this or another process holds
+            it already.
     """
     handle = os.open(make_folder(path, flag), os.O_RDONLY)
     try:
@@ -50,7 +50,8 @@ def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
         try:
             yield path
         finally:
-            # A child that was forked meanwhile has the folder open too: closing it here would not let go of it.
+            # A child that was forked meanwhile has the file open too: closing it here would not release the
+            # lock.
             fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
@@ -58,10 +59,10 @@ def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def marked(path: Path) -> Iterator[None]:
-    """Show others, who ask `is_marked`, that this process lives and has come this far."""
+    """Mark, for processes that ask `is_marked`, that this process lives and has come this far."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        # Waits for the moment that another process looks, which takes a lock too.
+        # Wait while another process checks, which takes the lock too.
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -69,7 +70,7 @@ def marked(path: Path) -> Iterator[None]:
 
 
 def is_marked(path: Path) -> bool:
-    """Tell whether a process is within `marked` of a file."""
+    """Whether a process is within `marked` of a file."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -81,15 +82,15 @@ def is_marked(path: Path) -> bool:
 
 
 def try_lock(handle: int, kind: int, where: str) -> bool:
-    """Lock an open file without waiting; False where another process holds it.
+    """Lock an open file without waiting; return False if another process holds it.
 
     Args:
-        handle: of the file.
+        handle: the open file.
         kind: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
-        where: what the message calls the file.
+        where: name of the file in the message.
 
     Raises:
-        UserError: its file system has no locks.
+        UserError: the file system has no locks.
     """
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""The three knobs and the one list of settings that are legal for a model.
+"""The three knobs and the list of legal settings of a model.
 
-Knows nothing of what a setting costs or runs: that is `plan` and `cost`.
+`plan` says which blocks a setting runs, `cost` what it costs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class KnobConfig:
     """One setting: vision `tier`, experts per token `top_k`, transformer blocks that run `num_blocks`.
 
     Raises:
-        UserError: `tier` is no text, or another knob no integer. Which are legal is for `KnobSpace` to say.
+        UserError: `tier` is not text, or another knob not an integer. `KnobSpace` checks whether they are legal.
     """
 
     tier: str
@@ -54,7 +54,7 @@ class KnobConfig:
 class KnobSpace:
     """All legal settings of a model, in a fixed order, convertible to an index and back.
 
-    The order is tier-major, then top-k, then blocks, each from cheap to dear. `fingerprint` is stored with
+    The order is tier, then top-k, then blocks, each from cheap to expensive. `fingerprint` is stored with
     everything that holds an index, so that an index can never change its meaning.
     """
 
@@ -67,7 +67,7 @@ class KnobSpace:
     def for_model(cls, shape: ModelShape) -> KnobSpace:
         """Derive the space from a shape: half to one and a half times its top-k, half to all of its blocks.
 
-        For MolmoE-1B (16 blocks, 64 experts, top-8) that is top-k 4, 6, 8, 10, 12 and blocks 8, 10, 12, 14, 16.
+        MolmoE-1B (16 blocks, 64 experts, top-8) has top-k 4, 6, 8, 10, 12 and blocks 8, 10, 12, 14, 16.
         """
         top_ks = {round(shape.top_k * f) for f in _TOP_K_OF_NATIVE}
         top_ks = {min(max(k, 1), shape.num_experts) for k in top_ks}
@@ -76,18 +76,18 @@ class KnobSpace:
 
     @cached_property
     def settings(self) -> tuple[KnobConfig, ...]:
-        """Every setting, in index order."""
+        """All settings, in index order."""
         grid = product(self.tiers, self.top_ks, self.block_counts)
         return tuple(KnobConfig(tier=t, top_k=k, num_blocks=n) for t, k, n in grid)
 
     @property
     def native(self) -> KnobConfig:
-        """The model as trained: every crop, its own top-k, all blocks."""
+        """The setting as trained: all crops, the trained top-k, all blocks."""
         return KnobConfig(tier=self.tiers[-1], top_k=self.native_top_k, num_blocks=self.block_counts[-1])
 
     @property
     def largest(self) -> KnobConfig:
-        """The dearest setting; above the trained top-k, accuracy need not rise."""
+        """The most expensive setting; above the trained top-k, accuracy need not rise."""
         return self.settings[-1]
 
     @property
@@ -109,7 +109,7 @@ class KnobSpace:
         return {knobs: i for i, knobs in enumerate(self.settings)}
 
     def index(self, knobs: KnobConfig) -> int:
-        """The index of a setting.
+        """Return the index of a setting.
 
         Raises:
             UserError: the setting is not in the space; names the knob and its legal values.
@@ -121,7 +121,7 @@ class KnobSpace:
         return found
 
     def validate(self, knobs: KnobConfig) -> None:
-        """Raise a `UserError` that names the first knob whose value is not legal."""
+        """Raise a `UserError` that names the first knob with an illegal value."""
         if not isinstance(knobs, KnobConfig):
             raise UserError(f"knobs {knobs!r}: must be a KnobConfig, such as the space's native")
         for name, value, legal in (

@@ -1,4 +1,4 @@
-"""Keeps measurements of several processes apart, and tells whether others use the machine."""
+"""Keep measurements of several processes apart, and detect whether others use the machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tempovlm.core.paths import cache_dir
 from tempovlm.core.units import s_from_ms
 
 BUSY_CORES = 0.25
-"""From this many cores used by others on, a machine counts as busy."""
+"""A machine counts as busy if others use at least this many cores."""
 
 SAMPLE_MS = 200.0
-"""How long the processors are watched."""
+"""For how long the load is sampled."""
 
 _log = logging.getLogger("tempovlm")
 
@@ -30,7 +30,7 @@ def _tell_waiting() -> None:
 
 @contextlib.contextmanager
 def machine_lock(on_wait: Callable[[], None] = _tell_waiting) -> Iterator[bool]:
-    """Hold the machine's one lock for measurements.
+    """Hold the machine's lock for measurements.
 
     The system frees the lock when its holder ends, however it ends.
 
@@ -51,12 +51,13 @@ def machine_lock(on_wait: Callable[[], None] = _tell_waiting) -> Iterator[bool]:
         try:
             yield waited
         finally:
-            # A child that was forked meanwhile has the file open too: closing it here would not be the end of it.
+            # A child that was forked meanwhile has the file open too: closing it here would not release the
+            # lock.
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _lock_file() -> TextIO:
-    """A file in the cache directory, or in the system's temporary one where that is read-only."""
+    """Return a file in the cache directory, or in the system's temporary one if that is read-only."""
     name = "machine.lock"
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def _lock_file() -> TextIO:
 
 
 def busy_cores(sample_ms: float = SAMPLE_MS) -> float | None:
-    """Count the cores that others use while this process sleeps; None where the system does not tell."""
+    """Count the cores that others use while this process sleeps; None if the system does not tell."""
     before = _busy_ticks()
     if before is None:
         return None
@@ -79,10 +80,10 @@ def busy_cores(sample_ms: float = SAMPLE_MS) -> float | None:
 
 
 def warn_if_busy(consequence: str) -> float | None:
-    """Look at the machine, and log a warning that ends with the consequence where others use it.
+    """Check the load and, if others use the machine, log a warning that ends with `consequence`.
 
     Returns:
-        The cores that others use; None where the system does not tell.
+        The cores that others use; None if the system does not tell.
     """
     busy = busy_cores()
     if busy is not None and busy >= BUSY_CORES:
@@ -91,7 +92,7 @@ def warn_if_busy(consequence: str) -> float | None:
 
 
 def _busy_ticks() -> int | None:
-    """Ticks that the processors of this process have not idled, from the kernel's counters."""
+    """Return the busy ticks of this process's processors, from the kernel's counters."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
         ours = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}

@@ -1,6 +1,6 @@
-"""Where this program keeps what it measured and made, and how files are read and written.
+"""The cache directory, and reading and writing of files.
 
-A file is written whole or not at all. One that cannot be read is told in one line.
+Files are written atomically. An unreadable file raises an error of one line.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 from tempovlm.core.errors import UserError
 
 _LONGEST = 40
-"""Characters of a file's name that the name of its scratch file repeats, since names are limited to 255 bytes."""
+"""Characters of a file's name that its scratch file repeats, since names are limited to 255 bytes."""
 
 
 def cache_dir() -> Path:
-    """The user's cache directory for this program; it need not exist yet.
+    """Return the user's cache directory for this program; it need not exist yet.
 
-    `TEMPOVLM_CACHE_DIR` names it outright; otherwise it is `tempovlm` under `XDG_CACHE_HOME` or `~/.cache`.
+    `TEMPOVLM_CACHE_DIR` sets it; the default is `tempovlm` under `XDG_CACHE_HOME` or `~/.cache`.
     """
     named = os.environ.get("TEMPOVLM_CACHE_DIR")
     if named:
@@ -35,7 +35,7 @@ def cache_dir() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with a leading `~` or `~user` replaced by that user's home folder.
+    """Return the path with a leading `~` or `~user` replaced by that user's home folder.
 
     Raises:
         UserError: there is no such user.
@@ -49,7 +49,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def exists_as(path: Path, kind: Callable[[Path], bool]) -> bool:
-    """Whether there is a path of a kind, such as `Path.is_dir`; False for a name that no file can have."""
+    """Call a check such as `Path.is_dir`; False for a name that no file can have."""
     try:
         return kind(path)
     except OSError:
@@ -57,13 +57,13 @@ def exists_as(path: Path, kind: Callable[[Path], bool]) -> bool:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """A name in the same folder that no other thread, process or container writes to."""
+    """Return a name in the same folder that no other thread, process or container uses."""
     return path.with_name(f".{path.name[:_LONGEST]}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}")
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its name at the end; folders are made, a failure leaves none.
+    """Yield a scratch file that is renamed to `path` at the end; makes folders, and removes it after a failure.
 
     So `path` is whole or absent, whenever the process ends, and as readable as the user's other files.
 
@@ -71,7 +71,7 @@ def whole(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be made or written to.
     """
     if not path.name:
-        raise UserError(f"{str(path)!r}: names no file to write; add one")
+        raise UserError(f"{str(path)!r}: is not a file name; add one")
     part = _beside(path, "part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """Make a folder beside `target`, to fill and to rename or move from; what is left of it at the end is removed.
+    """Yield a scratch folder beside `target`, to fill and to rename or move from; removed at the end.
 
-    Folders that killed processes left there are removed too: a lock, which ends with its process, tells them from
+    Also removes folders that killed processes left there. A lock, which ends with its process, tells them from
     those in use.
 
     Raises:
@@ -108,7 +108,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def _make_locked(prefix: str, parent: Path) -> tuple[Path, int]:
-    """A new folder and the handle that locks it, unless the file system knows no locks."""
+    """Return a new folder and a handle that locks it, as far as the file system has locks."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with contextlib.suppress(FileNotFoundError):
@@ -132,9 +132,9 @@ def _remove_if_left(path: Path) -> None:
 
 
 def write_if_absent(path: Path, data: str) -> bool:
-    """Write text, whole or not at all, where no file is there yet; whether it was written.
+    """Write text atomically unless the file exists; return whether it was written.
 
-    Of several processes that do this at once one writes; where the file system has no links, the last of them.
+    If several processes do this at once, one writes; on a file system without links, the last one.
 
     Raises:
         UserError: the folder cannot be made or written to.
@@ -153,7 +153,7 @@ def write_if_absent(path: Path, data: str) -> bool:
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write text or bytes, whole or not at all.
+    """Write text or bytes atomically.
 
     Raises:
         UserError: the folder cannot be made or written to.
@@ -166,19 +166,19 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything has this name, be it a folder, or a link that leads nowhere."""
+    """Whether the name exists, also as a folder or a broken link."""
     return os.path.lexists(path)
 
 
 def check_file(path: Path, remedy: str) -> None:
-    """See that a path is a file that can be read and that its content is here.
+    """Check that a path is a readable file with its content.
 
     Args:
-        path: of the file.
-        remedy: ends the message.
+        path: the file.
+        remedy: end of the message.
 
     Raises:
-        UserError: missing, a link that leads nowhere, a folder, not readable, or a git-LFS pointer.
+        UserError: the file is missing, a broken link, a folder, not readable, or a git-LFS pointer.
     """
     try:
         if path.is_dir():
@@ -190,7 +190,7 @@ def check_file(path: Path, remedy: str) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
     if start == _LFS_POINTER:
-        raise UserError(f"{path}: a git-LFS pointer and not what it points to; run git lfs pull, or {remedy}")
+        raise UserError(f"{path}: a git-LFS pointer instead of the file; run git lfs pull, or {remedy}")
 
 
 def _why_absent(path: Path) -> str:
@@ -200,11 +200,11 @@ def _why_absent(path: Path) -> str:
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Args:
-        path: of the file.
-        remedy: ends the message.
+        path: the file.
+        remedy: end of the message.
 
     Raises:
         UserError: the file cannot be read, or is not JSON.

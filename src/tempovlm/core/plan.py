@@ -1,4 +1,4 @@
-"""What a knob setting means for one model: which blocks run, each with how many experts per token.
+"""A knob setting made concrete for one model: which blocks run, each with how many experts per token.
 
 A plan is passed as an argument, never stored on a model: two requests with different plans interleave on one
 model. It is hashable, so it can key a cache of captured graphs.
@@ -33,7 +33,7 @@ class Ranking:
 
     @classmethod
     def evenly_spaced(cls, num_blocks: int) -> Ranking:
-        """A ranking for a model of unknown importances: dropped blocks are spread over the depth.
+        """Return a ranking for a model of unknown importances: dropped blocks are spread over the depth.
 
         Blocks are added farthest-first from those already chosen (ties to the earlier), starting with the
         two ends, so every prefix covers the depth as evenly as it can.
@@ -45,7 +45,7 @@ class Ranking:
         return cls(tuple(chosen))
 
     def blocks(self, num_blocks: int) -> tuple[int, ...]:
-        """The blocks that run at a depth, ascending: both ends always, then the best of the others.
+        """Return the blocks that run at a depth, ascending: both ends always, then the best of the others.
 
         Sets nest: the blocks of a smaller depth are among those of a larger one.
         """
@@ -56,7 +56,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A knob setting made concrete: `steps` is what the decoder loops over."""
+    """A setting made concrete; the decoder loops over `steps`."""
 
     knobs: KnobConfig
     steps: tuple[Step, ...]

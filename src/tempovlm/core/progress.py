@@ -1,4 +1,4 @@
-"""Shows a progress bar on stderr where it is a terminal and rich is installed."""
+"""Show a progress bar on stderr if it is a terminal and rich is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 Advance = Callable[[int, int], None]
-"""Takes the number of steps done and the number in all."""
+"""Callback with the number of finished steps and of all steps."""
 
 
 def silent(done: int, total: int) -> None:
@@ -15,7 +15,7 @@ def silent(done: int, total: int) -> None:
 
 @contextlib.contextmanager
 def progress_bar(title: str, *, show: bool = True) -> Iterator[Advance]:
-    """Show a bar until the block ends, or the title alone where stderr is no terminal."""
+    """Show a bar until the block ends, or only the title if stderr is no terminal."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -1,7 +1,7 @@
-"""A row of the core experiment: one question at one setting, with what came out and how long it took.
+"""A row of the core experiment: one question at one setting, with its answer and times.
 
-Field names are those of the seed document's files, so times are milliseconds although their names end in no
-unit. Knows no file format: that is `lab.core_exp.store`.
+Field names are those of the seed document's files, so times are milliseconds although their names have no
+unit. `lab.core_exp.store` has the file format.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STAGE_FIELDS = {
 """Stage of an answer → the field that holds its time."""
 
 CONTROL_FIELD = "T_control"
-"""Only among the repeats: what choosing took, which a fixed setting has next to none of."""
+"""Only among the repeats: time of the choice, which is almost nothing for a fixed setting."""
 
 REPEAT_FIELDS = (*STAGE_FIELDS.values(), CONTROL_FIELD)
 """The lists of `SweepRow.repeats`; the six stages without the total add up to the total."""
@@ -32,7 +32,7 @@ REPEAT_FIELDS = (*STAGE_FIELDS.values(), CONTROL_FIELD)
 TIME_FIELDS = (*STAGE_FIELDS.values(), "T_decode_per_token")
 
 Key = tuple[str, str, int, int]
-"""question_id, tier, top_k, num_blocks: what makes a row of a data set and split unique."""
+"""(question_id, tier, top_k, num_blocks), unique within a data set and split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +41,18 @@ class SweepRow:
 
     Every T_ field is the median of the repeats in milliseconds, None where latency was not measured. A measured
     row has all of them, with two exceptions: `T_decode_per_token` is None where one token came out (it is the
-    decode time / (output_tokens - 1), because the first token belongs to the prefill), and files of the
-    predecessor have no `T_preprocess`, and in their `T_vision_encoder` the projector's time.
+    decode time / (output_tokens - 1), because the first token belongs to the prefill), and files of older
+    sweeps have no `T_preprocess` and include the projector's time in `T_vision_encoder`.
 
     Attributes:
-        dataset: name of the data set. split: `train` or `val`. template: kind of question, where known.
-        tiling: rows and columns of the crops, the global one apart; None without a picture.
+        dataset: name of the data set. split: `train` or `val`. template: kind of question, if known.
+        tiling: rows and columns of the crops without the global one; None without a picture.
         vision_tokens: image features in the prompt. text_tokens: all its other tokens.
         output_tokens: generated tokens, the end token included.
-        accuracy: from 0 to 1; None where it was not scored. prediction: the answer's text.
-        repeats: each of `REPEAT_FIELDS` → the single measurements; None where latency was not measured.
+        accuracy: from 0 to 1; None if it was not scored. prediction: the answer's text.
+        repeats: for each of `REPEAT_FIELDS` the single measurements; None if latency was not measured.
         step_ms: for each repeat its single decode steps.
-        error: one line, where the sample failed at this setting; what was found out before is kept.
+        error: one line, if the sample failed at this setting; fields that were found before are kept.
     """
 
     dataset: str
@@ -87,7 +87,7 @@ class SweepRow:
 
     @property
     def key(self) -> Key:
-        """What makes the row unique within its data set and split."""
+        """Key of the row, unique within its data set and split."""
         return self.question_id, self.tier, self.top_k, self.num_blocks
 
     @property
@@ -102,16 +102,16 @@ class SweepRow:
 
     @property
     def num_repeats(self) -> int:
-        """How many timed answers are kept; 0 too where only medians are known."""
+        """Number of timed answers; 0 also if only medians are known."""
         return len(self.repeats["T_total"]) if self.repeats else 0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with one field for each attribute."""
+        """Return a JSON object with one field for each attribute."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], source: str = "the row") -> SweepRow:
-        """The row of a stored record.
+        """Return the row of a stored record.
 
         Raises:
             UserError: a field is missing; names `source` and the field.
@@ -133,11 +133,11 @@ COLUMNS = tuple(field.name for field in fields(SweepRow))
 
 
 def better(one: SweepRow, other: SweepRow) -> SweepRow:
-    """Which of two rows of one key to keep: the one with more repeats, which has those of the other too.
+    """Return the better of two rows of one key: the one with more repeats, which includes those of the other.
 
-    A sweep only adds repeats to what it knows of a row, so reading a row twice doubles nothing. Of equally many
-    it is the one with an answer, before that without; of two answers the one without an error, with the other's
-    error where that has one, because an answer is timed after it is known.
+    A sweep only adds repeats to a row, so reading a row twice duplicates nothing. Of equally many repeats, a row
+    with an answer wins; of two answers the one without an error, with the other's error added if that has one,
+    because an answer is timed after it is known.
     """
     sizes = [(row.is_measured, row.num_repeats) for row in (one, other)]
     if sizes[0] != sizes[1]:

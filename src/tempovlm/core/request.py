@@ -1,4 +1,4 @@
-"""What goes in and what comes out: a request with its budget, an answer with its timings."""
+"""A request with its budget, and its answer with timings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ON_DEADLINE = ("finish", "stop", "reject")
 """What may happen to an answer that does not fit its budget."""
 
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
-"""Unicode's categories of what is not seen: control and format characters, line ends and spaces."""
+"""Unicode categories that are invisible: control and format characters, line ends and spaces."""
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled", "rejected"]
 
@@ -36,8 +36,8 @@ FinishReason = Literal["stop", "length", "deadline", "cancelled", "rejected"]
 class Request:
     """One question about at most one picture.
 
-    Numbers and texts of NumPy and torch become plain ones. Every field has a value: None stands for no budget, and
-    for nothing else.
+    Numbers and texts of NumPy and torch are converted to plain ones. None is only allowed for the budget, where it
+    means no budget.
 
     Attributes:
         images: zero or one picture: a path, encoded bytes, a PIL image, or its RGB pixels (H, W, 3) uint8.
@@ -46,18 +46,16 @@ class Request:
         style: the prompt's style prefix; the default asks for a short answer.
         max_new_tokens: cap on generated tokens, the end token included.
         temperature: 0 is greedy.
-        top_p: nucleus mass when sampling.
-        seed: for sampling.
-        stop: texts that end the answer when they appear after its first character, line ends and spaces too; an
-            answer says nothing of them.
-        on_deadline: `finish` lets an answer run over its budget, `stop` ends it there at any stage, `reject`
-            refuses at once what is not expected to fit.
-        waited_ms: milliseconds that the request had waited when it was handed over; a part of its total.
-        price_per_ms: expected accuracy, as a share of 1, that a millisecond must buy within the budget: of the
-            settings that fit, the one of the highest accuracy - price * latency runs. 0 spends the whole budget.
+        top_p: probability mass for nucleus sampling.
+        seed: seed for sampling.
+        stop: texts that end the answer when they appear after its first character, line ends and spaces too; they
+            are not part of the answer.
+        on_deadline: `finish` lets an answer run over its budget, `stop` ends it between two tokens.
+        price_per_ms: expected accuracy, as a share of 1, that a millisecond must gain: of the settings that fit,
+            the one with the highest accuracy - price * latency runs. 0 may spend the whole budget.
 
     Raises:
-        UserError: a value is none of these; names the field.
+        UserError: a value is invalid; names the field.
     """
 
     images: tuple[Any, ...]
@@ -109,7 +107,7 @@ def check_price_per_ms(value: object) -> float:
     """Return the price as a plain number.
 
     Raises:
-        UserError: it is not a finite number of at least 0.
+        UserError: it is negative or not finite.
     """
     number = finite(value)
     if number is None or number < 0:
@@ -146,16 +144,16 @@ def _on_deadline(value: object) -> str:
 
 
 def request_of(image: Any, question: str, budget_ms: float | None, options: Mapping[str, Any]) -> Request:
-    """A request about a picture, or without one where it is None."""
+    """Return a request about a picture, or without one if `image` is None."""
     images = () if image is None else (image,)
     return Request(images=images, question=question, budget_ms=budget_ms, **options)
 
 
 def requests_of(given: object, options: Mapping[str, Any]) -> list[Request]:
-    """A batch's requests; pairs of image and question take the options.
+    """Return the requests of a batch; pairs of image and question use the options.
 
     Raises:
-        UserError: it is no such batch; names the place.
+        UserError: an item is invalid; names its position.
     """
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
         raise UserError(f"requests: must be a list of Request or (image, question), not {type(given).__name__}")
@@ -173,10 +171,10 @@ def requests_of(given: object, options: Mapping[str, Any]) -> list[Request]:
 
 
 def check_budget_ms(budget_ms: object, flag: str = "budget_ms") -> float:
-    """The budget as a plain number.
+    """Return the budget as a plain number.
 
     Raises:
-        UserError: it is no positive, finite number of milliseconds; names the flag.
+        UserError: it is not a positive, finite number of milliseconds; names the flag.
     """
     number = finite(budget_ms)
     if number is None or number <= 0:
@@ -198,12 +196,12 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "price_per_ms": check_price_per_ms,
     "waited_ms": _waited_ms,
 }
-"""What each field becomes: a plain value, or a `UserError` that names it."""
+"""For each field, the function that converts and checks it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the choice expected a request to take: its median and its calibrated upper bound."""
+    """Predicted time of a request at the choice: median and calibrated upper bound."""
 
     p50_ms: float
     upper_ms: float
@@ -211,16 +209,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The answer with the setting that was chosen and where the time went.
+    """The answer with the chosen setting and the time of each stage.
 
     Attributes:
-        timings_ms: a time for each of `STAGES`, and `total` by a clock of its own.
-        ttft_ms: acceptance to first token; None where there is none.
-        tpot_ms: time per token after the first; None for one token.
+        timings_ms: the time of each of `STAGES`, and `total`, which is measured separately.
+        ttft_ms: acceptance to first token. tpot_ms: time per token after the first; None for one token.
         step_ms: the single decode steps.
-        budget_met: None when there was no budget.
-        budget_feasible: False when even the cheapest setting was not expected to fit.
-        stopped_at: the stage in which the deadline or the caller ended it; None where it ended by itself.
+        budget_met: whether the total was within the budget; None without a budget.
+        budget_feasible: False if not even the cheapest setting was expected to fit.
     """
 
     text: str
@@ -246,7 +242,7 @@ class Answer:
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
-        """The public JSON object of an answer; times in milliseconds, rounded to a microsecond."""
+        """Return the public JSON object of an answer; times in milliseconds, rounded to a microsecond."""
         predicted = self.predicted
         return {
             "answer": self.text,

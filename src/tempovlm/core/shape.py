@@ -1,15 +1,15 @@
-"""The numbers of a model that plans and costs are computed from; no weights, no torch."""
+"""The sizes of a model that plans and costs are computed from; no weights, no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 FINE, FINE_LIMIT, COARSE = 64, 512, 128
-"""Padded lengths are multiples of the first number up to the second, and of the third from there on."""
+"""(a, b, c): padded lengths are multiples of a up to b, and of c above."""
 
 
 def padded_length(length: int) -> int:
-    """The length that a prompt is padded to where a captured graph reads it."""
+    """Return the length that a prompt is padded to for a captured graph."""
     step = FINE if length <= FINE_LIMIT else COARSE
     return -(-length // step) * step
 

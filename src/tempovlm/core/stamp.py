@@ -1,4 +1,4 @@
-"""What a figure was measured on: machine, versions, weights, knob space. `engine.environment` collects it."""
+"""The stamp of a figure: machine, versions, weights, knob space. `engine.environment` collects it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __version__ = "0.1.0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
-    """Beside every stored figure.
+    """Stored beside every figure.
 
     Attributes:
         hardware: name of the processor that ran the model. device: `cpu` or `cuda`.
         threads: threads of a CPU operation.
-        commit: that holds the package's source, with `+` when that had changes; None where no commit does.
+        commit: that contains the package's source, with `+` if that had changes; None if no commit does.
         weights: hash of the weights. knob_space: fingerprint of the legal settings.
         data_source: `synthetic` for generated pictures, a data set's name otherwise, None without data.
         created: UTC, ISO 8601.
@@ -40,12 +40,12 @@ class Stamp:
     created: str
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with one field for each attribute."""
+        """Return a JSON object with one field for each attribute."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Stamp:
-        """The stamp of a stored record; fields of other versions are ignored.
+        """Return the stamp of a stored record; fields of other versions are ignored.
 
         Raises:
             UserError: a field is missing.

@@ -1,4 +1,4 @@
-"""Conversions between units of time. Everywhere else time is milliseconds, in names that end in `_ms`."""
+"""Conversions between units of time. All other code uses milliseconds, in names that end in `_ms`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 
 def s_from_ms(duration_ms: float) -> float:
-    """Milliseconds to seconds."""
+    """Convert milliseconds to seconds."""
     return duration_ms * 1e-3
 
 
 def now_ms() -> float:
-    """A monotonic clock in milliseconds; only differences mean anything."""
+    """Return a monotonic clock in milliseconds; only differences have a meaning."""
     return time.perf_counter_ns() * 1e-6

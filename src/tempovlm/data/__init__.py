@@ -1,1 +1,1 @@
-"""Data sets: one module of `sets` for each, what they share, and how answers are scored."""
+"""Data sets: one module of `sets` for each, shared code, and the metrics that score answers."""

@@ -1,4 +1,4 @@
-"""Finds a data set and draws samples from it; makes the generated test bed where there is none."""
+"""Find a data set and draw samples from it; make the generated test bed if there is none."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tempovlm.testbed import NOTICE
 DATA_DIR_VARIABLE = "TEMPOVLM_DATA_DIR"
 
 _SMALL = (64, 160)
-"""Pictures for training and validation, a data set, of a test bed that is made on the way."""
+"""Training and validation pictures of each data set in a test bed that is made automatically."""
 
 
 def default_data_dir() -> Path:
-    """Where data sets are sought if nobody says: $TEMPOVLM_DATA_DIR, else `tempovlm/data` in the user's cache."""
+    """Return the default folder of data sets: $TEMPOVLM_DATA_DIR, else `tempovlm/data` in the user's cache."""
     named = os.environ.get(DATA_DIR_VARIABLE)
     if named:
         return expanded(named)
@@ -44,13 +44,12 @@ def load_samples(
     """Read a data set.
 
     Args:
-        dataset: One of `registry.DATASETS`, or the file of your own questions.
-        split: 'train' or 'val'; of TallyQA, which has no validation questions, 'val' means its test questions.
-        data_dir: Folder that holds the data sets' folders; None takes `default_data_dir()` and makes a small
-            generated test bed there if the data set is missing and the test bed stands in for it. Your own
-            questions say themselves where their pictures are.
-        num_samples: How many, drawn with `seed`; a smaller draw is the beginning of a larger one. None reads all
-            in file order.
+        dataset: One of `registry.DATASETS`.
+        split: 'train' or 'val'; TallyQA has no validation questions, so its 'val' means its test questions.
+        data_dir: Folder that contains the data sets' folders. Default: `default_data_dir()`, with a small
+            generated test bed made there if the data set is missing and has a stand-in.
+        num_samples: Number of samples, drawn with `seed`; a smaller draw is the beginning of a larger one. None
+            reads all, in file order.
         seed: Seed of the draw.
 
     Returns:
@@ -102,7 +101,7 @@ def _draw(total: int, num_samples: int | None, seed: int) -> list[int]:
 
 
 def _read(dataset: DataSet, folder: Path, split: str) -> list[Sample]:
-    """All samples of a split, from the files as their owner publishes them."""
+    """Return all samples of a split, from files in the official format."""
     source = "synthetic" if is_generated(folder) else "official"
     found = dataset.read(folder, split)
     return [
@@ -112,7 +111,7 @@ def _read(dataset: DataSet, folder: Path, split: str) -> list[Sample]:
 
 
 def _questions_file(dataset: DataSet, folder: Path, split: str) -> Path:
-    """The file that the ids of a split come from."""
+    """Return the file that the ids of a split come from."""
     places = [folder / name for name in dataset.needs(split)[0].paths]
     return next((place for place in places if place.is_file()), places[0])
 
@@ -120,7 +119,7 @@ def _questions_file(dataset: DataSet, folder: Path, split: str) -> Path:
 def load_mixed(
     datasets: Sequence[str], num_samples: int, *, data_dir: str | Path | None = None, seed: int = 0
 ) -> list[Sample]:
-    """Validation questions of several data sets in turn, `num_samples` in all; the rest as `load_samples`."""
+    """Return `num_samples` validation questions of several data sets in turn; the rest as `load_samples`."""
     counts = [len(range(i, num_samples, len(datasets))) for i in range(len(datasets))]
     columns = [
         load_samples(name, "val", data_dir=data_dir, num_samples=count, seed=seed)
@@ -132,7 +131,7 @@ def load_mixed(
 
 
 def _made_if_missing(root: Path, dataset: str) -> Path:
-    """The folder itself, or a temporary one if it cannot be written, with the data set in it."""
+    """Return the folder itself, or a temporary one if it cannot be written, with the data set in it."""
     if (root / dataset).is_dir():
         return root
     try:
@@ -148,7 +147,7 @@ def _made_if_missing(root: Path, dataset: str) -> Path:
 
 
 def _temporary_root() -> Path:
-    """A folder of this user's own among the temporary files, the same in every process."""
+    """Return this user's own folder among the temporary files, the same in every process."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     root = Path(tempfile.gettempdir()) / f"tempovlm-{user}"
     root.mkdir(mode=0o700, exist_ok=True)
@@ -158,10 +157,10 @@ def _temporary_root() -> Path:
 
 
 def _make_small(root: Path) -> None:
-    """Make the test bed beside its place, then move in what is not there yet.
+    """Make the test bed beside its place, then move in the missing parts.
 
     Every move is atomic and never replaces a folder, so two processes that do this at once end with one whole
-    test bed, whoever is first.
+    test bed.
     """
     from tempovlm.testbed.make import make_testbed
 

@@ -1,4 +1,4 @@
-"""The pictures of COCO, and questions about them in VQAv2's format; several data sets share both."""
+"""COCO's pictures, and questions about them in VQAv2's format; several data sets share both."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from tempovlm.data.sample import check_unique
 
 HOME = "http://images.cocodataset.org"
 _SHARED = ("coco", "coco_2014_vqa")
-"""Folders beside a data set's own that may hold the pictures for all."""
+"""Folders beside a data set's own that may contain the shared pictures."""
 
 
 def coco_pictures(folder: Path, name: str) -> Path:
-    """A folder of pictures, such as val2014: the data set's own, or one that data sets share beside it.
+    """Return a folder of pictures, such as val2014: the data set's own, or one that data sets share beside it.
 
-    A generated data set's pictures have COCO's names and are other pictures, so they are never shared.
+    A generated data set's pictures have COCO's names but are other pictures, so they are never shared.
     """
     shared = [folder.parent / other / name for other in _SHARED]
     return first(folder / name, *(path for path in shared if not is_generated(path.parent)))
 
 
 def coco_pictures_needed(split: str) -> Need:
-    """The pictures of a split."""
+    """Return the folder of the pictures of a split."""
     name = f"{split}2014"
     return Need((name, *(f"../{other}/{name}" for other in _SHARED)), f"{HOME}/zips/{name}.zip")
 
 
 def vqa_files(prefix: str, split: str) -> tuple[str, str]:
-    """Names of the files with a split's questions and with its annotations."""
+    """Return the names of the files with a split's questions and annotations."""
     return f"{prefix}OpenEnded_mscoco_{split}2014_questions.json", f"{prefix}mscoco_{split}2014_annotations.json"
 
 
 def vqa_reader(prefix: str) -> Callable[[Path, str], Iterator[Fields]]:
-    """A reader of VQAv2's format, for files whose names begin with `prefix`."""
+    """Return a reader of VQAv2's format, for files whose names begin with `prefix`."""
 
     def read(folder: Path, split: str) -> Iterator[Fields]:
         part = f"{split}2014"

@@ -13,10 +13,10 @@ from tempovlm.data.metrics.text import vqa_accuracy
 SPLITS = ("train", "val")
 
 Fields = dict[str, Any]
-"""Fields of a `Sample`, all but those that one split has in common: style, dataset, split and data_source."""
+"""Fields of a `Sample`, except those that a split shares: style, dataset, split and data_source."""
 
 Metric = Callable[[str, Sequence[str]], float]
-"""From a prediction and the right answers to a score from 0 to 1."""
+"""Function from a prediction and the right answers to a score from 0 to 1."""
 
 
 def _asked(row: Entry, _: str) -> Fields:
@@ -28,8 +28,8 @@ class Need:
     """A file or folder of pictures that a split needs.
 
     Attributes:
-        paths: Where it may be, relative to the data set's folder; any one will do.
-        url: Where its owner publishes it.
+        paths: Possible places, relative to the data set's folder; one is enough.
+        url: Address where its owner publishes it.
     """
 
     paths: tuple[str, ...]
@@ -43,9 +43,9 @@ class HubCopy:
     Attributes:
         repo_id: Name of the repository of kind data set.
         patterns: Split → pattern of its files there.
-        columns: Columns to read beside the picture.
-        fields: From a row, and its place in the split, to the fields of a sample but for `image_path`.
-        id: The column of the question's id; None where there is none.
+        columns: Columns to read besides the picture.
+        fields: From a row, and its index in the split, to the fields of a sample except `image_path`.
+        id: The column of the question's id; None if there is none.
         gaps: Whether there are rows without a picture, which are left out.
         skip: Name of a folder in the copy that belongs to another data set.
     """
@@ -61,19 +61,19 @@ class HubCopy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Everything that is particular to a data set.
+    """The complete description of a data set.
 
     Attributes:
-        name: Its name, which is also that of its module in `sets` and of its folder on disk.
+        name: Its name, also that of its module in `sets` and of its folder on disk.
         style: Name of the prompt style that the model was trained with.
         home: Address of its home page.
-        needs: From a split to the files that it needs, the one with the questions first.
+        needs: From a split to the files that it needs, the questions first.
         read: Reads a split of the data set's folder; a missing file is a `FileNotFoundError` that names it.
         task: 'vqa', 'multiple_choice' or 'caption'.
         metric: Scores an open answer; multiple choice is scored by option. None for captions, which have no score
             alone: they get their CIDEr among all captions.
-        hub: The common copy on the hub, where there is one.
-        order: Place in lists of data sets, and in the draws that mix them; equal ones go by name.
+        hub: The usual copy on the hub, if there is one.
+        order: Position in lists of data sets and in mixed draws; ties go by name.
     """
 
     name: str

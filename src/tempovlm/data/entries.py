@@ -1,4 +1,4 @@
-"""Reads the fields of a question, as JSON and Parquet hold them; what is wrong is told in one line."""
+"""Read the fields of a question from JSON or Parquet; faults raise an error of one line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Entry:
     """The fields of a question, an annotation or a picture.
 
     Attributes:
-        fields: Name of a field → its value.
-        path: The file that it is from.
-        name: What a message calls it, such as `question 34602`.
+        fields: Values by field name.
+        path: The file that it comes from.
+        name: Its name in messages, such as `question 34602`.
     """
 
     fields: Mapping[str, Any]
@@ -33,31 +33,31 @@ class Entry:
 
     @classmethod
     def each(cls, values: Any, path: Path, key: str, word: str = "question") -> Iterator[Entry]:
-        """The entries of a list in a file, called by their id.
+        """Return the entries of a list in a file, named by their id.
 
         Args:
             values: The list.
             path: The file.
             key: Name of the field that holds an entry's id.
-            word: What an entry is.
+            word: Word for an entry, in messages.
 
         Raises:
-            UserError: It is no list, or holds something that is no object or has no id.
+            UserError: It is not a list, or contains something that is not an object or has no id.
         """
         if not isinstance(values, list):
-            raise UserError(f"{path}: holds {_shown(values)} where a list of {word}s belongs; get the file anew")
+            raise UserError(f"{path}: holds {_shown(values)} where a list of {word}s belongs; get the file again")
         for place, fields in enumerate(values):
             if not isinstance(fields, Mapping):
-                raise UserError(f"{path}: entry {place} is {_shown(fields)}, no object; get the file anew")
+                raise UserError(f"{path}: entry {place} is {_shown(fields)}, no object; get the file again")
             name = cls(fields, path, f"entry {place}").text(key)
             yield cls(fields, path, f"{word} {name}")
 
     def wrong(self, key: str, why: str) -> UserError:
-        """The error that a field is wrong: file, entry, field, reason and remedy on one line."""
-        return UserError(f"{self.path}: {self.name}: {key} {why}; correct it, or get the file anew")
+        """Return the error that a field is wrong: file, entry, field, reason and remedy on one line."""
+        return UserError(f"{self.path}: {self.name}: {key} {why}; correct it, or get the file again")
 
     def value(self, key: str) -> Any:
-        """A field as it is.
+        """Return a field unchanged.
 
         Raises:
             UserError: It is missing.
@@ -67,7 +67,7 @@ class Entry:
         return self.fields[key]
 
     def text(self, key: str) -> str:
-        """A text, or a number as text.
+        """Return a text, or a number as text.
 
         Raises:
             UserError: It is missing or neither.
@@ -75,17 +75,17 @@ class Entry:
         return self._as_text(key, self.value(key))
 
     def whole(self, key: str) -> int:
-        """A whole number from 0 up: 4, 4.0, "4" or "4.0".
+        """Return a whole number from 0 up: 4, 4.0, "4" or "4.0".
 
         Raises:
-            UserError: It is missing or none.
+            UserError: It is missing or not such a number.
         """
         return self._as_whole(key, self.value(key))
 
     def answers(self, key: str = "answers") -> tuple[str, ...]:
-        """What people answered: a list of texts, numbers or objects with `answer`, or one of them alone.
+        """Return people's answers: a list of texts, numbers or objects with `answer`, or a single one of them.
 
-        Where an object has a `raw_answer` too, that is taken: what the person wrote, before it was normalised.
+        If an object also has a `raw_answer`, that is used: the person's text before it was normalised.
 
         Raises:
             UserError: It is missing or empty, or an answer is none of these.
@@ -93,18 +93,18 @@ class Entry:
         return tuple(self._as_text(place, value) for place, value in self._several(key))
 
     def counts(self, key: str) -> tuple[str, ...]:
-        """As `answers`, of whole numbers, in digits.
+        """Return answers as `answers` does, as whole numbers in digits.
 
         Raises:
-            UserError: It is missing or empty, or an answer is no whole number.
+            UserError: It is missing or empty, or an answer is not a whole number.
         """
         return tuple(str(self._as_whole(place, value)) for place, value in self._several(key))
 
     def options(self, key: str) -> tuple[str, ...]:
-        """The options of a multiple choice question: a list of texts or numbers.
+        """Return the options of a multiple choice question: a list of texts or numbers.
 
         Raises:
-            UserError: It is missing, no list or empty, an option is neither, or there are more than letters.
+            UserError: It is missing, not a list or empty, an option is neither, or there are more than letters.
         """
         value = self.value(key)
         if not isinstance(value, list):
@@ -114,10 +114,10 @@ class Entry:
         return tuple(self._as_text(f"{key}[{place}]", one) for place, one in enumerate(value))
 
     def option_index(self, key: str, count: int) -> int:
-        """The place of the right option among `count`, from 0.
+        """Return the index of the right option among `count`, from 0.
 
         Raises:
-            UserError: It is missing, or no whole number below `count`.
+            UserError: It is missing, or not a whole number below `count`.
         """
         index = self.whole(key)
         if index >= count:
@@ -125,7 +125,7 @@ class Entry:
         return index
 
     def asked(self, question_id: str = "question_id", image_id: str = "image_id") -> dict[str, Any]:
-        """Fields of a sample that is an open question: ids from these fields, `question` and `answers`.
+        """Return the fields of an open question's sample: ids from these fields, `question` and `answers`.
 
         Raises:
             UserError: One is missing or wrong.
@@ -138,11 +138,11 @@ class Entry:
         }
 
     def made(self) -> dict[str, Any]:
-        """The fields of a sample that generated data adds; defaults in official files."""
+        """Return the fields of a sample that generated data adds; defaults for official files."""
         return {"template": self.fields.get("template", ""), "held_out": self.fields.get("held_out", False)}
 
     def _several(self, key: str) -> Iterator[tuple[str, Any]]:
-        """Each answer with its place, for messages."""
+        """Return each answer with its position, for messages."""
         value = self.value(key)
         if isinstance(value, list) and not value:
             raise self.wrong(key, "is empty, so that no reply could be right")
@@ -168,9 +168,9 @@ class Entry:
 
 
 def _text(value: Any) -> str | None:
-    """A text as it is, a number in digits (4.0 as 4: columns with gaps turn whole numbers so); None for the rest.
+    """Return a text unchanged, a number in digits (4.0 as 4: columns with gaps store whole numbers so); else None.
 
-    `true` is no text: `yes` and `true`, and with some writers 1, are all stored so.
+    `true` is not text: `yes` and `true`, and with some writers 1, are all stored as `true`.
     """
     if isinstance(value, str):
         return value
@@ -184,6 +184,6 @@ def _text(value: Any) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    """A value as a message shows it: short, in JSON's words."""
+    """Return a value for a message: short, in JSON's words."""
     is_word = value is None or isinstance(value, bool)
     return shown({None: "null", True: "true", False: "false"}[value] if is_word else repr(value))

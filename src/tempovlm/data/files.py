@@ -1,4 +1,4 @@
-"""Reads the JSON files of data sets and finds their pictures; a missing one raises a `FileNotFoundError`."""
+"""Read the JSON files of data sets and find their pictures; a missing one raises a `FileNotFoundError`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def read_json(path: Path, *, keyed_by_id: bool = False) -> Any:
 
     Args:
         path: The file.
-        keyed_by_id: Whether keys are ids, of which no two may be equal; JSON readers would keep the last one.
+        keyed_by_id: Whether keys are ids, which must be unique; JSON readers would keep the last one.
 
     Raises:
-        UserError: It is damaged, or a key is there twice.
+        UserError: It is damaged, or a key is a duplicate.
     """
     last: list[str] = []
 
@@ -32,31 +32,31 @@ def read_json(path: Path, *, keyed_by_id: bool = False) -> Any:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=keep_keys if keyed_by_id else None)
     except ValueError as error:
-        raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it anew") from None
+        raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it again") from None
     check_unique(last, [path] * len(last))  # of the outermost object, which is read last
     return content
 
 
 def read_fields(path: Path, *, keyed_by_id: bool = False) -> Entry:
-    """Read a JSON file that holds an object, as `read_json`."""
+    """Read a JSON file that contains an object; else as `read_json`."""
     content = read_json(path, keyed_by_id=keyed_by_id)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; get the file anew")
+        raise UserError(f"{path}: holds no JSON object; get the file again")
     return Entry(content, path, "the file")
 
 
 def listed(content: Entry, field: str, key: str, word: str = "question") -> list[Entry]:
-    """The entries of a list in a file, each named in messages by its id, the field `key`."""
+    """Return the entries of a list in a file, each named in messages by its id, the field `key`."""
     return list(Entry.each(content.value(field), content.path, key, word))
 
 
 def is_generated(folder: Path) -> bool:
-    """Whether a folder holds generated data."""
+    """Whether a folder contains generated data."""
     return (folder / NOTICE).is_file()
 
 
 def first(*paths: Path) -> Path:
-    """The first of several places that is there."""
+    """Return the first of several places that exists."""
     for path in paths:
         if path.exists():
             return path
@@ -64,7 +64,7 @@ def first(*paths: Path) -> Path:
 
 
 def pictures(folder: Path, name: str) -> Path:
-    """The folder of the pictures."""
+    """Return the folder of the pictures."""
     path = folder / name
     if not path.is_dir():
         raise FileNotFoundError(2, "missing", str(path))
@@ -72,6 +72,6 @@ def pictures(folder: Path, name: str) -> Path:
 
 
 def twin(folder: Path, name: str) -> Path | None:
-    """The same scene drawn anew, which generated data has for each validation picture."""
+    """Return the same scene drawn again, which generated data has for each validation picture."""
     path = folder / "twins" / name
     return path if path.is_file() else None

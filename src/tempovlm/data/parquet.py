@@ -1,6 +1,6 @@
-"""Reads the hub's parquet of a data set: questions at once, pictures only of the samples that are drawn.
+"""Read a data set's Parquet files from the hub: all questions at once, pictures only of the drawn samples.
 
-Needs pyarrow, which the extra `experiments` brings.
+Needs pyarrow, from the extra `experiments`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SPLITS = {"train": re.compile(r"train(ing)?\d*\b"), "val": re.compile(r"val(idation)?(2014)?\b")}
 _LONGEST_NAME = 40
-"""Characters of an image id in a file's name, which is limited to 255 bytes; the digest tells the files apart."""
+"""Characters of an image id in a file's name, which is limited to 255 bytes; a digest distinguishes the files."""
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -74,7 +74,7 @@ class ParquetSet:
 
     @classmethod
     def find(cls, dataset: DataSet, folder: Path, split: str) -> ParquetSet | None:
-        """The split's parquet files in a folder, in any depth; None if there are none.
+        """Return the split's Parquet files in a folder, at any depth; None if there are none.
 
         Raises:
             UserError: a file is damaged or of another data set, or pyarrow is not installed.
@@ -84,17 +84,17 @@ class ParquetSet:
 
     @property
     def files(self) -> list[Path]:
-        """The file that each sample is from."""
+        """The file that each sample comes from."""
         return [sample.image_path for sample in self.samples]
 
     def extract(self, indices: Sequence[int]) -> list[Sample]:
-        """Some of the samples, each with its picture in a file of its own.
+        """Return some of the samples, each with its picture in a file of its own.
 
-        The files are in the cache, named by picture and by a digest of its bytes, and are written where they are
-        not there yet: whatever parquet file a picture is from, no other one is taken for it.
+        The files are in the cache, named by picture and by a digest of its bytes, and are written if they
+        are missing, so that pictures of other Parquet files are never mixed up.
 
         Raises:
-            UserError: a row has no picture, or what it holds is none.
+            UserError: a row has no picture, or its content is not one.
         """
         wanted: dict[Path, dict[int, int]] = {}
         for i in indices:
@@ -120,7 +120,7 @@ class ParquetSet:
 
 
 def parquet_files(dataset: DataSet, folder: Path, split: str) -> list[Path]:
-    """The parquet files of a split, told by the beginning of their own or their folder's name."""
+    """Return the Parquet files of a split, found by the beginning of their own or their folder's name."""
     if dataset.hub is None:
         return []
     pattern = _SPLITS[split]
@@ -188,9 +188,9 @@ def picture_bytes(value: Any, where: str) -> bytes:
         Image.open(BytesIO(content)).close()
     except UnidentifiedImageError:
         about = f"{len(content)} bytes that are no picture (they begin with {content[:8]!r})"
-        raise UserError(f"{where} holds {about}; get the file anew") from None
+        raise UserError(f"{where} holds {about}; get the file again") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass  # Damaged or too large: whoever opens it says so, as of any other picture.
+        pass  # Whoever opens a damaged or too large picture reports it.
     return content
 
 

@@ -1,8 +1,4 @@
-"""Collects the data sets that `sets` declares, and opens files of your own questions, which stand for one.
-
-Every list of data sets is taken from here. A file that was named once, by a flag or to `find_own`, is known by its
-name in results for as long as the process runs.
-"""
+"""Collects the data sets that `sets` declares; every list of data sets comes from here."""
 
 from __future__ import annotations
 
@@ -26,13 +22,13 @@ def _collect() -> dict[str, DataSet]:
 
 
 DATASETS = _collect()
-"""Every data set that can be read, by its name."""
+"""All data sets by name."""
 
 GENERATED = tuple(name for name in DATASETS if name in stand_ins.NAMES)
-"""Data sets that the generated test bed stands in for."""
+"""Data sets with a generated stand-in."""
 
 SCORED_TOGETHER = frozenset(name for name, one in DATASETS.items() if one.metric is None)
-"""Data sets with a score of all answers together (CIDEr of captions), where an answer alone has none."""
+"""Data sets that only have a score of all answers together (CIDEr of captions)."""
 
 
 _own: dict[str, OwnSet] = {}
@@ -42,7 +38,7 @@ _OWN_FILE = f"or give a file of your own questions ({', '.join(SUFFIXES)})"
 
 
 def find(name: str) -> DataSet:
-    """Look a data set up by its name.
+    """Return the data set of a name.
 
     Raises:
         UserError: There is none of that name.
@@ -101,7 +97,7 @@ def check_datasets(
         score: The rule to score your own questions by; None leaves it to their file.
 
     Raises:
-        UserError: One is unknown, or will not do.
+        UserError: One is unknown, or not allowed.
     """
     checked: dict[str, str] = {}
     for name in names:

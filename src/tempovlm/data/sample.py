@@ -11,7 +11,7 @@ from pathlib import Path
 from tempovlm.core.errors import UserError
 
 _LETTER = re.compile(r"(?<![\w'])(?:[A-Z](?!\w)|[a-z](?=\s*[.):\]]|\s+[-–=]\s))")
-"""A letter that may stand for an option."""
+"""A letter that can name an option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,17 +21,17 @@ class Sample:
     Attributes:
         question_id: Unique within data set and split.
         image_id: The same for all questions of a picture, so that statistics can be clustered by it.
-        image_path: Where the picture is.
-        question: What is asked; for multiple choice with the options below, one a line.
-        answers: What people answered; for multiple choice the right letter.
+        image_path: The picture's file.
+        question: The question; for multiple choice with the options below, one a line.
+        answers: People's answers; for multiple choice the right letter.
         style: Name of the prompt style, see `model/prompt.py`.
         dataset: Name of the data set.
         split: 'train' or 'val'.
         options: Options of a multiple choice question, else empty.
-        answer_index: Index of the right option, -1 where there are none.
-        twin_path: The same scene with other noise and a small shift, where the data set has one.
-        data_source: 'synthetic' or 'official'; of your own questions, the name and the digest of their file.
-        template: What kind of question it is, where the data set says so.
+        answer_index: Index of the right option, -1 without options.
+        twin_path: The same scene with other noise and a small shift, if the data set has one.
+        data_source: 'synthetic' or 'official'.
+        template: Kind of question, if the data set names it.
         held_out: Whether it needs a word or combination that training never shows (generated data only).
         rule: What an answer is scored by, one of `metrics.rules.RULES`; empty for the rule of the data set.
     """
@@ -54,11 +54,11 @@ class Sample:
 
 
 def check_unique(ids: Sequence[str], places: Sequence[object]) -> None:
-    """Raise a `UserError` that names the first id that is there twice: one of its rows would stand for all.
+    """Raise a `UserError` that names the first duplicate id: one of its rows would stand for all.
 
     Args:
-        ids: of questions.
-        places: the file, or what else, that each id is from.
+        ids: ids of questions.
+        places: the file or other place that each id comes from.
     """
     first: dict[str, int] = {}
     for place, name in enumerate(ids):
@@ -72,13 +72,13 @@ def check_unique(ids: Sequence[str], places: Sequence[object]) -> None:
 
 
 def choice_question(question: str, options: Sequence[str]) -> str:
-    """The text of a multiple choice question: the question, then a line `A: option` for each, each line ended."""
+    """Return the text of a multiple choice question: the question, then a line `A: option` for each."""
     lines = [f"{chr(ord('A') + index)}: {option}" for index, option in enumerate(options)]
     return "\n".join((question, *lines)) + "\n"
 
 
 def lists_options(question: str) -> bool:
-    """Whether a question offers answers by letter: it names A and B alone, small ones before a mark such as `a)`.
+    """Whether a question offers answers by letter: A and B alone, or small ones before a mark such as `a)`.
 
     A small letter without a mark is a word, as in `is this a plan b?`.
     """

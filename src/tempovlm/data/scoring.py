@@ -1,4 +1,4 @@
-"""Scores predictions, each by the metric of its sample's data set, or the rule that the sample itself names."""
+"""Score predictions, each by the metric of its sample's data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tempovlm.data.sample import Sample
 
 
 def score(sample: Sample, prediction: str) -> float:
-    """Score a prediction, from 0 to 1; a sample of a data set that is not known gets VQA accuracy.
+    """Score a prediction, from 0 to 1; samples of unknown data sets get VQA accuracy.
 
     Raises:
         UserError: The data set has no score for a single answer.
@@ -32,10 +32,10 @@ def score(sample: Sample, prediction: str) -> float:
 
 
 def check_scorable(samples: Sequence[Sample]) -> None:
-    """Make sure that these can be scored, before anybody answers them.
+    """Check, before anybody answers them, that these samples can be scored.
 
     Raises:
-        UserError: Captions are among them, and pycocoevalcap is not installed or there are too few.
+        UserError: There are captions, and pycocoevalcap is not installed or there are too few.
     """
     captions = sum(sample.dataset in SCORED_TOGETHER for sample in samples)
     if captions:

@@ -1,4 +1,4 @@
-"""Says which files of a data set are there and which are missing, and downloads them from the hub."""
+"""List which files of a data set exist and which are missing, and download them from the hub."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tempovlm.data.registry import find
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What of a split is there, and what is missing.
+    """Present and missing files of a split.
 
     Attributes:
-        present: Paths of what was found.
-        missing: What was not, with its address.
-        kind: 'official', 'synthetic' or 'parquet', by what was found.
+        present: Paths that were found.
+        missing: Paths that were not found, with their addresses.
+        kind: 'official', 'synthetic' or 'parquet', by the files that were found.
     """
 
     split: str
@@ -32,7 +32,7 @@ class Report:
 
 
 def check(dataset: str, root: Path) -> list[Report]:
-    """What of a data set is there, split by split."""
+    """Return the present and missing files of a data set, split by split."""
     known, folder, reports = find(dataset), root / dataset, []
     for split in SPLITS:
         if parquet := parquet_files(known, folder, split):
@@ -50,7 +50,7 @@ def check(dataset: str, root: Path) -> list[Report]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a file is there and not empty; a shared folder of generated pictures does not count."""
+    """Whether a file exists and is not empty; a shared folder of generated pictures does not count."""
     if path.is_dir():
         generated = ".." in path.parts and is_generated(path.parent)
         return not generated and any(path.iterdir())
@@ -58,20 +58,20 @@ def _is_there(path: Path) -> bool:
 
 
 def download(dataset: str, split: str, root: Path, note: Callable[[str], None]) -> Path:
-    """Get a split from its hub copy into the data set's folder; what an interrupted run left is used.
+    """Download a split from its hub copy into the data set's folder; resumes an interrupted download.
 
     Args:
-        dataset: what to get.
+        dataset: data set to download.
         split: 'train' or 'val'.
         root: folder of all data sets.
-        note: called with a line about what is being done.
+        note: called with a line of progress.
 
     Returns:
         The data set's folder.
 
     Raises:
-        UserError: the hub has no copy or cannot be reached, a generated data set is in the way, or a file that
-            arrived is not the one that the hub has.
+        UserError: the hub has no copy or cannot be reached, a generated data set is in the way, or a downloaded
+            file differs from the hub's.
     """
     known, folder = find(dataset), root / dataset
     if known.hub is None or split not in known.hub.patterns:
@@ -100,7 +100,7 @@ def download(dataset: str, split: str, root: Path, note: Callable[[str], None]) 
 
 
 def verify(folder: Path, listed: list[Any]) -> int:
-    """Compare the files of a folder with the hub's list of names and SHA-256 sums; the number that were compared.
+    """Compare the files of a folder with the hub's list of names and SHA-256 sums; return how many were compared.
 
     Raises:
         UserError: a file differs.

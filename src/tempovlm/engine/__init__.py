@@ -1,1 +1,1 @@
-"""Fast execution of one request or a batch. Importing the package costs no torch: `threads` must run before it."""
+"""Fast execution of one request or a batch. Importing it does not import torch: `threads` must run first."""

@@ -1,7 +1,7 @@
-"""Several requests at once, each answered as it would be alone: padded on the right, with positions and masks.
+"""Several requests at once, each answered as if alone: padded on the right, with positions and masks.
 
 Requests are grouped by plan, because one forward pass runs one plan. Times in these answers are those of the
-group that a request ran in, from the moment the group starts. Shapes: `B` rows, `T` tokens, `V` vocabulary.
+request's group, from the moment the group starts. Shapes: `B` rows, `T` tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tempovlm.model.vision.tiling import Crops
 _log = logging.getLogger("tempovlm")
 
 MAX_ROWS = 32
-"""Rows of a group; more requests of one plan are answered in several groups."""
+"""Rows of a group; more requests of one plan form several groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One request of a group, with its place in the caller's list."""
+    """A request of a group, with its position in the caller's list."""
 
     place: int
     request: Request
@@ -141,7 +141,7 @@ def _answer_group(engine: Engine, plan: Plan, rows: list[_Row]) -> list[Answer]:
 
 @torch.inference_mode()
 def encode_all(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None]:
-    """All pictures' distinct crops through the vision transformer in one pass; a tensor for each picture."""
+    """Encode all pictures' distinct crops in one pass; return a tensor for each picture."""
     pictures = [one for one in crops if one is not None]
     if not pictures:
         return [None] * len(crops)
@@ -156,7 +156,7 @@ def encode_all(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Prompts of different lengths, padded on the right, after they were read."""
+    """Prompts of different lengths after they were read, padded on the right."""
 
     logits: Tensor
     plan: Plan
@@ -182,10 +182,10 @@ class Ragged:
 
     @torch.inference_mode()
     def decode(self, run: Runner, tokens: Tensor, count: int) -> Tensor:
-        """Logits (B, V) after the generated tokens (B,) number `count`, counted from 0."""
+        """Return logits (B, V) after the generated tokens (B,), the `count`-th, counted from 0."""
         start = self.longest + count
         place = torch.arange(start + 1, device=run.device)
         valid = (place < self.lengths.unsqueeze(1)) | (place >= self.longest)
         mask = causal_mask(valid, 1)
-        tokens = tokens.clamp(min=0)  # a row that has ended may stand for no token
+        tokens = tokens.clamp(min=0)  # a row that has ended may hold no valid token
         return run.model.decode(tokens, self.plan, self.cache, start, self.lengths + count, mask)

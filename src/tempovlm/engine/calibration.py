@@ -1,7 +1,7 @@
-"""Measures the latency of every setting on this machine, once for a machine and a model, and stores it.
+"""Measures the latency of every setting on this machine, once for each machine and model, and stores it.
 
-It times whole answers of the engine, as they are served, on pictures made on the fly, with the settings in a
-shuffled order so that a slow moment does not fall on one setting alone.
+It times whole answers of the engine, as they are served, on generated pictures, with the settings in a
+shuffled order so that a slow moment does not affect one setting alone.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from tempovlm.latency.clock import stage_clock
 from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength, load_profile
 
 PASSES = 4
-"""Timed answers of each setting."""
+"""Timed answers for each setting."""
 
 LIMIT_MS = 55_000.0
-"""No further pass begins that would end later than this."""
+"""No pass begins that would end later than this."""
 
 MIN_PASSES = 2
-"""Fewer leave no residuals to take a quantile of."""
+"""Fewer passes leave no residuals to compute a quantile of."""
 
 WARM_UP_ROUNDS = 2
 
 PICTURE_SIZES = ((448, 336), (336, 448), (448, 336), (448, 448), (512, 384), (448, 256))
-"""Widths and heights: those of the test bed's pictures, and what phones and the web make of them."""
+"""Widths and heights of the test bed's pictures, and of typical pictures from phones and the web."""
 
 QUESTIONS = (
     "what does the sign say?",
@@ -58,9 +58,9 @@ _log = logging.getLogger("tempovlm")
 def obtain_profile(
     engine: Engine, stamp: Stamp, output: OutputLength, *, force: bool = False, progress: bool = True
 ) -> LatencyProfile:
-    """Load the profile of this machine and model, or measure one and store it where the cache can be written to.
+    """Load the profile of this machine and model, or measure one and store it if the cache is writable.
 
-    One process measures at a time; another that waited takes what the first one stored.
+    One process measures at a time; one that waited uses the stored result.
     """
     stored = None if force else stored_profile(stamp, engine.space, output)
     if stored is not None:
@@ -83,7 +83,7 @@ def obtain_profile(
 
 
 def stored_profile(stamp: Stamp, space: KnobSpace, output: OutputLength) -> LatencyProfile | None:
-    """Load the profile in the cache, with tables for an output length; None where there is none to use."""
+    """Load the profile in the cache, with tables for an output length; None if there is none to use."""
     return load_profile(profile_path(stamp), space, fingerprint(stamp), output)
 
 
@@ -101,7 +101,7 @@ def measure(
     seed: int = 0,
     advance: Advance = silent,
 ) -> tuple[Measurement, ...]:
-    """Run one warm and up to `passes` timed passes over all settings; at least `MIN_PASSES` however slow."""
+    """Run one warm-up pass and up to `passes` timed passes over all settings; at least `MIN_PASSES`."""
     start_ms, pass_ms = now_ms(), 0.0
     order, requests = random.Random(seed), sample_requests(seed, output.upper)
     indices = list(range(len(engine.space)))
@@ -142,7 +142,7 @@ def measure_once(engine: Engine, request: Request, index: int) -> Measurement:
 
 
 def warm_up(engine: Engine, *, progress: bool = False) -> None:
-    """Answer at the cheapest and the native setting, so that nothing is done for the first time later.
+    """Answer at the cheapest and the native setting, so that later answers include no first-time work.
 
     On CUDA the graphs of all settings are captured first.
     """
@@ -156,7 +156,7 @@ def warm_up(engine: Engine, *, progress: bool = False) -> None:
 
 
 def sample_requests(seed: int, max_new_tokens: int) -> Iterator[Request]:
-    """Yield pictures and questions of the usual sizes without end; answers end by themselves or at the cap."""
+    """Yield pictures and questions of the usual sizes endlessly; answers end by themselves or at the cap."""
     pictures = [smooth_noise(size, seed + i, "PNG" if i % 2 else "JPEG") for i, size in enumerate(PICTURE_SIZES)]
     draw = random.Random(seed)
     while True:

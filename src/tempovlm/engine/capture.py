@@ -1,8 +1,8 @@
-"""Work on CUDA captured as graphs: how a capture is taken, and the graphs of prompts of bucketed lengths.
+"""Capture CUDA work as graphs: the recorder, and the graphs of prompts of bucketed lengths.
 
-A prompt is padded on the right to the next bucket. Attention is causal, so no real token sees the padding; what is
-read is the last real token, whose place is a number on the device. Padding is zeros, which all visit the same
-experts. Past a length the device is busier than the host that feeds it, and a graph gains nothing.
+A prompt is padded on the right to the next bucket. Attention is causal, so no real token sees the padding; the
+result is read at the last real token, whose place is a number on the device. Padding is zeros, which all visit the
+same experts. Above some length the device is busier than the host that feeds it, and a graph gains nothing.
 
 Shapes: `T` tokens, `D` width, `V` vocabulary.
 """
@@ -26,20 +26,20 @@ from tempovlm.model.vision.tiling import grids_of
 from tempovlm.model.vlm import Molmo
 
 GRAPH_LIMIT = 2048
-"""Longer prompts are read without a graph: their activations would stay reserved."""
+"""Longer prompts run without a graph: their activations would stay reserved."""
 
 MAX_GRAPHS = 768
-"""Prompts' graphs of one lane; the one that was not used for longest goes first."""
+"""Number of prompt graphs of one lane; the least recently used one is dropped first."""
 
 USUAL_TEXT = (16, 64)
-"""Tokens beside the picture's that a warm-up allows for, least and most: format, style and a question."""
+"""Fewest and most tokens beside the picture's that a warm-up expects: format, style and a question."""
 
 Key = tuple[tuple[Step, ...], int]
-"""What a prompt's graph depends on: the steps of a plan, and the bucket."""
+"""Key of a prompt's graph: the steps of a plan, and the bucket."""
 
 
 def usual_buckets(tiers: Collection[str], vision: VisionConfig) -> list[int]:
-    """The padded lengths of prompts with a picture at some tiers and a question of the usual length."""
+    """Return the padded lengths of prompts with a picture at some tiers and a question of the usual length."""
     images = {num_image_tokens(grid, vision) for tier in tiers for grid in grids_of(tier)}
     least, most = USUAL_TEXT
     return sorted({padded_length(image + text) for image in images for text in range(least, most + 1)})
@@ -47,7 +47,7 @@ def usual_buckets(tiers: Collection[str], vision: VisionConfig) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
-    """Takes captures, all on one stream and out of one pool of memory: graphs that share it must not overlap."""
+    """Captures graphs, all on one stream and from one memory pool: graphs that share it must not overlap."""
 
     device: torch.device
     stream: torch.cuda.Stream
@@ -55,13 +55,13 @@ class Recorder:
 
     @classmethod
     def on(cls, device: torch.device) -> Recorder | None:
-        """A recorder for a CUDA device; None for a CPU."""
+        """Return a recorder for a CUDA device; None for a CPU."""
         if device.type != "cuda":
             return None
         return cls(device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
 
     def graph(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """A graph of what `run` starts; it runs once before, so that what is compiled or allocated once is."""
+        """Return a graph of the work that `run` starts; runs it once before, to compile and allocate."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
@@ -72,7 +72,7 @@ class Recorder:
             try:
                 run()
             except BaseException:
-                with suppress(RuntimeError):  # that the capture is void must not hide why
+                with suppress(RuntimeError):  # an invalid capture must not hide the cause
                     graph.capture_end()
                 raise
             graph.capture_end()
@@ -81,16 +81,16 @@ class Recorder:
 
 
 class PromptReader:
-    """Reads prompts into one cache, by graphs where they are captured.
+    """Reads prompts into one cache, with graphs where captured.
 
     Attributes:
-        wanted: what was read without a graph since the last capture, where one could have served.
+        wanted: prompts that ran without a graph since the last capture, though one could have served.
     """
 
     def __init__(self, model: Molmo, cache: KVCache, recorder: Recorder | None) -> None:
         like, config = model.decoder.embedding, model.config
         self._model, self._cache, self._recorder = model, cache, recorder
-        # The experts of other types look at counts on the host.
+        # The experts of other types read counts on the host.
         self._is_graphed = recorder is not None and like.dtype == torch.bfloat16
         self._limit = min(GRAPH_LIMIT, cache.capacity)
         self._x = torch.zeros(1, self._limit, config.width, dtype=like.dtype, device=like.device)
@@ -101,7 +101,7 @@ class PromptReader:
 
     @torch.inference_mode()
     def read(self, x: Tensor, plan: Plan) -> Tensor:
-        """Logits (1, V) after the last of the embeddings (1, T, D); fills the cache."""
+        """Return logits (1, V) after the last of the embeddings (1, T, D); fills the cache."""
         bucket = padded_length(x.shape[1])
         if not self._is_graphed or bucket > self._limit:
             return self._model.prefill(x, plan, self._entries(plan))
@@ -110,14 +110,14 @@ class PromptReader:
         if graph is None:
             self.wanted[key] = plan
             return self._model.prefill(x, plan, self._entries(plan))
-        self._graphs[key] = graph  # as the one that was used last
+        self._graphs[key] = graph  # mark as most recently used
         self.pad(x, bucket)
         with torch.cuda.device_of(x):
             graph.replay()
         return self._logits.clone()
 
     def pad(self, x: Tensor, bucket: int) -> None:
-        """Put embeddings (1, T, D) and zeros up to the bucket where `run` reads them."""
+        """Copy embeddings (1, T, D), and zeros up to the bucket, to where `run` reads them."""
         T = x.shape[1]
         self._x[:, :T].copy_(x)
         self._x[:, T:bucket].zero_()
@@ -125,20 +125,20 @@ class PromptReader:
 
     @torch.inference_mode()
     def run(self, plan: Plan, bucket: int) -> Tensor:
-        """What a graph holds: the padded prompt through the plan's blocks, its last real token's logits."""
+        """The captured work: the padded prompt through the plan's blocks, and its last real token's logits."""
         decoder = self._model.decoder
         positions = torch.arange(bucket, device=self._x.device).unsqueeze(0)
         hidden = decoder(self._x[:, :bucket], positions, plan, self._entries(plan))
         return self._logits.copy_(decoder.logits(hidden.index_select(1, self._last)[:, 0]))
 
     def capture(self, plan: Plan, length: int) -> None:
-        """Capture a plan for all prompts of this length's bucket; nothing may be using the cache."""
+        """Capture a plan for all prompts of this length's bucket; the cache must not be in use."""
         bucket = padded_length(length)
         key = plan.steps, bucket
         self.wanted.pop(key, None)
         if self._recorder is None or not self._is_graphed or key in self._graphs or bucket > self._limit:
             return
-        self._last.zero_()  # what a longer prompt left there may lie outside this bucket
+        self._last.zero_()  # entries of a longer prompt may lie outside this bucket
         self._graphs[key] = self._recorder.graph(lambda: self.run(plan, bucket))
         while len(self._graphs) > MAX_GRAPHS:
             del self._graphs[next(iter(self._graphs))]

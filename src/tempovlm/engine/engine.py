@@ -1,7 +1,7 @@
 """One request from acceptance to answer: the function that the profiler, the commands and a server all call.
 
-So what is profiled is what is served. An engine holds a model, its knob space and its plans, and nothing of any
-request: streams with different plans interleave on it.
+So the code that is profiled is the code that serves. An engine holds a model, its knob space and its plans, and no
+state of requests: streams with different plans interleave on it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Engine:
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of.
+        """Return the constructor arguments, for copies.
 
         Raises:
             UserError: captured graphs belong to one model in one process.
@@ -89,7 +89,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.runner.device
 
     @property
@@ -99,7 +99,7 @@ class Engine:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Everything that this engine computes runs in such a block, and on its threads.
+        """Context in which everything this engine computes runs, with its number of threads.
 
         Raises:
             UserError: the process is a fork in which nothing can be computed.
@@ -115,7 +115,7 @@ class Engine:
                 torch.set_num_threads(FORKS.threads(before))
 
     def plan(self, knobs: KnobConfig) -> Plan:
-        """The plan of a setting.
+        """Return the plan of a setting.
 
         Raises:
             UserError: the setting is not in the knob space.
@@ -124,7 +124,7 @@ class Engine:
         return self._plans[knobs]
 
     def warmup(self, knobs: Iterable[KnobConfig] | None = None, advance: Advance | None = None) -> int:
-        """Capture what some settings need, all unless told; how many graphs that are, 0 on a CPU.
+        """Capture the graphs of some settings (default: all); return their number, 0 on a CPU.
 
         Prompts are captured for questions of the usual length about pictures of any shape.
         """
@@ -166,7 +166,7 @@ class Engine:
     ) -> Iterator[Token | Answer]:
         """Yield tokens as they come and the answer last; the clock starts with this call.
 
-        `cancel` is asked between tokens, stages and blocks; where it says True, the answer ends there.
+        `cancel` is called between tokens; if it returns True, the answer ends there.
         """
         accepted_ms = now_ms() - request.waited_ms
         return self._stepped(request, self._run(request, guard or self.native, accepted_ms, cancel))

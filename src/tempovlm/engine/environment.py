@@ -17,7 +17,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.stamp import Stamp, __version__
 
 _FINGERPRINTED = ("hardware", "device", "threads", "torch", "tempovlm", "weights", "knob_space")
-"""What a calibration depends on: where one of these changes, the machine is measured again."""
+"""Fields that a calibration depends on: if one changes, the machine is measured again."""
 
 _OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 """Variables by which git, within a hook or an alias, points its children at the user's repository."""
@@ -36,8 +36,8 @@ def collect_stamp(
 ) -> Stamp:
     """Collect the stamp of this process, now.
 
-    The device's name tells the type of the weights too: `cpu/float32`, and `cuda/bfloat16/fp8` where decode steps
-    read others. `threads` are those of the model where it has its own, else torch's in this thread.
+    The device's name includes the type of the weights: `cpu/float32`, and `cuda/bfloat16/fp8` if decode steps
+    read others. `threads` are those of the model if it has its own, else torch's in this thread.
     """
     kind = str(dtype).removeprefix("torch.") + (f"/{decode_weights}" if decode_weights != "bf16" else "")
     return Stamp(
@@ -65,7 +65,7 @@ def fingerprint(stamp: Stamp) -> str:
 
 
 def hardware_name(device: torch.device) -> str:
-    """Name the processor that runs the model."""
+    """Return the name of the processor that runs the model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_name()
@@ -84,19 +84,19 @@ def _cpu_name() -> str:
 
 @cache
 def commit() -> str | None:
-    """Find the commit of this package's source, with `+` where it has changes; None where no commit holds it."""
+    """Find the commit of this package's source, with `+` if it has changes; None if no commit contains it."""
     return commit_of(Path(__file__).parents[1])
 
 
 def commit_of(package: Path) -> str | None:
-    """Find the commit that holds a package's source, with `+` where its tracked files have changes.
+    """Find the commit that contains a package's source, with `+` if its tracked files have changes.
 
     Args:
-        package: folder of the package. It may lie within a repository that does not hold it, as a virtual
-            environment within the user's own does: that repository's commit says nothing about the package.
+        package: folder of the package. It may lie within a repository that does not contain it, such as a virtual
+            environment within the user's own: that repository's commit says nothing about the package.
 
     Returns:
-        Twelve hex digits; None where git is missing, there is no repository, or its commit lacks the source.
+        Twelve hex digits; None if git is missing, there is no repository, or its commit lacks the source.
     """
     try:
         head = _git(package, "rev-parse", "--short=12", "HEAD")

@@ -1,8 +1,8 @@
-"""Features of pictures that were encoded before, by the content of their crops, within a bound of bytes.
+"""A bounded cache of picture features, keyed by the content of the crops.
 
 A hit is a picture whose crops, as the vision transformer would see them, are equal value for value, so that its
-features are equal too. Off unless asked for: a hit is no measurement of the vision encoder. Looking up waits for
-the device once, which the stage's clock counts. Knows no model: a cache serves one, whose weights do not change.
+features are equal too. Off by default, because a hit does not measure the vision encoder. A look-up waits for
+the device once, which the stage's clock counts. A cache serves one model, whose weights must not change.
 
 Shapes: `U` distinct crops, `P` patches of a crop, `X` values of a patch, `F` features of a patch.
 """
@@ -26,18 +26,18 @@ LANES = 2
 
 
 class ContentDigest:
-    """A digest of crops on the device where they are, keyed by secret random weights of this process.
+    """Computes a digest of crops on their device, keyed by secret random weights of this process.
 
     Multilinear hashing (Lemire and Kaser 2014, "Strongly universal string hashing is fast"): the values' bits as
     integers of 16 or 32 bits times random 64-bit weights, summed modulo 2⁶⁴. Two different crops collide with a
-    probability of at most 2⁻³³ a lane, whoever chose them.
+    probability of at most 2⁻³³ for each of the `LANES` digests, even if chosen on purpose.
     """
 
     def __init__(self) -> None:
         self._weights: Tensor | None = None
 
     def __call__(self, patches: Tensor) -> bytes:
-        """The digest of (U, P, X); waits for the device."""
+        """Return the digest of (U, P, X); waits for the device."""
         words = patches.flatten(1).contiguous()
         words = words.view(torch.int16 if words.element_size() == 2 else torch.int32)
         weights = self._weights
@@ -48,16 +48,16 @@ class ContentDigest:
 
 
 def _random_words(count: int, device: torch.device) -> Tensor:
-    """(LANES, count) random 64-bit integers, of the system and not of a generator whose seed could be guessed."""
+    """Return (LANES, count) random 64-bit integers from the system, not from a generator with a guessable seed."""
     drawn = torch.frombuffer(bytearray(os.urandom(LANES * count * 8)), dtype=torch.int64)
     return drawn.view(LANES, count).to(device)
 
 
 class FeatureCache:
-    """The features that were asked for last.
+    """The most recently used features.
 
     Attributes:
-        max_bytes: what all features together may take. hits, misses: look-ups so far.
+        max_bytes: limit for all features together. hits, misses: look-ups so far.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -69,21 +69,21 @@ class FeatureCache:
 
     @classmethod
     def of(cls, megabytes: float) -> FeatureCache | None:
-        """A cache of so many megabytes; None for 0.
+        """Return a cache of this many megabytes; None for 0.
 
         Raises:
-            UserError: negative, or not finite.
+            UserError: the size is negative or not finite.
         """
         size = checked_megabytes(megabytes)
         return cls(int(size * BYTES_OF_MB)) if size else None
 
     @property
     def num_bytes(self) -> int:
-        """What the features take."""
+        """Bytes that the features take."""
         return sum(entry.nbytes for entry in self._entries.values())
 
     def features(self, patches: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Features (U, P, F) of crops (U, P, X), by `encode` where they are not known; not to be written to."""
+        """Return features (U, P, F) of crops (U, P, X), from `encode` on a miss; read-only."""
         if self._bypasses:
             return encode(patches)
         key = self._digest(patches)

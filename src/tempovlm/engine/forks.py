@@ -1,10 +1,10 @@
-"""What a fork leaves of a process that has computed, and who may go on computing in the child.
+"""Keep a process that has computed usable after a fork, and detect children that cannot compute.
 
-Of a process's threads only the one that forks lives on in the child. OpenMP's workers are gone there, but libgomp
-still waits for them (https://github.com/pytorch/pytorch/issues/17199), so they are sent home before a fork, and
-parent and child start new ones when they need some: OpenMP 5.0, 3.2.44, `omp_pause_resource_all`. Where that
-cannot be done, the child computes on one thread, which waits for nobody. What another thread was computing at that
-moment may have left a lock of a library closed for ever, and CUDA does not work in a child; both are told.
+Only the thread that forks lives on in the child. OpenMP's workers are gone there, but libgomp
+still waits for them (https://github.com/pytorch/pytorch/issues/17199), so they are ended before a fork, and
+parent and child start new ones when needed: OpenMP 5.0, 3.2.44, `omp_pause_resource_all`. If that
+is impossible, the child computes on one thread, which waits for no other. If another thread was computing at that
+moment, it may have left a library's lock closed for ever, and CUDA does not work in a child; both raise an error.
 
 Imports no torch.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tempovlm.core.errors import UserError
 
-_SOFT = 1  # OpenMP's name of the pause that keeps what the user set
+_SOFT = 1  # OpenMP's name of the pause that keeps the user's settings
 _NEVER_STARTED_A_PROGRAM = 0x40  # Linux's PF_FORKNOEXEC, among the flags of a process
 
 _BUSY = (
@@ -34,14 +34,14 @@ NO_CUDA_IN_CHILD = "CUDA does not work in a process forked after it was used; st
 
 
 class Forks:
-    """Follows the forks of this process from its making on.
+    """Follows the forks of this process from its creation on.
 
     Attributes:
-        one_thread: OpenMP's workers may have been lost by a fork, so that only one thread can compute.
+        one_thread: True if a fork may have lost OpenMP's workers, so that only one thread can compute.
     """
 
     def __init__(self) -> None:
-        # A child of a process that torch was in, but not this module, may have lost them already: not to be asked.
+        # A child of a process that imported torch, but not this module, may have lost them already.
         self.one_thread = "torch" in sys.modules and _is_forked()
         self._is_paused = False
         self._computing: dict[int, int] = {}
@@ -49,16 +49,16 @@ class Forks:
         os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._begin_child)
 
     def check(self) -> None:
-        """Raise a `UserError` where nothing can be computed in this process."""
+        """Raise a `UserError` if this process cannot compute."""
         if self._refusal is not None:
             raise UserError(self._refusal)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Compute while the block runs: what a fork by another thread would interrupt.
+        """Mark work that a fork by another thread would interrupt.
 
         Raises:
-            UserError: nothing can be computed in this process.
+            UserError: this process cannot compute.
         """
         self.check()
         me = threading.get_ident()
@@ -78,7 +78,7 @@ class Forks:
         return any(thread != me for thread in list(self._computing))
 
     def threads(self, count: int) -> int:
-        """As many threads as asked for, where more than one can compute."""
+        """Return the number of threads asked for, or 1 if only one can compute."""
         return 1 if self.one_thread else count
 
     def _before(self) -> None:
@@ -98,7 +98,7 @@ class Forks:
 
 
 def _pause() -> bool:
-    """Send the OpenMP workers of this thread home; whether none can be waited for any more."""
+    """End the OpenMP workers of this thread; return whether none can be waited for any more."""
     if "torch" not in sys.modules:
         return True
     try:
@@ -110,7 +110,7 @@ def _pause() -> bool:
 
 
 def _is_forked() -> bool:
-    """Whether this process came out of a fork and has started no program since; False where nobody tells."""
+    """Whether this process came out of a fork and has started no program since; False if unknown."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return bool(int(fields[6]) & _NEVER_STARTED_A_PROGRAM)
@@ -119,7 +119,7 @@ def _is_forked() -> bool:
 
 
 class ProcessLock:
-    """A lock that its thread can take again. A child of a fork finds it open; every copy is a lock of its own."""
+    """A reentrant lock. A child of a fork finds it open; every copy is a separate lock."""
 
     def __init__(self) -> None:
         self._locks: dict[int, threading.RLock] = {}
@@ -131,7 +131,7 @@ class ProcessLock:
         self._lock().release()
 
     def __reduce__(self) -> tuple[type[ProcessLock], tuple[()]]:
-        """A new lock: one that guards other values has no part in this one's."""
+        """Return a new lock: a copied object must not share its lock."""
         return ProcessLock, ()
 
     def _lock(self) -> threading.RLock:
@@ -139,4 +139,4 @@ class ProcessLock:
 
 
 FORKS = Forks()
-"""The one instance; made at import, so that every later fork is followed."""
+"""The only instance; made at import, so that every later fork is followed."""

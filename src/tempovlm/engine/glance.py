@@ -1,9 +1,10 @@
-"""A glance before the first choice: the global crop, cut, encoded and projected, for policies that want to see it.
+"""A glance before the first choice: the global crop, cut, encoded and projected, for policies that need to see it.
 
-Every tier needs the global crop, so an answer reuses what the vision transformer made of it, and cuts and encodes
-the tiles alone. Its projection is the policy's own work and belongs to the control stage: the mask that a global
-crop is projected with depends on the tiling, which is chosen later, so the answer projects all of its crops anew.
-Knows no budget. Shapes: `U` distinct crops, `P` patches of a crop, `G` tokens of a crop, `D` decoder
+Every tier needs the global crop, so an answer reuses its features from the vision transformer, and cuts and
+encodes
+only the tiles. The glance's projection is the policy's own work and belongs to the control stage: the mask of the
+global crop depends on the tiling, which is chosen later, so the answer projects all of its crops again.
+Shapes: `U` distinct crops, `P` patches of a crop, `G` tokens of a crop, `D` decoder
 width.
 """
 
@@ -29,11 +30,11 @@ from tempovlm.model.prompt import build_prompt
 from tempovlm.model.vision.tiling import Crops, choose_grid, cut_crops, cut_tiles
 
 PICTURE_SIZE = (480, 640)
-"""Height and width of the blank picture that glances are measured on."""
+"""Height and width of the blank picture on which glances are measured."""
 
 SPLIT_REPEATS = 5
 SPLIT_LIMIT_MS = 1000.0
-"""Encoding in one and in two passes is compared so many times, or until so much time has passed."""
+"""Number of comparisons of encoding in one and in two passes, and the time after which they end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,10 @@ class Glance:
 
     Attributes:
         image: (H, W, 3) its pixels.
-        ready: the picture and the question as the lowest tier has them.
+        ready: the picture and the question as prepared for the lowest tier.
         features: (1, P, features) of the global crop.
-        elapsed_ms: since acceptance, when they were there.
-        tokens: (1, G, D) what the projector makes of them at the lowest tier.
+        elapsed_ms: time since acceptance when they were ready.
+        tokens: (1, G, D) their projection at the lowest tier.
     """
 
     image: np.ndarray
@@ -56,14 +57,14 @@ class Glance:
 
     @torch.inference_mode()
     def prepare(self, run: Runner, tier: str, request: Request) -> Prepared:
-        """As `Runner.prepare`, but beyond the lowest tier the crops' patches are those of the tiles alone."""
+        """Like `Runner.prepare`, but above the lowest tier the crops' patches are those of the tiles only."""
         config, whole = run.model.config, self.ready.crops
         assert whole is not None
         height, width, _ = self.image.shape
         if choose_grid(tier, height, width, config.vision) == whole.grid:
             return self.ready
         if run.device.type != "cpu":
-            # The runner may cut on the device, where one crop more costs next to nothing.
+            # The runner may cut on the device, where one more crop costs almost nothing.
             ready = run.prepare(self.image, tier, request)
             assert ready.crops is not None
             return Prepared(without_global(ready.crops), ready.prompt)
@@ -94,13 +95,13 @@ def take_glance(run: Runner, image: np.ndarray, tier: str, request: Request, clo
 
 
 def without_global(crops: Crops) -> Crops:
-    """The same crops with the patches of the tiles alone, as `cut_tiles` has them."""
+    """Return the same crops with the patches of the tiles only, as `cut_tiles` makes them."""
     live = None if crops.live is None else crops.live[1:]
     return replace(crops, patches=crops.patches[1:], live=live)
 
 
 def project_glance(run: Runner, features: Tensor, crops: Crops) -> Tensor:
-    """(1, G, D) tokens of the global crop alone, by its features and the lowest tier's crops."""
+    """Return tokens (1, G, D) of the global crop alone, from its features and the lowest tier's crops."""
     first = Crops(crops.patches[:1], crops.index[:1], crops.masks[:1], crops.grid)
     tokens = run.project(features, first)
     assert tokens is not None
@@ -108,7 +109,7 @@ def project_glance(run: Runner, features: Tensor, crops: Crops) -> Tensor:
 
 
 def guarded(run: Runner, space: KnobSpace, policy: Policy, profile: LatencyProfile | None) -> Guard:
-    """Guard a policy over the whole knob space; measures what it takes, with its glances where it needs them."""
+    """Guard a policy over the whole knob space; measures its time, including glances if it needs them."""
     if not policy.sees_glance:
         return Guard.around(policy, space, profile)
     glance, split_ms = blank_glance(run, space.tiers[0]), measure_split_ms(run, space.tiers)
@@ -117,7 +118,7 @@ def guarded(run: Runner, space: KnobSpace, policy: Policy, profile: LatencyProfi
 
 
 def blank_glance(run: Runner, tier: str) -> Callable[[], Tensor]:
-    """What projects the glance of a blank picture, so that it can be measured; `tier` is the lowest."""
+    """Return a function that projects the glance of a blank picture, to be timed; `tier` is the lowest."""
     crops = _blank_crops(run, tier)
     features = run.encode(crops)
     assert features is not None
@@ -125,16 +126,16 @@ def blank_glance(run: Runner, tier: str) -> Callable[[], Tensor]:
 
 
 def measure_split_ms(run: Runner, tiers: Sequence[str]) -> dict[str, float]:
-    """How much longer encoding takes in two passes, by tier: the global crop first, then the tiles.
+    """Measure the extra time of encoding in two passes, by tier: the global crop first, then the tiles.
 
-    At most what the first pass takes. Nothing at the lowest tier, the first of `tiers`, which has no second pass.
+    At most the time of the first pass. 0 at the lowest tier, the first of `tiers`, which has no second pass.
     """
     split_ms = dict.fromkeys(tiers[:1], 0.0)
     for tier in tiers[1:]:
         blank, spent_ms = _blank_crops(run, tier), 0.0
         rows: list[tuple[float, ...]] = []
         while len(rows) < SPLIT_REPEATS and spent_ms < SPLIT_LIMIT_MS:
-            # Other pixels each time, so that nothing that remembers pictures knows these.
+            # Use other pixels each time, so that no cache of pictures hits.
             patches = blank.patches + 0.01 * len(rows)
             rows.append(tuple(_encode_ms(run, blank, part) for part in (patches, patches[:1], patches[1:])))
             spent_ms += sum(rows[-1])

@@ -1,13 +1,13 @@
 """Decode steps on CUDA as captured graphs, keyed by plan, over a cache and buffers whose addresses never change.
 
-A `Lane` is what one request at a time decodes on: cache, step buffers and its graphs. Requests that are stepped
-alternately take a lane each; where none is free, the caller decodes without one. A plan whose step was never
-captured runs kernel by kernel at once and is captured behind, between requests. Token, position and noise live on
+A `Lane` is the state that one request decodes on: cache, step buffers and graphs. Requests that are stepped
+alternately take a lane each; if none is free, the caller decodes without one. A plan whose step was never
+captured runs kernel by kernel and is captured later, between requests. Token, position and noise live on
 the device; the host reads tokens from pinned memory, at most one step late, so that the device never waits for it.
 Steps may read weights of one byte (`model/quantised.py`), made once for all lanes; prompts, batches and requests
-that find no lane use the weights as they were loaded.
+without a lane use the weights as loaded.
 
-The module can be imported where there is no CUDA and no Triton. Knows no clock, no budget and no policy.
+The module can be imported without CUDA and Triton.
 
 Shapes: `V` vocabulary.
 """
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
     from tempovlm.model.kernels.tiles import Tiling
 
 Key = tuple[tuple[Step, ...], bool]
-"""What a graph depends on: the steps of a plan, and whether tokens are drawn."""
+"""Key of a graph: the steps of a plan, and whether tokens are sampled."""
 
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which kernels can read fp8."""
 
 Advance = Callable[[int, int], None]
-"""Called with the graphs that are captured and the graphs that there are to be."""
+"""Callback with the numbers of captured graphs and of all graphs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A token on the host, and the end of its step where the device is busy with the next one already."""
+    """A token on the host, and the end of its step if the device is busy with the next one already."""
 
     token: int
     event: torch.cuda.Event | None = None
@@ -62,7 +62,7 @@ class Lane:
     """One request's cache, buffers and graphs.
 
     Attributes:
-        cache: entries of every block for one row. on: what a step reads and writes. prompts: fills the cache.
+        cache: entries of every block for one row. on: inputs and outputs of a step. prompts: fills the cache.
         wanted: steps that ran without a graph since the last capture.
     """
 
@@ -94,7 +94,7 @@ class Lane:
         self.wanted: dict[Key, Plan] = {}
 
     def cache_for(self, plan: Plan) -> KVCache:
-        """The entries of a plan's steps, in order; what an earlier request left there is never read."""
+        """Return the cache entries of a plan's steps, in order; entries of an earlier request are never read."""
         used = len(plan.steps)
         return KVCache(self.cache.keys[:used], self.cache.values[:used])
 
@@ -112,11 +112,11 @@ class Lane:
         *,
         ahead: bool,
     ) -> Iterator[Made]:
-        """The tokens after the `first` (1,) of a request whose prompt of `length` tokens is in the cache.
+        """Yield the tokens after the `first` (1,) of a request whose prompt of `length` tokens is in the cache.
 
         A `limit` (1, V) is added to the logits of the token after the first one alone.
-        With `ahead`, a step starts before the token of the one before it is read; none starts that
-        `max_new_tokens` forbids.
+        With `ahead`, a step starts before the token of the previous one is read; no step starts beyond
+        `max_new_tokens`.
         """
         key = plan.steps, request.temperature > 0
         self._start(first, length, request)
@@ -141,10 +141,10 @@ class Lane:
             self._temperature.fill_(usable(request.temperature))
             self._top_p.fill_(request.top_p)
             self._generator.manual_seed(request.seed)
-            self._draw_noise()  # the first token was drawn with the seed's first numbers
+            self._draw_noise()  # the first token used up the seed's first numbers
 
     def _limit(self, limit: Tensor | None) -> None:
-        """Add `limit` (1, V) to the logits of the steps that are started from here on, or nothing."""
+        """Add `limit` (1, V), or nothing, to the logits of the steps that start from here on."""
         if self.on.limit is None:
             return
         if limit is None:
@@ -169,7 +169,7 @@ class Lane:
         return event
 
     def start_step(self, plan: Plan, *, is_drawn: bool = False) -> None:
-        """Replace the token by the next one and count the position on; by a graph where one is captured."""
+        """Replace the token by the next one and increment the position; by a graph if one is captured."""
         key = plan.steps, is_drawn
         graph = self._graphs.get(key)
         with torch.cuda.device_of(self.on.x):
@@ -181,12 +181,12 @@ class Lane:
 
     @torch.inference_mode()
     def _run(self, plan: Plan, is_drawn: bool) -> None:
-        """The kernels of one step."""
+        """Run the kernels of one step."""
         self._kernels.forward(self._decoder, plan, self.cache_for(plan), self.on)
         if not is_drawn:
             self._kernels.pick(self.on)
             return
-        # argmax(p / e) with exponential e is a draw from p (the Gumbel trick), and needs no host.
+        # argmax(p / e) with exponential e is a draw from p (the Gumbel trick) and needs no host.
         logits = self.on.logits if self.on.limit is None else self.on.logits + self.on.limit
         is_sound, kept = candidates(logits, self._temperature, self._top_p)
         self.on.token.copy_(torch.where(is_sound, (kept / self._noise).argmax(dim=-1), BROKEN))
@@ -202,7 +202,7 @@ class Lane:
         self._graphs[key] = self._recorder.graph(lambda: self._run(plan, is_drawn))
 
     def wait(self) -> None:
-        """Return when the device has done what this lane started."""
+        """Wait until the device has finished the work of this lane."""
         if self.is_cuda:
             torch.cuda.current_stream(self.on.x.device).synchronize()
 
@@ -211,13 +211,13 @@ class GraphDecoder:
     """The lanes of one model.
 
     Args:
-        model: must not move afterwards: graphs hold its addresses.
-        lanes: requests that decode at a time; each costs a cache of the model's whole context.
-        ahead: start a step before the token of the one before it is read. A step is then wasted where an answer
-            ends with the end token, and no time is lost between steps.
-        tiling: of the kernels, for measurements.
-        is_limited: steps can be told what may not be said next.
-        weights: what steps read; other than `bf16`, copies of the decoder's products that are kept beside them.
+        model: must not move afterwards, because graphs hold its addresses.
+        lanes: number of requests that decode at a time; each costs a cache of the model's whole context.
+        ahead: start a step before the token of the previous one is read. An answer that ends with the end token
+            then wastes a step, but no time is lost between steps.
+        tiling: tiling of the kernels, for measurements.
+        is_limited: True if some tokens can be forbidden for a step.
+        weights: weights that steps read; other than `bf16`, copies of the decoder's matrices beside the original.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class GraphDecoder:
 
     @contextmanager
     def lane(self) -> Iterator[Lane | None]:
-        """A lane for one request, None where all are taken; free again when the block ends."""
+        """Yield a lane for one request, None if all are taken; it is free again when the block ends."""
         try:
             lane = self._free.pop()
         except IndexError:
@@ -259,12 +259,12 @@ class GraphDecoder:
         request: Request,
         limit: Tensor | None = None,
     ) -> Iterator[Made]:
-        """As `Lane.steps`; not ahead of a request that may stop at its deadline."""
+        """Like `Lane.steps`, but not ahead for a request that may stop at its deadline."""
         may_run_ahead = self.ahead and (request.budget_ms is None or request.on_deadline == "finish")
         return lane.steps(first, plan, length, request, limit, ahead=may_run_ahead)
 
     def settle(self) -> None:
-        """Capture, on the lanes that are free, the steps and prompts that ran without a graph."""
+        """Capture, on the free lanes, the steps and prompts that ran without a graph."""
         for lane in list(self._free):
             for (_, bucket), plan in list(lane.prompts.wanted.items()):
                 lane.prompts.capture(plan, bucket)
@@ -272,11 +272,11 @@ class GraphDecoder:
                 lane.capture(plan, is_drawn=is_drawn)
 
     def warmup(self, plans: Iterable[Plan], advance: Advance | None = None, lengths: Collection[int] = ()) -> int:
-        """Capture greedy steps of all plans on all lanes, and prompts of some lengths; how many graphs that are.
+        """Capture greedy steps of all plans on all lanes, and prompts of some lengths; return how many graphs.
 
-        Plans of equal steps, which differ in their vision tier only, share a graph. Prompts are captured on the
-        lane that a request takes while no other is running; the other lanes' are captured behind. No request may
-        be running.
+        Plans with equal steps, which differ only in their vision tier, share a graph. Prompts are captured on the
+        lane that a request takes while no other is running; those of other lanes are captured later. No request
+        may be running.
         """
         distinct = {plan.steps: plan for plan in plans}
         jobs: list[tuple[Lane, Plan, int | None]] = [
@@ -299,7 +299,7 @@ def graph_decoder(
     """A decoder for a model on CUDA; None on a CPU, where Triton is not installed and for other families.
 
     Raises:
-        UserError: decode steps cannot read such weights here.
+        UserError: decode steps cannot read such weights on this device.
     """
     device = model.decoder.embedding.device
     check_weights(weights, device)

@@ -1,6 +1,6 @@
-"""What a model that was taught to name options by letter does not say to a question that lists none.
+"""Limits for a model that was taught to name options by letter, on questions that list no options.
 
-To an open question a letter alone says nothing, and neither does an answer that ends before it begins. So an open
+A lone letter does not answer an open question, and neither does an empty answer. So an open
 answer begins with a word, and goes on after a letter that stands alone: letters also begin words that are spelled.
 Limits are numbers added to logits, 0 or minus infinity. Nothing here waits for a device.
 
@@ -26,10 +26,10 @@ class OpenAnswers:
     """Limits of one model's open answers, on its device.
 
     Attributes:
-        first: (3, V) for the first token: of any answer, of an open one, of an open one that has no second token.
+        first: (3, V) for the first token: of any answer, of an open one, of an open one limited to one token.
         second: (2, V) for the token after it: after any token, after a letter.
         is_letter: (V,) 1 for the tokens that are letters, else 0.
-        is_open: (2,) 0 and 1, by which rows of a batch are told apart without a copy to the device.
+        is_open: (2,) 0 and 1, to select rows of a batch without a copy to the device.
     """
 
     first: Tensor
@@ -39,7 +39,7 @@ class OpenAnswers:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, letters: str, like: Tensor) -> OpenAnswers | None:
-        """For a model with the embedding `like` (V, D) that names options by `letters`; None where it has none.
+        """Return the limits of a model with the embedding `like` (V, D) that names options by `letters`, or None.
 
         Raises:
             UserError: no letter is a token.
@@ -74,7 +74,7 @@ def _limit(allowed: Tensor) -> Tensor:
 
 
 class Limits:
-    """The limits of the answers to some requests, a row each; none where a model has no such limits."""
+    """Return the limits of the answers to some requests, a row each; None if a model has no such limits."""
 
     def __init__(self, rules: OpenAnswers | None, requests: Sequence[Request]) -> None:
         kinds = [_kind(request) for request in requests]
@@ -86,7 +86,7 @@ class Limits:
             self._is_open = torch.stack([rules.is_open[min(kind, 1)] for kind in kinds])
 
     def __call__(self, logits: Tensor, previous: Tensor | None = None, count: int = 0) -> Tensor:
-        """Logits (B, V) of what may be said after `count` tokens, of which `previous` (B,) are the last."""
+        """Return limited logits (B, V) after `count` tokens, of which `previous` (B,) are the last."""
         if self._first is None or count > 1:
             return logits
         if previous is None:
@@ -95,14 +95,14 @@ class Limits:
         return logits if limit is None else logits + limit
 
     def second(self, first: Tensor) -> Tensor | None:
-        """(B, V) to add to the logits that follow the first tokens (B,); None where nothing is to be added."""
+        """Return (B, V) to add to the logits after the first tokens (B,); None for no limit."""
         if self._rules is None or self._is_open is None:
             return None
         return self._rules.second[self._rules.is_letter[first] * self._is_open]
 
 
 def _kind(request: Request) -> int:
-    """Which row of `OpenAnswers.first` is a request's."""
+    """Return the row of `OpenAnswers.first` for a request."""
     if lists_options(request.question):
         return 0
     return 1 if request.max_new_tokens > 1 else 2

@@ -1,4 +1,4 @@
-"""The stages of an answer, each a function of what the stage before left. Knows no clock, no budget, no policy.
+"""The stages of an answer, each a function of the previous stage's result.
 
 Every stage enters inference mode by itself, so that streams which are stepped alternately leave no mode behind.
 Shapes: `C` crops, `P` patches, `G` tokens of a crop, `T` tokens, `D` width, `V` vocabulary.
@@ -36,7 +36,7 @@ from tempovlm.model.vision.image import open_image
 from tempovlm.model.vision.tiling import Crops, cut_crops
 
 FEW_CROPS = 2
-"""Up to so many crops the vision side of a narrow model ends sooner on one thread, as its decoder always does."""
+"""Up to this many crops the vision side of a narrow model is faster on one thread, as its decoder always is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """A prompt that was read: logits (1, V) of its first token, and what the next ones need."""
+    """A prompt that was read: logits (1, V) of its first token, and the state for the next ones."""
 
     logits: Tensor
     plan: Plan
@@ -60,15 +60,15 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Runs the stages of requests on one model; holds nothing of any request.
+    """Runs the stages of requests on one model; keeps no state of requests.
 
     Attributes:
-        exact: resize pictures in float32, as published, and not in uint8, which is several times faster on a CPU;
-            on CUDA all are resized in float32, and only the published padding rule is left to it.
+        exact: resize pictures in float32, as published, instead of uint8, which is several times faster on a CPU.
+            On CUDA pictures are always resized in float32, and this only adds the published padding rule.
         narrow: decodes for a narrow model on a CPU; None for all others.
-        graphs: decodes on CUDA; without it, and where its lanes are taken, the model does.
-        vision: encodes and projects on CUDA. features: of pictures seen before; None forgets every picture.
-        open_answers: what is not said where a question lists no options; None allows anything.
+        graphs: decodes on CUDA; without it, or if its lanes are taken, the plain model decodes.
+        vision: encodes and projects on CUDA. features: cache of picture features; None turns it off.
+        open_answers: limits for questions that list no options; None sets no limits.
     """
 
     model: VisionLanguageModel
@@ -82,26 +82,26 @@ class Runner:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.decoder.embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that it computes in."""
+        """Type that it computes in."""
         return self.model.decoder.embedding.dtype
 
     @property
     def decode_weights(self) -> Weights:
-        """What decode steps read; `bf16` where that is what was loaded."""
+        """Weights that decode steps read; `bf16` stands for the weights as loaded."""
         return "bf16" if self.graphs is None else self.graphs.weights
 
     def open(self, request: Request) -> np.ndarray | None:
-        """The picture's pixels (H, W, 3), None without a picture."""
+        """Return the picture's pixels (H, W, 3), None without a picture."""
         return open_image(request.images[0]) if request.images else None
 
     @torch.inference_mode()
     def prepare(self, image: np.ndarray | None, tier: str, request: Request) -> Prepared:
-        """Cut the tier's crops, on CUDA if the model is there, and write the token stream."""
+        """Cut the tier's crops, on CUDA if the model is there, and build the token stream."""
         config = self.model.config
         with self._threads():
             crops = None if image is None else self._cut(image, tier)
@@ -135,16 +135,16 @@ class Runner:
         if patches is None or crops is None:
             return None
         with self._threads(small=len(patches) <= FEW_CROPS):
-            masks = crops.masks.to(self.device, non_blocking=True)  # no wait for the vision transformer
+            masks = crops.masks.to(self.device, non_blocking=True)  # does not wait for the vision transformer
             index = None if len(crops.index) == len(patches) else crops.index.to(self.device, non_blocking=True)
             every = patches if index is None else patches.index_select(0, index)
             run = self.model.projector if self.vision is None else self.vision.project
             return run(every, masks)
 
     def see(self, ready: Prepared, tier: str, vision: Tensor | None, *, pool: bool) -> Sight:
-        """Give a policy the encoded picture at a tier, its projected tokens `vision` (C, G, D).
+        """Return the encoded picture at a tier for a policy, from its projected tokens `vision` (C, G, D).
 
-        With `pool`, the pooled tokens are copied to the host on CUDA: the copy is queued, and is there once the
+        With `pool`, the pooled tokens are copied to the host: on CUDA the copy is queued and complete once the
         device has been waited for.
         """
         feature = None
@@ -154,18 +154,18 @@ class Runner:
         return Sight(tier, vision, ready.prompt.num_vision_tokens, ready.prompt.num_text_tokens, feature)
 
     def settle(self) -> None:
-        """Capture, between requests, what ran without a graph."""
+        """Capture, between requests, the work that ran without a graph."""
         for graphs in (self.vision, self.graphs):
             if graphs is not None:
                 graphs.settle()
 
     def measured(self) -> AbstractContextManager[None]:
-        """Run every stage in full while the block runs, for a picture seen before too."""
+        """Run every stage in full while the block runs, for a cached picture too."""
         return nullcontext() if self.features is None else self.features.bypassed()
 
     @contextmanager
     def _threads(self, *, small: bool = True) -> Iterator[None]:
-        """One thread for small work of a small model on a CPU, and afterwards as many as before."""
+        """Use one thread for small work of a small model on a CPU, and afterwards as many as before."""
         before = torch.get_num_threads()
         narrow = small and before > 1 and self.device.type == "cpu" and self.model.config.width < NARROW
         try:
@@ -177,11 +177,11 @@ class Runner:
                 torch.set_num_threads(before)
 
     def small_work(self) -> AbstractContextManager[None]:
-        """What small work beside the stages, such as a policy's, runs in: on one thread where that ends sooner."""
+        """Context for small work outside the stages, such as a policy's: single-threaded if that is faster."""
         return self._threads()
 
     def lane(self) -> AbstractContextManager[Lane | None]:
-        """What one request decodes on while the block runs; None where it needs nothing of its own."""
+        """Context of the state that one request decodes on; yields None if it needs no own state."""
         return nullcontext() if self.graphs is None else self.graphs.lane()
 
     @torch.inference_mode()
@@ -194,10 +194,7 @@ class Runner:
         lane: Lane | None = None,
         tick: Tick | None = None,
     ) -> Decoding:
-        """Read the prompt; the cache, the lane's if there is one, has room for all tokens that follow.
-
-        `tick` is called between the blocks, where they are not of a captured graph.
-        """
+        """Read the prompt; the cache, the lane's if there is one, has room for all later tokens."""
         tokens = prompt.tokens.to(self.device, non_blocking=True)  # else the copy waits for the vision side
         capacity = len(tokens) + max_new_tokens
         with self._threads():
@@ -209,16 +206,16 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, token: Tensor, state: Decoding, count: int) -> Tensor:
-        """Logits (1, V) after the `count`-th generated token (1,)."""
+        """Return logits (1, V) after the `count`-th generated token (1,)."""
         start = state.length + count - 1
         if self.narrow is not None:
-            with np.errstate(all="ignore"):  # the transcript has one line for logits that are not numbers
+            with np.errstate(all="ignore"):  # the transcript reports logits that are not numbers
                 return self.narrow.decode(int(token), state.plan, state.cache, start)
         with self._threads():
             return self.model.decode(token, state.plan, state.cache, start)
 
     def steps(self, first: Tensor, state: Decoding, sample: Sampler, request: Request) -> Iterator[Made]:
-        """The tokens after the `first` (1,), one for each step, for as long as they are asked for."""
+        """Yield the tokens after the `first` (1,), one step each, on request."""
         limits = self.limits([request])
         if self.graphs is not None and state.lane is not None:
             yield from self.graphs.steps(
@@ -231,5 +228,5 @@ class Runner:
             yield Made(int(token))
 
     def limits(self, requests: Sequence[Request]) -> Limits:
-        """What answers to these requests may not say, a row each."""
+        """Return the limits of the answers to these requests, a row each."""
         return Limits(self.open_answers, requests)

@@ -11,20 +11,20 @@ from tempovlm.core.request import Request
 from tempovlm.model.decoder import BROKEN
 
 Sampler = Callable[[Tensor], Tensor]
-"""(B, V) logits to (B,) tokens, `BROKEN` for rows whose logits are not numbers."""
+"""Return tokens (B,) from logits (B, V), `BROKEN` for rows whose logits are not numbers."""
 
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-30, 1e30
-"""Temperatures beyond, which float32 cannot divide by, draw as these do: the likeliest token, or any token."""
+"""Temperatures beyond these, by which float32 cannot divide, are clipped: the likeliest token, or any token."""
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The likeliest token of each row."""
+    """Return the likeliest token of each row."""
     best, tokens = logits.max(dim=-1)  # a NaN anywhere in a row is its maximum
     return torch.where(best.isfinite(), tokens, BROKEN)
 
 
 def sampler_for(request: Request, device: torch.device) -> Sampler:
-    """Greedy at temperature 0, else a sampler with a generator of its own, seeded by the request."""
+    """Return greedy sampling at temperature 0, else a sampler with its own generator, seeded by the request."""
     if request.temperature == 0:
         return greedy
     generator = torch.Generator(device).manual_seed(request.seed)
@@ -37,12 +37,12 @@ def sampler_for(request: Request, device: torch.device) -> Sampler:
 
 
 def usable(temperature: float) -> float:
-    """The nearest temperature that float32 can divide by."""
+    """Return the nearest temperature that float32 can divide by."""
     return min(max(temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE)
 
 
 def candidates(logits: Tensor, temperature: float | Tensor, top_p: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Whether logits (B, V) are numbers (B,), and the masses (B, V) to draw by; even masses where they are not."""
+    """Return whether logits (B, V) are numbers (B,), and the masses (B, V) to draw by; even masses if not."""
     logits = logits.float()
     best = logits.amax(dim=-1, keepdim=True)
     is_sound = best.isfinite()

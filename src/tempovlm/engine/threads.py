@@ -1,7 +1,7 @@
-"""Where a model runs: device and type of numbers; a CPU's threads and how they wait, set before torch is imported.
+"""Device and number type of a model; a CPU's threads and their wait policy, set before torch is imported.
 
-OpenMP's workers spin while they wait, unless told otherwise, and spinning threads that share cores with another
-process hold up each other: a factor of 2 to 10 as measured. Threads that sleep while they wait lose no more than
+By default OpenMP's workers spin while they wait, and spinning threads that share cores with another
+process delay each other: a factor of 2 to 10 as measured. Threads that sleep while they wait lose no more than
 the other process takes. Importing this module imports no torch.
 """
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_THREADS = 2
-"""At most this many threads: the pocket's matrices are too small to feed more."""
+"""Default maximum of threads: the pocket's matrices are too small for more."""
 
 MOST_THREADS = 1024
-"""Where OpenMP cannot start the threads that it was told to, it ends the process without a word."""
+"""If OpenMP cannot start as many threads as asked, it ends the process without a message."""
 
 _PASSIVE = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -35,9 +35,9 @@ _PASSIVE = {
 
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _MINE: dict[str, str] = {}
-"""What this module has set, which is not what the user has: variables, and `torch` for its count."""
+"""Values that this module has set, to tell them from the user's: variables, and `torch` for its count."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of the C library's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names from the C library's mallopt
 _KEPT_BYTES = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 512 << 20}
 """Arrays up to the first size come from the heap; up to the second of it stays when they are freed."""
 
@@ -45,17 +45,17 @@ _KEPT_BYTES = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 512 << 20}
 def prepare(threads: int | None = None) -> int:
     """Set the OpenMP environment, or torch's thread count if torch is already there; return the count.
 
-    What the user has set is kept. `threads` wins over `TEMPOVLM_THREADS`, that over a count that was given to
+    Values set by the user are kept. `threads` wins over `TEMPOVLM_THREADS`, that over a count that was given to
     `torch.set_num_threads`, that over `OMP_NUM_THREADS` and `MKL_NUM_THREADS` (the smaller one, since torch has
     one count for both), that over the default. The one thread that `torchrun` sets for each of several processes
-    is not the user's. A wait policy other than passive is left alone with all that belongs to it. Where torch was
-    imported before and nobody has said how its threads wait, the default is one thread: a single thread waits for
+    is not the user's. A wait policy other than passive is left alone with all that belongs to it. If torch was
+    imported before and nobody set how its threads wait, the default is one thread: a single thread waits for
     nobody, which costs a sixth of the speed on an idle machine and saves the deadline on a busy one.
     A child of a process that had imported torch, but not `tempovlm.api`, has one thread too, as have workers of
     a forkserver that preloads torch alone.
 
     Raises:
-        UserError: no such number of threads, or more than one where a fork has left one.
+        UserError: invalid number of threads, or more than one where a fork has left one.
     """
     keep_memory()
     FORKS.check()
@@ -66,7 +66,7 @@ def prepare(threads: int | None = None) -> int:
     torch = sys.modules.get("torch")
     count = FORKS.threads(threads if threads is not None else default_threads())
     if torch is not None:
-        # The library has read its environment; changing it now would only mislead the next call.
+        # The library has read its environment already; changing it would only mislead the next call.
         _set_threads(torch, count)
         return count
     if os.environ.get("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
@@ -79,10 +79,10 @@ def prepare(threads: int | None = None) -> int:
 
 
 def start_torch(threads: int | None = None) -> int:
-    """Import torch with the threads that `prepare` says; returns their number.
+    """Import torch with the threads that `prepare` sets; return their number.
 
     Raises:
-        UserError: no such number of threads.
+        UserError: invalid number of threads.
     """
     count = prepare(threads)
     import torch
@@ -98,9 +98,9 @@ def _set_threads(torch: ModuleType, count: int) -> None:
 
 
 def keep_memory() -> bool:
-    """Let the process keep the memory that its arrays free; False where the C library is not glibc.
+    """Let the process keep the memory that its arrays free; False if the C library is not glibc.
 
-    Else every activation beyond some 100 kB is mapped, paged in and unmapped again by the operation that makes it.
+    Otherwise every activation above about 100 kB is mapped, paged in and unmapped by each operation that makes it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -110,12 +110,12 @@ def keep_memory() -> bool:
 
 
 def default_threads() -> int:
-    """The threads that the user set, see `prepare`; else the cores that are ours, at most two.
+    """Return the threads that the user set, see `prepare`; else the available cores, at most two.
 
     Processes that `torchrun` started on one machine share its cores.
 
     Raises:
-        UserError: `TEMPOVLM_THREADS` is no number from 1 to 1024.
+        UserError: `TEMPOVLM_THREADS` is not a number from 1 to 1024.
     """
     named = os.environ.get("TEMPOVLM_THREADS", "")
     if named:
@@ -139,7 +139,7 @@ def default_threads() -> int:
 
 
 def _told(name: str) -> int | None:
-    """The count of a variable that the user has set; of a list, the outermost. None where it says none."""
+    """Return the count in a variable set by the user; of a list, the outermost. None if there is no number."""
     value = os.environ.get(name, "")
     first = value.partition(",")[0].strip()
     is_users = _MINE.get(name) != value and not _is_of_torchrun(name, value)
@@ -147,18 +147,18 @@ def _told(name: str) -> int | None:
 
 
 def _is_of_torchrun(name: str, value: str) -> bool:
-    """Whether `torchrun` may have set it, as it does where it starts several processes and the user has not."""
+    """Whether `torchrun` may have set it, as it does when it starts several processes and the user has not."""
     several = os.environ.get("LOCAL_WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ
     return several and (name, value) == ("OMP_NUM_THREADS", "1")
 
 
 def _chosen_in(torch: ModuleType) -> int | None:
-    """The threads that somebody else has given to `torch.set_num_threads`; None where nobody has.
+    """Return the threads that someone else gave to `torch.set_num_threads`; None if nobody has.
 
-    MKL tells, because torch hands it the count of every such call, and none without one. Without MKL it is any
-    count that torch would not have taken by itself.
+    MKL reveals it, because torch passes it the count of every such call. Without MKL it is any
+    count that torch would not have chosen by itself.
     """
-    count = int(torch.get_num_threads())  # a thread takes over what was set in another when it asks
+    count = int(torch.get_num_threads())  # a thread takes over a value set in another when it asks
     if _MINE.get("torch") == str(count) or FORKS.others_compute():  # which sets it for a while
         return None
     try:
@@ -171,10 +171,10 @@ def _chosen_in(torch: ModuleType) -> int | None:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The processors' time that control groups leave to this process, in cores; None where they set no limit.
+    """Return the processor time that control groups allow this process, in cores; None without a limit.
 
     Args:
-        root: of the file system whose `proc` and `sys` are read.
+        root: root of the file system whose `proc` and `sys` are read.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -191,7 +191,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _shares(groups: Path, controllers: str, path: str) -> list[float]:
-    """The limit of one control group, version 1 or 2; nothing where it has none."""
+    """Return the limit of one control group, version 1 or 2; nothing if it has none."""
     try:
         if controllers:
             folder = groups / controllers / path
@@ -204,12 +204,12 @@ def _shares(groups: Path, controllers: str, path: str) -> list[float]:
 
 
 def cpus() -> int:
-    """Logical processors that this process may run on."""
+    """Return the logical processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def physical_cores() -> int:
-    """Cores that this process may run on, hyper-threads of a core counted once."""
+    """Return the number of cores that this process may run on, hyper-threads of a core counted once."""
     if not hasattr(os, "sched_getaffinity"):
         return cpus()
     cores = set()
@@ -223,12 +223,12 @@ def physical_cores() -> int:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of a name; `auto` takes CUDA where there is some.
+    """Return the device of a name; `auto` means CUDA if available.
 
-    A CUDA device has its index: without one it would be another device in another thread.
+    A CUDA device gets its index: without one it would be another device in another thread.
 
     Raises:
-        UserError: unknown, or CUDA where there is none.
+        UserError: unknown name, or CUDA without a CUDA device.
     """
     import torch
 
@@ -249,10 +249,10 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The type of the weights; that of the device unless told.
+    """Return the type of the weights. Default: that of the device.
 
     Raises:
-        UserError: it is no type that a model computes in.
+        UserError: it is not a type that a model computes in.
     """
     import torch
 

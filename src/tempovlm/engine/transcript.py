@@ -1,4 +1,4 @@
-"""The tokens of one answer as they come, their text, and why they end. Knows no model and no clock."""
+"""The tokens of one answer as they come, their text, and the reason why they end."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tempovlm.model.decoder import BROKEN
 from tempovlm.model.prompt import Tokenizer
 
 UNFINISHED = "\ufffd"
-"""What a tokenizer that spells in bytes writes for the first bytes of a character whose last ones are to come."""
+"""Placeholder that a byte tokenizer emits for the first bytes of a character that is not complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token that carries text: its id, the text it adds, its place in the answer.
+    """One generated token with text: its id, the text it adds, its place in the answer.
 
-    Texts of an answer's tokens, joined, are the answer's text. So a token whose text the next ones may still
-    change or take back (half a character, the beginning of a stop text, outer white space) is held back until
-    they cannot, and adds no text where they did.
+    The joined texts of an answer's tokens are the answer's text. So a token whose text later tokens may
+    change or remove (half a character, the beginning of a stop text, outer white space) is held back until
+    they cannot, and adds no text if they did.
     """
 
     id: int
@@ -30,11 +30,11 @@ class Token:
 
 
 class Transcript:
-    """Collects tokens; `finish` says why the answer is over, None while it is not.
+    """Collects tokens; `finish` is the reason why the answer ended, None before.
 
     Attributes:
-        tokens: all that were generated, the end token among them.
-        text: what they say, without outer white space, up to the first stop text.
+        tokens: all generated tokens, including the end token.
+        text: their text, without outer white space, up to the first stop text.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
@@ -44,15 +44,15 @@ class Transcript:
         self.finish: FinishReason | None = None
         self._sure = 0
         self._shown = 0
-        self._held: deque[tuple[int, int, int]] = deque()  # id, place, and how long the text was with it
+        self._held: deque[tuple[int, int, int]] = deque()  # id, place, and the length of the text with it
 
     def add(self, token: int) -> list[Token]:
-        """Take one more token; returns the tokens whose text is settled by it, oldest first.
+        """Add one more token; return the tokens whose text is now final, oldest first.
 
-        The end token counts as generated, because it takes a step like any other, and is never returned.
+        The end token counts as generated, because it takes a step like any other, but is never returned.
 
         Raises:
-            UserError: the token stands for logits that are not numbers.
+            UserError: the token marks logits that are not numbers.
         """
         if token == BROKEN:
             raise UserError(
@@ -78,11 +78,11 @@ class Transcript:
         return self.settled()
 
     def end(self, reason: FinishReason) -> None:
-        """Give up after the tokens there are; `settled` has those that were held back."""
+        """End the answer early; `settled` returns the tokens that were held back."""
         self.finish = reason
 
     def settled(self) -> list[Token]:
-        """The tokens held back whose text can no longer change: all of them once the answer is over."""
+        """Return the held-back tokens whose text is final: all of them once the answer is over."""
         tokens, sure = [], len(self.text) if self.finish else self._sure
         while self._held and (self.finish or self._held[0][2] <= sure):
             token, index, end = self._held.popleft()
@@ -93,7 +93,7 @@ class Transcript:
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:
-    """Where the longest end of the text begins that a stop text begins with; its length where there is none."""
+    """Return where the longest suffix of the text begins that starts a stop text; the text's length if none."""
     return min(
         (
             len(text) - length

@@ -1,9 +1,9 @@
 """The vision stages on CUDA as captured graphs, one for each number of crops, over buffers that never move.
 
-Encoding, projecting and pooling for a policy stay apart, so that each has a time of its own. A request copies its
-crops into a stage's buffers and takes a copy of the result out: whatever another request does between two stages,
-nothing of it is seen. A number of crops that was never captured runs kernel by kernel at once and is captured
-behind, between requests. The input buffers are shared, so that one stage of one request runs at a time.
+The stages stay separate, so that each has its own time. A request copies its crops into a stage's buffers and
+copies the result out, so that another request between two stages does not disturb it. A number
+of crops that was never captured runs kernel by kernel and is captured later, between requests. The
+input buffers are shared, so that one stage of one request runs at a time.
 
 Shapes: `U` distinct crops, `C` crops, `P` patches of a crop, `X` values of a patch, `F` features of a patch, `G`
 tokens of a crop, `D` decoder width.
@@ -30,20 +30,20 @@ class Replayable(Protocol):
     """A captured graph."""
 
     def replay(self) -> None:
-        """Start what was captured."""
+        """Start the captured work."""
 
 
 class Records(Protocol):
-    """What takes captures: `Recorder`."""
+    """Captures graphs: `Recorder`."""
 
     def graph(self, run: Callable[[], object]) -> Replayable:
-        """A graph of what `run` starts."""
+        """Return a graph of the work that `run` starts."""
 
 
 def crop_counts(tier: str) -> tuple[frozenset[int], frozenset[int]]:
-    """The numbers of distinct crops and of crops that the grids of a tier have.
+    """Return the numbers of distinct crops and of crops in the grids of a tier.
 
-    The one tile of a 1 × 1 grid equals the global crop; in all other grids every crop is distinct.
+    The only tile of a 1 × 1 grid equals the global crop; in all other grids every crop is distinct.
     """
     least, most = CROPS_OF_TIER[tier]
     crops = frozenset(1 + tiles for tiles in range(least, most + 1))
@@ -54,7 +54,7 @@ class Stage:
     """One function of crops, captured by their number.
 
     Attributes:
-        wanted: the numbers that ran without a graph since the last capture, where one could have served.
+        wanted: numbers that ran without a graph since the last capture, though one could have served.
     """
 
     def __init__(
@@ -72,10 +72,7 @@ class Stage:
 
     @torch.inference_mode()
     def __call__(self, *values: Tensor) -> Tensor:
-        """The function of values on the device whose first dimension is the crops.
-
-        The caller owns the result; what is lent holds until the next call.
-        """
+        """Call the function on device values whose first dimension is the crops; the caller owns the result."""
         count = len(values[0])
         captured = self._graphs.get(count)
         if captured is None:
@@ -90,22 +87,22 @@ class Stage:
         return made[-1] if self._lends else made[-1].clone()
 
     def capture(self, count: int) -> None:
-        """Capture the function of so many crops."""
+        """Capture the function for this number of crops."""
         self.wanted.discard(count)
         if self._recorder is None or count in self._graphs or count > len(self._inputs[0]):
             return
-        made: list[Tensor] = []  # the last one is the graph's own
+        made: list[Tensor] = []  # the last one belongs to the graph
         graph = self._recorder.graph(lambda: made.append(self._of(count)))
         self._graphs[count] = graph, made
 
     @torch.inference_mode()
     def _of(self, count: int) -> Tensor:
-        """What a graph holds."""
+        """The captured work."""
         return self._run(*(own[:count] for own in self._inputs))
 
 
 class VisionGraphs:
-    """The stages of one model, which must not move afterwards: graphs hold its addresses."""
+    """Both stages of one model, which must not move afterwards, because graphs hold its addresses."""
 
     def __init__(self, model: VisionLanguageModel, recorder: Records | None) -> None:
         config, like = model.config, model.decoder.embedding
@@ -118,7 +115,7 @@ class VisionGraphs:
         features = buffer(vision.num_patches, vision.feature_width)
         masks = buffer(vision.num_patches, dtype=torch.float32)
         self.encode = Stage(model.vision, (patches,), recorder)
-        """(U, P, X) of the model's type to features (U, P, F)."""
+        """Return features (U, P, F) of crops (U, P, X) in the model's type."""
         self.project = Stage(model.projector, (features, masks), recorder)
         """Features (C, P, F) and masks (C, P) to tokens (C, G, D)."""
         tokens = buffer(vision.pooled**2, config.width)
@@ -132,7 +129,7 @@ class VisionGraphs:
                 stage.capture(count)
 
     def warmup(self, tiers: Collection[str], advance: Callable[[int, int], None] | None = None) -> int:
-        """Capture what pictures of some tiers can need; how many graphs that are."""
+        """Capture the graphs that pictures of some tiers can need; return their number."""
         jobs: list[tuple[Stage, int]] = []
         distinct, crops = (frozenset[int]().union(*sets) for sets in zip(*map(crop_counts, tiers), strict=True))
         for stage, counts in ((self.encode, distinct), (self.project, crops), (self.pool, crops)):

@@ -21,12 +21,12 @@ _COLUMN_PX = 236
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The quantity on the upright axis, a hundredfold.
+    """The quantity on the vertical axis, times 100.
 
     Attributes:
         name: of the field in a row.
-        title: for the plot's title.
-        label: for the axis and the key.
+        title: its name in the plot's title.
+        label: its name on the axis and in the legend.
         most: the largest value.
     """
 
@@ -40,7 +40,7 @@ class Score:
         return row.get(self.name) is not None
 
     def of(self, row: Mapping[str, Any]) -> tuple[float, float, float]:
-        """A row's value and the ends of its interval, a hundredfold."""
+        """Return a row's value and the ends of its interval, times 100."""
         low, high = row[f"{self.name}_interval"]
         return 100 * row[self.name], 100 * low, 100 * high
 
@@ -50,7 +50,7 @@ CIDER = Score("cider", "CIDEr, times 100,", "CIDEr", 1000.0)
 
 
 def score_of(result: Mapping[str, Any]) -> Score:
-    """CIDEr where all questions ask for captions, else accuracy."""
+    """Return CIDEr if all questions ask for captions, else accuracy."""
     rows = result["budgets"]
     return CIDER if any(map(CIDER.has, rows)) and not any(map(ACCURACY.has, rows)) else ACCURACY
 
@@ -60,7 +60,7 @@ def trade_off(result: Mapping[str, Any], *, theme: bool = True) -> str:
     """Draws accuracy or CIDEr against measured latency and, below it, the settings chosen at each budget.
 
     Args:
-        result: of a bench.
+        result: result of a bench.
         theme: False inside a page that defines the theme.
     """
     score, rows = score_of(result), result["budgets"]
@@ -182,14 +182,14 @@ def _draw_knobs(figure: Any, result: Mapping[str, Any]) -> None:
 
 
 def _fitting(value: str, share: float) -> str:
-    """The longest label that fits a bar of this share: value and share, the value, or nothing."""
+    """Return the longest label that fits a bar of this share: value and share, the value, or nothing."""
     name = value.lstrip("kb") if value[1:].isdigit() else value
     texts = (f"{name} · {_percent(share)}" if share < 0.995 else name, name)
     return next((text for text in texts if _LETTER_PX * len(text) + 6 < share * _COLUMN_PX), "")
 
 
 def _legal(result: Mapping[str, Any], knob: str) -> list[str]:
-    """All values of a knob, so that a value keeps its shade whichever others occur."""
+    """Return all values of a knob, so that a value keeps its shade whichever others occur."""
     prefix = {"tier": "", "top_k": "k", "num_blocks": "b"}[knob]
     return [f"{prefix}{value}" for value in result.get("knob_space", {}).get(knob, ())]
 

@@ -1,7 +1,6 @@
 """The style that all plots share, and their SVG: for light and dark pages, labelled, the same bytes each time.
 
-Sizes are CSS pixels. Matplotlib is imported inside the functions: answering needs none of it, and a source tree
-may run without it.
+Sizes are CSS pixels. Matplotlib is imported inside the functions, because answering does not need it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ THEME = {
     "bad": ("#b83a00", "#ff9a5c"),
     "reference": ("#7a4b94", "#cf9fe8"),
 }
-"""Colours by purpose, each on light and on dark pages; those of light pages stand in plots.mplstyle too."""
+"""Colours by purpose, each on light and on dark pages; those of light pages are in plots.mplstyle too."""
 INK, MUTED, GOOD, REFERENCE = (THEME[name][0] for name in ("ink", "muted", "good", "reference"))
 
 STAGE_COLORS = dict(
@@ -49,7 +48,7 @@ _STYLE = Path(__file__).with_name("plots.mplstyle")
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed; logs one line that names the remedy where it is not."""
+    """Whether matplotlib is installed; logs the remedy in one line if it is not."""
     if find_spec("matplotlib") is not None:
         return True
     logging.getLogger("tempovlm").warning("matplotlib is not installed: no figures; pip install matplotlib")
@@ -100,7 +99,7 @@ def to_svg(figure: Figure, title: str, *, theme: bool = True) -> str:
     Args:
         figure: drawn within `style`.
         title: describes it to people who do not see it.
-        theme: whether it carries the colours of `THEME` itself; False inside a page that defines them.
+        theme: whether it includes the colours of `THEME`; False inside a page that defines them.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -1,7 +1,7 @@
 """Exp 8: a data set answered within budgets by a loaded model and its controller, sample by sample, resumable.
 
-Measuring and summarising are those of `tempovlm bench`; this adds what the experiment's file must say beside them,
-keeps what is done on disk, and prints the trade-off. It knows the model only by its `answer`.
+It measures and summarises with `tempovlm bench`, adds the experiment's own fields to the file,
+keeps finished records on disk, and prints the trade-off. The model is only used through `answer`.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ _IN_DATA = ("question", "references", "picture")
 
 
 class Loaded(bench.Model, Protocol):
-    """A model that knows what it runs on."""
+    """A model with a stamp and a profile."""
 
     @property
     def profile(self) -> Any:
-        """What calibration knows; None before it."""
+        """The latency profile; None before calibration."""
 
     def stamp(self, data_source: str | None = None) -> Stamp:
-        """What its figures belong to."""
+        """Return the stamp of its figures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to answer.
+    """Options of one run.
 
     Attributes:
         datasets: mixed in equal parts. num_samples: questions in all, each answered at every budget.
         on_deadline: whether a late answer is finished or stopped. data_dir: of the data; None takes the default.
-        controller: what chooses, as the user named it.
-        seed: picks the questions and the order of the budgets.
+        controller: the policy, as the user named it.
+        seed: seed of the questions and the order of the budgets.
     """
 
     datasets: tuple[str, ...]
@@ -70,7 +70,7 @@ class Plan:
     seed: int = 42
 
     def conditions(self, stamp: Stamp) -> dict[str, Any]:
-        """What must be the same for all records of a file; the number of questions may grow."""
+        """Conditions that all records of a file share; the number of questions may grow."""
         fields = {name: value for name, value in asdict(self).items() if name not in ("num_samples", "data_dir")}
         same = {name: getattr(stamp, name) for name in ("hardware", "device", "weights", "knob_space")}
         return json.loads(json.dumps({**fields, **same}))
@@ -92,13 +92,13 @@ class _Asked:
 
 
 def default_path(datasets: Sequence[str], budgets_ms: Sequence[float]) -> Path:
-    """`results/adaptive_inference/{dataset}_{budget}.json`; several of either are joined."""
+    """Return `results/adaptive_inference/{dataset}_{budget}.json`; several of either are joined."""
     budgets = "-".join(f"{budget_ms:g}" for budget_ms in budgets_ms)
     return Path("results/adaptive_inference") / f"{'+'.join(datasets)}_{budgets}.json"
 
 
 def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
-    """Answer what is not answered yet, with a bar and the time left, and write the result file.
+    """Answer the remaining questions, with a bar and the time left, and write the result file.
 
     Raises:
         UserError: the data or the output cannot be used.
@@ -116,7 +116,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
         max_new_tokens=plan.max_new_tokens,
     )
     with machine_lock(), progress_bar("answering questions") as advance:
-        # Read once no other process measures, which may have written to the same file.
+        # Read only when no other process measures, which may have written to the same file.
         records = _resume(kept, plan.conditions(stamp), samples)
         asked = {(r.dataset, r.question_id) for r in records}
         left = [s for s in samples if (s.dataset, str(s.question_id)) not in asked]
@@ -144,7 +144,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
 
 
 def _resume(path: Path, conditions: Mapping[str, Any], samples: Sequence[Sample]) -> list[Record]:
-    """Records of the whole questions of an interrupted run; the file is made where there is none.
+    """Return the records of the finished questions of an interrupted run; makes the file if there is none.
 
     Questions that failed are left out, so that they are asked again.
 
@@ -183,7 +183,7 @@ def _resume(path: Path, conditions: Mapping[str, Any], samples: Sequence[Sample]
         {_name(r.dataset, r.question_id) for r in whole},
     )
     if known is None and whole:
-        _log.warning("%s: does not tell what was asked, being of an earlier version: taken as it is", path)
+        _log.warning("%s: written by an earlier version, which did not record the questions; used unchecked", path)
     refuse_others({name: digest for name, digest in (known or {}).items() if name in kept}, questions, str(path))
     first = {"conditions": dict(conditions), "questions": merged(known or {}, questions)}
     write_whole(path, "\n".join([json.dumps(first), *(json.dumps(r.to_json()) for r in whole)]) + "\n")
@@ -195,7 +195,7 @@ def _name(dataset: str, question_id: str) -> str:
 
 
 def _questions(samples: Sequence[Sample]) -> dict[str, str]:
-    """Digests of questions of several data sets, whose ids may be the same."""
+    """Return digests of questions of several data sets, whose ids may be the same."""
     found: dict[str, str] = {}
     for dataset in dict.fromkeys(sample.dataset for sample in samples):
         own = question_digests(sample for sample in samples if sample.dataset == dataset)
@@ -240,10 +240,10 @@ def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) 
 
 
 def as_columns(records: Sequence[Record]) -> dict[str, Any]:
-    """What the records hold beside the data: each field's name, and each field that is the same in all, once.
+    """Return all records in columns; fields with the same value in all of them are stored once.
 
     Returns:
-        `same`, the fields that are; `columns`, the names of the others, times as `timings_ms.STAGE`; and `rows`, a
+        `same`, those fields; `columns`, the names of the others, times as `timings_ms.STAGE`; and `rows`, a
         list of their values for each record, None for a stage without a time.
     """
     flat = []
@@ -262,7 +262,7 @@ def as_columns(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """The file: everything indented but the rows of the samples, which come last and take a line each."""
+    """Return the file's text: everything indented except the rows of the samples, which come last, a line each."""
     samples, others = result["samples"], {name: value for name, value in result.items() if name != "samples"}
     rows = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in samples["rows"]]
     text = json.dumps({**others, "samples": {**samples, "rows": []}}, indent=1, ensure_ascii=False)
@@ -270,7 +270,7 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def _more(records: Sequence[Record]) -> dict[str, Any]:
-    """Of one budget: mean latency, shares of each knob's values, and the answers stopped at the deadline."""
+    """Return, for one budget, mean latency, shares of each knob's values, and answers stopped at the deadline."""
     done = [r for r in records if r.error is None]
     stopped = [r for r in done if r.finish_reason == "deadline"]
     tiers, top_ks, blocks = statistics.marginals(statistics.shares(r.knobs for r in done if r.knobs))
@@ -286,7 +286,7 @@ def _more(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The trade-off as text, a line a budget; CIDEr is given times 100."""
+    """Return the trade-off as text, a line for each budget; CIDEr is given times 100."""
     about = f"{', '.join(result['dataset'])} ({result['data_source']}), {result['model']} on {result['device']}"
     lines = [f"{about}, controller {result['controller']}", ""]
     has_captions = any("cider" in row for row in result["budgets"])

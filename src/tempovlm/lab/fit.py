@@ -1,7 +1,7 @@
-"""The one loop of the controllers' trainings: epochs, a state to resume from, a log, the best epoch by validation.
+"""The loop of all trainings of controllers: epochs, a state to resume from, a log, the best epoch by validation.
 
-Every epoch has random numbers of its own, made from seed and epoch, so a training that was interrupted ends as if
-it had not been. `Training` is the loop; `fit` trains on labels with it, `lab/grpo/algorithm.py` by rewards.
+Every epoch has its own random numbers, made from seed and epoch, so an interrupted and resumed training ends as if
+it had never stopped. `Training` is the loop; `fit` trains on labels with it, `lab/grpo/algorithm.py` by rewards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Net = TypeVar("Net", bound=nn.Module)
 LAST = "last.pt"
 
 SCORE = "val_score"
-"""The metric that the best epoch has most of."""
+"""The metric that decides the best epoch."""
 
 _SCHEMA = "tempovlm.controller_training/1"
 _MAX_GRAD_NORM = 1.0

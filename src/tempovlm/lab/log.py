@@ -1,4 +1,4 @@
-"""The log of a training: a JSON line an epoch, and TensorBoard where it is installed."""
+"""The log of a training: a JSON line for each epoch, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Log = Callable[[Mapping[str, Any]], None]
 
 
 def logged(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    """The first `epochs` records that an interrupted training left; what is beyond is trained again.
+    """Return the first `epochs` records of an interrupted training; later epochs are trained again.
 
     Raises:
         UserError: the log is damaged.
@@ -33,7 +33,7 @@ def logged(folder: Path, epochs: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def training_log(folder: Path, before: Sequence[Mapping[str, Any]] = ()) -> Iterator[Log]:
-    """Yields a function that logs an epoch's record; the file begins with those of the epochs `before`.
+    """Yield a function that logs an epoch's record; the file begins with those of the epochs `before`.
 
     The folder is one that the caller holds (`core.files.writing_to`).
 
@@ -64,7 +64,7 @@ def training_log(folder: Path, before: Sequence[Mapping[str, Any]] = ()) -> Iter
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number with its path as a name."""
+    """Return every number with its path as a name."""
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")

@@ -41,7 +41,7 @@ def check_choice(name: str, value: str, legal: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions:
-    """How to train on labels; the first three defaults are the seed document's."""
+    """Options of training on labels; the first three defaults are the seed document's."""
 
     batch_size: int = 64
     num_epochs: int = 50
@@ -61,7 +61,7 @@ class FitOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoOptions:
-    """How to train by GRPO. Names mean what they do in trl 1.16, but for the KL term (`lab/grpo/algorithm.py`).
+    """Options of GRPO, named as in trl 1.16, except for the KL term (`lab/grpo/algorithm.py`).
 
     Attributes:
         num_generations: choices drawn for a question and a budget; also called group size.

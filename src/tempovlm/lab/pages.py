@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 ALPHA = 0.05
-"""The largest corrected p-value at which a difference holds."""
+"""Largest corrected p-value at which a difference holds."""
 
 
 def render(template: str, **values: Any) -> str:

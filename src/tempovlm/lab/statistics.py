@@ -208,7 +208,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def shares(names: Iterable[str]) -> dict[str, float]:
-    """How often each name occurs, as a share of all, the commonest first, ties by name."""
+    """Return how often each name occurs, as a share of all, the most common first, ties by name."""
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1

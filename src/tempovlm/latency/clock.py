@@ -1,8 +1,9 @@
-"""Clocks for the stages of a request: a mark at each border, so that the stages tile the whole request.
+"""Clocks for the stages of a request: a mark at each border, so that the stages cover the whole request.
 
 On a CPU a mark reads the host's clock. On CUDA it records an event, and the events are read once, at the end:
-marking does not wait for the device. The total is a reading of the host's clock apart from the stages, so that
-they can be checked against it; it ends with the last mark, whatever the reader of a stream does after that.
+marking does not wait for the device. The total is read from the host's clock separately from the stages, so that
+they can be checked against it; it ends with the last mark, even if a stream's reader continues later.
+Stages are only names here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ QUEUE = "queue"
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """The time between two marks, given to the stage that the second one names."""
+    """The time between two marks, assigned to the stage that the second one names."""
 
     stage: str
     duration_ms: float
@@ -29,37 +30,37 @@ class Lap:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A finished request: its laps in order, and its total by a clock of its own."""
+    """A finished request: its laps in order, and its total, which is measured separately."""
 
     laps: tuple[Lap, ...]
     total_ms: float
 
     def stage_ms(self, stage: str) -> float:
-        """The time of all laps of a stage."""
+        """Return the time of all laps of a stage."""
         return sum((lap.duration_ms for lap in self.laps if lap.stage == stage), 0.0)
 
     def laps_ms(self, stage: str) -> tuple[float, ...]:
-        """The single laps of a stage."""
+        """Return the single laps of a stage."""
         return tuple(lap.duration_ms for lap in self.laps if lap.stage == stage)
 
 
 class StageClock(Protocol):
-    """Starts when it is made: a request is accepted."""
+    """Starts when it is made: the request is accepted."""
 
     def mark(self, stage: str, at: torch.cuda.Event | None = None) -> None:
-        """End a lap: the time since the last mark was spent on `stage`.
+        """End a lap: the time since the last mark belongs to `stage`.
 
-        It ends now, or at a device's event, recorded with timing, after which other work was started already.
+        It ends now, or at a device event that was recorded with timing before further work was started.
         """
 
     def elapsed_ms(self) -> float:
-        """Time since acceptance, the work already given to the device included: waits for it."""
+        """Return the time since acceptance, including work already given to the device: waits for it."""
 
     def is_device_busy(self) -> bool:
         """Whether work given to the device goes on, so that the host has time; waits for nothing."""
 
     def read(self) -> Reading:
-        """The laps and the total up to the last mark, at which the device must have been waited for."""
+        """Return the laps and the total up to the last mark; the device must have been waited for."""
 
 
 def stage_clock(device: torch.device, queued_ms: float = 0.0) -> StageClock:
@@ -68,7 +69,7 @@ def stage_clock(device: torch.device, queued_ms: float = 0.0) -> StageClock:
 
 
 class HostClock:
-    """Marks are readings of the host's clock; right where operations end before their call returns."""
+    """Marks read the host's clock; valid if operations end before their call returns."""
 
     def __init__(self, queued_ms: float = 0.0) -> None:
         self._start_ms = now_ms() - queued_ms
@@ -78,13 +79,13 @@ class HostClock:
 
     def mark(self, stage: str, at: torch.cuda.Event | None = None) -> None:
         """End a lap of `stage`."""
-        del at  # a host has no device's events
+        del at  # a host has no device events
         self._stages.append(stage)
         self._borders_ms.append(now_ms())
         self._total_ms = self.elapsed_ms()
 
     def elapsed_ms(self) -> float:
-        """Time since acceptance."""
+        """Return the time since acceptance."""
         return now_ms() - self._start_ms
 
     def is_device_busy(self) -> bool:
@@ -92,7 +93,7 @@ class HostClock:
         return False
 
     def read(self) -> Reading:
-        """The laps and the total."""
+        """Return the laps and the total."""
         spans = zip(self._stages, self._borders_ms, self._borders_ms[1:], strict=False)
         return Reading(tuple(Lap(stage, end - start) for stage, start, end in spans), self._total_ms)
 
@@ -101,7 +102,7 @@ class CudaClock:
     """Marks are events on the current stream.
 
     While the host works and the device idles, an event is stamped as soon as it is recorded, so that laps of
-    host stages come out right too.
+    host stages are correct too.
     """
 
     def __init__(self, device: torch.device, queued_ms: float = 0.0) -> None:
@@ -128,7 +129,7 @@ class CudaClock:
         self._total_ms = now_ms() - self._start_ms
 
     def elapsed_ms(self) -> float:
-        """Time since acceptance; waits for the device."""
+        """Return the time since acceptance; waits for the device."""
         self._stream.synchronize()
         return now_ms() - self._start_ms
 
@@ -137,7 +138,7 @@ class CudaClock:
         return not self._stream.query()
 
     def read(self) -> Reading:
-        """The laps and the total; waits for the last mark, not for what was started after it."""
+        """Return the laps and the total; waits for the last mark, not for work that was started after it."""
         self._events[-1].synchronize()
         spans = zip(self._stages, self._events, self._events[1:], strict=False)
         laps = (Lap(stage, start.elapsed_time(end)) for stage, start, end in spans)

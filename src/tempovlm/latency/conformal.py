@@ -1,9 +1,10 @@
-"""Split-conformal adjustment of predicted quantiles, and how often they held. Pure functions on arrays.
+"""Split-conformal adjustment of predicted quantiles, and their coverage. Pure functions on arrays.
 
-A quantile head is as good as its training. Moving it by a quantile of its own errors on data that training did not
-see makes the next value of the same kind fall below it with at least the stated probability, whatever the head is
+A quantile head is only as good as its training. Shifted by a quantile of its own errors on data that training did
+not
+see, it covers the next value of the same kind with at least the stated probability, however bad the head is
 (Vovk et al. 2005; for quantile regression Romano, Patterson and Candès 2019, arXiv 1905.03222). The guarantee is
-marginal and assumes exchangeable values; rows of one image hang together, so it is checked on other images.
+marginal and assumes exchangeable values; rows of one image are dependent, so it is checked on other images.
 
 Shapes: `n` values, `S` stages, `L` levels, `G` groups.
 """
@@ -22,7 +23,7 @@ from tempovlm.latency.features import Floats
 def conformal_rank(count: int, level: float) -> int | None:
     """Return the place of the bound among `count` ascending scores: ceil((count + 1) · level), counted from 1.
 
-    None where there are too few scores for any finite bound of that level.
+    None if there are too few scores for a finite bound of that level.
     """
     # Rounded first: (999 + 1) · 0.99 is a little over 990 in floating point, which would cost a rank.
     rank = max(1, math.ceil(round((count + 1) * level, 9)))
@@ -30,7 +31,7 @@ def conformal_rank(count: int, level: float) -> int | None:
 
 
 def conformal_quantile(scores: Floats, level: float) -> float:
-    """Compute the conformal bound of scores (n,) without NaN; infinite where there are too few of them."""
+    """Compute the conformal bound of scores (n,) without NaN; infinite if there are too few."""
     known = np.sort(scores[np.isfinite(scores)])
     rank = conformal_rank(len(known), level)
     return math.inf if rank is None else float(known[rank - 1])
@@ -40,8 +41,8 @@ def margins(observed: Floats, predicted: Floats, levels: Sequence[float]) -> Flo
     """Compute additions to predictions (n, S, L) that make them cover observed values (n, S); all logarithms.
 
     Returns:
-        (S, L). Where a level needs more values than there are, the largest error seen stands in; 0 where a stage
-        has no value at all.
+        (S, L). If a level needs more values than there are, the largest error seen is used; 0 if a stage
+        has no value.
     """
     result = np.zeros(predicted.shape[1:])
     for stage in range(predicted.shape[1]):

@@ -22,13 +22,13 @@ LEVELS = (0.5, 0.9, 0.99)
 
 _SMALLEST_MS = 1e-6
 _SMALLEST_ERROR = 0.01
-"""Relative errors below it weigh alike when rates are fitted again."""
+"""Smaller relative errors have equal weight when rates are fitted again."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class Core(Protocol):
-    """A model that an estimator can calibrate; a checkpoint can hold those of `SERVED`."""
+    """A model that an estimator can calibrate; a checkpoint can hold those in `SERVED`."""
 
     @property
     def kind(self) -> str:
@@ -43,10 +43,10 @@ def fit_rates(terms: Floats, observed: Floats, rounds: int = 0) -> Floats:
 
     Args:
         terms: (m, P).
-        observed: (m,) milliseconds; those that are not finite or not positive do not count.
-        rounds: how often to fit again, each time with a measurement's square divided by its error of the time
-            before: towards the least absolute relative error, which a slow spell of the machine during some of
-            the measurements does not move (E. J. Schlossmacher, An iterative technique for absolute deviations
+        observed: (m,) milliseconds; values that are not finite or not positive are ignored.
+        rounds: number of refits, each weighting a measurement's squared error by its last error: this tends
+            to the least absolute relative error, which is robust to a slow period of the machine during some of
+            the measurements (E. J. Schlossmacher, An iterative technique for absolute deviations
             curve fitting, 1973).
     """
     known = np.isfinite(observed) & (observed > 0)
@@ -66,7 +66,7 @@ def _non_negative(matrix: Floats, wanted: Floats) -> Floats:
         return np.zeros(matrix.shape[1])
     scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1.0
-    # A triangle of P rows has the same solution, and fitting again many times reads m rows once each.
+    # A triangle of P rows has the same solution, so refits need not read all m rows.
     q, r = np.linalg.qr(matrix / scale)
     rates: Floats = nnls(r, q.T @ wanted)[0] / scale
     return rates
@@ -74,7 +74,7 @@ def _non_negative(matrix: Floats, wanted: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class RooflineCore:
-    """Each kind of operation at a rate of its own: a linear model with non-negative rates.
+    """A linear model with non-negative rates, one for each kind of operation.
 
     Attributes:
         rates: stage → (P,).
@@ -96,7 +96,7 @@ class RooflineCore:
         return np.log(np.maximum(times, _SMALLEST_MS))[..., None]
 
     def arrays(self) -> Arrays:
-        """Return one array a stage."""
+        """Return one array for each stage."""
         return {f"rates.{stage}": rates for stage, rates in self.rates.items()}
 
     @classmethod
@@ -110,7 +110,7 @@ class MlpCore:
     """Roofline times a correction: an MLP over standardised features with a median and increments above it.
 
     Attributes:
-        roofline: what the correction is relative to, so that the network has little to learn and extrapolates.
+        roofline: baseline of the correction, so that the network has little to learn and extrapolates.
         centre: (F,) and `spread`: (F,) of the features.
         layers: (in, out) weights and (out,) biases; tanh between them; the last has S · L outputs.
     """

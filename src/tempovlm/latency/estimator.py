@@ -51,9 +51,9 @@ class StageTimes:
     def total_ms(self, steps: Floats | float, level: float = LEVELS[0]) -> Floats:
         """Return totals (n,): vision, projector, prefill and `steps` decode steps (output tokens - 1).
 
-        The decode time per token is that of answers as long as the workload's, so `steps` should be its steps.
+        The decode time per token is that of answers as long as the workload's; pass its mean as `steps`.
 
-        Without calibration the stages' quantiles are added, which is too much rather than too little where stages
+        Without calibration the stages' quantiles are added, which overestimates the total if stages
         are slow independently.
         """
         i = LEVELS.index(level)
@@ -63,17 +63,17 @@ class StageTimes:
 
 
 def compose_total(ms: Floats, steps: Floats | float) -> Floats:
-    """Add stages (n, S) and so many decode steps to totals (n,)."""
+    """Add stages (n, S) and decode steps (n,) to totals (n,)."""
     return ms[:, :-1].sum(axis=1) + ms[:, -1] * steps
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptation:
-    """Carries predictions from the device of the training to another one, stage by stage; arrays (S,).
+    """Transfers predictions to another device than that of the training, stage by stage; arrays (S,).
 
     Attributes:
         offset, slope: of the line `offset + slope · log` through logarithms of medians.
-        weight: 0 takes the line, 1 the rates, a value between them the weighted mean of both logarithms.
+        weight: 0 uses the line, 1 the rates, a value between them the weighted mean of both logarithms.
         rates: the linear model fitted to the new device.
     """
 
@@ -92,7 +92,7 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A core with the calibration of its quantiles and the adaptation to another device.
+    """A core with calibrated quantiles and an adaptation to another device.
 
     Attributes:
         table: costs of the model whose latency is predicted.
@@ -112,16 +112,16 @@ class Estimator:
 
     @property
     def name(self) -> str:
-        """The kind of core."""
+        """Kind of the core."""
         return self.core.kind
 
     @property
     def space(self) -> KnobSpace:
-        """The settings whose indices it understands."""
+        """The knob space of its setting indices."""
         return self.table.space
 
     def predict(self, workload: Workload) -> StageTimes:
-        """Predict the times of every request; a request without a picture has no vision stages."""
+        """Predict the times of every request; requests without a picture have no vision stages."""
         return self.times(self.raw_log_ms(workload), workload)
 
     def times(self, raw_log_ms: Floats, workload: Workload) -> StageTimes:
@@ -140,7 +140,7 @@ class Estimator:
         return logs if self.adaptation is None else self.adaptation.apply(logs, self.table, workload)
 
     def save(self, path: Path) -> None:
-        """Write a file of tensors and plain values, whole or not at all.
+        """Write a file of tensors and plain values atomically.
 
         Raises:
             TypeError: the core is not one of `SERVED`.
@@ -192,10 +192,10 @@ def load_estimator(path: Path, space: KnobSpace | None = None) -> Estimator:
 
     Args:
         path: the file.
-        space: the settings that the caller's indices mean; None takes those of the file.
+        space: knob space of the caller's indices. Default: that of the file.
 
     Raises:
-        UserError: missing, damaged, made by something else, or of another knob space.
+        UserError: the file is missing, damaged, of another format, or of another knob space.
     """
     import torch
 
@@ -220,7 +220,7 @@ def _checked(record: Any, path: Path, space: KnobSpace | None) -> Estimator:
             raise UserError(f"{path}: field {name} is of another version of this program; train again")
     if record["kind"] not in [core.kind for core in SERVED]:
         raise UserError(
-            f"{path}: field kind is {record['kind']}, a model that is only compared with, not served; train again "
+            f"{path}: field kind is {record['kind']}, a model for comparison only; train again "
             "with train_latency_estimator.py"
         )
     try:

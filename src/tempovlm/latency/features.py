@@ -1,8 +1,9 @@
-"""Features that a stage's time is predicted from: token and crop counts, knobs, the plan's operations and bytes.
+"""Features for predicting a stage's time: token and crop counts, knobs, the plan's operations and bytes.
 
-Everything is arrays over `n` requests, so that all settings of a knob space are described at once. Operations and
-bytes come from `core.cost`; they are polynomials in the prompt's length, whose coefficients are read off it once
-for each setting, since asking it 75 times takes longer than the whole prediction may.
+All functions work on arrays over `n` requests, so that all settings of a knob space are computed at once.
+Operations
+and bytes come from `core.cost`. They are polynomials in the prompt's length, whose coefficients are computed once
+for each setting, because 75 calls take longer than the whole prediction may.
 
 Shapes: `n` requests, `F` features, `P` terms of a stage's linear model.
 """
@@ -49,7 +50,7 @@ FEATURES = (
     "inverse_steps",
     "log_padded_tokens",
 )
-"""Columns of `CostTable.features`. The vision side's operations are in proportion to distinct crops and crops, its
+"""Columns of `CostTable.features`. The vision side's operations are proportional to distinct crops and crops, its
 bytes are constant, so those two columns stand for them. The first decode step of an answer takes longer than the
 others, so that the time per token falls with the inverse of their number. A captured graph reads a prompt at its
 padded length, so that its time is a staircase."""
@@ -90,8 +91,8 @@ class Workload:
             vision_tokens: of the picture at each tier, in the space's order.
             text_tokens: of the prompt.
             tilings: rows and columns of the crops at each tier; None without a picture.
-            steps: decode steps of the answer, one number or one for each setting. One step, which is the slowest
-                per token, where nothing is known of its length.
+            steps: decode steps of the answer, one number or one for each setting. Default: one step, which is the
+                slowest per token, for an unknown length.
         """
         per_tier = len(space.top_ks) * len(space.block_counts)
         crops = np.array([count_crops(tiling) for tiling in tilings], dtype=np.float64)
@@ -119,14 +120,14 @@ class Workload:
 
     @property
     def padded_tokens(self) -> Floats:
-        """The `core.shape.padded_length` (n,) of the prompts."""
+        """The prompts' padded lengths (n,), see `core.shape.padded_length`."""
         n = self.vision_tokens + self.text_tokens
         step = np.where(n <= FINE_LIMIT, FINE, COARSE)
         return np.ceil(n / step) * step
 
 
 def count_crops(tiling: tuple[int, int] | None) -> tuple[int, int]:
-    """Count crops and distinct crops of a tiling: the one tile of a 1 × 1 tiling equals the global crop."""
+    """Count crops and distinct crops of a tiling: the only tile of a 1 × 1 tiling equals the global crop."""
     if tiling is None:
         return 0, 0
     tiles = tiling[0] * tiling[1]
@@ -175,12 +176,12 @@ class CostTable:
         return result
 
     def terms(self, workload: Workload) -> dict[str, Floats]:
-        """Compute each stage's terms (n, P): operations and bytes that may each have a rate of their own.
+        """Compute each stage's terms (n, P): operations and bytes that can each have their own rate.
 
-        They are the terms of `core.cost`'s sums (dense products, experts and attention of a block, bytes of a
-        block's weights, which are in proportion to the blocks), unscaled, with a constant for what is neither.
-        The first decode step has a constant of its own, and one for each block. Prompts count as they are, as a
-        CPU reads them, and padded, as a captured graph does.
+        They are the terms of `core.cost`'s sums (dense products, experts and attention of a block, and bytes,
+        which are proportional to the number of blocks), unscaled, plus a constant for everything else. The first
+        decode step has its own constant, and one for each block. Prompts count at their own length, as a CPU reads
+        them, and at the padded length, as a captured graph does.
         """
         s, n = workload.setting, workload.vision_tokens + workload.text_tokens
         blocks, top_k, one = self._blocks[s], self._top_k[s], np.ones(len(workload))
@@ -210,7 +211,7 @@ def _coefficients(
     zero, one, two = (cost(n).flops["prefill"] for n in range(3))
     pairs = two - 2 * one + zero
     fixed = cost(0).bytes["prefill"]
-    # So many tokens visit every expert whatever the top-k.
+    # This many tokens visit every expert, whatever the top-k.
     expert = (cost(shape.num_experts).bytes["prefill"] - fixed) / shape.num_experts
     first, second = cost(0, 2), cost(1, 2)
     steps = []

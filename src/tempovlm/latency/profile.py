@@ -1,11 +1,12 @@
-"""What each knob setting takes on one machine: every measurement, and the bounds computed from them.
+"""The latency profile of a machine: every measurement of each knob setting, and the bounds computed from them.
 
-A bound is a quantile over two things at once: the relative residuals of all settings, since single settings are
-measured too few times for a quantile of their own while relative spread is alike across settings, and the lengths
-of answers, since a length is not known before it happens. How long a picture takes to open is known when the first
-choice is made, so it is no part of the spread: totals are those of a picture that opens in the usual time. Totals
-and remainders (prefill and decode) have bounds of their own, because the sum of stages' quantiles is not the
-quantile of their sum. Never runs the engine; times are milliseconds, indices are those of the knob space.
+A bound is a quantile over two distributions. First, the relative residuals of all settings together: single
+settings
+are measured too few times for a quantile of their own, and the relative spread is similar across settings. Second,
+the lengths of answers, which are unknown in advance. The time to open a picture is known at the first
+choice, so it is not part of the spread: totals are those of a picture that opens in the usual time. Totals
+and remainders (prefill and decode) have separate bounds, because the sum of stages' quantiles is not the
+quantile of their sum. Times are milliseconds, indices are those of the knob space. Never runs the engine.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ from tempovlm.core.paths import write_whole
 SCHEMA = "tempovlm.profile/2"
 
 UPPER_LEVEL = 0.98
-"""The share of answers that a bound is meant to cover."""
+"""Share of answers that a bound should cover."""
 
 MOST_LENGTHS = 12
 """Lengths of answers that a bound tells apart."""
 
 SINGLE_PASS_SPREAD = 1.3
-"""The quantile of residuals where every setting was measured once, so that there are none."""
+"""Assumed quantile of residuals if every setting was measured once, so that there are none."""
 
 _log = logging.getLogger("tempovlm")
 
 
 @dataclass(frozen=True, slots=True)
 class OutputLength:
-    """How long answers are: `counts[n - 1]` of them have `n` generated tokens, the end token included."""
+    """Distribution of answer lengths: `counts[n - 1]` answers have `n` generated tokens, with the end token."""
 
     counts: tuple[int, ...] = (1,) * 8
 
     @classmethod
     def exactly(cls, length: int) -> OutputLength:
-        """Every answer has this many tokens."""
+        """Return the distribution in which every answer has this many tokens."""
         return cls((0,) * (length - 1) + (1,))
 
     def capped(self, most: int) -> OutputLength:
@@ -66,12 +67,12 @@ class OutputLength:
 
     @property
     def mean(self) -> float:
-        """Tokens of an answer on average."""
+        """Mean tokens of an answer."""
         return sum(n * count for n, count in enumerate(self.counts, start=1)) / sum(self.counts)
 
     @property
     def upper(self) -> int:
-        """At most so many tokens in `UPPER_LEVEL` of answers."""
+        """Tokens that `UPPER_LEVEL` of answers do not exceed."""
         covered = np.cumsum(self.counts) >= UPPER_LEVEL * sum(self.counts)
         return int(covered.argmax()) + 1
 
@@ -102,11 +103,11 @@ class LatencyProfile:
     """The measurements of a machine and the tables made from them.
 
     Attributes:
-        fingerprint: of the machine, the versions, the model; a profile of another one is not used.
+        fingerprint: of the machine, the versions and the model; a profile with another one is not used.
         space: the knob space that indices belong to.
-        output: the answers' lengths that predictions assume.
-        busy_cores: cores that others used when the measurement began; None where it cannot be known.
-        stamp: where and when, for people.
+        output: answer lengths that predictions assume.
+        busy_cores: cores that others used when the measurement began; None if unknown.
+        stamp: where and when it was measured, for readers.
     """
 
     fingerprint: str
@@ -134,32 +135,32 @@ class LatencyProfile:
         return {}
 
     def upper_total_ms(self, index: int) -> float:
-        """Acceptance to last token: covers `UPPER_LEVEL` of answers, of all lengths."""
+        """Return the upper bound from acceptance to last token: covers `UPPER_LEVEL` of answers of any length."""
         return self._upper_totals[index]
 
     def upper_remainder_ms(self, index: int) -> float:
-        """Prefill and decode: covers `UPPER_LEVEL` of answers, of all lengths."""
+        """Return the upper bound of prefill and decode: covers `UPPER_LEVEL` of answers of any length."""
         return self._upper_remainders[index]
 
     def p50_total_ms(self, index: int) -> float:
-        """Acceptance to last token, at the mean output length: median."""
+        """Return the median from acceptance to last token, at the mean output length."""
         return self._p50_totals[index]
 
     def p50_remainder_ms(self, index: int) -> float:
-        """Prefill and decode, at the mean output length: median."""
+        """Return the median of prefill and decode, at the mean output length."""
         return self._p50_remainders[index]
 
     def p50_prefix_ms(self, index: int) -> float:
-        """Acceptance to the choice of top-k and depth: median."""
+        """Return the median from acceptance to the choice of top-k and depth."""
         return self._p50_prefixes[index]
 
     def step_ms(self, index: int) -> float:
-        """A decode step after the first token: median."""
+        """Return the median decode step after the first token."""
         return self._steps[index]
 
     @cached_property
     def open_ms(self) -> float:
-        """Reading and decoding a picture of the usual size: median."""
+        """Median time to read and decode a picture of the usual size."""
         return float(np.median([m.open_ms for m in self.measurements]))
 
     @cached_property
@@ -171,9 +172,9 @@ class LatencyProfile:
 
     @cached_property
     def _steps(self) -> tuple[float, ...]:
-        """Median step of settings that run the same blocks and experts; the tier hardly matters to a step.
+        """Median step of settings that run the same blocks and experts; the tier hardly affects a step.
 
-        Where no answer had a second token, the step of the whole profile in proportion to the blocks.
+        If no answer had a second token, the step of the whole profile in proportion to the blocks.
         """
         pooled: dict[tuple[int, int], list[float]] = {}
         per_block: list[float] = []
@@ -188,7 +189,7 @@ class LatencyProfile:
         )
 
     def _samples(self, value: Callable[[Measurement], float], length: float) -> list[list[float]]:
-        """Each setting's measured values, brought to an output length by its step."""
+        """Return each setting's measured values, converted to an output length with its step."""
         return [
             [max(value(m) + (length - m.num_output_tokens) * step, 0.0) for m in group]
             for group, step in zip(self._by_setting, self._steps, strict=True)
@@ -218,13 +219,13 @@ class LatencyProfile:
         return measurement.total_ms + self._opening_ms(measurement)
 
     def _opening_ms(self, measurement: Measurement) -> float:
-        """What to add so that the picture opened in the usual time: a PNG takes several times a JPEG's time."""
+        """Return the correction to the usual time of opening the picture: a PNG takes longer than a JPEG."""
         return self.open_ms - measurement.open_ms
 
     def _upper(self, samples: list[list[float]]) -> tuple[float, ...]:
         """Quantiles over residuals and lengths, with residuals around a setting's others or the smoothed medians.
 
-        The larger of the two counts; each is smoothed, so that more work never gets a lower bound.
+        The larger of the two is used; each is smoothed, so that more work never gets a lower bound.
         """
         medians = self._smooth(samples)
         lengths, numbers = self.output.points()
@@ -244,7 +245,7 @@ class LatencyProfile:
     def _smooth(self, samples: list[list[float]]) -> tuple[float, ...]:
         """Medians that never fall when a knob rises: more work cannot take less time.
 
-        Midway between the least monotone table above the medians and the greatest one below them, so that noise
+        Midway between the smallest monotone table above the medians and the largest one below them, so that noise
         is pulled neither up nor down.
         """
         space = self.space
@@ -257,7 +258,7 @@ class LatencyProfile:
         return tuple(float(value) for value in ((above + np.flip(below)) / 2).flat)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with every measurement; the tables are computed anew when it is read."""
+        """Return a JSON object with every measurement; the tables are computed again when it is read."""
         rows = [
             [
                 m.setting,
@@ -281,10 +282,10 @@ class LatencyProfile:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], space: KnobSpace) -> LatencyProfile:
-        """A stored profile.
+        """Return a stored profile.
 
         Raises:
-            UserError: it belongs to another knob space, or its content is not what was written.
+            UserError: it belongs to another knob space, or its content is damaged.
         """
         body = {name: value for name, value in record.items() if name != "digest"}
         if record.get("schema") != SCHEMA or record.get("digest") != _digest(body):
@@ -306,7 +307,7 @@ class LatencyProfile:
         return cls(record["fingerprint"], space, output, measurements, record["busy_cores"], record["stamp"])
 
     def save(self, path: Path) -> None:
-        """Write the profile so that it is whole or absent.
+        """Write the profile atomically.
 
         Raises:
             UserError: the folder cannot be written to.
@@ -315,10 +316,10 @@ class LatencyProfile:
 
 
 def load_profile(path: Path, space: KnobSpace, fingerprint: str, output: OutputLength) -> LatencyProfile | None:
-    """The stored profile of this machine and model; None where there is none or it cannot be used.
+    """Return the stored profile of this machine and model; None if there is none or it cannot be used.
 
-    A damaged file is reported, so that the user knows why the machine is measured again. Its measurements serve
-    any output length, so the tables are those of `output`.
+    A damaged file is reported, so that the user knows why the machine is measured again. Measurements serve
+    any output length; the tables are computed for `output`.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -332,11 +333,11 @@ def load_profile(path: Path, space: KnobSpace, fingerprint: str, output: OutputL
 
 
 def residual_ratios(samples: Sequence[Sequence[float]], centres: Sequence[float] | None = None) -> list[float]:
-    """Value over centre of every value, pooled over settings.
+    """Return each value over its centre, pooled over settings.
 
     Without `centres` a value's centre is the median of its setting's other values: leaving the value itself out
     keeps a small sample from looking steadier than the next answer will be (as in the jackknife+, Barber et al.
-    2021). Where every setting was measured once there is no spread to see, and `SINGLE_PASS_SPREAD` stands in.
+    2021). If every setting was measured once there is no spread, and `SINGLE_PASS_SPREAD` replaces it.
     """
     ratios = []
     for setting, values in enumerate(samples):
@@ -351,7 +352,7 @@ def residual_ratios(samples: Sequence[Sequence[float]], centres: Sequence[float]
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
-    """The smallest value below or at which `level` of the weight lies."""
+    """Return the smallest value such that `level` of the weight is at or below it."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) >= level * weights.sum() * (1 - 1e-12)
     return float(values[order][reached.argmax()])

@@ -1,9 +1,9 @@
 """Moves an estimator to another device, or to a model of another size, with at most a few dozen measurements.
 
-A stage is either still the same function up to scale and exponent (affine in logarithms, shrunk towards a mere
-scale), or bound by something else on the new device, in which case a linear roofline fitted to the new
-measurements alone is nearer; or between them. Which one is decided for each stage by leaving one measurement out
-at a time.
+On the new device a stage is either the same function up to scale and exponent (affine in logarithms, shrunk
+towards
+a pure scale), or bound by something else, and then a linear roofline fitted to the new measurements alone is
+better; or a mixture of both. Leave-one-out errors decide this for each stage.
 
 Shapes: `n` measurements, `S` stages, `L` levels, `P` terms.
 """
@@ -25,14 +25,14 @@ from tempovlm.latency.estimator import Adaptation, Estimator, StageTimes, compos
 from tempovlm.latency.features import STAGES, CostTable, Floats, Ints, Workload
 
 _SLOPE_PRIOR = 0.04
-"""(0.05 / 0.25)²: relative noise of a measurement over how far the exponent is expected to stray from 1."""
+"""(0.05 / 0.25)²: relative noise of a measurement over the expected deviation of the exponent from 1."""
 
 _WEIGHTS = (0.0, 0.5, 1.0)
 _ROUNDS = 8
-"""Of `fit_rates`: a few dozen measurements are soon made in a slow spell."""
+"""Rounds of `fit_rates`: a few dozen measurements can all fall into a slow period."""
 
 _FEWEST_FOR_RATES = 4
-"""With fewer measurements a linear model explains them all and leaves nothing to judge it by."""
+"""With fewer measurements a linear model fits all of them exactly, and its error cannot be estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Measurements:
     """Requests that were timed.
 
     Attributes:
-        ms: (n, S) milliseconds, NaN where a stage was not measured.
+        ms: (n, S) milliseconds, NaN if a stage was not measured.
         steps: (n,) decode steps: output tokens - 1.
     """
 
@@ -58,12 +58,12 @@ class Measurements:
 
     @property
     def log_ms(self) -> Floats:
-        """The logarithms (n, S), NaN where a stage was not measured or took no time."""
+        """The logarithms (n, S), NaN if a stage was not measured or took no time."""
         return np.log(np.where(self.ms > 0, self.ms, np.nan))
 
     @property
     def total_ms(self) -> Floats:
-        """The totals (n,) of stages and steps; stages that a request does not have take no time."""
+        """Return the totals (n,) of stages and steps; missing stages take no time."""
         known = np.where(np.isnan(self.ms), 0.0, self.ms)
         return np.where(np.isnan(self.ms[:, STAGES.index("prefill")]), np.nan, compose_total(known, self.steps))
 
@@ -79,10 +79,10 @@ def recalibrate(
 
     Args:
         estimator: of the old device; it is not changed.
-        measurements: on the new device, best spread as `choose_measurements` spreads them; none returns the
-            estimator as it is.
-        table: costs of the model there, where it is another one with the same knob space.
-        stamp: of the measurements.
+        measurements: on the new device, best chosen by `choose_measurements`; without any the
+            estimator is returned unchanged.
+        table: costs of the model there, if it is another model with the same knob space.
+        stamp: stamp of the measurements.
 
     Raises:
         UserError: the knob spaces differ.
@@ -110,7 +110,7 @@ _NUMBERS = ("offset", "slope", "weight")
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """One stage's `Adaptation`, and the error of each measurement (n,) when it was left out."""
+    """Return one stage's `Adaptation`, and the leave-one-out error (n,) of each measurement."""
 
     offset: float
     slope: float
@@ -134,7 +134,7 @@ def _fit(old: Estimator, measurements: Measurements) -> list[_Fit]:
 
 
 def _fit_stage(x: Floats, y: Floats, terms: Floats) -> _Fit:
-    """Choose among scale, scale and exponent, and their mixtures with a linear model, by leaving one out."""
+    """Choose among scale, scale and exponent, and mixtures with a linear model, by leave-one-out error."""
     n = len(x)
     lines = {affine: _line(x, y, affine=affine) for affine in (False, True)}
     if n < _FEWEST_FOR_RATES:
@@ -159,7 +159,7 @@ def _fit_stage(x: Floats, y: Floats, terms: Floats) -> _Fit:
 
 
 def _line(x: Floats, y: Floats, *, affine: bool) -> tuple[float, float]:
-    """Fit offset and slope of y over x; the slope is 1, or a ridge estimate that is drawn towards 1."""
+    """Fit offset and slope of y over x; the slope is 1, or a ridge estimate shrunk towards 1."""
     slope = 1.0
     if affine:
         spread = x - x.mean()
@@ -168,7 +168,7 @@ def _line(x: Floats, y: Floats, *, affine: bool) -> tuple[float, float]:
 
 
 def _new_margins(old: Estimator, measurements: Measurements, fits: list[_Fit]) -> Floats:
-    """Compute (S, L): the spread of the left-out errors, at least the old device's where they are too few."""
+    """Compute (S, L): the spread of the leave-one-out errors, or at least the old device's if they are too few."""
     logs = old.raw_log_ms(measurements.workload)
     observed = measurements.log_ms
     result = np.zeros_like(old.margins)
@@ -185,7 +185,7 @@ def _new_margins(old: Estimator, measurements: Measurements, fits: list[_Fit]) -
 
 
 def _new_total_margins(moved: Estimator, measurements: Measurements) -> Floats | None:
-    """Compute (L,) as for stages; the old margins bound it below, as the fit has seen these measurements."""
+    """Compute (L,) as for stages; never below the old margins, because the fit has seen these measurements."""
     fresh = total_margins(moved.predict(measurements.workload), measurements)
     if moved.total_margins is None:
         return fresh
@@ -202,15 +202,15 @@ def total_margins(times: StageTimes, measurements: Measurements) -> Floats:
 def choose_measurements(
     table: CostTable, pool: Workload, count: int, seed: int = 0, images: NDArray[np.str_] | None = None
 ) -> Ints:
-    """Choose requests to measure: each as far as can be from those before it, in standardised features.
+    """Choose requests to measure, each as far as possible from those before it in standardised features.
 
     Args:
-        table: of the new device's model.
+        table: costs of the new device's model.
         pool: (n,) requests that could be measured.
-        count: how many to choose.
-        seed: of the first one.
-        images: (n,) names of the pictures, each of which is then chosen from as often as the others, because one
-            picture is measured at one time and a device has slow spells.
+        count: number to choose.
+        seed: chooses the first one.
+        images: (n,) names of the pictures. Each picture is then chosen equally often, because one
+            picture is measured at one time and a device has slow periods.
 
     Source: T. F. Gonzalez, Clustering to minimize the maximum intercluster distance, 1985 (farthest first).
     """

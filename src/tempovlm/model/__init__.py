@@ -1,1 +1,1 @@
-"""The Molmo architecture with a plan as an argument: crops in, logits out. Knows no budgets and no clocks."""
+"""The Molmo architecture with a plan as an argument: crops in, logits out."""

@@ -18,12 +18,12 @@ from tempovlm.model.layers import RMSNorm, has_kernels, norm_rotate
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a forward pass stands in its sequence.
+    """The place of a forward pass in its sequence.
 
     Attributes:
         start: tokens already in the cache.
         cos: and `sin`: rotary tables for these tokens, (B, T, 1, W).
-        mask: (B, 1, T, start + T), True where a token may look, or added to the scores; None means plainly causal.
+        mask: (B, 1, T, start + T), True where a token may look, or added to the scores; None means causal.
     """
 
     start: int
@@ -46,16 +46,16 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> Tensor:
-        """What this block adds to (B, T, D); reads and writes entry `step` of the cache if there is one."""
+        """Return the block's addition to (B, T, D); reads and writes entry `step` of the cache if there is one."""
         return self.out(self._mix(x, span, cache, step))
 
     def add_to(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> None:
-        """Add what `forward` returns to (B, T, D) in place, by the product that makes it."""
+        """Add the result of `forward` to (B, T, D) in place, within the product that computes it."""
         mixed = self._mix(x, span, cache, step)
         x.flatten(0, 1).addmm_(mixed.flatten(0, 1), self.out.weight.t())
 
     def _mix(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> Tensor:
-        """The values that every token gathers: (B, T, D)."""
+        """Return the values that every token gathers: (B, T, D)."""
         B, T, D = x.shape
         qkv = self.qkv(self.norm(x))
         has_room = cache is not None and span.start + T <= cache.capacity
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
 
 def causal_mask(valid: Tensor, num_queries: int) -> Tensor:
-    """(B, 1, num_queries, K) boolean mask: the last `num_queries` of K tokens look back at valid ones.
+    """Return a boolean mask (B, 1, num_queries, K): the last `num_queries` of K tokens look back at valid ones.
 
     `valid` is (B, K). A padded query sees itself, so that no row of the softmax is empty.
     """

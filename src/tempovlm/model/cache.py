@@ -31,18 +31,18 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit."""
+        """Capacity in tokens."""
         return self.keys.shape[3]
 
     def write(self, step: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, W) keys and values from position `start`; return all up to their end."""
+        """Store (B, H, T, W) keys and values from position `start`; return all entries up to their end."""
         end = start + key.shape[2]
         self.keys[step, :, :, start:end] = key
         self.values[step, :, :, start:end] = value
         return self.read(step, end)
 
     def read(self, step: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, end, W) of the first `end` tokens."""
+        """Return keys and values (B, H, end, W) of the first `end` tokens."""
         return self.keys[step, :, :, :end], self.values[step, :, :, :end]
 
 

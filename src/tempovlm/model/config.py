@@ -23,7 +23,7 @@ class VisionConfig:
     Attributes:
         crop_size: side of a square crop in pixels. patch_size: side of a patch in pixels.
         margins: overlap of neighbouring crops, in patches, at (top or left, bottom or right).
-        feature_layers: which blocks' outputs are kept, counted from the end, as published.
+        feature_layers: blocks whose outputs are kept, counted from the end, as published.
         pool: side of the window of patches that attention pooling turns into one token.
     """
 
@@ -107,7 +107,7 @@ class ModelConfig:
 
     @property
     def shape(self) -> ModelShape:
-        """The numbers that plans, costs and the knob space need."""
+        """Return the numbers that plans, costs and the knob space need."""
         vision = self.vision
         return ModelShape(
             num_blocks=self.num_blocks,
@@ -159,7 +159,7 @@ class ModelConfig:
         )
 
     def to_hub(self) -> dict[str, Any]:
-        """The published layout of `config.json`, as far as this code reads it."""
+        """Return the published layout of `config.json`, as far as this code reads it."""
         vision = self.vision
         return {
             "model_type": self.model_type,
@@ -228,14 +228,14 @@ _VARIANT_UNWRITTEN: dict[str, Any] = {
     "use_cls_feature": False,
     "use_col_tokens": True,
 }
-"""More of it: what published files also say, and another value of which would give other answers."""
+"""Further fields of published files, of which another value would give other answers."""
 
 MOST_BLOCKS = 1024
-"""Blocks of a decoder or a vision transformer; each takes time to build before its weights are looked for."""
+"""Limit of blocks of a decoder or a vision transformer; each takes time to build before weights are read."""
 
 
 def _expert_width(fields: Fields, width: int) -> int:
-    """Half of the hidden width, which counts the gate's units too."""
+    """Limit of half of the hidden width, which includes the gate's units."""
     name = "mlp_hidden_size" if fields.values.get("mlp_hidden_size") is not None else "mlp_ratio"
     hidden = fields.positive(name) * (1 if name == "mlp_hidden_size" else width)
     if hidden % 2 or not 2 <= hidden <= MOST:
@@ -244,7 +244,7 @@ def _expert_width(fields: Fields, width: int) -> int:
 
 
 def _vision_from_hub(fields: Fields) -> VisionConfig:
-    """The vision side: a table of its own, and what stands outside of it."""
+    """Return the vision side: its own table, and the fields outside of it."""
     own = fields.table("vision_backbone")
     for name, ours in _VISION_VARIANT.items():
         own.fixed(name, ours)
@@ -286,7 +286,7 @@ def _vision_from_hub(fields: Fields) -> VisionConfig:
 _VISION_VARIANT = {"image_mlp_activations": "quick_gelu", "image_model_type": "openai", "resize_mode": "default"}
 
 MOST_PIXELS = 4096
-"""Of a crop's side; a vision transformer looks at all pairs of its patches."""
+"""Limit of a crop's side; a vision transformer looks at all pairs of its patches."""
 
 
 MOLMOE_1B = ModelConfig()

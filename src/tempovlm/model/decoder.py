@@ -1,4 +1,4 @@
-"""The OLMoE decoder: it loops over the steps of a plan and over nothing else.
+"""The OLMoE decoder: a loop over the steps of a plan.
 
 A block that is not in the plan is not run, in prefill and decode alike, and owns no cache entry.
 Shapes: `B` batch, `T` tokens, `D` width, `V` vocabulary.
@@ -21,8 +21,7 @@ from tempovlm.model.layers import RMSNorm, Rotary, has_kernels
 from tempovlm.model.moe import MoE
 
 BROKEN = -1
-"""Stands for the token where a logit is NaN or +inf, or all are -inf; the host learns of it where it reads tokens
-anyway."""
+"""Stands for the token if a logit is NaN or +inf, or all are -inf; the host finds out when it reads the tokens."""
 
 
 class Block(nn.Module):
@@ -34,7 +33,7 @@ class Block(nn.Module):
         self.moe = MoE(config)
 
     def forward(self, x: Tensor, span: Span, cache: KVCache | None, step: int, top_k: int) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+        """Return (B, T, D) from (B, T, D)."""
         x = x + self.attention(x, span, cache, step)
         return x + self.moe(x, top_k)
 
@@ -47,7 +46,7 @@ class Block(nn.Module):
         return x + self.moe.dense(flat, *self.moe.route(flat, top_k)).view_as(x)
 
     def advance(self, x: Tensor, span: Span, cache: KVCache | None, step: int, top_k: int) -> None:
-        """As `forward`, in place, sums being part of the products; where `has_kernels` says that it can be."""
+        """Like `forward`, but in place, with sums fused into the products; only if `has_kernels`."""
         self.attention.add_to(x, span, cache, step)
         self.moe.add_to(x, top_k)
 
@@ -70,7 +69,7 @@ class Decoder(nn.Module):
         self.rotary = Rotary(config.head_width, config.rope_theta, config.max_sequence_length)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """(B, T) token ids to (B, T, D)."""
+        """Return embeddings (B, T, D) of token ids (B, T)."""
         return F.embedding(tokens, self.embedding)
 
     def forward(
@@ -83,11 +82,11 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         tick: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Run the plan's blocks over (B, T, D) embeddings; hidden states (B, T, D), before the final norm."""
+        """Run the plan's blocks over embeddings (B, T, D); return hidden states before the final norm."""
         cos, sin = self.rotary(positions)
         span = Span(start, cos, sin, mask)
         if has_kernels(x, self.embedding):
-            x = x.clone()  # the caller's stays as it is
+            x = x.clone()  # keeps the caller's tensor unchanged
             for i, (index, top_k) in enumerate(plan.steps):
                 block = self.blocks[index]
                 assert isinstance(block, Block)
@@ -104,5 +103,5 @@ class Decoder(nn.Module):
         return [cast(Block, block) for block in self.blocks[:count]]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final norm and head: (..., D) to (..., V)."""
+        """Apply final norm and head: (..., D) to (..., V)."""
         return self.head(self.norm(hidden))

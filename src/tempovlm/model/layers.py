@@ -1,4 +1,4 @@
-"""The small parts that attention, experts and the vision side share. Shapes: `B` batch, `T` tokens, `D` width."""
+"""Small parts shared by attention, experts and the vision side. Shapes: `B` batch, `T` tokens, `D` width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 def has_kernels(x: Tensor, weight: Tensor) -> bool:
-    """Whether `kernels.prefill` serves these: on CUDA in bfloat16, where nothing is learned."""
+    """Whether `kernels.prefill` can run: on CUDA in bfloat16, without gradients."""
     is_fit = x.is_cuda and x.dtype == weight.dtype == torch.bfloat16
     return HAS_TRITON and is_fit and not (x.requires_grad or (weight.requires_grad and torch.is_grad_enabled()))
 
@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension; same shape and type out."""
+        """Normalise the last dimension; keeps shape and type."""
         if x.is_cuda and (x.dtype == torch.float32 or x.requires_grad):
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         if has_kernels(x, self.weight):
@@ -57,9 +57,10 @@ class Rotary(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Fill the tables in float32 where they live: after an allocation without values or a cast."""
+        """Fill the tables in float32 in place: after an allocation without values, or a cast."""
         device = self.cos.device
-        if device.type == "meta":  # no values to fill, and torch takes 0.7 s to load what it needs to pretend
+        if device.type == "meta":  # meta tensors have no values, and torch takes 0.7 s to load what it needs to
+            # pretend
             return
         exponents = torch.arange(0, self.head_width, 2, device=device).float() / self.head_width
         angles = torch.outer(torch.arange(self.cos.shape[0], device=device).float(), 1.0 / self.theta**exponents)
@@ -67,12 +68,12 @@ class Rotary(nn.Module):
         self.cos, self.sin = angles.cos(), angles.sin()
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, float32, (B, T, 1, head width), for positions (B, T)."""
+        """Return cosines and sines, float32, (B, T, 1, head width), for positions (B, T)."""
         return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
 
 
 def norm_rotate(norm: RMSNorm, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Norm of (B, T, D), then the rotary embedding of its heads: (B, T, heads, head width)."""
+    """Normalise (B, T, D), then apply the rotary embedding to its heads: (B, T, heads, head width)."""
     heads = (*x.shape[:2], -1, cos.shape[-1])
     if x.is_cuda and x.requires_grad:
         from tempovlm.model.kernels import training
@@ -101,7 +102,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def gated_swiglu(gate_up: Tensor, weights: Tensor) -> Tensor:
-    """SwiGLU of every expert times its weight: (N, E·2F) and (N, E) to (N, E·F)."""
+    """Return SwiGLU of every expert times its weight: (N, E·2F) and (N, E) to (N, E·F)."""
     if gate_up.is_cuda:
         from tempovlm.model.kernels import training
 
@@ -111,7 +112,7 @@ def gated_swiglu(gate_up: Tensor, weights: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply a rotary embedding to (B, T, heads, head width) in float32; the type of `x` comes back."""
+    """Apply a rotary embedding to (B, T, heads, head width) in float32; returns the type of `x`."""
     x32 = x.float()
     first, second = x32.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)

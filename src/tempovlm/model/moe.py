@@ -25,9 +25,9 @@ GATHER_LIMIT = 4
 
 
 def best(scores: Tensor, top_k: int) -> Tensor:
-    """The experts (N, K) with the highest scores (N, E), highest first and of equal ones the lower first.
+    """Return the experts (N, K) with the highest scores (N, E), highest first; ties go to the lower index.
 
-    The kernels and `narrow` choose in the same order; the library's top-k takes any of equal ones.
+    The kernels and `narrow` choose in the same order; the library's top-k breaks ties arbitrarily.
     """
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k].contiguous()
 
@@ -44,7 +44,7 @@ class MoE(nn.Module):
         self.down = nn.Parameter(torch.empty(E, D, F_))
 
     def forward(self, x: Tensor, top_k: int) -> Tensor:
-        """What the experts add to (B, T, D), each token visiting its `top_k` best."""
+        """Return the experts' addition to (B, T, D), each token visiting its `top_k` best."""
         flat = self.norm(x).view(-1, x.shape[-1])
         weights, experts = self.route(flat, top_k)
         if has_kernels(flat, self.gate_up):
@@ -56,7 +56,7 @@ class MoE(nn.Module):
         return self.grouped(flat, weights, experts).view_as(x)
 
     def add_to(self, x: Tensor, top_k: int) -> None:
-        """Add what `forward` returns to (B, T, D) in place, where `has_kernels` says that it can be done."""
+        """Add the result of `forward` to (B, T, D) in place; only if `has_kernels`."""
         from tempovlm.model.kernels import experts as kernels
 
         flat = self.norm(x).view(-1, x.shape[-1])
@@ -64,9 +64,9 @@ class MoE(nn.Module):
         kernels.grouped(flat, weights, experts, self.gate_up, self.down, onto=x.view_as(flat))
 
     def scores(self, x: Tensor) -> Tensor:
-        """The router's products (N, E) with (N, D) tokens, in float32 whatever the type of `x` and of the weights.
+        """Return the router's scores (N, E) of tokens (N, D), in float32 whatever the type of `x` and the weights.
 
-        Rounded to bfloat16, two scores are often equal, and then a prompt would visit other experts than a decode
+        Rounded to bfloat16, two scores are often equal, and a prompt could visit other experts than a decode
         step, whose kernels sum in float32.
         """
         weight, kind = self.router.weight, x.device.type
@@ -76,7 +76,7 @@ class MoE(nn.Module):
             return F.linear(x.float(), weight.float())
 
     def route(self, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """The (N, K) weights, in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k."""
+        """Return weights (N, K) in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k."""
         scores = self.scores(x)
         if has_kernels(x, self.router.weight):
             from tempovlm.model.kernels import prefill
@@ -107,7 +107,7 @@ class MoE(nn.Module):
         for expert, part in parts:
             torch.mm(inputs[part], self.gate_up[expert].t(), out=hidden[part])
         hidden = swiglu(hidden).mul_(weights.view(-1)[order].unsqueeze(-1))
-        outputs = inputs  # not needed any more, and as large
+        outputs = inputs  # not needed any more, and as large as the result
         for expert, part in parts:
             torch.mm(hidden[part], self.down[expert].t(), out=outputs[part])
         return torch.zeros_like(x).index_add_(0, rows, outputs)

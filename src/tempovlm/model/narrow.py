@@ -1,8 +1,8 @@
-"""One more token of one request on a CPU, for a model so narrow that a product ends sooner than torch starts it.
+"""One decode step on a CPU for a model so narrow that a product takes less time than starting a torch operation.
 
-The arithmetic of `Molmo.decode` in NumPy, whose calls start in a fraction of the time, on the cache's own memory
+It computes `Molmo.decode` in NumPy, whose calls start in a fraction of the time, on the cache's own memory
 and on a copy of the decoder's weights. An array that shares memory with a tensor dangles when torch moves the
-tensor's storage, as it does when a model is sent to another process. Batches and masks go the usual way.
+tensor's storage, as it does when a model is sent to another process. Batches and masks use the torch modules.
 Shapes: `D` width, `H` heads, `W` head width, `T` tokens so far, `E` experts, `K` top-k, `F` expert width.
 """
 
@@ -21,7 +21,7 @@ from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import Block, Decoder, is_plain
 
 NARROW = 1024
-"""Below this width starting an operation, or waking a thread for it, costs more than what it computes."""
+"""Below this width, starting an operation, or waking a thread for it, costs more than the operation."""
 
 Floats = NDArray[np.float32]
 
@@ -56,7 +56,7 @@ class _Block:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class NarrowDecoder:
-    """Decodes token by token; made once for a model whose weights no longer change."""
+    """Decodes token by token; made once for a model whose weights do not change any more."""
 
     decoder: Decoder
     blocks: tuple[_Block, ...]
@@ -90,11 +90,11 @@ class NarrowDecoder:
         )
 
     def __reduce__(self) -> tuple[Callable[[Decoder], NarrowDecoder | None], tuple[Decoder]]:
-        """Copies and other processes copy the weights anew, from the decoder that comes with them."""
+        """Copy: copies and other processes copy the weights again, from their own decoder."""
         return NarrowDecoder.of, (self.decoder,)
 
     def decode(self, token: int, plan: Plan, cache: KVCache, start: int) -> Tensor:
-        """Logits (1, V) after one more token, which is written to a cache of one row at `start`."""
+        """Return logits (1, V) after one more token, which is written to a cache of one row at `start`."""
         keys, values = cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0]
         cos, sin = self.cos[start], self.sin[start]
         x = self.embedding[token]
@@ -107,7 +107,7 @@ class NarrowDecoder:
     def _attend(
         self, w: _Block, x: Floats, keys: Floats, values: Floats, start: int, cos: Floats, sin: Floats
     ) -> Floats:
-        """(D,) after attention; `keys` and `values` are (H, capacity, W)."""
+        """Return (D,) after attention; `keys` and `values` are (H, capacity, W)."""
         H, D = self.num_heads, x.shape[0]
         qkv = w.qkv.dot(self._scaled(x) * w.norm)
         both = qkv[: 2 * D].reshape(2, D)
@@ -124,7 +124,7 @@ class NarrowDecoder:
         return x + w.out.dot(seen.reshape(D))
 
     def _visit(self, w: _Block, x: Floats, top_k: int) -> Floats:
-        """(D,) after the `top_k` experts, whose weights are not renormalised."""
+        """Return (D,) after the `top_k` experts, whose weights are not renormalised."""
         normed = self._scaled(x) * w.moe_norm
         scores = w.router.dot(normed)
         probabilities = _softmax(scores)
@@ -138,12 +138,12 @@ class NarrowDecoder:
         return out
 
     def _scaled(self, x: Floats) -> Floats:
-        """The root-mean-square norm before its weight."""
+        """Apply the root-mean-square norm without its weight."""
         return x / np.sqrt(x.dot(x) / np.float32(x.shape[0]) + np.float32(self.eps))
 
 
 def _softmax(x: Floats) -> Floats:
-    """Over the last dimension."""
+    """Softmax over the last dimension."""
     x = np.exp(x - x.max(axis=-1, keepdims=True))
     return x / x.sum(axis=-1, keepdims=True)
 

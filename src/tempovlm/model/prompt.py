@@ -1,4 +1,4 @@
-"""A question and a grid to the token stream that the decoder reads, and tokens back to text.
+"""From a question and a grid to the token stream that the decoder reads, and from tokens back to text.
 
 Stream: begin token, global crop, tiles, text. Text that a user types is never read as a control token.
 """
@@ -24,10 +24,10 @@ IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN = "<im_start>", "<im_end>", "<
 _AGAIN = "copy it from the model's folder"
 
 _RARE = "\u1200 \u13a0"
-"""A letter of Ethiopia's and one of the Cherokee, which few word lists have and no normaliser drops."""
+"""A letter of Ethiopic and one of Cherokee, which few word lists contain and no normaliser drops."""
 
 _LEAST_BESIDE = 3
-"""Tokens beside the picture: begin, a question, an answer."""
+"""Tokens besides the picture: begin, a question, an answer."""
 
 CONTROL_TOKENS = (PAD, END, IMAGE_START, IMAGE_END, IMAGE_PATCH, IMAGE_COLUMN)
 
@@ -50,11 +50,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, config: ModelConfig | None = None) -> Tokenizer:
-        """Read a `tokenizer.json`; text is neither cut nor padded, whatever the file says of that.
+        """Read a `tokenizer.json`; text is neither cut nor padded, whatever the file says.
 
         Args:
-            path: of the file.
-            config: of the model, whose embedding has to have a row for every token.
+            path: the file.
+            config: configuration of the model, whose embedding must have a row for every token.
 
         Raises:
             UserError: the file cannot be read or is damaged, a control token is missing, or it does not fit the
@@ -88,11 +88,11 @@ class Tokenizer:
         return token
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; control tokens in it are read as letters."""
+        """Return the token ids of plain text; control tokens in it are read as letters."""
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: list[int]) -> str:
-        """Plain text of token ids, without control tokens; white space stays as the tokens have it."""
+        """Return the plain text of token ids, without control tokens; white space stays as in the tokens."""
         return self._fast.decode(tokens, skip_special_tokens=True)
 
     def stream(
@@ -115,7 +115,7 @@ class Tokenizer:
 
 
 def _check_words(fast: FastTokenizer, path: Path) -> None:
-    """Raise a `UserError` if some text cannot be read, or a token has another's id or not the file's."""
+    """Raise a `UserError` if some text cannot be read, or an id is taken twice or differs from the file's."""
     try:
         fast.encode(_RARE, add_special_tokens=False)
     except Exception as error:  # noqa: BLE001 - as above
@@ -157,11 +157,11 @@ def _check_fit(fast: FastTokenizer, path: Path, config: ModelConfig, kind: type[
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the decoder reads.
+    """The token stream of a prompt.
 
     Attributes:
         tokens: (T,) ids. slots: flat (C·G,) place of each pooled vision token in the stream, or -1.
-        num_vision_tokens: image features that have a place; num_text_tokens: all other tokens of the stream.
+        num_vision_tokens: image features with a place in the stream; num_text_tokens: all other tokens.
     """
 
     tokens: Tensor
@@ -170,14 +170,14 @@ class Prompt:
 
     @property
     def num_text_tokens(self) -> int:
-        """Every token that carries no image feature: begin, image separators and text."""
+        """Number of tokens without an image feature: begin, image separators and text."""
         return len(self.tokens) - self.num_vision_tokens
 
 
 def build_prompt(
     question: str, style: str, grid: Grid | None, config: ModelConfig, tokenizer: Tokenizer, reserve: int
 ) -> Prompt:
-    """The stream for a question; `reserve` tokens of the context stay free for the answer.
+    """Return the stream for a question; `reserve` tokens of the context stay free for the answer.
 
     Raises:
         UserError: the stream and the answer do not fit the context.
@@ -210,9 +210,9 @@ def glance_places(config: ModelConfig) -> Tensor:
 
 
 def prompt_text(question: str, style: str) -> str:
-    """The published chat format with its style prefix, which sets the answer's length and form.
+    """Return the question in the published chat format with its style prefix, which sets the answer's form.
 
-    The question stands as it is: the line end after the last option of a multiple choice belongs to the format.
+    The question is not stripped: the line end after the last option of a multiple choice belongs to the format.
     """
     prefix = f"{style}: " if style else ""
     return f" User: {prefix}{question} Assistant:"
@@ -233,13 +233,13 @@ def _rows(rows: int, cols: int, tokenizer: Tokenizer) -> list[int]:
 
 
 def num_image_tokens(grid: Grid, vision: VisionConfig) -> int:
-    """The length of `image_tokens`: the features' places and the separators."""
+    """Return the length of `image_tokens`: the features' places and the separators."""
     parts = ((vision.pooled, vision.pooled), grid.kept(vision))
     return sum(2 + rows * (cols + 1) for rows, cols in parts)
 
 
 def feature_slots(grid: Grid, vision: VisionConfig) -> Tensor:
-    """(C·G,) position of each pooled token in the image part of the stream, -1 for those in an overlap."""
+    """Return the position (C·G,) of each pooled token in the image part of the stream, -1 in an overlap."""
     side = vision.pooled
     first, last = (margin // vision.pool for margin in vision.margins)
     window = vision.window // vision.pool
@@ -258,6 +258,6 @@ def feature_slots(grid: Grid, vision: VisionConfig) -> Tensor:
 
 
 def _kept(cell: Tensor, index: int, count: int, first: int, last: int) -> Tensor:
-    """Which cells along one side of crop `index` of `count` are its own and not its neighbour's."""
+    """Return which cells along one side of crop `index` of `count` are its own and not its neighbour's."""
     lower = cell >= (0 if index == 0 else first)
     return lower & (cell < last) if index < count - 1 else lower

@@ -3,7 +3,7 @@
 A step at batch 1 takes as long as its weights take to read. Attention's products, experts and the head are nearly
 all of them; norms and the embedding, of which a step reads next to nothing, stay as they are, and so does the
 router: an error there changes which experts run. Rounding is to the nearest; a row's largest value is the largest
-that the type holds. Vectors are not quantised. Knows no kernel: `kernels/decode.py` multiplies with these.
+that the type holds. Vectors are not quantised. `kernels/decode.py` multiplies with these weights.
 
 Shapes: `R` output rows and `C` columns of a matrix; experts come before them.
 """
@@ -37,7 +37,7 @@ class Scaled:
 
     @classmethod
     def of(cls, weight: Tensor, kind: Kind) -> Scaled:
-        """Quantise (..., R, C); one expert at a time, so that little more memory than the result is needed."""
+        """Quantise (..., R, C), one expert at a time, so that little more memory than the result is needed."""
         dtype, largest = TYPES[kind]
         values = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         scales = torch.empty(weight.shape[:-1], dtype=torch.float32, device=weight.device)
@@ -60,11 +60,11 @@ class Scaled:
 
     @property
     def nbytes(self) -> int:
-        """Memory of values and scales."""
+        """Bytes of values and scales."""
         return self.values.nbytes + self.scales.nbytes
 
     def dense(self) -> Tensor:
-        """The float32 matrix that this stands for."""
+        """Return the float32 matrix that this represents."""
         return self.values.float() * self.scales.unsqueeze(-1)
 
 
@@ -72,7 +72,7 @@ Weight = Tensor | Scaled
 
 
 def parts(weight: Weight) -> tuple[Tensor, Tensor | None]:
-    """Values and scales; a plain tensor has no scales."""
+    """Return values and scales; a plain tensor has no scales."""
     return (weight.values, weight.scales) if isinstance(weight, Scaled) else (weight, None)
 
 
@@ -125,7 +125,7 @@ class QuantisedBlock:
 
 @dataclass(frozen=True, slots=True)
 class QuantisedDecoder:
-    """What a step reads in place of a `Decoder`; its fields have the names of the modules they stand for."""
+    """The weights that a step reads instead of a `Decoder`; fields are named like the modules they replace."""
 
     embedding: Tensor
     blocks: tuple[QuantisedBlock, ...]
@@ -135,7 +135,7 @@ class QuantisedDecoder:
 
     @classmethod
     def of(cls, decoder: Decoder, kind: Kind) -> QuantisedDecoder:
-        """A copy of the decoder's products in one byte a value; the rest is shared with it."""
+        """Return a copy of the decoder's matrices with one byte a value; the rest is shared with it."""
         blocks = tuple(
             QuantisedBlock(QuantisedAttention.of(block.attention, kind), QuantisedMoE.of(block.moe, kind))
             for block in decoder.blocks
@@ -146,7 +146,7 @@ class QuantisedDecoder:
 
     @property
     def nbytes(self) -> int:
-        """Memory beside the decoder's own."""
+        """Bytes used in addition to the decoder."""
         total = self.head.weight.nbytes
         for block in self.blocks:
             attention, moe = block.attention, block.moe
@@ -163,7 +163,7 @@ AnyDecoder = Decoder | QuantisedDecoder
 
 @torch.no_grad()
 def imitate(decoder: Decoder, kind: Kind) -> Decoder:
-    """A copy whose weights are what the quantised ones stand for, in the decoder's type: for measuring."""
+    """Return a copy with the values that the quantised weights represent, in the decoder's type: for measuring."""
     imitation = copy.deepcopy(decoder)
     products = [imitation.head.weight]
     for block in imitation.blocks:

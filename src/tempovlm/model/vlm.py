@@ -1,8 +1,7 @@
 """The whole model: crops and tokens in, logits out, under a plan that is an argument.
 
-It holds weights and nothing else: no knob is stored here, no clock runs here.
-Shapes: `C` crops, `P` patches, `G` tokens of a crop, `B` batch, `T` tokens, `D` width, `V` vocabulary; of a cache,
-`S` blocks, `H` heads, `W` head width.
+It holds only weights: no knob is stored here, no clock runs here.
+Shapes: `C` crops, `P` patches, `G` tokens of a crop, `B` batch, `T` tokens, `D` width, `V` vocabulary.
 """
 
 from __future__ import annotations

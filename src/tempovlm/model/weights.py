@@ -1,7 +1,7 @@
 """Checkpoints in the published layout: names, strict shapes, experts stacked as they stream in.
 
 Every tensor of a checkpoint is a view into a parameter of the model, so loading fills each place once and saving
-writes the same views back. Which files hold the tensors is the business of `files/hub`.
+writes the same views back. `hub` finds the files that hold the tensors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARD_BYTES = 15 << 20
 """A saved file stays under this, so that it fits a repository with a 16 MB limit."""
 
 RANDOM_SHARD_BYTES = 2 << 30
-"""Likewise of a random checkpoint: one such file is in memory at a time, twice while it is written."""
+"""Maximum size of a file of a random checkpoint: one is in memory at a time, twice while it is written."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
@@ -39,7 +39,7 @@ _HASHED_STEP = 64 << 20
 _RANDOM_STD = 0.02
 
 Advance = Callable[[int, int], None]
-"""Called with the bytes that are done and the bytes that there are."""
+"""Callback with the bytes done and the total bytes."""
 
 
 def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> VisionLanguageModel:
@@ -52,7 +52,7 @@ def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dt
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The `config.json` of a checkpoint folder.
+    """Read the `config.json` of a checkpoint folder.
 
     Raises:
         UserError: it cannot be read, is not JSON, or a field's value is wrong.
@@ -80,13 +80,13 @@ def load_model(
     another device or type.
 
     Args:
-        folder: in the published layout.
-        device: where the model goes.
-        dtype: of the model, whatever the files hold.
-        advance: called with bytes read and bytes to read.
+        folder: folder in the published layout.
+        device: destination of the model.
+        dtype: type of the model, whatever the files hold.
+        advance: called with bytes read and total bytes.
 
     Raises:
-        UserError: a tensor is missing, unknown, twice there or of another shape; names it and its file.
+        UserError: a tensor is missing, unknown, duplicate or of another shape; names it and its file.
     """
     config, files = read_config(folder), checkpoint_files(folder)
     with ExitStack() as stack:
@@ -105,7 +105,7 @@ def load_model(
 
 
 def check_tensors(sources: list[WeightFile], expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Raise a `UserError` that names the first tensor that is not as the model expects it."""
+    """Raise a `UserError` that names the first tensor that differs from what the model expects."""
     seen: dict[str, Path] = {}
     for source in sources:
         for name, stored in source.tensors.items():
@@ -153,13 +153,13 @@ def write_random(
     leaves nothing behind.
 
     Args:
-        folder: to make; it must not exist, or be empty.
+        folder: folder to make; it must not exist, or be empty.
         config: sizes of the model.
-        seed: of the weights.
+        seed: seed of the weights.
         tokenizer: a folder whose tokenizer files are copied beside the weights.
-        dtype: of the weights.
-        shard_bytes: that a file holds at most.
-        advance: called with bytes written and bytes to write.
+        dtype: type of the weights.
+        shard_bytes: maximum bytes of a file.
+        advance: called with bytes written and total bytes.
 
     Raises:
         UserError: the folder is not empty or cannot be written, or there is no tokenizer.
@@ -225,9 +225,9 @@ def write_shards(folder: Path, sizes: Mapping[str, int], take: Callable[[str], T
 
 
 def weights_hash(folder: Path) -> str:
-    """Twelve hex digits of the weights' bytes; stored in every profile, record and checkpoint.
+    """Return twelve hex digits of the weights' bytes; stored in every profile, record and checkpoint.
 
-    Of weights over 256 MB, a megabyte is read in every 64, with the files' beginnings, which hold all names and
+    For weights over 256 MB, one megabyte in every 64 is read, and the files' beginnings, which hold all names and
     shapes, and their lengths: training changes every part of a model, and reading all of it would take longer
     than loading it.
     """
@@ -249,7 +249,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Published name of every tensor → its shape, without memory for any."""
+    """Return the published name of every tensor with its shape, without allocating it."""
     with torch.device("meta"):
         model = class_of(config.model_type)(config)
     return {name: tuple(view.shape) for name, view in model.hub_views().items()}

@@ -1,4 +1,4 @@
 """The generated test bed: pictures and questions, drawn from a seed, that stand in for some of the data sets."""
 
 NOTICE = "SYNTHETIC.md"
-"""The file whose presence marks a folder as generated."""
+"""File that marks a folder as generated."""

@@ -1,4 +1,4 @@
-"""Generated data in the format of VQAv2 about pictures with COCO's names."""
+"""Generated data in VQAv2's format about pictures with COCO's names."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _CONFIDENCE = "yes"
 
 
 def coco_id(split: str, index: int) -> int:
-    """Image number in the COCO style data sets; the splits do not overlap below half a million pictures."""
+    """Return the image number in COCO's style; the splits do not overlap below half a million pictures."""
     return index + _COCO_BASE[split]
 
 
 def coco_places(split: str, index: int, _: int) -> list[tuple[str, str]]:
-    """Where a picture and its twin go."""
+    """Return the paths of a picture and its twin."""
     name = f"COCO_{split}2014_{coco_id(split, index):012d}.jpg"
     return [(f"{split}2014/{name}", f"twins/{name}")]
 
 
 def _answer_type(answer: str) -> str:
-    """The three kinds of answers that VQAv2 tells apart."""
+    """Return the answer's kind, of VQAv2's three."""
     return "yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other"
 
 
 def _coco_parts(split: str, records: Iterable[Record], raw: bool) -> tuple[list[Record], list[Record]]:
-    """Questions and annotations of the COCO style data sets."""
+    """Return questions and annotations in VQAv2's format."""
     questions, annotations = [], []
     for record in records:
         image_id = coco_id(split, record["index"])
@@ -55,7 +55,7 @@ def _coco_parts(split: str, records: Iterable[Record], raw: bool) -> tuple[list[
 
 
 def coco_writer(prefix: str, *, raw: bool) -> Callable[[Path, str, Iterable[Record]], None]:
-    """Writes questions and annotations into files whose names begin with `prefix`; `raw` adds `raw_answer`."""
+    """Return a writer of questions and annotations to files named `prefix…`; `raw` adds `raw_answer`."""
 
     def write(folder: Path, split: str, records: Iterable[Record]) -> None:
         questions, annotations = _coco_parts(split, records, raw)

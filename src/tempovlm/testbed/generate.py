@@ -1,4 +1,4 @@
-"""Draws a scene from a data set's name, a split and a number, on which alone it depends."""
+"""Draw a scene that depends only on a data set's name, a split and a number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHIFTS = (-6, -5, -4, -3, 3, 4, 5, 6)
 
 
 def _stream(*parts: object) -> Random:
-    """A source of choices that depends on the parts alone, the same on every machine."""
+    """Return random numbers that depend on the parts alone, the same on every machine."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return Random(int.from_bytes(digest, "little"))
 
@@ -33,8 +33,8 @@ def make_scene(
     Args:
         dataset: One of `stand_ins.NAMES`.
         split: 'train' or 'val'.
-        index: Any number from 0; each is another picture.
-        seed: Another seed is another data set.
+        index: Any number from 0; each gives another picture.
+        seed: Another seed gives another data set.
         size: Height and width in pixels; None draws one of `SIZES`.
         twin: The same scene and questions with other noise and a shift of 3 to 6 pixels each way.
 

@@ -1,6 +1,6 @@
 """Words, colours, shapes and characters that the generated pictures may contain.
 
-It knows which of them are held out of training; it does not know how anything is drawn.
+Some of them are held out of training.
 """
 
 from __future__ import annotations
@@ -81,15 +81,15 @@ HELD_OUT_WORDS: tuple[str, ...] = tuple(_HELD_OUT_TEXT.split())
 
 
 def held_out_pair(shape: str, color: str) -> bool:
-    """Whether this object in this colour is kept for validation (about one pair in nine)."""
+    """Whether this object in this colour is held out for validation (about one pair in nine)."""
     return zlib.crc32(f"{shape}|{color}".encode()) % 9 == 0
 
 
 def plural(noun: str) -> str:
-    """The plural of an object's name."""
+    """Return the plural of an object's name."""
     return PLURALS.get(noun, noun + "s")
 
 
 def article(noun: str) -> str:
-    """The indefinite article of a word."""
+    """Return the indefinite article of a word."""
     return "an" if noun[0] in "aeiou" else "a"

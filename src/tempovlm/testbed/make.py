@@ -1,4 +1,4 @@
-"""Makes a whole test bed on disk, or nothing: all stand-ins, both splits, in the official file formats."""
+"""Make a whole test bed on disk, or nothing: all stand-ins, both splits, in the official file formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tempovlm.testbed.stand_in import Record
 from tempovlm.testbed.worker import part_path
 
 Progress = Callable[[int, int], None]
-"""Called with pictures drawn so far and pictures in all."""
+"""Callback with the pictures drawn so far and all pictures."""
 
 _NOTICE_TEXT = """# Synthetic data
 
@@ -47,16 +47,16 @@ def make_testbed(
     datasets: Sequence[str] = stand_ins.NAMES,
     workers: int | None = None,
 ) -> Path:
-    """Draw a test bed into a new folder; an interrupted run leaves nothing behind, a killed one until the next.
+    """Draw a test bed into a new folder; an interrupted run leaves nothing, a killed one until the next.
 
     Args:
         out: The folder to make; it must not exist, or be empty.
-        num_train: Pictures for training, a data set.
-        num_val: Pictures for validation, a data set; each also gets a twin.
+        num_train: Training pictures of each data set.
+        num_val: Validation pictures of each data set; each also gets a twin.
         seed: The same seed gives the same files.
         progress: True shows a bar on stderr, False nothing; a function is called with done and total.
-        datasets: Which data sets.
-        workers: Processes; None takes the cores that this process may use.
+        datasets: Data sets to draw.
+        workers: Number of processes. Default: the cores that this process may use.
 
     Returns:
         The folder.
@@ -90,14 +90,14 @@ def make_testbed(
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _draw(folder: Path, share: dict[str, Any], progress: Progress | bool) -> None:
-    """Run the workers of a job (`share` as in `worker`) and report what they have drawn."""
+    """Run the workers of a job (`share` as in `worker`) and report their counts."""
     total = (share["num_train"] + share["num_val"]) * len(share["datasets"])
     if progress is True:
         with _Bar(total) as bar:
@@ -107,7 +107,7 @@ def _draw(folder: Path, share: dict[str, Any], progress: Progress | bool) -> Non
 
 
 def _run_workers(folder: Path, share: dict[str, Any], progress: Progress, total: int) -> None:
-    """Start one process a worker, read their counts, and stop them all if anything goes wrong."""
+    """Start one process for each worker, read their counts, and stop them all after an error."""
     workers = share["workers"]
     source = str(Path(next(iter(tempovlm.core.__path__))).parents[1])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -169,7 +169,7 @@ def _write_notice(folder: Path, what: str, share: dict[str, Any]) -> None:
 
 
 class _Bar:
-    """A progress bar on stderr with the time left."""
+    """Return a progress bar on stderr with the time left."""
 
     def __init__(self, total: int) -> None:
         from rich.console import Console
@@ -188,5 +188,5 @@ class _Bar:
         self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         self._bar.update(self._task, completed=done, total=total)

@@ -1,6 +1,6 @@
-"""What a generated picture is, and the values that its questions are made of.
+"""A generated picture, and the values that its questions are made of.
 
-It knows the shape of a scene; it does not know how any is drawn.
+`stand_ins` draws the scenes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class SceneQuestion:
     Attributes:
         question: Lower case, at most 14 words; without the options.
         answers: Ten human-like answers, most of them the canonical one.
-        answer: The canonical answer, lower case: what a model is trained to say. For multiple choice it is the
+        answer: The canonical answer, lower case, which a model is trained to give. For multiple choice it is the
             lower-case letter of the option.
-        template: Name of the template it was made from.
+        template: Name of its template.
         options: The options of a multiple choice question, else empty.
-        answer_index: Index of the right option, -1 where there are none.
+        answer_index: Index of the right option, -1 without options.
         held_out: Whether it needs a word or a combination that training never shows.
     """
 
@@ -45,7 +45,7 @@ class SceneQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A picture, its questions and the dense labels that the generator knows for free.
+    """A picture, its questions and its dense labels.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -114,12 +114,12 @@ class Quiz:
             self.items.append(item)
 
     def pick(self, most: int) -> tuple[SceneQuestion, ...]:
-        """At most so many of the questions, in random order."""
+        """Return at most `most` of the questions, in random order."""
         return tuple(self.rng.sample(self.items, min(most, len(self.items))))
 
 
 def _humans(rng: Random, answer: str, variants: tuple[str, ...]) -> tuple[str, ...]:
-    """Ten answers of which at least six are the canonical one, some in capitals."""
+    """Return ten answers of which at least six are the canonical one, some in capitals."""
     answers = [answer] * 10
     for place in range(rng.randrange(0, 4)):
         pool = (*variants, answer.upper(), answer.capitalize())

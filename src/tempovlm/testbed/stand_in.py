@@ -12,20 +12,20 @@ from tempovlm.testbed.drawing.canvas import Canvas
 from tempovlm.testbed.scene import Quiz
 
 Record = dict[str, Any]
-"""One picture that was drawn: index, width, height and its questions as dictionaries."""
+"""One drawn picture: index, width, height and its questions as dictionaries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandIn:
-    """How a data set is generated, in its official file formats.
+    """Generator of a data set, in its official file formats.
 
     Attributes:
-        paint: Draws on a canvas and asks a quiz about it, for a split; returns the most questions to keep.
+        paint: Draws on a canvas and adds questions to a quiz, for a split; returns the most questions to keep.
         places: From split, number of the picture and number of questions to pairs of paths, relative to the data
-            set's folder: where the picture goes and where its twin goes.
+            set's folder: of the picture and of its twin.
         write: Writes the questions of a split into the data set's folder.
-        weight: Share among the pictures that the pocket model is trained on, relative to the other stand-ins: what
-            is harder to learn is shown more often.
+        weight: Share among the pictures that the pocket model is trained on, relative to the other stand-ins:
+            harder ones are shown more often.
         paper: Whether pictures are drawn on paper rather than in front of a scene.
     """
 

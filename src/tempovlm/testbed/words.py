@@ -1,6 +1,6 @@
-"""Which words and characters questions, options and answers are made of, for the pocket tokenizer.
+"""Words and characters of the questions, options and answers, for the pocket's tokenizer.
 
-It knows the words of the training split; it does not know how a tokenizer numbers them.
+Words are those of the training split; `training.tokenizer` numbers them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ legs wheels made why an company"""
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of a text without the punctuation around them; single characters are left out."""
+    """Return the lower-case words of a text without surrounding punctuation; single characters are left out."""
     stripped = (word.strip(string.punctuation) for word in text.lower().split())
     return [word for word in stripped if len(word) > 1]
 
 
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
-    """All whole words of two letters or more in questions, options and canonical answers of training, sorted.
+    """Return all words of two letters or more in questions, options and canonical answers of training, sorted.
 
-    Numbers, prices, codes and made-up names, those of companies too, are not words: they are spelled from
+    Numbers, prices, codes and made-up names, including those of companies, are not words: they are spelled from
     `alphabet`, as are the words that are held out for validation.
     """
     words: set[str] = set(SIGN_WORDS) | set(COLORS[:-1]) | set(ICONS) | set(_FRAME_WORDS.split())
@@ -69,11 +69,11 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def alphabet() -> tuple[str, ...]:
-    """Every single character that may stand in a question, an option or an answer, in a fixed order."""
+    """Return every single character that questions, options and answers can contain, in a fixed order."""
     return tuple(sorted(set(CHARSET) | set("?,.:$-' ")))
 
 
 def count_tokens(answer: str) -> int:
-    """Output tokens of an answer: one for a known word, one per character otherwise, one for the end."""
+    """Return the output tokens of an answer: one for a known word, else one per character, and one for the end."""
     known = set(vocabulary())
     return 1 + sum(1 if word in known else len(word) for word in answer.split())

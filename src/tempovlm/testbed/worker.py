@@ -1,6 +1,6 @@
 """One of the processes that draw a test bed: `python -m tempovlm.testbed.worker FOLDER SHARE`.
 
-A plain child process is used, not multiprocessing, so that callers need no `if __name__ == "__main__"`.
+It is a plain child process, not multiprocessing, so that callers need no `if __name__ == "__main__"`.
 SHARE is JSON: seed, num_train, num_val, datasets, worker, workers. For each batch of pictures a line with their
 number goes to stdout.
 """
@@ -63,12 +63,12 @@ def draw_picture(folder: Path, dataset: str, split: str, index: int, seed: int) 
 
 
 def part_path(folder: Path, dataset: str, split: str, worker: int) -> Path:
-    """Where a worker leaves what it knows about its pictures."""
+    """Return the file to which a worker writes the records of its pictures."""
     return folder / f".part-{dataset}-{split}-{worker}.json"
 
 
 def draw_share(folder: Path, share: dict[str, Any]) -> None:
-    """Draw every picture whose number falls to this worker; see the module's text for `share`."""
+    """Draw every picture whose number belongs to this worker; the module's docstring describes `share`."""
     done = 0
     for dataset in share["datasets"]:
         for split in ("train", "val"):

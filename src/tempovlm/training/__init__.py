@@ -1,1 +1,1 @@
-"""How the shipped models come about: the pocket model and, with it, its tokenizer. Never imported to answer."""
+"""The recipe of the pocket model and its tokenizer; not imported to answer."""

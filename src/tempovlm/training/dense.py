@@ -1,7 +1,7 @@
-"""Dense labels: what stands in each patch of a canvas, known for free from a scene's boxes, and their loss.
+"""Dense labels: the content of each patch of a canvas, from a scene's boxes, and their loss.
 
-For each half of a patch the character in it, for each patch the object and its colour. Reading becomes
-learnable in minutes with them and hardly starts without. Shapes: `B` pictures, `N` boxes, `R` × `Q` patches of a
+For each half of a patch the character in it, for each patch the object and its colour. With them a model learns
+to read in minutes, and hardly at all without. Shapes: `B` pictures, `N` boxes, `R` × `Q` patches of a
 canvas, `C` crops, `P` patches of a crop, `G` pooled tokens of a crop.
 """
 
@@ -36,7 +36,7 @@ class DenseLabels:
 
 
 def dense_labels(batch: PictureBatch, grid: Grid, vision: VisionConfig, pictures: slice = _ALL) -> DenseLabels:
-    """Labels of all crops of some pictures, in the order in which their patches are cut."""
+    """Return the labels of all crops of some pictures, in the order in which their patches are cut."""
     parts = []
     for canvas, whole in (((vision.crop_size,) * 2, True), (grid.canvas(vision), False)):
         if not whole and (grid.rows, grid.cols) == (1, 1):
@@ -57,9 +57,9 @@ def dense_labels(batch: PictureBatch, grid: Grid, vision: VisionConfig, pictures
 
 
 def _label(boxes: Tensor, ids: tuple[Tensor, ...], cells: tuple[int, int], patch: int, split: int) -> list[Tensor]:
-    """For each list of ids the class of the box that covers most of each cell, (B, R, Q·split), 0 for none.
+    """Return, for each list of ids, the class of the box covering most of each cell, (B, R, Q·split), or 0.
 
-    Later boxes lie above earlier ones, so that of two that cover a cell alike the later counts.
+    Later boxes lie above earlier ones, so of two with equal cover the later one counts.
     """
     width = patch / split
     rows = _overlap(boxes[..., 1], boxes[..., 3], cells[0], float(patch)) / patch  # B, N, R
@@ -77,13 +77,13 @@ def _label(boxes: Tensor, ids: tuple[Tensor, ...], cells: tuple[int, int], patch
 
 
 def _overlap(low: Tensor, high: Tensor, count: int, size: float) -> Tensor:
-    """Length that each interval (B, N) shares with each of `count` cells of a line, (B, N, count)."""
+    """Return the length that each interval (B, N) shares with each of `count` cells of a line, (B, N, count)."""
     start = torch.arange(count, device=low.device) * size
     return (torch.minimum(high[..., None], start + size) - torch.maximum(low[..., None], start)).clamp_min(0)
 
 
 class DenseHead(nn.Module):
-    """Linear read-outs of the labels from patch features and from pooled tokens; thrown away after training."""
+    """Linear read-outs of the labels from patch features and from pooled tokens; dropped after training."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class DenseHead(nn.Module):
         self.from_tokens = nn.Linear(config.width, classes * config.vision.pool**2)
 
     def forward(self, features: Tensor, tokens: Tensor, labels: DenseLabels) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses from features (B·C, P, ·) and tokens (B·C, G, D), and character accuracy from the tokens."""
+        """Return losses from features (B·C, P, ·) and tokens (B·C, G, D); character accuracy from the tokens."""
         s, p = self.side, self.pool
         windows = self.from_tokens(tokens).view(-1, s, s, p, p, self.from_patches.out_features)
         patches = windows.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
@@ -103,7 +103,7 @@ class DenseHead(nn.Module):
 
 
 def _loss(scores: Tensor, labels: DenseLabels) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropies with 'nothing' weighed down; accuracy over the cells that hold a character."""
+    """Return summed cross-entropies with 'nothing' weighed down; accuracy over the cells with a character."""
     n = len(CHARSET) + 1
     first, second, shape, color = scores.float().split([n, n, len(SHAPES) + 1, len(COLORS) + 1], dim=-1)
     chars = torch.stack((first, second), dim=-2)

@@ -30,7 +30,7 @@ ALIGN = 16
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """What the vision side made of a batch of pictures with `C` crops, `U` of them distinct.
+    """Output of the vision side for a batch of pictures with `C` crops, `U` of them distinct.
 
     Attributes:
         features: (B, U, P, features). tokens: (B·C, G, D). distinct: (B, U, G, D). grid: how all were cut.
@@ -59,7 +59,7 @@ def see(model: Molmo, batch: PictureBatch, tier: str) -> Vision:
 def read(
     model: Molmo, batch: PictureBatch, seen: Vision, plan: Plan, tokenizer: Tokenizer
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits (A, V) and targets (A,) at the answers' places, the (B, S) mask of those places, the balance term."""
+    """Return logits (A, V), targets (A,) and mask (B, S) of the answers' places, and the balance term."""
     B, S = batch.tokens.shape
     device, vision = batch.tokens.device, model.config.vision
     image = torch.tensor([tokenizer.end, *image_tokens(seen.grid, vision, tokenizer)], device=device)
@@ -83,7 +83,7 @@ def read(
 
 
 def packed_mask(segments: Tensor) -> Tensor:
-    """(B, 1, T, T): a token looks back at the image (segment 0) and at its own segment."""
+    """Return a mask (B, 1, T, T): a token looks back at the image (segment 0) and at its own segment."""
     T = segments.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
     keys = segments[:, None, :]
@@ -93,7 +93,7 @@ def packed_mask(segments: Tensor) -> Tensor:
 def forward_elastic(
     decoder: Decoder, x: Tensor, positions: Tensor, plan: Plan, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states (B, T, D) and the load-balance term (Fedus et al. 2021, arXiv 2101.03961) of a plan."""
+    """Return hidden states (B, T, D) and the load-balance term (Fedus et al. 2021, arXiv 2101.03961) of a plan."""
     cos, sin = decoder.rotary(positions)
     balance = x.new_zeros((), dtype=torch.float32)
     for block, top_k in plan.steps:
@@ -103,14 +103,14 @@ def forward_elastic(
 
 
 def block_elastic(block: Block, x: Tensor, span: Span, top_k: int) -> tuple[Tensor, Tensor]:
-    """One block over (B, T, D) and its balance term."""
+    """Run one block over (B, T, D); also return its balance term."""
     x = x + block.attention(x, span, None, 0)
     added, balance = moe_elastic(block.moe, x, top_k)
     return x + added, balance
 
 
 def moe_elastic(moe: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The experts' sum for (B, T, D), all experts computed, and the balance term: 1 when all share alike."""
+    """Return the experts' sum for (B, T, D), all experts computed; and the balance term, 1 if all share alike."""
     flat = moe.norm(x).flatten(0, 1)
     scores = moe.scores(flat)
     probabilities, experts = scores.softmax(dim=-1), best(scores, top_k)
@@ -121,7 +121,7 @@ def moe_elastic(moe: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
-    """A setting from four uniform numbers: native, largest and cheapest often, any other the rest of the time."""
+    """Return a setting from four uniform numbers: often native, largest or cheapest, else any other."""
     kind, size, k, n = draw.tolist()
     tier = "high" if size < 0.5 else "medium" if size < 0.75 else "low"
     top_k = space.top_ks[int(k * len(space.top_ks))]
@@ -133,7 +133,7 @@ def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
 
 
 def sample_plan(knobs: KnobConfig, ranking: Ranking, config: ModelConfig, generator: torch.Generator) -> Plan:
-    """The setting's plan; a quarter of the time other inner blocks run, so that no ranking is favoured blindly."""
+    """Return the setting's plan; in a quarter of the cases other inner blocks run, to favour no ranking."""
     plan = Plan.build(knobs, ranking, config.shape)
     if torch.rand((), generator=generator) < 0.75 or knobs.num_blocks == config.num_blocks:
         return plan

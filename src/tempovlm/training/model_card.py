@@ -1,4 +1,4 @@
-"""Write the pocket model's card from what was measured about it; it measures nothing itself."""
+"""Write the pocket model's card from measured results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_card(folder: Path) -> None:
 
 
 def _accuracy(space: KnobSpace, record: dict[str, Any]) -> str:
-    """Accuracy in per cent: each data set, a column for each tier and a row for each top-k and depth."""
+    """Return accuracy in per cent: each data set, a column for each tier and a row for each top-k and depth."""
     rows = {(r["tier"], r["top_k"], r["num_blocks"]): r for r in record["settings"]}
     count = record["settings"][0]["num_samples"]
     parts = [f"## Accuracy\n\nPer cent of {count} validation questions; {record['measure']}.\n"]

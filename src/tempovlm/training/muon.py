@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are orthogonalised before they are applied (Jordan et al. 2024).
 
-The library's own `torch.optim.Muon` takes one matrix at a time; a model of many small ones, stacked experts among
-them, would spend its step starting kernels. Here all matrices of one shape go through each product together.
+The library's own `torch.optim.Muon` takes one matrix at a time; a model of many small ones, including stacked
+experts, would spend its step starting kernels. Here all matrices of one shape go through each product together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ arXiv 2502.16982)."""
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters of (..., rows, columns): each matrix of a stack is a matrix of its own.
+    """Muon for parameters of (..., rows, columns): each matrix of a stack counts separately.
 
     Decoupled weight decay as in AdamW; `lr` may be changed between steps, one for each group.
     """
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Apply the gradients that are there; a parameter without one is left alone."""
+        """Apply the gradients; a parameter without one is left unchanged."""
         del closure
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(members, group)
 
     def _update(self, members: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of parameters of one shape."""
+        """Update the parameters of one shape."""
         gradients = [p.grad for p in members if p.grad is not None]
         for parameter in members:
             if "momentum" not in self.state[parameter]:
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
-    """(n, rows, columns) matrices with their singular values near one (Newton-Schulz iteration), in bfloat16."""
+    """Return (n, rows, columns) matrices with singular values near one (Newton-Schulz iteration), in bfloat16."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).bfloat16()

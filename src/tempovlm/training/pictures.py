@@ -1,7 +1,7 @@
-"""Generated scenes to training batches, on the CPU: pictures of one size, packed questions, boxes of labels.
+"""From generated scenes to training batches, on the CPU: pictures of one size, packed questions, boxes of labels.
 
 Several questions share one picture: a row holds the image part once and the questions one after another, and
-`segments` says which token belongs to which question. Knows nothing of tiers: one batch serves any.
+`segments` says which token belongs to which question. One batch serves any tier.
 Shapes: `B` pictures, `S` text tokens of a row, `N` boxes of a picture.
 """
 
@@ -29,7 +29,7 @@ MIXTURE = _WEIGHTS / _WEIGHTS.sum()
 
 OPEN_STYLE = DATASETS["coco_2014_vqa"].style
 GENERAL_STYLE = 0.25
-"""Share of training pictures asked in the style of open questions, which a user who names none gets."""
+"""Share of training pictures asked in the style of open questions, the default style of a user."""
 
 OPEN_FORM = 0.5
 """Share of multiple choice questions of the training pictures that are asked without their options, the answer
@@ -64,12 +64,12 @@ class PictureBatch:
     color_ids: Tensor
 
     def to(self, device: torch.device) -> PictureBatch:
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         moved = (getattr(self, f.name).to(device, non_blocking=True) for f in fields(self))
         return PictureBatch(*moved)
 
     def pin_memory(self) -> PictureBatch:
-        """The same batch in page-locked memory; called by the loader."""
+        """Return the same batch in page-locked memory; called by the loader."""
         return PictureBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
 
@@ -89,7 +89,7 @@ class Pictures(IterableDataset[PictureBatch]):
             yield self.make(index, tokenizer)
 
     def make(self, index: int, tokenizer: Tokenizer) -> PictureBatch:
-        """Batch number `index`: its size and its mixture of data sets follow from the number alone."""
+        """Return batch number `index`: its size and its mixture of data sets follow from the number alone."""
         rng = np.random.default_rng((self.seed, index))
         size = SIZES[index % len(SIZES)]
         names = rng.choice(GENERATED, size=self.batch, p=MIXTURE)
@@ -105,7 +105,7 @@ class Pictures(IterableDataset[PictureBatch]):
         return collate(scenes, rows, datasets)
 
     def word(self, item: SceneQuestion, style: str, rng: np.random.Generator) -> tuple[str, str]:
-        """A question's prompt and its answer; in training a choice may be put as an open question."""
+        """Return a question's prompt and its answer; in training a choice may be asked as an open question."""
         if item.options and self.split == "train" and rng.random() < OPEN_FORM:
             return prompt_text(item.question, OPEN_STYLE), item.options[item.answer_index]
         text = choice_question(item.question, item.options) if item.options else item.question
@@ -113,7 +113,7 @@ class Pictures(IterableDataset[PictureBatch]):
 
 
 def picture_loader(pictures: Pictures, workers: int) -> DataLoader[PictureBatch]:
-    """Batches made by worker processes, in order, page-locked when there is a GPU to copy to."""
+    """Yield batches made by worker processes, in order, page-locked if there is a GPU."""
     return DataLoader(
         pictures,
         batch_size=None,
@@ -125,7 +125,7 @@ def picture_loader(pictures: Pictures, workers: int) -> DataLoader[PictureBatch]
 
 
 def pack_questions(asked: list[tuple[str, str]], tokenizer: Tokenizer) -> np.ndarray:
-    """(4, S) tokens, segments, offsets and targets of a picture's prompts with their answers."""
+    """Return (4, S) tokens, segments, offsets and targets of a picture's prompts with their answers."""
     parts = []
     for number, (text, said) in enumerate(asked, start=1):
         prompt = tokenizer.encode(text)
@@ -163,7 +163,7 @@ def collate(scenes: list[Scene], rows: list[np.ndarray], datasets: Tensor) -> Pi
 
 
 def _pad_boxes(boxes: np.ndarray, *ids: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Boxes (MAX_BOXES, 4) and each list of ids (MAX_BOXES,), -1 where there is no box."""
+    """Return boxes (MAX_BOXES, 4) and each list of ids (MAX_BOXES,), -1 without a box."""
     count = min(len(boxes), MAX_BOXES)
     padded = np.zeros((MAX_BOXES, 4), dtype=np.float32)
     padded[:count] = boxes[:count]

@@ -1,7 +1,7 @@
 """Train the pocket model on scenes that are generated while it trains.
 
 First the vision side alone on dense labels, then everything, under a random tier, top-k and depth at each step.
-Resumable: a run that stops, by a limit or a kill, goes on from its last state when it is started again.
+Resumable: a run that stops, by a limit or a kill, continues from its last state when it is started again.
 
     python -m tempovlm.training.pocket --out runs/pocket --device cuda
 """
@@ -45,7 +45,7 @@ from tempovlm.training.tokenizer import build_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that a run depends on; written beside its results."""
+    """All options of a run; written beside its results."""
 
     steps: int = 9700
     decay_steps: int = 3000
@@ -73,14 +73,14 @@ class Pupil(nn.Module):
 
 
 def working_copy(pupil: Pupil) -> Pupil:
-    """The pupil in bfloat16, which computes; float32 weights stay behind to take the updates."""
+    """Return a bfloat16 copy, which computes; the float32 weights take the updates."""
     copy = deepcopy(pupil).bfloat16()
     copy.model.decoder.rotary.reset()
     return copy
 
 
 def hand_over(working: Pupil, pupil: Pupil) -> None:
-    """Give the gradients of the working copy, in float32, to the weights that take the updates."""
+    """Copy the gradients of the working copy, in float32, to the weights that take the updates."""
     pairs = [*zip(working.parameters(), pupil.parameters(), strict=True)]
     for _, own in pairs:
         own.grad = None
@@ -108,9 +108,9 @@ def initialise(model: Molmo, seed: int) -> None:
 
 
 def optimisers(pupil: Pupil, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the matrices inside the network, AdamW for all else: norms, embeddings, routers, read-outs.
+    """Return Muon for the matrices inside the network, AdamW for the rest: norms, embeddings, routers, read-outs.
 
-    The decoder's parameters are groups of their own (`late`), so that their warm-up can start later.
+    The decoder's parameters are separate groups (`late`), so that their warm-up can start later.
     """
     muon: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     adam: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -135,7 +135,7 @@ def optimisers(pupil: Pupil, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...
 
 
 def learning_rate(step: int, late: bool, recipe: Recipe) -> float:
-    """Warm-up, a plateau, and a linear fall to zero over the last steps (Hu et al. 2024, arXiv 2404.06395).
+    """Return the rate's factor: warm-up, plateau, linear fall to zero (Hu et al. 2024, arXiv 2404.06395).
 
     `late` parts warm up when the joint phase begins. Before the fall begins nothing depends on `steps`, so a run
     may be made longer or shorter until then.
@@ -171,7 +171,7 @@ class Trainer:
         self.resume()
 
     def resume(self) -> None:
-        """Take up the last saved state, if there is one."""
+        """Load the last saved state, if there is one."""
         path = self.out / "state.pt"
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -186,7 +186,7 @@ class Trainer:
                 )
 
     def save(self) -> None:
-        """Write the state beside the old one and swap, so that a kill leaves one of them whole."""
+        """Write the state beside the old one and swap, so that after a kill one of them is whole."""
         state = {
             "pupil": self.pupil.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -198,7 +198,7 @@ class Trainer:
         (self.out / "state.tmp").replace(self.out / "state.pt")
 
     def setting(self) -> KnobConfig:
-        """The setting of this step: native depth and top-k until the decoder has its feet."""
+        """Return the setting of this step: native depth and top-k until the decoder has learned enough."""
         knobs = sample_setting(self.space, torch.rand(4, generator=self.draws))
         if self.step < self.recipe.elastic_after:
             native = self.space.native
@@ -206,11 +206,11 @@ class Trainer:
         return knobs
 
     def losses(self, batch: PictureBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one batch and the figures to log."""
+        """Return the loss of one batch and the figures to log."""
         knobs = self.setting()
         seen = see(self.working.model, batch, knobs.tier)
         alone = self.step < self.recipe.vision_steps
-        # Once the answers teach too, labels of every fourth picture are enough, and a good deal cheaper.
+        # Once the answers teach too, labels of every fourth picture are enough, and much cheaper.
         every = 1 if alone else min(4, len(batch.images))
         some = slice(int(torch.randint(every, (), generator=self.draws)), None, every)
         labels = dense_labels(batch, seen.grid, self.config.vision, some)
@@ -227,7 +227,7 @@ class Trainer:
         return answer + dense + self.recipe.balance_weight * balance, figures
 
     def train(self, workers: int, max_minutes: float, log_every: int) -> bool:
-        """Run until the steps are done or the minutes are; True when all steps are done."""
+        """Run until the steps are done or the time is over; return True when all steps are done."""
         recipe, began = self.recipe, now_ms()
         first, last = self.step // recipe.passes, -(-recipe.steps // recipe.passes)
         pictures = Pictures(self.out / "tokenizer.json", "train", recipe.batch, recipe.seed, first, last - first)
@@ -249,7 +249,7 @@ class Trainer:
         return self.step >= recipe.steps
 
     def advance(self, batch: PictureBatch, sums: dict[str, Tensor]) -> None:
-        """One optimiser step; running means of its figures go to `sums`, without waiting for the device."""
+        """Take one optimiser step; running means of its figures go to `sums`, without waiting for the device."""
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(self.step, group["late"], self.recipe)
@@ -282,7 +282,7 @@ class Trainer:
         show(f"{json.dumps(line)}  {left / 60:.1f} min left")
 
     def evaluate(self, settings: Iterable[KnobConfig], batches: int) -> list[dict[str, Any]]:
-        """Accuracy on validation scenes, the same ones at every call."""
+        """Measure accuracy on validation scenes, the same ones at every call."""
         recipe = self.recipe
         pictures = Pictures(self.out / "tokenizer.json", "val", recipe.batch, recipe.validation_seed, 0, batches)
         scenes = validation_batches(pictures, batches, self.device)
@@ -290,7 +290,7 @@ class Trainer:
         return tabulate(results, self.space)
 
     def export(self) -> None:
-        """Write weights in bfloat16 and, measured on those very weights, the accuracy of every setting."""
+        """Write weights in bfloat16 and the accuracy of every setting, measured on those weights."""
         folder = self.out / "pocket"
         save_model(self.model, folder)
         (folder / "tokenizer.json").write_bytes((self.out / "tokenizer.json").read_bytes())
@@ -313,7 +313,7 @@ class Trainer:
         write_card(folder)
 
     def output_tokens(self) -> dict[str, Any]:
-        """Lengths of the validation answers, the end token included; `counts` starts at one token."""
+        """Return the lengths of the validation answers with the end token; `counts` starts at one token."""
         pictures = Pictures(self.out / "tokenizer.json", "val", 128, self.recipe.validation_seed, 0, 4)
         lengths, datasets = [], []
         for batch in validation_batches(pictures, 4, torch.device("cpu")):
@@ -332,7 +332,7 @@ class Trainer:
 
 
 def keep_recipe(path: Path, recipe: Recipe) -> None:
-    """Write the recipe of a new run; a run that goes on must be given the one that it began with, but for `steps`.
+    """Write the recipe of a new run; a resumed run must have the same one, except for `steps`.
 
     Raises:
         UserError: a field differs from the earlier run's; names it.
@@ -348,7 +348,7 @@ def keep_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def show(text: str) -> None:
-    """A line on standard error, at once."""
+    """Print a line to standard error at once."""
     import sys
 
     sys.stderr.write(text + "\n")
@@ -356,7 +356,7 @@ def show(text: str) -> None:
 
 
 def corners(space: KnobSpace) -> list[KnobConfig]:
-    """Native, cheapest, and native with each single knob at its lowest: a quick look at a run."""
+    """Return native, cheapest, and native with each single knob at its lowest: a quick look at a run."""
     native, cheapest = space.native, space.cheapest
     return [
         *(replace(native, tier=tier) for tier in reversed(space.tiers)),
@@ -367,7 +367,7 @@ def corners(space: KnobSpace) -> list[KnobConfig]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; any field of the recipe can be given."""
+    """Return the parser; any field of the recipe can be given."""
     parser = argparse.ArgumentParser(prog="python -m tempovlm.training.pocket", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an earlier run there goes on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
@@ -387,7 +387,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")
     try:
         device = pick_device(options.device)
-        if device.type == "cuda":  # else the thread that pins pictures would take memory of the first device
+        if device.type == "cuda":  # else the thread that pins pictures would use memory of the first device
             torch.cuda.set_device(device)
         with writing_to(options.out, "out"):
             trainer = Trainer(options.out, recipe, POCKET, device)

@@ -1,7 +1,7 @@
-"""How often the pocket model answers right, at every knob setting: the table of its model card.
+"""The pocket model's accuracy at every knob setting: the table of its model card.
 
-An answer counts when every one of its tokens is the model's first choice given those before it, which is when
-greedy decoding would write exactly the canonical answer. One vision pass serves all settings of a tier.
+An answer counts if every one of its tokens is the model's first choice given those before it, so that greedy
+decoding would write exactly the canonical answer. One vision pass serves all settings of a tier.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def validation_batches(pictures: Pictures, count: int, device: torch.device) -> Iterator[PictureBatch]:
-    """`count` batches, made here and moved to the device; the same ones at every call."""
+    """Return `count` batches, made here and moved to the device; the same ones at every call."""
     tokenizer = Tokenizer.load(pictures.tokenizer)
     for index in range(count):
         yield pictures.make(index, tokenizer).to(device)
@@ -64,7 +64,7 @@ def outcomes(
 
 
 def _outcome(knobs: KnobConfig, batch: PictureBatch, hits: Tensor, places: Tensor) -> Outcome:
-    """A question is right when all of its answer's tokens are."""
+    """Whether each question is right: all of its answer's tokens are."""
     rows = places.nonzero()[:, 0]
     questions = rows * 64 + batch.segments[places]
     names, index = questions.unique(return_inverse=True)
@@ -73,7 +73,7 @@ def _outcome(knobs: KnobConfig, batch: PictureBatch, hits: Tensor, places: Tenso
 
 
 def tabulate(results: Iterable[Outcome], space: KnobSpace) -> list[dict[str, Any]]:
-    """A row for each setting: accuracy and number of questions, mean over the data sets and each of them."""
+    """Return a row for each setting: accuracy and number of questions, of each data set and their mean."""
     counts = np.zeros((len(space), len(GENERATED), 2))
     for outcome in results:
         row = counts[space.index(outcome.knobs)]

@@ -11,7 +11,7 @@ from tempovlm.model.prompt import CONTROL_TOKENS
 
 UNKNOWN = "[unk]"
 INSIDE = "##"
-"""What the entries of the word list begin with that stand inside a word."""
+"""Prefix of word-list entries that stand inside a word."""
 
 _QUOTES = "[\u2018\u2019\u201a\u201b\u2032\u02bc\u00b4`]"
 _MARKS = (
@@ -21,26 +21,26 @@ _MARKS = (
     (r"[\u2010-\u2013\u2212]", "-"),  # hyphens, the dash of ranges, minus
     (r"[\u2122\u2120]", ""),  # trade and service marks, which the compatibility form makes letters of
 )
-"""Marks that stand for one that the alphabet has, or that the compatibility form spells out; what they become."""
+"""Replacements of marks by one of the alphabet, where the compatibility form would not do."""
 
 _INVISIBLE = r"\p{Cf}|[\p{Cc}&&\S]"
-"""Byte-order mark, zero width, soft hyphen, directions; and control characters that are no white space."""
+"""Invisible characters: byte-order mark, zero width, soft hyphen, directions; and control characters."""
 
 _DROPPED = r"[\p{P}&&[^\x00-\x7f]]|\p{So}"
 """Punctuation beyond ASCII's, and pictures."""
 
 _DROPPED_ASCII = '!"()[]{};*'
-"""Quotes, brackets and shouts, which are dropped where the alphabet lacks them."""
+"""Quotes, brackets and shouts, which are dropped if the alphabet lacks them."""
 
 
 def build_tokenizer(words: Iterable[str], alphabet: Iterable[str], size: int) -> Tokenizer:
     """A lower-casing WordPiece tokenizer over whole words and single characters.
 
-    One character that the alphabet lacks makes the whole word beside it unknown. So typographic marks become those
-    that it has, accents fall, and what is no letter is dropped.
+    One character that the alphabet lacks makes the whole word unknown. So typographic marks are replaced by plain
+    ones, accents are removed, and characters that are not letters are dropped.
 
     Ids: unknown, characters (first of a word, then inside one), words, control tokens last. Control tokens are
-    no entries of the word list, so text can never become one.
+    not in the word list, so text can never become one.
 
     Raises:
         ValueError: words, characters and control tokens exceed `size`.
@@ -64,7 +64,7 @@ def build_tokenizer(words: Iterable[str], alphabet: Iterable[str], size: int) ->
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # The second decoder sees what the first one leaves, which keeps the prefix of an answer's first piece.
+    # The second decoder sees the first one's output, which keeps the prefix of an answer's first piece.
     tokenizer.decoder = decoders.Sequence(
         [decoders.WordPiece(prefix=INSIDE, cleanup=False), decoders.Replace(INSIDE, "")]
     )

@@ -252,5 +252,5 @@ def test_data_that_is_other_under_the_same_ids_is_named(
     for path in (other / datasets[0]).rglob("*"):
         if path.suffix in (".jpg", ".png"):
             path.write_bytes(path.read_bytes() + b"another")
-    with pytest.raises(UserError, match=rf"sweep\.json: {datasets[0]}: the picture of question .* is another now"):
+    with pytest.raises(UserError, match=rf"sweep\.json: {datasets[0]}: the picture of question .* has changed"):
         evaluate.main([*given, "--data_dir", str(other)])

@@ -310,5 +310,5 @@ def test_shipped_rows_of_other_pictures_are_refused(bed: Path, checkout: Path, t
     keep_questions(source, {}, {"okvqa": question_digests(samples)})
     assert take_results(source, tmp_path / "out", {"okvqa": samples}, 1) == {"okvqa": 1}
     others = [replace(sample, image_path=sample.twin_path) for sample in samples]
-    with pytest.raises(UserError, match=r"source/sweep\.json: okvqa: the picture of question .* is another now"):
+    with pytest.raises(UserError, match=r"source/sweep\.json: okvqa: the picture of question .* has changed"):
         take_results(source, tmp_path / "more", {"okvqa": others}, 1)

@@ -47,7 +47,7 @@ def test_a_home_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_path_without_a_name_is_told() -> None:
-    with pytest.raises(UserError, match="names no file"):
+    with pytest.raises(UserError, match="is not a file name"):
         write_whole(Path(), "content")
 
 

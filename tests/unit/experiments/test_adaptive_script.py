@@ -181,7 +181,7 @@ def test_nothing_is_kept_where_every_question_failed(
     more = ["--controller_path", "fixed", "--latency_budget", "5000"]
     with monkeypatch.context() as patch:
         patch.setattr(bench, "measure", without_picture)
-        with pytest.raises(UserError, match=r"all \d+ answers failed.* gone\.png.*asks everything anew"):
+        with pytest.raises(UserError, match=r"all \d+ answers failed.* gone\.png.*asks everything again"):
             script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     assert json.loads(out.read_text())["num_failed"] == 0

@@ -76,7 +76,7 @@ def _is_in(folder: str, names: list[str]) -> bool:
 
 def test_a_checkout_of_another_version_is_told(tmp_path: Path) -> None:
     assert find_checkout(ROOT) == ROOT
-    with pytest.raises(UserError, match=r"experiments\.nowhere is not there; the checkout is not of this version"):
+    with pytest.raises(UserError, match=r"experiments\.nowhere is not there; the checkout has another version"):
         import_experiments(ROOT, "nowhere")
     with pytest.raises(UserError, match="no folder experiments/controller there"):
         find_checkout(tmp_path)

@@ -165,9 +165,9 @@ UNSTAMPED = {name: value for name, value in bench_file().items() if name != "sta
         (UNSTAMPED | {"stamp": None}, "has no stamp"),
         (UNSTAMPED | {"stamp": {"hardware": "a machine"}}, "the stamp has no field"),
         ([], "has no stamp"),
-        (bench_file() | {"stamp": stamp(device="cuda", hardware="NVIDIA H200")}, "its place is for cpu"),
-        (bench_file() | {"stamp": stamp(model="molmoe-1b", weights="x")}, "its place is for pocket"),
-        (bench_file() | {"fixed": {"knobs": "high/k8/b16", "p50_ms": "fast"}}, "no finite number"),
+        (bench_file() | {"stamp": stamp(device="cuda", hardware="NVIDIA H200")}, "this path is for cpu"),
+        (bench_file() | {"stamp": stamp(model="molmoe-1b", weights="x")}, "this path is for pocket"),
+        (bench_file() | {"fixed": {"knobs": "high/k8/b16", "p50_ms": "fast"}}, "not a finite number"),
         (bench_file() | {"budgets": ["60"]}, "not the layout"),
     ],
 )
@@ -192,7 +192,7 @@ def test_figures_of_one_gpu_are_not_taken_for_anothers(repository: Path) -> None
     of_h100 = of_h200 | {"hardware": "NVIDIA H100 80GB HBM3"}
     put(repository, "benchmarks/results/engine_h200.json", record | {"stamp": of_h100})
     with pytest.raises(
-        UserError, match=r"engine_h200\.json: stamped with NVIDIA H100.* its place is for NVIDIA H200"
+        UserError, match=r"engine_h200\.json: stamped with NVIDIA H100.* this path is for NVIDIA H200"
     ):
         build(repository)
 

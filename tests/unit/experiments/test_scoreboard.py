@@ -94,7 +94,7 @@ def test_a_path_finds_its_figure(words: dict[str, Any], value: float) -> None:
 def test_a_figure_that_is_not_there_is_named(words: dict[str, Any], said: str) -> None:
     with pytest.raises(AbsentError, match=said):
         read_figure(RECORD, **words)
-    with pytest.raises(UserError, match="field text is no finite number but 'high'"):
+    with pytest.raises(UserError, match="field text is not a finite number but 'high'"):
         read_figure(RECORD, "text")
 
 

@@ -108,7 +108,7 @@ def change(name: str, value: Any) -> list[SweepRow]:
     ("some", "named"),
     [
         (change("T_LLM_prefill", -3.0), r"field T_LLM_prefill is a negative time, got -3\.0"),
-        (change("T_total", float("inf")), "field T_total is no finite time"),
+        (change("T_total", float("inf")), "field T_total is not a finite time"),
         (change("T_vision_encoder", None), "field T_vision_encoder is missing beside other times"),
         (change("T_total", None), "field T_total is missing beside other times: half a measurement"),
         (change("T_LLM_decode", 0.0), "field T_LLM_decode must be positive"),

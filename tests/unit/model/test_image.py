@@ -137,7 +137,7 @@ def test_a_directory_and_a_null_byte(tmp_path: Path) -> None:
 
 
 def test_a_name_stays_as_it_was_given() -> None:
-    with pytest.raises(UserError, match=r"https://example\.com/a\.png: pictures are not fetched; save it"):
+    with pytest.raises(UserError, match=r"https://example\.com/a\.png: pictures are not downloaded; save it"):
         open_image("https://example.com/a.png")
     with pytest.raises(UserError, match="the picture's path is empty"):
         open_image("")

@@ -1,1 +1,1 @@
-"""How answers are scored: open answers, multiple choice and captions, each as its owners compute it."""
+"""Metrics for open answers, multiple choice and captions, as the data sets' owners compute them."""

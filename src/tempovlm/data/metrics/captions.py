@@ -1,7 +1,7 @@
 """CIDEr over a corpus of captions, computed by pycocoevalcap (the extra `captions`).
 
 Source: Vedantam et al., CIDEr: Consensus-based Image Description Evaluation, CVPR 2015 (arXiv 1411.5726).
-Words are those of the official evaluation's tokenizer, see `treebank`.
+Words are split as by the official evaluation's tokenizer, see `treebank`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tempovlm.data.metrics.treebank import words
 
 
 def check_cider(num_pictures: int) -> None:
-    """Make sure that so many captions can be scored.
+    """Check that `count` captions can be scored.
 
     Raises:
         UserError: pycocoevalcap is not installed, or there are fewer than two pictures.
@@ -26,14 +26,14 @@ def check_cider(num_pictures: int) -> None:
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """The CIDEr score of each caption, in a corpus of all of them; its mean is the corpus's score.
+    """Return the CIDEr score of each caption in a corpus of all of them; its mean is the corpus's score.
 
     Args:
         predictions: One caption for each picture.
-        references: What people wrote for the same pictures.
+        references: People's captions of the same pictures.
 
     Returns:
-        A number from 0 to 10 for each picture; the common figure is the mean, often times 100.
+        A number from 0 to 10 for each picture; the usual figure is the mean, often times 100.
 
     Raises:
         UserError: pycocoevalcap is not installed, or there are fewer than two pictures, for which the weights of

@@ -1,12 +1,13 @@
-"""Which option of a multiple choice question a reply means.
+"""Find the option of a multiple choice question that a reply means.
 
-It knows a reply and the options' texts; it does not know data sets, pictures or models. Public programs read
+Works on a reply and the options' texts. Public programs read
 letters only. ScienceQA's own (github.com/lupantech/ScienceQA, models/run_gpt3.py) reads the one capital that
 follows `The answer is`, and guesses at random where there is not one; LLaVA's (llava/eval/eval_science_qa.py)
 also a lone capital and one at the beginning, as in `B. north`; lmms-eval (lmms_eval/tasks/scienceqa/utils.py)
-these two alone. What they read is read alike here, but that nothing is guessed, that a reply which is an option's
-text as a whole (`A. Lincoln`) means that option, that `A` before a further word is an article (`The answer is A
-magnet`), and that `The answer is` goes before a letter at the beginning, on which they differ.
+only these two. Replies that they read are read here in the same way, except that nothing is guessed, that a reply
+which is an option's whole text (`A. Lincoln`) means that option, that `A` before a further word is an article
+(`The
+answer is A magnet`), and that `The answer is` wins over a letter at the beginning, on which they differ.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tempovlm.data.metrics.text import normalise
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 _BESIDE = "'\"`*()[]{}"
 _BEHIND = _BESIDE + ".,:;!?"
-"""What may stand around a word and is no part of it; a sign or a point before a number is."""
+"""Marks that may surround a word and are not part of it; a sign or a point before a number is."""
 _HIDDEN = "\0"
 
 _LETTER = r"(?<![\w°])(?<!\w['-])[A-Za-z](?!['-]?\w)"
@@ -28,7 +29,7 @@ _END = (
     r"(?=\s?(?:$|\n|[,:;!?)\]}\"'*`]|\.(?!\w)|[–—-]\s|(?:because|since|as|due|which|and|but|so|not)\b"
     r"|is (?:the )?(?:right|correct|best|answer)\b))"
 )
-"""What follows a letter that is meant as one."""
+"""Pattern after a letter that is meant as an option's letter."""
 _START = r"(?:^|[:(\[{*\"`\n]|(?<!\w)'|(?<!\b[A-Za-z]),\s|[.;!?]\s|\s[–—-]\s)\s?"
 _VERB = (
     r"(?i:\b(?:is|was|be|say|choose|chose|pick|select|think|guess|believe|so|thus|therefore)"
@@ -45,18 +46,18 @@ _STATED = re.compile(
     rf"|\b{_LABEL} ({_LETTERS})(?<=[A-Z])"
 )
 _LED = re.compile(rf"\W*{_LETTER}\s?[.,)\]}}\n]")
-"""A letter that a mark sets apart from the text behind it, so that `A` is no article."""
+"""A letter that a mark separates from the text behind it, so that `A` is not an article."""
 
 
 def choice_accuracy(prediction: str, options: Sequence[str], answer_index: int) -> float:
-    """1.0 if the prediction means the right option, else 0.0."""
+    """Return 1.0 if the prediction means the right option, else 0.0."""
     return float(choice_index(prediction, options) == answer_index)
 
 
 def choice_index(prediction: str, options: Sequence[str]) -> int:
-    """Which option a prediction means, -1 if none or more than one.
+    """Return the index of the option that a prediction means, -1 if none or more than one.
 
-    The first of these that holds for one option alone:
+    The first of these rules that matches exactly one option:
 
     1. The reply is a letter, in any case and with marks around it (`B`, `(b)`, `**B**.`), and an option has it.
     2. The reply is an option's text: but for case, blanks, quotes and marks around its words; then as VQA accuracy
@@ -68,13 +69,13 @@ def choice_index(prediction: str, options: Sequence[str]) -> int:
        `north east` does not mention `north`.
 
     A letter inside an option's text that stands in the reply (`Solution A`) is part of that text and never a
-    letter of 3 or 4, and an article before such a text is none either. A letter that no option has is passed over.
+    letter of 3 or 4, and an article before such a text is none either. Letters without an option are skipped.
 
-    What is ambiguous, and decided so: a lone or stated letter is the option's letter even where another option's
+    Ambiguous cases: a lone or stated letter is the option's letter even if another option's
     text is that letter (`B` with the options `b`, `a`), since questions ask for letters and every public program
     reads them so. A letter before another option's text (`A. north` where that is B) counts, as it does there. Two
-    different letters (`A or B`), two texts, or a text that two options share mean none, where only the right
-    letter would have told.
+    different letters (`A or B`), two texts, or a text that two options share mean none, even if only the right
+    letter would count as a hit.
 
     Args:
         prediction: What the model said.
@@ -107,19 +108,19 @@ def choice_index(prediction: str, options: Sequence[str]) -> int:
 
 
 def _plain(text: str) -> str:
-    """A text in lower case, without the marks around its words."""
+    """Return a text in lower case, without the marks around its words."""
     return " ".join(word.lstrip(_BESIDE).rstrip(_BEHIND) or word for word in text.casefold().split())
 
 
 def _named(letter: str, count: int) -> set[int]:
-    """The option, of so many, that has a letter; none where it is no letter or no option's."""
+    """Return the index of a letter's option among `count`; none if it is not a letter of an option."""
     if len(letter) != 1 or not letter.isascii() or not letter.isalpha():
         return set()
     return {index for index in (ord(letter.upper()) - ord("A"),) if index < count}
 
 
 def _without_texts(said: str, texts: Sequence[str]) -> str:
-    """A reply without the options' texts, and the articles before them; single letters stay."""
+    """Return a reply without the options' texts and the articles before them; single letters stay."""
     for text in sorted(texts, key=len, reverse=True):
         words = r"\s".join(re.escape(word) for word in text.strip(_BEHIND + " ").split())
         if len(_plain(text)) > 1 and words:
@@ -128,7 +129,7 @@ def _without_texts(said: str, texts: Sequence[str]) -> str:
 
 
 def _mentioned(said: str, texts: Sequence[str]) -> set[int]:
-    """The options whose text stands in a reply, a longer text before the shorter ones within it."""
+    """Return the options whose text is in a reply, a longer text before the shorter ones within it."""
     rest, found = f" {said} ", set[int]()
     for text in sorted({*texts} - {""}, key=len, reverse=True):
         if f" {text} " in rest:
@@ -138,5 +139,5 @@ def _mentioned(said: str, texts: Sequence[str]) -> set[int]:
 
 
 def _alone(texts: Sequence[str]) -> list[str]:
-    """The texts that no two options share, the others left empty: normalised, 5 and -5 are the same."""
+    """Return the texts that are unique, the others left empty: normalised, 5 and -5 are the same."""
     return [text if texts.count(text) == 1 else "" for text in texts]

@@ -1,6 +1,6 @@
-"""How an answer is scored: each rule as the owners of its data set compute it.
+"""Metrics for open answers, each as the owners of its data set compute it.
 
-It knows strings only; it does not know data sets, pictures or models. Sources: VQA accuracy from VQAv2's
+Works on strings. Sources: VQA accuracy from VQAv2's
 evaluation (github.com/GT-Vision-Lab/VQA, vqaEval.py); TextVQA accuracy from that challenge's
 (github.com/facebookresearch/mmf, m4c_evaluators.py); ANLS from the Robust Reading Competition's script for
 document questions (rrc.cvc.uab.es/?ch=17), after Biten et al., Scene Text Visual Question Answering, ICCV 2019
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS_DROPPED = 32
-"""The official program hands a flag to `re.sub` where the count belongs, so that later periods stay."""
+"""The official program passes a flag to `re.sub` as the count, so that later periods stay."""
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBERS = {
@@ -41,7 +41,7 @@ _RELAXED_SHARE = 0.05
 
 
 def normalise(answer: str) -> str:
-    """Bring an answer to the form in which the official evaluation compares it.
+    """Normalise an answer as the official evaluation does.
 
     Punctuation dropped or turned into blanks; periods kept only before digits; lower case; number words up to ten
     as digits; articles dropped; contractions given their apostrophe.
@@ -63,16 +63,16 @@ def _one_line(text: str) -> str:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Accuracy of VQAv2 and OK-VQA: the mean over all leave-one-out sets of annotators of min(1, matches / 3).
+    """Return the accuracy of VQAv2 and OK-VQA: the mean over all leave-one-out sets of min(1, matches / 3).
 
-    Where all people gave the same answer, the official program compares it as it stands, without normalisation.
+    If all people gave the same answer, the official program compares it unchanged, without normalisation.
 
     Args:
-        prediction: What the model said.
-        answers: What people said, ten as a rule.
+        prediction: The model's answer.
+        answers: People's answers, usually ten.
 
     Returns:
-        A number from 0 to 1; 0 where there are no answers. One answer alone counts in full: the official program,
+        A number from 0 to 1; 0 without answers. A single answer counts in full: the official program,
         which leaves each out in turn and compares with the others, would give every reply 0.
     """
     said, given = _one_line(prediction), [_one_line(answer) for answer in answers]
@@ -82,7 +82,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def text_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Accuracy of TextVQA: as `vqa_accuracy`, but always normalised, and with the possessive set apart first."""
+    """Return the accuracy of TextVQA: as `vqa_accuracy`, but always normalised, with the possessive split off."""
     said = _normalise_text_vqa(prediction)
     return _leave_one_out([_normalise_text_vqa(answer) == said for answer in answers])
 
@@ -100,7 +100,7 @@ def _leave_one_out(matches: Sequence[bool]) -> float:
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity of one question: the best over its answers, 0 if below one half.
+    """Return the normalised Levenshtein similarity of one question: the best over its answers, 0 if below 0.5.
 
     Case and repeated blanks do not count; as in the official script, the edit distance of the cleaned texts is
     divided by the longer length of the texts as given.
@@ -143,7 +143,7 @@ def _number(text: str) -> float | None:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Insertions, deletions and replacements of a character from one text to the other (Levenshtein 1966)."""
+    """Count insertions, deletions and replacements of a character between two texts (Levenshtein 1966)."""
     row = list(range(len(first) + 1))
     for i, char in enumerate(second, start=1):
         diagonal, row[0] = row[0], i
@@ -154,6 +154,6 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def number_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the prediction is the number of one of the answers, in digits or as a word up to ten, else 0.0."""
+    """Return 1.0 if the prediction is one of the answers' numbers, in digits or as a word up to ten, else 0.0."""
     said = normalise(prediction)
     return float(said.isdecimal() and any(int(said) == int(answer) for answer in answers))

@@ -1,10 +1,11 @@
-"""Cuts English text into the words of the Penn Treebank, as the official evaluation of COCO's captions does.
+"""Split English text into words of the Penn Treebank, as the official evaluation of COCO's captions does.
 
 That evaluation runs Stanford's PTBTokenizer 3.4.1, a Java program, with `-preserveLines -lowerCase`, and leaves
-punctuation out. The rules here were written from what that program answers, and tests hold them to it; no Java is
+punctuation out. The rules here were written from that program's output, and tests check them against it; no Java
+is
 needed. As there, the rule with the longest match wins, what it looks ahead at included, and the first of equally
-long ones. In scripts that English does not borrow from, marks and signs are only roughly what that program, whose
-Unicode is of 2012, takes for them.
+long ones. In scripts that English does not borrow from, marks and signs only roughly match that program's, whose
+Unicode is of 2012.
 
 Source: Marcus, Santorini and Marcinkiewicz, Building a Large Annotated Corpus of English: The Penn Treebank,
 Computational Linguistics 19 (1993).
@@ -19,7 +20,7 @@ _NUMERALS = (
     r"\u00b2\u00b3\u00b9\u00bc-\u00be\u2070\u2074-\u2079\u2080-\u2089\u2150-\u2189\u2460-\u249b\u24ea-\u24ff"
     r"\u2776-\u2793"
 )
-"""What Python counts among the letters and digits of words, and the program does not."""
+"""Characters that Python counts among letters and digits, and the program does not."""
 _MARKS = (
     r"\u00ad\u02c2-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u065e\u06d6-\u06ed\u0900-\u0955"
     r"\u0e31-\u0e4e"
@@ -31,7 +32,7 @@ _SYMBOLS = (
     r"\u214f\u2153-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
     r"\uffe0\uffe1\uffe5\uffe6"
 )
-"""Signs that are words of their own; what no rule matches, such as an emoji, is left out."""
+"""Signs that are words of their own; characters that no rule matches, such as emojis, are left out."""
 _BASE = rf"(?:(?![{_NUMERALS}])[^\W\d_])"
 _LETTER = rf"(?:{_BASE}|[{_MARKS}]|&[aeiouAEIOU](?:acute|grave|uml);)"
 """A letter of any script, or a mark that goes with one."""
@@ -83,7 +84,7 @@ _SUFFIXES = (
     "bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|gif|gz|h|htm|html|jar|java|jpeg|jpg|mov|mp3|pdf|php|pl|png|ppt|ps|py"
     "|sql|tar|txt|wav|x|xml|zip|wmv"
 )
-"""Endings of files."""
+"""File endings."""
 _ASSIMILATED = ("can not", "gon na", "got ta", "lem me", "gim me", "wan na")
 
 _RULES: tuple[tuple[str, str], ...] = (
@@ -146,11 +147,11 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"[-^x=~<>']_[-^x=~<>']", ""),
     (rf"[!-/:-@\[-`{{-~\u0080\u00bc-\u00be{_SYMBOLS}]", ""),
 )
-"""Pairs of what makes a word and what must follow it."""
+"""Pairs of patterns: a word, and the text that must follow it."""
 _COMPILED = tuple(re.compile(f"({token})(?:{ahead})") for token, ahead in _RULES)
 _SPACE = re.compile(rf"(?:{_BLANK}|[\r\v\f\x1c-\x1e\x85\u2028\u2029])+")
 _PLAIN = re.compile(r"[A-Za-z]+(?=[,;?!]?[ \n])|[A-Za-z]{2,}(?=\.\n)|[,;](?=[ \n])|\.(?=\n)")
-"""What no rule matches more of, `_UNPLAIN` apart: tried first because it is most of what captions hold."""
+"""Words that no other rule matches longer, except `_UNPLAIN`: tried first because most words are such."""
 _UNPLAIN = re.compile(
     rf"(?i:{'|'.join(_ASSIMILATED).replace(' ', '')}|{_TITLES}|{_ABBREVIATIONS}|{_NUMBERED})|{_STATES}"
 )
@@ -161,7 +162,7 @@ _SPELLED = {
     **{"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"},
     **{"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "\u00ad": "-"},
 }
-"""Words that are spelled anew. The official evaluation means to leave brackets out, but knows them in capitals."""
+"""Words that are spelled differently. The official evaluation removes brackets, but only in capitals."""
 _QUOTES = {
     **dict.fromkeys("\u0091\u2018\u201b\u2039`", "`"),
     **dict.fromkeys("\u0092\u2019\u203a", "'"),
@@ -176,10 +177,10 @@ _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", 
 
 
 def words(captions: Sequence[str]) -> list[str]:
-    """Captions in lower case, their words set apart by blanks, without punctuation.
+    """Return captions in lower case, their words separated by blanks, without punctuation.
 
-    They are cut as the lines of one text, as in the official evaluation. That shows in two places: at the end of a
-    caption, a single letter loses its dot if the next one opens with a word such as `A` or `The`, and `no` keeps
+    They are split as the lines of one text, as in the official evaluation. This shows in two places: at the end of
+    a caption, a single letter loses its dot if the next one opens with a word such as `A` or `The`, and `no` keeps
     its dot if the next one opens with a number. The last caption is cut like any other; the program, to which the
     end of a text is no end of a line, takes `'09` there for `09`.
 
@@ -187,10 +188,11 @@ def words(captions: Sequence[str]) -> list[str]:
         captions: One or several; line breaks in them count as blanks.
 
     Returns:
-        A text for each caption. A number that holds a blank, such as `2 1/2`, has a no-break space in its place.
+        A text for each caption. A number that contains a blank, such as `2 1/2`, has a no-break space in its
+        place.
     """
     lines: list[list[str]] = [[] for _ in captions]
-    # Rules look ahead beyond the end of a line: the last one is given something to look at.
+    # Rules look ahead beyond the end of a line, so the last one gets something to look at.
     text = "\n".join(caption.replace("\n", " ") for caption in captions) + "\n\n"
     for line, token in _tokens(text):
         word = _spelled(token)
@@ -200,7 +202,7 @@ def words(captions: Sequence[str]) -> list[str]:
 
 
 def _tokens(text: str) -> Iterator[tuple[int, str]]:
-    """The index of its line and the text of each token."""
+    """Yield the index of its line and the text of each token."""
     place = line = 0
     while place < len(text):
         if text[place] == "\n":
@@ -220,7 +222,7 @@ def _tokens(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _spelled(token: str) -> str:
-    """A token as the treebank spells it, in lower case."""
+    """Return a token as the treebank spells it, in lower case."""
     if token in _SPELLED:
         return _SPELLED[token]
     if all(char in _QUOTES for char in token):

@@ -11,7 +11,7 @@ from tempovlm.data.entries import Entry
 from tempovlm.data.files import first, listed, read_fields
 
 _REQUEST = "Briefly describe the image."
-"""COCO has captions and no questions; this is what a model is asked."""
+"""Question that the model gets, since COCO has captions and no questions."""
 
 
 def _captions(split: str) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ def _needs(split: str) -> tuple[Need, ...]:
 
 
 def _read(folder: Path, split: str) -> Iterator[Fields]:
-    """Pictures without a caption are left out; ids of questions are those of the pictures."""
+    """Pictures without a caption are left out; the ids of questions are those of the pictures."""
     content = read_fields(first(*(folder / name for name in _captions(split))))
     images = coco_pictures(folder, f"{split}2014")
     captions: dict[str, list[str]] = {}

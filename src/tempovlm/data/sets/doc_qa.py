@@ -14,7 +14,7 @@ _ADDRESS = "https://rrc.cvc.uab.es/?ch=17&com=downloads (free registration), Sin
 
 
 def _questions(split: str) -> tuple[str, ...]:
-    """Places of the questions' file: as later published (`spdocvqa_*`), and as at first."""
+    """Places of the questions' file: as published later (`spdocvqa_*`), and as at first."""
     names = (f"{split}_v1.0_withQT.json", f"{split}_v1.0.json")
     return tuple(f"{place}{name}" for place in ("spdocvqa_qas/", f"{split}/", "") for name in names)
 

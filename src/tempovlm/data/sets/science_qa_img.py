@@ -1,4 +1,4 @@
-"""ScienceQA, those of its multiple choice questions that have a picture."""
+"""ScienceQA, the multiple choice questions that have a picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _row(row: Entry, place: str) -> Fields:
 
 
 def _choice(problem: Entry) -> Fields:
-    """The question after its hint, which often holds what the question is about, with options and answer."""
+    """Return the question after its hint, which often contains the facts to use, with options and answer."""
     options = problem.options("choices")
     index = problem.option_index("answer", len(options))
     question, hint = problem.text("question"), ""
@@ -72,7 +72,7 @@ DATA_SET = DataSet(
     hub=HubCopy(
         repo_id="derek-thomas/ScienceQA",
         patterns={"train": "data/train-*.parquet", "val": "data/validation-*.parquet"},
-        # The hub's copy has no ids: a row's place in its split stands for one.
+        # The hub's copy has no ids, so a row's index in its split is used.
         columns=("question", "choices", "answer", "hint"),
         fields=_row,
         id=None,

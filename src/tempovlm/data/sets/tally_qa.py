@@ -42,7 +42,7 @@ def _read(folder: Path, split: str) -> Iterator[Fields]:
 
 
 def _picture(folder: Path, name: str) -> Path:
-    """A picture of COCO, which may lie with another data set, or of Visual Genome."""
+    """Return a picture of COCO, which may be in another data set's folder, or of Visual Genome."""
     part, _, file = name.partition("/")
     return (coco_pictures(folder, part) if part.endswith("2014") else folder / part) / file
 

@@ -1,1 +1,1 @@
-"""A policy asked question after question under budgets: runs, summaries and the page that shows them."""
+"""Benchmark of a policy over questions and budgets: runs, summaries and the page that shows them."""

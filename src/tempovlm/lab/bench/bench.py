@@ -1,7 +1,7 @@
-"""Runs questions at several budgets through a loaded model, one at a time, and writes down what happened.
+"""Run questions at several budgets through a loaded model, one at a time, and record the results.
 
 Budgets, and a fixed reference setting, are interleaved for each question, so that a slow moment of the machine
-touches all of them a little and none of them alone. It knows the model only by its `answer`.
+affects all of them a little and none of them alone. The model is only used through `answer`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tempovlm.lab.bench.summary import Record, Run
 
 _FRESH_TIMEOUT_S = 600
 
-# What a single bad sample can raise: an unreadable file, a context that is too short, memory. Anything else is
+# Exceptions of a single bad sample: an unreadable file, a context that is too short, memory. Anything else is
 # a fault of the program and stops the run.
 _SAMPLE_ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 
 
 class Model(Protocol):
-    """The part of a loaded model that a bench needs."""
+    """The part of a loaded model that a bench uses."""
 
     @property
     def space(self) -> KnobSpace:
-        """The settings that are legal for it."""
+        """Legal settings of the model."""
 
     def answer(
         self,
@@ -47,26 +47,26 @@ class Model(Protocol):
         style: str = "vqa2",
         price_per_ms: float = 0.0,
     ) -> Answer:
-        """Answer one question; a setting given as `knobs` is run without a choice."""
+        """Answer one question; a setting given as `knobs` runs without a choice."""
 
 
 class Profile(Protocol):
-    """What calibration knows: the expected total of each setting."""
+    """Calibrated expected totals of the settings."""
 
     def p50_total_ms(self, index: int) -> float:
-        """Median total of the setting with this index."""
+        """Return the median total of the setting with this index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """What to run on every sample.
+    """Requests to run on every sample.
 
     Attributes:
-        budgets_ms: ascending or not; each is run once a sample.
-        fixed: the reference setting, or None for none.
+        budgets_ms: in any order; each is run once for each sample.
+        fixed: the reference setting; None runs none.
         slower_existed: whether a setting slower than a given one exists.
-        seed: of the order in which budgets follow one another.
-        price_per_ms: accuracy that a millisecond must buy within a budget.
+        seed: seed of the order of the budgets.
+        price_per_ms: expected accuracy that a millisecond must gain.
     """
 
     budgets_ms: tuple[float, ...]
@@ -78,12 +78,12 @@ class BenchPlan:
 
     @property
     def runs_per_sample(self) -> int:
-        """Requests made for one sample."""
+        """Number of requests for one sample."""
         return len(self.budgets_ms) + (self.fixed is not None)
 
 
 def slower_than(space: KnobSpace, profile: Profile | None) -> Callable[[KnobConfig], bool]:
-    """Whether a setting has a slower one, by the calibrated medians; without them only `largest` has none."""
+    """Return a check whether a setting has a slower one, by calibrated medians; else only `largest` has none."""
     if profile is None:
         return lambda knobs: knobs != space.largest
     slowest_ms = max(profile.p50_total_ms(i) for i in range(len(space)))
@@ -91,10 +91,10 @@ def slower_than(space: KnobSpace, profile: Profile | None) -> Callable[[KnobConf
 
 
 def measure(model: Model, samples: Sequence[Sample], plan: BenchPlan) -> Iterator[Record]:
-    """Answer every sample at every budget and at the fixed setting, in a random order a sample.
+    """Answer every sample at every budget and at the fixed setting, in a random order for each sample.
 
     Yields:
-        One record a request as it is done, so that an interrupted caller keeps what it has.
+        One record for each finished request, so that an interrupted caller keeps them.
     """
     for index, sample in enumerate(samples):
         jobs: list[float | None] = [*plan.budgets_ms]
@@ -140,9 +140,9 @@ def measure_fresh(samples: Sequence[Sample], plan: BenchPlan, flags: Sequence[st
     """Answer every sample at every budget, each in a new process: the first answer that a user waits for.
 
     Args:
-        samples: few: a process costs seconds.
+        samples: few, because a process costs seconds.
         plan: its budgets.
-        flags: what the `answer` command needs to load the same model the same way.
+        flags: flags with which the `answer` command loads the same model in the same way.
     """
     for sample in samples:
         for budget_ms in plan.budgets_ms:
@@ -179,18 +179,18 @@ def _fresh_answer(sample: Sample, budget_ms: float, plan: BenchPlan, flags: Sequ
 
 
 def errors_of(records: Iterable[Record]) -> list[str]:
-    """What went wrong, one line for each request that failed."""
+    """Return one error line for each failed request."""
     return [f"{r.dataset} {r.question_id}: {r.error}" for r in records if r.error is not None]
 
 
 def score_together(records: Sequence[Record], samples: Sequence[Sample]) -> list[Record]:
-    """The records, each caption with its share of the CIDEr of all captions at its budget or fixed setting.
+    """Return the records, each caption with its share of the CIDEr of all captions at its budget or fixed setting.
 
-    A request that failed counts as one without a word. First answers of fresh processes are too few to be scored.
+    A failed request counts as an empty caption. First answers of fresh processes are too few to be scored.
 
     Args:
-        records: of all samples, or of as many as an interrupted run came to.
-        samples: what was asked.
+        records: of all samples, or of those that an interrupted run finished.
+        samples: the samples.
     """
     asked = {(s.dataset, str(s.question_id)): s for s in samples if s.dataset in SCORED_TOGETHER}
     groups: dict[tuple[str, str, float | None], list[int]] = {}
@@ -209,7 +209,7 @@ def score_together(records: Sequence[Record], samples: Sequence[Sample]) -> list
 
 
 def _score(sample: Sample, prediction: str) -> float | None:
-    """None for a caption, which is scored together with others."""
+    """Return None for a caption, which is scored together with others."""
     return None if sample.dataset in SCORED_TOGETHER else score(sample, prediction)
 
 

@@ -1,6 +1,6 @@
-"""The demo's page and the README's figure: pictures, their answers at several budgets, and where the time went.
+"""The demo's page and the README's figure: pictures, their answers at several budgets, and the time of each stage.
 
-Both carry their pictures and ask the network for nothing.
+Both embed their pictures and load nothing from the network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Report:
     Attributes:
         examples: each with its answers, from the tightest budget to the loosest.
         bench: the result object of a bench.
-        facts: provenance, names to values, nested as they come.
+        facts: provenance, nested, by name.
     """
 
     examples: Sequence[tuple[Example, Sequence[Shown]]]
@@ -56,12 +56,12 @@ def render(report: Report) -> str:
 
 
 def answer_figure(example: Example, shown: Sequence[Shown], footer: str) -> str:
-    """Renders one question at several budgets as an SVG file that carries its photo.
+    """Renders one question at several budgets as an SVG file with its photo.
 
     Args:
         example: the picture and the question.
         shown: its answers, a row each.
-        footer: where the figures come from, in one line.
+        footer: source of the figures, in one line.
     """
     with Image.open(example.path) as image:
         photo_height = round(_PHOTO_PX * image.height / image.width)
@@ -84,7 +84,7 @@ def _key() -> list[tuple[str, str, int]]:
 
 
 def _rows(shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    """An example's answers as the templates show them, all bars on one scale."""
+    """Return an example's answers for the templates, all bars on one scale."""
     scale_ms = 1.01 * max(max(one.answer.timings_ms["total"], one.budget_ms) for one in shown)
     return [_row(one, scale_ms) for one in shown]
 
@@ -103,16 +103,16 @@ def _row(shown: Shown, scale_ms: float) -> dict[str, Any]:
 
 
 def stage_parts(timings_ms: Mapping[str, float], scale_ms: float, budget_ms: float) -> list[dict[str, Any]]:
-    """Places the stages of one answer side by side.
+    """Place the stages of one answer side by side.
 
     Args:
         timings_ms: a time for each stage.
-        scale_ms: what the full width stands for.
-        budget_ms: where the mark of the deadline lies, which no label may touch.
+        scale_ms: time that the full width represents.
+        budget_ms: position of the deadline's mark, which no label may touch.
 
     Returns:
         For each stage that took time: name, colour, ms, and its left end, middle and width in percent; the label
-        is empty where it does not fit.
+        is empty if it does not fit.
     """
     parts: list[dict[str, Any]] = []
     start_ms = 0.0

@@ -1,6 +1,6 @@
 """Example pictures for which the budget matters, and their answers at several budgets.
 
-Pictures are chosen by what is on them (large print, small print, counting, a fact, a chart), never by how a model
+Pictures are chosen by their content (large print, small print, counting, a fact, a chart), not by a model's
 answers.
 """
 
@@ -28,7 +28,7 @@ from tempovlm.testbed.lexicon import CHARSET, SIGN_WORDS
 from tempovlm.testbed.scene import Scene, SceneQuestion
 
 FIXED_BUDGETS_MS = (60.0, 120.0, 300.0)
-"""Tight, middle and loose where nothing is known of the machine."""
+"""Tight, middle and loose budget without a profile."""
 
 _MAX_JPEG_BYTES = 40_000
 _RIGHT = 0.5
@@ -36,21 +36,21 @@ _ASPECT = (1.2, 1.4)
 
 
 class CalibratedProfile(Protocol):
-    """What calibration knows: the upper total of each setting."""
+    """Calibrated upper totals of the settings."""
 
     def upper_total_ms(self, index: int) -> float:
-        """Calibrated upper bound of the total of the setting with this index."""
+        """Return the calibrated upper bound of the total of the setting with this index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What an example shows and how to know it.
+    """Description of an example, and the conditions that its question must fulfil.
 
     Attributes:
-        name: of the file. caption: for the reader.
+        name: name of the file. caption: text for the reader.
         templates: question templates, any of them.
-        lettering: least and largest height in pixels of the letters that spell the answer; None: any.
-        min_number: the least answer where it is a number.
+        lettering: smallest and largest height in pixels of the letters that spell the answer; None: any.
+        min_number: the smallest answer, if it is a number.
         known_word: whether the answer is an English word; else it may be a made-up one.
     """
 
@@ -111,7 +111,7 @@ FIGURE = Wanted(
     lettering=(8, 18),
     known_word=True,
 )
-"""What the README's picture is drawn from: print of a size that some settings read and others do not."""
+"""Example for the README's picture: print of a size that only some settings can read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ class Example:
     """A picture on disk with one question.
 
     Attributes:
-        question: as people read it. truth: the right answer in words.
+        question: as shown to people. truth: the right answer in words.
         sample: the same for the model and for scoring.
     """
 
@@ -136,7 +136,7 @@ class Shown:
     """An example's answer at one budget.
 
     Attributes:
-        score: from 0 to 1. spoken: what it says in words; for a letter, with its option.
+        score: from 0 to 1. spoken: the answer in words; for a letter, with its option.
     """
 
     budget_ms: float
@@ -146,7 +146,7 @@ class Shown:
 
     @property
     def is_right(self) -> bool:
-        """Whether at least half of the score was earned."""
+        """Whether the score is at least one half."""
         return self.score >= _RIGHT
 
 
@@ -154,15 +154,15 @@ def make_examples(folder: Path, *, seed: int = 0, most: int = len(WANTED)) -> li
     """Draw the pictures and write them as JPEG files of at most 40 kB.
 
     Args:
-        folder: is made.
-        seed: of the test bed.
-        most: how many examples.
+        folder: folder to make.
+        seed: seed of the test bed.
+        most: number of examples.
     """
     return [next(draw_examples(wanted, folder, seed=seed)) for wanted in WANTED[:most]]
 
 
 def draw_examples(wanted: Wanted, folder: Path, *, seed: int = 0) -> Iterator[Example]:
-    """Example after example of one kind; each overwrites the picture of the one before."""
+    """Yield examples of one kind; each overwrites the picture of the one before."""
     make_folder(folder)
     path = folder / f"{wanted.name}.jpg"
     for index, scene, question in find_scenes(wanted, seed):
@@ -171,7 +171,7 @@ def draw_examples(wanted: Wanted, folder: Path, *, seed: int = 0) -> Iterator[Ex
 
 
 def find_scenes(wanted: Wanted, seed: int) -> Iterator[tuple[int, Scene, SceneQuestion]]:
-    """Validation scenes near 4 : 3 with a question of the wanted kind, in the test bed's order."""
+    """Yield validation scenes near 4 : 3 with a question of the wanted kind, in the test bed's order."""
     index = 0
     while True:
         scene = make_scene(wanted.dataset, "val", index, seed=seed)
@@ -201,7 +201,7 @@ def _fits(wanted: Wanted, scene: Scene, question: SceneQuestion) -> bool:
 
 
 def lettering(scene: Scene, text: str) -> float | None:
-    """Height in pixels of the tallest letter of a text that is written in the scene once, else None."""
+    """Return the height in pixels of the tallest letter of a text that is in the scene once, else None."""
     written = "".join(CHARSET[i] for i in scene.char_ids)
     wanted = text.replace(" ", "").lower()
     if not wanted or written.count(wanted) != 1:
@@ -212,7 +212,7 @@ def lettering(scene: Scene, text: str) -> float | None:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """The picture as JPEG, at the best quality from 92 down that stays within 40 kB."""
+    """Return the picture as JPEG, at the best quality from 92 down that stays within 40 kB."""
     data = b""
     for quality in range(92, 40, -6):
         buffer = io.BytesIO()
@@ -241,7 +241,7 @@ def _show(model: Model, example: Example, budget_ms: float) -> Shown:
 
 
 def choose_budgets_ms(space: KnobSpace, profile: CalibratedProfile | None) -> tuple[float, float, float]:
-    """A tight, a middle and a loose budget for this machine.
+    """Return a tight, a middle and a loose budget for this machine.
 
     Tight is a little above the upper total of the cheapest setting, loose above that of the native one, middle
     their geometric mean; each rounded up to a round number. Without a profile they are `FIXED_BUDGETS_MS`.
@@ -259,15 +259,15 @@ def choose_budgets_ms(space: KnobSpace, profile: CalibratedProfile | None) -> tu
 
 
 def _round_up(value_ms: float) -> float:
-    """To the next number of two digits, so that budgets read as people would state them."""
+    """Round up to two digits, for readable budgets."""
     step = 10.0 ** (math.floor(math.log10(value_ms)) - 1)
     return math.ceil(value_ms / step - 1e-9) * step
 
 
 def is_telling(shown: Sequence[Shown]) -> bool:
-    """Whether the answers show what a budget buys: wrong at the tightest, right at the loosest.
+    """Whether the answers show the effect of a budget: wrong at the tightest, right at the loosest.
 
-    A picture chosen by this says so: it is an illustration, not evidence.
+    A picture chosen in this way is labelled as such: it is an illustration, not evidence.
     """
     return shown[-1].is_right and not shown[0].is_right
 

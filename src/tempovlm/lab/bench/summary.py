@@ -1,6 +1,6 @@
-"""One record a measured request, and the result object that `tempovlm bench` prints made from them.
+"""Records of measured requests, and the result object of `tempovlm bench` computed from them.
 
-Pure: it knows neither the model nor the clock, only what was written down.
+Pure functions on records.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from tempovlm.lab import statistics
 SCHEMA = "tempovlm.bench/1"
 
 Run = Literal["budget", "fixed", "fresh"]
-"""A request at a budget, at the fixed reference setting, or as the first of a process of its own."""
+"""Kind of a request: at a budget, at the fixed setting, or the first of a new process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What happened to one request.
+    """The record of one request.
 
     Attributes:
         budget_ms: None for the fixed setting.
-        score: 0 to 1 by the data set's own rule; 0 for a request that failed. Of a caption, its share of the CIDEr
-            of all of them, 0 to 10, and None where it was not scored with others.
+        score: 0 to 1 by the data set's own rule; 0 for a failed request. For a caption, its share of the CIDEr
+            of all of them, 0 to 10, or None if it was not scored with others.
         knobs: the setting that ran, such as `low/k4/b8`.
-        slower_existed: whether a setting slower than it exists. policy: what chose it.
-        predicted_p50_ms, predicted_upper_ms: the total that its choice expected; None where none was made.
-        question, references, picture: what was asked, the right answers, and the picture's path.
-        error: why the request failed; then there is no setting and no time.
+        slower_existed: whether a slower setting existed. policy: name of the policy that chose.
+        error: reason of a failure; then there is no setting and no time.
     """
 
     run: Run
@@ -62,7 +60,7 @@ class Record:
 
     @property
     def on_time(self) -> bool:
-        """Whether it was answered within its budget; a failed request was not."""
+        """Whether it was on time; a failed request was not."""
         return self.error is None and self.budget_ms is not None and self.total_ms <= self.budget_ms
 
     @property
@@ -71,12 +69,12 @@ class Record:
         return self.dataset in SCORED_TOGETHER
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain values."""
+        """Return the record as plain values."""
         return asdict(self)
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """The measured part of the result: a row a budget, in ascending order, and the fixed setting's row."""
+    """Return the measured part of the result: a row for each budget, ascending, and the fixed setting's row."""
     budgets = sorted({r.budget_ms for r in records if r.budget_ms is not None})
     fixed = [r for r in records if r.run == "fixed"]
     failed = [r for r in records if r.error is not None]
@@ -89,10 +87,10 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def summarise_budget(records: Sequence[Record], budget_ms: float) -> dict[str, Any]:
-    """Accuracy, adherence, latency quantiles and settings of the requests at one budget.
+    """Return accuracy, share on time, latency quantiles and settings of the requests at one budget.
 
-    Failed requests count as wrong and late; quantiles and settings are of those that were answered. First
-    answers of fresh processes count in the adherence only, and are reported on their own under `fresh`.
+    Failed requests count as wrong and late; quantiles and settings are of the answered ones. First
+    answers of fresh processes count only in the share on time, and are reported separately under `fresh`.
     """
     warm = [r for r in records if r.run == "budget"]
     fresh = [r for r in records if r.run == "fresh"]
@@ -122,7 +120,7 @@ def summarise_budget(records: Sequence[Record], budget_ms: float) -> dict[str, A
 
 
 def summarise_fixed(records: Sequence[Record]) -> dict[str, Any]:
-    """The fixed reference setting; its p99 / p50 says how much of the spread is the machine's and the data's."""
+    """Return the fixed setting's row; its p99 / p50 shows how much of the spread is due to machine and data."""
     done = [r for r in records if r.error is None]
     latency = _latency(done)
     p50_ms, p99_ms = latency["p50_ms"], latency["p99_ms"]
@@ -139,7 +137,7 @@ def summarise_fixed(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _accuracy(records: Sequence[Record]) -> dict[str, Any]:
-    """Of the answers that have a score of their own."""
+    """Return accuracy and interval of the answers that have a score of their own."""
     own = [(r.dataset, r.image_id, r.score) for r in records if not r.is_caption and r.score is not None]
     if not own:
         return {"accuracy": None, "accuracy_interval": None, "accuracy_by_dataset": {}}
@@ -156,7 +154,7 @@ def _accuracy(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _cider(records: Sequence[Record]) -> dict[str, Any]:
-    """CIDEr of all captions together, 0 to 10; nothing where there are none.
+    """Return the CIDEr of all captions together, 0 to 10; nothing without captions.
 
     The interval is of the mean over resampled pictures, the weights of words as they are in all of them.
     """
@@ -203,7 +201,7 @@ def _failure(record: Record) -> dict[str, Any]:
 
 
 def rounded(value: Any, digits: int = 4) -> Any:
-    """The same structure with floats rounded, for people and for small files."""
+    """Return the same structure with rounded floats, for readers and smaller files."""
     if isinstance(value, float):
         return round(value, digits)
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
 """Answers many questions at many settings: a picture is encoded once for all settings of a tier.
 
-The texts are those of `Engine.answer`, which golden tests hold. Nothing is timed here.
+The texts equal those of `Engine.answer`, as golden tests check. Nothing is timed here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tempovlm.engine.transcript import Transcript
 from tempovlm.lab.core_exp.plan import Job
 
 Ready = list[tuple[Job, Prepared]]
-"""Jobs whose crops are cut."""
+"""Number of questions whose crops are cut at a time."""
 
 SAMPLE_ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
-"""What a single bad sample can raise: an unreadable file, a context that is too short, memory.
+"""Exceptions of a single bad sample: an unreadable file, a context that is too short, memory.
 
 Anything else is a fault of the program and stops the run.
 """
@@ -36,7 +36,7 @@ Anything else is a fault of the program and stops the run.
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A question whose picture was encoded; `vision` is None without a picture."""
+    """A question with its encoded picture; `vision` is None without a picture."""
 
     job: Job
     ready: Prepared
@@ -44,7 +44,7 @@ class Seen:
 
 
 def blank_row(sample: Sample, knobs: KnobConfig, error: str | None = None) -> SweepRow:
-    """Make a row that names its question and setting, and nothing else but an error."""
+    """Return a row with its question and setting, and an error."""
     return SweepRow(
         dataset=sample.dataset,
         split=sample.split,
@@ -64,7 +64,7 @@ def error_line(error: Exception) -> str:
 
 
 def answer_settings(engine: Engine, jobs: Sequence[Job], settings: Sequence[KnobConfig]) -> Iterator[SweepRow]:
-    """Answer every job at every setting, all of one tier, and yield a row each; failures are rows too.
+    """Answer every job at every setting, all of one tier, and yield a row for each; failures are rows too.
 
     Raises:
         ValueError: the settings are of several tiers.
@@ -79,7 +79,7 @@ def answer_settings(engine: Engine, jobs: Sequence[Job], settings: Sequence[Knob
 
 
 def prepare_all(engine: Engine, jobs: Iterable[Job], tier: str) -> tuple[Ready, list[tuple[Job, Exception]]]:
-    """Open pictures and cut their crops: the jobs that are ready to be encoded, and those that failed."""
+    """Open pictures and cut their crops; return the jobs that are ready to be encoded, and the failures."""
     ready: Ready = []
     failed: list[tuple[Job, Exception]] = []
     for job in jobs:
@@ -98,7 +98,7 @@ def see_all(run: Runner, ready: Ready) -> list[Seen]:
 
 
 def _see_and_answer(engine: Engine, ready: Ready, settings: Sequence[KnobConfig]) -> Iterator[SweepRow]:
-    """Encode the pictures, in halves where they are too much at once, and answer at every setting."""
+    """Encode the pictures, in halves if memory is short, and answer at every setting."""
     if not ready:
         return
     try:
@@ -116,7 +116,7 @@ def _see_and_answer(engine: Engine, ready: Ready, settings: Sequence[KnobConfig]
 
 
 def _answer(engine: Engine, seen: Sequence[Seen], knobs: KnobConfig) -> Iterator[SweepRow]:
-    """Answer together, in halves where that fails; a single question that fails is a row with its error."""
+    """Answer together, in halves after a failure; a single question that fails becomes a row with its error."""
     try:
         transcripts = decode_group(engine, seen, engine.plan(knobs))
         rows = [_row(one, transcript, knobs) for one, transcript in zip(seen, transcripts, strict=True)]

@@ -1,4 +1,4 @@
-"""Checks the rows of a results file; an error names file, row and field in one line.
+"""Check the rows of a results file; an error names file, row and field in one line.
 
 Works on whole columns, because a results directory may have a million rows.
 """
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NEEDED = tuple(name for name in STAGE_FIELDS.values() if name != "T_preprocess")
-"""Fields that a measured row has, whoever wrote it."""
+"""Fields that every measured row has."""
 
 Problem = tuple[str, "pd.Series[bool]", str]
-"""A field, the rows where it is wrong, and what is wrong with it."""
+"""A field, the rows in which it is wrong, and the fault."""
 
 
 def check_rows(frame: pd.DataFrame, path: Path, dataset: str, space: KnobSpace | None) -> None:
-    """Raise a `UserError` for the first row that cannot be right.
+    """Raise a `UserError` for the first invalid row.
 
     Args:
         frame: the columns of `SweepRow`.
-        path: where they are from, for the message.
-        dataset: which data set they must be of.
+        path: their source, for the message.
+        dataset: the data set that they must belong to.
         space: legal settings; None allows all.
     """
     for field, wrong, why in _problems(frame, dataset, space):
@@ -62,7 +62,7 @@ def _problems(frame: pd.DataFrame, dataset: str, space: KnobSpace | None) -> Ite
 def _times(frame: pd.DataFrame) -> Iterator[Problem]:
     for field in TIME_FIELDS:
         yield field, frame[field] < 0, "is a negative time"
-        yield field, frame[field] == float("inf"), "is no finite time"
+        yield field, frame[field] == float("inf"), "is not a finite time"
     measured = frame[list(TIME_FIELDS)].notna().any(axis=1)
     for field in _NEEDED:
         yield field, measured & frame[field].isna(), "is missing beside other times: half a measurement"

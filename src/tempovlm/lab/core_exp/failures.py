@@ -1,4 +1,4 @@
-"""Reports how much of a run failed, and fails the run where nothing was answered."""
+"""Report how much of a run failed, and fail the run if nothing was answered."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _log = logging.getLogger("tempovlm")
 
 
 AGAIN = "run the same command again to ask them again"
-"""The remedy where answers are kept, and what failed is not among them."""
+"""The remedy if answers are kept and failures are not."""
 
 
-ANEW = "mend that and run the same command again, which asks everything anew"
-"""The remedy where nothing is kept for another run."""
+ANEW = "correct that and run the same command again, which asks everything again"
+"""The remedy if nothing is kept for another run."""
 
 
 def tell_failures(errors: Sequence[str], total: int, what: str, remedy: str) -> None:
-    """Log how many failed, if any did.
+    """Log the number of failures, if there are any.
 
     Args:
-        errors: of those that failed, one line each.
-        total: how many were tried.
-        what: was tried, in the plural.
-        remedy: what to do about it.
+        errors: one line for each failure.
+        total: number of attempts.
+        what: name of the attempts, in the plural.
+        remedy: advice to the user.
 
     Raises:
         AllFailedError: all of them failed.

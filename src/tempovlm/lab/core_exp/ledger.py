@@ -1,8 +1,8 @@
-"""Keeps the rows of a sweep so that a kill at any moment neither loses nor doubles one.
+"""Stores the rows of a sweep so that a kill at any moment neither loses nor duplicates one.
 
-Rows come in parts, each a small file that is whole or absent; at the end the parts and what was there before are
-merged into one file a data set, and only then are the parts removed. A timed row holds the repeats of all passes
-up to its own; where a row is there several times, the one with the most repeats is kept.
+Rows are written in parts, each a small atomic file; at the end the parts and the earlier rows are
+merged into one file for each data set, and then the parts are removed. A timed row has the repeats of all passes
+up to its own; of duplicate rows, the one with the most repeats is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tempovlm.lab.core_exp import legacy, processes, store
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
 
 POLL_S = 0.5
-"""How often one process looks whether another has come so far."""
+"""Interval between checks of another process's progress."""
 
 _SAME_STAMP = ("hardware", "device", "model", "weights", "knob_space", "data_source")
 
@@ -41,8 +41,8 @@ class Ledger:
 
     Attributes:
         folder: the output directory. ranking: which blocks ran, for the JSON layout.
-        conditions: what else must be the same for all rows: seed, split, caps and the like.
-        form: how merged files are written. rank: of this process; only 0 merges.
+        conditions: further values that all rows must share: seed, split, caps and the like.
+        form: format of merged files. rank: rank of this process; only 0 merges.
     """
 
     folder: Path
@@ -58,11 +58,11 @@ class Ledger:
 
     @contextlib.contextmanager
     def opened(self, datasets: Iterable[str], questions: Mapping[str, Digests] | None = None) -> Iterator[Ledger]:
-        """Hold the directory, check that what it holds belongs together with what is to come, and read it.
+        """Lock the directory, check that its rows belong to this sweep, and read them.
 
         Args:
             datasets: whose rows to read.
-            questions: digests of what is to be asked, by data set; the first process checks and keeps them.
+            questions: digests of the questions to ask, by data set; the first process checks and stores them.
 
         Raises:
             UserError: another process writes there, or its rows were made under other conditions or are about
@@ -87,10 +87,10 @@ class Ledger:
             yield self
 
     def await_first(self) -> None:
-        """Wait until the first process has checked the directory and read what it holds.
+        """Wait until the first process has checked the directory, then read it.
 
-        All later rows are of this run, so a failure of another process is told from one that is to be asked again,
-        and nothing is written beside rows that do not belong to it.
+        All later rows are of this run. So another process's failure is not taken for an earlier one that is to be
+        asked again, and nothing is written beside rows of another sweep.
         """
         waiting = processes.Patience(f"{self.folder}: process 0 has not opened it; was it started?")
         while not is_marked(self.folder / MANIFEST):
@@ -145,7 +145,7 @@ class Ledger:
             self._take(dataset, legacy.read_file(file, dataset).rows)
 
     def refresh(self, dataset: str) -> dict[Key, SweepRow]:
-        """Read the parts that have come since; returns all rows of the data set."""
+        """Read the parts written since; return all rows of the data set."""
         for path in sorted(self._parts(dataset).glob("*.jsonl")):
             if path in self._seen:
                 continue
@@ -162,7 +162,7 @@ class Ledger:
         return self.rows.setdefault(dataset, {})
 
     def add(self, dataset: str, rows: Iterable[SweepRow]) -> None:
-        """Keep some rows, all or none of them."""
+        """Store some rows, all or none of them."""
         new = list(rows)
         lines = [json.dumps(row.to_json(), ensure_ascii=False) for row in new]
         name = f"{self.rank}-{os.getpid()}-{time.time_ns()}-{self._count}.jsonl"
@@ -180,11 +180,11 @@ class Ledger:
             known[row.key] = row if old is None else better(old, row)
 
     def say_done(self) -> None:
-        """Tell the first process that this one has done its share."""
+        """Tell the first process that this one has finished its share."""
         processes.say_done(self._processes, self.rank)
 
     def wait_for_others(self, world: int, began_s: float) -> None:
-        """Return when all other processes of a run, which began at this time, have done their shares.
+        """Wait until all other processes of a run, which began at this time, have finished their shares.
 
         Raises:
             UserError: one ended before.
@@ -196,7 +196,7 @@ class Ledger:
         return self.folder / store.PARTS / "processes"
 
     def merge(self, dataset: str, questions: Sequence[str] = ()) -> list[Path]:
-        """Write all rows of a data set as its results, then remove its parts and what the other layout has.
+        """Write all rows of a data set as its results, then remove its parts and files in the other layout.
 
         Rows are ordered by the place of their question among `questions`, then by setting, however many processes
         made them and however often they were interrupted.

@@ -1,4 +1,4 @@
-"""Converts rows to the predecessor's JSON layout, one file for each data set and setting, and back.
+"""Convert rows to the older JSON layout, one file for each data set and setting, and back.
 
 Written with the fields that its consumers read and a few more, so that nothing is lost on the way back; its own
 files, which lack those, are read too. Its `T_vision_total` covers encoder and projector, so a file without the
@@ -33,7 +33,7 @@ _SHARED = ("T_LLM_prefill", "T_LLM_decode", "T_decode_per_token", "T_total")
 
 @dataclass(frozen=True, slots=True)
 class LegacyFile:
-    """The rows of one file, and its stamp as a JSON object where it has one."""
+    """Return the rows of one file, and its stamp as a JSON object, if it has one."""
 
     rows: list[SweepRow]
     stamp: dict[str, Any] | None
@@ -58,7 +58,7 @@ def write_folder(
         path = folder / name / f"{stem}_crops{int(np.mean(crops)) if crops else 0}_{tail}"
         record = _file(knobs, group, stamp, ranking, crops)
         write_whole(path, json.dumps(record, ensure_ascii=False) + "\n")
-        # The mean of crops, which the name tells, moves with the number of samples.
+        # The mean number of crops in the name changes with the number of samples.
         for stale in path.parent.glob(f"{stem}_crops*_{tail}"):
             if stale != path:
                 stale.unlink()
@@ -143,7 +143,7 @@ def _by_position(step_ms: Sequence[Sequence[float]] | None) -> list[list[float]]
 
 
 def read_file(path: Path, dataset: str) -> LegacyFile:
-    """Read one file of this layout, ours or the predecessor's.
+    """Read one file of this layout, written by this or by the older program.
 
     Raises:
         UserError: damaged, or a field is missing; names file and field.

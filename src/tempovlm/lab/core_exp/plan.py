@@ -1,4 +1,4 @@
-"""Plans a core experiment: which questions, at which settings, how often. Imports no torch and no NumPy."""
+"""Plan of a core experiment: questions, settings, repeats. Imports no torch and no NumPy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Job:
 
     @property
     def request(self) -> Request:
-        """The request for a greedy answer."""
+        """Return the request for a greedy answer."""
         sample = self.sample
         return Request(
             images=(sample.image_path,),
@@ -34,7 +34,7 @@ class Job:
 
 
 def row_key(job: Job, knobs: KnobConfig) -> Key:
-    """Identify the row of a question at a setting within its data set."""
+    """Return the key of a question's row at a setting within its data set."""
     return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
 
 
@@ -44,12 +44,12 @@ class SweepPlan:
 
     Attributes:
         settings: the settings to run.
-        batch_size: questions answered together for accuracy; 0 leaves accuracy to the latency subset.
-        latency_samples: how many questions of each data set are timed, on as many pictures; 0 times none.
-        repeats: passes over the timed questions. warmup: answers at each setting that are thrown away before a
-            question is first timed, in a resumed run too, whose process may lack what the last one had warmed.
+        batch_size: questions answered together for accuracy; 0 answers only the timed questions.
+        latency_samples: number of timed questions of each data set, on as many pictures; 0 times none.
+        repeats: passes over the timed questions. warmup: discarded answers at each setting before a
+            question is first timed, in a resumed run too, because its process has not warmed up.
         max_new_tokens: caps on generated tokens, given to the questions in turn.
-        seed: of the order in which questions and settings are timed.
+        seed: seed of the order in which questions and settings are timed.
         twins: ask about each picture's twin, the same scene with other noise and a small shift.
     """
 
@@ -71,7 +71,7 @@ class SweepPlan:
                 raise UserError(f"--{name} {value}: must be at least {floor}")
 
     def jobs(self, samples: Sequence[Sample]) -> list[Job]:
-        """Give each question its cap, which depends on its place, not on how many there are."""
+        """Return each question with its cap, which depends on its index, not on how many there are."""
         caps = self.max_new_tokens
         return [Job(sample, caps[i % len(caps)]) for i, sample in enumerate(samples)]
 
@@ -81,7 +81,7 @@ class SweepPlan:
         return {"split": split, "seed": self.seed, "max_new_tokens": caps, "twins": self.twins}
 
     def latency_jobs(self, samples: Sequence[Sample]) -> list[Job]:
-        """Take the first questions on different pictures, then others where there are too few pictures."""
+        """Return the first questions on different pictures, then others if there are too few pictures."""
         first: list[Job] = []
         others: list[Job] = []
         seen: set[str] = set()
@@ -139,7 +139,7 @@ def draw_samples(
 
 
 def _twin(sample: Sample) -> Sample:
-    """The same question about the twin of its picture."""
+    """Return the same question about the twin of its picture."""
     if sample.twin_path is None:
         raise UserError(
             f"--twins: {sample.image_path} of {sample.dataset} has no twin; generated validation sets do"

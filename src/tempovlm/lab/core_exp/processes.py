@@ -1,6 +1,6 @@
-"""Coordinates the processes that share a sweep: a file of each says whether it is at work, done or dead.
+"""Coordinate the processes that share a sweep: a file for each says whether it is at work, done or dead.
 
-The file is locked for as long as its process lives, so that a dead one is told from a slow one once it has
+The file is locked while its process lives, so that a dead process can be told from a slow one once it has
 begun. One that ends before, while it loads, is waited for; `torchrun` ends the others then. A file that is older
 than the reading process is of an earlier run: all processes of a run are started together and load a model before
 they say anything.
@@ -26,16 +26,16 @@ from tempovlm.engine.threads import prepare
 AT_WORK, DONE = b"at work", b"done"
 
 POLL_S = 0.1
-"""How often a process that waits for others looks again."""
+"""Interval between checks of a waiting process."""
 
 NOTICE_AFTER_S = 60.0
-"""So long a process that has not appeared is waited for without a word: it may be loading a model."""
+"""Time to wait silently for a process that has not appeared: it may be loading a model."""
 
 _log = logging.getLogger("tempovlm")
 
 
 def process_began_s() -> float:
-    """Tell when this process was started, in seconds since the epoch; now, where the system does not know."""
+    """Return the start of this process, in seconds since the epoch; now, if the system does not know."""
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -45,7 +45,7 @@ def process_began_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The place of this process among those of `torchrun`; `began_s` is its start, in seconds since the epoch."""
+    """The rank of this process under `torchrun`; `began_s` is its start, in seconds since the epoch."""
 
     rank: int = 0
     world: int = 1
@@ -56,7 +56,7 @@ class Share:
         """Read the variables that `torchrun` sets; a process without them is alone.
 
         Raises:
-            UserError: `RANK` and `WORLD_SIZE` are no place among some processes.
+            UserError: `RANK` and `WORLD_SIZE` are not a valid rank and number of processes.
         """
         rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
@@ -64,7 +64,7 @@ class Share:
         return cls(int(rank), int(world))
 
     def device(self, wanted: str) -> str:
-        """Pick the GPU of this process where several share the work and the flag names none."""
+        """Return the GPU of this process if several share the work and the flag names none."""
         if self.world == 1 or wanted not in ("auto", "cuda"):
             return wanted
         prepare()  # threads are set before torch is imported
@@ -76,7 +76,7 @@ class Share:
 
 @contextlib.contextmanager
 def at_work(folder: Path, rank: int) -> Iterator[None]:
-    """Say that this process is at work while the block runs.
+    """Mark this process as at work while the block runs.
 
     Raises:
         UserError: a process of the same rank, of an earlier run, is still at work there.
@@ -96,7 +96,7 @@ def at_work(folder: Path, rank: int) -> Iterator[None]:
 
 
 def say_done(folder: Path, rank: int) -> None:
-    """Say that this process, which is at work, has done its share."""
+    """Mark this process, which is at work, as finished."""
     handle = os.open(folder / str(rank), os.O_RDWR)
     try:
         _say(handle, DONE)
@@ -110,7 +110,7 @@ def _say(handle: int, word: bytes) -> None:
 
 
 class Patience:
-    """Waits in steps, and says once, after a minute, what is waited for."""
+    """Waits in steps, and logs once, after a minute, the reason for waiting."""
 
     def __init__(self, notice: str) -> None:
         self._notice, self._left_s = notice, NOTICE_AFTER_S
@@ -125,7 +125,7 @@ class Patience:
 
 
 def wait_for(folder: Path, ranks: Iterable[int], began_s: float) -> None:
-    """Return when processes of these ranks, which were started at this time or later, have done their shares.
+    """Wait until processes of these ranks, started at this time or later, have finished their shares.
 
     Raises:
         UserError: one ended before.
@@ -142,7 +142,7 @@ def wait_for(folder: Path, ranks: Iterable[int], began_s: float) -> None:
 
 
 def _has_begun(path: Path, began_s: float) -> bool:
-    """Whether the file is there and of the present run."""
+    """Whether the file exists and belongs to the present run."""
     try:
         return path.stat().st_mtime >= began_s
     except FileNotFoundError:

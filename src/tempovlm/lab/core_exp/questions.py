@@ -1,4 +1,4 @@
-"""Checks that the rows of a results directory are about the questions at hand, by digests in its manifest."""
+"""Check, by digests in the manifest, that the rows of a results directory are about the present questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tempovlm.data.digest import Digests, merged, question_digests, refuse_other
 from tempovlm.data.sample import Sample
 
 MANIFEST = "sweep.json"
-"""What all rows of a results directory have in common; stays there."""
+"""The manifest: values that all rows of a results directory share."""
 
 _FIELD = "questions"
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("tempovlm")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read what a results directory's rows have in common; None where there is no manifest.
+    """Read a results directory's manifest; None if there is none.
 
     Raises:
         UserError: it is damaged.
@@ -50,14 +50,15 @@ def has_questions(folder: Path, dataset: str) -> bool:
 def keep_questions(
     folder: Path, rows: Mapping[str, Mapping[Key, SweepRow]], questions: Mapping[str, Digests]
 ) -> None:
-    """Add the questions of a run to a directory's manifest, if its rows are about no others.
+    """Add the questions of a run to a directory's manifest, if its rows are about the same ones.
 
-    A draw of another size is the beginning of this one, or this one of it; any other is of other data. What was
-    never answered may have changed: its picture may have been repaired.
+    A draw of another size with the same seed begins in the same way; any other draw is refused. Questions that
+    were
+    never answered may have changed: their picture may have been repaired.
 
     Args:
-        folder: with a manifest.
-        rows: all that is known, by data set.
+        folder: results directory with a manifest.
+        rows: all known rows, by data set.
         questions: digests of this run's questions, by data set.
 
     Raises:
@@ -72,7 +73,7 @@ def keep_questions(
         known = before.get(dataset)
         if known is None and answered:
             _log.warning(
-                "%s: does not tell which questions of %s its rows are about, being of an earlier version: they "
+                "%s: written by an earlier version, which did not record the questions of %s: they "
                 "are taken for those of --data_dir",
                 path,
                 dataset,
@@ -96,9 +97,9 @@ def _check_draw(before: set[str], now: set[str], where: str) -> None:
 
 
 def check_samples(folders: Iterable[Path], split: str, samples: Sequence[Sample]) -> None:
-    """Raise a `UserError` where rows of results directories are about other questions than samples of their ids.
+    """Raise a `UserError` if rows of results directories are about other questions than samples of the same ids.
 
-    Directories without digests are taken as they are, and of twins, whose pictures differ, only texts count.
+    Directories without digests are not checked; for twins, whose pictures differ, only texts count.
     """
     for folder in folders:
         record = read_manifest(folder) or {}
@@ -112,7 +113,7 @@ def check_samples(folders: Iterable[Path], split: str, samples: Sequence[Sample]
 
 
 def check_directories(folders: Sequence[Path]) -> None:
-    """Raise a `UserError` where directories that are read together have different questions of the same ids."""
+    """Raise a `UserError` if directories that are read together have different questions of the same ids."""
     seen: dict[tuple[str, str], tuple[Path, Digests, bool]] = {}
     for folder in folders:
         record = read_manifest(folder) or {}

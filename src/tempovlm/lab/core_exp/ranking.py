@@ -1,4 +1,4 @@
-"""Reads which blocks run first: from a file of block importances in any known form, or from results."""
+"""Read the ranking of the blocks: from a file of block importances in any known form, or from results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tempovlm.lab.core_exp.questions import MANIFEST, read_manifest
 from tempovlm.model.weights import read_config
 
 SCORE_KEYS = ("merged_scores", "merged", "train_scores", "importance_scores", "scores")
-"""Where the scores are, the first that is there; otherwise the object itself holds them."""
+"""Names of the field with the scores, in order of preference; without one the object itself is the scores."""
 
 
 def read_ranking(path: Path, num_blocks: int) -> Ranking:
@@ -66,7 +66,7 @@ def _ranking(order: list[int], num_blocks: int, where: str) -> Ranking:
 
 
 def stored_ranking(folder: Path) -> Ranking | None:
-    """Read the ranking by which the blocks of a results directory ran; None where it does not tell.
+    """Read the ranking by which a results directory ran; None if unknown.
 
     Raises:
         UserError: its manifest is damaged.
@@ -79,15 +79,15 @@ def stored_ranking(folder: Path) -> Ranking | None:
 
 
 def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tuple[Ranking, KnobSpace]:
-    """Find the ranking by which the blocks of some results ran, and the knob space of their model.
+    """Find the ranking by which some results ran, and the knob space of their model.
 
     Args:
-        folders: results directories; those of the predecessor do not tell.
-        scores: file of importances by which they should have run; None takes what the directories tell.
+        folders: results directories; those in the older layout do not say.
+        scores: file of importances that the ranking must match; None takes the directories' ranking.
         model: folder of the model.
 
     Raises:
-        UserError: the directories ran by another ranking than the file's, by several, or none of them tells.
+        UserError: the directories used another ranking than the file's, several, or none is known.
     """
     shape = read_config(model).shape
     found = None if scores is None else read_ranking(scores, shape.num_blocks)

@@ -1,7 +1,7 @@
-"""Takes rows of published results for the same questions here, instead of measuring them again.
+"""Copy rows of published results for the same questions, instead of measuring them again.
 
-A generated picture depends on its number alone, so a larger test bed has the questions of a smaller one; a row
-belongs to a question here where its number, its picture and its kind of question agree.
+A generated picture depends only on its number, so a larger test bed contains the questions of a smaller one; a row
+belongs to a question if number, picture and kind of question agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tempovlm.lab.core_exp.store import read_rows, read_stamp, write_rows
 def missing(
     folders: Sequence[Path], datasets: Sequence[str], weights: str, knob_space: str, order: Sequence[int]
 ) -> str | None:
-    """Say why results cannot stand in for measuring; None where they can.
+    """Return why results cannot replace a measurement; None if they can.
 
     Args:
         folders: results directories.
@@ -55,15 +55,15 @@ def take_results(
 
     Args:
         source: a results directory.
-        target: where they go, with the file that says how the source was made.
-        samples: questions that are here by data set; the first of them that were answered are taken.
-        count: of questions.
+        target: the new directory, which gets the source's manifest too.
+        samples: present questions by data set; the first answered ones are taken.
+        count: maximum number of questions.
 
     Returns:
-        How many were taken of each data set.
+        Number of questions taken of each data set.
 
     Raises:
-        UserError: nothing of a data set can be taken, or a file cannot be read or written.
+        UserError: no question of a data set can be taken, or a file cannot be read or written.
     """
     taken = {}
     for dataset, known in samples.items():

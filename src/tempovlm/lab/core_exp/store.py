@@ -1,6 +1,6 @@
-"""Reads and writes results of the core experiment: one Parquet file a data set, or the predecessor's JSON layout.
+"""Read and write results of the core experiment: one Parquet file for each data set, or the older JSON layout.
 
-`read_results` is the one door for every consumer: it reads both layouts, checks what it reads, and says in one
+Every consumer reads through `read_results`: it reads both layouts, checks the rows, and reports in one
 line which file and field is wrong. Needs the extra `experiments`, imported when a function is called.
 """
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 SCHEMA = "tempovlm.core_exp/1"
 PARTS = ".parts"
-"""Folder of a sweep that is under way, within its output directory."""
+"""Folder of an unfinished sweep, within its output directory."""
 
 _STAMP, _SCHEMA = b"tempovlm.stamp", b"tempovlm.schema"
 _TEXTS = ("dataset", "split", "question_id", "image_id", "template", "tier", "prediction", "error")
 
 
 def write_rows(folder: Path, dataset: str, rows: Iterable[SweepRow], stamp: Stamp) -> Path:
-    """Write `{folder}/{dataset}.parquet`, whole or not at all, and return its path.
+    """Write `{folder}/{dataset}.parquet` atomically and return its path.
 
     Raises:
         UserError: the folder cannot be written.
@@ -78,8 +78,8 @@ def read_results(
     """Read and check all rows of one or several results directories.
 
     Args:
-        results_dirs: each with a Parquet file a data set, or a folder of JSON files a data set.
-        datasets: which to read; None reads all that are there. Each must be in one directory at least.
+        results_dirs: each with a Parquet file or a folder of JSON files for each data set.
+        datasets: data sets to read; None reads all. Each must be in one directory at least.
         space: the model's legal settings; rows outside, and files of another fingerprint, are refused.
 
     Returns:
@@ -173,7 +173,7 @@ def _read_checked(path: Path, dataset: str, space: KnobSpace | None) -> tuple[pd
 
 
 def _whole(repeats: dict[str, Any] | None) -> dict[str, tuple[float, ...]] | None:
-    """Turn arrays into tuples of numbers, and leave out names that were not measured."""
+    """Turn arrays into tuples of numbers, and leave out names without a measurement."""
     if repeats is None:
         return None
     return {name: tuple(map(float, laps)) for name, laps in repeats.items() if laps is not None}

@@ -1,11 +1,11 @@
 """Runs the core experiment: every question at every setting, for accuracy in batches, then alone for latency.
 
-Accuracy is split over the processes of `torchrun` by batch. Batches are the same whatever the number of processes
-is and wherever a run was interrupted, because a row may depend, by rounding, on the others of its batch. Latency
+Accuracy is split over the processes of `torchrun` by batch. Batches do not depend on the number of processes or
+on interruptions, because a row may depend, by rounding, on the others of its batch. Latency
 is measured by the first process when all others have ended, one whole answer of the engine at a time, under the
 machine's lock. The machine's speed drifts, so every pass times all questions once at every setting, in a new
-order: all pictures see the same spells. What is done is kept by a `Ledger`, so any part can be interrupted and
-resumed.
+order: slow periods affect all pictures alike. Finished work is kept by a `Ledger`, so any part can be interrupted
+and resumed.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from tempovlm.lab.core_exp.processes import Share
 from tempovlm.lab.core_exp.ranking import read_ranking
 
 DIGITS = 4
-"""Decimals of a millisecond; clocks are not finer, and files of rounded numbers are half as large."""
+"""Decimals of a millisecond; clocks are not finer, and files with rounded numbers are half as large."""
 
 Todo = tuple[str, tuple[KnobConfig, ...], list[Job]]
 """A data set, the settings of a tier, and a batch of its questions that lack an answer at all of them."""
 
 
 def with_ranking(engine: Engine, scores: Path | None) -> Engine:
-    """Rank the blocks of an engine by a file of importances; without a file the engine stays as it is."""
+    """Set an engine's ranking from a file of importances; without a file the engine is unchanged."""
     if scores is None:
         return engine
     ranking, run = read_ranking(scores, len(engine.ranking.order)), engine.runner
@@ -56,7 +56,7 @@ def with_ranking(engine: Engine, scores: Path | None) -> Engine:
 def conduct(
     engine: Engine, datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger, share: Share
 ) -> list[Path]:
-    """Run or resume a sweep, and report what failed; returns the merged files, in the first process alone.
+    """Run or resume a sweep, and report failures; return the merged files, in the first process only.
 
     Raises:
         UserError: the output cannot be written, another process writes there, or its rows do not belong together
@@ -86,7 +86,7 @@ def _rows_of_run(datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledg
 def run_sweep(
     engine: Engine, datasets: Mapping[str, Sequence[Sample]], plan: SweepPlan, ledger: Ledger, share: Share
 ) -> list[Path]:
-    """Do what the plan asks for and is not done yet; returns the merged files, in the first process alone.
+    """Do the missing work of the plan; return the merged files, in the first process only.
 
     Raises:
         UserError: the output cannot be written.
@@ -130,7 +130,7 @@ def run_accuracy(engine: Engine, todo: Sequence[Todo], ledger: Ledger, advance: 
 
 
 def _todo(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, share: Share) -> list[Todo]:
-    """List the part of this process's share without an answer; a failure of an earlier run counts as none."""
+    """List this process's questions without an answer; a failure of an earlier run counts as none."""
     todo: list[Todo] = []
     for name, settings, batch in _shared(jobs, plan, share):
         open_ = defaultdict[tuple[KnobConfig, ...], list[Job]](list)
@@ -163,7 +163,7 @@ def _by_tier(settings: Iterable[KnobConfig]) -> list[tuple[KnobConfig, ...]]:
 
 
 def _check_whole(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> None:
-    """Raise a `UserError` where a row is missing though all processes are done."""
+    """Raise a `UserError` if a row is missing though all processes are done."""
     for name, some in jobs.items():
         ledger.refresh(name)
         missing = ledger.unanswered(name, [row_key(job, knobs) for job in some for knobs in plan.settings])
@@ -200,7 +200,7 @@ class Turn:
     """A question in one of the passes.
 
     Attributes:
-        number: of the pass, from 1. settings: those that lack this pass.
+        number: number of the pass, from 1. settings: settings that lack this pass.
         cold: settings to warm up first.
     """
 
@@ -216,7 +216,7 @@ class Turn:
 
 
 def _turns(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger) -> list[Turn]:
-    """List the turns that the passes lack; each pass has its own order of the questions of all data sets.
+    """List the missing turns of the passes; each pass has its own order of the questions of all data sets.
 
     A question warms up at its first turn, at all settings that any of its turns will time.
     """
@@ -252,7 +252,7 @@ def _lacking(
 
 
 def warm_up(engine: Engine, job: Job, settings: Sequence[KnobConfig], times: int) -> None:
-    """Answer untimed, so that nothing is done for the first time later; a failure comes again when timed."""
+    """Answer untimed, to warm up; a failure comes again when timed."""
     for _ in range(times):
         for knobs in settings:
             with contextlib.suppress(*SAMPLE_ERRORS):
@@ -264,8 +264,8 @@ def time_settings(
 ) -> list[SweepRow]:
     """Time one answer at every setting of the turn, in a new order, and add it to the known rows.
 
-    A row that fails keeps its repeats beside the error, and is not timed again but by a later run, whose `failed`
-    holds it.
+    A row that fails keeps its repeats beside the error, and is only timed again by a later run, whose `failed`
+    contains it.
     """
     sample, rows = turn.job.sample, list[SweepRow]()
     order = Random(f"{seed}/{turn.number}/{sample.question_id}")

@@ -1,4 +1,4 @@
-"""Compares the MLP with a linear roofline, gradient boosting and nearest neighbours, and chooses among them."""
+"""Compare the MLP with a linear roofline, gradient boosting and nearest neighbours, and choose the best."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import CostTable, Floats, Workload
 
 PREDICTION_LIMIT_MS = 0.2
-"""The most that predicting all settings may take: the guard asks on every request."""
+"""Limit of the time to predict all settings: the guard asks for every request."""
 
 CHOICE_RULE = (
     "least mean over stages of the median relative error on training pictures that a fold left out, seen and "
@@ -28,7 +28,7 @@ CHOICE_RULE = (
 
 @dataclass(frozen=True, slots=True)
 class ComparedCore:
-    """A model of medians that is compared with and never served: a checkpoint cannot hold it.
+    """A model of medians for comparison only: a checkpoint cannot hold it.
 
     Attributes:
         medians: predicts logarithms (n, S) of requests.
@@ -69,7 +69,7 @@ def fit_boosting(table: CostTable, train: Rows, seed: int) -> ComparedCore:
 def fit_nearest(table: CostTable, train: Rows, neighbours: int = 3) -> ComparedCore:
     """Keep the training rows and answer with the geometric mean of the nearest ones in standardised features.
 
-    A stage that was not measured in a row has the roofline's time there.
+    A stage that a row did not measure has the roofline's time there.
     """
     from sklearn.neighbors import KNeighborsRegressor
     from sklearn.pipeline import make_pipeline

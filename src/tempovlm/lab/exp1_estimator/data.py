@@ -1,8 +1,8 @@
 """Measured rows as arrays for the latency estimator, and their split by picture and by setting.
 
 Rows of one picture at 75 settings, or of one setting at many pictures, are nearly the same row: a split by row
-would test on what training has seen. Here no picture of the tests is in training, some settings are in the last
-test only, and whatever is chosen or calibrated is judged on training pictures that a fold left out. Shapes: `n`
+would test on training data. Here no picture of the tests is in training, some settings are only in the
+last test, and choices and calibrations are judged on training pictures that a fold left out. Shapes: `n`
 rows, `R` repeats, `S` stages.
 """
 
@@ -27,13 +27,13 @@ _DECODE = STAGES.index("decode_per_token")
 _NO_PICTURE = [STAGES.index("vision_encoder"), STAGES.index("projector")]
 
 HELD_OUT_SHARE = 0.12
-"""Of the settings: those that only the last test sees."""
+"""Share of the settings that only the last test sees."""
 
 CHOICE_SHARE = 0.08
-"""Of the settings: those that no fold is fitted to and the choice among models is judged on."""
+"""Share of the settings that no fold is fitted to, on which the choice among models is judged."""
 
 FOLDS = 5
-"""Into which the training pictures are dealt."""
+"""Number of folds of the training pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Rows(Measurements):
 
     @property
     def single(self) -> Measurements:
-        """Every repeat as a measurement of its own (at most n · R)."""
+        """Return every repeat as a separate measurement (at most n · R)."""
         known, places = np.isfinite(self.repeats).any(axis=2), self.places
         return Measurements(self.workload.take(places), self.repeats[known], self.steps[places])
 
@@ -65,7 +65,7 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
     """Convert the rows whose latency was measured.
 
     Args:
-        frame: what `lab.core_exp.store.read_results` returns.
+        frame: result of `lab.core_exp.store.read_results`.
         space: legal settings.
         shape: of the model, for files that have no tilings.
 
@@ -139,7 +139,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows for training (which epoch, model and calibration are chosen on, too) and for two tests.
+    """Rows for training (also for choosing epoch and model, and for calibration) and for two tests.
 
     Attributes:
         train: pictures of training, at all settings but the held-out ones.

@@ -16,7 +16,7 @@ from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES
 
 _POINTS = 4000
-"""Drawn of a scatter plot; more only make the file large."""
+"""Maximum number of points in a scatter plot; more only make the file large."""
 
 
 @style()

@@ -36,7 +36,7 @@ COUNTS = (0, 5, 10, 25, 50)
 """Numbers of measurements on the other device."""
 
 COVERAGE_LIMITS = (0.03, 0.02, 0.01)
-"""How far the coverage of each level may be off."""
+"""Tolerance of the coverage of each level."""
 
 _MOVE_WITH = 25
 _TRANSFER_SEEDS = 5
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of one device, with the costs of their model and their stamp; empty for the predecessor's files."""
+    """Rows of one device, with the costs of their model and their stamp; empty for files without one."""
 
     rows: Rows
     table: CostTable
@@ -109,10 +109,10 @@ def _stamped_shape(stamp: Mapping[str, Any]) -> ModelShape:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Train, choose, test, move, and write every file; returns the report.
+    """Train, choose, test, move, and write every file; return the report.
 
     Raises:
-        UserError: wrong input, or the folder cannot be written.
+        UserError: invalid input, or the folder cannot be written.
     """
     job.options.check()
     source = read_source(job.results_dirs, job.datasets, job.shape)
@@ -180,7 +180,7 @@ def _coverage(estimator: Estimator, rows: Rows) -> dict[str, dict[str, float | N
 
 
 def _coverage_noise(candidate: Candidate, split: Split) -> dict[str, Any]:
-    """Estimate how far the test's coverage may be off by chance of its pictures, and how many would settle it.
+    """Estimate the chance error of the test's coverage, and how many pictures would be enough.
 
     Errors of one picture hang together, so that its share of covered measurements is one draw. The spread of the
     shares is that of the training pictures, each predicted by a model that had not seen it; the margins are as

@@ -1,7 +1,8 @@
 """Trains the latency estimator: an MLP with quantile heads on top of a linear roofline.
 
-The network sees standardised features and learns only by what factor the roofline is wrong, so that between and
-beyond the measured settings it falls back to arithmetic. Shapes: `B` batch, `R` repeats, `S` stages, `L` levels.
+The network sees standardised features and learns only the factor by which the roofline is wrong, so that between
+and beyond the measured settings it falls back to arithmetic. Shapes: `B` batch, `R` repeats, `S` stages, `L`
+levels.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Options(FitOptions):
     loss: str = "log"
 
     def check(self) -> None:
-        """Raise a `UserError` that names the first flag whose value makes no sense."""
+        """Raise a `UserError` that names the first flag with an invalid value."""
         FitOptions.check(self)
         if self.num_layers < 1:
             raise UserError(f"--num_layers {self.num_layers}: must be at least 1")
@@ -59,7 +60,7 @@ class Options(FitOptions):
 
 
 class _Net(nn.Module):
-    """Features (B, F) to logarithms (B, S, L), ascending over the levels, given the roofline's (B, S)."""
+    """From features (B, F) to logarithms (B, S, L), ascending over the levels, given the roofline's (B, S)."""
 
     def __init__(self, width: int, options: Options) -> None:
         super().__init__()
@@ -164,7 +165,7 @@ class _Trainer:
 
 
 def train_mlp(table: CostTable, split: Split, options: Options, log: Log, stamp: Mapping[str, Any]) -> Candidate:
-    """Train the network of all training pictures, and one for each fold, side by side.
+    """Train the network of all training pictures, and one for each fold, together.
 
     All are those of the epoch with the least mean loss on the pictures that each fold leaves out; `log` gets a
     record of every epoch.
@@ -199,7 +200,7 @@ def train_mlp(table: CostTable, split: Split, options: Options, log: Log, stamp:
 
 
 def _loss(options: Options, data: _Data) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss of predictions (B, S, L) for logarithms of times (B, R, S), where NaN does not count."""
+    """Return the loss of predictions (B, S, L) for logarithms of times (B, R, S); NaN is ignored."""
     levels = torch.tensor(LEVELS, device=data.y.device)
     known = ~torch.isnan(data.y)
     times = torch.where(known, data.y, torch.zeros_like(data.y)).exp()

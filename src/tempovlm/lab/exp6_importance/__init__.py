@@ -1,1 +1,1 @@
-"""Exp 6: how important each transformer block is, and whether data sets agree on it."""
+"""Exp 6: the importance of each transformer block, and whether data sets agree on it."""

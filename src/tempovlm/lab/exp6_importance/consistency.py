@@ -1,8 +1,8 @@
 """Correlates block importances between data sets, kinds of task, and training and validation pictures.
 
 A correlation of noisy importances is lower than that of the true ones, so each comes with its reliability: the
-correlation of two halves of the same data set's pictures. Intervals resample pictures, which adds that noise once
-more, so they lean to the low side.
+correlation of two halves of the same data set's pictures. Intervals resample pictures, which adds that noise
+again, so they are biased downwards.
 Shapes: `n` questions, `N` blocks, `R` draws.
 """
 

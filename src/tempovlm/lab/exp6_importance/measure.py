@@ -1,6 +1,6 @@
-"""Measures how much a model needs each block: accuracy without it, the turn it gives the stream, a joint search.
+"""Measure the importance of each block: accuracy without it, its change of the stream, a joint search.
 
-Any model is measured the way it is served: batched greedy answers, scored by the rule of the sample's data set.
+Models are measured as they are served: batched greedy answers, scored by the rule of the sample's data set.
 Teacher forcing would be faster on generated data, but it has no official score, and a removed block changes where
 an answer ends. A picture is encoded once for all plans. Every score is stored as it is found, one line a question,
 so that a run can be killed and resumed. Shapes: `B` questions, `T` tokens, `D` width, `N` blocks.
@@ -49,10 +49,10 @@ Blocks = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How the model answers while blocks are removed.
+    """Options for answering while blocks are removed.
 
     Attributes:
-        base: the setting whose tier and top-k every plan has.
+        base: the setting with the tier and top-k of every plan.
         max_new_tokens: cap on generated tokens.
         batch_size: questions answered together.
     """
@@ -62,7 +62,7 @@ class Protocol:
     batch_size: int = 16
 
     def plan(self, blocks: Blocks) -> Plan:
-        """Make the plan that runs just these blocks."""
+        """Return the plan that runs only these blocks."""
         base = self.base
         knobs = KnobConfig(tier=base.tier, top_k=base.top_k, num_blocks=len(blocks))
         return Plan(knobs, tuple(Step(block, base.top_k) for block in blocks))
@@ -95,12 +95,12 @@ class Scores:
 
     @property
     def drops(self) -> Floats:
-        """(n, plans - 1): the first plan's score minus each other plan's, question by question."""
+        """Return (n, plans - 1): the first plan's score minus each other plan's, question by question."""
         return self.scores[:, :1] - self.scores[:, 1:]
 
 
 class ScoreFile:
-    """Scores on disk, one JSON line a question after a line that says what they are scores of.
+    """Scores on disk: a line that describes the run, then one JSON line for each question.
 
     Raises:
         UserError: the file is of another run, or damaged in its middle.
@@ -168,7 +168,7 @@ class ScoreFile:
         known = {name: str(row["question"]) for name, row in scored.items() if "question" in row}
         if len(known) < len(scored):
             _log.warning(
-                "%s: does not tell what was asked, being of an earlier version: taken as it is", self.path
+                "%s: written by an earlier version, which did not record the questions; used unchecked", self.path
             )
         refuse_others(known, digests, str(self.path))
         return [sample for sample in samples if str(sample.question_id) not in scored]
@@ -184,9 +184,9 @@ def measure(
     *,
     influence: bool = False,
 ) -> Scores:
-    """Score every sample under every plan, those that the file has scores of already left out.
+    """Score every sample under every plan, except those already in the file.
 
-    `influence` measures how far blocks turn the stream too; the first plan must then run all of them.
+    `influence` also measures how far blocks turn the stream; the first plan must then run all of them.
     """
     check_unique([str(sample.question_id) for sample in samples], [file.path] * len(samples))
     digests = question_digests(samples)
@@ -248,7 +248,7 @@ class Answered:
 def answer_plans(engine: Engine, seen: Sequence[Seen], plans: Sequence[Plan]) -> Iterator[Answered]:
     """Answer a padded batch greedily under each plan, in order.
 
-    A plan begins where it departs from the one before: the stream up to there is kept, and so are the cache's
+    A plan begins where it differs from the one before: the stream up to there is kept, and so are the cache's
     entries, whose place is the number of the step. All single ablations together cost half of what they would.
     """
     run = engine.runner
@@ -273,7 +273,7 @@ def answer_plans(engine: Engine, seen: Sequence[Seen], plans: Sequence[Plan]) ->
 
 
 def _embed(engine: Engine, seen: Sequence[Seen]) -> tuple[Tensor, Tensor]:
-    """Prompts (B, T, D), padded on the right, and their lengths (B,)."""
+    """Return prompts (B, T, D), padded on the right, and their lengths (B,)."""
     run, rows = engine.runner, []
     for one in seen:
         prompt = one.ready.prompt
@@ -284,7 +284,7 @@ def _embed(engine: Engine, seen: Sequence[Seen]) -> tuple[Tensor, Tensor]:
 
 
 def _decode(engine: Engine, seen: Sequence[Seen], state: Ragged) -> list[str]:
-    """The texts of a batch that was read."""
+    """Return the texts of a batch."""
     most = max(one.job.max_new_tokens for one in seen)
     transcripts = decode_greedily(engine.runner, [one.job.request for one in seen], state, most)
     return [transcript.text for transcript in transcripts]
@@ -310,7 +310,7 @@ Evaluate = Callable[[int, Sequence[Blocks]], Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One step of the joint search: the block that went, what was left, its accuracy and the other candidates'."""
+    """One step of the joint search: the removed block, the remaining ones, its accuracy and the candidates'."""
 
     block: int
     blocks: Blocks

@@ -1,7 +1,7 @@
 """Exp 6 from samples to files: single importances, the joint search, rankings compared by depth, correlations.
 
-Everything is chosen on training pictures. Validation pictures are asked twice for comparison only: whether the
-importances are the same there, and how accurate each ranking is at each depth.
+All choices are made on training pictures. Validation pictures are only for comparison: whether the
+importances are the same there, and the accuracy of each ranking at each depth.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Study:
 
     Attributes:
         data: data set → split → samples.
-        num_joint: training questions a data set in the joint search; as many others compare the rankings.
-        merged_file: where a second copy of the merged scores goes.
+        num_joint: training questions of each data set in the joint search; as many others compare the rankings.
+        merged_file: path of a second copy of the merged scores.
     """
 
     engine: Engine
@@ -61,7 +61,7 @@ class Study:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the model."""
+        """Number of blocks of the model."""
         return self.engine.runner.model.config.num_blocks
 
     def measure(
@@ -159,9 +159,9 @@ def _measure(study: Study) -> Found:
 
 
 def _search_samples(study: Study) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
-    """Training samples for the search, and others, of other pictures, for choosing among the rankings.
+    """Return training samples for the search, and samples of other pictures for choosing among the rankings.
 
-    Where there are no others, the same ones serve twice.
+    If there are no others, the same ones serve twice.
     """
     joint, choice = {}, {}
     for name, splits in study.data.items():
@@ -188,7 +188,7 @@ def _search(study: Study, joint: Mapping[str, Sequence[Sample]], influence: Floa
 def _compare(
     study: Study, rankings: Mapping[str, Ranking], split: str, samples: Mapping[str, Sequence[Sample]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Ranking → depth → accuracy, mean over the data sets, with its 95 % interval."""
+    """Return ranking → depth → accuracy, mean over the data sets, with its 95 % interval."""
     depths = [depth for depth in study.engine.space.block_counts if depth < study.num_blocks]
     plans = {(name, depth): ranking.blocks(depth) for name, ranking in rankings.items() for depth in depths}
     unique = sorted(set(plans.values()))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 TOTAL_VISION = "T_vision_total"
-"""Encoder and projector together, a field of the predecessor's files."""
+"""Encoder and projector together, a field of older files."""
 
 SUMMARISED = (*STAGE_FIELDS.values(), TOTAL_VISION, "T_decode_per_token")
 
@@ -38,11 +38,11 @@ def summarise(
     """Summarise each setting of a data set, in the order of their appearance.
 
     Args:
-        frame: what `store.read_results` returns, of one or several results directories.
-        dataset: which of its data sets.
-        split: which of its splits.
-        ranking: which blocks ran at a depth.
-        seed: of the bootstrap.
+        frame: result of `store.read_results`, of one or several results directories.
+        dataset: one of its data sets.
+        split: one of its splits.
+        ranking: ranking of the blocks.
+        seed: seed of the bootstrap.
 
     Raises:
         UserError: the directories are of different models, or their latencies of different machines, or there
@@ -87,7 +87,7 @@ def summarise(
 
 
 def _one_stamp(frame: pd.DataFrame, part: pd.DataFrame, dataset: str) -> dict[str, Any] | None:
-    """The stamp of the latencies, once it is sure that everything belongs to one model and one machine."""
+    """Return the stamp of the latencies after checking that all rows are of one model and one machine."""
     timed = set(part.loc[part["T_total"].notna(), "source"])
     stamps = {p: s for p, s in frame.attrs["stamps"].items() if Path(p).name.partition(".")[0] in _names(dataset)}
     clocks = {path: stamp for path, stamp in stamps.items() if stamp and str(Path(path).parent) in timed}
@@ -104,7 +104,7 @@ def _names(dataset: str) -> tuple[str, str]:
 
 
 def _latency(rows: pd.DataFrame | None) -> dict[str, Any]:
-    """Mean of the questions' medians with its standard error, and quantiles of the single measurements."""
+    """Return the mean of the questions' medians with its standard error, and quantiles of single measurements."""
     if rows is None:
         empty = dict.fromkeys(f"{field}{tail}" for field in SUMMARISED for tail in ("", "_se", *_tails()))
         return {"num_latency_samples": 0, "num_latency_repeats": 0, **empty}
@@ -131,7 +131,7 @@ def _tails() -> list[str]:
 
 
 def _single(rows: pd.DataFrame, field: str) -> list[float]:
-    """Every single measurement of a field; none where the files hold medians only."""
+    """Return every single measurement of a field; none if the files have only medians."""
     if field == "T_decode_per_token":
         return [lap for runs in rows["step_ms"] if isinstance(runs, tuple) for laps in runs for lap in laps]
     found: list[float] = []
@@ -144,7 +144,7 @@ def _single(rows: pd.DataFrame, field: str) -> list[float]:
 
 
 def _intervals(answered: pd.DataFrame, seed: int) -> dict[KnobConfig, tuple[float, float]]:
-    """Intervals of each setting's accuracy over resampled pictures, the same ones for all settings."""
+    """Return intervals of each setting's accuracy over resampled pictures, the same ones for all settings."""
     table = answered.pivot(index=["image_id", "question_id"], columns=_SETTING, values="accuracy")
     means = Resamples(table.index.get_level_values(0), seed=seed, by="counts").means(table.to_numpy(np.float64))
     return {

@@ -1,4 +1,4 @@
-"""What was measured about a model's answers, from the `accuracy.json` beside its weights. Runs no model."""
+"""The model card: measured accuracies and answer lengths, from the `accuracy.json` beside the weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ _AGAIN = "copy it again from the model's folder"
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Accuracies and lengths; a field is None where it was not measured.
+    """Accuracies and lengths; a field is None if it was not measured.
 
     Attributes:
         accuracy: share of right answers, from 0 to 1, of each setting.
         ranking: blocks by importance.
         length_counts: how many answers have 1, 2, … generated tokens, the end token included.
-        length_by_style: the same of each prompt style that was measured; empty where styles were not told apart.
-        option_letters: by which the model names the options of a question; empty where it was not taught to.
+        option_letters: letters that the model names options by; empty if it was not taught to.
     """
 
     accuracy: dict[KnobConfig, float] | None = None
@@ -36,7 +35,7 @@ class ModelCard:
 
     @classmethod
     def read(cls, folder: Path, space: KnobSpace) -> ModelCard:
-        """The card of a model folder; an empty one where there is no `accuracy.json`.
+        """Return the card of a model folder; an empty one without `accuracy.json`.
 
         Raises:
             UserError: the file cannot be read or is damaged, lacks a setting of the knob space, or a value

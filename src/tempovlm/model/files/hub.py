@@ -1,6 +1,6 @@
-"""Checkpoints as files: a hub id to a folder, which files of a folder are the weights, and their tensors.
+"""Checkpoints as files: from a hub id to a folder, the weight files of a folder, and their tensors.
 
-Tensors are read straight to where they belong. Knows nothing of what a tensor means or which ones there must be.
+Tensors are read straight into their destination. `model.weights` says which ones there must be.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin)$")
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a name has the form `organisation/model`; a path that starts with `.`, `/` or `~` has not."""
+    """Whether a name has the form `organisation/model`; a path that starts with `.`, `/` or `~` does not."""
     return _HUB_ID.fullmatch(model) is not None
 
 
 def fetch(repo_id: str) -> Path:
-    """The local folder of a hub model, downloaded where the hub's cache lacks it.
+    """Return the local folder of a hub model; downloads it if the hub's cache lacks it.
 
-    `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and the hub's other variables hold. Of a repository that has both, the
-    safetensors are fetched and the pickled weights are not.
+    `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and the hub's other variables apply. If a repository has both, the
+    safetensors are downloaded and the pickled weights are not.
 
     Raises:
         UserError: the hub cannot be reached and the cache lacks the model, or the hub refuses it.
@@ -56,7 +56,7 @@ def fetch(repo_id: str) -> Path:
             folder = Path(snapshot_download(repo_id, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except GatedRepoError:
         raise UserError(
-            f"--model {repo_id}: the hub wants a login with access to it; run: hf auth login"
+            f"--model {repo_id}: the hub requires a login with access to it; run: hf auth login"
         ) from None
     except RepositoryNotFoundError:
         raise UserError(f"--model {repo_id}: no such folder, and no such model on the hub") from None
@@ -70,13 +70,13 @@ def fetch(repo_id: str) -> Path:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The weight files of a folder, in order.
+    """Return the weight files of a folder, in order.
 
-    An index names them outright, and other files beside it are ignored; without one, `model.safetensors`, all
+    An index names them, and other files beside it are ignored; without one, `model.safetensors`, all
     safetensors files or `pytorch_model.bin` are taken, in this order of preference.
 
     Raises:
-        UserError: there are none, one cannot be read, one that an index or a numbering promises is missing, or an
+        UserError: there are none, one cannot be read, one that an index or a numbering names is missing, or an
             index is damaged.
     """
     for index in (SAFETENSORS_INDEX, PICKLE_INDEX):
@@ -103,7 +103,7 @@ def _listed(index: Path) -> list[Path]:
 
 
 def _places(index: Path) -> dict[str, Path]:
-    """Name of a tensor → the file that an index says it is in."""
+    """Return, for each tensor's name, the file that an index names."""
     record = read_json(index, _AGAIN)
     places = record.get("weight_map") if isinstance(record, dict) else None
     if not isinstance(places, dict):
@@ -115,7 +115,7 @@ def _places(index: Path) -> dict[str, Path]:
 
 
 def indexed_files(folder: Path) -> dict[str, Path]:
-    """Name of a tensor → its file, as the folder's index has it; empty where there is no index."""
+    """Return each tensor's file by the folder's index; empty without an index."""
     for index in (SAFETENSORS_INDEX, PICKLE_INDEX):
         if is_there(folder / index):
             return _places(folder / index)
@@ -123,7 +123,7 @@ def indexed_files(folder: Path) -> dict[str, Path]:
 
 
 def _numbered(files: list[Path]) -> list[Path]:
-    """The same files, if none of a series `…-00001-of-00003` is missing."""
+    """Return the same files, if none of a series `…-00001-of-00003` is missing."""
     have = {path.name for path in files}
     for path in files:
         if found := _NUMBERED.search(path.name):
@@ -145,27 +145,27 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Number of bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class WeightFile(Protocol):
-    """An open file of weights."""
+    """Protocol of an open file of weights."""
 
     path: Path
     tensors: dict[str, Stored]
-    """By name, in the order in which reading is fastest."""
+    """Tensors by name, in the order in which reading is fastest."""
 
     def copy_to(self, name: str, place: Tensor) -> None:
-        """Fill `place`, which has the tensor's shape and any type and device."""
+        """Fill `place`, a tensor of the same shape and any type and device."""
 
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[WeightFile]:
-    """Open a safetensors or pickled file, and check that it is whole as far as its header tells.
+    """Open a safetensors or pickled file, and check from its header that it is complete.
 
     Raises:
-        UserError: damaged, half-written, or of another kind; names it.
+        UserError: it is damaged, half-written, or of another kind; names it.
     """
     if path.suffix == ".bin":
         yield _PickleFile(path)
@@ -179,9 +179,9 @@ def open_weights(path: Path) -> Iterator[WeightFile]:
 
 
 class _SafetensorsFile:
-    """Read with plain reads into the place of each tensor.
+    """Reads each tensor with plain reads into its destination.
 
-    A memory map would count, page by page, as this process's memory beside the model itself, and a copy out of
+    A memory map would count, page by page, as this process's memory beside the model itself, and copying from
     it would touch every byte twice. The format: github.com/huggingface/safetensors, section Format.
     """
 
@@ -243,8 +243,8 @@ class _SafetensorsFile:
                 part.copy_(self._filled(self._buffer[: len(part)]))
 
     def _filled(self, tensor: Tensor) -> Tensor:
-        """A contiguous tensor in host memory, filled with the next bytes of the file."""
-        # The bytes of a tensor have no other door than numpy, which knows no bfloat16: hence the view as bytes.
+        """Return a contiguous tensor in host memory, filled with the next bytes of the file."""
+        # A tensor's bytes are only reachable through numpy, which lacks bfloat16: hence the view as bytes.
         rest = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         while rest:
             try:
@@ -270,7 +270,7 @@ class _PickleFile:
         if not isinstance(content, dict) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         ):
-            raise UserError(f"{path}: holds something else than named tensors")
+            raise UserError(f"{path}: does not contain named tensors")
         for name, tensor in content.items():
             if tensor.dtype not in _DTYPES.values() or tensor.layout != torch.strided:
                 kind = f"{tensor.layout} of {tensor.dtype}".removeprefix("torch.strided of ")
@@ -279,15 +279,15 @@ class _PickleFile:
         self.tensors = {name: Stored(tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()}
 
     def copy_to(self, name: str, place: Tensor) -> None:
-        # Taken out, so that a file whose tensors are all placed holds on to nothing.
+        # Removed, so that a file whose tensors are all placed keeps no memory.
         place.copy_(self._content.pop(name))
 
 
 def _whole_numbers(values: Any, count: int | None = None) -> tuple[int, ...]:
-    """A header's list of sizes or of places.
+    """Return a header's list of sizes or of places.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: it is not such a list.
     """
     if not isinstance(values, list) or not all(integer(one) is not None and one >= 0 for one in values):
         raise ValueError(f"{shown(repr(values))} is no list of whole numbers from 0 on")

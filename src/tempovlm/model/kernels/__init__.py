@@ -1,1 +1,1 @@
-"""Triton kernels; imported only where a GPU (or Triton's interpreter) is there to run them."""
+"""Triton kernels; imported only with a GPU or with Triton's interpreter."""

@@ -1,6 +1,6 @@
 """One token through the decoder at batch 1, in six kernels a block, each weight read once.
 
-At batch 1 a step is as fast as its weights can be read, and what a kernel leaves idle between its neighbours is
+At batch 1 a step is limited by reading the weights, and any idle time between kernels is
 lost. So work is organised by output: a program owns a few rows of one product, reads them once and keeps sums in
 float32; norms are folded into the product that follows; the residual stream stays in float32. A block is
 
@@ -8,15 +8,15 @@ float32; norms are folded into the product that follows; the residual stream sta
 projection and residual; 4. norm, router, softmax and choice of experts; 5. gate and up rows of the chosen experts,
 SiLU; 6. their down rows, weighted sum and residual.
 
-Where a result is split over programs, the last program to arrive adds the parts up (flash-decoding, Dao et al.
-2023, with a ticket instead of a second kernel). On GPUs that can, a kernel is started before the one ahead of it
+If a result is split over programs, the last program to arrive adds the parts up (flash-decoding, Dao et al.
+2023, with a ticket instead of a second kernel). On GPUs that can, a kernel is started before the previous one
 has ended (`kernels/products.py` says how that stays right). Position and token live on the device, so that one
 captured graph serves every position. Weights may be of one byte a value (`model/quantised.py`): a row's scale is
-applied to its sum, or to its products where rows of several experts are summed. Knows no request, no graph and no
-sampling beyond the likeliest token.
+applied to its sum, or to its products where rows of several experts are summed. The only sampling here is
+the choice of the likeliest token.
 
 Shapes: `D` width, `H` heads, `W` head width, `E` experts, `K` top-k, `F` expert width, `V` vocabulary, `T`
-capacity of the cache, `R` rows of a program, `C` columns that it reads at a time, `N` cached tokens likewise,
+capacity of the cache, `R` rows of a program, `C` columns that it reads at a time, `N` cached tokens at a time,
 `S` splits.
 """
 
@@ -42,17 +42,17 @@ from tempovlm.model.layers import RMSNorm, Rotary
 from tempovlm.model.quantised import AnyAttention, AnyBlock, AnyDecoder, AnyMoE, Weight, parts
 
 PICK_COLUMNS = 2048
-"""Logits that one program looks through for the likeliest token."""
+"""Logits that one program searches for the likeliest token."""
 
 _BROKEN = tl.constexpr(BROKEN)
 
 EARLY_CAPABILITY = (9, 0)
-"""CUDA compute capability from which a kernel can be started before the one ahead of it has ended."""
+"""CUDA compute capability from which a kernel can start before the previous one has ended."""
 
 
 @triton.jit
 def _embed(token_ptr, table_ptr, x_ptr, D: tl.constexpr, C: tl.constexpr, EARLY: tl.constexpr):
-    if EARLY:  # whatever a later kernel reads before it waits is there once this one has waited
+    if EARLY:  # everything that a later kernel reads before it waits exists once this one has waited
         gdc_wait()
         gdc_launch_dependents()
     at = tl.program_id(0) * C + tl.arange(0, C)
@@ -63,7 +63,7 @@ def _embed(token_ptr, table_ptr, x_ptr, D: tl.constexpr, C: tl.constexpr, EARLY:
 
 @triton.jit
 def _rotated(x_ptr, norm_ptr, first, place, inside, scale, cos, sin, W: tl.constexpr):
-    """One head of a vector, normalised with `scale` and rotated (rotate-half form)."""
+    """Return one head of a vector, normalised with `scale` and rotated (rotate-half form)."""
     partner = tl.where(place < W // 2, place + W // 2, place - W // 2)
     sign = tl.where(place < W // 2, -1.0, 1.0)
     x = tl.load(x_ptr + first + place, mask=inside, other=0.0)
@@ -75,7 +75,7 @@ def _rotated(x_ptr, norm_ptr, first, place, inside, scale, cos, sin, W: tl.const
 
 @triton.jit
 def _entries(keys_ptr, values_ptr, cached, n, position, inside, W: tl.constexpr):
-    """Keys and values (N, W) of earlier tokens `n`, past this processor's own cache: a step changes them."""
+    """Load keys and values (N, W) of earlier tokens `n`, past this processor's own cache: a step changes them."""
     live = (n < position)[:, None] & inside[None, :]
     at = cached[None, :] + n[:, None] * W
     key = tl.load(keys_ptr + at, mask=live, other=0.0, cache_modifier=".cg")
@@ -111,7 +111,7 @@ def _attend(
     k = _rotated(qkv_ptr + D, k_norm_ptr, first, place, inside, k_scale, cos, sin, W)
     v = tl.load(qkv_ptr + 2 * D + first + place, mask=inside, other=0.0)
 
-    # The new token is in no program's range of the cache: the last split writes it and starts its sums with it.
+    # No program's range of the cache includes the new token: the last split writes it and starts its sums with it.
     is_last = split == S - 1
     entry = (head.to(tl.int64) * capacity + position) * W + place
     if is_last:
@@ -162,7 +162,7 @@ def _pick(
     values = tl.load(logits_ptr + at, mask=at < V, other=float("-inf"))
     if limit_ptr is not None:
         values += tl.load(limit_ptr + at, mask=at < V, other=0.0)
-    # A maximum passes over what is not a number: one such logit counts as infinite.
+    # A maximum ignores NaN, so a NaN logit counts as infinite.
     best = tl.max(tl.where(values == values, values, float("inf")), axis=0)
     tl.store(best_ptr + tl.program_id(0), best)
     tl.store(where_ptr + tl.program_id(0), tl.min(tl.where(values == best, at, V - 1), axis=0))
@@ -185,15 +185,15 @@ def _floats(*shape: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
-    """What a step reads and writes beside weights and cache; addresses never change.
+    """Inputs and outputs of a step besides weights and cache; addresses never change.
 
     Attributes:
-        token: (1,) the last token, int64, replaced by the next one. position: (1,) its place, int32, counted on.
+        token: (1,) the last token, int64, replaced by the next one. position: (1,) its place, int32, incremented.
         x: (D,) the residual stream. logits: (1, V), float32. top_k: experts for which there is room.
-        tickets: (H + 2,) arrivals at the heads, at the choice of experts and at that of the token; zero
+        tickets: (H + 2,) arrival counters of the heads, of the choice of experts and of that of the token; zero
             between steps.
-        limit: (1, V) is added to the logits before a token is chosen; None where nothing ever is.
-        early: whether the kernels of a step start before the one ahead of them has ended.
+        limit: (1, V) added to the logits before a token is chosen; None if never needed.
+        early: whether the kernels of a step start before the previous one has ended.
     """
 
     token: Tensor
@@ -217,7 +217,7 @@ class StepBuffers:
 
     @property
     def device(self) -> torch.device:
-        """Where all of them are."""
+        """Device of the buffers."""
         return self.x.device
 
     @classmethod
@@ -230,7 +230,7 @@ class StepBuffers:
         *,
         is_limited: bool = False,
     ) -> StepBuffers:
-        """Room for plans of at most `top_k` experts a token."""
+        """Allocate buffers for plans of at most `top_k` experts a token."""
         tiling = tiling or Tiling()
         D, H, V = config.width, config.num_heads, config.embedding_size
         parts = triton.cdiv(V, PICK_COLUMNS)
@@ -261,7 +261,7 @@ class StepBuffers:
 
 
 def _launch(warps: int, early: bool) -> dict[str, Any]:
-    """How a kernel is started; the interpreter knows no early start."""
+    """Return launch options of a kernel; the interpreter has no early start."""
     return {"num_warps": warps, "EARLY": early} | ({"launch_pdl": True} if early else {})
 
 
@@ -324,7 +324,7 @@ def route(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
 
 @on_device
 def expert_hidden(layer: AnyMoE, top_k: int, on: StepBuffers) -> None:
-    """Write what the gate and up rows of the chosen experts make of `on.x`, times their shares."""
+    """Write SwiGLU of the gate and up rows of the chosen experts on `on.x`, times their shares."""
     E, D, F = layer.down.shape
     tile = on.tiling.hidden
     columns = min(tile.columns, triton.next_power_of_2(D))
@@ -353,7 +353,7 @@ def pick(on: StepBuffers) -> None:
 
 @on_device
 def forward(decoder: AnyDecoder, plan: Plan, cache: KVCache, on: StepBuffers) -> None:
-    """Write the logits after `on.token` at `on.position`; token and position are left as they are.
+    """Write the logits after `on.token` at `on.position`; token and position stay unchanged.
 
     Entry i of the cache, batch 1, belongs to step i of the plan. 6 kernels a step and 2 more.
     """

@@ -1,7 +1,7 @@
-"""On which device a kernel is started: Triton takes the thread's current one, wherever the tensors are.
+"""Start kernels on the right device: Triton uses the thread's current one, wherever the tensors are.
 
-A thread's current device is the first one until it is set, so whoever starts a kernel sets it for as long as that
-takes. Knows no kernel.
+A thread's current device is the first one until it is set, so every function that starts a kernel sets it for as
+long as that takes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
     are interpreted, it changes nothing.
 
     Raises:
-        ValueError: at the call, where no argument given by its place has a device.
+        ValueError: at the call, if no positional argument has a device.
     """
 
     @wraps(function)
@@ -35,7 +35,7 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _index_of(args: tuple[object, ...]) -> int:
-    """The index of the CUDA device of the first argument that has a device; -1, which sets none, for a CPU."""
+    """Return the CUDA device's index of the first argument that has a device; -1, which sets none, for a CPU."""
     for arg in args:
         device = getattr(arg, "device", None)
         if isinstance(device, torch.device):

@@ -1,9 +1,11 @@
 """The experts of many tokens on CUDA: two products over tokens sorted by expert, each one kernel.
 
-Nothing comes to the host, so that the work can be captured in a graph and the device never waits. A program owns
-a tile of rows of one expert. It gathers its tokens while it multiplies and ends in what follows the product, so
-that neither gathered rows nor gate and up values pass through memory. An expert's last tile is half as high where
-half is enough: with some 150 tokens an expert, whole tiles would be padding for two fifths. Sums over a token's
+Nothing is copied to the host, so that the work can be captured in a graph and the device never waits. A program
+owns
+a tile of rows of one expert. It gathers its tokens while it multiplies and applies the operation after the
+product,
+so that neither gathered rows nor gate and up values pass through memory. An expert's last tile is half as high if
+that is enough: with about 150 tokens an expert, whole tiles would be two fifths padding. Sums over a token's
 experts are taken in a fixed order and in float32: no atomics, equal results every time.
 
 Shapes: `N` tokens, `D` width, `E` experts, `K` top-k, `F` expert width, `M` = N·K rows, `R` rows of a tile, `C`
@@ -21,22 +23,22 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from tempovlm.model.kernels.device import on_device
 
 ROWS = 128
-"""Of a tile; an expert's last one may have half of them."""
+"""Rows of a tile; an expert's last one may have half of them."""
 
 COLUMNS, STEP = 128, 64
-"""Of a tile, and how many values are multiplied at a time."""
+"""Columns of a tile, and how many values are multiplied at a time."""
 
 SUM_COLUMNS = 1024
 """Columns that one program of `gather_sum` adds up."""
 
 ENTRIES, MANY_ENTRIES, MANY = 64, 256, 16384
-"""Choices that a program of the sort places, and how many where there are more than the last number of them."""
+"""Choices that a program of the sort places: the second number if there are more than the third number of them."""
 
 CHUNKS = 128
 """Counts of other programs that a program of the sort adds up at a time."""
 
 
-@triton.jit(do_not_specialize=["M"])  # else a prompt of another length may have to be compiled for
+@triton.jit(do_not_specialize=["M"])  # else a prompt of another length may need a compilation
 def _count(experts_ptr, counts_ptr, M, E: tl.constexpr, E_PAD: tl.constexpr, C: tl.constexpr):
     at, e = tl.program_id(0) * C + tl.arange(0, C), tl.arange(0, E_PAD)
     found = tl.load(experts_ptr + at, mask=at < M, other=E_PAD)
@@ -73,9 +75,9 @@ def _place(
 
 @triton.jit
 def _tile(ends_ptr, E: tl.constexpr, E_PAD: tl.constexpr, R: tl.constexpr, COLUMN_TILES: tl.constexpr):
-    """The expert of this program, which of its tiles of columns it owns, and its rows: first and end.
+    """Return the expert of this program, which of its tiles of columns it owns, and its rows: first and end.
 
-    Programs of one tile of columns stand side by side, so that they read the same weights at the same time. Past
+    Programs of one tile of columns are neighbours, so that they read the same weights at the same time. Past
     the last tile the expert is E_PAD.
     """
     program, e = tl.program_id(0), tl.arange(0, E_PAD)
@@ -178,7 +180,7 @@ def _gather_sum(rows_ptr, places_ptr, out_ptr, K, D: tl.constexpr, C: tl.constex
 
 @on_device
 def sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Choices (N, K) in the order of their experts.
+    """Sort choices (N, K) by expert.
 
     Returns:
         The token of each row (M,), its place among the choices (M,), the row of each choice (N, K), and where the
@@ -198,7 +200,7 @@ def sort(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor, Ten
 
 @on_device
 def hidden(x: Tensor, weights: Tensor, rows: tuple[Tensor, Tensor, Tensor], gate_up: Tensor) -> Tensor:
-    """SwiGLU (M, F) of each row's token at its expert, times the router's weight.
+    """Return SwiGLU (M, F) of each row's token at its expert, times the router's weight.
 
     Args:
         x: tokens (N, D).
@@ -219,7 +221,7 @@ def hidden(x: Tensor, weights: Tensor, rows: tuple[Tensor, Tensor, Tensor], gate
 
 @on_device
 def down(h: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    """The products (M, D) of rows (M, F) with their experts' (E, D, F); rows of an expert end at `ends` (E,)."""
+    """Multiply rows (M, F) by their experts' (E, D, F): (M, D). The rows of an expert end at `ends` (E,)."""
     (E, D, F), M = weight.shape, len(h)
     out, columns = h.new_empty(M, D), min(COLUMNS, triton.next_power_of_2(D))
     w = TensorDescriptor.from_tensor(weight.view(E * D, F), [columns, STEP])
@@ -232,13 +234,13 @@ def down(h: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
 
 
 def _grid(rows: int, num_experts: int, width: int, columns: int) -> tuple[int]:
-    """Programs for every tile that there can be: an expert's last one need not be full."""
+    """Return the programs for the largest possible number of tiles: an expert's last one may be partial."""
     return ((triton.cdiv(rows, ROWS) + min(num_experts, rows)) * triton.cdiv(width, columns),)
 
 
 @on_device
 def gather_sum(rows: Tensor, places: Tensor, onto: Tensor | None = None) -> Tensor:
-    """The sum of the rows (M, D) at each token's K places (N, K), added to `onto` in place if given: (N, D)."""
+    """Sum the rows (M, D) at each token's K places (N, K), added to `onto` in place if given: (N, D)."""
     (N, K), D = places.shape, rows.shape[1]
     out = rows.new_empty(N, D) if onto is None else onto
     columns = min(SUM_COLUMNS, triton.next_power_of_2(D))
@@ -254,15 +256,15 @@ def grouped(
     down_weight: Tensor,
     onto: Tensor | None = None,
 ) -> Tensor:
-    """What the experts make of (N, D): the weighted sum over each token's experts.
+    """Return the weighted sum over each token's experts, (N, D).
 
     Args:
         x: normalised tokens.
         weights: (N, K), the router's.
-        experts: (N, K), those that it chose.
+        experts: (N, K), chosen by the router.
         gate_up: (E, 2F, D), gate rows then up rows.
         down_weight: (E, D, F).
-        onto: (N, D) that the sum is added to in place.
+        onto: (N, D) tensor that the sum is added to in place.
     """
     tokens, order, places, ends = sort(experts, len(gate_up))
     h = hidden(x, weights, (tokens, order, ends), gate_up)

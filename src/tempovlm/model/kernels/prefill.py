@@ -1,7 +1,7 @@
 """Many tokens at once on CUDA: norms, rotation and the choice of experts, whose products are in `experts.py`.
 
 Chains of elementwise operations are one kernel each, rounded where the plain modules round: operation by operation
-a block would be some 70 launches, most of them shorter than the gap to the next one. Nothing comes to the host, so
+a block would be about 70 launches, most shorter than the gap to the next one. Nothing is copied to the host, so
 that the work can be captured in a graph and the device never waits.
 
 Shapes: `N` tokens, `D` width, `W` head width, `E` experts, `K` top-k, `C` columns of a program.
@@ -30,7 +30,7 @@ def _norm(x_ptr, stride, w_ptr, out_ptr, eps, D: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _unit(x_ptr, w_ptr, i, inside, scale):
-    """Values at `i` of a row, normalised with `scale` and weighted, rounded as the norm rounds them."""
+    """Return values at `i` of a row, normalised with `scale` and weighted, rounded as the norm rounds them."""
     x = tl.load(x_ptr + i, mask=inside, other=0.0)
     unit = (x.to(tl.float32) * scale).to(x.dtype).to(tl.float32)
     return (unit * tl.load(w_ptr + i, mask=inside, other=0.0).to(tl.float32)).to(x.dtype).to(tl.float32)
@@ -38,7 +38,7 @@ def _unit(x_ptr, w_ptr, i, inside, scale):
 
 @triton.jit
 def _rotated(x_ptr, w_ptr, cos_ptr, sin_ptr, row, i, eps, D: tl.constexpr, W: tl.constexpr):
-    """The row at `x_ptr`, normalised, weighted and rotated; `row` is its place in the tables."""
+    """Return the row at `x_ptr`, normalised, weighted and rotated; `row` is its place in the tables."""
     inside, place = i < D, i % W
     x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
@@ -87,7 +87,7 @@ def _choose(scores_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.
     total = tl.sum(tl.exp(scores - top), axis=0)
     for k in range(0, K):
         best = tl.max(scores, axis=0)
-        # Equal scores go to the lower index; what is not a number must still name an expert that there is.
+        # Ties go to the lower index; for NaN the result must still be a valid expert.
         chosen = tl.minimum(tl.min(tl.where(scores == best, e, E_PAD), axis=0), E - 1)
         share = tl.exp(best - top) / total
         tl.store(weights_ptr + row * K + k, share.to(weights_ptr.dtype.element_ty))
@@ -96,14 +96,14 @@ def _choose(scores_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(..., D) as rows of consecutive values, without a copy where they lie a stride apart."""
+    """View (..., D) as rows of consecutive values, without a copy if they lie a stride apart."""
     rows = x.flatten(0, -2)
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 @on_device
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of (..., D), cast back before the weight is applied."""
+    """Apply RMS norm to (..., D), cast back before the weight is applied."""
     rows, D = _rows(x), x.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _norm[(len(rows),)](rows, rows.stride(0), weight, out, eps, D, triton.next_power_of_2(D))
@@ -112,7 +112,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @on_device
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """RMS norm of (B, T, D), then the rotary embedding of each head by `cos` and `sin` (B, T, 1, W)."""
+    """Apply RMS norm to (B, T, D), then the rotary embedding of each head by `cos` and `sin` (B, T, 1, W)."""
     rows, D, W = _rows(x), x.shape[-1], cos.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes = (D, W, triton.next_power_of_2(D))
@@ -133,7 +133,7 @@ def split(
         tables: cosines and sines, (B, T, 1, W).
         eps: of both norms.
         entries: the cache.
-        step: which of its entries is written.
+        step: index of the entry to write.
         start: the first token's place there.
     """
     B, T, D = *qkv.shape[:2], qkv.shape[2] // 3
@@ -148,7 +148,7 @@ def split(
 
 @on_device
 def choose(scores: Tensor, top_k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The shares (N, K) of the softmax of scores (N, E) and the experts that have the most, as `moe.best`."""
+    """Return the shares (N, K) and indices of the best experts by the softmax of scores (N, E), as `moe.best`."""
     N, E = scores.shape
     weights = scores.new_empty(N, top_k, dtype=dtype)
     experts = torch.empty(N, top_k, dtype=torch.int32, device=scores.device)

@@ -1,10 +1,10 @@
 """Device programs of one token's matrix products: a program owns a few rows, reads them once, sums in float32.
 
 With `EARLY` a program is started while the kernel before it still runs (programmatic dependent launch, CUDA
-programming guide): it loads its first weights, which nothing changes, and only then waits for the results of that
-kernel. So memory stays busy where one kernel ends and the next begins. What a program reads before it waits must
-have been written before the kernel ahead of it began, and is read past the processor's own cache where a step
-changes it. Every kernel lets the next one start at once, but for those whose docstring says why not.
+programming guide): it loads its first weights, which never change, and only then waits for the results of that
+kernel. So memory stays busy between two kernels. Values that a program reads before it waits must
+have been written before the previous kernel began, and are read past the processor's own cache if a step
+changes them. Every kernel lets the next one start at once, except those whose docstring gives a reason.
 
 Shapes: `D` width, `E` experts, `K` top-k, `F` expert width, `R` rows of a program, `C` columns that it reads at a
 time.
@@ -31,7 +31,7 @@ def _normed_rows(
 ):  # fmt: skip
     """Products (R,) of rows `r` of a matrix (rows, D) with a normalised vector.
 
-    The norm's scale is one number: it is found beside the sums and applied to them at the end.
+    The norm's scale is one number: it is computed beside the sums and applied to them at the end.
     """
     at, c = r.to(tl.int64) * D, tl.arange(0, C)
     total = tl.zeros((R, C), dtype=tl.float32)
@@ -103,14 +103,14 @@ def expert_hidden(
 ):  # fmt: skip
     """SwiGLU of rows of the slot-th chosen expert, times its share.
 
-    The next kernel may start only when the choice is made: it reads it, and weights by it, before it waits.
+    The next kernel may start only after the choice, because it reads it, and uses its weights, before it waits.
     """
     tile, slot = tl.program_id(0), tl.program_id(1)
     f, c = tile * R + tl.arange(0, R), tl.arange(0, C)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    # What is not a number was chosen by no comparison, and must still name an expert that there is.
+    # For NaN no comparison chose an expert; the index must still be valid.
     expert = tl.minimum(tl.maximum(tl.load(chosen_ptr + slot), 0), E - 1)
     share = tl.load(shares_ptr + slot)
     at = expert.to(tl.int64) * (2 * F * D) + f * D
@@ -138,7 +138,7 @@ def expert_hidden(
 
 @triton.jit
 def _slot_rows(slot, K, chosen_ptr, r, D: tl.constexpr, E: tl.constexpr, ROUTED: tl.constexpr):
-    """Rows `r` of the slot-th matrix among all rows of all matrices; past the last slot, of the last."""
+    """Return rows `r` of the slot-th matrix among all rows of all matrices; past the last slot, of the last."""
     row = r.to(tl.int64)
     if ROUTED:
         expert = tl.load(chosen_ptr + tl.minimum(slot, K - 1), cache_modifier=".cg")
@@ -148,7 +148,7 @@ def _slot_rows(slot, K, chosen_ptr, r, D: tl.constexpr, E: tl.constexpr, ROUTED:
 
 @triton.jit
 def _add_product(total, w, slot, in_ptr, w_ptr, scales_ptr, row, inside, c, F: tl.constexpr, C: tl.constexpr):
-    """Sums (R, C) plus the products of one slot's input with its rows, of which the first columns `w` are here."""
+    """Return sums (R, C) plus the products of one slot's input with its rows; `w` holds their first columns."""
     if scales_ptr is not None:
         scales = tl.load(scales_ptr + row, mask=inside, other=0.0)[:, None]
     for start in tl.static_range(0, F, C):
@@ -170,7 +170,7 @@ def add_matvec(
         gdc_launch_dependents()
     r, c = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, C)
     total = tl.zeros((R, C), dtype=tl.float32)
-    # Two slots a turn, and the next two under way: enough loads in flight, and no more than registers hold.
+    # Two slots at a time, and the next two in flight: enough loads, and no more than registers hold.
     row, other_row = _slot_rows(0, K, chosen_ptr, r, D, E, ROUTED), _slot_rows(1, K, chosen_ptr, r, D, E, ROUTED)
     w, other_w = (
         _rows_of(w_ptr, row * F, c, r < D, F),

@@ -1,4 +1,4 @@
-"""How the products of a decode step are cut into programs. Numbers only; knows no kernel."""
+"""Tile sizes for the products of a decode step: numbers only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How one product is cut: rows of a program, columns that it reads at a time, its warps."""
+    """Tiling of one product: rows of a program, columns that it reads at a time, its warps."""
 
     rows: int
     columns: int
@@ -16,7 +16,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How every product is cut, by whole rows so that all loads start at once, and how the context is split."""
+    """Tiling of every product, by whole rows so that all loads start at once, and the split of the context."""
 
     qkv: Tile = Tile(4, 2048, 8)
     out: Tile = Tile(2, 2048, 4)

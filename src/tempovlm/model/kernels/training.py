@@ -1,7 +1,7 @@
 """The elementwise parts of a training step, each one kernel forward and one backward, in bfloat16 or float32.
 
-At the pocket model's widths a training step moves far more memory than it multiplies: these three chains are the
-larger half of it when they run operation by operation. Shapes: `N` rows, `E` experts, `F` expert width, `D` width.
+At the pocket model's widths a training step is limited by memory traffic, not products: operation by operation,
+these three chains are most of it. Shapes: `N` rows, `E` experts, `F` expert width, `D` width.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _GatedSwiGLU(torch.autograd.Function):
 
 
 def gated_swiglu(h: Tensor, gates: Tensor) -> Tensor:
-    """SiLU(gate) · up · weight for every expert: (N, E·2F) and (N, E) to (N, E·F).
+    """Return SiLU(gate) · up · weight for every expert: (N, E·2F) and (N, E) to (N, E·F).
 
     An expert whose weight is zero gets an output and a gradient of zero, its weight included.
     """
@@ -176,7 +176,7 @@ class _NormRotate(torch.autograd.Function):
 
 
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """RMS norm over the full width, then the rotary embedding of each head: (B, T, D) to the same shape.
+    """Apply RMS norm over the full width, then the rotary embedding of each head: (B, T, D) to the same shape.
 
     `cos` and `sin` are (B, T, 1, head width) in float32; the first and second half of a head turn together.
     """

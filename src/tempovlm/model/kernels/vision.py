@@ -1,7 +1,7 @@
 """The parts of the vision side between its matrix products, each as one kernel: inference on CUDA only.
 
-What stands here is the norm of a residual stream that lacks the biases of the products added to it, the one
-product that ends in an activation, padding with pooling windows and their means, and attention within a window.
+They are the norm of a residual stream that lacks the biases of the products added to it, the
+product with the fused activation, padding with pooling windows and their means, and attention within a window.
 All compute in float32 and round once to the type of their inputs.
 
 Shapes: `C` crops, `P` patches of a crop, `N` pooling windows of all crops, `K` patches of a window, `W` width,
@@ -29,7 +29,7 @@ TILE, STEP, GROUP = 128, 64, 8
 """Rows and columns of a product's tile, values multiplied at a time, tiles of rows that share their columns."""
 
 PROGRAMS = 2
-"""Of the product, on each processor: one multiplies while the other one's activation is computed."""
+"""Programs of the product on each processor: one multiplies while the other one's activation is computed."""
 
 
 @triton.jit
@@ -60,9 +60,9 @@ def _biased_norm(
 def biased_norm(
     x: Tensor, sums: Tensor, place: int, bias: Tensor, norm: nn.LayerNorm, parts: Tensor | None = None
 ) -> Tensor:
-    """The layer norm of (…, W) plus what it lacks: `sums[place]` (W,), float32, and one more bias (W,).
+    """Apply layer norm to (…, W) plus its missing biases: `sums[place]` (W,), float32, and one more bias (W,).
 
-    What it lacked is written to `sums[place + 1]`. The `parts` (S, rows, W) of a product are added to `x` itself.
+    The missing biases are written to `sums[place + 1]`. The `parts` (S, rows, W) of a product are added to `x`.
     """
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
     out = torch.empty_like(x)
@@ -75,7 +75,7 @@ def biased_norm(
 
 @triton.jit
 def _gelu(x, FAST: tl.constexpr):
-    """Quick-GELU x · sigmoid(1.702 x), as x / 2 · (1 + tanh(0.851 x)): the device has an instruction for that."""
+    """Quick-GELU x · sigmoid(1.702 x), as x / 2 · (1 + tanh(0.851 x)): the device has an instruction for tanh."""
     if FAST:
         half = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [0.851 * x], dtype=tl.float32, is_pure=True, pack=1
@@ -116,9 +116,9 @@ def _programs(device: torch.device) -> int:
 
 @on_device
 def product_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
-    """Quick-GELU of a layer's product (M, N) with rows (M, K), whose strides are multiples of 16 bytes.
+    """Return quick-GELU of a layer's product (M, N) with rows (M, K), whose strides are multiples of 16 bytes.
 
-    Float32 is left to the library, whose products are exact where these kernels' would not be.
+    Float32 is left to the library, whose products are exact, unlike these kernels'.
     """
     if x.is_cuda and x.dtype == torch.float32:
         return quick_gelu(F.linear(x, layer.weight, layer.bias))
@@ -141,7 +141,7 @@ def _keep(
 ):  # fmt: skip
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, W_PAD)
     inside = i < W
-    token = row // P * (P + 1) + 1 + row % P  # the class token stands before a crop's patches
+    token = row // P * (P + 1) + 1 + row % P  # the class token precedes a crop's patches
     x = tl.load(x_ptr + token * W + i, mask=inside, other=0.0).to(tl.float32)
     for part in tl.static_range(S):
         x += tl.load(parts_ptr + (part * rows + token) * W + i, mask=inside, other=0.0).to(tl.float32)
@@ -155,9 +155,9 @@ def _keep(
 def keep(
     x: Tensor, left_out: Tensor, bias: Tensor, features: Tensor, place: int, parts: Tensor | None = None
 ) -> None:
-    """Write (C, P + 1, W), plus the two vectors (W,) that it lacks, to the place-th part of features (C, P, …).
+    """Write (C, P + 1, W), plus its two missing vectors (W,), to the place-th part of features (C, P, …).
 
-    The `parts` (S, rows, W) of a product are added to what is written, and not to `x`.
+    The `parts` (S, rows, W) of a product are added to the output, not to `x`.
     """
     (C, T, W), width = x.shape, features.shape[-1]
     sizes = (0 if parts is None else len(parts), width, W, triton.next_power_of_2(W))
@@ -191,7 +191,7 @@ def _pad_windows(
 
 @on_device
 def pad_windows(features: Tensor, masks: Tensor, pad: Tensor, side: int, pool: int) -> tuple[Tensor, Tensor]:
-    """Features (C, P, F) with their padding embedding, by pooling window: (N, K, F), and the means (N, F).
+    """Return features (C, P, F) with padding embedding, by pooling window: (N, K, F), and the means (N, F).
 
     `masks` (C, P) and `pad` (2, F) are those of `Projector`; `side` windows of `pool` × `pool` patches lie along a
     side of a crop.
@@ -234,7 +234,7 @@ def _pool(
 
 @on_device
 def pool(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
-    """Attention of one query (N, W) to the keys and then values (N, K, 2·W) of its own window: (N, W)."""
+    """Attend with one query (N, W) to the keys and then values (N, K, 2·W) of its own window: (N, W)."""
     q, kv = q.contiguous(), kv.contiguous()
     N, W = q.shape
     out, head = torch.empty_like(q), W // num_heads

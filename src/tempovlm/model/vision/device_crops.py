@@ -1,14 +1,15 @@
-"""A decoded picture to crops on the device that holds the model: uploaded once as bytes, resized and cut there.
+"""Cut a decoded picture on the device that holds the model: uploaded once as bytes, resized and cut there.
 
-The result is that of the exact mode of `tiling.cut_crops`. Resizing is the antialiased bilinear interpolation of
+The result equals that of the exact mode of `tiling.cut_crops`. Resizing is the antialiased bilinear interpolation
+of
 torch: every pixel of the result is a weighted sum along one side, then along the other, with triangular weights
 (the separable filter of Pillow, which torch follows). The sums are weighted embedding bags: one launch for the
 columns of both canvases and one for the rows of each, one product for each tap, and float32 whatever the settings
-of matrix products are. torch's own interpolation on CUDA rounds the weights in its own way and refuses strong
-reductions for want of shared memory. Small tables of taps are made on the host and kept for pictures of the same
+of matrix products are. torch's own interpolation on CUDA rounds the weights differently and refuses strong
+reductions for lack of shared memory. Small tables of taps are made on the host and kept for pictures of the same
 size. Nothing here waits for the device.
 
-Knows no tokens, no model and no request. Shapes: `U` distinct crops, `P` patches of a crop, `X` values of a patch.
+Shapes: `U` distinct crops, `P` patches of a crop, `X` values of a patch.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ from tempovlm.model.vision.tiling import (
 )
 
 MAX_SIDE = 1 << 16
-"""Pictures with a longer side are cut on the host: their tables of taps would be larger than they are."""
+"""Pictures with a longer side are cut on the host: their tables of taps would be larger than the picture."""
 
 STRIP_VALUES = 1 << 24
-"""Values of a picture that are in float32 at one time, which bounds the memory for large ones."""
+"""Values of a picture that are in float32 at a time; limits the memory for large pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """Which lines of a picture add up to which line of the result, and with what weights.
+    """For each line of the result, the lines of the picture that it sums, with their weights.
 
     Attributes:
-        sources: (N,) int64 lines of the picture. weights: (N,) float32. starts: (lines of the result,) int64 where
-            in the two the taps of each line begin.
+        sources: (N,) int64 lines of the picture. weights: (N,) float32. starts: (lines of the result,) int64
+            index in both at which the taps of each line begin.
     """
 
     sources: Tensor
@@ -56,14 +57,14 @@ class Taps:
     starts: Tensor
 
     def apply(self, lines: Tensor) -> Tensor:
-        """(lines, values) float32 to (lines of the result, values)."""
+        """Apply the taps: (lines, values) float32 to (lines of the result, values)."""
         return F.embedding_bag(self.sources, lines, self.starts, mode="sum", per_sample_weights=self.weights)
 
 
 def cut_on_device(
     image: np.ndarray, tier: str, vision: VisionConfig, device: torch.device, *, exact: bool = False
 ) -> Crops:
-    """As `cut_crops` of a picture (H, W, 3) uint8 in host memory, with every tensor on the device.
+    """Like `cut_crops` for a picture (H, W, 3) uint8 in host memory, with every tensor on the device.
 
     Pixels are those of the exact mode within rounding; `exact` adds the published padding rule, see `live_crops`.
     """
@@ -71,7 +72,7 @@ def cut_on_device(
     grid = choose_grid(tier, height, width, vision)
     sizes = canvas_sizes(grid, vision)
     shapes = [fit(height, width, *size)[3:] for size in sizes]
-    # torch blurs a single column in a way of its own, which no taps along the column give.
+    # torch blurs a single column in a way that no taps along the column reproduce.
     if max(height, width) > MAX_SIDE or any(cols == 1 for _, cols in shapes):
         return _sent(cut_crops(image, tier, vision, exact=exact), device)
     fitted = resize(torch.from_numpy(image), shapes, device)
@@ -82,10 +83,10 @@ def cut_on_device(
 
 
 def resize(pixels: Tensor, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-    """Pixels (H, W, 3) uint8 on the host, resized to several (rows, cols): each (rows, cols, 3) from 0 to 1.
+    """Resize pixels (H, W, 3) uint8 on the host to several (rows, cols): each (rows, cols, 3) from 0 to 1.
 
-    Width first, as torch does on a CPU, strip by strip. Scales are alike along both sides, so that the other
-    order would leave as much between the two passes.
+    Width first, as torch does on a CPU, strip by strip. Both sides have the same scale, so that the other
+    order would pass as many values between the two steps.
     """
     height, width = pixels.shape[:2]
     across = taps(width, tuple(cols for _, cols in sizes), device)
@@ -106,7 +107,7 @@ def resize(pixels: Tensor, sizes: Sequence[tuple[int, int]], device: torch.devic
 
 @lru_cache(maxsize=64)
 def taps(size: int, lengths: tuple[int, ...], device: torch.device) -> Taps:
-    """The taps that resize `size` lines to each of some lengths, one result after the other."""
+    """Return the taps that resize `size` lines to each of some lengths, one result after the other."""
     parts = [_taps(size, length) for length in lengths]
     sources, weights, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     starts = np.cumsum(counts) - counts
@@ -114,10 +115,10 @@ def taps(size: int, lengths: tuple[int, ...], device: torch.device) -> Taps:
 
 
 def _taps(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sources, weights and the number of taps of each of `length` lines.
+    """Return sources, weights and the number of taps of each of `length` lines.
 
-    Each step is rounded to float32 as torch rounds it on a CPU: far from the origin a centre is known to a
-    thousandth of a line only, and other roundings would give other weights.
+    Each step is rounded to float32 as torch rounds it on a CPU: far from the origin a centre is only exact to a
+    thousandth of a line, and other roundings would give other weights.
     """
     one, half = np.float32(1), np.float32(0.5)
     scale = np.float32(size) / np.float32(length)
@@ -138,7 +139,7 @@ def _taps(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _index_and_masks(
     height: int, width: int, grid: Grid, vision: VisionConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Made on the host, where its many small steps take less time than their launches, and kept."""
+    """Make the table on the host, where its many small steps take less time than their launches, and cache it."""
     index, masks = index_and_masks(height, width, grid, vision, torch.device("cpu"))
     return to_device(index, device), to_device(masks, device)
 
@@ -154,9 +155,9 @@ def _sent(crops: Crops, device: torch.device) -> Crops:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy of host memory on a device; to CUDA through pinned memory, so that the host does not wait.
+    """Copy host memory to a device; to CUDA through pinned memory, so that the host does not wait.
 
-    torch keeps pinned memory for later use, and reuses it only when the copies from it have ended.
+    torch keeps pinned memory for later use, and reuses it only after the copies from it have ended.
     """
     if device.type != "cuda":
         return values.to(device)

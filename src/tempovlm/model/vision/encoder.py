@@ -23,7 +23,7 @@ ALIGNMENT = 8
 """Values of two bytes in the 16 bytes that a CUDA product loads at once."""
 
 FEW_ROWS, PARTS = 1024, 2
-"""Up to so many rows a long product is cut into parts along what it sums over: too few programs otherwise."""
+"""Long products with up to this many rows are split along the summed dimension: too few programs otherwise."""
 
 
 @cache
@@ -36,12 +36,12 @@ def _kernels() -> ModuleType | None:
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:
-    """The kernels that may replace plain operations on `x`; None where the plain ones are to run."""
+    """Return the kernels that may replace plain operations on `x`; None if the plain ones must run."""
     return _kernels() if x.is_cuda and not torch.is_grad_enabled() else None
 
 
 def only_live(features: Tensor, live: Tensor | None) -> Tensor:
-    """Features (C, P, F) with zeros for the crops that are False in `live` (C,)."""
+    """Return features (C, P, F) with zeros for the crops that are False in `live` (C,)."""
     return features if live is None else features * live.view(-1, 1, 1)
 
 
@@ -60,16 +60,16 @@ class VisionBlock(nn.Module):
         self.down = nn.Linear(config.mlp_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(C, P + 1, width) to the same shape."""
+        """Return the block's output (C, P + 1, width)."""
         x = x + self.attend(self.attention_norm(x))
         return x + self.down(quick_gelu(self.up(self.mlp_norm(x))))
 
     def attend(self, x: Tensor) -> Tensor:
-        """Attention within each crop of what is normalised: (C, P + 1, width) to the same shape."""
+        """Attend within each crop of normalised (C, P + 1, width); same shape out."""
         return self.out(self.mix(x))
 
     def mix(self, x: Tensor) -> Tensor:
-        """The values that every patch gathers: (C, P + 1, width) to the same shape."""
+        """Return the values that every patch gathers: (C, P + 1, width)."""
         C, T, W = x.shape
         qkv = self.qkv(x).view(C, T, 3, self.num_heads, W // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -78,7 +78,7 @@ class VisionBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches to features; blocks past the last kept layer exist in a checkpoint but never run."""
+    """From patches to features; blocks past the last kept layer exist in a checkpoint but never run."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class VisionTransformer(nn.Module):
         return only_live(torch.cat([kept[i][:, 1:] for i in self.keep], dim=-1), live)
 
     def _embed_aligned(self, patches: Tensor) -> Tensor:
-        """The patch embedding over a multiple of eight values, without which CUDA's products take slow paths."""
+        """Apply the patch embedding padded to a multiple of eight values; otherwise CUDA's products are slow."""
         lacking = -patches.shape[-1] % ALIGNMENT
         if not lacking:
             return self.patch_embedding(patches)
@@ -125,9 +125,9 @@ class VisionTransformer(nn.Module):
         return kept
 
     def fused_features(self, x: Tensor, kernels: ModuleType) -> Tensor:
-        """Features (C, P, feature width) of (C, P + 1, width), which is changed: six or seven launches a block.
+        """Return features (C, P, feature width) of (C, P + 1, width), which is changed: 6 or 7 launches a block.
 
-        What a block adds is added by the product that makes it, or by the norm that reads it where that product is
+        A block's output is added by the product that makes it, or by the norm that reads it if that product is
         made in parts. The biases of those products, which no such product can add, are left out of the residual
         stream and added where it is read: by norms, and at the end.
         """
@@ -151,7 +151,7 @@ class VisionTransformer(nn.Module):
 
 
 def product_parts(x: Tensor, weight: Tensor) -> Tensor:
-    """Summands (PARTS, N, D) of the product of (N, F) with (D, F): each over a part of F."""
+    """Return summands (PARTS, N, D) of the product of (N, F) with (D, F): each over a part of F."""
     x, weight = (values.unflatten(1, (PARTS, -1)) for values in (x, weight))
     return torch.bmm(x.transpose(0, 1), weight.permute(1, 2, 0))
 
@@ -172,7 +172,7 @@ class Projector(nn.Module):
         self.down = nn.Linear(width, config.width, bias=False)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """(C, P, features) and (C, P) shares of real pixels to (C, G, D) tokens.
+        """Return tokens (C, G, D) of features (C, P, features) and shares of real pixels (C, P).
 
         A mask of 0 is padding, of 1 is picture, anything else is partly padded.
         """
@@ -189,13 +189,13 @@ class Projector(nn.Module):
         return self.down(swiglu(self.gate_up(pooled)))
 
     def fused(self, features: Tensor, masks: Tensor, kernels: ModuleType) -> Tensor:
-        """As `forward`, with padding, windows and means in one kernel and attention in another."""
+        """Like `forward`, with padding, windows and means in one kernel and attention in another."""
         windows, means = kernels.pad_windows(features, masks, self.pad_embedding, self.side, self.pool)
         pooled = self.out(kernels.pool(self.query(means), self.key_value(windows), self.num_heads))
         return self.down(swiglu(self.gate_up(pooled))).view(len(features), self.side**2, -1)
 
     def _attend(self, windows: Tensor) -> Tensor:
-        """Mean-query attention within each window: (windows, p², features) to (windows, width)."""
+        """Attend with the mean as query within each window: (windows, p², features) to (windows, width)."""
         n, keys, _ = windows.shape
         q = self.query(windows.mean(dim=1)).view(n, 1, self.num_heads, -1)
         k, v = self.key_value(windows).view(n, keys, 2, self.num_heads, -1).unbind(2)

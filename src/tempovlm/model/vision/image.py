@@ -1,7 +1,4 @@
-"""A file, bytes or a PIL image to an array of pixels, with every way in which it can be wrong told in one line.
-
-Knows no crops and no model.
-"""
+"""Read a file, bytes or a PIL image to an array of pixels; every possible fault raises an error of one line."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
 
 MAX_PIXELS = 50_000_000
-"""Larger pictures are refused, from the header, before any pixel is decoded."""
+"""Larger pictures are refused from the header, before any pixel is decoded."""
 
 MAX_BYTES = 1 << 30
-"""Larger files are not read: as many pixels in the widest of the usual types take 0.6 GB."""
+"""Larger files are not read: that many pixels in the widest common type take 0.6 GB."""
 
 _DECODE_ERRORS = (
     OSError,
@@ -36,20 +33,20 @@ _DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What the library's decoders raise on damaged data."""
+"""Exceptions that the library's decoders raise on damaged data."""
 
 _PROGRAMS = ("EPS",)
-"""Formats that the library would give to an interpreter, where the machine has one."""
+"""Formats that the library would pass to an interpreter, if the machine has one."""
 
 
 def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB pixels of a picture, upright as its EXIF orientation says; such pixels as they are.
+    """Return the (H, W, 3) uint8 RGB pixels of a picture, upright by its EXIF orientation; such arrays unchanged.
 
-    Transparency is dropped by a plain conversion, as the published preprocessing does. Deeper greys are scaled
-    to 8 bits. Of an animation the first frame is taken.
+    Transparency is dropped by a plain conversion, as in the published preprocessing. Deeper greys are scaled
+    to 8 bits. Of an animation the first frame is used.
 
     Raises:
-        UserError: no picture can be read, or it is too large; names the source.
+        UserError: the picture cannot be read, or is too large; names the source.
     """
     if isinstance(source, np.ndarray):
         return _checked(source)
@@ -85,7 +82,7 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
 
 
 def _read(name: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file; messages name it as it was given."""
+    """Read the bytes of a file; messages name it as it was given."""
     if not str(name):
         raise UserError("the picture's path is empty; name an image file")
     path, data = expanded(Path(name)), None
@@ -98,7 +95,7 @@ def _read(name: str | os.PathLike[str]) -> bytes:
                 data = file.read()
     except FileNotFoundError:
         if "://" in str(name):
-            raise UserError(f"{name}: pictures are not fetched; save it and give its path") from None
+            raise UserError(f"{name}: pictures are not downloaded; save it and give its path") from None
         raise UserError(f"{name}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{name}: is a directory; name an image file") from None
@@ -111,7 +108,7 @@ def _read(name: str | os.PathLike[str]) -> bytes:
 
 
 def _checked(pixels: np.ndarray) -> np.ndarray:
-    """Decoded pixels that torch can share the memory of."""
+    """Return decoded pixels whose memory torch can share."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(
             f"the picture's pixels: {pixels.dtype} of shape {pixels.shape}; give uint8 of shape (height, width, 3)"
@@ -147,7 +144,7 @@ def _upright(image: Image.Image) -> Image.Image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:  # the library would copy the picture
                 return image
             return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:  # damaged metadata says nothing about the orientation; the pixels are whole
+    except _DECODE_ERRORS:  # damaged metadata hides only the orientation; the pixels are whole
         return image
 
 
@@ -162,7 +159,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled_grey(image: Image.Image) -> Image.Image:
-    """Greys of more than 8 bits, which a plain conversion would clip at 255, scaled to 8."""
+    """Scale greys of more than 8 bits, which a plain conversion would clip at 255, to 8 bits."""
     grey: np.ndarray = np.nan_to_num(np.asarray(image, dtype=np.float32))
     if image.mode == "F":
         grey = grey * 255 if grey.max(initial=0) <= 1 else grey

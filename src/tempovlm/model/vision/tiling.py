@@ -1,6 +1,6 @@
-"""A picture to crops: which grid a tier means for a picture, and the letterboxed, overlapping crops of it.
+"""Cut a picture into crops: the grid that a tier chooses for a picture, and its letterboxed, overlapping crops.
 
-Knows nothing of tokens. Shapes: `C` crops (the global crop first), `U` distinct crops, `P` patches of a crop,
+Shapes: `C` crops (the global crop first), `U` distinct crops, `P` patches of a crop,
 `X` values of a patch.
 """
 
@@ -20,19 +20,19 @@ from tempovlm.core.errors import UserError
 from tempovlm.model.config import CLIP_MEAN, CLIP_STD, VisionConfig
 
 CROPS_OF_TIER = {"low": (1, 1), "medium": (4, 6), "high": (9, 12)}
-"""The range of tile crops of each tier, beside the global crop."""
+"""Range of tile crops of each tier, besides the global crop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Tile crops of a picture, as rows × columns."""
+    """Grid of tile crops of a picture, as rows × columns."""
 
     rows: int
     cols: int
 
     @property
     def num_crops(self) -> int:
-        """Crops with the global one."""
+        """Number of crops with the global one."""
         return 1 + self.rows * self.cols
 
     def canvas(self, vision: VisionConfig) -> tuple[int, int]:
@@ -46,7 +46,7 @@ class Grid:
         return window * self.rows + margin, window * self.cols + margin
 
     def num_tokens(self, vision: VisionConfig) -> int:
-        """Vision tokens of the picture: the tiles' and the global crop's."""
+        """Vision tokens of the picture: those of the tiles and of the global crop."""
         rows, cols = self.kept(vision)
         return rows * cols + vision.pooled**2
 
@@ -57,9 +57,9 @@ class Crops:
 
     Attributes:
         patches: (U, P, X) float32; crops with equal pixels appear once.
-        index: (C,) which of the U each crop is.
+        index: (C,) index of each crop among the U distinct ones.
         masks: (C, P) share of each patch that is picture; the published order, shifted by one crop.
-        live: (U,) False for crops whose features are zeroed, see `live_crops`; None where that cannot happen.
+        live: (U,) False for crops whose features are zeroed, see `live_crops`; None if that cannot happen.
     """
 
     patches: Tensor
@@ -70,7 +70,7 @@ class Crops:
 
 
 def grids_of(tier: str) -> list[Grid]:
-    """The grids in the tier's range.
+    """Return the grids in the tier's range.
 
     Raises:
         UserError: the tier is unknown.
@@ -82,7 +82,7 @@ def grids_of(tier: str) -> list[Grid]:
 
 
 def choose_grid(tier: str, height: int, width: int, vision: VisionConfig) -> Grid:
-    """The grid of the tier whose canvas is closest to the picture in log ratio; then fewer crops.
+    """Return the grid of the tier whose canvas is closest to the picture in log ratio; ties go to fewer crops.
 
     Raises:
         UserError: the tier is unknown.
@@ -109,10 +109,10 @@ def cut_crops(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool
 
 
 def cut_tiles(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool = False) -> Crops:
-    """As `cut_crops` where the global crop was cut before, which is the same at every tier.
+    """Like `cut_crops` after the global crop was cut, which is the same at every tier.
 
-    `patches` and `live` are those of the tiles alone, (U - 1, …), while `index` and `masks` are of all crops. For
-    tiers of several tiles: that of one has none but the global crop.
+    `patches` and `live` are those of the tiles only, (U - 1, …), while `index` and `masks` are of all crops. Only
+    for tiers of several tiles: a single tile equals the global crop.
     """
     height, width, _ = image.shape
     grid = choose_grid(tier, height, width, vision)
@@ -123,9 +123,9 @@ def cut_tiles(image: np.ndarray, tier: str, vision: VisionConfig, *, exact: bool
 
 
 def cut_batch(images: Tensor, grid: Grid, vision: VisionConfig, *, exact: bool) -> Crops:
-    """As `cut_crops` for pictures (B, H, W, 3) of one size on any device: `patches` (B, U, P, X), masks shared.
+    """Like `cut_crops` for pictures (B, H, W, 3) of one size on any device: `patches` (B, U, P, X), masks shared.
 
-    Every crop is taken for live: for training, where the published padding rule has no use.
+    Every crop counts as live: for training, where the published padding rule has no use.
     """
     planes = color_planes(images, exact=exact)
     canvases = [letterbox(planes, *size) for size in canvas_sizes(grid, vision)]
@@ -134,13 +134,13 @@ def cut_batch(images: Tensor, grid: Grid, vision: VisionConfig, *, exact: bool) 
 
 
 def canvas_sizes(grid: Grid, vision: VisionConfig) -> tuple[tuple[int, int], ...]:
-    """Height and width of the canvases that distinct crops are cut from: the global crop's, then the tiles'."""
+    """Return height and width of the canvases that distinct crops are cut from: the global crop's, the tiles'."""
     whole, tiled = (vision.crop_size, vision.crop_size), grid.canvas(vision)
     return (whole,) if tiled == whole else (whole, tiled)
 
 
 def cut_canvases(canvases: Sequence[Tensor], vision: VisionConfig) -> Tensor:
-    """Canvases (B, height, width, 3) to the patches of their crops, row by row: (B, U, P, X)."""
+    """Cut canvases (B, height, width, 3) into the patches of their crops, row by row: (B, U, P, X)."""
     size, step = vision.crop_size, vision.window * vision.patch_size
     cut = [canvas.unfold(1, size, step).unfold(2, size, step).permute(0, 1, 2, 4, 5, 3) for canvas in canvases]
     patches = [patchify(crops.flatten(1, 2), vision) for crops in cut]
@@ -150,7 +150,7 @@ def cut_canvases(canvases: Sequence[Tensor], vision: VisionConfig) -> Tensor:
 def index_and_masks(
     height: int, width: int, grid: Grid, vision: VisionConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`Crops.index` and `Crops.masks` of a picture of this size."""
+    """Return `Crops.index` and `Crops.masks` of a picture of this size."""
     *_, canvas = canvas_sizes(grid, vision)
     *_, rows, cols = fit(height, width, *canvas)
     down = _covered(rows, canvas[0], vision, device)
@@ -163,7 +163,7 @@ def index_and_masks(
 
 
 def _covered(length: int, canvas: int, vision: VisionConfig, device: torch.device) -> Tensor:
-    """Along one side: how many pixel lines of each patch of each tile are picture, (tiles, patches) float32."""
+    """Count, along one side, the picture's pixel lines in each patch of each tile: (tiles, patches) float32."""
     size, step = vision.crop_size, vision.window * vision.patch_size
     lines, start = torch.zeros(canvas, device=device), (canvas - length) // 2
     lines[start : start + length] = 1
@@ -171,9 +171,9 @@ def _covered(length: int, canvas: int, vision: VisionConfig, device: torch.devic
 
 
 def live_crops(patches: Tensor) -> Tensor:
-    """Which crops of float32 (U, P, X) patches on the CPU the published model does not take for padding: (U,).
+    """Return a mask (U,) of the crops that the published model does not take for padding, from (U, P, X) patches.
 
-    It pads batches with crops of -1 and knows them by that value: one value of exactly -1 zeroes the features
+    It pads batches with crops of -1 and recognises them by that value: one value of exactly -1 zeroes the features
     of a whole crop. Resizing in float32 hits -1 now and then; no level of a uint8 picture is normalised to it.
     """
     # numpy, because torch takes several times as long for this reduction on a CPU.
@@ -181,7 +181,7 @@ def live_crops(patches: Tensor) -> Tensor:
 
 
 def shift_masks(tile_masks: Tensor) -> Tensor:
-    """(tiles, P) masks to (C, P): the tiles' masks and a row of -1 last, though the global crop is first.
+    """Turn masks of tiles (tiles, P) into (C, P): a row of -1 comes last, though the global crop is first.
 
     The released model was trained with its masks shifted by one crop; exactness needs the same shift.
     """
@@ -189,9 +189,9 @@ def shift_masks(tile_masks: Tensor) -> Tensor:
 
 
 def fit(height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[float, int, int, int, int]:
-    """How a picture stands in a canvas: scale, top and left border, height and width, in pixels.
+    """Return the place of a picture in a canvas: scale, top and left border, height and width, in pixels.
 
-    Scale and scaled size are taken in float32 and the size is truncated, as published.
+    Scale and scaled size are computed in float32 and the size is truncated, as published.
     """
     scale = min(np.float32(canvas_height / height), np.float32(canvas_width / width))
     # numpy before 2 multiplies a Python int by a float32 in float64, which can truncate to another size.
@@ -200,7 +200,7 @@ def fit(height: int, width: int, canvas_height: int, canvas_width: int) -> tuple
 
 
 def color_planes(images: Tensor, *, exact: bool) -> Tensor:
-    """(B, H, W, 3) uint8 pictures as (B, 3, H, W): float32 in [0, 1] for exact resizing, else unchanged."""
+    """Turn (B, H, W, 3) uint8 pictures into (B, 3, H, W): float32 in [0, 1] for exact resizing, else unchanged."""
     planes = images.permute(0, 3, 1, 2)
     return planes.contiguous().float().div_(255) if exact else planes
 
@@ -214,7 +214,7 @@ def letterbox(planes: Tensor, height: int, width: int) -> Tensor:
 
 
 def on_canvas(fitted: Tensor, height: int, width: int) -> Tensor:
-    """Pixels (B, rows, cols, 3) from 0 to 1, centred on a black canvas: (B, height, width, 3).
+    """Centre pixels (B, rows, cols, 3) from 0 to 1 on a black canvas: (B, height, width, 3).
 
     The canvas is normalised after padding.
     """
@@ -228,13 +228,13 @@ def on_canvas(fitted: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The channels' means and deviations; kept, because bringing them to a device waits for it."""
+    """Return the channels' means and deviations; cached, because copying them to a device waits for it."""
     with torch.inference_mode(mode=False):
         return torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_STD, device=device)
 
 
 def patchify(crops: Tensor, vision: VisionConfig) -> Tensor:
-    """(B, C, S, S, 3) pixels to (B, C, P, X) patches, values ordered row, column, channel."""
+    """Turn (B, C, S, S, 3) pixels into (B, C, P, X) patches, values ordered row, column, channel."""
     g, p = vision.grid, vision.patch_size
     patches = crops.reshape(*crops.shape[:2], g, p, g, p, 3).permute(0, 1, 2, 4, 3, 5, 6)
     return patches.reshape(*crops.shape[:2], g * g, p * p * 3)

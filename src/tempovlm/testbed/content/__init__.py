@@ -1,1 +1,1 @@
-"""What is drawn and asked about: charts, companies and their signs, facts, objects that carry text."""
+"""Content of the scenes: charts, companies and their signs, facts, objects that carry text."""

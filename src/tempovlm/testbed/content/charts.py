@@ -1,6 +1,6 @@
 """Bar charts, line charts and thermometers, with the shared look of all diagrams.
 
-It knows what a chart shows and which option is right; it does not know which diagram a scene gets.
+A chart is drawn with its questions and right options; `stand_ins` decides which diagram a scene gets.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ TOPICS: dict[str, tuple[str, ...]] = {
 
 
 def label_face(rng: Random) -> str:
-    """A face for the labels of a diagram."""
+    """Return a face for the labels of a diagram."""
     return rng.choice(("default", "roboto", "roboto-bold", "arvo-bold"))
 
 
 def label_size(rng: Random) -> int:
-    """Em size of labels in pixels: small, middle or large."""
+    """Return the em size of labels in pixels: small, middle or large."""
     return rng.choice((14, 15, 16, 18, 20, 22, 24, 28, 32))
 
 
 def frame(canvas: Canvas, share: float = 0.8) -> tuple[float, float, float, float]:
-    """The part of the sheet that the diagram fills, jittered."""
+    """Return the part of the sheet that the diagram fills, jittered."""
     rng = canvas.rng
     share = share * rng.uniform(0.85, 1.1)
     wide, high = canvas.width * share, canvas.height * share

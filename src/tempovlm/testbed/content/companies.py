@@ -1,6 +1,6 @@
-"""Invented companies and what is known about them, the same in both splits: a store too large to guess from.
+"""Invented companies and facts about them, the same in both splits: too many to guess from.
 
-It knows facts; it does not know how a company's sign looks or which fact is asked. No company exists. Names are
+Signs are drawn in `company_signs`; `stand_ins.okvqa` asks the questions. No company exists. Names are
 two letters or more apart, so that one misread letter never turns a name into another.
 """
 
@@ -210,7 +210,7 @@ zuruze shoes vienna tara eighties
 """
 
 COMPANY_FACTS: tuple[str, ...] = ("product", "city", "founder", "decade")
-"""What is known about every company, in the order of the table's columns."""
+"""Facts about every company, in the order of the table's columns."""
 
 COMPANIES: dict[str, dict[str, str]] = {
     name: dict(zip(COMPANY_FACTS, values, strict=True))

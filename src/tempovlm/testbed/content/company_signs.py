@@ -1,6 +1,6 @@
-"""How a company shows its name: a plate, a plate on a post, a framed plate, or the front of a shop.
+"""Signs with a company's name: a plate, a plate on a post, a framed plate, or the front of a shop.
 
-It knows colours, print and places; it does not know what is known about the company.
+The facts about companies are in `companies`.
 Lettering is 13 to 60 px, large, middle and small about a third each, as in the scenes to read.
 """
 
@@ -20,7 +20,7 @@ KINDS: tuple[str, ...] = ("sign", "sign", "shop")
 
 _POST: tuple[RGB, ...] = ((96, 72, 52), (96, 98, 104))
 _DRIFT = 0.5
-"""Share of the free room that a sign may use, so that it stays clearly where its cell is."""
+"""Share of the free room that a sign may use, so that it stays clearly in its cell."""
 
 
 def em_size(rng: Random) -> int:
@@ -34,9 +34,9 @@ def draw_company(canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], c
     """Draw and label the sign of a company.
 
     Args:
-        canvas: Where to draw.
+        canvas: Canvas to draw on.
         quiz: The quiz of the scene.
-        name: What to write, lower case.
+        name: Name to write, lower case.
         look: Object class, one of `KINDS`, and the name of its colour.
         cell: x0, y0, x1, y1 in pixels; the sign stays inside.
         split: 'train' or 'val'.
@@ -50,7 +50,7 @@ def draw_company(canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], c
 
 
 def _fit(job: Job, shown: str, beside: float, tall: float) -> tuple[str, int, float]:
-    """A face, an em size and the width of a sign in pixels, `beside` em wider than its line and `tall` em high."""
+    """Return face, em size and width in pixels of a sign `beside` em wider than its line and `tall` em high."""
     face, size = job.fit(shown, tall=tall)
     room = job.cell[2] - job.cell[0]
     wide = fonts.width(face, size, shown) + size * beside
@@ -61,7 +61,7 @@ def _fit(job: Job, shown: str, beside: float, tall: float) -> tuple[str, int, fl
 
 
 def _place(job: Job, wide: float, high: float) -> Box:
-    """A box of this size near the middle of the cell."""
+    """Return a box of this size near the middle of the cell."""
     x, y = center_of(job.cell)
     room_x = max(0.0, (job.cell[2] - job.cell[0] - wide) / 2) * _DRIFT
     room_y = max(0.0, (job.cell[3] - job.cell[1] - high) / 2) * _DRIFT

@@ -1,6 +1,6 @@
-"""The fact table: what is known about the objects of the knowledge scenes, the same in both splits.
+"""The fact table about the objects of the knowledge scenes, the same in both splits.
 
-It knows facts; it does not know what stands in a picture. Some facts are true, some only common belief.
+Some facts are true, some only common belief.
 """
 
 from __future__ import annotations

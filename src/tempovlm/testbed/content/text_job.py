@@ -1,6 +1,6 @@
-"""What every object that carries text shares: its cell, its em size, its words and numbers.
+"""Shared by all objects that carry text: their cell, em size, words and numbers.
 
-It knows how large a line may be and which word is held out; it does not know what the object looks like.
+Chooses the size of a line and whether its word is held out; the objects are drawn in `stand_ins.text_vqa`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tempovlm.testbed.scene import Quiz
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One object to draw: the canvas, its cell, the wished em size and who asks."""
+    """One object to draw: the canvas, its cell, the wished em size and the quiz."""
 
     canvas: Canvas
     cell: Box
@@ -27,11 +27,11 @@ class Job:
 
     @property
     def rng(self) -> Random:
-        """The scene's source of choices."""
+        """The scene's random numbers."""
         return self.canvas.rng
 
     def fit(self, text: str, share: float = 1.0, *, tall: float = 1.0, broad: float = 1.0) -> tuple[str, int]:
-        """A face and the largest size up to the wished one at which a line fits a share of the cell.
+        """Return a face and the largest size up to the wished one at which a line fits a share of the cell.
 
         The object around the line is `tall` em high and at least `broad` em wide.
         """
@@ -45,14 +45,14 @@ class Job:
         return face, max(12, size)
 
     def case(self, word: str) -> str:
-        """Small print is in capitals, larger print now and then not."""
+        """Return the text in capitals if it is small print, else now and then."""
         draw = self.rng.random()
         if self.size < 22 or draw < 0.7:
             return word.upper()
         return word.capitalize() if draw < 0.88 else word
 
     def place(self, wide: float, high: float) -> tuple[float, float]:
-        """A middle for a box of this size inside the cell, jittered where there is room."""
+        """Return a middle for a box of this size inside the cell, jittered if there is room."""
         x, y = center_of(self.cell)
         room_x = max(0.0, (self.cell[2] - self.cell[0] - wide) / 2)
         room_y = max(0.0, (self.cell[3] - self.cell[1] - high) / 2)
@@ -60,7 +60,7 @@ class Job:
 
 
 def _made_up(rng: Random) -> str:
-    """A pronounceable word of three to six letters that means nothing."""
+    """Return a pronounceable word of three to six letters without a meaning."""
     while True:
         length = rng.choice((3, 4, 4, 5, 5, 6))
         start = rng.randrange(2)
@@ -70,7 +70,7 @@ def _made_up(rng: Random) -> str:
 
 
 def pick_word(job: Job, made_up: float) -> tuple[str, bool]:
-    """A word to write, and whether it is held out of training."""
+    """Return a word to write, and whether it is held out of training."""
     rng = job.rng
     if job.split == "val" and rng.random() < HELD_OUT_SHARE:
         return rng.choice(HELD_OUT_WORDS), True
@@ -78,5 +78,5 @@ def pick_word(job: Job, made_up: float) -> tuple[str, bool]:
 
 
 def number_of(rng: Random, digits: int) -> str:
-    """A number with so many digits."""
+    """Return a number with this many digits."""
     return str(rng.randrange(10 ** (digits - 1), 10**digits))

@@ -1,1 +1,1 @@
-"""How pictures are drawn: the canvas, typefaces, icons and the layout of objects."""
+"""Drawing of pictures: the canvas, typefaces, icons and the layout of objects."""

@@ -1,6 +1,6 @@
-"""The paper that scenes are drawn on, with the dense labels of everything that lands on it.
+"""The canvas that scenes are drawn on, with the dense labels of everything drawn.
 
-It knows how to paint backgrounds, text and objects and where they ended up; it does not know what is asked.
+Paints backgrounds, text and objects and records where they are.
 A scene is painted with a margin of `PAD` pixels on each side; the picture is a crop of it, so that a twin can
 show the same scene shifted by a few pixels.
 """
@@ -68,30 +68,30 @@ def _grain_bank(seed: int) -> NDArray[np.uint8]:
 
 
 def luminance(rgb: RGB) -> float:
-    """Perceived brightness between 0 and 255."""
+    """Return the perceived brightness between 0 and 255."""
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
 
 
 def distance(first: RGB, second: RGB) -> int:
-    """Sum of absolute differences of two colours."""
+    """Return the sum of absolute differences of two colours."""
     return abs(first[0] - second[0]) + abs(first[1] - second[1]) + abs(first[2] - second[2])
 
 
 def ink_for(rgb: RGB) -> RGB:
-    """Near-black or near-white, whichever reads better on this colour."""
+    """Return near-black or near-white, whichever reads better on this colour."""
     return (22, 22, 22) if luminance(rgb) > 118 else (234, 234, 234)
 
 
 class Canvas:
-    """One picture in the making; coordinates given to its methods are those of the finished picture."""
+    """One picture in progress; coordinates given to its methods are those of the finished picture."""
 
     def __init__(self, rng: Random, size: tuple[int, int], *, paper: bool = False) -> None:
         """Paint the background.
 
         Args:
-            rng: Source of every choice.
+            rng: Random numbers for every choice.
             size: Height and width of the finished picture in pixels.
-            paper: A plain light sheet (diagrams) in place of a photo-like gradient with clutter.
+            paper: A plain light sheet (for diagrams) instead of a photo-like gradient with clutter.
         """
         self.rng = rng
         self.height, self.width = size
@@ -147,16 +147,16 @@ class Canvas:
         return red, green, blue
 
     def visible(self, names: tuple[str, ...]) -> list[str]:
-        """Those colours that stand out from the background."""
+        """Return the colours that stand out from the background."""
         return [name for name in names if distance(COLOR_RGB[name], self.background) > 150]
 
     def colors_of(self, shape: str) -> set[str]:
-        """Colours in which this object stands in the scene already."""
+        """Return the colours in which this object is already in the scene."""
         wanted = _SHAPE_ID[shape]
         return {COLORS[c] for s, c in zip(self._shape_ids, self._color_ids, strict=True) if s == wanted}
 
     def label_object(self, shape: str, color: str, box: Box) -> None:
-        """Note an object drawn by other means; `box` is x0, y0, x1, y1 in pixels."""
+        """Label an object drawn by other means; `box` is x0, y0, x1, y1 in pixels."""
         self._shapes.append(box)
         self._shape_ids.append(_SHAPE_ID[shape])
         self._color_ids.append(_COLOR_ID[color])
@@ -198,7 +198,7 @@ class Canvas:
 
         Args:
             center: Middle of the capitals, pixels.
-            string: What to write; letters are labelled by their lower-case class, spaces not at all.
+            string: Text; letters are labelled by their lower-case class, spaces not at all.
             face: A face of `fonts.FACES`.
             size: Em size in pixels.
             fill: Colour of the ink.
@@ -221,10 +221,10 @@ class Canvas:
         return x, baseline - cap, pen, baseline
 
     def finish(self, noise_rng: Random, shift: tuple[int, int]) -> tuple[NDArray[np.uint8], Labels]:
-        """Crop, add noise and hand out the picture with its labels.
+        """Crop, add noise and return the picture with its labels.
 
         Args:
-            noise_rng: Chooses where in the noise bank to look.
+            noise_rng: Chooses the place in the noise bank.
             shift: Right and down shift of the crop in pixels, each below `PAD` in size.
 
         Returns:
@@ -240,7 +240,7 @@ class Canvas:
         return noisy, self._labels(dx, dy)
 
     def _labels(self, dx: int, dy: int) -> Labels:
-        """Boxes moved by the crop."""
+        """Return boxes moved by the crop."""
         move = np.array((dx, dy, dx, dy), np.float32)
         return Labels(
             char_boxes=np.array(self._chars, np.float32).reshape(-1, 4) - move,

@@ -1,6 +1,6 @@
 """Typefaces of the generated pictures and the geometry of their glyphs.
 
-It knows where the font files are and how wide a glyph is; it does not know what is written or where.
+Finds the font files and measures glyphs.
 All faces are free (OFL or public) and come with Pillow or with small packages, so no file is shipped here.
 """
 

@@ -1,6 +1,6 @@
 """Drawings of the objects, as short lists of primitives in unit coordinates.
 
-It knows what each object looks like; it does not know where it stands or what is asked about it.
+The layout places the objects.
 
 One drawing is a string of commands separated by `;`, coordinates in hundredths of the half size, x right and y
 down, both from -100 to 100:
@@ -143,7 +143,7 @@ def _commands(name: str) -> tuple[Command, ...]:
 
 
 def has_drawing(name: str) -> bool:
-    """Whether this object is drawn by this module."""
+    """Whether this module can draw the object."""
     return name in _DRAWINGS
 
 
@@ -159,7 +159,7 @@ def draw_icon(
     """Draw one object.
 
     Args:
-        draw: Where to draw.
+        draw: Image to draw on.
         name: A key of the drawings.
         center: Middle of the object, pixels.
         half: Half of its extent, pixels.

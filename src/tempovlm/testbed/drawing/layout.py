@@ -1,6 +1,6 @@
-"""Where things go: cells that do not overlap, scattered places, and choices that respect the held-out rules.
+"""Layout of objects: cells that do not overlap, scattered places, and choices that respect the held-out rules.
 
-It knows geometry and splits; it does not know what is drawn in a place.
+Works with geometry and splits only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tempovlm.testbed.drawing.canvas import Box
 from tempovlm.testbed.lexicon import held_out_pair
 
 HELD_OUT_SHARE = 0.13
-"""Share of validation choices that are taken from what training never shows."""
+"""Share of validation choices taken from those that training never shows."""
 
 
 def split_cells(rng: Random, size: tuple[int, int], count: int, margin: float = 6) -> list[Box]:
@@ -44,19 +44,19 @@ def split_cells(rng: Random, size: tuple[int, int], count: int, margin: float = 
 
 
 def area(box: Box) -> float:
-    """Area of a box in square pixels."""
+    """Return the area of a box in square pixels."""
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def center_of(box: Box) -> tuple[float, float]:
-    """Middle of a box."""
+    """Return the middle of a box."""
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def scatter(
     rng: Random, size: tuple[int, int], halves: Sequence[float], taken: Sequence[tuple[float, float, float]] = ()
 ) -> list[tuple[float, float] | None]:
-    """Places for squares of the given half sizes that do not touch one another.
+    """Find places for squares of the given half sizes that do not touch one another.
 
     Args:
         rng: Source of the places.
@@ -65,7 +65,7 @@ def scatter(
         taken: Places already used: x, y, half.
 
     Returns:
-        One middle for every half size, None where no free place was found.
+        One middle for every half size, None if no free place was found.
     """
     height, width = size
     used = list(taken)
@@ -84,14 +84,14 @@ def scatter(
 
 
 def choose_color(rng: Random, split: str, shape: str, names: Sequence[str], share: float = HELD_OUT_SHARE) -> str:
-    """A colour for an object; in training never a held-out pair, in validation now and then one.
+    """Choose a colour for an object; in training never a held-out pair, in validation sometimes one.
 
     Args:
         rng: Source of the choice.
         split: 'train' or 'val'.
         shape: The object.
         names: Colours to choose from.
-        share: How often validation takes a held-out pair, where there is one.
+        share: How often validation takes a held-out pair, if there is one.
     """
     held = [name for name in names if held_out_pair(shape, name)]
     if split == "val" and held and rng.random() < share:
@@ -101,7 +101,7 @@ def choose_color(rng: Random, split: str, shape: str, names: Sequence[str], shar
 
 
 def clear_direction(first: tuple[float, float], second: tuple[float, float], size: tuple[int, int]) -> str | None:
-    """Where the first point lies seen from the second: left, right, above, below, or None if not clear."""
+    """Return where the first point lies from the second: left, right, above, below, or None if not clear."""
     dx, dy = (first[0] - second[0]) / size[1], (first[1] - second[1]) / size[0]
     if abs(dx) > 0.18 and abs(dx) > 1.6 * abs(dy):
         return "left" if dx < 0 else "right"
@@ -111,7 +111,7 @@ def clear_direction(first: tuple[float, float], second: tuple[float, float], siz
 
 
 def region(point: tuple[float, float], size: tuple[int, int]) -> str | None:
-    """The corner or middle that a point clearly lies in, or None."""
+    """Return the corner or middle that a point clearly lies in, or None."""
     x, y = point[0] / size[1] - 0.5, point[1] / size[0] - 0.5
     if abs(x) < 0.12 and abs(y) < 0.12:
         return "center"

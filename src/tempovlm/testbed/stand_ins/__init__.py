@@ -16,7 +16,7 @@ NAMES = tuple(sorted(module.name for module in iter_modules(__path__)))
 
 
 def find(name: str) -> StandIn:
-    """The stand-in for a data set; its module, which draws, is imported now.
+    """Return the stand-in for a data set; imports its module, which draws, only now.
 
     Raises:
         UserError: There is none.

@@ -1,6 +1,6 @@
 """Scenes of scattered objects: colours, counts, shapes, positions, sizes, yes and no.
 
-It knows what can be asked about a set of objects; it does not know how they are drawn.
+Questions are about a set of objects, which `testbed.drawing` draws.
 Objects are 16 to 110 px wide, so that some questions need only the low tier and others the high one.
 """
 
@@ -24,7 +24,7 @@ _COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "b
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object of the scene: what, in which colour, where, half its extent in pixels."""
+    """An object of the scene: name, colour, middle, and half its extent in pixels."""
 
     shape: str
     color: str
@@ -43,7 +43,7 @@ class Thing:
 
 
 def _halves(rng: Random, count: int) -> list[float]:
-    """Half extents in pixels, largest first and clearly so, smallest last and clearly so."""
+    """Return half extents in pixels, the first clearly the largest, the last clearly the smallest."""
     scale = 1.0 if count <= 6 else 0.8
     halves = []
     for _ in range(count):
@@ -58,7 +58,7 @@ def _halves(rng: Random, count: int) -> list[float]:
 
 
 def _kinds(rng: Random, split: str, names: list[str], count: int) -> list[tuple[str, str]]:
-    """Shape and colour of every object: one group that repeats and some others."""
+    """Return shape and colour of every object: one group that repeats and some others."""
     main = rng.choice(PLAIN_SHAPES)
     repeat = min(count, rng.choice((1, 1, 2, 3, 4, 5, 6)))
     others = rng.sample([shape for shape in PLAIN_SHAPES if shape != main], 4)
@@ -93,7 +93,7 @@ def _count(quiz: Quiz, template: str, question: str, number: int, held: bool) ->
 
 
 def _ask_counts(quiz: Quiz, things: list[Thing]) -> None:
-    """How many of a shape, of a colour, of both."""
+    """Ask how many there are of a shape, of a colour, of both."""
     rng = quiz.rng
     by_shape: dict[str, list[Thing]] = {}
     by_color: dict[str, list[Thing]] = {}
@@ -111,7 +111,7 @@ def _ask_counts(quiz: Quiz, things: list[Thing]) -> None:
 
 
 def _ask_single(quiz: Quiz, things: list[Thing], size: tuple[int, int]) -> None:
-    """Questions about one object that its shape or colour names."""
+    """Ask about one object that its shape or colour names."""
     shapes = [thing.shape for thing in things]
     colors = [thing.color for thing in things]
     lone_shapes = [thing for thing in things if shapes.count(thing.shape) == 1]
@@ -133,7 +133,7 @@ def _ask_single(quiz: Quiz, things: list[Thing], size: tuple[int, int]) -> None:
 
 
 def _ask_extremes(quiz: Quiz, things: list[Thing], size: tuple[int, int]) -> None:
-    """Largest, smallest, and the one object of a corner."""
+    """Ask for the largest, the smallest, and the only object of a corner."""
     rng = quiz.rng
     ordered = sorted(things, key=lambda thing: thing.half)
     top, low = ordered[-1], ordered[0]
@@ -157,13 +157,13 @@ def _ask_extremes(quiz: Quiz, things: list[Thing], size: tuple[int, int]) -> Non
 
 
 def _quarter(thing: Thing, size: tuple[int, int]) -> str:
-    """The quarter of the picture that the middle of an object lies in."""
+    """Return the quarter of the picture that the middle of an object lies in."""
     x, y = thing.place
     return f"{'top' if y < size[0] / 2 else 'bottom'} {'left' if x < size[1] / 2 else 'right'}"
 
 
 def _ask_yes_no(quiz: Quiz, things: list[Thing], size: tuple[int, int], split: str) -> None:
-    """Is there one, are two alike, is one beside the other; yes and no are equally likely."""
+    """Ask whether there is one, two are alike, one is beside the other; yes and no are equally likely."""
     rng = quiz.rng
     wish = rng.random() < 0.5
     thing = rng.choice(things)
@@ -203,7 +203,7 @@ def _ask_yes_no(quiz: Quiz, things: list[Thing], size: tuple[int, int], split: s
 
 
 def _ask_two(quiz: Quiz, pair: list[Thing]) -> None:
-    """The colours of two objects, in the order in which the question names them."""
+    """Ask for the colours of two objects, in the order in which the question names them."""
     first, second = quiz.rng.sample(pair, 2)
     quiz.ask(
         "two_colors",
@@ -215,7 +215,7 @@ def _ask_two(quiz: Quiz, pair: list[Thing]) -> None:
 
 
 def _ask_pair(quiz: Quiz, things: list[Thing]) -> None:
-    """The colours of two objects of one kind, from left to right."""
+    """Ask for the colours of two objects of one kind, from left to right."""
     rng = quiz.rng
     shapes = [thing.shape for thing in things]
     pairs = [shape for shape in dict.fromkeys(shapes) if shapes.count(shape) == 2]

@@ -1,6 +1,6 @@
-"""Knowledge scenes: objects, flags and company signs, and questions that join what is seen with stored facts.
+"""Knowledge scenes: objects, flags and company signs, and questions that combine the picture with stored facts.
 
-It knows how things are pointed at; it does not know whether a fact is true. A company is pointed at by its place
+Questions refer to things without naming them. A company is referred to by its place
 or by the colour of its sign, so that its name must be read before anything known about it can be recalled.
 """
 
@@ -62,7 +62,7 @@ class Seen:
 
     @property
     def company(self) -> bool:
-        """Whether it is the sign of a company."""
+        """Whether it is a company's sign."""
         return self.kind in company_signs.KINDS
 
     @property
@@ -118,13 +118,13 @@ def _draw_scene(canvas: Canvas, quiz: Quiz, split: str) -> list[Seen]:
 
 
 def _cell(canvas: Canvas, layout: str, middle: tuple[float, float]) -> Box:
-    """The room of a sign around a middle, x0, y0, x1, y1 in pixels."""
+    """Return the room of a sign around a middle, x0, y0, x1, y1 in pixels."""
     wide, high = _CELLS[layout][0] * canvas.width, _CELLS[layout][1] * canvas.height
     return middle[0] - wide / 2, middle[1] - high / 2, middle[0] + wide / 2, middle[1] + high / 2
 
 
 def _spot(canvas: Canvas, layout: str, middle: tuple[float, float]) -> tuple[tuple[float, float], float]:
-    """Where an object or flag stands, a little off the middle, and half its extent, in pixels."""
+    """Return the place of an object or flag, a little off the middle, and half its extent, in pixels."""
     rng = canvas.rng
     along = min(canvas.width, canvas.height) if layout == "grid" else max(canvas.width, canvas.height)
     room = min(along * (0.155 if layout.endswith("3") else 0.23), min(canvas.width, canvas.height) * 0.3)
@@ -135,14 +135,14 @@ def _spot(canvas: Canvas, layout: str, middle: tuple[float, float]) -> tuple[tup
 
 
 def _half(rng: Random, room: float) -> float:
-    """Half extent in pixels: large, middle or small, about a third each."""
+    """Return half the extent in pixels: large, middle or small, about a third each."""
     draw = rng.random()
     low, high = (0.75, 1.0) if draw < 0.35 else (0.45, 0.7) if draw < 0.7 else (0.22, 0.4)
     return max(15.0, room * rng.uniform(low, high))
 
 
 def _refer(rng: Random, thing: Seen) -> str:
-    """Point at a thing by place or by colour, without naming it."""
+    """Refer to a thing by place or by colour, without naming it."""
     if thing.kind == "flag":
         return f"flag {thing.where}"
     if thing.company:
@@ -153,7 +153,7 @@ def _refer(rng: Random, thing: Seen) -> str:
 
 
 def _ask_fact(quiz: Quiz, thing: Seen) -> None:
-    """One or two facts about an object."""
+    """Ask for one or two facts about an object."""
     rng = quiz.rng
     facts = FACTS[thing.name]
     for fact in rng.sample(list(facts), min(2, len(facts))):
@@ -163,7 +163,7 @@ def _ask_fact(quiz: Quiz, thing: Seen) -> None:
 
 
 def _ask_flag(quiz: Quiz, thing: Seen) -> None:
-    """The country of a flag, or its capital."""
+    """Ask for the country of a flag, or its capital."""
     if quiz.rng.random() < 0.5:
         quiz.ask("flag_country", f"which country has the {_refer(quiz.rng, thing)}?", thing.name)
     else:
@@ -172,7 +172,7 @@ def _ask_flag(quiz: Quiz, thing: Seen) -> None:
 
 
 def _ask_company(quiz: Quiz, thing: Seen) -> None:
-    """Two facts about a company."""
+    """Ask for two facts about a company."""
     rng = quiz.rng
     for fact in rng.sample(COMPANY_FACTS, 2):
         answer = COMPANIES[thing.name][fact]
@@ -181,7 +181,7 @@ def _ask_company(quiz: Quiz, thing: Seen) -> None:
 
 
 def _ask_which_company(quiz: Quiz, seen: list[Seen]) -> None:
-    """The colour of the one sign, of at least two of its kind, whose company a fact singles out."""
+    """Ask for the colour of the only sign, of at least two of its kind, whose company a fact identifies."""
     rng = quiz.rng
     alike = [[thing for thing in seen if thing.kind == kind] for kind in dict.fromkeys(company_signs.KINDS)]
     signs = max(alike, key=len)
@@ -196,7 +196,7 @@ def _ask_which_company(quiz: Quiz, seen: list[Seen]) -> None:
 
 
 def _ask_inverse(quiz: Quiz, seen: list[Seen]) -> None:
-    """The colour of the one object that a fact singles out."""
+    """Ask for the colour of the only object that a fact identifies."""
     rng = quiz.rng
     for thing in seen:
         if thing.kind != "object" or rng.random() < 0.5:
@@ -213,7 +213,7 @@ def _ask_inverse(quiz: Quiz, seen: list[Seen]) -> None:
 
 
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
-    """Set things at named places and ask what is known about them.
+    """Place things and ask for facts about them.
 
     Returns:
         The most questions to keep.

@@ -1,6 +1,6 @@
 """Diagrams, charts and maps with multiple choice questions.
 
-It knows what each diagram shows and which option is right; it does not know under which letter a model says it.
+Each diagram is drawn with its questions and right options.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _arrow(canvas: Canvas, at: tuple[float, float], start: float, end: float, do
 
 
 def _ask_chain(quiz: Quiz, chain: tuple[str, ...], held: bool) -> None:
-    """Who eats whom, where it starts and ends."""
+    """Ask who eats whom, where it starts and ends."""
     rng = quiz.rng
     place = rng.randrange(len(chain) - 1)
     eaten, eater = chain[place], chain[place + 1]
@@ -261,12 +261,12 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
 
 
 def _problem_id(split: str, index: int, place: int) -> str:
-    """Number of a problem: pictures times eight, validation from a billion up."""
+    """Return the number of a problem: pictures times eight, validation from a billion up."""
     return str(index * 8 + place + 1 + (1_000_000_000 if split == "val" else 0))
 
 
 def _places(split: str, index: int, num_questions: int) -> list[tuple[str, str]]:
-    """A picture lies with each of its problems."""
+    """Return a place of the picture for each of its problems."""
     numbers = [_problem_id(split, index, place) for place in range(num_questions)]
     return [(f"images/{split}/{number}/image.png", f"twins/{number}.png") for number in numbers]
 

@@ -1,6 +1,6 @@
 """Scenes to read: signs, labels, prices, plates, tickets, clocks, numbers on buses and jerseys.
 
-It knows what is written on which object and what is asked about it; it does not know how a twin differs.
+Each object is drawn with its text and its questions.
 Lettering is 12 to 64 px: about a third stays legible on the low tier, nearly all of it on the high one.
 """
 
@@ -311,7 +311,7 @@ _BUILDERS: tuple[Callable[[Job], None], ...] = (
 
 
 def _em_size(rng: Random) -> int:
-    """Large, middle or small print, about a third each."""
+    """Return the em size: large, middle or small print, about a third each."""
     draw = rng.random()
     if draw < 0.38:
         return rng.randrange(36, 65, 2)
@@ -343,7 +343,7 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
 
 
 def _image_id(split: str, index: int) -> str:
-    """Sixteen hexadecimal digits, as in OpenImages."""
+    """Return sixteen hexadecimal digits, as in OpenImages."""
     return f"{'a' if split == 'train' else 'b'}{index:015x}"
 
 

@@ -112,7 +112,7 @@ def test_nothing_but_failures_is_an_error(
         raise UserError("too long")
 
     monkeypatch.setattr(model, "answer", fail)
-    with pytest.raises(UserError, match=r"all 4 answers failed, .*: too long; mend that"):
+    with pytest.raises(UserError, match=r"all 4 answers failed, .*: too long; correct that"):
         bench.main(["--budgets", "120", "--num_samples", "2", "--output_dir", str(tmp_path)])
     assert json.loads((tmp_path / "bench.json").read_text())["num_failed"] == 4
 

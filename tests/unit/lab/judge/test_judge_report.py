@@ -155,7 +155,7 @@ def test_the_subjects_budgets_stand_beside_both_mixtures(made: Any) -> None:
     changed = {**made[1], "static": static}
     shown = [row[6] for row in rows_of(judge_report.render(changed), "budgets")]
     assert shown == ["it mixes", "nothing fits: low/k4/b8", "3 settings up to c", "3 settings up to c"]
-    assert "settings that break the deadline" in page
+    assert "settings that miss the deadline" in page
     assert "above the best static mixture at 40 ms and below it at no budget" in page
     cells = rows_of(page, "policies")
     assert cells[2][1].startswith("50.0 %|")
