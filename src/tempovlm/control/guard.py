@@ -202,13 +202,13 @@ class Guard:
             return self._choice(self._unbounded, None, elapsed_ms, FIXED)
         left_ms = budget_ms - elapsed_ms - (self.control_ms if self.second_ms is None else self.second_ms)
         of_tier = self._of_tier[chosen.tier]
-        costs_ms, fits = self._costs_ms[of_tier], self._remainders_ms[of_tier] <= left_ms / self._factor
+        fits = self._remainders_ms[of_tier] <= left_ms / self._factor
         first, last = _ends(fits)
         if first != last:
             scores = self._settled(chosen, sight, left_ms)[of_tier]
-            place = int(best(scores, fits, costs_ms, request.price_per_ms, self.policy.tie))
+            place = int(best(scores, fits, self._costs_ms[of_tier], request.price_per_ms, self.policy.tie))
         else:
-            place = first if first >= 0 else int(costs_ms.argmin())
+            place = first if first >= 0 else int(self._costs_ms[of_tier].argmin())
         feasible = chosen.feasible and first >= 0
         return self._choice(of_tier.start + place, feasible, elapsed_ms, self.policy.name)
 
