@@ -259,6 +259,8 @@ class Guard:
             unbounded_ms = self._table(lambda _: -np.inf)
             return unbounded_ms, unbounded_ms
         upper_ms = self._table(self.profile.upper_total_ms) - self.profile.open_ms
+        if not self.split_ms:
+            return upper_ms, upper_ms
         return upper_ms, upper_ms + self._table(lambda i: self.split_ms.get(self.space.settings[i].tier, 0.0))
 
     @cached_property
