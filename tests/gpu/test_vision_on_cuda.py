@@ -187,7 +187,7 @@ def test_a_two_stage_policy_chooses_as_on_the_cpu(tokenizer: Tokenizer) -> None:
             scores.append((policy.look(question, 30.0), policy.settle(question, sight, 20.0)))
             run.settle()
         for ours, expected in zip(scores[1], scores[0], strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=1e-2, atol=1e-3)
+            np.testing.assert_allclose(ours, expected, rtol=2e-2, atol=5e-3)
 
 
 @pytest.fixture(scope="module")

@@ -215,13 +215,13 @@ class Guard:
             return self._choice(self._unbounded, None, elapsed_ms, FIXED)
         left_ms = budget_ms - elapsed_ms - (self.control_ms if self.second_ms is None else self.second_ms)
         of_tier = self._of_tier[chosen.tier]
-        costs_ms, fits = self._costs_ms[of_tier], self._remainders_ms[of_tier] <= left_ms / self._factor
+        fits = self._remainders_ms[of_tier] <= left_ms / self._factor
         first, last = _ends(fits)
         if first != last:
             scores = self._settled(chosen, sight, left_ms)[of_tier]
-            place = int(best(scores, fits, costs_ms, request.price_per_ms, self.policy.tie))
+            place = int(best(scores, fits, self._costs_ms[of_tier], request.price_per_ms, self.policy.tie))
         else:
-            place = first if first >= 0 else int(costs_ms.argmin())
+            place = first if first >= 0 else int(self._costs_ms[of_tier].argmin())
         feasible = chosen.feasible and first >= 0
         return self._choice(of_tier.start + place, feasible, elapsed_ms, self.policy.name)
 
@@ -290,6 +290,8 @@ class Guard:
             unbounded_ms = self._table(lambda _: -np.inf)
             return unbounded_ms, unbounded_ms
         upper_ms = self._table(self.profile.upper_total_ms) - self.profile.open_ms
+        if not self.split_ms:
+            return upper_ms, upper_ms
         return upper_ms, upper_ms + self._table(lambda i: self.split_ms.get(self.space.settings[i].tier, 0.0))
 
     @cached_property
