@@ -1,4 +1,4 @@
-"""What choosing costs an answer, and which of its parts, for three policies of the pocket, as JSON.
+"""Times the choices of three policies of the pocket, whole and in parts, and writes them as JSON.
 
 `control` is the stage of whole answers, as experiment 8 reports it: on CUDA its laps lie between events of the
 device, so that what the host does while the device encodes is not in it, and what the device waits for is. The

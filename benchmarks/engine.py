@@ -42,14 +42,14 @@ from engine_table import slower_where_faster_was_due, table
 from engine_timing import FEW
 from quantised import quality
 from tempovlm import api
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
-from tempovlm.core.weights import Weights
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp
-from tempovlm.engine.graphs import check_weights
+from tempovlm.engine.graphs import check_decode_dtype
 from tempovlm.model.config import PRESETS
 from tempovlm.model.vision.tiling import Grid
 from tempovlm.model.weights import empty_model
@@ -72,19 +72,19 @@ def make_engine(flags: argparse.Namespace, device: torch.device, dtype: torch.dt
         model = fill(empty_model(PRESETS[flags.model], device, dtype))
         return engine_of(model, f"{flags.model}, random weights", flags.weights), "random"
     loaded = api.load(flags.model, device=flags.device, warmup=False)
-    return engine_without_end(loaded.engine, flags.weights), loaded.weights
+    return engine_without_end(loaded.engine, flags.weights), loaded.weights_hash
 
 
-def stamp(engine: Engine, weights: str) -> dict[str, Any]:
+def stamp(engine: Engine, weights_hash: str) -> dict[str, Any]:
     """Return the stamp of the figures, with driver and compilers."""
     run = engine.runner
     base = collect_stamp(
         model=engine.name,
-        weights=weights,
+        weights_hash=weights_hash,
         space=engine.space,
         device=run.device,
         dtype=run.dtype,
-        decode_weights=run.decode_weights,
+        decode_dtype=run.decode_dtype,
     ).to_json()
     found: dict[str, Any] = {"cuda": torch.version.cuda}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -147,7 +147,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--model", choices=tuple(PRESETS), default="pocket")
     parser.add_argument("--random-weights", "--random_weights", action="store_true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--weights", choices=get_args(Weights), default="bf16", help="what decode steps read")
+    parser.add_argument("--weights", choices=get_args(DecodeDtype), default="bf16", help="what decode steps read")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--setting-repeats", "--setting_repeats", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="few repeats and three settings: not for figures")
@@ -158,7 +158,7 @@ def read_flags() -> argparse.Namespace:
     if flags.model != "pocket" and not flags.random_weights:
         parser.error(f"--model {flags.model} needs --random-weights: its weights are not part of the package")
     try:
-        check_weights(flags.weights, pick_device(flags.device))
+        check_decode_dtype(flags.weights, pick_device(flags.device))
     except UserError as error:
         parser.error(str(error))
     return flags
@@ -182,11 +182,11 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     checks = check(flags.model, device, dtype, flags.weights)
     print("self-checks passed:", json.dumps(checks), flush=True)
-    engine, weights = make_engine(flags, device, dtype)
+    engine, weights_hash = make_engine(flags, device, dtype)
     repeats, setting_repeats = (FEW, 1) if flags.quick else (flags.repeats, flags.setting_repeats)
     end_ms = math.inf if flags.max_minutes is None else begin_ms + flags.max_minutes * 60e3
     bench = Bench(engine, repeats, setting_repeats, end_ms)
-    known = {"stamp": stamp(engine, weights), "checks": checks, **warm_up(engine)}
+    known = {"stamp": stamp(engine, weights_hash), "checks": checks, **warm_up(engine)}
 
     def save() -> None:
         if flags.json:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
-from tempovlm.core.weights import Weights
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.graphs import Lane
 from tempovlm.engine.runner import Decoding, Runner
@@ -93,26 +93,33 @@ def fill(model: Molmo) -> Molmo:
     return model
 
 
-def engine_of(model: Molmo, name: str, weights: Weights = "bf16") -> Engine:
+def engine_of(model: Molmo, name: str, decode_dtype: DecodeDtype = "bf16") -> Engine:
     """An engine whose answers never end before their cap: no token is the end."""
     vocabulary = model.config.embedding_size
     tokenizer: Any = PlainTokenizer(vocabulary, vocabulary - 5)
     with torch.no_grad():
         model.decoder.head.weight[tokenizer.end] = 0.0  # before an engine copies its weights
-    return Engine(model, tokenizer, name=name, weights=weights)
+    return Engine(model, tokenizer, name=name, decode_dtype=decode_dtype)
 
 
-def engine_without_end(loaded: Engine, weights: Weights) -> Engine:
+def engine_without_end(loaded: Engine, decode_dtype: DecodeDtype) -> Engine:
     """A loaded engine, whose answers seldom end before their cap: the end token's logit is zero."""
     run = loaded.runner
     with torch.no_grad():
         run.model.decoder.head.weight[run.tokenizer.end] = 0.0
     return Engine(
-        run.model, run.tokenizer, ranking=loaded.ranking, name=loaded.name, exact=run.exact, weights=weights
+        run.model,
+        run.tokenizer,
+        ranking=loaded.ranking,
+        name=loaded.name,
+        exact=run.exact,
+        decode_dtype=decode_dtype,
     )
 
 
-def check(preset: str, device: torch.device, dtype: torch.dtype, weights: Weights = "bf16") -> dict[str, float]:
+def check(
+    preset: str, device: torch.device, dtype: torch.dtype, decode_dtype: DecodeDtype = "bf16"
+) -> dict[str, float]:
     """A decode step and the grouped experts against float32 on a model of two blocks, and equal tokens.
 
     Steps on one-byte weights are compared with float32 on the values that those represent; their distance from
@@ -121,9 +128,9 @@ def check(preset: str, device: torch.device, dtype: torch.dtype, weights: Weight
     config = replace(PRESETS[preset], num_blocks=2)
     fast = fill(empty_model(config, device, dtype))
     exact = empty_model(config, device, torch.float32)
-    run, context = engine_of(fast, "check", weights).runner, 77
+    run, context = engine_of(fast, "check", decode_dtype).runner, 77
     exact.load_state_dict(fast.state_dict())
-    meant = exact.decoder if weights == "bf16" else imitate(exact.decoder, weights)
+    meant = exact.decoder if decode_dtype == "bf16" else imitate(exact.decoder, decode_dtype)
     found = {}
     for top_k in sorted({1, 4, 6, 8, 10, 12, min(16, config.num_experts)}):
         plan = Plan(KnobConfig(tier="low", top_k=top_k, num_blocks=2), (Step(0, top_k), Step(1, top_k)))
@@ -138,7 +145,7 @@ def check(preset: str, device: torch.device, dtype: torch.dtype, weights: Weight
             expected = _step(meant, token, plan, copy, context)
             logits = _decode_once(run, lane, plan, cache, token, context)
             error = _relative(logits, expected)
-            if weights != "bf16":
+            if decode_dtype != "bf16":
                 found[f"weights_error_k{top_k}"] = _relative(logits, exact.decode(token, plan, copy, context))
         found[f"logit_error_k{top_k}"] = error
         _require(error <= TOLERANCE[dtype], f"decode k{top_k}: logits differ from float32 by {error:.2e}")

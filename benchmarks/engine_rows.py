@@ -40,7 +40,7 @@ class Bench:
         self.engine, self.run, self.model = engine, run, run.model
         self.device, self.shape = run.device, run.model.config.shape
         self.plain = Runner(run.model, run.tokenizer)
-        is_quantised = run.decode_weights != "bf16"
+        is_quantised = run.decode_dtype != "bf16"
         self.unquantised = GraphDecoder(run.model, lanes=1) if is_quantised else None
         self.repeats, self.setting_repeats = repeats, setting_repeats
         self.peer_repeats = max(repeats // 10, 2)
@@ -63,7 +63,7 @@ class Bench:
             self.run.dtype.itemsize,
             plan_cost(plan, self.shape, **amounts, value_bytes=self.run.dtype.itemsize),
         )
-        if self.run.decode_weights == "bf16":
+        if self.run.decode_dtype == "bf16":
             return cost
         return step_cost(cost, plan, self.shape, size, amounts["output_tokens"] - 1)
 

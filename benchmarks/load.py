@@ -85,7 +85,7 @@ def stamp(folder: Path) -> dict[str, Any]:
 
     return collect_stamp(
         model="molmoe-1b, random weights",
-        weights=weights_hash(folder),
+        weights_hash=weights_hash(folder),
         space=KnobSpace.for_model(read_config(folder).shape),
         device=torch.device("cpu"),
         dtype=torch.bfloat16,

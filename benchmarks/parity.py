@@ -88,7 +88,7 @@ def measure(
 def _stamp(name: str, model: Molmo) -> dict[str, Any]:
     weight, space = model.decoder.embedding, KnobSpace.for_model(model.config.shape)
     return collect_stamp(
-        model=name, weights="random", space=space, device=weight.device, dtype=weight.dtype
+        model=name, weights_hash="random", space=space, device=weight.device, dtype=weight.dtype
     ).to_json()
 
 

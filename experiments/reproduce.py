@@ -85,14 +85,14 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     from tempovlm.model.files.card import ModelCard
     from tempovlm.model.weights import read_config, weights_hash
 
-    device, weights = pick_device(flags.device), weights_hash(folder)
+    device, hashed = pick_device(flags.device), weights_hash(folder)
     shape = read_config(folder).shape
     space = KnobSpace.for_model(shape)
     has_shipped = False
     if not flags.from_scratch:
         places = [repository / name for name in ANSWERS.values()]
         ranking = ModelCard.read(folder, space).ranking or Ranking.evenly_spaced(shape.num_blocks)
-        why = reuse.missing(places, GENERATED, weights, space.fingerprint, ranking.order)
+        why = reuse.missing(places, GENERATED, hashed, space.fingerprint, ranking.order)
         has_shipped = why is None
         if why is not None:
             notes.print(f"accuracies are measured, with fewer questions: {why}")
@@ -100,7 +100,7 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     counts = SMOKE if flags.smoke else counts
     return Setup(
         model=str(folder.resolve()) if Path(flags.model).expanduser().is_dir() else flags.model,
-        weights=weights,
+        weights=hashed,
         device=str(device),
         place="cpu" if device.type == "cpu" else GPU_PLACE,
         counts=counts,

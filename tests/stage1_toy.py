@@ -48,7 +48,7 @@ def world(questions: int = 180) -> tuple[Table, FeatureTable]:
 def job(folder: Path, variant: str = "language", loss: str = "label", options: FitOptions = FAST) -> Stage1Job:
     return Stage1Job(
         engine=cast("Engine", None),
-        weights="abc",
+        weights_hash="abc",
         results_dirs=[],
         datasets=[],
         output_dir=folder,

@@ -36,7 +36,7 @@ def write_results(
     folder: Path,
     bed: Path | None,
     split: str,
-    weights: str = "0123456789ab",
+    weights_hash: str = "0123456789ab",
     *,
     measured: bool = True,
     seed: int = 0,
@@ -65,6 +65,6 @@ def write_results(
                     **(parts if measured else {}),
                 )
             )
-    stamp = replace(stamps.STAMP, knob_space=SPACE.fingerprint, weights=weights)
+    stamp = replace(stamps.STAMP, knob_space=SPACE.fingerprint, weights=weights_hash)
     write_rows(folder, rows[0].dataset, rows, stamp)
     return folder

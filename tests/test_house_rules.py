@@ -387,20 +387,7 @@ RIDDLE = re.compile(
 )
 """Forms that make readers guess: a noun clause in place of a verb, an omitted subject, a list of the absent."""
 
-NOT_YET_PLAIN = (
-    "experiments/controller/",
-    "experiments/core_exp/",
-    "src/tempovlm/cli/evaluate_inputs.py",
-    "src/tempovlm/lab/exp2_supervised.py",
-    "src/tempovlm/lab/exp3_first_stage/",
-    "src/tempovlm/lab/exp4_second_stage.py",
-    "src/tempovlm/lab/exp5_end_to_end.py",
-    "src/tempovlm/lab/features.py",
-    "src/tempovlm/lab/fit.py",
-    "src/tempovlm/lab/grpo/",
-    "src/tempovlm/lab/judge/",
-    "src/tempovlm/lab/table.py",
-)
+NOT_YET_PLAIN = ("experiments/controller/", "experiments/core_exp/")
 
 
 def explanations(source: Source) -> Iterator[tuple[int, str]]:

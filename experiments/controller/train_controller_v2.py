@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
     job = joint.JointJob(
         engine=model.engine,
-        weights=model.weights,
+        weights_hash=model.weights_hash,
         results_dirs=args.results_dir,
         datasets=names,
         latency_estimator_path=None if args.latency_source == "measured" else args.latency_estimator_path,

@@ -51,7 +51,9 @@ def main(argv: list[str]) -> None:
     args.num_epochs = script.positive(flag, getattr(args, flag))
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
     args.device = str(model.engine.device)
-    own = Namespace(engine=model.engine, weights=model.weights, **{name: getattr(args, name) for name in SHARED})
+    own = Namespace(
+        engine=model.engine, weights_hash=model.weights_hash, **{name: getattr(args, name) for name in SHARED}
+    )
     sys.stdout.write(first_stage(args, own) if args.stage == "stage1" else second_stage(args, own))
 
 
@@ -66,7 +68,7 @@ def first_stage(args: Namespace, own: Namespace) -> str:
 
 
 def second_stage(args: Namespace, own: Namespace) -> str:
-    """Exp 4, likewise."""
+    """Exp 4; torch is imported once `load` has set the threads."""
     from tempovlm.lab.exp4_second_stage import CHECKPOINT, Stage2Job, render, run_job
 
     own.options = script.options_from(GrpoOptions, vars(args))

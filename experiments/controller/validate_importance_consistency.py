@@ -17,7 +17,7 @@ from tempovlm.lab import script
 from tempovlm.lab.core_exp.plan import draw_samples
 
 MERGED = Path("results/importance/merged_scores.json")
-"""Where Exp 7 looks for the scores."""
+"""Path at which Exp 7 reads the scores."""
 
 
 def flags() -> script.FlagParser:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.checks import checked_flag, checked_megabytes, checked_text
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request, request_of, requests_of
 from tempovlm.core.units import now_ms
-from tempovlm.core.weights import Weights
 from tempovlm.engine.forks import ProcessLock
 from tempovlm.engine.threads import pick_device, pick_dtype, start_torch
 
@@ -51,7 +51,7 @@ def load(
     *,
     device: str = "auto",
     dtype: torch.dtype | None = None,
-    weights: Weights = "bf16",
+    weights: DecodeDtype = "bf16",
     policy: str | Path | Policy = "auto",
     threads: int | None = None,
     exact: bool | None = None,
@@ -115,7 +115,7 @@ class TempoVLM:
         self,
         engine: Engine,
         card: ModelCard,
-        weights: str,
+        weights_hash: str,
         *,
         policy: str | Path | Policy = "auto",
         may_calibrate: bool = True,
@@ -123,7 +123,7 @@ class TempoVLM:
     ) -> None:
         self.engine = engine
         self.card = card
-        self.weights = weights
+        self.weights_hash = weights_hash
         self._wanted = policy
         self._may_calibrate, self._progress, self._lock = may_calibrate, progress, ProcessLock()
         self._profile: LatencyProfile | None = None
@@ -181,12 +181,12 @@ class TempoVLM:
         runner = self.engine.runner
         return collect_stamp(
             model=self.engine.name,
-            weights=self.weights,
+            weights_hash=self.weights_hash,
             space=self.space,
             device=runner.device,
             dtype=runner.dtype,
             data_source=data_source,
-            decode_weights=runner.decode_weights,
+            decode_dtype=runner.decode_dtype,
             threads=self.engine.threads,
         )
 
@@ -424,9 +424,11 @@ def check_policy(policy: str | Path | Policy) -> None:
         )
 
 
-def _find_policy(policy: str | Path | Policy, engine: Engine, folder: Path, weights: str) -> str | Path | Policy:
+def _find_policy(
+    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str
+) -> str | Path | Policy:
     from tempovlm.control.shipped import Chooser, find_policy
 
     run = engine.runner
-    parts = (folder, engine.space, run.model, run.tokenizer, weights, run.device.type)
+    parts = (folder, engine.space, run.model, run.tokenizer, weights_hash, run.device.type)
     return find_policy(policy, Chooser(*parts))

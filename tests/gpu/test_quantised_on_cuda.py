@@ -13,10 +13,10 @@ from torch import Tensor
 import tiny_model
 from tempovlm.api import load
 from tempovlm.control.guard import Guard
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
-from tempovlm.core.weights import Weights
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.graphs import FP8_CAPABILITY, GraphDecoder
 from tempovlm.model.cache import KVCache
@@ -39,7 +39,7 @@ TOLERANCE = 1e-2
 
 
 @pytest.fixture(params=["fp8", "int8"])
-def weights(request: pytest.FixtureRequest) -> Weights:
+def weights(request: pytest.FixtureRequest) -> DecodeDtype:
     if request.param == "fp8" and torch.cuda.get_device_capability() < FP8_CAPABILITY:
         pytest.skip("this GPU cannot convert fp8")
     return request.param
@@ -78,12 +78,12 @@ def step(decoder: Decoder, token: Tensor, plan: Plan, cache: KVCache, place: int
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, 7, 8, 12, 16])
 def test_a_graph_is_off_bf16_by_no_more_than_the_rounding(
-    pair: tuple[Molmo, Decoder], weights: Weights, top_k: int
+    pair: tuple[Molmo, Decoder], weights: DecodeDtype, top_k: int
 ) -> None:
     model, exact = pair
     assert weights != "bf16"
     meant, plan = imitate(exact, weights), plan_of(top_k)
-    graphs = {name: GraphDecoder(model, lanes=1, weights=name) for name in (weights, "bf16")}
+    graphs = {name: GraphDecoder(model, lanes=1, decode_dtype=name) for name in (weights, "bf16")}
     context = 300
     keys, values = torch.randn(
         2, BLOCKS, 1, model.config.num_heads, context, model.config.head_width, device="cuda"
@@ -115,10 +115,10 @@ def test_a_graph_is_off_bf16_by_no_more_than_the_rounding(
     assert (logits[weights] - logits["bf16"]).norm() > 0
 
 
-def test_tokens_of_graphs_are_those_of_kernels(tmp_path: Path, weights: Weights) -> None:
+def test_tokens_of_graphs_are_those_of_kernels(tmp_path: Path, weights: DecodeDtype) -> None:
     folder = tiny_model.save_folder(tmp_path / "tiny")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    engine = Engine(tiny_model.build_model().to("cuda"), tokenizer, name="tiny", weights=weights)
+    engine = Engine(tiny_model.build_model().to("cuda"), tokenizer, name="tiny", decode_dtype=weights)
     request = Request(images=(), question="what is the dog?", max_new_tokens=12)
     guard = Guard.fixed(engine.space.cheapest, engine.space)
     by_kernels, by_graph = (engine.answer(request, guard).tokens for _ in range(2))
@@ -130,7 +130,7 @@ def test_tokens_of_graphs_are_those_of_kernels(tmp_path: Path, weights: Weights)
     assert by_kernels == by_graph
 
 
-def test_a_loaded_model_answers_and_its_stamp_says_so(tmp_path: Path, weights: Weights) -> None:
+def test_a_loaded_model_answers_and_its_stamp_says_so(tmp_path: Path, weights: DecodeDtype) -> None:
     folder = tiny_model.save_folder(tmp_path / "tiny")
     model = load(str(folder), device="cuda", weights=weights, warmup=False, progress=False)
     assert model.answer(None, "stop", knobs=model.space.cheapest).num_output_tokens >= 1

@@ -17,8 +17,8 @@ from streams import taking_turns
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.llm_based import LLMBasedController
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.request import STAGES, Answer
-from tempovlm.core.weights import Weights
 from tempovlm.engine import calibration
 from tempovlm.engine.graphs import FP8_CAPABILITY
 from tempovlm.engine.transcript import Token
@@ -101,7 +101,7 @@ def test_prompts_vision_and_steps_run_by_graphs_there(pockets: list[TempoVLM]) -
 
 
 @pytest.mark.parametrize("weights", ["int8", "fp8"])
-def test_weights_of_one_byte(weights: Weights) -> None:
+def test_weights_of_one_byte(weights: DecodeDtype) -> None:
     if weights == "fp8" and torch.cuda.get_device_capability(1) < FP8_CAPABILITY:
         pytest.skip("this GPU cannot convert fp8")
     found = []

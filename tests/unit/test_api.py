@@ -213,8 +213,8 @@ def test_loading_warms_up(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_stamp_names_model_weights_and_machine(model: TempoVLM) -> None:
     stamp = model.stamp("synthetic")
     assert (stamp.model, stamp.data_source, stamp.device) == ("tiny", "synthetic", "cpu/float32")
-    assert stamp.weights == model.weights
-    assert len(model.weights) == 12
+    assert stamp.weights == model.weights_hash
+    assert len(model.weights_hash) == 12
     assert stamp.knob_space == model.space.fingerprint
     assert model.ranking.order[0] == 0
 

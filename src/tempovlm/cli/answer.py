@@ -9,10 +9,10 @@ import tyro
 
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import STAGES, Answer, check_budget_ms, check_price_per_ms
-from tempovlm.core.weights import Weights
 from tempovlm.model.vision.image import open_image
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Flags:
     """`pocket` (part of the package), a local model folder, or a hub id."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    weights: Weights = "bf16"
+    weights: DecodeDtype = "bf16"
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
     tier: str | None = None
     """Vision tier: low, medium or high. Knobs left out are chosen if there is a budget, and native without."""

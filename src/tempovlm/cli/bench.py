@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms, check_price_per_ms
-from tempovlm.core.weights import Weights
 from tempovlm.data.metrics.rules import Rule
 from tempovlm.data.own import describe
 from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets
@@ -84,7 +84,7 @@ class BenchArgs:
     dataset: tuple[str, ...] = GENERATED
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
-    weights: Weights = "bf16"
+    weights: DecodeDtype = "bf16"
     policy: str = "auto"
     price_per_ms: float = 0.0
     data_dir: Path | None = None
@@ -192,12 +192,14 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     return measure_all(model, samples, args, notes)
 
 
-def load_model(name: str, device: str, policy: str, notes: Console, weights: Weights = "bf16") -> TempoVLM:
+def load_model(
+    name: str, device: str, policy: str, notes: Console, decode_dtype: DecodeDtype = "bf16"
+) -> TempoVLM:
     """Load the model, with a note on a terminal."""
     import tempovlm
 
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
-        return tempovlm.load(name, device=device, policy=policy, weights=weights)
+        return tempovlm.load(name, device=device, policy=policy, weights=decode_dtype)
 
 
 def measure_all(

@@ -151,7 +151,7 @@ def is_path(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the flags name, read when it is asked for."""
+    """The files that the flags name, read on first use."""
 
     args: EvaluateArgs
 
@@ -226,10 +226,10 @@ class Inputs:
         import tempovlm
 
         model = tempovlm.load(self.args.model, device=self.args.device, policy="fixed", warmup=False)
-        if self.weights not in (None, model.weights):
+        if self.weights not in (None, model.weights_hash):
             raise UserError(
                 f"--model {self.args.model}: field weights of the results is {self.weights}, this model's is "
-                f"{model.weights}: name the model that was measured"
+                f"{model.weights_hash}: name the model that was measured"
             )
         return model
 
@@ -264,7 +264,7 @@ class Inputs:
         if not path.is_file():
             raise UserError(f"--policies {name}: no such file; give the path of a controller checkpoint")
         model, price = self.model, self.args.price_per_ms
-        return learned_rule(path, self.space, model.engine.runner, model.weights, self.sights, price)
+        return learned_rule(path, self.space, model.engine.runner, model.weights_hash, self.sights, price)
 
     @cached_property
     def sights(self) -> Sights:
@@ -274,7 +274,7 @@ class Inputs:
         return Sights(self.model.engine.runner, self.content)
 
     def control_ms(self, rules: Mapping[str, Rule]) -> dict[str, float]:
-        """What each checkpoint's choices take: as told, or measured here."""
+        """Return the time of each checkpoint's choices: as given, or measured here."""
         from tempovlm.lab.judge.inputs import measure_ms
 
         named, given_ms = [name for name in rules if is_path(name)], self.args.control_ms
@@ -284,7 +284,7 @@ class Inputs:
 
     @cached_property
     def known(self) -> Known:
-        """What baselines are made from."""
+        """Return the material of the baselines."""
         from tempovlm.lab.judge.inputs import Known
         from tempovlm.lab.judge.offline import oracle_rule
 
@@ -388,7 +388,7 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
 
 
 def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
-    """What the report is of, and where its figures come from."""
+    """Return the subject of the report and the sources of its figures."""
     from tempovlm.lab.judge.judge import SCHEMA
     from tempovlm.lab.judge.trial import clusters
 

@@ -74,13 +74,13 @@ class SavedController:
 
     Attributes:
         kind: one of `PARTS`. networks: by name, in evaluation mode.
-        weights: hash of the weights of the model whose features it reads; None if it reads none.
+        weights_hash: hash of the weights of the model whose features it reads; None if it reads none.
         stamp: of the measurements that it learned from. options: of its training. metrics: its results.
     """
 
     kind: str
     networks: Mapping[str, Part]
-    weights: str | None = None
+    weights_hash: str | None = None
     stamp: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def save_controller(
     kind: str,
     networks: Mapping[str, Part],
     space: KnobSpace,
-    weights: str | None = None,
+    weights_hash: str | None = None,
     stamp: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -104,7 +104,7 @@ def save_controller(
         kind: one of `PARTS`; decides which networks must be given.
         networks: by name; each has `sizes`, the keyword arguments of its constructor.
         space: the settings that its outputs index.
-        weights: hash of the model's weights; None for a controller that reads no features of a model.
+        weights_hash: hash of the model's weights; None for a controller that reads no features of a model.
         stamp: stamp of the measurements that it learned from.
         options: options of its training; values that are not plain are written as text.
         metrics: results of its training.
@@ -125,7 +125,7 @@ def save_controller(
             "native_top_k": space.native_top_k,
         },
         "knob_space": space.fingerprint,
-        "weights": weights,
+        "weights": weights_hash,
         "stamp": _plain(stamp),
         "options": _plain(options),
         "metrics": _plain(metrics),
@@ -180,13 +180,13 @@ def read_tensors(path: Path, what: str) -> dict[str, Any]:
     return record
 
 
-def load_controller(path: Path, space: KnobSpace, weights: str | None = None) -> SavedController:
+def load_controller(path: Path, space: KnobSpace, weights_hash: str | None = None) -> SavedController:
     """Read a file that `save_controller` wrote.
 
     Args:
         path: the file.
         space: knob space of the caller's model.
-        weights: hash of the caller's weights; None skips this check.
+        weights_hash: hash of the caller's weights; None skips this check.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown kind, knob space or model, or a network has other
@@ -201,10 +201,10 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
             f"{path}: field knob_space is {record['knob_space']}, this model's is {space.fingerprint}: trained "
             "for other settings; train a controller for this model"
         )
-    if None not in (weights, record["weights"]) and record["weights"] != weights:
+    if None not in (weights_hash, record["weights"]) and record["weights"] != weights_hash:
         raise UserError(
-            f"{path}: field weights is {record['weights']}, this model's is {weights}: trained on another model's "
-            "features; train a controller for this model"
+            f"{path}: field weights is {record['weights']}, this model's is {weights_hash}: trained on another "
+            "model's features; train a controller for this model"
         )
     try:
         networks = {name: _built(record["networks"][name]) for name in PARTS[kind]}
@@ -214,7 +214,7 @@ def load_controller(path: Path, space: KnobSpace, weights: str | None = None) ->
         raise UserError(f"{path}: damaged, field networks cannot be used ({reason[:120]})") from None
     for name, net in networks.items():
         _check_network(path, name, net, space)
-    return SavedController(kind=kind, networks=networks, weights=record["weights"], **extra)
+    return SavedController(kind=kind, networks=networks, weights_hash=record["weights"], **extra)
 
 
 def check_sizes(path: Path, name: str, net: Part, expected: Mapping[str, int]) -> None:
@@ -243,7 +243,7 @@ class Fingerprint:
     """
 
     knob_space: str
-    weights: str | None
+    weights_hash: str | None
     device: str | None
 
 

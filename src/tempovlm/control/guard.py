@@ -226,7 +226,7 @@ class Guard:
         return self._choice(of_tier.start + place, feasible, elapsed_ms, self.policy.name)
 
     def least_ms(self, tier: TierChoice | None = None) -> float:
-        """What the cheapest setting takes at most: of all, or after the picture was seen, of a tier."""
+        """Return the cheapest setting's upper bound: of a whole answer, or of the rest once a tier was seen."""
         if tier is None:
             return self.control_ms + self._factor * float(self._totals_ms[0].min())
         own_ms = self.control_ms if self.second_ms is None else self.second_ms

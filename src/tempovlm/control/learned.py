@@ -145,7 +145,7 @@ class Stage1Policy(LearnedPolicy):
 
     @cached_property
     def _asked(self) -> Callable[[str], Row | float]:
-        """What a question adds to the first stage; that of the last one is kept, since it serves every budget."""
+        """Add a question to the first stage; the last one is kept, since it serves every budget."""
         read = self._network.inputs.get("language")
         return lru_cache(maxsize=1)(lambda text: 0.0 if read is None else read(self.reader.language(text)))
 
@@ -186,7 +186,7 @@ class TwoStagePolicy(Stage1Policy):
 
     @cached_property
     def _known(self) -> Callable[[str, str], Row]:
-        """What question and tier add to the second stage; those of the last question are kept."""
+        """Add question and tier to the second stage; those of the last question are kept."""
         net, tiers, read = self.knob2knob3, self.space.tiers, self._second.inputs["language"]
         of_tier = added((net.tier.weight @ net.of_tier.weight.T).T.detach().cpu().numpy()).T
 
@@ -241,7 +241,7 @@ class LLMBasedPolicy(LearnedPolicy):
 
 
 def policy_from_checkpoint(
-    path: Path, space: KnobSpace, model: HasDecoder, tokenizer: Encodes, weights: str | None = None
+    path: Path, space: KnobSpace, model: HasDecoder, tokenizer: Encodes, weights_hash: str | None = None
 ) -> Policy:
     """Return the policy of a checkpoint of any kind.
 
@@ -250,12 +250,12 @@ def policy_from_checkpoint(
         space: the model's settings.
         model: its token embeddings are the language feature.
         tokenizer: of the same model.
-        weights: hash of its weights; None skips the check that the controller was trained on them.
+        weights_hash: hash of its weights; None skips the check that the controller was trained on them.
 
     Raises:
         UserError: the file does not fit this model.
     """
-    saved = load_controller(path, space, weights)
+    saved = load_controller(path, space, weights_hash)
     width = int(model.decoder.embedding.shape[1])
     for name, net in saved.networks.items():
         check_sizes(path, name, net, {"language_width": width, "vision_width": vision_width(width)})

@@ -32,14 +32,14 @@ class Chooser:
     Attributes:
         folder: holds its files. space: its settings.
         model: its token embeddings are the language feature. tokenizer: of the same model.
-        weights: hash of its weights. device: kind of device that it runs on, `cpu` or `cuda`.
+        weights_hash: hash of its weights. device: kind of device that it runs on, `cpu` or `cuda`.
     """
 
     folder: Path
     space: KnobSpace
     model: HasDecoder
     tokenizer: Encodes
-    weights: str
+    weights_hash: str
     device: str
 
 
@@ -55,7 +55,9 @@ def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | P
         return shipped_policy(chooser) or "table"
     from tempovlm.control.learned import policy_from_checkpoint
 
-    return policy_from_checkpoint(Path(wanted), chooser.space, chooser.model, chooser.tokenizer, chooser.weights)
+    return policy_from_checkpoint(
+        Path(wanted), chooser.space, chooser.model, chooser.tokenizer, chooser.weights_hash
+    )
 
 
 def shipped_policy(chooser: Chooser) -> Policy | None:
@@ -72,9 +74,9 @@ def shipped_policy(chooser: Chooser) -> Policy | None:
     from tempovlm.control.learned import policy_from_checkpoint
 
     own = fingerprint(path)
-    wanted = {"knob_space": space.fingerprint, "weights": chooser.weights, "device": chooser.device}
+    wanted = {"knob_space": space.fingerprint, "weights": chooser.weights_hash, "device": chooser.device}
     for name, value in wanted.items():
         if getattr(own, name) != value:
             _log.info("%s: field %s is %s, not %s: the table decides", path, name, getattr(own, name), value)
             return None
-    return policy_from_checkpoint(path, space, chooser.model, chooser.tokenizer, chooser.weights)
+    return policy_from_checkpoint(path, space, chooser.model, chooser.tokenizer, chooser.weights_hash)

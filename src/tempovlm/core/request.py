@@ -24,7 +24,7 @@ STAGES = ("queue", "preprocess", "control", "vision_encoder", "projector", "pref
 SCHEMA = "tempovlm.answer/1"
 
 ON_DEADLINE = ("finish", "stop", "reject")
-"""What may happen to an answer that does not fit its budget."""
+"""Ways to treat an answer that does not fit its budget."""
 
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode categories that are invisible: control and format characters, line ends and spaces."""

@@ -87,7 +87,7 @@ class OwnSet:
 
     @property
     def name(self) -> str:
-        """What results call it: the file's name without its ending, with `_` for all but letters and digits."""
+        """Its name in results: the file's name without its ending, with `_` for all but letters and digits."""
         return own_name(self.path)
 
     @property
@@ -97,7 +97,7 @@ class OwnSet:
 
     @property
     def count(self) -> str:
-        """How many questions there are, for people."""
+        """The number of questions, for people."""
         number = len(self.samples)
         return f"{number} question{'s' if number > 1 else ''}"
 
@@ -125,7 +125,7 @@ class OwnSet:
 
 
 def describe(samples: Sequence[Sample]) -> str:
-    """How questions that name their rule are scored, for people; empty where none does."""
+    """Say for people how questions that name their rule are scored; empty if none does."""
     kinds = Counter((one.rule, _few(one)) for one in samples if one.rule)
     told = []
     for (rule, few), count in kinds.items():
@@ -147,12 +147,12 @@ def is_own(name: str | Path) -> bool:
 
 
 def own_name(path: str | Path) -> str:
-    """What results call the questions of a file."""
+    """Return the name that results give to the questions of a file."""
     return "".join(letter if letter.isalnum() else "_" for letter in Path(path).stem)
 
 
 def version_of(path: Path) -> tuple[object, ...]:
-    """What changes when a file does.
+    """Return a value that changes when the file does.
 
     Raises:
         UserError: there is no such file.

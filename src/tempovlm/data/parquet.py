@@ -195,7 +195,7 @@ def picture_bytes(value: Any, where: str) -> bytes:
 
 
 def read_pictures(path: Path, rows: set[int] | None = None) -> Iterable[tuple[int, Any]]:
-    """What some rows, or all, hold in the column of pictures; parts of the file without any are not read."""
+    """Yield the pictures of some rows, or of all; parts of the file without any of these rows are not read."""
     file, start = open_parquet(path), 0
     for group in range(file.num_row_groups):
         size = file.metadata.row_group(group).num_rows

@@ -16,12 +16,12 @@ import torch
 
 from tempovlm.control.guard import Guard
 from tempovlm.control.queue import Door, Ticket
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
-from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import usual_buckets
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
@@ -51,7 +51,7 @@ class Engine:
         name: str = "model",
         exact: bool = False,
         feature_cache_mb: float = 0.0,
-        weights: Weights = "bf16",
+        decode_dtype: DecodeDtype = "bf16",
         option_letters: str = "",
     ) -> None:
         shape = model.config.shape
@@ -61,7 +61,7 @@ class Engine:
             tokenizer,
             exact,
             NarrowDecoder.of(model.decoder),
-            graph_decoder(model, weights, is_limited=rules is not None),
+            graph_decoder(model, decode_dtype, is_limited=rules is not None),
             vision_graphs(model),
             FeatureCache.of(feature_cache_mb),
             rules,

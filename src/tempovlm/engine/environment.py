@@ -26,12 +26,12 @@ _OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_D
 def collect_stamp(
     *,
     model: str,
-    weights: str,
+    weights_hash: str,
     space: KnobSpace,
     device: torch.device,
     dtype: torch.dtype,
     data_source: str | None = None,
-    decode_weights: str = "bf16",
+    decode_dtype: str = "bf16",
     threads: int | None = None,
 ) -> Stamp:
     """Collect the stamp of this process, now.
@@ -39,7 +39,7 @@ def collect_stamp(
     The device's name includes the type of the weights: `cpu/float32`, and `cuda/bfloat16/fp8` if decode steps
     read others. `threads` are those of the model if it has its own, else torch's in this thread.
     """
-    kind = str(dtype).removeprefix("torch.") + (f"/{decode_weights}" if decode_weights != "bf16" else "")
+    kind = str(dtype).removeprefix("torch.") + (f"/{decode_dtype}" if decode_dtype != "bf16" else "")
     return Stamp(
         hardware=hardware_name(device),
         device=f"{device.type}/{kind}",
@@ -50,7 +50,7 @@ def collect_stamp(
         tempovlm=__version__,
         commit=commit(),
         model=model,
-        weights=weights,
+        weights=weights_hash,
         knob_space=space.fingerprint,
         data_source=data_source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
-from tempovlm.core.weights import Weights
 from tempovlm.engine.capture import PromptReader, Recorder
 from tempovlm.engine.sampling import candidates, usable
 from tempovlm.model.cache import KVCache
@@ -227,12 +227,12 @@ class GraphDecoder:
         lanes: int = 2,
         ahead: bool = True,
         tiling: Tiling | None = None,
-        weights: Weights = "bf16",
+        decode_dtype: DecodeDtype = "bf16",
         is_limited: bool = False,
     ) -> None:
         recorder = Recorder.on(model.decoder.embedding.device)
-        self.ahead, self.weights = ahead, weights
-        decoder = model.decoder if weights == "bf16" else QuantisedDecoder.of(model.decoder, weights)
+        self.ahead, self.decode_dtype = ahead, decode_dtype
+        decoder = model.decoder if decode_dtype == "bf16" else QuantisedDecoder.of(model.decoder, decode_dtype)
         self._lanes = tuple(Lane(model, decoder, recorder, tiling, is_limited=is_limited) for _ in range(lanes))
         self._free = list(self._lanes)
 
@@ -294,7 +294,7 @@ class GraphDecoder:
 
 
 def graph_decoder(
-    model: VisionLanguageModel, weights: Weights = "bf16", *, is_limited: bool = False
+    model: VisionLanguageModel, decode_dtype: DecodeDtype = "bf16", *, is_limited: bool = False
 ) -> GraphDecoder | None:
     """A decoder for a model on CUDA; None on a CPU, where Triton is not installed and for other families.
 
@@ -302,25 +302,29 @@ def graph_decoder(
         UserError: decode steps cannot read such weights on this device.
     """
     device = model.decoder.embedding.device
-    check_weights(weights, device)
+    check_decode_dtype(decode_dtype, device)
     if not (isinstance(model, Molmo) and is_plain(model.decoder)):
-        if weights != "bf16":
-            raise UserError(f"--weights {weights}: this family of models has no kernels that read them; use bf16")
+        if decode_dtype != "bf16":
+            raise UserError(
+                f"--weights {decode_dtype}: this family of models has no kernels that read them; use bf16"
+            )
         return None
     if device.type != "cuda" or not HAS_TRITON:
         return None
-    return GraphDecoder(model, weights=weights, is_limited=is_limited)
+    return GraphDecoder(model, decode_dtype=decode_dtype, is_limited=is_limited)
 
 
-def check_weights(weights: str, device: torch.device) -> None:
+def check_decode_dtype(decode_dtype: str, device: torch.device) -> None:
     """Raise a `UserError` unless decode steps on this device can read such weights."""
-    if weights == "bf16":
+    if decode_dtype == "bf16":
         return
-    if weights not in TYPES:
-        raise UserError(f"--weights {weights}: unknown; choose from bf16, {', '.join(TYPES)}")
+    if decode_dtype not in TYPES:
+        raise UserError(f"--weights {decode_dtype}: unknown; choose from bf16, {', '.join(TYPES)}")
     if device.type != "cuda":
-        raise UserError(f"--weights {weights}: only for decoding on CUDA, and the device is {device}; use bf16")
+        raise UserError(
+            f"--weights {decode_dtype}: only for decoding on CUDA, and the device is {device}; use bf16"
+        )
     if not HAS_TRITON:
-        raise UserError(f"--weights {weights}: needs Triton, which is not installed; pip install triton")
-    if weights == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise UserError(f"--weights {decode_dtype}: needs Triton, which is not installed; pip install triton")
+    if decode_dtype == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         raise UserError("--weights fp8: this GPU cannot convert fp8, which came with Ada and Hopper; use int8")

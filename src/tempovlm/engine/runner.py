@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from tempovlm.control.policy import Sight
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
-from tempovlm.core.weights import Weights
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.open_answers import Limits, OpenAnswers
@@ -91,9 +91,9 @@ class Runner:
         return self.model.decoder.embedding.dtype
 
     @property
-    def decode_weights(self) -> Weights:
+    def decode_dtype(self) -> DecodeDtype:
         """Weights that decode steps read; `bf16` stands for the weights as loaded."""
-        return "bf16" if self.graphs is None else self.graphs.weights
+        return "bf16" if self.graphs is None else self.graphs.decode_dtype
 
     def open(self, request: Request) -> np.ndarray | None:
         """Return the picture's pixels (H, W, 3), None without a picture."""

@@ -1,4 +1,4 @@
-"""Exp 2: a controller that knows nothing but the budget, taught by a table of measured settings.
+"""Exp 2: a controller that sees only the budget, trained on a table of measured settings.
 
 The table's best setting is a staircase over the budget: what the network can learn is where its steps are. Budgets
 are drawn over the whole feasible range and split into two parts. The table is the same for both, so the validation
@@ -36,14 +36,14 @@ CHECKPOINT = "best_supervised_controller.pt"
 SCHEMA = "tempovlm.supervised_report/1"
 
 NUM_BUDGETS = 20_000
-"""Drawn in all; neighbours are then 0.02 % apart where the range is a factor of 50."""
+"""Total number of budgets; neighbours are then 0.02 % apart if the range is a factor of 50."""
 
 QUANTILES = ("mean", "p50", "p95", "p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisedJob:
-    """What to learn and where to leave it.
+    """Inputs, options and output folder of Exp 2.
 
     Attributes:
         profiling_results: files of Exp 7; of several data sets the mean by their number of questions is taken.
@@ -261,7 +261,7 @@ def _train(job: SupervisedJob, table: Table) -> dict[str, Any]:
         kind="supervised",
         networks={"controller": net},
         space=table.space,
-        weights=table.stamp.get("weights"),
+        weights_hash=table.stamp.get("weights"),
         stamp=table.stamp,
         options={**asdict(options), "train_split": job.train_split, "latency_quantile": job.latency_quantile},
         metrics=found,

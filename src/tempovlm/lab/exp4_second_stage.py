@@ -35,7 +35,7 @@ class Stage2Job(GrpoJob):
     """Exp 4.
 
     Attributes:
-        stage1_checkpoint: the one in the output directory unless told.
+        stage1_checkpoint: checkpoint of the first stage. Default: the one in the output directory.
         tier_exploration: share of the training draws whose tier is drawn evenly, since the guard may lower a tier
             when serving and the second stage must be good there too.
     """
@@ -45,7 +45,7 @@ class Stage2Job(GrpoJob):
 
     @property
     def stage1_path(self) -> Path:
-        """Where the first stage is."""
+        """Path of the first stage."""
         return self.stage1_checkpoint or self.output_dir / STAGE1
 
 
@@ -77,7 +77,7 @@ def _train(
         kind="two_stage",
         networks={"knob1": controller.knob1, "knob2knob3": controller.knob2knob3},
         space=env.space,
-        weights=job.weights,
+        weights_hash=job.weights_hash,
         stamp=env.table.stamp,
         options={"policy": "two_stage", **report["options"]},
         metrics=judged["policies"]["policy"],
@@ -96,7 +96,7 @@ def read_stage1(job: Stage2Job) -> Knob1Predictor:
     path = job.stage1_path
     if not path.is_file():
         raise UserError(f"{path}: no first stage; run with --stage stage1 first, or give --stage1_checkpoint")
-    saved = load_controller(path, job.engine.space, job.weights)
+    saved = load_controller(path, job.engine.space, job.weights_hash)
     if "knob1" not in saved.networks:
         raise UserError(
             f"{path}: field kind is {saved.kind}, which has no first stage; give one of --stage stage1"

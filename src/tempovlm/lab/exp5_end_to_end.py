@@ -156,7 +156,7 @@ def _first_blocks(engine: Engine) -> FirstBlocks:
 
 @torch.no_grad()
 def read_glances(engine: Engine, samples: Sequence[Sample], num_blocks: int) -> Reading:
-    """What the model's first blocks make of every question's glance and words; once, for all budgets.
+    """Run the model's first blocks over every question's glance and words; once, for all budgets.
 
     A picture that cannot be read leaves the places of its glance without features.
     """
@@ -224,7 +224,7 @@ def _compared(job: JointJob, shared: Shared | None, found: Sequence[Rollout], te
     """Every seed's gain over a checkpoint of Exp 4, question by question, and the gains' mean over seeds."""
     if job.compare_with is None or shared is None:
         return None
-    saved = load_controller(job.compare_with, test.env.space, job.weights)
+    saved = load_controller(job.compare_with, test.env.space, job.weights_hash)
     if saved.kind != "two_stage":
         raise UserError(f"{job.compare_with}: field kind is {saved.kind}; give a checkpoint of --stage stage2")
     networks: Mapping[str, Any] = saved.networks
@@ -274,7 +274,7 @@ def _save(job: JointJob, env: Environment, best: _Run, report: Mapping[str, Any]
         kind=job.architecture,
         networks=networks,
         space=env.space,
-        weights=job.weights,
+        weights_hash=job.weights_hash,
         stamp=env.table.stamp,
         options={"policy": "grpo" if job.architecture == "two_stage" else "llm_based", **report["options"]},
         metrics={**report["policies"]["policy"], "control_ms": report["control_ms"]},

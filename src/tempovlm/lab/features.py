@@ -51,7 +51,7 @@ _log = logging.getLogger("tempovlm")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FeatureTable:
-    """What the networks see, by question: language (N, L), glance (N, V) and, by tier, vision (N, T, V)."""
+    """Inputs of the networks, by question: language (N, L), glance (N, V) and, by tier, vision (N, T, V)."""
 
     language: Features32
     glance: Features32
@@ -71,10 +71,10 @@ class FeatureTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningJob:
-    """What a controller learns from and where to leave it.
+    """A controller's training: its material, and the folder that it is left in.
 
     Attributes:
-        engine: with the model whose features the controller sees. weights: hash of its weights.
+        engine: with the model whose features the controller sees. weights_hash: hash of its weights.
         results_dirs: of the core experiment. datasets: which of its data sets.
         latency_estimator_path: of Exp 1; None takes measured latencies.
         train_split: share of the pictures to learn from.
@@ -82,7 +82,7 @@ class LearningJob:
     """
 
     engine: Engine
-    weights: str
+    weights_hash: str
     results_dirs: Sequence[Path]
     datasets: Sequence[str]
     output_dir: Path
@@ -96,7 +96,7 @@ class LearningJob:
         Raises:
             UserError: results or data set are missing, damaged, or do not belong together.
         """
-        table = read_table(results_dirs, self.engine.space, self.datasets, weights=self.weights)
+        table = read_table(results_dirs, self.engine.space, self.datasets, weights_hash=self.weights_hash)
         return table, find_samples(table, self.data_dir)
 
     @property
@@ -110,13 +110,13 @@ class LearningJob:
         return None if path is None else load_estimator(path, self.engine.space)
 
     def features(self, folder: Path, samples: Sequence[Sample]) -> FeatureTable:
-        """What is stored beside results, else made and stored there."""
+        """Return the features stored beside results; make and store them first if there are none."""
 
         def extract() -> FeatureTable:
             with progress_bar(f"looking at the pictures of {len(samples)} questions") as advance:
                 return extract_features(self.engine, samples, advance)
 
-        return obtain_features(folder, self.weights, samples, extract)
+        return obtain_features(folder, self.weights_hash, samples, extract)
 
 
 def extract_features(engine: Engine, samples: Sequence[Sample], advance: Advance = silent) -> FeatureTable:
@@ -158,26 +158,26 @@ def _look(engine: Engine, paths: Sequence[Path], tier: str) -> list[tuple[Featur
     return [(0.0, 0.0) if one is None else (vision_feature(one), glance_feature(one)) for one in tokens]
 
 
-def feature_key(weights: str, samples: Sequence[Sample]) -> str:
+def feature_key(weights_hash: str, samples: Sequence[Sample]) -> str:
     """Twelve hex digits of the model's weights and the questions with their pictures, in order."""
     about = [[s.dataset, *next(iter(question_digests([s]).items()))] for s in samples]
-    return hashlib.sha256(json.dumps([weights, about]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([weights_hash, about]).encode()).hexdigest()[:12]
 
 
 def obtain_features(
-    folder: Path, weights: str, samples: Sequence[Sample], extract: Callable[[], FeatureTable]
+    folder: Path, weights_hash: str, samples: Sequence[Sample], extract: Callable[[], FeatureTable]
 ) -> FeatureTable:
-    """What is stored beside the results, else extracted and stored there.
+    """Return the features stored beside the results, else extract and store them there.
 
     Where a picture could not be read, nothing is stored: it may be repaired.
 
     Args:
         folder: a results directory; where it cannot be written, nothing is stored.
-        weights: hash of the model's weights.
+        weights_hash: hash of the model's weights.
         samples: the questions.
         extract: makes the features where there are none.
     """
-    path = folder / _CACHE / f"{feature_key(weights, samples)}.safetensors"
+    path = folder / _CACHE / f"{feature_key(weights_hash, samples)}.safetensors"
     stored = _stored(path)
     if stored is not None and len(stored) == len(samples):
         return stored

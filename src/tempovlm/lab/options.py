@@ -139,4 +139,4 @@ class GrpoOptions:
 
 
 LoopOptions = FitOptions | GrpoOptions
-"""What every training has: `cosine` as `lr_schedule` ends at zero, `grad_accum` batches make one step."""
+"""Options of every training: `cosine` as `lr_schedule` ends at zero, `grad_accum` batches make one step."""

@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 Texts = NDArray[np.str_]
 
 PARTS = ("train", "validation", "test")
-"""What questions are for: to learn from, to choose an epoch by, and to report on."""
+"""Uses of questions: to learn from, to choose an epoch by, and to report on."""
 
 _BINS = 10
 _QUESTION, _SETTING = ["dataset", "question_id"], list(KNOBS)
@@ -128,7 +128,7 @@ class Table:
         return list(zip(self.dataset.tolist(), self.question_id.tolist(), strict=True))
 
     def rows(self, part: str) -> Ints:
-        """Where the questions of one of `PARTS` stand."""
+        """Return the places of the questions of one of `PARTS`."""
         return np.flatnonzero(self.part == part)
 
     def take(self, rows: Ints | Mask) -> Table:
@@ -212,7 +212,7 @@ class Table:
         return estimator.predict(work)
 
     def predicted_ms(self, estimator: Estimator, level: float = 0.5, steps: float | None = None) -> Floats:
-        """(N, K) totals of answers of so many decode steps; by default as many as the questions' own have."""
+        """Predict totals (N, K) of answers of `steps` decode steps; default: those of the questions' own answers."""
         rows = []
         for row in range(len(self)):
             count = self.output_tokens[row] - 1 if steps is None else steps
@@ -330,7 +330,7 @@ def read_table(
     space: KnobSpace,
     datasets: Sequence[str] | None = None,
     split: str | None = None,
-    weights: str | None = None,
+    weights_hash: str | None = None,
 ) -> Table:
     """Read the questions of results directories of the core experiment that have an answer at every setting.
 
@@ -342,7 +342,7 @@ def read_table(
         space: its settings.
         datasets: which to read; None reads all that are there.
         split: of the questions; by default `train`, or what there is.
-        weights: hash of the model; results of another are refused. None takes any.
+        weights_hash: hash of the model; results of another are refused. None takes any.
 
     Raises:
         UserError: results cannot be read, or no question of the split was answered at every setting.
@@ -351,8 +351,8 @@ def read_table(
     stamps = frame.attrs["stamps"]
     for path, stamp in stamps.items():
         found = (stamp or {}).get("weights")  # the predecessor's files name none
-        if weights is not None and found not in (None, weights):
-            raise UserError(f"{path}: field weights is {found}, those of --model_path are {weights}")
+        if weights_hash is not None and found not in (None, weights_hash):
+            raise UserError(f"{path}: field weights is {found}, those of --model_path are {weights_hash}")
     if split is None:
         split = "train" if (frame["split"] == "train").any() else str(frame["split"].iloc[0])
     return table_of(frame, space, split)

@@ -25,7 +25,7 @@ FAMILIES: dict[str, str] = {"molmo": "tempovlm.model.vlm:Molmo"}
 
 
 class TokenDecoder(Protocol):
-    """What reads tokens; a `torch.nn.Module`."""
+    """A decoder of tokens; a `torch.nn.Module`."""
 
     embedding: nn.Parameter
     """(N, D) one row for each token."""

@@ -83,7 +83,7 @@ class Molmo(VisionLanguageModel):
         Args:
             x: (B, D) embeddings, in the type of the keys.
             keys: (S, B, H, T, W) of what was read.
-            values: likewise.
+            values: (S, B, H, T, W), as `keys`.
             lengths: (B,) real tokens of each row.
         """
         T, row = keys.shape[3], lengths.unsqueeze(1)

@@ -38,11 +38,11 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, bed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Training, judged and twin results of the tiny model."""
-    root, weights = tmp_path_factory.mktemp("results"), weights_hash(tiny_folder)
+    root, hashed = tmp_path_factory.mktemp("results"), weights_hash(tiny_folder)
     return {
-        "train": write_results(root / "train", bed, "train", weights),
-        "val": write_results(root / "val", bed, "val", weights, seed=1),
-        "twin": write_results(root / "twin", bed, "val", weights, measured=False, seed=2),
+        "train": write_results(root / "train", bed, "train", hashed),
+        "val": write_results(root / "val", bed, "val", hashed, seed=1),
+        "twin": write_results(root / "twin", bed, "val", hashed, measured=False, seed=2),
     }
 
 

@@ -135,8 +135,8 @@ def test_data_check_of_a_file(signs: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.fixture
 def swept(signs: Path, tiny_folder: Path, tmp_path: Path) -> list[str]:
     """The flags of `evaluate` that name made-up results of the file's training and validation questions."""
-    weights = weights_hash(tiny_folder)
-    dirs = {one: write_results(tmp_path / one, None, one, weights, dataset=str(signs)) for one in ("train", "val")}
+    hashed = weights_hash(tiny_folder)
+    dirs = {one: write_results(tmp_path / one, None, one, hashed, dataset=str(signs)) for one in ("train", "val")}
     return ["--results_dir", str(dirs["val"]), "--train_results_dir", str(dirs["train"])]
 
 

@@ -214,15 +214,15 @@ def test_the_time_left_follows_the_pace(tmp_path: Path) -> None:
 def test_shipped_rows_are_taken_where_the_questions_are_here(
     bed: Path, checkout: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
-    source, weights = checkout / ANSWERS["val"], weights_hash(tiny_folder)
+    source, hashed = checkout / ANSWERS["val"], weights_hash(tiny_folder)
     order = list(range(6))
-    assert missing([source], GENERATED, weights, SPACE.fingerprint, order) is None
+    assert missing([source], GENERATED, hashed, SPACE.fingerprint, order) is None
     assert "of the weights" in str(missing([source], GENERATED, "w", SPACE.fingerprint, order))
-    assert "is not there" in str(missing([tmp_path], GENERATED, weights, SPACE.fingerprint, order))
+    assert "is not there" in str(missing([tmp_path], GENERATED, hashed, SPACE.fingerprint, order))
     samples = load_samples("okvqa", "val", data_dir=bed)
     first, other, *_ = samples
     (source / MANIFEST).write_text(json.dumps({"ranking": [5, *order[:5]]}))
-    assert "other blocks" in str(missing([source], GENERATED, weights, SPACE.fingerprint, order))
+    assert "other blocks" in str(missing([source], GENERATED, hashed, SPACE.fingerprint, order))
     changed = replace(first, template="another kind")
     taken = take_results(source, tmp_path / "out", {"okvqa": [changed, other, *samples[2:]]}, 1)
     rows, stamp = read_rows(tmp_path / "out" / "okvqa.parquet")

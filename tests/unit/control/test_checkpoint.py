@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
         kind="two_stage",
         networks=nets,
         space=SPACE,
-        weights="abc",
+        weights_hash="abc",
         stamp={"hardware": "a machine"},
         options={"lr": 1e-4, "folder": Path("x")},
         metrics={"accuracy": 0.5},
@@ -43,7 +43,7 @@ def edit(path: Path, **values: object) -> None:
 def test_both_stages_come_back(path: Path) -> None:
     saved = load_controller(path, SPACE, "abc")
     assert saved.kind == "two_stage"
-    assert (saved.weights, saved.options, saved.metrics) == (
+    assert (saved.weights_hash, saved.options, saved.metrics) == (
         "abc",
         {"lr": pytest.approx(1e-4), "folder": "x"},
         pytest.approx({"accuracy": 0.5}),
@@ -65,7 +65,7 @@ def test_another_knob_space_or_model(path: Path) -> None:
         load_controller(path, OTHER)
     with pytest.raises(UserError, match=r"controller\.pt: field weights is abc"):
         load_controller(path, SPACE, "def")
-    assert load_controller(path, SPACE).weights == "abc"
+    assert load_controller(path, SPACE).weights_hash == "abc"
 
 
 def test_missing_cut_off_or_foreign(path: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def second_stage() -> Knob2Knob3Predictor:
 def two_stage(engine: Engine, tmp_path: Path) -> Policy:
     torch.manual_seed(0)
     nets = {"knob1": Knob1PredictorBudgetLanguage(WIDTH, 16), "knob2knob3": second_stage()}
-    save_controller(tmp_path / "both.pt", kind="two_stage", networks=nets, space=SPACE, weights="abc")
+    save_controller(tmp_path / "both.pt", kind="two_stage", networks=nets, space=SPACE, weights_hash="abc")
     runner = engine.runner
     return policy_from_checkpoint(tmp_path / "both.pt", SPACE, runner.model, runner.tokenizer, "abc")
 

@@ -38,14 +38,14 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
-def write(path: Path, weights: str | None, *, device: str = "cpu/float32", space: KnobSpace = SPACE) -> Path:
+def write(path: Path, weights_hash: str | None, *, device: str = "cpu/float32", space: KnobSpace = SPACE) -> Path:
     """An untrained two-stage controller."""
     torch.manual_seed(0)
     first = Knob1PredictorBudgetLanguage(WIDTH, 8)
     second = Knob2Knob3Predictor(vision_width(WIDTH), WIDTH, 8, len(space.top_ks), len(space.block_counts))
     networks = {"knob1": first, "knob2knob3": second}
     stamp = {"device": device}
-    save_controller(path, kind="two_stage", networks=networks, space=space, weights=weights, stamp=stamp)
+    save_controller(path, kind="two_stage", networks=networks, space=space, weights_hash=weights_hash, stamp=stamp)
     return path
 
 
@@ -87,7 +87,7 @@ def test_a_controller_without_features_is_known_by_what_was_measured(folder: Pat
     stamp = {"device": "cpu/float32", "weights": weights_hash(folder)}
     path = tmp_path / "best.pt"
     save_controller(path, kind="supervised", networks=networks, space=SPACE, stamp=stamp)
-    assert (fingerprint(path).weights, fingerprint(path).device) == (weights_hash(folder), "cpu")
+    assert (fingerprint(path).weights_hash, fingerprint(path).device) == (weights_hash(folder), "cpu")
 
 
 def test_a_checkpoint_is_named_by_its_path(folder: Path, tmp_path: Path, picture: Image.Image) -> None:
@@ -111,6 +111,6 @@ def test_what_the_package_ships_fits_its_model() -> None:
     if not path.is_file():
         return
     own = fingerprint(path)
-    assert own.weights == weights_hash(folder)
+    assert own.weights_hash == weights_hash(folder)
     assert own.knob_space == KnobSpace.for_model(read_config(folder).shape).fingerprint
     assert path.stat().st_size <= MAX_BYTES

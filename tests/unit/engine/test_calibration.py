@@ -28,7 +28,7 @@ OUTPUT = OutputLength.exactly(2)
 @pytest.fixture
 def stamp(engine: Engine) -> Stamp:
     return collect_stamp(
-        model="tiny", weights="w", space=engine.space, device=torch.device("cpu"), dtype=torch.float32
+        model="tiny", weights_hash="w", space=engine.space, device=torch.device("cpu"), dtype=torch.float32
     )
 
 

@@ -7,13 +7,13 @@ import torch
 
 import tiny_model
 from tempovlm.control.guard import Guard
+from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
-from tempovlm.core.weights import Weights
 from tempovlm.engine import graphs
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp, fingerprint
-from tempovlm.engine.graphs import GraphDecoder, check_weights
+from tempovlm.engine.graphs import GraphDecoder, check_decode_dtype
 from tempovlm.engine.runner import Runner
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.quantised import imitate
@@ -41,7 +41,7 @@ def test_weights_that_cannot_be_read_are_refused(
     monkeypatch.setattr(graphs, "HAS_TRITON", has_triton)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     with pytest.raises(UserError, match="--weights") as refused:
-        check_weights(weights, device)
+        check_decode_dtype(weights, device)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -52,15 +52,15 @@ def test_weights_that_can_be_read(
 ) -> None:
     monkeypatch.setattr(graphs, "HAS_TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    check_weights(weights, CUDA)
-    check_weights("bf16", CPU)
+    check_decode_dtype(weights, CUDA)
+    check_decode_dtype("bf16", CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what the interpreter runs; see tests/gpu")
 @pytest.mark.parametrize(
     ("weights", "question"), [("fp8", "what is the dog?"), ("int8", "what color is the dog?")]
 )
-def test_steps_read_them_and_prompts_do_not(engine: Engine, weights: Weights, question: str) -> None:
+def test_steps_read_them_and_prompts_do_not(engine: Engine, weights: DecodeDtype, question: str) -> None:
     pytest.importorskip("triton")
     from tempovlm.model.kernels.tiles import Tile, Tiling
 
@@ -69,25 +69,27 @@ def test_steps_read_them_and_prompts_do_not(engine: Engine, weights: Weights, qu
     run = engine.runner
     assert weights != "bf16"
     ours, plain = (Engine(run.model, run.tokenizer, name="tiny") for _ in range(2))
-    ours.runner = Runner(run.model, run.tokenizer, graphs=GraphDecoder(run.model, tiling=tiling, weights=weights))
+    ours.runner = Runner(
+        run.model, run.tokenizer, graphs=GraphDecoder(run.model, tiling=tiling, decode_dtype=weights)
+    )
     narrow = NarrowDecoder.of(imitate(run.model.decoder, weights))
     plain.runner = Runner(run.model, run.tokenizer, narrow=narrow)
     request = Request(images=(), question=question, max_new_tokens=12)
     guard = Guard.fixed(engine.space.cheapest, engine.space)
     tokens = ours.answer(request, guard).tokens
     assert tokens == plain.answer(request, guard).tokens != engine.answer(request, guard).tokens
-    assert (ours.runner.decode_weights, engine.runner.decode_weights) == (weights, "bf16")
+    assert (ours.runner.decode_dtype, engine.runner.decode_dtype) == (weights, "bf16")
 
 
 def test_machines_are_measured_again_for_them() -> None:
     stamps = [
         collect_stamp(
             model="tiny",
-            weights="w",
+            weights_hash="w",
             space=tiny_model.SPACE,
             device=CPU,
             dtype=torch.float32,
-            decode_weights=weights,
+            decode_dtype=weights,
         )
         for weights in ("bf16", "fp8", "int8")
     ]

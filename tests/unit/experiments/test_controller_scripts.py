@@ -31,10 +31,10 @@ TWO_STAGE = "controller/train_two_stage_controller"
 FEW = ["--hidden_dim", "8", "--device", "cpu", "--batch_size", "16"]
 
 
-def write_results(folder: Path, bed: Path, weights: str, split: str = "train", hardware: str = "cpu") -> Path:
+def write_results(folder: Path, bed: Path, weights_hash: str, split: str = "train", hardware: str = "cpu") -> Path:
     """What a core experiment on the tiny model might have found."""
     rng = np.random.default_rng(0)
-    stamp = replace(stamps.STAMP, weights=weights, knob_space=SPACE.fingerprint, hardware=hardware)
+    stamp = replace(stamps.STAMP, weights=weights_hash, knob_space=SPACE.fingerprint, hardware=hardware)
     for dataset in ("text_vqa", "okvqa"):
         rows = []
         for sample in load_samples(dataset, split, data_dir=bed):
@@ -182,8 +182,8 @@ def test_results_of_another_model(tiny_folder: Path, small_bed: Path, tmp_path: 
 
 
 def test_times_of_two_machines(tiny_folder: Path, small_bed: Path, results: Path, tmp_path: Path) -> None:
-    weights = weights_hash(tiny_folder)
-    other = write_results(tmp_path / "more", small_bed, weights, hardware="another")
+    hashed = weights_hash(tiny_folder)
+    other = write_results(tmp_path / "more", small_bed, hashed, hardware="another")
     words = two_stage(tiny_folder, small_bed, results, tmp_path / "out")
     with pytest.raises(UserError, match="field hardware of the timed results differs"):
         script(TWO_STAGE).main([*words, "--results_dir", str(results), str(other)])

@@ -41,7 +41,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up answers of the pocket."""
-    weights = tempovlm.load("pocket", device="cpu", calibrate=False, warmup=False).weights
+    weights_hash = tempovlm.load("pocket", device="cpu", calibrate=False, warmup=False).weights_hash
     rng, rows = np.random.default_rng(0), []
     for sample in load_samples("okvqa", "train", data_dir=bed):
         for i, knobs in enumerate(SPACE):
@@ -49,7 +49,7 @@ def results(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 sweep_rows.answered(sample, knobs, float(rng.random() < i / 75), **TIMES_MS, T_total=10.0 + i)
             )
     folder = tmp_path_factory.mktemp("results")
-    stamp = replace(stamps.STAMP, model="pocket", weights=weights, knob_space=SPACE.fingerprint)
+    stamp = replace(stamps.STAMP, model="pocket", weights=weights_hash, knob_space=SPACE.fingerprint)
     write_rows(folder, "okvqa", rows, stamp)
     return folder
 

@@ -36,8 +36,8 @@ def _any_machine(ticks: Ticks, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, small_bed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The flags of `evaluate` that name training and judged results of the tiny model."""
-    root, weights = tmp_path_factory.mktemp("results"), weights_hash(tiny_folder)
-    train, val = (write_results(root / split, small_bed, split, weights) for split in ("train", "val"))
+    root, hashed = tmp_path_factory.mktemp("results"), weights_hash(tiny_folder)
+    train, val = (write_results(root / split, small_bed, split, hashed) for split in ("train", "val"))
     return ["--results_dir", str(val), "--train_results_dir", str(train), "--data_dir", str(small_bed)]
 
 

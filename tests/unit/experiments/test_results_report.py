@@ -33,7 +33,7 @@ FIELDS = {
 }
 
 
-def accuracy_file(weights: str = SHIPPED, **low: float) -> dict[str, Any]:
+def accuracy_file(weights_hash: str = SHIPPED, **low: float) -> dict[str, Any]:
     names = ("text_vqa", "coco_2014_vqa", "okvqa", "science_qa_img")
     corners = [("high", 8, 16, 0.9), ("low", 8, 16, 0.6), ("high", 4, 16, 0.7), ("high", 8, 8, 0.45)]
     settings = [
@@ -41,7 +41,7 @@ def accuracy_file(weights: str = SHIPPED, **low: float) -> dict[str, Any]:
         for tier, k, n, a in corners
     ]
     settings[0]["by_dataset"].update(low)  # type: ignore[attr-defined]
-    about = {"hardware": "a machine", "weights": weights, "knob_space": "x", "data_source": "synthetic"}
+    about = {"hardware": "a machine", "weights": weights_hash, "knob_space": "x", "data_source": "synthetic"}
     return about | {"settings": settings}
 
 

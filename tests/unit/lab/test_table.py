@@ -218,7 +218,7 @@ def test_the_door_reads_the_training_questions_of_one_model(tmp_path: Path) -> N
     write_rows(tmp_path / "train", "okvqa", [replace(row, split="train") for row in rows("q2")], stamp)
     both = [tmp_path / "val", tmp_path / "train"]
     assert read_table(both, SPACE).question_id.tolist() == ["q2"]
-    assert read_table(both, SPACE, split="val", weights=stamp.weights).question_id.tolist() == ["q1"]
+    assert read_table(both, SPACE, split="val", weights_hash=stamp.weights).question_id.tolist() == ["q1"]
     assert read_table(both[:1], SPACE).split == "val"
     with pytest.raises(UserError, match=f"val/okvqa.parquet: field weights is {stamp.weights}"):
-        read_table(both, SPACE, weights="another")
+        read_table(both, SPACE, weights_hash="another")

@@ -415,7 +415,9 @@ def test_an_accuracy_that_is_none(value: object, folder: Path) -> None:
 def put_controller(folder: Path, **networks: torch.nn.Module) -> Path:
     kind = "supervised" if "controller" in networks else "two_stage"
     path, stamp = folder / "controller.pt", {"device": "cpu"}
-    save_controller(path, kind=kind, networks=networks, space=SPACE, weights=weights_hash(folder), stamp=stamp)
+    save_controller(
+        path, kind=kind, networks=networks, space=SPACE, weights_hash=weights_hash(folder), stamp=stamp
+    )
     return path
 
 

@@ -18,14 +18,14 @@ from tempovlm.lab.core_exp.store import read_rows, read_stamp, write_rows
 
 
 def missing(
-    folders: Sequence[Path], datasets: Sequence[str], weights: str, knob_space: str, order: Sequence[int]
+    folders: Sequence[Path], datasets: Sequence[str], weights_hash: str, knob_space: str, order: Sequence[int]
 ) -> str | None:
     """Return why results cannot replace a measurement; None if they can.
 
     Args:
         folders: results directories.
         datasets: each must be in all of them.
-        weights: hash of the model's weights.
+        weights_hash: hash of the model's weights.
         knob_space: fingerprint of its settings.
         order: of its blocks by importance.
 
@@ -41,8 +41,8 @@ def missing(
             if not path.is_file():
                 return f"{path} is not there"
             stamp = read_stamp(path)
-            if stamp.weights != weights:
-                return f"{path} is of the weights {stamp.weights}, not {weights}"
+            if stamp.weights != weights_hash:
+                return f"{path} is of the weights {stamp.weights}, not {weights_hash}"
             if stamp.knob_space != knob_space:
                 return f"{path} is of another knob space"
     return None

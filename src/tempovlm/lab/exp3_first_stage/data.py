@@ -73,6 +73,6 @@ def tier_values(table: Table, question: Ints, budget_ms: Floats, time_price: flo
 def draw_rows(
     table: Table, part: str, per_question: int, rng: np.random.Generator, time_price: float = 0.0
 ) -> Rows:
-    """Every question of a part with so many budgets, log-uniform over what is feasible."""
+    """Draw `count` budgets for every question of a part, log-uniform over the feasible range."""
     question = np.repeat(table.rows(part), per_question)
     return label(table, question, draw_budgets(rng, len(question), limits_ms(table)), time_price)

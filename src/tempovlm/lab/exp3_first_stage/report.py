@@ -1,4 +1,4 @@
-"""How good the first stage is: confusion, tiers by budget, and against what the same inputs allow at all.
+"""Report of the first stage: confusion, tiers by budget, and a comparison with other models on the same inputs.
 
 Gradient boosting on the same inputs is the ceiling, gradient boosting on the budget alone the floor; both are
 fitted to the training rows, their number of trees is chosen on the validation rows, and all are compared on the

@@ -61,7 +61,7 @@ CHECKPOINT = "best_stage1_checkpoint.pt"
 BUDGETS_PER_QUESTION = 8
 _LOSS = ("knob1_loss", "time_price")
 _JUDGED_BUDGETS = 16
-"""Of each question of validation and test; the same in every epoch."""
+"""Budgets for each question of validation and test; the same in every epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class Stage1Job(LearningJob):
 
     @property
     def folder(self) -> Path:
-        """Where everything of this stage goes."""
+        """Folder of this stage's files."""
         return self.output_dir / STAGE1
 
     def check(self) -> None:
@@ -153,7 +153,7 @@ class TierObjective:
     def _loss(self, logits: Tensor, tier: Tensor, value: Tensor) -> Tensor:
         if not self.by_value:
             return F.cross_entropy(logits, tier)
-        # Of equals the cheaper one: each tier above the lowest costs a tie.
+        # Break ties toward the cheaper tier: charge each higher tier one tie margin.
         worth = value - TIE * torch.arange(value.shape[1], device=value.device)
         found, wanted = (one - one.mean(dim=1, keepdim=True) for one in (TEMPERATURE * logits, worth))
         return F.mse_loss(found, wanted)
@@ -240,7 +240,7 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
         kind="two_stage_stage1",
         networks={"knob1": net},
         space=table.space,
-        weights=job.weights,
+        weights_hash=job.weights_hash,
         stamp=table.stamp,
         options={
             **asdict(options),

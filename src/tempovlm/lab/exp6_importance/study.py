@@ -87,7 +87,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was measured.
+    """The measurements.
 
     Attributes:
         single: data set → split → scores without each block. trained, held_out: importances of the two splits.

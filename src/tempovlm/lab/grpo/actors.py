@@ -90,7 +90,7 @@ def _given(tier: Tensor, num_tiers: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SharedReading:
-    """What a model's first blocks made of every question (N), and the model."""
+    """State of a model's first blocks after every question (N), and the model."""
 
     model: FirstBlocks
     reading: Reading

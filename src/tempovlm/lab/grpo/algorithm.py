@@ -60,7 +60,7 @@ _NO_SPREAD = 1e-6
 """Rewards of a group that differ by no more are taken as equal."""
 
 _WARM_BUDGETS, _WARM_BATCH, _WARM_LR, _WARM_DECAY = 4, 64, 2e-3, 0.05
-"""Of a warm start: budgets of a question in an epoch, batch size, learning rate and weight decay."""
+"""Options of a warm start: budgets of a question in an epoch, batch size, learning rate and weight decay."""
 
 _log = logging.getLogger("tempovlm")
 
@@ -479,7 +479,7 @@ class GrpoTraining(Training):
 
 
 def _sums(given: Mapping[str, Iterable[Tensor]]) -> dict[str, str]:
-    """Tell other data from the same by sums in seven digits, which no rounding of a device changes."""
+    """Return a fingerprint of the data: sums to seven digits, stable across devices."""
     return {name: f"{sum(float(t.double().abs().sum()) for t in some):.6e}" for name, some in given.items()}
 
 

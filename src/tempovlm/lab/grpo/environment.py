@@ -119,7 +119,7 @@ class Batch:
 
 
 class Environment:
-    """The questions of a table, what their settings take and what they are worth: by the table unless told."""
+    """The questions of a table, and the latency and accuracy of their settings; default: the table's accuracy."""
 
     def __init__(self, table: Table, accuracy: AccuracySource | None = None) -> None:
         self.table, self.space = table, table.space

@@ -31,7 +31,7 @@ BASELINES = ("table", "fixed", "best_static", *_ONLY, "random", "knn", "linucb",
 """Names that `--policies` takes beside paths of checkpoints."""
 
 LOOKING = ("knn", "linucb")
-"""Those that look at the question."""
+"""Baselines that look at the question."""
 
 _TIMED = 24
 """Questions on which a controller's own time is measured."""
@@ -47,7 +47,7 @@ def static_mixture(train: Table, dataset: str | None = None) -> StaticMixture:
 
 @dataclass(frozen=True)
 class Content:
-    """What the questions say and show: samples by data set and question id."""
+    """Content of the questions: samples by data set and question id."""
 
     samples: Mapping[tuple[str, str], Sample]
     _sizes: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
@@ -96,7 +96,7 @@ class Sights:
     _known: dict[tuple[Path, str], Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, table: Table, row: int, tier: str) -> Sight:
-        """What a policy sees of a row at a tier."""
+        """Return a policy's view of a row at a tier."""
         sample, run = self.content.of(table, row), self.runner
         key = (sample.image_path, tier)
         if key not in self._known:
@@ -109,7 +109,7 @@ class Sights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What the baselines are made from: the training questions, and the judged ones' content where needed."""
+    """Inputs of the baselines: the training questions, and the judged ones' content if needed."""
 
     train: Table
     level: float
@@ -161,13 +161,13 @@ class Known:
             )
         return self._fitted[name]
 
-    def save(self, folder: Path, names: Sequence[str], weights: str | None) -> list[Path]:
+    def save(self, folder: Path, names: Sequence[str], weights_hash: str | None) -> list[Path]:
         """Write those of the named policies that were fitted here as checkpoints that can be served.
 
         Args:
             folder: where `NAME.pt` goes.
             names: of policies.
-            weights: hash of the model whose answers they learned from.
+            weights_hash: hash of the model whose answers they learned from.
 
         Raises:
             UserError: the folder cannot be written.
@@ -183,7 +183,7 @@ class Known:
                     kind="nearest_neighbours" if name == "knn" else name,
                     networks={"scorer": self.scorer(name)},
                     space=self.train.space,
-                    weights=weights,
+                    weights_hash=weights_hash,
                     stamp=self.train.stamp,
                     options={"policy": name, "seed": self.seed, "questions": len(self.train)},
                 )
@@ -194,7 +194,7 @@ def learned_rule(
     path: Path,
     space: KnobSpace,
     runner: Runner,
-    weights: str,
+    weights_hash: str,
     sights: Sights,
     price_per_ms: float = 0.0,
 ) -> Rule:
@@ -204,7 +204,7 @@ def learned_rule(
         path: of the checkpoint.
         space: the model's settings.
         runner: of the model whose features the controller reads.
-        weights: hash of that model's weights.
+        weights_hash: hash of that model's weights.
         sights: encoded pictures.
         price_per_ms: accuracy that a millisecond costs.
 
@@ -214,7 +214,7 @@ def learned_rule(
     from tempovlm.control.guard import no_price
     from tempovlm.control.learned import policy_from_checkpoint
 
-    policy = policy_from_checkpoint(path, space, runner.model, runner.tokenizer, weights)
+    policy = policy_from_checkpoint(path, space, runner.model, runner.tokenizer, weights_hash)
     if price_per_ms and policy.scale != "accuracy":
         raise no_price(policy.name, price_per_ms)
     return PolicyRule(policy, sights.content.question_of, sights, price_per_ms)

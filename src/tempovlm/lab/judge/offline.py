@@ -269,7 +269,7 @@ def mixed(cost_ms: Floats, accuracy: Floats, at_ms: Floats) -> Floats:
 
     Args:
         cost_ms: (R, V) of the points.
-        accuracy: (R, V) likewise.
+        accuracy: (R, V) of the points.
         at_ms: (R, M) where to look.
 
     Returns:

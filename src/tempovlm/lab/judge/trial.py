@@ -1,4 +1,4 @@
-"""What policies are judged on and what they did there: questions, latencies, references, resamples of pictures.
+"""The trial of policies: questions, latencies, references, resamples of pictures, and outcomes.
 
 One set of resampled pictures is shared by all policies, so differences are paired. The references are recomputed
 in every resample: static mixtures fitted on training questions, unrestricted and within each budget, and an
@@ -33,7 +33,7 @@ Points = tuple[Floats, Floats]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy did and what came of it; arrays (N, B).
+    """The outcome of a policy; arrays (N, B).
 
     Attributes:
         chosen: settings; None for the average of several runs.
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What policies are judged on.
+    """The questions, latencies and references that policies are judged on.
 
     Attributes:
         table: the judged questions. budgets_ms: ascending.
@@ -82,7 +82,7 @@ class Trial:
     def run(
         self, name: str, rule: Rule, budgets_ms: Sequence[float] | None = None, control_ms: float = 0.0
     ) -> Outcome:
-        """What a rule chooses at every budget; its own time is taken off the budget and added to the latency."""
+        """Run a policy at every budget; its own time is taken off the budget and added to the latency."""
         budgets_ms = self.budgets_ms if budgets_ms is None else budgets_ms
         left_ms = [max(budget_ms - control_ms, _LEAST_MS) for budget_ms in budgets_ms]
         chosen = rule(self.table, left_ms)
@@ -104,12 +104,12 @@ class Trial:
 
     @cached_property
     def resamples(self) -> Resamples:
-        """Of the pictures."""
+        """Bootstrap of the pictures."""
         return Resamples(clusters(self.table), self.draws, self.seed)
 
     @cached_property
     def mixture_points(self) -> Points:
-        """Of the mixture's settings."""
+        """Points of the mixture's settings."""
         return self._points(self.mixture.settings)
 
     @cached_property
@@ -123,7 +123,7 @@ class Trial:
 
     @cached_property
     def oracle_points(self) -> Points:
-        """Of the oracle's frontier."""
+        """Points of the oracle's frontier."""
         low, high = float(self.table.upper_ms.min()), float(self.table.upper_ms.max())
         grid = np.unique(np.concatenate([np.geomspace(low, high, _ORACLE_BUDGETS), self.budgets_ms]))
         return self.frontier(self.run("oracle", self.oracle, grid.tolist()))
@@ -169,5 +169,5 @@ def estimate(rows: Floats) -> dict[str, Any]:
 
 
 def without_dust(values: Floats) -> Floats:
-    """What rounding alone makes differ from zero is zero, so that no interval excludes zero by it."""
+    """Snap differences below rounding error to zero, so that no interval excludes zero by rounding noise."""
     return np.where(np.abs(values) < _DUST, 0.0, values)

@@ -59,7 +59,7 @@ def write_stage1(path: Path, language_width: int = tiny_model.CONFIG.width) -> P
     """An untrained first stage."""
     torch.manual_seed(0)
     knob1 = Knob1PredictorBudgetLanguage(language_width, 16)
-    save_controller(path, kind="two_stage_stage1", networks={"knob1": knob1}, space=SPACE, weights=WEIGHTS)
+    save_controller(path, kind="two_stage_stage1", networks={"knob1": knob1}, space=SPACE, weights_hash=WEIGHTS)
     return path
 
 

@@ -93,7 +93,7 @@ def test_without_a_first_stage(job: Stage2Job) -> None:
 
 def test_another_model(job: Stage2Job) -> None:
     with pytest.raises(UserError, match="field weights is 0123456789ab"):
-        run_job(replace(job, weights="another"))
+        run_job(replace(job, weights_hash="another"))
     none = grpo_results.write_stage1(job.output_dir / "stage1" / "none.pt")
     with pytest.raises(UserError, match=r"no such (results )?directory|nowhere"):
         run_job(replace(job, stage1_checkpoint=none, results_dirs=[Path("nowhere")]))

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-Weights = Literal["bf16", "fp8", "int8"]
+DecodeDtype = Literal["bf16", "fp8", "int8"]
 """`bf16` stands for the weights as loaded; the others are copies with one byte a value."""
