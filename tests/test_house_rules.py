@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -377,3 +378,52 @@ def test_the_size_rule_detects() -> None:
     assert too_large({"a.bin": MAX_FILE_BYTES + 1})
     assert too_large({f"{i}.bin": MAX_FILE_BYTES for i in range(4)})
     assert not too_large({"a.bin": MAX_FILE_BYTES})
+
+
+MAX_MODULES = 15
+
+
+def crowded_folders(paths: Iterable[str]) -> list[str]:
+    """Folders of more than 15 modules; `__init__.py`, which holds nothing but a docstring, is not counted."""
+    modules = [Path(path) for path in paths if not path.endswith("/__init__.py")]
+    counts = Counter(path.parent.as_posix() for path in modules)
+    return [f"{folder}: {n} modules, at most {MAX_MODULES}" for folder, n in counts.items() if n > MAX_MODULES]
+
+
+def shared_prefixes(paths: Iterable[str]) -> list[str]:
+    """Modules of one folder that share a word before an underscore: they want a folder of that name.
+
+    Names that are given are free: the published scripts', and those of data sets, each of which is its module's.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        prefix, underscore, _ = path.stem.partition("_")
+        if prefix and underscore and path.stem not in DATASETS and not path.as_posix().startswith(SCRIPTS):
+            groups.setdefault((path.parent / prefix).as_posix(), []).append(path.name)
+    return [f"{place}/: {' and '.join(names)} belong there" for place, names in groups.items() if len(names) > 1]
+
+
+def package_paths() -> list[str]:
+    return [source.path for source in sources() if source.path.startswith(("src/", "experiments/"))]
+
+
+def test_folders_are_small() -> None:
+    assert not crowded_folders(package_paths())
+
+
+def test_a_crowded_folder_is_found() -> None:
+    some = [f"src/tempovlm/lab/{name}.py" for name in "abcdefghijklmno"]
+    assert not crowded_folders([*some, "src/tempovlm/lab/__init__.py", "src/tempovlm/lab/room/p.py"])
+    assert crowded_folders([*some, "src/tempovlm/lab/p.py"]) == ["src/tempovlm/lab: 16 modules, at most 15"]
+
+
+def test_modules_that_share_a_prefix_are_a_folder() -> None:
+    assert not shared_prefixes(package_paths())
+
+
+def test_a_shared_prefix_is_found() -> None:
+    assert shared_prefixes(["src/tempovlm/lab/judge_a.py", "src/tempovlm/lab/judge_b.py"])
+    alone = ["src/tempovlm/lab/judge/a.py", "src/tempovlm/lab/judge/b.py", "src/tempovlm/lab/judge_c.py"]
+    named = ["experiments/controller/train_a.py", "experiments/controller/train_b.py"]
+    sets = [f"src/tempovlm/data/sets/{name}.py" for name in DATASETS]
+    assert not shared_prefixes([*alone, *named, *sets, "src/tempovlm/a/__init__.py", "src/tempovlm/a/__main__.py"])
