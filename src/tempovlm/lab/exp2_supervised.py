@@ -30,15 +30,12 @@ from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.lab.features import budget_range, draw_budgets
 from tempovlm.lab.fit import SCORE, fit
-from tempovlm.lab.options import FitOptions
+from tempovlm.lab.options import FitOptions, SupervisedFlags
 from tempovlm.lab.table import Floats
 
 CHECKPOINT = "best_supervised_controller.pt"
 SCHEMA = "tempovlm.supervised_report/1"
 KNOBS = ("tier", "top_k", "num_blocks")
-
-NUM_BUDGETS = 20_000
-"""Drawn in all; neighbours are then 0.02 % apart where the range is a factor of 50."""
 
 BINS = 10
 """Of the budgets, equally wide in the logarithm."""
@@ -47,20 +44,10 @@ QUANTILES = ("mean", "p50", "p95", "p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisedJob:
-    """What to learn and where to leave it.
+class SupervisedJob(SupervisedFlags):
+    """Exp 2: its flags and how to train."""
 
-    Attributes:
-        profiling_results: files of Exp 7; of several data sets the mean by their number of questions is taken.
-        latency_quantile: which total of a setting must fit the budget; a budget is a promise, so a high one.
-    """
-
-    profiling_results: Sequence[Path]
-    output_dir: Path
     options: FitOptions
-    train_split: float = 0.8
-    num_budgets: int = NUM_BUDGETS
-    latency_quantile: str = "p95"
 
 
 @dataclass(frozen=True, slots=True)

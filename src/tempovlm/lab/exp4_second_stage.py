@@ -26,6 +26,7 @@ from tempovlm.lab.grpo.environment import LEAST_LEFT
 from tempovlm.lab.grpo.inputs import GrpoJob, Material, gather, see
 from tempovlm.lab.grpo.plots import draw
 from tempovlm.lab.grpo.report import judge, render
+from tempovlm.lab.options import SecondStageFlags
 
 __all__ = ["CHECKPOINT", "STAGE1", "Stage2Job", "render", "run_job"]
 
@@ -37,16 +38,14 @@ SCHEMA = "tempovlm.stage2_report/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage2Job(GrpoJob):
+class Stage2Job(SecondStageFlags, GrpoJob):
     """Exp 4.
 
     Attributes:
-        stage1_checkpoint: the one in the output directory unless told.
         tier_exploration: share of the training draws whose tier is drawn evenly, since the guard may lower a tier
             when serving and the second stage must be good there too.
     """
 
-    stage1_checkpoint: Path | None = None
     tier_exploration: float = 0.1
 
     @property

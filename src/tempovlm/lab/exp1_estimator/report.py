@@ -19,8 +19,9 @@ from tempovlm.core.shape import ModelShape
 from tempovlm.lab.exp1_estimator.baselines import CHOICE_RULE, choose, fit_candidates
 from tempovlm.lab.exp1_estimator.data import Rows, Split, rows_from_frame, split_rows, thin
 from tempovlm.lab.exp1_estimator.plots import draw_report, draw_transfer
-from tempovlm.lab.exp1_estimator.train import Candidate, Options, error_metrics, stage_metrics
+from tempovlm.lab.exp1_estimator.train import Candidate, error_metrics, stage_metrics
 from tempovlm.lab.log import training_log
+from tempovlm.lab.options import EstimatorFlags, EstimatorOptions
 from tempovlm.latency.conformal import coverage, coverage_by_group
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
@@ -42,24 +43,16 @@ _MOVE_WITH = 25
 _TRANSFER_SEEDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(EstimatorFlags):
     """Inputs, options and output folder of Exp 1.
 
     Attributes:
-        results_dirs: results of one device.
-        transfer_dirs: results of another device, to move the estimator to.
-        shape, transfer_shape: of the models; None takes those that the results are stamped with.
+        shape, transfer_shape: sizes of the models; None takes those that the results are stamped with.
     """
 
-    results_dirs: Sequence[Path]
-    datasets: Sequence[str]
-    output_dir: Path
-    options: Options
-    train_split: float = 0.8
-    max_samples: int | None = None
+    options: EstimatorOptions
     shape: ModelShape | None = None
-    transfer_dirs: Sequence[Path] = ()
     transfer_shape: ModelShape | None = None
 
 

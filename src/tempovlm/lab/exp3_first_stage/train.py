@@ -39,7 +39,7 @@ from tempovlm.lab.exp3_first_stage.data import Material, Rows, draw_rows, load_m
 from tempovlm.lab.exp3_first_stage.report import judge_stage1
 from tempovlm.lab.fit import SCORE, fit
 from tempovlm.lab.grpo.algorithm import TEMPERATURE
-from tempovlm.lab.options import FitOptions
+from tempovlm.lab.options import FirstStageFlags, FitOptions
 from tempovlm.lab.table import Floats
 
 VARIANTS = ("budget", "language", "glance")
@@ -47,44 +47,21 @@ LOSSES = ("label", "value")
 STAGE1 = "stage1"
 CHECKPOINT = "best_stage1_checkpoint.pt"
 
-BUDGETS_PER_QUESTION = 8
 _JUDGED_BUDGETS = 16
 """Of each question of validation and test; the same in every epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage1Job:
-    """What to learn from and where to leave it.
+class Stage1Job(FirstStageFlags):
+    """Exp 3, whose files go to `stage1` in the output directory.
 
     Attributes:
         engine: with the model whose features are used. weights: hash of its weights.
-        results_dirs: of the core experiment. datasets: which of its data sets.
-        output_dir: the files go to `stage1` within.
-        test_results_dirs: of questions about other pictures, which join the test part.
-        knob1_variant: what the network looks at, one of `VARIANTS`.
-        knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
-            logits to what each tier's usual best setting is worth. They differ: where a low tier is right
-            on most questions it is the most frequent label, even if a higher one is right more often.
-        time_price: accuracy that the whole budget is worth, with `value`; as in the reward of GRPO.
-        latency_estimator_path: of Exp 1; measured medians of the settings unless told.
-        budgets_per_question: drawn in an epoch.
-        data_dir: folder of the data sets that the results are about.
     """
 
     engine: Engine
     weights: str
-    results_dirs: Sequence[Path]
-    datasets: Sequence[str]
-    output_dir: Path
     options: FitOptions
-    test_results_dirs: Sequence[Path] = ()
-    knob1_variant: str = "language"
-    knob1_loss: str = "label"
-    time_price: float = 0.0
-    latency_estimator_path: Path | None = None
-    train_split: float = 0.8
-    budgets_per_question: int = BUDGETS_PER_QUESTION
-    data_dir: Path | None = None
 
     @property
     def folder(self) -> Path:

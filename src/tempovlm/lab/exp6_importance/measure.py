@@ -57,8 +57,8 @@ class Protocol:
     """
 
     base: KnobConfig
-    max_new_tokens: int = 16
-    batch_size: int = 16
+    max_new_tokens: int
+    batch_size: int
 
     def plan(self, blocks: Blocks) -> Plan:
         """Make the plan that runs just these blocks."""

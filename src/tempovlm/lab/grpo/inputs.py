@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +43,7 @@ from tempovlm.lab.grpo.environment import (
     measured_costs,
     predicted_costs,
 )
-from tempovlm.lab.options import GrpoOptions
+from tempovlm.lab.options import GrpoFlags, GrpoOptions
 from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import load_estimator
 
@@ -56,29 +55,17 @@ FIXED_BUDGETS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoJob:
+class GrpoJob(GrpoFlags):
     """What to learn from and where to leave it.
 
     Attributes:
         engine: with the model whose features the controller sees. weights: hash of its weights.
-        results_dirs: of the core experiment. datasets: which of its data sets.
-        latency_estimator_path: predicts latencies; None takes the measured ones.
-        train_split: share of the pictures to learn from.
-        data_dir: folder of the pictures; None takes the usual one.
-        hidden_dim: units of the networks' hidden layers.
         max_new_tokens: cap on answers, where accuracy comes from running the model.
     """
 
     engine: Engine
     weights: str
-    results_dirs: Sequence[Path]
-    datasets: Sequence[str]
-    output_dir: Path
     options: GrpoOptions
-    latency_estimator_path: Path | None = None
-    train_split: float = 0.8
-    data_dir: Path | None = None
-    hidden_dim: int = 128
     max_new_tokens: int = 16
 
     def check(self) -> None:
