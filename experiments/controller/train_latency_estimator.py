@@ -13,15 +13,14 @@ from tempovlm.core.shape import ModelShape
 from tempovlm.data.registry import check_datasets
 from tempovlm.engine.threads import pick_device, prepare
 from tempovlm.lab import script
-from tempovlm.lab.options import EstimatorFlags, EstimatorOptions
+from tempovlm.lab.options import DeviceFlags, EstimatorFlags, EstimatorOptions
 from tempovlm.lab.script import flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(EstimatorFlags):
+class Flags(DeviceFlags, EstimatorFlags):
     """Flags of this script alone."""
 
-    device: str = flag("auto", "where the network is trained: auto, cpu, cuda or cuda:N")
     model_path: str | None = flag(None, "the measured model; default: pocket or molmoe-1b, by the results' stamp")
     transfer_model_path: str | None = flag(None, "the model of --transfer_results_dir; default: by their stamp")
 

@@ -6,24 +6,15 @@ Writes `best_supervised_controller.pt`, `report.json` and a training log to `--o
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 from tempovlm.engine.threads import pick_device, prepare
 from tempovlm.lab import script
-from tempovlm.lab.options import FitOptions, SupervisedFlags
-from tempovlm.lab.script import flag
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags(SupervisedFlags):
-    """Flags of this script alone."""
-
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+from tempovlm.lab.options import DeviceFlags, FitOptions, SupervisedFlags
 
 
 def flags() -> script.FlagParser:
     """Make the script's parser."""
-    return script.FlagParser(__doc__, Flags, FitOptions)
+    return script.FlagParser(__doc__, DeviceFlags, SupervisedFlags, FitOptions)
 
 
 def main(argv: list[str]) -> None:

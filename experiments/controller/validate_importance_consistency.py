@@ -17,7 +17,7 @@ from tempovlm.core.knobs import KnobConfig
 from tempovlm.data.registry import check_datasets
 from tempovlm.lab import script
 from tempovlm.lab.core_exp.plan import draw_samples
-from tempovlm.lab.options import DataFlags, ModelFlags
+from tempovlm.lab.options import AdaptiveFlags, DataFlags, ModelFlags
 from tempovlm.lab.script import flag, required
 from tempovlm.lab.script import seed as read_seed
 
@@ -35,7 +35,7 @@ class Flags(ModelFlags, DataFlags):
     num_joint_samples: int = flag(400, "training questions of each in the joint search")
     tier: str | None = flag(None, "vision tier; default: the native one")
     top_k: int | None = flag(None, "experts per token; default: the native number")
-    max_new_tokens: int = flag(16, "most tokens of an answer")
+    max_new_tokens: int = flag(AdaptiveFlags.max_new_tokens, "most tokens of an answer")
     batch_size: int = flag(16, "questions answered together")
     merged_file: Path = flag(MERGED, "second place for the merged scores")
     seed: int = flag(42, "seed of the choice of questions", read=read_seed)

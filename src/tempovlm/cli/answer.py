@@ -66,7 +66,7 @@ class Flags:
     policies that predict accuracy: table, nearest neighbours, LinUCB."""
     on_deadline: Literal["finish", "stop"] = "finish"
     """Let an answer run over its budget, or stop it there."""
-    json: bool = False
+    json: console.Json = False
     """Print one JSON object on one line of stdout, and nothing else there."""
 
 

@@ -31,7 +31,7 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     force: bool = False
     """Measure again, even if this machine was measured before."""
-    json: bool = False
+    json: console.Json = False
     """Print one JSON object on one line of stdout, and nothing else there."""
 
 

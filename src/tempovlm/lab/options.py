@@ -172,19 +172,31 @@ class GrpoOptions(LoopOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """Flags of every script that runs a model."""
+class DeviceFlags:
+    """Flags of every script that computes."""
 
-    model_path: str = required("pocket, a model folder, or a hub id")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags:
-    """Flags of every script that looks at questions."""
+class ModelFlags(DeviceFlags):
+    """Flags of every script that runs a model."""
+
+    model_path: str = required("pocket, a model folder, or a hub id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDirFlags:
+    """Flags of every script that looks at pictures."""
+
+    data_dir: Path | None = flag(None, "folder of the data sets; default: the one in the cache directory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(DataDirFlags):
+    """Flags of every script that asks about pictures."""
 
     datasets: Sequence[str] = required("data sets, or files of your own questions", "--dataset_names")
-    data_dir: Path | None = flag(None, "folder of the data sets; default: the one in the cache directory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +235,10 @@ class EstimatorFlags(ResultsFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningFlags(ResultsFlags):
+class LearningFlags(ResultsFlags, DataDirFlags):
     """Flags of Exp 3, 4 and 5."""
 
     latency_estimator_path: Path | None = flag(None, "checkpoint of Exp 1; default: measured latencies")
-    data_dir: Path | None = flag(None, "folder of the data sets; default: the one in the cache directory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,14 +286,13 @@ class JointFlags(GrpoFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveFlags:
+class AdaptiveFlags(DataDirFlags):
     """Flags of Exp 8, whose data sets are mixed in equal parts."""
 
     controller: str = flag("auto", "checkpoint of any controller; or auto, table or fixed", "--controller_path")
     datasets: tuple[str, ...] = flag(("text_vqa",), "data sets or files of your own, in equal parts", "--dataset")
     num_samples: int = flag(100, "questions in all; each is answered at every budget")
     budgets_ms: tuple[float, ...] = flag((200.0,), "one or several budgets in milliseconds", "--latency_budget")
-    data_dir: Path | None = flag(None, "folder of the data; default: the test bed in the cache directory")
     on_deadline: Literal["finish", "stop"] = flag("finish", "finish a late answer, or stop it")
     max_new_tokens: int = flag(16, "most tokens of an answer")
     seed: int = flag(42, "seed of the choice of questions and of the order of the budgets", read=read_seed)

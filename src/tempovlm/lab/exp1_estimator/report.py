@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,9 +34,6 @@ SCHEMA = "tempovlm.estimator_report/1"
 
 COUNTS = (0, 5, 10, 25, 50)
 """Numbers of measurements on the other device."""
-
-COVERAGE_LIMITS = (0.03, 0.02, 0.01)
-"""How far the coverage of each level may be off."""
 
 _MOVE_WITH = 25
 _TRANSFER_SEEDS = 5
@@ -173,7 +169,7 @@ def _coverage(estimator: Estimator, rows: Rows) -> dict[str, dict[str, float | N
 
 
 def _coverage_noise(candidate: Candidate, split: Split) -> dict[str, Any]:
-    """Estimate how far the test's coverage may be off by chance of its pictures, and how many would settle it.
+    """Estimate how far the test's coverage may be off by chance of its pictures.
 
     Errors of one picture hang together, so that its share of covered measurements is one draw. The spread of the
     shares is that of the training pictures, each predicted by a model that had not seen it; the margins are as
@@ -188,14 +184,11 @@ def _coverage_noise(candidate: Candidate, split: Split) -> dict[str, Any]:
     stages: dict[str, Any] = {}
     for i, stage in enumerate(STAGES):
         stages[stage] = {}
-        for k, (level, limit) in enumerate(zip(LEVELS, COVERAGE_LIMITS, strict=True)):
+        for k, level in enumerate(LEVELS):
             sd = float(spread[i, k])
-            # 95 % of normal draws are within 1.96 standard errors, which shrink with the root of the pictures.
-            needed = (train + test) * per_picture * (1.96 * sd / limit) ** 2
             stages[stage][str(level)] = {
                 "sd_of_pictures": _number(sd),
                 "standard_error": _number(sd * per_picture**0.5),
-                "pictures_needed": math.ceil(needed) if math.isfinite(needed) else None,
             }
     return {"pictures": {"train": train, "test": test}, "stages": stages}
 

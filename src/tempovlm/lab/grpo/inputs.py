@@ -43,7 +43,7 @@ from tempovlm.lab.grpo.environment import (
     measured_costs,
     predicted_costs,
 )
-from tempovlm.lab.options import GrpoFlags, GrpoOptions
+from tempovlm.lab.options import AdaptiveFlags, GrpoFlags, GrpoOptions
 from tempovlm.lab.table import DecisionTable
 from tempovlm.latency.estimator import load_estimator
 
@@ -66,7 +66,7 @@ class GrpoJob(GrpoFlags):
     engine: Engine
     weights: str
     options: GrpoOptions
-    max_new_tokens: int = 16
+    max_new_tokens: int = AdaptiveFlags.max_new_tokens
 
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""

@@ -169,7 +169,7 @@ class Content:
                     raise UserError(
                         f"--data_dir: question {question} of {dataset} is in the results but not in the data; "
                         "name the folder that the core experiment read (the repository's results: `tempovlm data "
-                        "make --out DIR` draws it)"
+                        "make --output_dir DIR` draws it)"
                     )
             check_samples(table.folders, table.split, [samples[key] for key in offline.keys(table)])
         return cls(samples)

@@ -207,7 +207,6 @@ def test_noise_of_coverage_is_that_of_pictures() -> None:
     cell = found["stages"]["prefill"]["0.5"]
     assert 0.3 < cell["sd_of_pictures"] < 0.6
     assert cell["standard_error"] == pytest.approx(cell["sd_of_pictures"] * (1 / 8 + 1 / 2) ** 0.5, abs=1e-4)
-    assert cell["pictures_needed"] > 1000
 
 
 @pytest.mark.parametrize(("pictures", "share", "message"), [(2, 0.8, "needs 3"), (4, 1.0, "--train_split 1.0")])
