@@ -35,18 +35,18 @@ def make_folder(path: Path, flag: str = "output_dir") -> Path:
 
 
 @contextlib.contextmanager
-def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
-    """Make a folder and hold it, so that the files of two runs are not mixed; `flag` named it.
+def writing_to(path: Path) -> Iterator[Path]:
+    """Make the folder of `--output_dir` and hold it, so that the files of two runs are not mixed.
 
     Raises:
         UserError: it cannot be made or written to, a file has its name, or it is held already, by this process or
             another.
     """
-    handle = os.open(make_folder(path, flag), os.O_RDONLY)
+    handle = os.open(make_folder(path), os.O_RDONLY)
     try:
-        if not try_lock(handle, fcntl.LOCK_EX, f"--{flag} {path}"):
+        if not try_lock(handle, fcntl.LOCK_EX, f"--output_dir {path}"):
             message = "another process is writing results there; wait for it to end, or use another directory"
-            raise UserError(f"--{flag} {path}: {message}")
+            raise UserError(f"--output_dir {path}: {message}")
         try:
             yield path
         finally:

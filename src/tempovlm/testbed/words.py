@@ -71,9 +71,3 @@ def vocabulary() -> tuple[str, ...]:
 def alphabet() -> tuple[str, ...]:
     """Every single character that may stand in a question, an option or an answer, in a fixed order."""
     return tuple(sorted(set(CHARSET) | set("?,.:$-' ")))
-
-
-def count_tokens(answer: str) -> int:
-    """Output tokens of an answer: one for a known word, one per character otherwise, one for the end."""
-    known = set(vocabulary())
-    return 1 + sum(1 if word in known else len(word) for word in answer.split())
