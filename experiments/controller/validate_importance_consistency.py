@@ -22,7 +22,7 @@ from tempovlm.lab.script import flag, required
 from tempovlm.lab.script import seed as read_seed
 
 MERGED = Path("results/importance/merged_scores.json")
-"""Where Exp 7 looks for the scores."""
+"""Place of the scores that Exp 7 reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class Loaded(bench.Model, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan(AdaptiveFlags):
-    """What to answer."""
+    """Questions and budgets of one run."""
 
     def conditions(self, stamp: Stamp) -> dict[str, Any]:
         """What must be the same for all records of a file; the number of questions may grow."""

@@ -60,7 +60,7 @@ def check_choice(name: str, value: str, legal: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(LoopOptions):
-    """How to train on labels; the defaults of batch, epochs and learning rate are the seed document's."""
+    """Options of training on labels; batch, epochs and learning rate are the seed document's."""
 
     hidden_dim: int = flag(128, "units of a hidden layer")
     weight_decay: float = 1e-2
@@ -73,7 +73,7 @@ class FitOptions(LoopOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorOptions(FitOptions):
-    """How to train the latency estimator.
+    """Options of training the latency estimator.
 
     Attributes:
         loss: `log` is the quantile loss of log-latencies; `mse` is the seed document's squared error in
@@ -95,7 +95,7 @@ class EstimatorOptions(FitOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoOptions(LoopOptions):
-    """How to train by GRPO. Names mean what they do in trl 1.16, but for the KL term (`lab/grpo/algorithm.py`).
+    """Options of GRPO, named as in trl 1.16, except for the KL term (`lab/grpo/algorithm.py`).
 
     Attributes:
         num_generations: choices drawn for a question and a budget; also called group size.
