@@ -285,7 +285,7 @@ def drawing(s: Setup) -> Run:
     c = s.counts
     return s.run(
         *("data", "test bed", "data"),
-        f"make --out data --num_train {c.train_pictures} --num_val {c.val_pictures}",
+        f"make --output_dir data --num_train {c.train_pictures} --num_val {c.val_pictures}",
         tuple(f"data/{name}" for name in GENERATED),
         counts=f"{c.train_pictures} training and {c.val_pictures} validation pictures each",
         about_ms=len(GENERATED) * (c.train_pictures + 2 * c.val_pictures) * RATES_MS["picture drawn"],

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,8 +239,8 @@ def command(name: str, repository: Path) -> Callable[[list[str]], None]:
     path = repository / name
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: no such script; the checkout has another version")
-    module = importlib.util.module_from_spec(spec)
+        raise UserError(f"{path}: no such script; the checkout is not of this version")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look there
     spec.loader.exec_module(module)
     return cast("Callable[[list[str]], None]", module.main)
 

@@ -11,7 +11,8 @@ import io
 import re
 import subprocess
 import tokenize
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -415,6 +416,109 @@ def test_explanations_are_plain() -> None:
     assert not (found := [line for source in kept for line in riddles(source)]), "\n" + "\n".join(found)
 
 
+MAX_MODULES = 15
+
+
+def crowded_folders(paths: Iterable[str]) -> list[str]:
+    """Folders of more than 15 modules; `__init__.py`, which holds nothing but a docstring, is not counted."""
+    modules = [Path(path) for path in paths if not path.endswith("/__init__.py")]
+    counts = Counter(path.parent.as_posix() for path in modules)
+    return [f"{folder}: {n} modules, at most {MAX_MODULES}" for folder, n in counts.items() if n > MAX_MODULES]
+
+
+def shared_prefixes(paths: Iterable[str]) -> list[str]:
+    """Modules of one folder that share a word before an underscore: they want a folder of that name.
+
+    Names that are given are free: the published scripts', and those of data sets, each of which is its module's.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        prefix, underscore, _ = path.stem.partition("_")
+        if prefix and underscore and path.stem not in DATASETS and not path.as_posix().startswith(SCRIPTS):
+            groups.setdefault((path.parent / prefix).as_posix(), []).append(path.name)
+    return [f"{place}/: {' and '.join(names)} belong there" for place, names in groups.items() if len(names) > 1]
+
+
+def package_paths() -> list[str]:
+    return [source.path for source in sources() if source.path.startswith(("src/", "experiments/"))]
+
+
+def test_folders_are_small() -> None:
+    assert not crowded_folders(package_paths())
+
+
+def test_a_crowded_folder_is_found() -> None:
+    some = [f"src/tempovlm/lab/{name}.py" for name in "abcdefghijklmno"]
+    assert not crowded_folders([*some, "src/tempovlm/lab/__init__.py", "src/tempovlm/lab/room/p.py"])
+    assert crowded_folders([*some, "src/tempovlm/lab/p.py"]) == ["src/tempovlm/lab: 16 modules, at most 15"]
+
+
+def test_modules_that_share_a_prefix_are_a_folder() -> None:
+    assert not shared_prefixes(package_paths())
+
+
+def test_a_shared_prefix_is_found() -> None:
+    assert shared_prefixes(["src/tempovlm/lab/judge_a.py", "src/tempovlm/lab/judge_b.py"])
+    alone = ["src/tempovlm/lab/judge/a.py", "src/tempovlm/lab/judge/b.py", "src/tempovlm/lab/judge_c.py"]
+    named = ["experiments/controller/train_a.py", "experiments/controller/train_b.py"]
+    sets = [f"src/tempovlm/data/sets/{name}.py" for name in DATASETS]
+    assert not shared_prefixes([*alone, *named, *sets, "src/tempovlm/a/__init__.py", "src/tempovlm/a/__main__.py"])
+
+
+PARSERS = {"src/tempovlm/lab/script.py": "add_argument", "src/tempovlm/cli/console.py": "tyro.cli"}
+"""The two places that make flags of dataclasses: for scripts, by the standard library, and for commands."""
+
+
+def flags_come_from_dataclasses(source: Source) -> list[str]:
+    """No script or command declares a flag by itself, so none can have a default that its options do not have."""
+    if not source.path.startswith(("src/", "experiments/")):
+        return []
+    found = []
+    for node in source.nodes(ast.Call):
+        assert isinstance(node, ast.Call)
+        name = ast.unparse(node.func)
+        word = name.rpartition(".")[2] if name.endswith(("add_argument", "ArgumentParser")) else name
+        if word in ("add_argument", "ArgumentParser", "tyro.cli") and PARSERS.get(source.path) != word:
+            found.append(f"{source.path}:{node.lineno}: calls {name}: declare flags as fields of a dataclass")
+    return found
+
+
+def repeated_flags(files: Iterable[Source]) -> list[str]:
+    """Flags that two dataclasses declare alike, and fields that repeat the default of a flag of their name.
+
+    A flag is inherited, and a default derived from its flag, as `seed: int = A.seed`. Defaults that leave
+    something out, such as None and 0, are anybody's.
+    """
+    flags: dict[tuple[str, str], list[str]] = {}
+    alike: dict[tuple[str, ...], list[str]] = {}
+    plain: list[tuple[tuple[str, str], str]] = []
+    for source in files:
+        for one in source.nodes(ast.ClassDef):
+            assert isinstance(one, ast.ClassDef)
+            for node in one.body:
+                if not isinstance(node, ast.AnnAssign) or node.value is None:
+                    continue
+                name, place = ast.unparse(node.target), f"{source.path}:{node.lineno}"
+                if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("flag", "required"):
+                    words = [ast.unparse(word) for word in node.value.args]
+                    alike.setdefault((name, *words), []).append(place)
+                    flags.setdefault((name, words[0]), []).append(place)
+                elif source.path.startswith("src/tempovlm/lab/") and not isinstance(node.value, ast.Attribute):
+                    plain.append(((name, ast.unparse(node.value)), place))
+    twice = [f"{places[1]}: flag {key[0]} is {places[0]}'s" for key, places in alike.items() if len(places) > 1]
+    return twice + [
+        f"{place}: {key[0]} repeats the default at {flags[key][0]}"
+        for key, place in plain
+        if key in flags and not re.fullmatch(r"None|False|True|0|0\.0|\(\)|''", key[1])
+    ]
+
+
+def test_flags_come_from_dataclasses() -> None:
+    assert not (found := [line for one in sources() for line in flags_come_from_dataclasses(one)]), "\n".join(
+        found
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -433,3 +537,26 @@ def test_riddles_are_found(text: str) -> None:
 def test_plain_explanations_are_no_riddles() -> None:
     plain = '"""Return what a file holds."""\nX = 1  # so much that it fails\n"""Whether it is here."""'
     assert not riddles(Source("src/tempovlm/a.py", plain))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["parser.add_argument('--lr', default=1e-4)", "p = argparse.ArgumentParser()", "tyro.cli(Flags)"],
+)
+def test_a_flag_outside_of_a_dataclass_is_found(text: str) -> None:
+    assert flags_come_from_dataclasses(Source("experiments/controller/a.py", text))
+    assert not flags_come_from_dataclasses(Source("benchmarks/a.py", text))
+
+
+def test_no_flag_is_declared_twice() -> None:
+    assert not (found := repeated_flags(sources())), "\n".join(found)
+
+
+def test_a_repeated_flag_is_found() -> None:
+    first = Source("src/tempovlm/lab/a.py", "class A:\n    seed: int = flag(42, 'seed of all')")
+    again = Source("experiments/controller/b.py", "class B:\n    seed: int = flag(42, 'seed of all')")
+    copy = Source("src/tempovlm/lab/c.py", "class C:\n    seed: int = 42")
+    assert repeated_flags([first, again]) == [f"{again.path}:2: flag seed is {first.path}:2's"]
+    assert repeated_flags([first, copy]) == [f"{copy.path}:2: seed repeats the default at {first.path}:2"]
+    other = Source("src/tempovlm/lab/d.py", "class D:\n    seed: int = 7\n    lr: float\n    top: int = A.seed")
+    assert not repeated_flags([first, other])

@@ -8,45 +8,50 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tempovlm
 from tempovlm.core.knobs import KnobConfig
+from tempovlm.data.registry import check_datasets
 from tempovlm.lab import script
 from tempovlm.lab.core_exp.plan import draw_samples
+from tempovlm.lab.options import AdaptiveFlags, DataFlags, ModelFlags
+from tempovlm.lab.script import flag, required
+from tempovlm.lab.script import seed as read_seed
 
 MERGED = Path("results/importance/merged_scores.json")
-"""Path at which Exp 7 reads the scores."""
+"""Place of the scores that Exp 7 reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ModelFlags, DataFlags):
+    """The script's flags."""
+
+    num_samples: int = flag(5000, "training questions of each data set, as far as it has them")
+    output_dir: Path = required("folder of all files; run again with it to resume")
+    num_val_samples: int | None = flag(None, "validation questions of each; default: as many as for training")
+    num_joint_samples: int = flag(400, "training questions of each in the joint search")
+    tier: str | None = flag(None, "vision tier; default: the native one")
+    top_k: int | None = flag(None, "experts per token; default: the native number")
+    max_new_tokens: int = flag(AdaptiveFlags.max_new_tokens, "most tokens of an answer")
+    batch_size: int = flag(16, "questions answered together")
+    merged_file: Path = flag(MERGED, "second place for the merged scores")
+    seed: int = flag(42, "seed of the choice of questions", read=read_seed)
 
 
 def flags() -> script.FlagParser:
-    """The script's flags."""
-    parser = script.FlagParser(str(__doc__).splitlines()[0])
-    add = parser.add_argument
-    add("--dataset_names", nargs="+", required=True, help="data sets, or files of your own questions")
-    add("--model_path", required=True, help="pocket, a model folder, or a hub id")
-    add("--num_samples", type=int, default=5000, help="training questions of each data set, as far as it has them")
-    add("--output_dir", type=Path, required=True, help="for everything; run again with it to resume")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--num_val_samples", type=int, help="validation questions of each; as many as for training unless told")
-    add("--num_joint_samples", type=int, default=400, help="training questions of each in the joint search")
-    add("--tier", help="vision tier; the native one unless told")
-    add("--top_k", type=int, help="experts per token; native unless told")
-    add("--max_new_tokens", type=int, default=16, help="cap on generated tokens")
-    add("--batch_size", type=int, default=16, help="questions answered together")
-    add("--data_dir", type=Path, help="folder of the data sets")
-    add("--merged_file", type=Path, default=MERGED, help="second place for the merged scores")
-    add("--seed", type=script.seed, default=42, help="of the draw of questions")
-    return parser
+    """Make the script's parser."""
+    return script.FlagParser(__doc__, Flags)
 
 
 def main(argv: list[str]) -> None:
     """Measure what is not measured yet, write everything, and print the verdict."""
     args = flags().parse_args(argv)
-    names = script.check_datasets(args.dataset_names, "dataset_names")
-    for flag in ("num_samples", "num_joint_samples", "max_new_tokens", "batch_size"):
-        script.positive(flag, getattr(args, flag))
+    names = check_datasets(args.datasets, "dataset_names")
+    for name in ("num_samples", "num_joint_samples", "max_new_tokens", "batch_size"):
+        script.positive(name, getattr(args, name))
     found = run(args, names)
     sys.stdout.write(f"{found['verdict']['text']}\nrule: {found['rule']}\n")
     sys.stdout.write(f"ranking ({found['ranking_method']}): {' '.join(map(str, found['ranking']))}\n")

@@ -7,81 +7,51 @@ data set to `--output_dir`, which the other experiments read.
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import tempovlm
+from tempovlm.core.errors import UserError
+from tempovlm.data.registry import check_datasets
 from tempovlm.lab import script
-from tempovlm.lab.core_exp.plan import SweepPlan, choose_settings, draw_samples
-from tempovlm.lab.core_exp.processes import Share
+from tempovlm.lab.core_exp.plan import SweepPlan
+from tempovlm.lab.core_exp.run import RunFlags, run_sweep
+from tempovlm.lab.script import flag, required
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(RunFlags):
+    """The script's flags, beside those of `SweepPlan`."""
+
+    output_dir: Path = required("folder of the results; run again with it to resume")
+    num_samples: int = flag(300, "questions of each data set")
+    tiers: Sequence[str] | None = flag(None, "vision tiers; default: all")
+    top_k: Sequence[int] | None = flag(None, "experts per token; default: all of the knob space")
+    num_blocks: Sequence[int] | None = flag(None, "depths; default: all of the knob space")
+    latency_only: bool = flag(False, "leave out batched accuracy: only the timed questions get rows")
+    format: Literal["parquet", "json"] = flag("parquet", "json writes the predecessor's layout")
 
 
 def flags() -> script.FlagParser:
-    """The script's flags."""
-    parser = script.FlagParser(str(__doc__).splitlines()[0])
-    add = parser.add_argument
-    add("--model_path", required=True, help="pocket, a model folder, or a hub id")
-    add("--dataset_names", nargs="+", required=True, help="data sets, or files of your own questions")
-    add("--output_dir", type=Path, required=True, help="results directory; run again with it to resume")
-    add("--num_samples", type=int, default=300, help="questions of each data set")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--tiers", nargs="+", help="vision tiers; all unless told")
-    add("--top_k", nargs="+", type=int, help="experts per token; all of the knob space unless told")
-    add("--num_blocks", nargs="+", type=int, help="depths; all of the knob space unless told")
-    add("--importance_scores_file", type=Path, help="which blocks run first; the model's own ranking unless told")
-    add("--split", choices=("val", "train"), default="val", help="which questions")
-    add("--twins", action="store_true", help="ask about the pictures' twins, for the noise-corrected oracle")
-    add("--data_dir", type=Path, help="folder of the data sets")
-    add("--batch_size", type=int, help="questions answered together for accuracy")
-    add("--latency_only", action="store_true", help="no batched accuracy: only the timed questions get rows")
-    add("--latency_samples", type=int, help="questions of each data set that are timed at batch 1")
-    add("--repeats", type=int, help="passes that time each of them once at each setting")
-    add("--warmup", type=int, help="untimed answers before a question's first pass in each run")
-    add("--max_new_tokens", nargs="+", type=int, help="caps, given to the questions in turn")
-    add("--seed", type=script.seed, help="of the draw of questions and the order of timing")
-    add("--format", choices=("parquet", "json"), default="parquet", help="json: the predecessor's layout")
-    return parser.with_defaults(SweepPlan)
+    """Make the script's parser."""
+    return script.FlagParser(__doc__, Flags, SweepPlan)
 
 
 def main(argv: list[str]) -> None:
     """Run or resume the sweep."""
     args = flags().parse_args(argv)
-    names = script.check_datasets(args.dataset_names, "dataset_names")
-    for flag in ("num_samples", "batch_size", "repeats"):
-        script.positive(flag, getattr(args, flag))
+    args.datasets = check_datasets(args.datasets, "dataset_names")
+    for name in ("num_samples", "batch_size", "repeats"):
+        script.positive(name, getattr(args, name))
     if args.latency_only and args.latency_samples == 0:
-        raise tempovlm.UserError("--latency_only: nothing would be run; give --latency_samples")
-    paths = sweep(args, names)
+        raise UserError("--latency_only: nothing would be run; give --latency_samples")
+    args.batch_size = 0 if args.latency_only else args.batch_size
+    chosen = {"tiers": args.tiers, "top_ks": args.top_k, "block_counts": args.num_blocks}
+    paths = run_sweep(vars(args), args.output_dir, **chosen)
     sys.stdout.write("".join(f"{path}\n" for path in paths[:4]))
     if len(paths) > 4:
         sys.stdout.write(f"and {len(paths) - 4} more\n")
-
-
-def sweep(args: Namespace, names: list[str]) -> list[Path]:
-    """Load the model and the questions, and do what is not done yet."""
-    share = Share.of_process()
-    device = share.device(args.device)
-    warmup = share.rank == 0 and args.latency_samples > 0  # nothing else is timed
-    model = tempovlm.load(args.model_path, device=device, policy="fixed", calibrate=False, warmup=warmup)
-    # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.lab.core_exp.ledger import Ledger
-    from tempovlm.lab.core_exp.sweep import conduct, with_ranking
-
-    engine = with_ranking(model.engine, args.importance_scores_file)
-    plan = SweepPlan(
-        settings=choose_settings(model.space, args.tiers, args.top_k, args.num_blocks),
-        batch_size=0 if args.latency_only else args.batch_size,
-        latency_samples=args.latency_samples,
-        repeats=args.repeats,
-        warmup=args.warmup,
-        max_new_tokens=tuple(args.max_new_tokens),
-        seed=args.seed,
-        twins=args.twins,
-    )
-    samples, source = draw_samples(names, args.split, args.data_dir, args.num_samples, args.seed, args.twins)
-    conditions = plan.conditions(args.split)
-    ledger = Ledger(args.output_dir, model.stamp(source), engine.ranking, conditions, args.format, share.rank)
-    return conduct(engine, samples, plan, ledger, share)
 
 
 if __name__ == "__main__":

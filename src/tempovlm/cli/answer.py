@@ -67,9 +67,9 @@ class Flags:
     """Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
     For policies that predict accuracy: table, nearest neighbours, LinUCB."""
     on_deadline: Literal["finish", "stop"] = "finish"
-    """finish: let the answer run over its budget. stop: end it at the deadline, between two tokens."""
-    json: bool = False
-    """Print only one JSON object, on one line of stdout."""
+    """finish: let the answer run over its budget. stop: end it at the deadline."""
+    json: console.Json = False
+    """Print one JSON object on one line of stdout, and nothing else there."""
 
 
 def main(argv: list[str]) -> None:

@@ -93,7 +93,7 @@ class BenchArgs:
     max_new_tokens: int = 16
     seed: int = 0
     output_dir: Path = Path("bench_out")
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: console.Json = False
 
     @property
     def budgets_ms(self) -> tuple[float, ...]:
@@ -189,7 +189,7 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     if args.policy != "fixed":
         # Before the lock for measurements, which calibration takes itself.
         model.calibrate()
-    return measure_all(model, samples, args, notes)
+    return measure_all(model, samples, args)
 
 
 def load_model(
@@ -203,10 +203,10 @@ def load_model(
 
 
 def measure_all(
-    model: TempoVLM, samples: Sequence[Sample], args: BenchArgs, notes: Console
+    model: TempoVLM, samples: Sequence[Sample], args: BenchArgs
 ) -> tuple[dict[str, Any], list[Record]]:
     """Run every sample at every budget, with a bar and the time left, and summarise the records."""
-    from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
+    from tempovlm.core.machine import machine_lock, warn_if_busy
     from tempovlm.lab.bench import bench
     from tempovlm.lab.bench.summary import rounded
 
@@ -219,10 +219,8 @@ def measure_all(
         price_per_ms=args.price_per_ms,
     )
     records: list[Record] = []
-    with machine_lock(lambda: notes.print("another process is measuring this machine; waiting for it to end")):
-        busy = busy_cores()
-        if busy is not None and busy >= BUSY_CORES:
-            notes.print(f"the machine is busy: others use {busy:.1f} cores; expect more answers to be late")
+    with machine_lock():
+        busy = warn_if_busy("expect more answers to be late")
         source = bench.measure(model, samples, plan)
         complete = _collect(source, len(samples) * plan.runs_per_sample, "answering questions", records)
     fresh = samples[: args.fresh_processes]

@@ -31,8 +31,8 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     force: bool = False
     """Measure again, even if this machine was measured before."""
-    json: bool = False
-    """Print only one JSON object, on one line of stdout."""
+    json: console.Json = False
+    """Print one JSON object on one line of stdout, and nothing else there."""
 
 
 def main(argv: list[str]) -> None:

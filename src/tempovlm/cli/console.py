@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Flags = TypeVar("Flags")
 
+Json = tyro.conf.FlagCreatePairsOff[bool]
+"""Type of every command's flag `--json`: one JSON object on one line of stdout, and all else on stderr."""
+
 
 def parse(
     flags: type[Flags], argv: Sequence[str], command: str, description: str, examples: Sequence[str]

@@ -23,7 +23,7 @@ from tempovlm.data.registry import DATASETS, GENERATED, find, find_own
 _KNOWN = f"Data set: one of {', '.join(DATASETS)}; or a file of your own questions (.csv, .jsonl, .parquet)."
 
 _EXAMPLES = {
-    "make": ("tempovlm data make --out /tmp/bed --num_train 100 --num_val 50",),
+    "make": ("tempovlm data make --output_dir /tmp/bed --num_train 100 --num_val 50",),
     "check": (
         "tempovlm data check okvqa",
         "tempovlm data check coco_caption --data_dir /data",
@@ -37,7 +37,7 @@ _EXAMPLES = {
 class MakeFlags:
     """Flags of `tempovlm data make`."""
 
-    out: Path
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("--out",))]
     """Folder to make; it must not exist, or be empty."""
     num_train: int = 2000
     """Training pictures of each data set."""
@@ -73,7 +73,7 @@ def make(argv: list[str]) -> None:
     flags = _parse(MakeFlags, "make", argv, make)
     from tempovlm.testbed.make import make_testbed
 
-    folder = make_testbed(flags.out, flags.num_train, flags.num_val, flags.seed, datasets=GENERATED)
+    folder = make_testbed(flags.output_dir, flags.num_train, flags.num_val, flags.seed, datasets=GENERATED)
     sys.stderr.write(f"made a synthetic test bed in {folder} (use it with --data_dir {folder})\n")
 
 

@@ -122,7 +122,7 @@ def run_into(folder: Path, args: DemoArgs, notes: Console) -> None:
     for example, answers in showcase.answer_examples(model, examples, budgets_ms):
         shown.append((example, answers))
         out.print(table(example, answers))
-    result = run_bench(model, args, budgets_ms, folder, notes)
+    result = run_bench(model, args, budgets_ms, folder)
     out.print(bench_command.table(result))
     write_report(shown, result, folder)
     out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
@@ -158,9 +158,7 @@ def table(example: Example, answers: Sequence[Shown]) -> Table:
     return shown
 
 
-def run_bench(
-    model: TempoVLM, args: DemoArgs, budgets_ms: Sequence[float], folder: Path, notes: Console
-) -> dict[str, Any]:
+def run_bench(model: TempoVLM, args: DemoArgs, budgets_ms: Sequence[float], folder: Path) -> dict[str, Any]:
     """Run a short bench at the same budgets; its files go beside the report."""
     from tempovlm.data.catalog import load_mixed
 
@@ -174,7 +172,7 @@ def run_bench(
         output_dir=folder,
     )
     samples = load_mixed(bench_args.dataset, args.num_samples, seed=args.seed)
-    result, records = bench_command.measure_all(model, samples, bench_args, notes)
+    result, records = bench_command.measure_all(model, samples, bench_args)
     if not result["complete"]:
         raise KeyboardInterrupt
     bench_command.save(folder, result, records)

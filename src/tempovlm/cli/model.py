@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -44,8 +44,8 @@ Write a checkpoint of random weights in the published layout: it answers nonsens
 The full molmoe-1b takes 14.4 GB of disk and a few minutes."""
 
 _RANDOM_EXAMPLES = (
-    "tempovlm model random --out /tmp/tiny --config pocket",
-    "tempovlm model random --out /tmp/random --config molmoe-1b --num_layers 2 --tokenizer ~/MolmoE-1B-0924",
+    "tempovlm model random --output_dir /tmp/tiny --config pocket",
+    "tempovlm model random --output_dir /tmp/random --config molmoe-1b --num_layers 2 --tokenizer ~/MolmoE-1B",
 )
 
 
@@ -55,15 +55,15 @@ class InfoFlags:
 
     model: tyro.conf.Positional[str]
     """`pocket`, `molmoe-1b`, a local model folder or a hub id."""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print only one JSON object, on one line of stdout."""
+    json: console.Json = False
+    """Print one JSON object on one line of stdout, and nothing else there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomFlags:
     """Flags of `tempovlm model random`."""
 
-    out: Path
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=("--out",))]
     """Folder to make; it must not exist, or be empty."""
     config: Literal["molmoe-1b", "pocket"]
     """Sizes of the model."""
@@ -99,7 +99,7 @@ def random(argv: list[str]) -> None:
         config = replace(config, num_blocks=flags.num_layers)
     if not -(1 << 63) <= flags.seed < 1 << 64:
         raise UserError(f"--seed {flags.seed}: must fit 64 bits")
-    out = expanded(flags.out)
+    out = expanded(flags.output_dir)
     with progress_bar("writing random weights") as advance:
         write_random(out, config, seed=flags.seed, tokenizer=flags.tokenizer, advance=advance)
     sys.stderr.write(f"wrote a random {flags.config} with {config.num_blocks} decoder blocks to {out}\n")

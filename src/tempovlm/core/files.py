@@ -35,18 +35,18 @@ def make_folder(path: Path, flag: str = "output_dir") -> Path:
 
 
 @contextlib.contextmanager
-def writing_to(path: Path, flag: str = "output_dir") -> Iterator[Path]:
-    """Make and lock a folder, so that two runs do not mix their files; `flag` is named in errors.
+def writing_to(path: Path) -> Iterator[Path]:
+    """Make and lock the folder of `--output_dir`, so that two runs do not mix their files.
 
     Raises:
         UserError: the folder cannot be made or written to, a file has its name, or this or another process holds
             it already.
     """
-    handle = os.open(make_folder(path, flag), os.O_RDONLY)
+    handle = os.open(make_folder(path), os.O_RDONLY)
     try:
-        if not try_lock(handle, fcntl.LOCK_EX, f"--{flag} {path}"):
+        if not try_lock(handle, fcntl.LOCK_EX, f"--output_dir {path}"):
             message = "another process is writing results there; wait for it to end, or use another directory"
-            raise UserError(f"--{flag} {path}: {message}")
+            raise UserError(f"--output_dir {path}: {message}")
         try:
             yield path
         finally:

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -24,18 +24,11 @@ SAMPLE_MS = 200.0
 _log = logging.getLogger("tempovlm")
 
 
-def _tell_waiting() -> None:
-    _log.warning("another process is measuring this machine; waiting for it to end")
-
-
 @contextlib.contextmanager
-def machine_lock(on_wait: Callable[[], None] = _tell_waiting) -> Iterator[bool]:
+def machine_lock() -> Iterator[bool]:
     """Hold the machine's lock for measurements.
 
-    The system frees the lock when its holder ends, however it ends.
-
-    Args:
-        on_wait: called before waiting for another process that holds it.
+    The system frees the lock when its holder ends, however it ends. Waiting for another process is logged.
 
     Yields:
         Whether another process held it before.
@@ -46,7 +39,7 @@ def machine_lock(on_wait: Callable[[], None] = _tell_waiting) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
-            on_wait()
+            _log.warning("another process is measuring this machine; waiting for it to end")
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield waited

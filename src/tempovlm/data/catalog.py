@@ -71,7 +71,7 @@ def load_samples(
         root = _made_if_missing(root, dataset)
     folder = root / dataset
     if not folder.is_dir():
-        made = f"make one: tempovlm data make --out {root}, or " if dataset in GENERATED else ""
+        made = f"make one: tempovlm data make --output_dir {root}, or " if dataset in GENERATED else ""
         get = f"see tempovlm data check {dataset} for where to get it ({known.home})"
         raise UserError(f"no folder {folder} for data set {dataset}; {made}{get}")
     try:

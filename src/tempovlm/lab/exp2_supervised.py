@@ -29,33 +29,21 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.knobs import KNOBS, TIERS, KnobSpace
 from tempovlm.core.paths import read_json, write_whole
 from tempovlm.lab.fit import SCORE, fit, head_sizes, seeded
-from tempovlm.lab.options import FitOptions
+from tempovlm.lab.options import FitOptions, SupervisedFlags
 from tempovlm.lab.table import Floats, Table, budget_bins, budget_range, draw_budgets
 
 CHECKPOINT = "best_supervised_controller.pt"
 SCHEMA = "tempovlm.supervised_report/1"
 
-NUM_BUDGETS = 20_000
-"""Total number of budgets; neighbours are then 0.02 % apart if the range is a factor of 50."""
 
 QUANTILES = ("mean", "p50", "p95", "p99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisedJob:
-    """Inputs, options and output folder of Exp 2.
+class SupervisedJob(SupervisedFlags):
+    """Exp 2: its flags and how to train."""
 
-    Attributes:
-        profiling_results: files of Exp 7; of several data sets the mean by their number of questions is taken.
-        latency_quantile: which total of a setting must fit the budget; a budget is a promise, so a high one.
-    """
-
-    profiling_results: Sequence[Path]
-    output_dir: Path
     options: FitOptions
-    train_split: float = 0.8
-    num_budgets: int = NUM_BUDGETS
-    latency_quantile: str = "p95"
 
 
 def read_profile_table(paths: Sequence[Path], quantile: str = "p95") -> Table:

@@ -20,6 +20,7 @@ from tempovlm.lab.grpo.actors import Shared, TwoStageActor, new_second_stage
 from tempovlm.lab.grpo.algorithm import train
 from tempovlm.lab.grpo.environment import Environment, GrpoJob, gather, new_task
 from tempovlm.lab.grpo.report import draw, finish, judge, render
+from tempovlm.lab.options import SecondStageFlags
 
 __all__ = ["CHECKPOINT", "STAGE1", "Stage2Job", "render", "run_job"]
 
@@ -31,16 +32,14 @@ SCHEMA = "tempovlm.stage2_report/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage2Job(GrpoJob):
+class Stage2Job(SecondStageFlags, GrpoJob):
     """Exp 4.
 
     Attributes:
-        stage1_checkpoint: checkpoint of the first stage. Default: the one in the output directory.
         tier_exploration: share of the training draws whose tier is drawn evenly, since the guard may lower a tier
             when serving and the second stage must be good there too.
     """
 
-    stage1_checkpoint: Path | None = None
     tier_exploration: float = 0.1
 
     @property

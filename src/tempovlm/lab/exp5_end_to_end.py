@@ -38,6 +38,7 @@ from tempovlm.lab.grpo.algorithm import GrpoTraining, Rollout, evaluate, train
 from tempovlm.lab.grpo.environment import Environment, GrpoJob, Task, gather, limits_ms, new_task
 from tempovlm.lab.grpo.report import draw, finish, gain, judge
 from tempovlm.lab.grpo.report import render as render_report
+from tempovlm.lab.options import GrpoOptions, JointFlags
 
 ARCHITECTURES = ("two_stage", "llm_based")
 CHECKPOINT = "best_controller.pt"
@@ -48,19 +49,14 @@ _TIMED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JointJob(GrpoJob):
+class JointJob(JointFlags, GrpoJob):
     """Exp 5.
 
     Attributes:
-        architecture: one of `ARCHITECTURES`. num_llm_blocks: that read, of the LLM-based one.
         seeds: of the trainings; the split is always that of the options' seed.
-        compare_with: a checkpoint of Exp 4 to be judged beside it; None compares with none.
     """
 
-    architecture: str = "two_stage"
-    num_llm_blocks: int = 2
-    seeds: Sequence[int] = (42,)
-    compare_with: Path | None = None
+    seeds: Sequence[int] = (GrpoOptions.seed,)
 
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import make_folder
@@ -29,6 +29,7 @@ from tempovlm.lab import statistics
 from tempovlm.lab.bench import bench
 from tempovlm.lab.bench.summary import Record, rounded, summarise
 from tempovlm.lab.core_exp.failures import ANEW, tell_failures
+from tempovlm.lab.options import AdaptiveFlags
 
 _log = logging.getLogger("tempovlm")
 
@@ -50,24 +51,8 @@ class Loaded(bench.Model, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Options of one run.
-
-    Attributes:
-        datasets: mixed in equal parts. num_samples: questions in all, each answered at every budget.
-        on_deadline: whether a late answer is finished or stopped. data_dir: of the data; None takes the default.
-        controller: the policy, as the user named it.
-        seed: seed of the questions and the order of the budgets.
-    """
-
-    datasets: tuple[str, ...]
-    budgets_ms: tuple[float, ...]
-    num_samples: int
-    controller: str
-    on_deadline: Literal["finish", "stop"] = "finish"
-    max_new_tokens: int = 16
-    data_dir: Path | None = None
-    seed: int = 42
+class Plan(AdaptiveFlags):
+    """Questions and budgets of one run."""
 
     def conditions(self, stamp: Stamp) -> dict[str, Any]:
         """Conditions that all records of a file share; the number of questions may grow."""

@@ -34,6 +34,7 @@ from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
+from tempovlm.lab.options import LearningFlags
 from tempovlm.lab.table import Table, find_samples, read_table
 from tempovlm.latency.estimator import Estimator, load_estimator
 
@@ -69,26 +70,16 @@ class FeatureTable:
         return FeatureTable(*(np.concatenate([getattr(one, name) for one in (self, more)]) for name in _TABLES))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningJob:
+@dataclass(frozen=True, kw_only=True)
+class LearningJob(LearningFlags):
     """A controller's training: its material, and the folder that it is left in.
 
     Attributes:
         engine: with the model whose features the controller sees. weights_hash: hash of its weights.
-        results_dirs: of the core experiment. datasets: which of its data sets.
-        latency_estimator_path: of Exp 1; None takes measured latencies.
-        train_split: share of the pictures to learn from.
-        data_dir: folder of the data sets that the results are about; None takes the usual one.
     """
 
     engine: Engine
     weights_hash: str
-    results_dirs: Sequence[Path]
-    datasets: Sequence[str]
-    output_dir: Path
-    latency_estimator_path: Path | None = None
-    train_split: float = 0.8
-    data_dir: Path | None = None
 
     def read(self, results_dirs: Sequence[Path]) -> tuple[Table, list[Sample]]:
         """Read the questions of results directories, and find their pictures.

@@ -1,19 +1,38 @@
-"""Options of the controllers' trainings, from which the scripts take flags, defaults and help. Loads no torch."""
+"""The experiments' flags as dataclasses: scripts take names, defaults and help from them, jobs their fields.
+
+Loads no torch, which scripts import only when threads are set.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from tempovlm.core.errors import UserError
-from tempovlm.lab.script import flag
+from tempovlm.lab.script import flag, required
+from tempovlm.lab.script import seed as read_seed
 
 SCHEDULES = ("cosine", "constant")
 SCALES = ("group", "batch", "none")
 LOSS_TYPES = ("grpo", "dr_grpo")
 ACCURACY_SOURCES = ("table", "online")
+ESTIMATOR_LOSSES = ("log", "mse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Options of every training; `cosine` ends at a learning rate of zero."""
+
+    batch_size: int = flag(64, "rows of a batch")
+    num_epochs: int = flag(50, "passes over the training rows")
+    lr: float = flag(1e-4, "learning rate at the start")
+    grad_accum: int = flag(1, "batches whose gradients make one step")
+    lr_schedule: str = flag("cosine", "course of the learning rate: cosine or constant")
+    seed: int = flag(42, "seed of the split, of the start and of all draws", read=read_seed)
+    device: str = "cpu"
 
 
 def check_loop(options: LoopOptions) -> None:
@@ -39,19 +58,12 @@ def check_choice(name: str, value: str, legal: Sequence[str]) -> None:
         raise UserError(f"--{name} {value}: choose from {', '.join(legal)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions:
-    """Options of training on labels; the first three defaults are the seed document's."""
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(LoopOptions):
+    """Options of training on labels; batch, epochs and learning rate are the seed document's."""
 
-    batch_size: int = 64
-    num_epochs: int = 50
-    lr: float = 1e-4
-    hidden_dim: int = 128
+    hidden_dim: int = flag(128, "units of a hidden layer")
     weight_decay: float = 1e-2
-    grad_accum: int = 1
-    lr_schedule: str = "cosine"
-    seed: int = 42
-    device: str = "cpu"
 
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
@@ -59,8 +71,30 @@ class FitOptions:
         check_loop(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoOptions:
+@dataclass(frozen=True, kw_only=True)
+class EstimatorOptions(FitOptions):
+    """Options of training the latency estimator.
+
+    Attributes:
+        loss: `log` is the quantile loss of log-latencies; `mse` is the seed document's squared error in
+            milliseconds for the median, and the quantile loss in milliseconds for the levels above it.
+    """
+
+    lr: float = flag(1e-3, "learning rate at the start")
+    hidden_dim: int = flag(64, "units of a hidden layer")
+    weight_decay: float = 1e-4
+    num_layers: int = flag(2, "hidden layers")
+    loss: str = flag("log", "log: quantile loss of log-latency; mse: squared error in ms")
+
+    def check(self) -> None:
+        """Raise a `UserError` that names the first flag whose value makes no sense."""
+        FitOptions.check(self)
+        check_counts(self, ("num_layers",), 1)
+        check_choice("loss", self.loss, ESTIMATOR_LOSSES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoOptions(LoopOptions):
     """Options of GRPO, named as in trl 1.16, except for the KL term (`lab/grpo/algorithm.py`).
 
     Attributes:
@@ -94,9 +128,11 @@ class GrpoOptions:
             learn it.
     """
 
-    num_generations: int = flag(5, "settings drawn for a question", "--group_size", "--num_generations")
-    num_iterations: int = flag(2, "steps on the same draws")
-    epsilon: float = flag(0.2, "how far the ratio of probabilities may pay off")
+    num_generations: int = flag(
+        5, "settings drawn for a question and a budget", "--group_size", "--num_generations"
+    )
+    num_iterations: int = flag(2, "gradient steps on the same draws")
+    epsilon: float = flag(0.2, "how far from 1 the ratio of new to old probability may pay off")
     beta: float = flag(0.0, "weight of KL(policy || start), summed over all settings")
     scale_rewards: str = flag("group", "whose spread rewards are divided by: group, batch or none")
     loss_type: str = flag(
@@ -104,20 +140,17 @@ class GrpoOptions:
         "grpo or dr_grpo, as in trl: how a choice's actions are averaged, which is the same for its one action; "
         "both divide rewards as --scale_rewards says, and the Dr. GRPO paper's is --scale_rewards none",
     )
-    entropy_coef: float = flag(0.01, "weight of the entropy")
+    entropy_coef: float = flag(0.01, "weight of the policy's entropy, which is maximised too")
     alpha: float = flag(1.0, "weight of accuracy in the reward")
-    penalty: float = flag(0.5, "weight of lateness; the seed document's beta")
-    time_price: float = flag(0.0, "weight of the share of the budget that is used")
-    accuracy_source: str = flag("table", "table, or online: run the model at what is drawn")
-    mask_infeasible: bool = flag(True, "draw what the guard would allow")
-    warm_start: int = flag(0, "epochs of regression on all rewards before GRPO")
-    grad_accum: int = flag(1, "batches to a step")
-    lr_schedule: str = flag("cosine", "cosine or constant")
-    batch_size: int = 32
-    num_epochs: int = 100
-    lr: float = 1e-4
-    seed: int = 42
-    device: str = "cpu"
+    penalty: float = flag(0.5, "weight of lateness in the reward; the seed document's beta")
+    time_price: float = flag(0.0, "accuracy that using the whole budget costs")
+    accuracy_source: str = flag(
+        "table", "where accuracy comes from: table, or online to run the model at what is drawn"
+    )
+    mask_infeasible: bool = flag(True, "draw only settings that the guard would allow")
+    warm_start: int = flag(0, "epochs of regression on the rewards of all settings before GRPO")
+    batch_size: int = flag(32, "questions of a batch")
+    num_epochs: int = flag(100, "passes over the training questions")
     tier_exploration: float = 0.0
 
     def check(self) -> None:
@@ -138,5 +171,128 @@ class GrpoOptions:
             raise UserError("--warm_start: needs the accuracies of all settings; leave --accuracy_source as it is")
 
 
-LoopOptions = FitOptions | GrpoOptions
-"""Options of every training: `cosine` as `lr_schedule` ends at zero, `grad_accum` batches make one step."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceFlags:
+    """Flags of every script that computes."""
+
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(DeviceFlags):
+    """Flags of every script that runs a model."""
+
+    model_path: str = required("pocket, a model folder, or a hub id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDirFlags:
+    """Flags of every script that looks at pictures."""
+
+    data_dir: Path | None = flag(None, "folder of the data sets; default: the one in the cache directory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(DataDirFlags):
+    """Flags of every script that asks about pictures."""
+
+    datasets: Sequence[str] = required("data sets, or files of your own questions", "--dataset_names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedFlags:
+    """Flags of Exp 2.
+
+    Attributes:
+        profiling_results: files of Exp 7; of several data sets the mean by their number of questions is taken.
+        latency_quantile: which total of a setting must fit the budget; a budget is a promise, so a high one.
+        num_budgets: neighbours of 20 000 are 0.02 % apart where the range is a factor of 50.
+    """
+
+    profiling_results: Sequence[Path] = required("profiling_results.json of Exp 7")
+    output_dir: Path = required("folder of the checkpoint, the report and the log")
+    train_split: float = flag(0.8, "share of the budgets to learn from")
+    num_budgets: int = flag(20_000, "budgets drawn, log-uniformly over the feasible range")
+    latency_quantile: str = flag("p95", "total that must fit a budget: mean, p50, p95 or p99")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsFlags:
+    """Flags of every training on results of the core experiment."""
+
+    results_dirs: Sequence[Path] = required("results of the core experiment", "--results_dir")
+    datasets: Sequence[str] = required("data sets", "--dataset_names")
+    output_dir: Path = required("folder of the checkpoint, the report, the log and the figures")
+    train_split: float = flag(0.8, "share of the pictures to learn from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorFlags(ResultsFlags):
+    """Flags of Exp 1."""
+
+    max_samples: int | None = flag(None, "rows at most, drawn at random; default: all")
+    transfer_dirs: Sequence[Path] = flag((), "results of another device to move to", "--transfer_results_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningFlags(ResultsFlags, DataDirFlags):
+    """Flags of Exp 3, 4 and 5."""
+
+    latency_estimator_path: Path | None = flag(None, "checkpoint of Exp 1; default: measured latencies")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageFlags(LearningFlags):
+    """Flags of Exp 3.
+
+    Attributes:
+        test_results_dirs: of questions about other pictures, which join the test part.
+        knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
+            logits to what each tier's usual best setting is worth. They differ: where a low tier is right
+            on most questions it is the most frequent label, even if a higher one is right more often.
+        time_price: accuracy that the whole budget is worth, with `value`; as in the reward of GRPO.
+    """
+
+    test_results_dirs: Sequence[Path] = flag((), "results of more pictures to test on", "--test_results_dir")
+    knob1_variant: str = flag("language", "inputs of stage1: budget, language or glance")
+    knob1_loss: str = flag(
+        "label", "target of stage1: label, the best setting's tier, or value, each tier's worth"
+    )
+    budgets_per_question: int = flag(8, "budgets that stage1 draws for a question in an epoch")
+    time_price: float = flag(GrpoOptions.time_price, "accuracy that using the whole budget costs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoFlags(LearningFlags):
+    """Flags of Exp 4 and 5."""
+
+    hidden_dim: int = flag(FitOptions.hidden_dim, "units of a hidden layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStageFlags(GrpoFlags):
+    """Flags of Exp 4."""
+
+    stage1_checkpoint: Path | None = flag(None, "first stage for stage2; default: that in --output_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointFlags(GrpoFlags):
+    """Flags of Exp 5."""
+
+    architecture: str = flag("two_stage", "network: two_stage or llm_based")
+    num_llm_blocks: int = flag(2, "blocks of the model that the LLM-based controller runs")
+    compare_with: Path | None = flag(None, "checkpoint of Exp 4 to judge beside it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveFlags(DataDirFlags):
+    """Flags of Exp 8, whose data sets are mixed in equal parts."""
+
+    controller: str = flag("auto", "checkpoint of any controller; or auto, table or fixed", "--controller_path")
+    datasets: tuple[str, ...] = flag(("text_vqa",), "data sets or files of your own, in equal parts", "--dataset")
+    num_samples: int = flag(100, "questions in all; each is answered at every budget")
+    budgets_ms: tuple[float, ...] = flag((200.0,), "one or several budgets in milliseconds", "--latency_budget")
+    on_deadline: Literal["finish", "stop"] = flag("finish", "finish a late answer, or stop it")
+    max_new_tokens: int = flag(16, "most tokens of an answer")
+    seed: int = flag(42, "seed of the choice of questions and of the order of the budgets", read=read_seed)

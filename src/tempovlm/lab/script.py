@@ -1,62 +1,92 @@
-"""Runs an experiment script: flags spelled with underscores, failures as one line and an exit code."""
+"""Runs an experiment script: flags from dataclasses, failures as one line and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, field, fields
-from typing import Any, NoReturn, Self, TypeVar
+from argparse import BooleanOptionalAction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tempovlm.core.errors import EXIT_INTERRUPTED, UserError, explained
-from tempovlm.data.registry import check_datasets as check_datasets
 
 Options = TypeVar("Options")
 
 
-def flag(default: Any, text: str, *names: str) -> Any:
-    """Declare a dataclass's field that `FlagParser.add_options` makes a flag, with its help and its spellings."""
-    return field(default=default, metadata={"help": text, "names": names})
+def flag(default: Any, text: str, *names: str, read: Callable[[str], Any] | None = None) -> Any:
+    """Declare a dataclass's field as a flag of `FlagParser`.
+
+    Args:
+        default: the field's default, from which the help takes it.
+        text: the flag's help.
+        names: its spellings; the field's name if there are none.
+        read: makes a value of a word; the field's type if it is None.
+    """
+    return field(default=default, metadata={"help": text, "names": names, "read": read})
+
+
+def required(text: str, *names: str) -> Any:
+    """Declare a dataclass's field as a flag that must be given."""
+    return field(metadata={"help": text, "names": names, "read": None})
 
 
 def options_from(kind: type[Options], flags: Mapping[str, Any]) -> Options:
-    """Make options, a dataclass, of the flags that have its fields' names."""
-    return kind(**{one.name: flags[one.name] for one in fields(kind) if one.name in flags})  # type: ignore[arg-type]
+    """Make a dataclass of the values that have its fields' names; for None, a field keeps its own default."""
+    values = {one.name: flags[one.name] for one in fields(kind) if flags.get(one.name) is not None}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 class FlagParser(argparse.ArgumentParser):
-    """A parser that takes flags in full only; a wrong one raises a `UserError`."""
+    """A parser whose flags are fields of dataclasses and are taken in full only; a wrong one is a `UserError`."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+    def __init__(self, description: str | None, *kinds: type[Any]) -> None:
+        """Add a flag for each field that `flag` or `required` declares.
 
-    def with_defaults(self, kind: type[Any]) -> Self:
-        """Give every flag that has no default that of the dataclass's field of its name."""
-        for one in fields(kind):
-            if one.default is not MISSING and self.get_default(one.name) is None:
-                value = list(one.default) if isinstance(one.default, tuple) else one.default
-                self.set_defaults(**{one.name: value})
-        return self
+        Args:
+            description: a script's docstring, whose first line the help shows.
+            kinds: dataclasses; of fields of one name the first counts, and hides the others if it is no flag.
+        """
+        super().__init__(description=str(description).splitlines()[0], allow_abbrev=False)
+        declared: dict[str, tuple[Field[Any], Any]] = {}
+        for kind in kinds:
+            hints = get_type_hints(kind)
+            for one in fields(kind):
+                declared.setdefault(one.name, (one, hints[one.name]))
+        for one, hint in declared.values():
+            if "help" in one.metadata:
+                self._add(one, hint)
 
-    def add_options(self, kind: type[Any]) -> Self:
-        """Add a flag for each of a dataclass's fields that were declared with `flag`."""
-        for one in (one for one in fields(kind) if "help" in one.metadata):
-            names = one.metadata["names"] or (f"--{one.name}",)
-            more: dict[str, Any] = {"dest": one.name, "default": one.default, "help": one.metadata["help"]}
-            if isinstance(one.default, bool):
-                more["action"] = argparse.BooleanOptionalAction
+    def _add(self, one: Field[Any], hint: Any) -> None:
+        names = one.metadata["names"] or (f"--{one.name}",)
+        is_required = one.default is MISSING
+        default = None if is_required else one.default
+        words: dict[str, Any] = {"dest": one.name, "help": _help(one.metadata["help"], default)}
+        if get_origin(hint) in (Union, UnionType):
+            hint = next(kind for kind in get_args(hint) if kind is not NoneType)
+        if hint is bool:
+            words["action"] = BooleanOptionalAction if default else "store_true"
+        else:
+            if get_origin(hint) in (tuple, Sequence):
+                words["nargs"], hint = "+", get_args(hint)[0]
+            if get_origin(hint) is Literal:
+                words["choices"], hint = get_args(hint), str
             else:
-                more |= {"type": type(one.default), "metavar": names[0].removeprefix("--").upper()}
-            self.add_argument(*names, **more)
-        return self
+                words["metavar"] = names[0].removeprefix("--").upper()
+            words |= {"type": one.metadata["read"] or hint, "required": is_required}
+        self.add_argument(*names, **words, default=argparse.SUPPRESS)  # else some actions tell it a second time
+        self.set_defaults(**{one.name: default})
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage, which would not be one line."""
         raise UserError(f"{message} (--help lists the flags)")
+
+
+def _help(text: str, default: Any) -> str:
+    if default is None or default is False or default == () or "default" in text:
+        return text
+    return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:

@@ -212,7 +212,7 @@ class Table:
         return estimator.predict(work)
 
     def predicted_ms(self, estimator: Estimator, level: float = 0.5, steps: float | None = None) -> Floats:
-        """Predict totals (N, K) of answers of `steps` decode steps; default: those of the questions' own answers."""
+        """Predict totals (N, K) of answers of `steps` decode steps; default: as the questions' answers have."""
         rows = []
         for row in range(len(self)):
             count = self.output_tokens[row] - 1 if steps is None else steps

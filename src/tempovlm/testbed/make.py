@@ -33,7 +33,7 @@ in the pictures are invented.
 - seed: {seed}
 - pictures for training: {num_train} a data set
 - pictures for validation: {num_val} a data set
-- made again by: `tempovlm data make --out DIR --num_train {num_train} --num_val {num_val} --seed {seed}`
+- made again by: `tempovlm data make --output_dir DIR --num_train {num_train} --num_val {num_val} --seed {seed}`
 """
 
 

@@ -71,9 +71,3 @@ def vocabulary() -> tuple[str, ...]:
 def alphabet() -> tuple[str, ...]:
     """Return every single character that questions, options and answers can contain, in a fixed order."""
     return tuple(sorted(set(CHARSET) | set("?,.:$-' ")))
-
-
-def count_tokens(answer: str) -> int:
-    """Return the output tokens of an answer: one for a known word, else one per character, and one for the end."""
-    known = set(vocabulary())
-    return 1 + sum(1 if word in known else len(word) for word in answer.split())

@@ -3,12 +3,11 @@
 First the vision side alone on dense labels, then everything, under a random tier, top-k and depth at each step.
 Resumable: a run that stops, by a limit or a kill, continues from its last state when it is started again.
 
-    python -m tempovlm.training.pocket --out runs/pocket --device cuda
+    python -m tempovlm.training.pocket --output_dir runs/pocket --device cuda
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterable
@@ -29,6 +28,8 @@ from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.data.registry import DATASETS, GENERATED
 from tempovlm.engine.threads import pick_device
+from tempovlm.lab.options import DeviceFlags
+from tempovlm.lab.script import FlagParser, flag, options_from, required, run
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
@@ -47,20 +48,20 @@ from tempovlm.training.tokenizer import build_tokenizer
 class Recipe:
     """All options of a run; written beside its results."""
 
-    steps: int = 9700
-    decay_steps: int = 3000
-    vision_steps: int = 1000
-    batch: int = 256
-    passes: int = 2
-    lr: float = 1.2e-3
-    decay: float = 0.05
-    warmup: int = 300
-    dense_weight: float = 0.25
-    balance_weight: float = 0.01
-    elastic_after: int = 5000
-    seed: int = 0
-    validation_seed: int = 20_000
-    validation_batches: int = 8
+    steps: int = flag(9700, "steps in all")
+    decay_steps: int = flag(3000, "last steps, in which the learning rate falls to zero")
+    vision_steps: int = flag(1000, "first steps, which train the vision side alone")
+    batch: int = flag(256, "pictures of a step")
+    passes: int = flag(2, "steps on each batch of pictures")
+    lr: float = flag(1.2e-3, "learning rate of Muon")
+    decay: float = flag(0.05, "weight decay")
+    warmup: int = flag(300, "steps in which the learning rate rises")
+    dense_weight: float = flag(0.25, "weight of the loss of dense labels")
+    balance_weight: float = flag(0.01, "weight of the loss that balances the experts")
+    elastic_after: int = flag(5000, "step from which settings are drawn at random")
+    seed: int = flag(0, "seed of the weights and of the training pictures")
+    validation_seed: int = flag(20_000, "seed of the validation pictures")
+    validation_batches: int = flag(8, "batches of a validation")
 
 
 class Pupil(nn.Module):
@@ -343,7 +344,7 @@ def keep_recipe(path: Path, recipe: Recipe) -> None:
     for name, value in ours.items():
         if name != "steps" and theirs.get(name) != value:
             raise UserError(
-                f"--{name} {value}: the run in {path.parent} has {theirs.get(name)}; give that or another --out"
+                f"--{name} {value}: the run in {path.parent} has {theirs.get(name)}; give that, or another folder"
             )
 
 
@@ -366,39 +367,37 @@ def corners(space: KnobSpace) -> list[KnobConfig]:
     ]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the parser; any field of the recipe can be given."""
-    parser = argparse.ArgumentParser(prog="python -m tempovlm.training.pocket", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an earlier run there goes on")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw pictures")
-    parser.add_argument("--max_minutes", type=float, default=1e9, help="stop after this long, to go on later")
-    parser.add_argument("--log_every", type=int, default=50)
-    parser.add_argument("--export", action="store_true", help="write the model even if steps are left")
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    return parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class Flags(DeviceFlags, Recipe):
+    """The command's flags: those of a run's process, and any field of the recipe."""
+
+    output_dir: Path = required("folder of the run; an earlier run there goes on", "--output_dir", "--out")
+    workers: int = flag(2, "processes that draw pictures")
+    max_minutes: float = flag(1e9, "minutes after which to stop, to go on later")
+    log_every: int = flag(50, "steps between two lines of the log")
+    export: bool = flag(False, "write the model even if steps are left")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, then export when all steps are done."""
-    options = parse(argv)
-    recipe = Recipe(**{name: getattr(options, name) for name in asdict(Recipe())})
+def main(argv: list[str]) -> None:
+    """Train, then export when all steps are done.
+
+    Raises:
+        UserError: a flag makes no sense, or the folder cannot be written or has a run of another recipe.
+    """
+    flags = FlagParser(__doc__, Flags).parse_args(argv)
+    recipe = options_from(Recipe, vars(flags))
     torch.set_float32_matmul_precision("high")
-    try:
-        device = pick_device(options.device)
-        if device.type == "cuda":  # else the thread that pins pictures would use memory of the first device
-            torch.cuda.set_device(device)
-        with writing_to(options.out, "out"):
-            trainer = Trainer(options.out, recipe, POCKET, device)
-            done = trainer.train(options.workers, options.max_minutes, options.log_every)
-            for row in trainer.evaluate(corners(trainer.space), 2):
-                show(json.dumps(row))
-            if done or options.export:
-                trainer.export()
-    except UserError as error:
-        raise SystemExit(f"tempovlm.training.pocket: error: {error}") from None
+    device = pick_device(flags.device)
+    if device.type == "cuda":  # else the thread that pins pictures would take memory of the first device
+        torch.cuda.set_device(device)
+    with writing_to(flags.output_dir):
+        trainer = Trainer(flags.output_dir, recipe, POCKET, device)
+        done = trainer.train(flags.workers, flags.max_minutes, flags.log_every)
+        for row in trainer.evaluate(corners(trainer.space), 2):
+            show(json.dumps(row))
+        if done or flags.export:
+            trainer.export()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -43,7 +43,7 @@ def test_info_of_a_folder(tiny_folder: Path, capsys: pytest.CaptureFixture[str])
 
 def test_random_then_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "random"
-    words = ("random", "--out", str(out), "--config", "pocket", "--num_layers", "2")
+    words = ("random", "--output_dir", str(out), "--config", "pocket", "--num_layers", "2")
     code, printed, err = run(capsys, *words)
     assert (code, printed) == (0, "")
     assert str(out) in err
@@ -60,9 +60,12 @@ def test_random_then_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (("show",), "unknown command 'model show'; choose one of info, random"),
         (("info", "/nowhere/at/all"), "no such model"),
-        (("random", "--out", "x", "--config", "pocket", "--num_layers", "17"), "from 1 to 16"),
-        (("random", "--out", "x", "--config", "pocket", "--seed", str(1 << 64)), "--seed 18446744073709551616"),
-        (("random", "--out", "~nobody-of-that-name/x", "--config", "pocket"), "no such user"),
+        (("random", "--output_dir", "x", "--config", "pocket", "--num_layers", "17"), "from 1 to 16"),
+        (
+            ("random", "--output_dir", "x", "--config", "pocket", "--seed", str(1 << 64)),
+            "--seed 18446744073709551616",
+        ),
+        (("random", "--output_dir", "~nobody-of-that-name/x", "--config", "pocket"), "no such user"),
     ],
 )
 def test_wrong_words(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,8 +125,7 @@ def test_ctrl_c_leaves_nothing_and_frees_the_lock(
     with pytest.raises(KeyboardInterrupt):
         obtain_profile(engine, stamp, OUTPUT, progress=False)
     assert not profile_path(stamp).exists()
-    waited: list[int] = []
-    with machine_lock(lambda: waited.append(1)):
+    with machine_lock() as waited:
         assert not waited
 
 

@@ -239,8 +239,8 @@ def test_bad_input_is_named(
 
 def test_defaults_are_those_of_the_protocol() -> None:
     args = script(SCRIPT).flags().parse_args([])
-    assert (args.dataset, args.num_samples, args.latency_budget) == (["text_vqa"], 100, pytest.approx([200.0]))
-    path = adaptive.default_path(args.dataset, args.latency_budget)
+    assert (args.datasets, args.num_samples, args.budgets_ms) == (("text_vqa",), 100, pytest.approx((200.0,)))
+    path = adaptive.default_path(args.datasets, args.budgets_ms)
     assert path == Path("results/adaptive_inference/text_vqa_200.json")
 
 

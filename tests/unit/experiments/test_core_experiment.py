@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,9 +19,10 @@ from tempovlm.data.sample import Sample
 from tempovlm.lab.core_exp import store, sweep
 from tempovlm.lab.core_exp.plan import SweepPlan
 from tempovlm.lab.core_exp.processes import Share
-from tempovlm.lab.script import FlagParser, run
+from tempovlm.lab.script import FlagParser, flag, options_from, required, run
 
 SCRIPT = "core_exp/run_core_experiment"
+PLAN = SweepPlan(settings=())
 FEW = ["--tiers", "low", "--top_k", "8", "--num_blocks", "8", "16"]
 
 
@@ -169,16 +173,34 @@ def test_a_missing_module_of_our_own_is_a_bug() -> None:
         run(main)
 
 
-def test_flags_take_the_defaults_of_a_dataclass_where_they_have_none() -> None:
-    parser, plan = FlagParser("a script"), SweepPlan(settings=())
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--batch_size", type=int, default=plan.batch_size + 1)
-    parser.add_argument("--max_new_tokens", nargs="+", type=int)
-    parser.with_defaults(SweepPlan)
-    args = parser.parse_args([])
-    assert (args.repeats, args.batch_size) == (plan.repeats, plan.batch_size + 1)
-    assert args.max_new_tokens == list(plan.max_new_tokens)
-    assert parser.parse_args(["--repeats", "9"]).repeats == 9
+def test_flags_are_the_fields_of_dataclasses() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Own:
+        batch_size: int = flag(PLAN.batch_size + 1, "questions of a batch")
+        seed: int = PLAN.seed
+        names: Sequence[str] = required("names", "--all_names")
+        kind: Literal["a", "b"] | None = flag(None, "kind; default: both")
+        is_loud: bool = flag(True, "whether to tell")
+
+    parser = FlagParser("A script.\n\nMore about it.", Own, SweepPlan)
+    args = parser.parse_args(["--all_names", "x", "y", "--no-is_loud", "--max_new_tokens", "3", "4"])
+    assert (args.batch_size, args.repeats, args.twins) == (PLAN.batch_size + 1, PLAN.repeats, False)
+    assert (args.names, args.kind, args.is_loud) == (["x", "y"], None, False)
+    plan = options_from(SweepPlan, {**vars(args), "settings": [], "warmup": None})
+    assert (plan.max_new_tokens, plan.warmup, plan.settings) == ((3, 4), PLAN.warmup, ())
+    told = " ".join(parser.format_help().split())
+    assert "More about it" not in told
+    assert "questions of a batch (default: 33)" in told
+    assert "kind; default: both" in told
+    assert "timed at batch 1 (default: 0)" in told
+    assert "--seed" not in told
+    for words, message in (
+        ([], "--all_names"),
+        (["--all_names", "x", "--kind", "c"], "choose from"),
+        (["--al", "x"], "--all_names"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parser.parse_args(words)
 
 
 def test_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

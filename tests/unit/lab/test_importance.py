@@ -111,7 +111,7 @@ def test_influence_does_not_depend_on_the_batch(
 
 
 def test_shared_beginnings_change_no_answer(idle_engine: Engine, samples: list[Sample]) -> None:
-    protocol = Protocol(idle_engine.space.native, max_new_tokens=4)
+    protocol = Protocol(idle_engine.space.native, max_new_tokens=4, batch_size=16)
     plans = [protocol.plan(blocks) for blocks in (*ablations(NUM_BLOCKS), (0, 3, 5), (0, 3), (0, 1, 2))]
     ready, failed = prepare_all(idle_engine, [Job(sample, 4) for sample in samples], protocol.base.tier)
     assert not failed

@@ -103,7 +103,7 @@ def test_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    arguments = ["make", "--out", str(tmp_path / "bed"), "--num_train", "9999"]
+    arguments = ["make", "--output_dir", str(tmp_path / "bed"), "--num_train", "9999"]
     code = f"from tempovlm.cli.data import main; main({arguments!r})"
     # A suite that a shell runs in the background ignores interrupts, and so would its children.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -206,7 +206,9 @@ def test_unwritable_cache_falls_back(
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data_cli.main(["make", "--out", str(tmp_path / "bed"), "--num-train", "1", "--num_val", "1", "--seed", "2"])
+    data_cli.main(
+        ["make", "--output_dir", str(tmp_path / "bed"), "--num-train", "1", "--num_val", "1", "--seed", "2"]
+    )
     assert load_samples("text_vqa", "train", data_dir=tmp_path / "bed")
     assert capsys.readouterr().out == ""
     data_cli.main(["--help"])
@@ -214,4 +216,4 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="unknown command 'data fetch'"):
         data_cli.main(["fetch"])
     with pytest.raises(UserError, match="both 0"):
-        data_cli.main(["make", "--out", str(tmp_path / "x"), "--num_train", "0", "--num_val", "0"])
+        data_cli.main(["make", "--output_dir", str(tmp_path / "x"), "--num_train", "0", "--num_val", "0"])

@@ -201,14 +201,14 @@ def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "recipe.json").read_text()) == asdict(replace(RECIPE, steps=8))
     with pytest.raises(UserError, match="--lr"):
         Trainer(tmp_path, replace(RECIPE, lr=1.0), TINY, torch.device("cpu"))
-    with pytest.raises(SystemExit, match="error: --decay_steps 9"):
-        main(["--out", str(tmp_path), "--decay_steps", "9", "--device", "cpu"])
+    with pytest.raises(UserError, match="--decay_steps 9"):
+        main(["--output_dir", str(tmp_path), "--decay_steps", "9", "--device", "cpu"])
 
 
 def test_two_trainings_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
     with (
-        writing_to(tmp_path, "out"),
-        pytest.raises(SystemExit, match=f"--out {tmp_path}: another process is writing"),
+        writing_to(tmp_path),
+        pytest.raises(UserError, match=f"--output_dir {tmp_path}: another process is writing"),
     ):
-        main(["--out", str(tmp_path), "--device", "cpu"])
+        main(["--output_dir", str(tmp_path), "--device", "cpu"])
     assert not list(tmp_path.iterdir())

@@ -72,8 +72,8 @@ class BenchPlan:
     budgets_ms: tuple[float, ...]
     fixed: KnobConfig | None
     slower_existed: Callable[[KnobConfig], bool]
+    max_new_tokens: int
     seed: int = 0
-    max_new_tokens: int = 16
     price_per_ms: float = 0.0
 
     @property

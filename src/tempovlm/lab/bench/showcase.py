@@ -150,15 +150,14 @@ class Shown:
         return self.score >= _RIGHT
 
 
-def make_examples(folder: Path, *, seed: int = 0, most: int = len(WANTED)) -> list[Example]:
+def make_examples(folder: Path, *, seed: int = 0) -> list[Example]:
     """Draw the pictures and write them as JPEG files of at most 40 kB.
 
     Args:
         folder: folder to make.
         seed: seed of the test bed.
-        most: number of examples.
     """
-    return [next(draw_examples(wanted, folder, seed=seed)) for wanted in WANTED[:most]]
+    return [next(draw_examples(wanted, folder, seed=seed)) for wanted in WANTED]
 
 
 def draw_examples(wanted: Wanted, folder: Path, *, seed: int = 0) -> Iterator[Example]:

@@ -12,6 +12,8 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.records import Key
 from tempovlm.core.request import Request
 from tempovlm.data.sample import Sample
+from tempovlm.lab.script import flag
+from tempovlm.lab.script import seed as read_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,13 @@ class SweepPlan:
     """
 
     settings: tuple[KnobConfig, ...]
-    batch_size: int = 32
-    latency_samples: int = 0
-    repeats: int = 5
-    warmup: int = 1
-    max_new_tokens: tuple[int, ...] = (16,)
-    seed: int = 42
-    twins: bool = False
+    batch_size: int = flag(32, "questions answered together for accuracy")
+    latency_samples: int = flag(0, "questions of each data set that are timed at batch 1")
+    repeats: int = flag(5, "passes that time each of them once at each setting")
+    warmup: int = flag(1, "untimed answers before a question's first pass in each run")
+    max_new_tokens: tuple[int, ...] = flag((16,), "most tokens of an answer, given to the questions in turn")
+    seed: int = flag(42, "seed of the choice of questions and of the order of timing", read=read_seed)
+    twins: bool = flag(False, "ask about the pictures' twins, for the noise-corrected oracle")
 
     def __post_init__(self) -> None:
         least = (("latency_samples", 0), ("warmup", 0), ("repeats", 1))

@@ -10,8 +10,9 @@ import numpy as np
 
 from tempovlm.core.units import now_ms
 from tempovlm.lab.exp1_estimator.data import Rows, Split
-from tempovlm.lab.exp1_estimator.train import Candidate, Options, cross_fit, stage_metrics, train_mlp
+from tempovlm.lab.exp1_estimator.train import Candidate, cross_fit, stage_metrics, train_mlp
 from tempovlm.lab.log import Log
+from tempovlm.lab.options import EstimatorOptions
 from tempovlm.latency.cores import SERVED, Core, RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import CostTable, Floats, Workload
@@ -83,7 +84,7 @@ def fit_nearest(table: CostTable, train: Rows, neighbours: int = 3) -> ComparedC
 
 
 def fit_candidates(
-    table: CostTable, split: Split, options: Options, stamp: Mapping[str, Any], log: Log
+    table: CostTable, split: Split, options: EstimatorOptions, stamp: Mapping[str, Any], log: Log
 ) -> dict[str, Candidate]:
     """Fit every kind of model, calibrated on the training pictures that each fold leaves out."""
     fits: dict[str, Callable[[Rows], Core]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from tempovlm.core.shape import ModelShape
 from tempovlm.lab.exp1_estimator.baselines import CHOICE_RULE, choose, fit_candidates
 from tempovlm.lab.exp1_estimator.data import Rows, Split, rows_from_frame, split_rows, thin
 from tempovlm.lab.exp1_estimator.plots import draw_report, draw_transfer
-from tempovlm.lab.exp1_estimator.train import Candidate, Options, error_metrics, stage_metrics
+from tempovlm.lab.exp1_estimator.train import Candidate, error_metrics, stage_metrics
 from tempovlm.lab.log import training_log
+from tempovlm.lab.options import EstimatorFlags, EstimatorOptions
 from tempovlm.latency.conformal import coverage, coverage_by_group
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator
@@ -35,31 +35,20 @@ SCHEMA = "tempovlm.estimator_report/1"
 COUNTS = (0, 5, 10, 25, 50)
 """Numbers of measurements on the other device."""
 
-COVERAGE_LIMITS = (0.03, 0.02, 0.01)
-"""Tolerance of the coverage of each level."""
-
 _MOVE_WITH = 25
 _TRANSFER_SEEDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(EstimatorFlags):
     """Inputs, options and output folder of Exp 1.
 
     Attributes:
-        results_dirs: results of one device.
-        transfer_dirs: results of another device, to move the estimator to.
-        shape, transfer_shape: of the models; None takes those that the results are stamped with.
+        shape, transfer_shape: sizes of the models; None takes those that the results are stamped with.
     """
 
-    results_dirs: Sequence[Path]
-    datasets: Sequence[str]
-    output_dir: Path
-    options: Options
-    train_split: float = 0.8
-    max_samples: int | None = None
+    options: EstimatorOptions
     shape: ModelShape | None = None
-    transfer_dirs: Sequence[Path] = ()
     transfer_shape: ModelShape | None = None
 
 
@@ -195,14 +184,11 @@ def _coverage_noise(candidate: Candidate, split: Split) -> dict[str, Any]:
     stages: dict[str, Any] = {}
     for i, stage in enumerate(STAGES):
         stages[stage] = {}
-        for k, (level, limit) in enumerate(zip(LEVELS, COVERAGE_LIMITS, strict=True)):
+        for k, level in enumerate(LEVELS):
             sd = float(spread[i, k])
-            # 95 % of normal draws are within 1.96 standard errors, which shrink with the root of the pictures.
-            needed = (train + test) * per_picture * (1.96 * sd / limit) ** 2
             stages[stage][str(level)] = {
                 "sd_of_pictures": _number(sd),
                 "standard_error": _number(sd * per_picture**0.5),
-                "pictures_needed": math.ceil(needed) if math.isfinite(needed) else None,
             }
     return {"pictures": {"train": train, "test": test}, "stages": stages}
 

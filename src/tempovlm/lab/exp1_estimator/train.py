@@ -22,47 +22,21 @@ from tempovlm.core.errors import UserError
 from tempovlm.lab.exp1_estimator.data import Rows, Split
 from tempovlm.lab.fit import lr_factor, seeded, share_of_step
 from tempovlm.lab.log import Log
-from tempovlm.lab.options import FitOptions
+from tempovlm.lab.options import EstimatorOptions
 from tempovlm.latency.conformal import margins
 from tempovlm.latency.cores import LEVELS, Core, MlpCore, RooflineCore
 from tempovlm.latency.estimator import Estimator
 from tempovlm.latency.features import STAGES, CostTable, Floats
 from tempovlm.latency.recalibration import total_margins
 
-LOSSES = ("log", "mse")
-
 _FIRST_SPREAD = -4.0
 """softplus(-4) = 0.018: a level starts 2 % above the one before."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options(FitOptions):
-    """Options of the training.
-
-    Attributes:
-        loss: `log` is the quantile loss of log-latencies; `mse` is the seed document's squared error in
-            milliseconds for the median, and the quantile loss in milliseconds for the levels above it.
-    """
-
-    lr: float = 1e-3
-    hidden_dim: int = 64
-    weight_decay: float = 1e-4
-    num_layers: int = 2
-    loss: str = "log"
-
-    def check(self) -> None:
-        """Raise a `UserError` that names the first flag with an invalid value."""
-        FitOptions.check(self)
-        if self.num_layers < 1:
-            raise UserError(f"--num_layers {self.num_layers}: must be at least 1")
-        if self.loss not in LOSSES:
-            raise UserError(f"--loss {self.loss}: choose from {', '.join(LOSSES)}")
 
 
 class _Net(nn.Module):
     """From features (B, F) to logarithms (B, S, L), ascending over the levels, given the roofline's (B, S)."""
 
-    def __init__(self, width: int, options: Options) -> None:
+    def __init__(self, width: int, options: EstimatorOptions) -> None:
         super().__init__()
         sizes = [width, *[options.hidden_dim] * options.num_layers, len(STAGES) * len(LEVELS)]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
@@ -127,7 +101,7 @@ def cross_fit(table: CostTable, split: Split, fit: Callable[[Rows], Core], stamp
 class _Trainer:
     """One network, its rows and its optimizer."""
 
-    def __init__(self, table: CostTable, rows: Rows, options: Options) -> None:
+    def __init__(self, table: CostTable, rows: Rows, options: EstimatorOptions) -> None:
         self.options, self.device = options, torch.device(options.device)
         features = table.features(rows.workload)
         spread = np.maximum(features.std(axis=0), 1e-6)
@@ -164,7 +138,9 @@ class _Trainer:
             return self.loss_of(predicted, other.y).item(), predicted[..., 0].double().exp().cpu().numpy()
 
 
-def train_mlp(table: CostTable, split: Split, options: Options, log: Log, stamp: Mapping[str, Any]) -> Candidate:
+def train_mlp(
+    table: CostTable, split: Split, options: EstimatorOptions, log: Log, stamp: Mapping[str, Any]
+) -> Candidate:
     """Train the network of all training pictures, and one for each fold, together.
 
     All are those of the epoch with the least mean loss on the pictures that each fold leaves out; `log` gets a
@@ -199,7 +175,7 @@ def train_mlp(table: CostTable, split: Split, options: Options, log: Log, stamp:
     return Candidate.of(table, split, cores[0], cores[1:], stamp)
 
 
-def _loss(options: Options, data: _Data) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(options: EstimatorOptions, data: _Data) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the loss of predictions (B, S, L) for logarithms of times (B, R, S); NaN is ignored."""
     levels = torch.tensor(LEVELS, device=data.y.device)
     known = ~torch.isnan(data.y)

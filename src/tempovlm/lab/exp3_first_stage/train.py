@@ -39,7 +39,7 @@ from tempovlm.lab.exp3_first_stage.report import judge_stage1
 from tempovlm.lab.features import FeatureTable, LearningJob
 from tempovlm.lab.fit import SCORE, fit, seeded
 from tempovlm.lab.grpo.algorithm import TEMPERATURE
-from tempovlm.lab.options import FitOptions
+from tempovlm.lab.options import FirstStageFlags, FitOptions
 from tempovlm.lab.table import PARTS, Floats, Table
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
@@ -58,33 +58,16 @@ LOSSES = ("label", "value")
 STAGE1 = "stage1"
 CHECKPOINT = "best_stage1_checkpoint.pt"
 
-BUDGETS_PER_QUESTION = 8
 _LOSS = ("knob1_loss", "time_price")
 _JUDGED_BUDGETS = 16
 """Budgets for each question of validation and test; the same in every epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage1Job(LearningJob):
-    """Exp 3.
-
-    Attributes:
-        output_dir: the files go to `stage1` within.
-        test_results_dirs: of questions about other pictures, which join the test part.
-        knob1_variant: what the network looks at, one of `VARIANTS`.
-        knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
-            logits to what each tier's usual best setting is worth. They differ: where a low tier is right
-            on most questions it is the most frequent label, even if a higher one is right more often.
-        time_price: accuracy that the whole budget is worth, with `value`; as in the reward of GRPO.
-        budgets_per_question: drawn in an epoch.
-    """
+class Stage1Job(FirstStageFlags, LearningJob):
+    """Exp 3, whose files go to `stage1` in the output directory."""
 
     options: FitOptions
-    test_results_dirs: Sequence[Path] = ()
-    knob1_variant: str = "language"
-    knob1_loss: str = "label"
-    time_price: float = 0.0
-    budgets_per_question: int = BUDGETS_PER_QUESTION
 
     @property
     def folder(self) -> Path:

@@ -58,8 +58,8 @@ class Protocol:
     """
 
     base: KnobConfig
-    max_new_tokens: int = 16
-    batch_size: int = 16
+    max_new_tokens: int
+    batch_size: int
 
     def plan(self, blocks: Blocks) -> Plan:
         """Return the plan that runs only these blocks."""

@@ -26,7 +26,7 @@ from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.features import LearningJob
-from tempovlm.lab.options import GrpoOptions
+from tempovlm.lab.options import AdaptiveFlags, GrpoFlags, GrpoOptions
 from tempovlm.lab.table import Floats, Table, budget_range, draw_budgets
 
 MASKED = -1e9
@@ -169,18 +169,16 @@ class Task:
     options: GrpoOptions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoJob(LearningJob):
+@dataclass(frozen=True, kw_only=True)
+class GrpoJob(GrpoFlags, LearningJob):
     """The job of Exp 4 and 5.
 
     Attributes:
-        hidden_dim: units of the networks' hidden layers.
         max_new_tokens: cap on answers, where accuracy comes from running the model.
     """
 
     options: GrpoOptions
-    hidden_dim: int = 128
-    max_new_tokens: int = 16
+    max_new_tokens: int = AdaptiveFlags.max_new_tokens
 
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""

@@ -15,14 +15,17 @@ HELD_OUT_SHARE = 0.13
 """Share of validation choices taken from those that training never shows."""
 
 
-def split_cells(rng: Random, size: tuple[int, int], count: int, margin: float = 6) -> list[Box]:
+_MARGIN = 6
+"""Pixels left free inside every cell's edge."""
+
+
+def split_cells(rng: Random, size: tuple[int, int], count: int) -> list[Box]:
     """Cut a picture into cells by halving the largest along its longer side.
 
     Args:
         rng: Source of the cuts.
         size: Height and width in pixels.
         count: Number of cells.
-        margin: Pixels left free inside every cell's edge.
 
     Returns:
         Boxes x0, y0, x1, y1 in pixels, largest first.
@@ -40,7 +43,7 @@ def split_cells(rng: Random, size: tuple[int, int], count: int, margin: float = 
             cut = y0 + (y1 - y0) * ratio
             cells += [(x0, y0, x1, cut), (x0, cut, x1, y1)]
     cells.sort(key=area, reverse=True)
-    return [(x0 + margin, y0 + margin, x1 - margin, y1 - margin) for x0, y0, x1, y1 in cells]
+    return [(x0 + _MARGIN, y0 + _MARGIN, x1 - _MARGIN, y1 - _MARGIN) for x0, y0, x1, y1 in cells]
 
 
 def area(box: Box) -> float:
@@ -53,22 +56,19 @@ def center_of(box: Box) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def scatter(
-    rng: Random, size: tuple[int, int], halves: Sequence[float], taken: Sequence[tuple[float, float, float]] = ()
-) -> list[tuple[float, float] | None]:
+def scatter(rng: Random, size: tuple[int, int], halves: Sequence[float]) -> list[tuple[float, float] | None]:
     """Find places for squares of the given half sizes that do not touch one another.
 
     Args:
         rng: Source of the places.
         size: Height and width in pixels.
         halves: Half extents in pixels, in the order in which places are sought (large ones first is best).
-        taken: Places already used: x, y, half.
 
     Returns:
         One middle for every half size, None if no free place was found.
     """
     height, width = size
-    used = list(taken)
+    used: list[tuple[float, float, float]] = []
     places: list[tuple[float, float] | None] = []
     for half in halves:
         found = None

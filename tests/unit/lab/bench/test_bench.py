@@ -21,6 +21,7 @@ def plan(model: FakeModel, **changes: Any) -> bench.BenchPlan:
     fields: dict[str, Any] = {
         "budgets_ms": BUDGETS_MS,
         "fixed": SPACE.native,
+        "max_new_tokens": 16,
         "slower_existed": bench.slower_than(SPACE, model.profile),
     }
     return bench.BenchPlan(**(fields | changes))

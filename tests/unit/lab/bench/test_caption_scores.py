@@ -207,7 +207,7 @@ def test_an_interrupted_bench_scores_what_is_done(count: int) -> None:
     samples = [
         sample(i, dataset="coco_caption", answers=texts, image_id=f"i{i}") for i, texts in enumerate(CAPTIONS)
     ]
-    plan = bench.BenchPlan(budgets_ms=(1000.0,), fixed=None, slower_existed=lambda _: True)
+    plan = bench.BenchPlan(budgets_ms=(1000.0,), max_new_tokens=16, fixed=None, slower_existed=lambda _: True)
     done = list(bench.measure(FakeModel(), samples, plan))[:count]
     assert {record.score for record in done} == {None}
     row = summary.summarise(bench.score_together(done, samples))["budgets"][0]
@@ -223,7 +223,9 @@ def test_an_interrupted_bench_scores_what_is_done(count: int) -> None:
 def test_a_failed_caption_is_one_without_a_word() -> None:
     texts = [(i, "broken.jpg" if i == 3 else "a.jpg", some) for i, some in enumerate(CAPTIONS)]
     samples = [sample(i, name, dataset="coco_caption", answers=some) for i, name, some in texts]
-    plan = bench.BenchPlan(budgets_ms=(1000.0,), fixed=SPACE.native, slower_existed=lambda _: True)
+    plan = bench.BenchPlan(
+        budgets_ms=(1000.0,), max_new_tokens=4, fixed=SPACE.native, slower_existed=lambda _: True
+    )
     records = list(bench.measure(FakeModel(), samples, plan))
     fresh = replace(records[0], run="fresh", budget_ms=1000.0)
     scored = bench.score_together([*records, fresh], samples)

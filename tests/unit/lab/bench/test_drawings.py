@@ -24,7 +24,10 @@ VOID = {"meta", "img", "image"}
 def result() -> dict[str, Any]:
     model = FakeModel()
     plan = bench.BenchPlan(
-        budgets_ms=(50.0, 120.0, 200.0), fixed=SPACE.native, slower_existed=bench.slower_than(SPACE, model.profile)
+        budgets_ms=(50.0, 120.0, 200.0),
+        fixed=SPACE.native,
+        slower_existed=bench.slower_than(SPACE, model.profile),
+        max_new_tokens=16,
     )
     records = list(bench.measure(model, [sample(i) for i in range(6)], plan))
     about = {"model": NASTY, "device": "cpu", "data_source": "synthetic", "dataset": ["text_vqa"]}

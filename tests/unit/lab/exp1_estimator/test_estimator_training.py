@@ -15,13 +15,13 @@ from tempovlm.lab.exp1_estimator.data import Rows, rows_from_frame, split_rows, 
 from tempovlm.lab.exp1_estimator.report import Source, _coverage_noise, transfer_curve
 from tempovlm.lab.exp1_estimator.train import (
     Candidate,
-    Options,
     calibrated,
     cross_fit,
     error_metrics,
     stage_metrics,
     train_mlp,
 )
+from tempovlm.lab.options import EstimatorOptions
 from tempovlm.latency.conformal import coverage
 from tempovlm.latency.cores import MlpCore, RooflineCore
 from tempovlm.latency.estimator import Estimator
@@ -29,7 +29,7 @@ from tempovlm.latency.features import STAGES, Workload
 from tempovlm.model.config import POCKET
 from timings import TICK_MS, Ticks
 
-FEW = Options(num_epochs=8, hidden_dim=16, batch_size=256)
+FEW = EstimatorOptions(num_epochs=8, hidden_dim=16, batch_size=256)
 
 
 def median_ape(estimator: Any, rows: Any) -> list[float]:
@@ -41,7 +41,7 @@ def median_ape(estimator: Any, rows: Any) -> list[float]:
 def test_the_network_recovers_the_roofline_and_its_spread(loss: str) -> None:
     split = split_rows(make_rows(20), SPACE)
     log: list[Any] = []
-    options = Options(num_epochs=12, hidden_dim=16, batch_size=256, loss=loss)
+    options = EstimatorOptions(num_epochs=12, hidden_dim=16, batch_size=256, loss=loss)
     estimator = train_mlp(TABLE, split, options, log.append, {}).estimator
     assert max(median_ape(estimator, make_rows(4, noise=0.0, seed=8))) < 0.01
     assert [record["epoch"] for record in log] == list(range(1, 13))
@@ -57,7 +57,7 @@ def test_the_network_learns_what_the_roofline_cannot_say(monkeypatch: pytest.Mon
     for times in (rows.ms, rows.repeats):
         times[..., 2] *= wave if times.ndim == 2 else wave[:, None]
     split = split_rows(rows, SPACE)
-    options = Options(num_epochs=40, hidden_dim=32, batch_size=128, lr=3e-3)
+    options = EstimatorOptions(num_epochs=40, hidden_dim=32, batch_size=128, lr=3e-3)
     found = {
         "mlp": train_mlp(TABLE, split, options, lambda _: None, {}),
         "roofline": cross_fit(TABLE, split, lambda some: RooflineCore.fit(TABLE, some.workload, some.ms), {}),
@@ -207,7 +207,6 @@ def test_noise_of_coverage_is_that_of_pictures() -> None:
     cell = found["stages"]["prefill"]["0.5"]
     assert 0.3 < cell["sd_of_pictures"] < 0.6
     assert cell["standard_error"] == pytest.approx(cell["sd_of_pictures"] * (1 / 8 + 1 / 2) ** 0.5, abs=1e-4)
-    assert cell["pictures_needed"] > 1000
 
 
 @pytest.mark.parametrize(("pictures", "share", "message"), [(2, 0.8, "needs 3"), (4, 1.0, "--train_split 1.0")])
@@ -292,7 +291,7 @@ def test_rows_that_cannot_be_used() -> None:
 )
 def test_options_that_make_no_sense(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{field} {value}"):
-        Options(**{field: value}).check()
+        EstimatorOptions(**{field: value}).check()
 
 
 def test_metrics_by_hand() -> None:
