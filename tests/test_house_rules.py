@@ -388,7 +388,7 @@ RIDDLE = re.compile(
 )
 """Forms that make readers guess: a noun clause in place of a verb, an omitted subject, a list of the absent."""
 
-NOT_YET_PLAIN = ("experiments/controller/", "experiments/core_exp/")
+NOT_YET_PLAIN: tuple[str, ...] = ()
 
 
 def explanations(source: Source) -> Iterator[tuple[int, str]]:

@@ -100,6 +100,7 @@ def load(
     tokenizer = read_tokenizer(folder, config)
     network = _load_weights(folder, where, dtype, name, progress=progress)
     given |= {"exact": name != "pocket" if exact is None else exact, "option_letters": card.option_letters}
+    given["decode_dtype"] = given.pop("weights")
     engine, hashed = Engine(network, tokenizer, name=name, ranking=card.ranking, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)

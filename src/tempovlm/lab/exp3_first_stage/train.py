@@ -196,7 +196,8 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
         "questions": table.question_id.tolist(),
         "range_ms": limits_ms(table),
         "accuracy": float(table.accuracy.sum()),
-        **{name: getattr(job, name) for name in ("train_split", "budgets_per_question", *_LOSS, "weights")},
+        **{name: getattr(job, name) for name in ("train_split", "budgets_per_question", *_LOSS)},
+        "weights": job.weights_hash,
     }
     fitted = fit(net, objective, options, job.folder, about)
     parts = {
