@@ -47,9 +47,9 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
+from tempovlm.engine.cuda.graphs import check_decode_dtype
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp
-from tempovlm.engine.graphs import check_decode_dtype
 from tempovlm.model.config import PRESETS
 from tempovlm.model.vision.tiling import Grid
 from tempovlm.model.weights import empty_model

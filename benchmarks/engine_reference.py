@@ -17,8 +17,8 @@ from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
+from tempovlm.engine.cuda.graphs import Lane
 from tempovlm.engine.engine import Engine
-from tempovlm.engine.graphs import Lane
 from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache

@@ -23,8 +23,8 @@ from tempovlm.core.plan import Plan
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.core.units import now_ms
+from tempovlm.engine.cuda.graphs import GraphDecoder
 from tempovlm.engine.engine import Engine
-from tempovlm.engine.graphs import GraphDecoder
 from tempovlm.engine.runner import Runner
 from tempovlm.model.prompt import Prompt
 from tempovlm.model.vision.device_crops import taps

@@ -32,8 +32,8 @@ from parity_runs import CASES, Case, in_float32, measure_case, random_model, run
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 from tempovlm.core.units import now_ms
+from tempovlm.engine.cuda.graphs import GraphDecoder
 from tempovlm.engine.environment import collect_stamp
-from tempovlm.engine.graphs import GraphDecoder
 from tempovlm.model.config import MOLMOE_1B, ModelConfig
 from tempovlm.model.vlm import Molmo
 

@@ -29,7 +29,7 @@ from engine_reference import PlainTokenizer
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
-from tempovlm.engine.graphs import GraphDecoder
+from tempovlm.engine.cuda.graphs import GraphDecoder
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig, VisionConfig

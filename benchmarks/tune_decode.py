@@ -29,7 +29,7 @@ from engine_reference import fill
 from tempovlm.core.cost import plan_cost
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
-from tempovlm.engine.capture import Recorder
+from tempovlm.engine.cuda.capture import Recorder
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import PRESETS
 from tempovlm.model.kernels import decode

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, TwoStageController
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, TwoStageController
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.lab.grpo.actors import Shared, TwoStageActor
 from tempovlm.lab.grpo.environment import Environment, Task

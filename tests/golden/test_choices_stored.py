@@ -18,22 +18,22 @@ from torch import Tensor
 
 import tiny_model
 from tempovlm.control.guard import Guard
-from tempovlm.control.learned import (
-    LLMBasedPolicy,
-    Reader,
-    Stage1Policy,
-    SupervisedPolicy,
-    TwoStagePolicy,
-)
-from tempovlm.control.llm_based import LLMBasedController
-from tempovlm.control.margin import OnlineMargin
-from tempovlm.control.networks import (
+from tempovlm.control.learned.llm_based import LLMBasedController
+from tempovlm.control.learned.networks import (
     Knob1PredictorBudget,
     Knob1PredictorBudgetLanguage,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
     SupervisedController,
 )
+from tempovlm.control.learned.policies import (
+    LLMBasedPolicy,
+    Reader,
+    Stage1Policy,
+    SupervisedPolicy,
+    TwoStagePolicy,
+)
+from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import TablePolicy, prior_accuracy
 from tempovlm.control.policy import Policy, Sight
 from tempovlm.core.knobs import KnobConfig

@@ -16,8 +16,8 @@ from tempovlm.control.guard import Guard
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
+from tempovlm.engine.cuda.graphs import GraphDecoder
 from tempovlm.engine.engine import Engine
-from tempovlm.engine.graphs import GraphDecoder
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import MOLMOE_1B, POCKET, ModelConfig
 from tempovlm.model.moe import best

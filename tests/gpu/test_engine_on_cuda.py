@@ -13,7 +13,7 @@ from PIL import Image
 import tiny_model
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.guard import Guard
-from tempovlm.control.observation import vision_feature
+from tempovlm.control.learned.observation import vision_feature
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats
 from tempovlm.core.request import STAGES, Request

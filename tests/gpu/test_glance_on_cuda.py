@@ -12,9 +12,9 @@ from torch import nn
 import tiny_model
 from tempovlm.api import load
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.llm_based import LLMBasedController
-from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
-from tempovlm.control.observation import vision_width
+from tempovlm.control.learned.llm_based import LLMBasedController
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguageGlance
+from tempovlm.control.learned.observation import vision_width
 from tempovlm.core.request import STAGES
 from tempovlm.engine import calibration
 

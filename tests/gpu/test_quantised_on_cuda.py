@@ -17,8 +17,8 @@ from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
+from tempovlm.engine.cuda.graphs import FP8_CAPABILITY, GraphDecoder
 from tempovlm.engine.engine import Engine
-from tempovlm.engine.graphs import FP8_CAPABILITY, GraphDecoder
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import MOLMOE_1B, POCKET
 from tempovlm.model.decoder import Decoder

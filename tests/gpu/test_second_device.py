@@ -16,11 +16,11 @@ import tiny_model
 from streams import taking_turns
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.llm_based import LLMBasedController
+from tempovlm.control.learned.llm_based import LLMBasedController
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.request import STAGES, Answer
 from tempovlm.engine import calibration
-from tempovlm.engine.graphs import FP8_CAPABILITY
+from tempovlm.engine.cuda.graphs import FP8_CAPABILITY
 from tempovlm.engine.transcript import Token
 
 pytestmark = [

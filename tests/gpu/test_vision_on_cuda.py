@@ -14,14 +14,14 @@ from torch import Tensor
 
 import tiny_model
 from tempovlm.control.guard import Guard
-from tempovlm.control.learned import Reader, TwoStagePolicy
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor
-from tempovlm.control.observation import vision_feature
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor
+from tempovlm.control.learned.observation import vision_feature
+from tempovlm.control.learned.policies import Reader, TwoStagePolicy
 from tempovlm.control.policy import Question
 from tempovlm.core.request import Request
+from tempovlm.engine.cuda.vision_graphs import VisionGraphs, vision_graphs
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.feature_cache import ContentDigest
-from tempovlm.engine.vision_graphs import VisionGraphs, vision_graphs
 from tempovlm.model.config import MOLMOE_1B, POCKET
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vision.encoder import kernels_for

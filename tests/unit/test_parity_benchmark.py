@@ -59,7 +59,7 @@ def test_kernels_are_forced_token_by_token(runs: Any, monkeypatch: pytest.Monkey
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("what the interpreter runs; see tests/gpu")
-    from tempovlm.engine.graphs import GraphDecoder
+    from tempovlm.engine.cuda.graphs import GraphDecoder
     from tempovlm.model.kernels.decode import Tile, Tiling
 
     monkeypatch.setattr(runs, "STEPS", 3)

@@ -36,14 +36,14 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """Kind of controller → the names of its parts."""
 
-_NETWORKS = "tempovlm.control.networks"
+_NETWORKS = "tempovlm.control.learned.networks"
 CLASSES: dict[str, str] = {
     "SupervisedController": _NETWORKS,
     "Knob1PredictorBudget": _NETWORKS,
     "Knob1PredictorBudgetLanguage": _NETWORKS,
     "Knob1PredictorBudgetLanguageGlance": _NETWORKS,
     "Knob2Knob3Predictor": _NETWORKS,
-    "LLMBasedController": "tempovlm.control.llm_based",
+    "LLMBasedController": "tempovlm.control.learned.llm_based",
     "NearestNeighbours": "tempovlm.control.baselines",
     "LinUCB": "tempovlm.control.baselines",
 }

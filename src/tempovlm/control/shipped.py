@@ -16,7 +16,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import check_file, is_there
 
 if TYPE_CHECKING:
-    from tempovlm.control.observation import Encodes, HasDecoder
+    from tempovlm.control.learned.observation import Encodes, HasDecoder
     from tempovlm.control.policy import Policy
 
 FILE = "controller.pt"
@@ -53,7 +53,7 @@ def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | P
         return wanted
     if wanted == "auto":
         return shipped_policy(chooser) or "table"
-    from tempovlm.control.learned import policy_from_checkpoint
+    from tempovlm.control.learned.policies import policy_from_checkpoint
 
     return policy_from_checkpoint(
         Path(wanted), chooser.space, chooser.model, chooser.tokenizer, chooser.weights_hash
@@ -71,7 +71,7 @@ def shipped_policy(chooser: Chooser) -> Policy | None:
         return None
     check_file(path, "copy it again from the model's folder, or remove it")
     from tempovlm.control.checkpoint import fingerprint
-    from tempovlm.control.learned import policy_from_checkpoint
+    from tempovlm.control.learned.policies import policy_from_checkpoint
 
     own = fingerprint(path)
     wanted = {"knob_space": space.fingerprint, "weights": chooser.weights_hash, "device": chooser.device}

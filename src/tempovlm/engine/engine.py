@@ -22,15 +22,15 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
-from tempovlm.engine.capture import usual_buckets
+from tempovlm.engine.cuda.capture import usual_buckets
+from tempovlm.engine.cuda.graphs import Advance, graph_decoder
+from tempovlm.engine.cuda.vision_graphs import vision_graphs
 from tempovlm.engine.feature_cache import FeatureCache
 from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
-from tempovlm.engine.graphs import Advance, graph_decoder
 from tempovlm.engine.open_answers import OpenAnswers
 from tempovlm.engine.runner import Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token
-from tempovlm.engine.vision_graphs import vision_graphs
 from tempovlm.engine.watch import Interrupted, Watch
 from tempovlm.engine.work import Work
 from tempovlm.latency.clock import stage_clock

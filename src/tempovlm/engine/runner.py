@@ -20,11 +20,11 @@ from tempovlm.control.policy import Sight
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
+from tempovlm.engine.cuda.graphs import GraphDecoder, Lane, Made
+from tempovlm.engine.cuda.vision_graphs import VisionGraphs
 from tempovlm.engine.feature_cache import FeatureCache
-from tempovlm.engine.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.sampling import Sampler
-from tempovlm.engine.vision_graphs import VisionGraphs
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
 from tempovlm.model.family import VisionLanguageModel

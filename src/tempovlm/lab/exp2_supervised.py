@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.networks import SupervisedController
+from tempovlm.control.learned.networks import SupervisedController
 from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to

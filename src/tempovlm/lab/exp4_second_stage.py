@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tempovlm.control.checkpoint import load_controller, save_controller
-from tempovlm.control.networks import Knob1Predictor, TwoStageController
+from tempovlm.control.learned.networks import Knob1Predictor, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole

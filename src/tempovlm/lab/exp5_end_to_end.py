@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import load_controller, save_controller
-from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading, pad_tokens
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage, TwoStageController
+from tempovlm.control.learned.llm_based import FirstBlocks, LLMBasedController, Reading, pad_tokens
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguage, TwoStageController
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempovlm.control.observation import (
+from tempovlm.control.learned.observation import (
     glance_feature,
     language_feature,
     question_ids,

@@ -18,8 +18,12 @@ from sweep_rows import DATASET, SPACE, write_results
 from tempovlm.cli import evaluate
 from tempovlm.cli.main import COMMANDS, help_text
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.llm_based import LLMBasedController
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
+from tempovlm.control.learned.llm_based import LLMBasedController
+from tempovlm.control.learned.networks import (
+    Knob1PredictorBudgetLanguage,
+    Knob2Knob3Predictor,
+    SupervisedController,
+)
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.data.catalog import load_samples

@@ -9,7 +9,11 @@ import torch
 
 import tiny_model
 from tempovlm.control.checkpoint import PARTS, load_controller, read_tensors, save_controller, write_tensors
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
+from tempovlm.control.learned.networks import (
+    Knob1PredictorBudgetLanguage,
+    Knob2Knob3Predictor,
+    SupervisedController,
+)
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.model.config import POCKET

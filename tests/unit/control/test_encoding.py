@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tempovlm.control.encoding import LEAST_MS, MOST_MS, LatencyBudgetEncoder
+from tempovlm.control.learned.encoding import LEAST_MS, MOST_MS, LatencyBudgetEncoder
 
 
 def waves(*budgets_ms: float) -> torch.Tensor:

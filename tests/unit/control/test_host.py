@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tempovlm.control.host import HostNetwork, added, product
-from tempovlm.control.networks import (
+from tempovlm.control.learned.host import HostNetwork, added, product
+from tempovlm.control.learned.networks import (
     Knob1Predictor,
     Knob1PredictorBudget,
     Knob1PredictorBudgetLanguage,

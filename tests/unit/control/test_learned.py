@@ -12,21 +12,26 @@ import torch
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.guard import CONTROL_REPEATS, Guard, measure_control_ms
-from tempovlm.control.host import HostNetwork
-from tempovlm.control.learned import LearnedPolicy, SupervisedPolicy, TwoStagePolicy, policy_from_checkpoint
-from tempovlm.control.llm_based import LLMBasedController
-from tempovlm.control.networks import (
+from tempovlm.control.learned.host import HostNetwork
+from tempovlm.control.learned.llm_based import LLMBasedController
+from tempovlm.control.learned.networks import (
     Knob1PredictorBudgetLanguage,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
     SupervisedController,
 )
-from tempovlm.control.observation import (
+from tempovlm.control.learned.observation import (
     language_feature,
     question_ids,
     token_vectors,
     vision_feature,
     vision_width,
+)
+from tempovlm.control.learned.policies import (
+    LearnedPolicy,
+    SupervisedPolicy,
+    TwoStagePolicy,
+    policy_from_checkpoint,
 )
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.core.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny_model
-from tempovlm.control.llm_based import LLMBasedController, pad_tokens
+from tempovlm.control.learned.llm_based import LLMBasedController, pad_tokens
 from tempovlm.core.plan import Plan, Step
 from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer, glance_places, glance_tokens
 from tempovlm.model.vlm import Molmo

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tempovlm.control.networks import (
+from tempovlm.control.learned.networks import (
     HIDDEN_DIM,
     Knob1PredictorBudget,
     Knob1PredictorBudgetLanguage,

@@ -13,8 +13,12 @@ from PIL import Image
 import tiny_model
 from tempovlm.api import TempoVLM, load, model_folder
 from tempovlm.control.checkpoint import fingerprint, save_controller
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
-from tempovlm.control.observation import vision_width
+from tempovlm.control.learned.networks import (
+    Knob1PredictorBudgetLanguage,
+    Knob2Knob3Predictor,
+    SupervisedController,
+)
+from tempovlm.control.learned.observation import vision_width
 from tempovlm.control.shipped import FILE
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace

@@ -68,7 +68,7 @@ def test_lanes_say_it_and_serve_on(engine: Engine, temperature: float) -> None:
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("what the interpreter runs; see tests/gpu")
-    from tempovlm.engine.graphs import GraphDecoder
+    from tempovlm.engine.cuda.graphs import GraphDecoder
     from tempovlm.model.kernels.decode import Tile, Tiling
 
     other = broken(engine, "modules", torch.nan, later=True)

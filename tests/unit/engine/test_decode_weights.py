@@ -10,10 +10,10 @@ from tempovlm.control.guard import Guard
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
-from tempovlm.engine import graphs
+from tempovlm.engine.cuda import graphs
+from tempovlm.engine.cuda.graphs import GraphDecoder, check_decode_dtype
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp, fingerprint
-from tempovlm.engine.graphs import GraphDecoder, check_decode_dtype
 from tempovlm.engine.runner import Runner
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.quantised import imitate

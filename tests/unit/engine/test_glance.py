@@ -17,10 +17,10 @@ import tiny_model
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.guard import Guard
-from tempovlm.control.learned import policy_from_checkpoint
-from tempovlm.control.llm_based import LLMBasedController
-from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance, Knob2Knob3Predictor
-from tempovlm.control.observation import vision_width
+from tempovlm.control.learned.llm_based import LLMBasedController
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguageGlance, Knob2Knob3Predictor
+from tempovlm.control.learned.observation import vision_width
+from tempovlm.control.learned.policies import policy_from_checkpoint
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats
 from tempovlm.core.knobs import KnobConfig

@@ -17,7 +17,7 @@ from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
 from tempovlm.core.shape import padded_length
-from tempovlm.engine.capture import PromptReader, usual_buckets
+from tempovlm.engine.cuda.capture import PromptReader, usual_buckets
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
 from tempovlm.latency.features import Workload
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what the inte
 @pytest.fixture
 def on_lanes(engine: Engine) -> Engine:
     """The engine of the other tests, decoding on two lanes with coarse tiles, which interpret faster."""
-    from tempovlm.engine.graphs import GraphDecoder
+    from tempovlm.engine.cuda.graphs import GraphDecoder
     from tempovlm.model.kernels.decode import Tile, Tiling
 
     tile = Tile(64, 64)
@@ -87,7 +87,7 @@ def test_an_abandoned_stream_frees_its_lane(on_lanes: Engine) -> None:
 
 
 def test_no_step_starts_that_cannot_count(on_lanes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tempovlm.engine.graphs import Lane
+    from tempovlm.engine.cuda.graphs import Lane
 
     started: list[int] = []
 

@@ -210,7 +210,7 @@ def test_lanes_keep_to_the_limits_too(engine: Engine, temperature: float) -> Non
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("what the interpreter runs; see tests/gpu")
-    from tempovlm.engine.graphs import GraphDecoder
+    from tempovlm.engine.cuda.graphs import GraphDecoder
     from tempovlm.model.kernels.decode import Tile, Tiling
 
     run = engine.runner

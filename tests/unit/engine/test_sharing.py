@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import tiny_model
-from tempovlm.control.learned import Reader
+from tempovlm.control.learned.policies import Reader
 from tempovlm.core.request import Request
 from tempovlm.engine.engine import Engine
 from tempovlm.model.narrow import NarrowDecoder

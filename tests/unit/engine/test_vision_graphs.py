@@ -13,11 +13,11 @@ from torch import Tensor
 
 import tiny_model
 from tempovlm.control.guard import Guard
-from tempovlm.control.observation import vision_feature
+from tempovlm.control.learned.observation import vision_feature
 from tempovlm.core.request import Request
+from tempovlm.engine.cuda.vision_graphs import MAX_CROPS, VisionGraphs, crop_counts, vision_graphs
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
-from tempovlm.engine.vision_graphs import MAX_CROPS, VisionGraphs, crop_counts, vision_graphs
 from tempovlm.model.vision.tiling import CROPS_OF_TIER, Crops, Grid, cut_batch, cut_crops
 
 VISION = tiny_model.CONFIG.vision

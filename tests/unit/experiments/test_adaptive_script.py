@@ -15,9 +15,9 @@ from torch import nn
 
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.llm_based import LLMBasedController
-from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance, SupervisedController
-from tempovlm.control.observation import vision_width
+from tempovlm.control.learned.llm_based import LLMBasedController
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguageGlance, SupervisedController
+from tempovlm.control.learned.observation import vision_width
 from tempovlm.core.errors import UserError
 from tempovlm.lab import exp8_adaptive as adaptive
 from tempovlm.lab.bench import bench

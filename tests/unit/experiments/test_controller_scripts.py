@@ -18,7 +18,7 @@ import sweep_rows
 import tiny_model
 from tempovlm.api import TempoVLM
 from tempovlm.control.checkpoint import load_controller
-from tempovlm.control.learned import policy_from_checkpoint
+from tempovlm.control.learned.policies import policy_from_checkpoint
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.data.catalog import load_samples

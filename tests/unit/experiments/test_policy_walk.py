@@ -16,8 +16,12 @@ from sweep_rows import DATASET, SPACE, write_results
 from tempovlm.cli import answer, bench, evaluate
 from tempovlm.control.baselines import NUM_FEATURES, LinUCB, NearestNeighbours
 from tempovlm.control.checkpoint import PARTS, save_controller
-from tempovlm.control.llm_based import LLMBasedController
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage, Knob2Knob3Predictor, SupervisedController
+from tempovlm.control.learned.llm_based import LLMBasedController
+from tempovlm.control.learned.networks import (
+    Knob1PredictorBudgetLanguage,
+    Knob2Knob3Predictor,
+    SupervisedController,
+)
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.model.weights import weights_hash

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny_model
-from tempovlm.control.observation import glance_feature, question_ids, vision_feature, vision_width
+from tempovlm.control.learned.observation import glance_feature, question_ids, vision_feature, vision_width
 from tempovlm.core.request import Request
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.sample import Sample

@@ -15,7 +15,7 @@ import torch
 import stamps
 import tiny_model
 from tempovlm.control.checkpoint import load_controller
-from tempovlm.control.networks import SupervisedController
+from tempovlm.control.learned.networks import SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.lab import exp2_supervised as supervised
 from tempovlm.lab.exp2_supervised import Labelled, SupervisedJob

@@ -11,7 +11,7 @@ import pytest
 
 from stage1_toy import FAST, LATENCY_MS, PER_TIER, SPACE, job, world
 from tempovlm.control.checkpoint import load_controller
-from tempovlm.control.networks import Knob1PredictorBudgetLanguageGlance
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguageGlance
 from tempovlm.core.errors import UserError
 from tempovlm.lab.exp3_first_stage import train as two_stage
 from tempovlm.lab.exp3_first_stage.data import draw_rows, label, limits_ms

@@ -14,7 +14,7 @@ from PIL import Image
 import tiny_model
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.llm_based import LLMBasedController
+from tempovlm.control.learned.llm_based import LLMBasedController
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine import calibration

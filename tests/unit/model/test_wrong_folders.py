@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import tiny_model
 from tempovlm.api import load
 from tempovlm.control.checkpoint import save_controller, write_tensors
-from tempovlm.control.networks import (
+from tempovlm.control.learned.networks import (
     Knob1PredictorBudgetLanguage,
     Knob2Knob3Predictor,
     SupervisedController,

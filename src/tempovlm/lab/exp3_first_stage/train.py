@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.networks import (
+from tempovlm.control.learned.networks import (
     Knob1Predictor,
     Knob1PredictorBudget,
     Knob1PredictorBudgetLanguage,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading
-from tempovlm.control.networks import Knob2Knob3Predictor, TwoStageController, tier_logits
+from tempovlm.control.learned.llm_based import FirstBlocks, LLMBasedController, Reading
+from tempovlm.control.learned.networks import Knob2Knob3Predictor, TwoStageController, tier_logits
 from tempovlm.data.sample import Sample
 from tempovlm.lab.fit import head_sizes, seeded
 from tempovlm.lab.grpo.environment import LEAST_LEFT, MASKED, Batch, Environment, GrpoJob, limits_ms

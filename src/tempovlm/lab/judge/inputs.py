@@ -212,7 +212,7 @@ def learned_rule(
         UserError: the file cannot be used with this model, or its scores have no price.
     """
     from tempovlm.control.guard import no_price
-    from tempovlm.control.learned import policy_from_checkpoint
+    from tempovlm.control.learned.policies import policy_from_checkpoint
 
     policy = policy_from_checkpoint(path, space, runner.model, runner.tokenizer, weights_hash)
     if price_per_ms and policy.scale != "accuracy":

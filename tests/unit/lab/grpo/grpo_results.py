@@ -12,7 +12,7 @@ import stamps
 import sweep_rows
 import tiny_model
 from tempovlm.control.checkpoint import save_controller
-from tempovlm.control.networks import Knob1PredictorBudgetLanguage
+from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguage
 from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.store import write_rows

@@ -10,7 +10,7 @@ import torch
 from grpo_results import FEW, SPACE, WEIGHTS
 
 from tempovlm.control.checkpoint import load_controller
-from tempovlm.control.llm_based import LLMBasedController
+from tempovlm.control.learned.llm_based import LLMBasedController
 from tempovlm.core.errors import UserError
 from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine

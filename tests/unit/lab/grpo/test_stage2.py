@@ -10,7 +10,7 @@ import torch
 from grpo_results import FEW, SPACE, WEIGHTS
 
 from tempovlm.control.checkpoint import load_controller, save_controller
-from tempovlm.control.networks import SupervisedController
+from tempovlm.control.learned.networks import SupervisedController
 from tempovlm.core.errors import UserError
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.exp4_second_stage import CHECKPOINT, STAGE1, Stage2Job, render, run_job

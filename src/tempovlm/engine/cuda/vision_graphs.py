@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tempovlm.control.observation import pooled
-from tempovlm.engine.capture import Recorder
+from tempovlm.control.learned.observation import pooled
+from tempovlm.engine.cuda.capture import Recorder
 from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.vision.tiling import CROPS_OF_TIER
 

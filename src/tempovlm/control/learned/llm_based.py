@@ -20,8 +20,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from tempovlm.control.encoding import LatencyBudgetEncoder
-from tempovlm.control.networks import HIDDEN_DIM, KnobLogits
+from tempovlm.control.learned.encoding import LatencyBudgetEncoder
+from tempovlm.control.learned.networks import HIDDEN_DIM, KnobLogits
 
 NUM_BLOCKS = 2
 """Default number of blocks that read."""

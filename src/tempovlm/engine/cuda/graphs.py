@@ -27,7 +27,7 @@ from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
-from tempovlm.engine.capture import PromptReader, Recorder
+from tempovlm.engine.cuda.capture import PromptReader, Recorder
 from tempovlm.engine.sampling import candidates, usable
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import BROKEN, is_plain

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tempovlm.control.encoding import LatencyBudgetEncoder
+from tempovlm.control.learned.encoding import LatencyBudgetEncoder
 
 HIDDEN_DIM = 128
 

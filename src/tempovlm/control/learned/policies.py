@@ -20,15 +20,15 @@ from torch import Tensor
 
 from tempovlm.control.baselines import LinUCB, NearestNeighbours, ScoredPolicy
 from tempovlm.control.checkpoint import Part, SavedController, check_sizes, load_controller
-from tempovlm.control.host import HostNetwork, added
-from tempovlm.control.llm_based import FirstBlocks, LLMBasedController, Reading
-from tempovlm.control.networks import (
+from tempovlm.control.learned.host import HostNetwork, added
+from tempovlm.control.learned.llm_based import FirstBlocks, LLMBasedController, Reading
+from tempovlm.control.learned.networks import (
     Knob1Predictor,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
     SupervisedController,
 )
-from tempovlm.control.observation import (
+from tempovlm.control.learned.observation import (
     Encodes,
     HasDecoder,
     Row,

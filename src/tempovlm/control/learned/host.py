@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor, nn
 
-from tempovlm.control.encoding import CENTRE, SPREAD, LatencyBudgetEncoder
-from tempovlm.control.networks import CLIP, Feature
-from tempovlm.control.observation import Row
+from tempovlm.control.learned.encoding import CENTRE, SPREAD, LatencyBudgetEncoder
+from tempovlm.control.learned.networks import CLIP, Feature
+from tempovlm.control.learned.observation import Row
 
 Function = Callable[[Row], Row]
 

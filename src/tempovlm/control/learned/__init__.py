@@ -1,0 +1,1 @@
+"""Learned policies: the networks, what they look at, and their arithmetic on the host."""
