@@ -378,24 +378,29 @@ class Flags(DeviceFlags, Recipe):
     export: bool = flag(False, "write the model even if steps are left")
 
 
+def flags() -> FlagParser:
+    """Make the command's parser."""
+    return FlagParser(__doc__, Flags)
+
+
 def main(argv: list[str]) -> None:
     """Train, then export when all steps are done.
 
     Raises:
         UserError: a flag makes no sense, or the folder cannot be written or has a run of another recipe.
     """
-    flags = FlagParser(__doc__, Flags).parse_args(argv)
-    recipe = options_from(Recipe, vars(flags))
+    args = flags().parse_args(argv)
+    recipe = options_from(Recipe, vars(args))
     torch.set_float32_matmul_precision("high")
-    device = pick_device(flags.device)
+    device = pick_device(args.device)
     if device.type == "cuda":  # else the thread that pins pictures would take memory of the first device
         torch.cuda.set_device(device)
-    with writing_to(flags.output_dir):
-        trainer = Trainer(flags.output_dir, recipe, POCKET, device)
-        done = trainer.train(flags.workers, flags.max_minutes, flags.log_every)
+    with writing_to(args.output_dir):
+        trainer = Trainer(args.output_dir, recipe, POCKET, device)
+        done = trainer.train(args.workers, args.max_minutes, args.log_every)
         for row in trainer.evaluate(corners(trainer.space), 2):
             show(json.dumps(row))
-        if done or flags.export:
+        if done or args.export:
             trainer.export()
 
 

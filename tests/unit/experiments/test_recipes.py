@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ def parse(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the flags to the parser of the run's script or subcommand; those of benchmarks are looked up."""
     if run.command.startswith("experiments/"):
         command(run.command, ROOT).__globals__["flags"]().parse_args(list(run.flags))
-    elif run.command.endswith(".py") or run.command.startswith("-m "):
-        name = "src/" + run.command.removeprefix("-m ").replace(".", "/") + ".py"
-        text = (ROOT / (name if run.command.startswith("-m ") else run.command)).read_text(encoding="utf-8")
+    elif run.command.startswith("-m "):
+        import_module(run.command.removeprefix("-m ")).flags().parse_args(list(run.flags))
+    elif run.command.endswith(".py"):
+        text = (ROOT / run.command).read_text(encoding="utf-8")
         assert not [word for word in run.flags if word.startswith("--") and f'"{word}"' not in text], run.text
     else:
         real = console.parse
