@@ -84,8 +84,9 @@ def load(
         UserError: unknown model, device or policy, damaged folder, another model's controller, or wrong type.
     """
     check_policy(policy)
-    given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb, "weights": weights}
-    _check_types(given | {"device": device, "calibrate": calibrate, "warmup": warmup, "progress": progress})
+    given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb}
+    rest = {"weights": weights, "device": device, "calibrate": calibrate, "warmup": warmup, "progress": progress}
+    _check_types(given | rest)
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
@@ -93,14 +94,13 @@ def load(
     from tempovlm.model.files.card import ModelCard
     from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
 
-    where = pick_device(device)
+    where, config = pick_device(device), read_config(folder)
     dtype = pick_dtype(dtype, where)
-    config = read_config(folder)
     card = ModelCard.read(folder, KnobSpace.for_model(config.shape))
     tokenizer = read_tokenizer(folder, config)
     network = _load_weights(folder, where, dtype, name, progress=progress)
     given |= {"exact": name != "pocket" if exact is None else exact, "option_letters": card.option_letters}
-    given["decode_dtype"] = given.pop("weights")
+    given["decode_dtype"] = weights
     engine, hashed = Engine(network, tokenizer, name=name, ranking=card.ranking, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)

@@ -74,9 +74,13 @@ def shipped_policy(chooser: Chooser) -> Policy | None:
     from tempovlm.control.learned.policies import policy_from_checkpoint
 
     own = fingerprint(path)
-    wanted = {"knob_space": space.fingerprint, "weights": chooser.weights_hash, "device": chooser.device}
-    for name, value in wanted.items():
-        if getattr(own, name) != value:
-            _log.info("%s: field %s is %s, not %s: the table decides", path, name, getattr(own, name), value)
+    fields = {
+        "knob_space": (own.knob_space, space.fingerprint),
+        "weights": (own.weights_hash, chooser.weights_hash),
+        "device": (own.device, chooser.device),
+    }
+    for name, (value, wanted) in fields.items():
+        if value != wanted:
+            _log.info("%s: field %s is %s, not %s: the table decides", path, name, value, wanted)
             return None
     return policy_from_checkpoint(path, space, chooser.model, chooser.tokenizer, chooser.weights_hash)

@@ -134,7 +134,7 @@ def test_pocket_accuracy_is_compared_knob_by_knob(repository: Path) -> None:
 
 
 def test_figures_of_other_weights_have_no_verdict(repository: Path) -> None:
-    put(repository, "src/tempovlm/pocket/accuracy.json", accuracy_file(weights="another00000"))
+    put(repository, "src/tempovlm/pocket/accuracy.json", accuracy_file(weights_hash="another00000"))
     row = rows_of(repository)["pocket_latency_native"]
     assert (row["measured"], row["met"]) == (pytest.approx(350), None)
     assert "another00000" in row["reason"]

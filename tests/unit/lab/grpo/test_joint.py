@@ -36,7 +36,7 @@ def results(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(engine: Engine, bed: Path, results: Path, tmp_path: Path) -> JointJob:
     return JointJob(
         engine=engine,
-        weights=WEIGHTS,
+        weights_hash=WEIGHTS,
         results_dirs=[results],
         datasets=[grpo_results.DATASET],
         output_dir=tmp_path,

@@ -34,7 +34,7 @@ def job(engine: Engine, bed: Path, results: Path, tmp_path: Path) -> Stage2Job:
     grpo_results.write_stage1(tmp_path / STAGE1)
     return Stage2Job(
         engine=engine,
-        weights=WEIGHTS,
+        weights_hash=WEIGHTS,
         results_dirs=[results],
         datasets=[grpo_results.DATASET],
         output_dir=tmp_path,
