@@ -237,9 +237,7 @@ def about(inputs: Inputs, trial: Trial, latency: Latencies) -> dict[str, Any]:
         "draws": args.draws,
         "latency": {"decided_by": latency.decided_by, "scored_by": latency.scored_by},
         "knob_space": {
-            "tier": list(space.tiers),
-            "top_k": list(space.top_ks),
-            "num_blocks": list(space.block_counts),
+            **{name: list(legal) for name, legal in space.axes.items()},
             "fingerprint": space.fingerprint,
         },
         "provenance": {

@@ -118,12 +118,7 @@ def save_controller(
         "schema": SCHEMA,
         "kind": kind,
         "networks": {name: _record(net) for name, net in networks.items()},
-        "space": {
-            "tiers": list(space.tiers),
-            "top_ks": list(space.top_ks),
-            "block_counts": list(space.block_counts),
-            "native_top_k": space.native_top_k,
-        },
+        "space": space.to_json(),
         "knob_space": space.fingerprint,
         "weights": weights,
         "stamp": _plain(stamp),

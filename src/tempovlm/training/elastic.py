@@ -6,7 +6,7 @@ GPU. Shapes: `B` pictures, `C` crops of one, `I` image tokens, `S` packed text t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -124,12 +124,12 @@ def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
     """A setting from four uniform numbers: native, largest and cheapest often, any other the rest of the time."""
     kind, size, k, n = draw.tolist()
     tier = "high" if size < 0.5 else "medium" if size < 0.75 else "low"
-    top_k = space.top_ks[int(k * len(space.top_ks))]
-    num_blocks = space.block_counts[int(n * len(space.block_counts))]
     if kind < 0.9:
-        fixed = space.native if kind < 0.82 else space.cheapest if kind < 0.85 else space.largest
-        top_k, num_blocks = fixed.top_k, fixed.num_blocks
-    return KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
+        knobs = space.native if kind < 0.82 else space.cheapest if kind < 0.85 else space.largest
+    else:
+        top_k, num_blocks = space.top_ks[int(k * space.shape[1])], space.block_counts[int(n * space.shape[2])]
+        knobs = replace(space.native, top_k=top_k, num_blocks=num_blocks)
+    return replace(knobs, tier=tier)
 
 
 def sample_plan(knobs: KnobConfig, ranking: Ranking, config: ModelConfig, generator: torch.Generator) -> Plan:

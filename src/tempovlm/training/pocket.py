@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.data.registry import DATASETS, GENERATED
@@ -353,12 +353,11 @@ def show(text: str) -> None:
 
 def corners(space: KnobSpace) -> list[KnobConfig]:
     """Native, cheapest, and native with each single knob at its lowest: a quick look at a run."""
-    native, cheapest = space.native, space.cheapest
+    native = space.native
     return [
         *(replace(native, tier=tier) for tier in reversed(space.tiers)),
-        replace(native, top_k=cheapest.top_k),
-        replace(native, num_blocks=cheapest.num_blocks),
-        cheapest,
+        *(replace(native, **{name: getattr(space.cheapest, name)}) for name in KNOBS if name != "tier"),
+        space.cheapest,
     ]
 
 

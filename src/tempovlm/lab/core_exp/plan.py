@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.records import Key
 from tempovlm.core.request import Request
 from tempovlm.data.sample import Sample
@@ -35,7 +35,7 @@ class Job:
 
 def row_key(job: Job, knobs: KnobConfig) -> Key:
     """Identify the row of a question at a setting within its data set."""
-    return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
+    return str(job.sample.question_id), *knobs.values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,20 +102,12 @@ def choose_settings(
     Raises:
         UserError: a value is not legal for the model.
     """
-    chosen = space.native
-    for tier in tiers or ():
-        space.validate(replace(chosen, tier=tier))
-    for top_k in top_ks or ():
-        space.validate(replace(chosen, top_k=top_k))
-    for num_blocks in block_counts or ():
-        space.validate(replace(chosen, num_blocks=num_blocks))
-    return tuple(
-        knobs
-        for knobs in space
-        if (not tiers or knobs.tier in tiers)
-        and (not top_ks or knobs.top_k in top_ks)
-        and (not block_counts or knobs.num_blocks in block_counts)
-    )
+    wanted = dict(zip(KNOBS, (tiers, top_ks, block_counts), strict=True))
+    for name, values in wanted.items():
+        for value in values or ():
+            space.validate(replace(space.native, **{name: value}))  # type: ignore[arg-type]
+    chosen = wanted.items()
+    return tuple(k for k in space if all(not values or getattr(k, name) in values for name, values in chosen))
 
 
 def draw_samples(

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tempovlm.core.knobs import KNOBS
 from tempovlm.lab.drawing import can_draw, mark_log, new_figure, save_png, style
 from tempovlm.lab.exp1_estimator.plots import describe
-
-KNOBS = ("tier", "top_k", "num_blocks")
 
 
 def draw(folder: Path, history: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> None:
