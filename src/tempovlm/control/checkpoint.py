@@ -222,8 +222,7 @@ def check_sizes(path: Path, name: str, net: Part, expected: Mapping[str, int]) -
 
 def _check_network(path: Path, name: str, net: Part, space: KnobSpace) -> None:
     """Raise a `UserError` unless a network's outputs are the space's knobs and its weights are numbers."""
-    counts = {"num_tiers": len(space.tiers), "num_top_ks": len(space.top_ks), "num_settings": len(space)}
-    counts |= {"num_block_counts": len(space.block_counts), "num_features": NUM_FEATURES}
+    counts = {**space.counts, "num_settings": len(space), "num_features": NUM_FEATURES}
     check_sizes(path, name, net, counts)
     for key, values in net.state_dict().items():
         if not bool(torch.isfinite(values).all()):

@@ -26,6 +26,7 @@ class Knob:
     """How the values of a knob are checked and written.
 
     Attributes:
+        legal: the field of `KnobSpace` with its legal values.
         check: takes a flag and its value, and returns a plain value or raises a `UserError`.
         prefix: before a value in the text of a setting.
         label: in a line for people.
@@ -33,6 +34,7 @@ class Knob:
         head: over a plot.
     """
 
+    legal: str
     check: Callable[[str, object], str | int]
     prefix: str
     label: str
@@ -41,9 +43,9 @@ class Knob:
 
 
 AXES = {
-    "tier": Knob(checked_text, "", "tier", "tier", "vision tier"),
-    "top_k": Knob(checked_integer, "k", "top-k", "experts", "experts per token"),
-    "num_blocks": Knob(checked_integer, "b", "blocks", "blocks", "blocks"),
+    "tier": Knob("tiers", checked_text, "", "tier", "tier", "vision tier"),
+    "top_k": Knob("top_ks", checked_integer, "k", "top-k", "experts", "experts per token"),
+    "num_blocks": Knob("block_counts", checked_integer, "b", "blocks", "blocks", "blocks"),
 }
 """The knobs by name, in the order of a setting's index."""
 
@@ -129,12 +131,17 @@ class KnobSpace:
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """The legal values of each knob, from cheap to dear, by its name."""
-        return dict(zip(KNOBS, (self.tiers, self.top_ks, self.block_counts), strict=True))
+        return {name: getattr(self, knob.legal) for name, knob in AXES.items()}
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """The number of legal values of each knob."""
         return tuple(map(len, self.axes.values()))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The entries of `shape` under the names of networks' sizes, such as `num_tiers`."""
+        return {f"num_{knob.legal}": size for knob, size in zip(AXES.values(), self.shape, strict=True)}
 
     @cached_property
     def settings(self) -> tuple[KnobConfig, ...]:
@@ -208,5 +215,5 @@ class KnobSpace:
             KeyError: a field is missing.
             TypeError: a field has another type.
         """
-        legal: dict[str, Any] = {name: tuple(record[name]) for name in ("tiers", "top_ks", "block_counts")}
+        legal: dict[str, Any] = {knob.legal: tuple(record[knob.legal]) for knob in AXES.values()}
         return cls(**legal, native_top_k=record["native_top_k"])

@@ -121,14 +121,15 @@ def moe_elastic(moe: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
-    """A setting from four uniform numbers: native, largest and cheapest often, any other the rest of the time."""
-    kind, size, k, n = draw.tolist()
+    """A setting from a uniform number and one for each knob: native, largest and cheapest often, else any."""
+    kind, size, *places = draw.tolist()
     tier = "high" if size < 0.5 else "medium" if size < 0.75 else "low"
     if kind < 0.9:
         knobs = space.native if kind < 0.82 else space.cheapest if kind < 0.85 else space.largest
     else:
-        top_k, num_blocks = space.top_ks[int(k * space.shape[1])], space.block_counts[int(n * space.shape[2])]
-        knobs = replace(space.native, top_k=top_k, num_blocks=num_blocks)
+        _, *others = space.axes.values()
+        drawn = (legal[int(place * len(legal))] for legal, place in zip(others, places, strict=True))
+        knobs = KnobConfig.from_values((tier, *drawn))
     return replace(knobs, tier=tier)
 
 

@@ -199,7 +199,7 @@ class Trainer:
 
     def setting(self) -> KnobConfig:
         """The setting of this step: native depth and top-k until the decoder has its feet."""
-        knobs = sample_setting(self.space, torch.rand(4, generator=self.draws))
+        knobs = sample_setting(self.space, torch.rand(1 + len(KNOBS), generator=self.draws))
         if self.step < self.recipe.elastic_after:
             native = self.space.native
             return replace(native, tier=knobs.tier)

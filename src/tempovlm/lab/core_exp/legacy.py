@@ -28,6 +28,8 @@ PATTERN = "*_imgsizetier-*_crops*_topk*_blocks*.json"
 
 _FIELDS = tuple({"num_blocks": "num_active_blocks"}.get(name, name) for name in KNOBS)
 """The knobs' names in these files."""
+_STEMS = {"top_k": "topk", "num_blocks": "blocks"}
+"""Their names in the names of the files."""
 
 _SUMMARISED = ("T_vision_total", "T_LLM_prefill", "T_LLM_decode", "T_total", "T_decode_per_token")
 _OWN = ("T_preprocess", "T_vision_encoder", "T_projector")
@@ -57,7 +59,10 @@ def write_folder(
     for knobs, group in groups.items():
         crops = [row.tiling[0] * row.tiling[1] for row in group if row.tiling is not None]
         stem = f"{name}_imgsizetier-{knobs.tier}"
-        tail = f"topk{knobs.top_k}_blocks{knobs.num_blocks}.json"
+        others = (
+            f"{_STEMS.get(field, field)}{value}" for field, value in knobs.as_dict().items() if field != "tier"
+        )
+        tail = f"{'_'.join(others)}.json"
         path = folder / name / f"{stem}_crops{int(np.mean(crops)) if crops else 0}_{tail}"
         record = _file(knobs, group, stamp, ranking, crops)
         write_whole(path, json.dumps(record, ensure_ascii=False) + "\n")

@@ -91,23 +91,17 @@ class SweepPlan:
         return (first + others)[: self.latency_samples]
 
 
-def choose_settings(
-    space: KnobSpace,
-    tiers: Sequence[str] | None = None,
-    top_ks: Sequence[int] | None = None,
-    block_counts: Sequence[int] | None = None,
-) -> tuple[KnobConfig, ...]:
-    """Select the settings of a space with these values of each knob; None takes all.
+def choose_settings(space: KnobSpace, *legal: Sequence[str | int] | None) -> tuple[KnobConfig, ...]:
+    """Select the settings of a space with these values of each knob, in the order of `KNOBS`; None takes all.
 
     Raises:
         UserError: a value is not legal for the model.
     """
-    wanted = dict(zip(KNOBS, (tiers, top_ks, block_counts), strict=True))
-    for name, values in wanted.items():
-        for value in values or ():
+    wanted = [(name, values) for name, values in zip(KNOBS, legal, strict=False) if values]
+    for name, values in wanted:
+        for value in values:
             space.validate(replace(space.native, **{name: value}))  # type: ignore[arg-type]
-    chosen = wanted.items()
-    return tuple(k for k in space if all(not values or getattr(k, name) in values for name, values in chosen))
+    return tuple(knobs for knobs in space if all(getattr(knobs, name) in values for name, values in wanted))
 
 
 def draw_samples(
