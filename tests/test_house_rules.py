@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tempovlm.core.knobs import KNOBS
 from tempovlm.data.registry import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,6 +217,35 @@ def no_list_of_data_sets(source: Source) -> list[str]:
     return found
 
 
+def all_knobs_in_core_only(source: Source) -> list[str]:
+    """Only `core/knobs.py` names all knobs at once; elsewhere code loops over its axes, or names the one it means.
+
+    No statement in src and experiments has all three names among the texts, keywords and attributes of its own
+    expressions; a statement inside it counts alone. Fields and parameters declare rows, flags and the API one at a
+    time and do not count, nor do benchmarks, which run settings that they choose.
+    """
+    if source.path == "src/tempovlm/core/knobs.py":
+        return []
+    if not source.path.startswith(("src/", "experiments/")):
+        return []
+    found = []
+    for statement in source.nodes(ast.stmt):
+        assert isinstance(statement, ast.stmt)
+        if set(KNOBS) <= set(_names(statement)):
+            found.append(f"{source.path}:{statement.lineno}: names all knobs: loop over those of core/knobs.py")
+    return found
+
+
+def _names(node: ast.AST) -> Iterator[object]:
+    """The texts, keywords and attributes below a node, but for those of statements inside it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            continue
+        if isinstance(child, ast.Constant | ast.keyword | ast.Attribute):
+            yield from (getattr(child, name, None) for name in ("value", "arg", "attr"))
+        yield from _names(child)
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A rule with a snippet that violates it and one that does not, both at `path`."""
@@ -327,6 +357,25 @@ CASES = (
             'def f():\n    """One of okvqa, doc_qa."""',
         ),
         ('ONE = ("text_vqa",)', 'f(("text_vqa", 1), ("okvqa", 2))', "x = (1, 2, 3)"),
+    ),
+    Case(
+        all_knobs_in_core_only,
+        "src/tempovlm/lab/a.py",
+        (
+            'KEY = ["question_id", "tier", "top_k", "num_blocks"]',
+            "knobs = KnobConfig(tier=row.a, top_k=row.b, num_blocks=row.c)",
+            'text = f"{k.tier}/k{k.top_k}/b{k.num_blocks}"',
+            "return_ = {(row['tier'], row['top_k'], row['num_blocks']): row for row in rows}",
+            "if knobs.tier == 'low' and knobs.top_k == 4 and knobs.num_blocks == 8:\n    pass",
+            "def f(names=('tier', 'top_k', 'num_blocks')): ...",
+        ),
+        (
+            'KEY = ["question_id", *KNOBS]',
+            "knobs = replace(native, top_k=4, num_blocks=8)",
+            "for block in knobs.num_blocks:\n    print(knobs.tier, knobs.top_k)",
+            "def f(tier: str, top_k: int, num_blocks: int): ...",
+            "class Row:\n    tier: str\n    top_k: int\n    num_blocks: int",
+        ),
     ),
 )
 RULES = tuple(dict.fromkeys(case.rule for case in CASES))

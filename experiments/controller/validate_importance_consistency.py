@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tempovlm
-from tempovlm.core.knobs import KnobConfig
 from tempovlm.data.registry import check_datasets
 from tempovlm.lab import script
 from tempovlm.lab.core_exp.plan import draw_samples
@@ -63,7 +62,7 @@ def run(args: Namespace, names: list[str]) -> dict[str, Any]:
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
     native = model.space.native
     top_k = native.top_k if args.top_k is None else args.top_k
-    base = KnobConfig(tier=args.tier or native.tier, top_k=top_k, num_blocks=native.num_blocks)
+    base = replace(native, tier=args.tier or native.tier, top_k=top_k)
     model.space.validate(base)
     # Imported now that `load` has set the threads, which must be done before torch is there.
     from tempovlm.lab.exp6_importance.measure import Protocol

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.scoreboard.readings import Content
 from experiments.scoreboard.targets import Source
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KNOBS
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.core.stamp import Stamp
 from tempovlm.data.registry import GENERATED
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 POCKET_ACCURACY = "src/tempovlm/pocket/accuracy.json"
 """File with the weights' hash of the shipped pocket."""
 
-_SETTING = ["tier", "top_k", "num_blocks"]
+_SETTING = list(KNOBS)
 _FIELDS = ("hardware", "weights", "knob_space", "data_source")
 
 

@@ -95,13 +95,12 @@ def load(
     from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
 
     where, config = pick_device(device), read_config(folder)
-    dtype = pick_dtype(dtype, where)
     card = ModelCard.read(folder, KnobSpace.for_model(config.shape))
     tokenizer = read_tokenizer(folder, config)
-    network = _load_weights(folder, where, dtype, name, progress=progress)
-    given |= {"exact": name != "pocket" if exact is None else exact, "option_letters": card.option_letters}
-    given["decode_dtype"] = weights
-    engine, hashed = Engine(network, tokenizer, name=name, ranking=card.ranking, **given), weights_hash(folder)
+    network = _load_weights(folder, where, pick_dtype(dtype, where), name, progress=progress)
+    given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights}
+    given |= {"ranking": card.ranking, "option_letters": card.option_letters}
+    engine, hashed = Engine(network, tokenizer, name=name, **given), weights_hash(folder)
     chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:

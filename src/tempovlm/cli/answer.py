@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -11,6 +11,7 @@ from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import AXES, KNOBS
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import STAGES, Answer, check_budget_ms, check_price_per_ms
 from tempovlm.model.vision.image import open_image
@@ -87,13 +88,12 @@ def main(argv: list[str]) -> None:
     # Check before the model is loaded and the machine is measured, which can take a minute.
     pixels = open_image(flags.image)
     model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights)
+    given: dict[str, Any] = {name: getattr(flags, name) for name in KNOBS}
     answer = model.answer(
         flags.image if expanded(flags.image).is_file() else pixels,  # a pipe can be read only once
         flags.question,
         budget_ms,
-        tier=flags.tier,
-        top_k=flags.top_k,
-        num_blocks=flags.num_blocks,
+        **given,
         max_new_tokens=flags.max_new_tokens,
         style=flags.style,
         on_deadline=flags.on_deadline,
@@ -113,10 +113,11 @@ def show(answer: Answer, model: TempoVLM) -> None:
     out.print(f"[bold]{escape(answer.text) or '(no text)'}[/bold]")
     full = "  [dim](native)[/dim]" if knobs == native else ""
     tiles = "" if answer.tiling is None else f" ({answer.tiling[0]} × {answer.tiling[1]} crops)"
-    out.print(
-        f"tier {knobs.tier}{tiles} · top-k {knobs.top_k} of {native.top_k} · "
-        f"blocks {knobs.num_blocks} of {native.num_blocks} · policy {answer.policy}{full}"
-    )
+    parts = [
+        f"{knob.label} {value}" + (tiles if name == "tier" else f" of {most}")
+        for (name, knob), value, most in zip(AXES.items(), knobs.values, native.values, strict=True)
+    ]
+    out.print(f"{' · '.join(parts)} · policy {answer.policy}{full}")
     out.print(stage_table(answer))
     out.print(verdict(answer))
     if answer.finish_reason != "stop":

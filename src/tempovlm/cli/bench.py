@@ -277,11 +277,7 @@ def _result(
         "data_source": data_source,
         "dataset": list(args.names()),
         "scored_by": describe(samples),
-        "knob_space": {
-            "tier": list(model.space.tiers),
-            "top_k": list(model.space.top_ks),
-            "num_blocks": list(model.space.block_counts),
-        },
+        "knob_space": {name: list(legal) for name, legal in model.space.axes.items()},
         "num_samples": len(samples),
         "seed": args.seed,
         "policy": args.policy,

@@ -58,9 +58,7 @@ def summary(profile: LatencyProfile) -> dict[str, object]:
     """Return every setting with its median and bound."""
     settings = [
         {
-            "tier": knobs.tier,
-            "top_k": knobs.top_k,
-            "num_blocks": knobs.num_blocks,
+            **knobs.as_dict(),
             "p50_ms": round(profile.p50_total_ms(i), 3),
             "upper_ms": round(profile.upper_total_ms(i), 3),
             "step_ms": round(profile.step_ms(i), 3),

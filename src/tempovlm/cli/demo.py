@@ -17,6 +17,7 @@ import tyro
 from tempovlm.cli import bench as bench_command
 from tempovlm.cli import console
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import AXES
 from tempovlm.core.paths import expanded
 
 if TYPE_CHECKING:
@@ -137,8 +138,9 @@ def table(example: Example, answers: Sequence[Shown]) -> Table:
     shown = Table(title=title, title_justify="left", title_style="bold", min_width=76)
     shown.add_column("budget", justify="right")
     shown.add_column("answer", min_width=20)
-    for head in ("tier", "experts", "blocks", "total"):
-        shown.add_column(head, justify="right" if head != "tier" else "left")
+    for knob in AXES.values():
+        shown.add_column(knob.unit, justify="right" if knob.prefix else "left")
+    shown.add_column("total", justify="right")
     shown.add_column("in time")
     for item in answers:
         knobs, ink = item.answer.knobs, "green" if item.is_right else "red"
@@ -149,9 +151,7 @@ def table(example: Example, answers: Sequence[Shown]) -> Table:
         shown.add_row(
             f"{item.budget_ms:g} ms",
             f"[{ink}]{mark}[/] {escape(item.spoken) or '[dim](nothing)[/]'}",
-            knobs.tier,
-            str(knobs.top_k),
-            str(knobs.num_blocks),
+            *map(str, knobs.values),
             bench_command.milliseconds(item.answer.timings_ms["total"]),
             met,
         )

@@ -409,9 +409,7 @@ def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
         "draws": args.draws,
         "latency": latency,
         "knob_space": {
-            "tier": list(space.tiers),
-            "top_k": list(space.top_ks),
-            "num_blocks": list(space.block_counts),
+            **{name: list(legal) for name, legal in space.axes.items()},
             "fingerprint": space.fingerprint,
         },
         "provenance": {

@@ -207,9 +207,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
             plan, shape, grid.num_crops, tokens, _TEXT_TOKENS, _OUTPUT_TOKENS, distinct_crops=distinct
         )
         found[name] = {
-            "tier": knobs.tier,
-            "top_k": knobs.top_k,
-            "num_blocks": knobs.num_blocks,
+            **knobs.as_dict(),
             "active_parameters": active_parameters(plan, shape),
             "num_crops": grid.num_crops,
             "vision_tokens": tokens,
@@ -225,6 +223,8 @@ def show(record: dict[str, Any]) -> None:
     """Print the record for readers."""
     from rich import box
     from rich.table import Table
+
+    from tempovlm.core.knobs import KnobConfig
 
     out, parts, files = console.stdout(), record["architecture"], record["files"]
     decoder, vision, memory = parts["decoder"], parts["vision"], record["memory_bytes"]
@@ -248,7 +248,7 @@ def show(record: dict[str, Any]) -> None:
         out.print(f"files       {files['count']} in {files['folder']}: {_si(files['bytes'])}B, {kinds}")
     table = Table("", *record["settings"], box=box.SIMPLE, padding=(0, 1, 0, 0))
     settings = list(record["settings"].values())
-    table.add_row("setting", *(f"{s['tier']}/k{s['top_k']}/b{s['num_blocks']}" for s in settings))
+    table.add_row("setting", *(str(KnobConfig.from_mapping(s)) for s in settings))
     table.add_row("active a token", *(_si(s["active_parameters"]) for s in settings))
     table.add_row("crops", *(f"{s['num_crops']}: {s['vision_tokens']} tokens" for s in settings))
     for stage in settings[0]["flops"]:

@@ -270,11 +270,8 @@ def _with_one(features: Floats) -> Floats:
 
 def _arm_features(space: KnobSpace) -> Floats:
     """Return arms (K, A): a constant 1, and for each knob a column per value above the first, 1 if reached."""
-    values = (space.tiers, space.top_ks, space.block_counts)
     rows = []
-    for knobs in space:
-        own = (knobs.tier, knobs.top_k, knobs.num_blocks)
-        places = [legal.index(value) for legal, value in zip(values, own, strict=True)]
-        steps = [float(p >= s) for p, legal in zip(places, values, strict=True) for s in range(1, len(legal))]
+    for places in np.ndindex(space.shape):
+        steps = [float(p >= s) for p, size in zip(places, space.shape, strict=True) for s in range(1, size)]
         rows.append([1.0, *steps])
     return np.array(rows)

@@ -118,12 +118,7 @@ def save_controller(
         "schema": SCHEMA,
         "kind": kind,
         "networks": {name: _record(net) for name, net in networks.items()},
-        "space": {
-            "tiers": list(space.tiers),
-            "top_ks": list(space.top_ks),
-            "block_counts": list(space.block_counts),
-            "native_top_k": space.native_top_k,
-        },
+        "space": space.to_json(),
         "knob_space": space.fingerprint,
         "weights": weights_hash,
         "stamp": _plain(stamp),
@@ -227,8 +222,7 @@ def check_sizes(path: Path, name: str, net: Part, expected: Mapping[str, int]) -
 
 def _check_network(path: Path, name: str, net: Part, space: KnobSpace) -> None:
     """Raise a `UserError` unless a network has one output for each knob value and finite weights."""
-    counts = {"num_tiers": len(space.tiers), "num_top_ks": len(space.top_ks), "num_settings": len(space)}
-    counts |= {"num_block_counts": len(space.block_counts), "num_features": NUM_FEATURES}
+    counts = {**space.counts, "num_settings": len(space), "num_features": NUM_FEATURES}
     check_sizes(path, name, net, counts)
     for key, values in net.state_dict().items():
         if not bool(torch.isfinite(values).all()):

@@ -58,10 +58,9 @@ def prior_accuracy(space: KnobSpace) -> dict[KnobConfig, float]:
     The tier weighs most, because depth cannot make up for details that the model never sees. These are not
     measured values.
     """
-    tiers, blocks = space.tiers, space.block_counts
-    return {
-        knobs: 0.5 * (tiers.index(knobs.tier) + 1) / len(tiers)
-        + 0.3 * knobs.num_blocks / blocks[-1]
-        + 0.2 * min(knobs.top_k / space.native_top_k, 1.0)
-        for knobs in space
-    }
+    accuracy = {}
+    for knobs in space:
+        accuracy[knobs] = 0.5 * (space.tiers.index(knobs.tier) + 1) / len(space.tiers)
+        accuracy[knobs] += 0.3 * knobs.num_blocks / space.block_counts[-1]
+        accuracy[knobs] += 0.2 * min(knobs.top_k / space.native_top_k, 1.0)
+    return accuracy

@@ -1,16 +1,17 @@
 """The three knobs and the list of legal settings of a model.
 
-`plan` says which blocks a setting runs, `cost` what it costs.
+`plan` says what a setting runs, and `cost` what it costs. Elsewhere code takes the knobs from here, as named axes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from tempovlm.core.checks import checked_integer, checked_text
 from tempovlm.core.errors import UserError
@@ -19,8 +20,37 @@ from tempovlm.core.shape import ModelShape
 TIERS = ("low", "medium", "high")
 """Vision tiers from the fewest crops to the most."""
 
-KNOBS = ("tier", "top_k", "num_blocks")
-"""The knobs' names, in the order of a setting's index."""
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """The way that the values of a knob are checked and written.
+
+    Attributes:
+        legal: the field of `KnobSpace` with its legal values.
+        check: takes a flag and its value, and returns a plain value or raises a `UserError`.
+        prefix: before a value in the text of a setting.
+        label: in a line for people.
+        unit: of a value.
+        head: over a plot.
+    """
+
+    legal: str
+    check: Callable[[str, object], str | int]
+    prefix: str
+    label: str
+    unit: str
+    head: str
+
+
+AXES = {
+    "tier": Knob("tiers", checked_text, "", "tier", "tier", "vision tier"),
+    "top_k": Knob("top_ks", checked_integer, "k", "top-k", "experts", "experts per token"),
+    "num_blocks": Knob("block_counts", checked_integer, "b", "blocks", "blocks", "blocks"),
+}
+"""The knobs by name, in the order of a setting's index."""
+
+KNOBS = tuple(AXES)
+"""The knobs' names."""
 
 _TOP_K_OF_NATIVE = (0.5, 0.75, 1.0, 1.25, 1.5)
 _BLOCKS_OF_ALL = (0.5, 0.625, 0.75, 0.875, 1.0)
@@ -39,23 +69,47 @@ class KnobConfig:
     num_blocks: int
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("tier", checked_text("--tier", self.tier)),
-            ("top_k", checked_integer("--top_k", self.top_k)),
-            ("num_blocks", checked_integer("--num_blocks", self.num_blocks)),
-        ):
-            object.__setattr__(self, name, value)
+        for name, knob in AXES.items():
+            object.__setattr__(self, name, knob.check(f"--{name}", getattr(self, name)))
+
+    @classmethod
+    def from_values(cls, values: Iterable[Any]) -> KnobConfig:
+        """Make a setting from a value for each knob, in the order of `KNOBS`."""
+        return cls(**dict(zip(KNOBS, values, strict=True)))
+
+    @classmethod
+    def from_mapping(cls, row: Mapping[str, Any]) -> KnobConfig:
+        """Make a setting from the knobs' fields of a row, which may have more fields.
+
+        Raises:
+            KeyError: the row lacks a knob.
+        """
+        return cls.from_values(row[name] for name in KNOBS)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The value of each knob, in the order of `KNOBS`."""
+        return tuple(getattr(self, name) for name in KNOBS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the value of each knob by its name."""
+        return dict(zip(KNOBS, self.values, strict=True))
 
     def __str__(self) -> str:
-        return f"{self.tier}/k{self.top_k}/b{self.num_blocks}"
+        return spell(self.values)
+
+
+def spell(values: Iterable[object]) -> str:
+    """Write a value for each knob, legal or not, as the text of a setting, such as `low/k4/b8`."""
+    return "/".join(f"{knob.prefix}{value}" for knob, value in zip(AXES.values(), values, strict=True))
 
 
 @dataclass(frozen=True)
 class KnobSpace:
     """All legal settings of a model, in a fixed order, convertible to an index and back.
 
-    The order is tier, then top-k, then blocks, each from cheap to expensive. `fingerprint` is stored with
-    everything that holds an index, so that an index can never change its meaning.
+    The order is tier-major, then top-k, then blocks, each from cheap to expensive, as in an array of `shape`.
+    `fingerprint` is stored with everything that holds an index, so that an index can never change its meaning.
     """
 
     tiers: tuple[str, ...]
@@ -74,16 +128,30 @@ class KnobSpace:
         blocks = {max(round(shape.num_blocks * f), min(2, shape.num_blocks)) for f in _BLOCKS_OF_ALL}
         return cls(TIERS, tuple(sorted(top_ks)), tuple(sorted(blocks)), shape.top_k)
 
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The legal values of each knob, from cheap to dear, by its name."""
+        return {name: getattr(self, knob.legal) for name, knob in AXES.items()}
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The number of legal values of each knob."""
+        return tuple(map(len, self.axes.values()))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The entries of `shape` under the names of networks' sizes, such as `num_tiers`."""
+        return {f"num_{knob.legal}": size for knob, size in zip(AXES.values(), self.shape, strict=True)}
+
     @cached_property
     def settings(self) -> tuple[KnobConfig, ...]:
         """All settings, in index order."""
-        grid = product(self.tiers, self.top_ks, self.block_counts)
-        return tuple(KnobConfig(tier=t, top_k=k, num_blocks=n) for t, k, n in grid)
+        return tuple(map(KnobConfig.from_values, product(*self.axes.values())))
 
     @property
     def native(self) -> KnobConfig:
         """The setting as trained: all crops, the trained top-k, all blocks."""
-        return KnobConfig(tier=self.tiers[-1], top_k=self.native_top_k, num_blocks=self.block_counts[-1])
+        return replace(self.largest, top_k=self.native_top_k)
 
     @property
     def largest(self) -> KnobConfig:
@@ -124,11 +192,7 @@ class KnobSpace:
         """Raise a `UserError` that names the first knob with an illegal value."""
         if not isinstance(knobs, KnobConfig):
             raise UserError(f"knobs {knobs!r}: must be a KnobConfig, such as the space's native")
-        for name, value, legal in (
-            ("tier", knobs.tier, self.tiers),
-            ("top_k", knobs.top_k, self.top_ks),
-            ("num_blocks", knobs.num_blocks, self.block_counts),
-        ):
+        for (name, legal), value in zip(self.axes.items(), knobs.values, strict=True):
             if value not in legal:
                 choices = ", ".join(str(v) for v in legal)
                 raise UserError(f"--{name} {value}: not in the knob space of this model; choose from {choices}")
@@ -136,5 +200,20 @@ class KnobSpace:
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits that change when any legal value or the order changes."""
-        text = json.dumps([self.tiers, self.top_ks, self.block_counts, self.native_top_k])
+        text = json.dumps([*self.axes.values(), self.native_top_k])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields with lists for tuples, as checkpoints hold them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> KnobSpace:
+        """Read the fields that `to_json` wrote.
+
+        Raises:
+            KeyError: a field is missing.
+            TypeError: a field has another type.
+        """
+        legal: dict[str, Any] = {knob.legal: tuple(record[knob.legal]) for knob in AXES.values()}
+        return cls(**legal, native_top_k=record["native_top_k"])

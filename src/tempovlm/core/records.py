@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.knobs import KNOBS, KnobConfig
 
 STAGE_FIELDS = {
     "preprocess": "T_preprocess",
@@ -31,8 +31,8 @@ REPEAT_FIELDS = (*STAGE_FIELDS.values(), CONTROL_FIELD)
 
 TIME_FIELDS = (*STAGE_FIELDS.values(), "T_decode_per_token")
 
-Key = tuple[str, str, int, int]
-"""(question_id, tier, top_k, num_blocks), unique within a data set and split."""
+Key = tuple[str | int, ...]
+"""question_id and the value of each knob, unique within a data set and split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +83,12 @@ class SweepRow:
     @property
     def knobs(self) -> KnobConfig:
         """The setting."""
-        return KnobConfig(tier=self.tier, top_k=self.top_k, num_blocks=self.num_blocks)
+        return KnobConfig.from_values(self.key[1:])
 
     @property
     def key(self) -> Key:
         """Key of the row, unique within its data set and split."""
-        return self.question_id, self.tier, self.top_k, self.num_blocks
+        return self.question_id, *(getattr(self, name) for name in KNOBS)
 
     @property
     def is_measured(self) -> bool:

@@ -246,11 +246,7 @@ class Answer:
         predicted = self.predicted
         return {
             "answer": self.text,
-            "knobs": {
-                "tier": self.knobs.tier,
-                "top_k": self.knobs.top_k,
-                "num_blocks": self.knobs.num_blocks,
-            },
+            "knobs": self.knobs.as_dict(),
             "budget_ms": self.budget_ms,
             "budget_met": self.budget_met,
             "budget_feasible": self.budget_feasible,

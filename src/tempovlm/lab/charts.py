@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tempovlm.core.knobs import TIERS
+from tempovlm.core.knobs import AXES, KNOBS, TIERS
 from tempovlm.lab.drawing import INK, RAMP, REFERENCE, new_figure, style, tip, to_svg
 from tempovlm.lab.statistics import marginals
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 860
-_HEADS = {"tier": "vision tier", "top_k": "experts per token", "num_blocks": "blocks"}
 _LETTER_PX = 6.6
 _COLUMN_PX = 236
 
@@ -158,10 +157,11 @@ def _explain(axes: Axes, score: Score) -> None:
 def _draw_knobs(figure: Any, result: Mapping[str, Any]) -> None:
     """Draws three columns of stacked bars, a bar a budget."""
     rows = result["budgets"]
-    columns = list(zip(*(marginals(row["knobs"]) for row in rows), strict=True)) or [()] * 3
+    columns = list(zip(*(marginals(row["knobs"]) for row in rows), strict=True)) or [()] * len(KNOBS)
     figure.suptitle("Settings chosen, share of answers", x=0.02, ha="left", weight="bold")
-    for axes, (knob, head), bars in zip(figure.subplots(1, 3, sharey=True), _HEADS.items(), columns, strict=True):
-        values = _legal(result, knob) or sorted({name for bar in bars for name in bar}, key=_order)
+    panels = figure.subplots(1, len(KNOBS), sharey=True)
+    for axes, (name, knob), bars in zip(panels, AXES.items(), columns, strict=True):
+        values = _legal(result, name) or sorted({value for bar in bars for value in bar}, key=_order)
         left = [0.0] * len(rows)
         for place, value in enumerate(values):
             shade = round(place / max(len(values) - 1, 1) * (len(RAMP) - 1))
@@ -174,7 +174,7 @@ def _draw_knobs(figure: Any, result: Mapping[str, Any]) -> None:
                 drawn, texts, label_type="center", fontsize=11, color="#11161b" if shade <= 2 else "#fefefe"
             )
             left = [start + share for start, share in zip(left, shares, strict=True)]
-        axes.set_title(head, loc="left", fontsize=12)
+        axes.set_title(knob.head, loc="left", fontsize=12)
         axes.set_yticks(range(len(rows)), [f"{row['budget_ms']:g} ms" for row in rows])
         axes.set(xlim=(0, 1), xticks=[], ylim=(len(rows) - 0.5, -0.5))
         axes.spines["bottom"].set_visible(False)
@@ -190,8 +190,7 @@ def _fitting(value: str, share: float) -> str:
 
 def _legal(result: Mapping[str, Any], knob: str) -> list[str]:
     """Return all values of a knob, so that a value keeps its shade whichever others occur."""
-    prefix = {"tier": "", "top_k": "k", "num_blocks": "b"}[knob]
-    return [f"{prefix}{value}" for value in result.get("knob_space", {}).get(knob, ())]
+    return [f"{AXES[knob].prefix}{value}" for value in result.get("knob_space", {}).get(knob, ())]
 
 
 def _percent(share: float, digits: int = 0) -> str:

@@ -26,9 +26,9 @@ from tempovlm.control.learned.networks import SupervisedController
 from tempovlm.control.select import TIE, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.core.knobs import KNOBS, TIERS, KnobSpace
+from tempovlm.core.knobs import KNOBS, TIERS, KnobConfig, KnobSpace
 from tempovlm.core.paths import read_json, write_whole
-from tempovlm.lab.fit import SCORE, fit, head_sizes, seeded
+from tempovlm.lab.fit import SCORE, fit, seeded
 from tempovlm.lab.options import FitOptions, SupervisedFlags
 from tempovlm.lab.table import Floats, Table, budget_bins, budget_range, draw_budgets
 
@@ -98,10 +98,10 @@ def _space_of(records: Sequence[Mapping[str, Any]], fingerprint: str | None, pat
 
 def _columns(path: Path, records: Sequence[Mapping[str, Any]], space: KnobSpace, quantile: str) -> list[Floats]:
     """Accuracy and total of each setting, in the space's order."""
-    known = {(row["tier"], int(row["top_k"]), int(row["num_blocks"])): row for row in records}
+    known = {KnobConfig.from_mapping(row): row for row in records}
     columns: list[list[float]] = [[], []]
     for knobs in space:
-        row = known.get((knobs.tier, knobs.top_k, knobs.num_blocks))
+        row = known.get(knobs)
         if row is None:
             raise UserError(f"{path}: setting {knobs} is missing; profile all {len(space)} settings")
         total = row["T_total"] if quantile == "mean" else row.get(f"T_total_{quantile}", row["T_total"])
@@ -131,7 +131,7 @@ class Labelled:
 
 def knob_indices(space: KnobSpace) -> NDArray[np.int64]:
     """(K, 3) index of each setting's tier, top-k and number of blocks among the legal values."""
-    return np.stack(np.unravel_index(np.arange(len(space)), tuple(head_sizes(space).values())), axis=1)
+    return np.stack(np.unravel_index(np.arange(len(space)), space.shape), axis=1)
 
 
 class BudgetObjective:
@@ -219,7 +219,7 @@ def _train(job: SupervisedJob, table: Table) -> dict[str, Any]:
     budgets = draw_budgets(np.random.default_rng(options.seed), max(job.num_budgets, 2), limits_ms)
     count = min(max(round(job.train_split * len(budgets)), 1), len(budgets) - 1)
     train, other = Labelled.of(table, budgets[:count]), Labelled.of(table, budgets[count:])
-    net = seeded(options.seed, lambda: SupervisedController(options.hidden_dim, **head_sizes(table.space)))
+    net = seeded(options.seed, lambda: SupervisedController(options.hidden_dim, **table.space.counts))
     net.to(options.device)
     net.budget.fit(limits_ms)
     data = {

@@ -32,7 +32,7 @@ from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.fit import head_sizes, seeded
+from tempovlm.lab.fit import seeded
 from tempovlm.lab.grpo.actors import LlmActor, Shared, SharedReading, TwoStageActor, new_second_stage, soften
 from tempovlm.lab.grpo.algorithm import GrpoTraining, Rollout, evaluate, train
 from tempovlm.lab.grpo.environment import Environment, GrpoJob, Task, gather, limits_ms, new_task
@@ -124,7 +124,7 @@ def _new_actor(
     """An untrained policy."""
     space, model = env.space, job.engine.runner.model
     if reading is not None:
-        sizes = {"num_blocks": job.num_llm_blocks, **head_sizes(space)}
+        sizes = {"num_blocks": job.num_llm_blocks, **space.counts}
         controller = seeded(seed, lambda: LLMBasedController(model.config.width, job.hidden_dim, **sizes))
         controller.budget.fit(limits_ms(env))
         return LlmActor(controller.to(job.options.device), SharedReading(_first_blocks(job.engine), reading))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import make_folder
-from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.core.machine import BUSY_CORES, busy_cores, machine_lock
 from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
@@ -200,7 +200,6 @@ def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) 
     summary = summarise(records)
     for row in summary["budgets"]:
         row.update(_more([r for r in records if r.budget_ms == row["budget_ms"]]))
-    space = model.space
     return {
         "schema": SCHEMA,
         "budgets": summary["budgets"],
@@ -214,11 +213,7 @@ def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) 
         "model": stamp.model,
         "device": stamp.device,
         "data_source": stamp.data_source,
-        "knob_space": {
-            "tier": list(space.tiers),
-            "top_k": list(space.top_ks),
-            "num_blocks": list(space.block_counts),
-        },
+        "knob_space": {name: list(legal) for name, legal in model.space.axes.items()},
         "stamp": stamp.to_json(),
         "samples": as_columns(records),
     }
@@ -258,10 +253,10 @@ def _more(records: Sequence[Record]) -> dict[str, Any]:
     """Return, for one budget, mean latency, shares of each knob's values, and answers stopped at the deadline."""
     done = [r for r in records if r.error is None]
     stopped = [r for r in done if r.finish_reason == "deadline"]
-    tiers, top_ks, blocks = statistics.marginals(statistics.shares(r.knobs for r in done if r.knobs))
+    shares = statistics.marginals(statistics.shares(r.knobs for r in done if r.knobs))
     return {
         "mean_ms": statistics.mean(r.total_ms for r in done),
-        "knob_shares": {"tier": tiers, "top_k": top_ks, "num_blocks": blocks},
+        "knob_shares": dict(zip(KNOBS, shares, strict=True)),
         "stopped": {
             "num": len(stopped),
             "accuracy": statistics.mean(r.score for r in stopped if r.score is not None and not r.is_caption),

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from tempovlm.control.checkpoint import read_tensors, write_tensors
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.progress import progress_bar
 from tempovlm.lab.log import training_log
 from tempovlm.lab.options import FitOptions, LoopOptions
@@ -123,12 +122,6 @@ def seeded(seed: int, make: Callable[[], Net]) -> Net:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
-
-
-def head_sizes(space: KnobSpace) -> dict[str, int]:
-    """Return the numbers of values of each knob, as the controllers' networks take them."""
-    sizes = (len(space.tiers), len(space.top_ks), len(space.block_counts))
-    return dict(zip(("num_tiers", "num_top_ks", "num_block_counts"), sizes, strict=True))
 
 
 def fit(net: nn.Module, task: Objective, options: FitOptions, folder: Path, data: Mapping[str, Any]) -> Training:

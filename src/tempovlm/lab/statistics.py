@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tempovlm.core.knobs import KNOBS
+
 Floats = NDArray[np.float64]
 
 DRAWS = 2000
@@ -217,10 +219,10 @@ def shares(names: Iterable[str]) -> dict[str, float]:
     return {name: count / total for name, count in ordered}
 
 
-def marginals(settings: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Shares of each tier, top-k and depth from the shares of whole settings such as `low/k4/b8`."""
-    parts: tuple[dict[str, float], ...] = ({}, {}, {})
+def marginals(settings: Mapping[str, float]) -> tuple[dict[str, float], ...]:
+    """Shares of each value, knob by knob, from the shares of whole settings such as `low/k4/b8`."""
+    parts: tuple[dict[str, float], ...] = tuple({} for _ in KNOBS)
     for setting, share in settings.items():
         for known, name in zip(parts, setting.split("/"), strict=True):
             known[name] = known.get(name, 0.0) + share
-    return parts[0], parts[1], parts[2]
+    return parts

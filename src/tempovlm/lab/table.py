@@ -184,7 +184,7 @@ class Table:
         if not np.isnan(self.measured_ms).all(axis=0).any():
             return np.nanquantile(self.measured_ms, level, axis=0)
         known = {} if self.times is None else self.times.groupby(_SETTING)["T_total"].quantile(level).to_dict()
-        totals_ms = np.array([known.get((k.tier, k.top_k, k.num_blocks), np.nan) for k in self.space])
+        totals_ms = np.array([known.get(k.values, np.nan) for k in self.space])
         if np.isnan(totals_ms).any():
             missing = self.space.settings[int(np.argmax(np.isnan(totals_ms)))]
             raise UserError(
@@ -365,7 +365,7 @@ def table_of(frame: pd.DataFrame, space: KnobSpace, split: str) -> Table:
         UserError: no question of the split was answered at every setting.
     """
     part = frame[frame["split"] == split]
-    index = {(k.tier, k.top_k, k.num_blocks): i for i, k in enumerate(space)}
+    index = {k.values: i for i, k in enumerate(space)}
     part = part.assign(setting=[index[key] for key in zip(*(part[name] for name in _SETTING), strict=True)])
     answered = part[part["accuracy"].notna()].drop_duplicates([*_QUESTION, "setting"])
     whole = answered.groupby(_QUESTION).filter(lambda rows: len(rows) == len(space))

@@ -158,12 +158,7 @@ class Estimator:
             "levels": list(LEVELS),
             "stages": list(STAGES),
             "features": list(FEATURES),
-            "space": {
-                "tiers": list(space.tiers),
-                "top_ks": list(space.top_ks),
-                "block_counts": list(space.block_counts),
-                "native_top_k": space.native_top_k,
-            },
+            "space": space.to_json(),
             "knob_space": space.fingerprint,
             "shape": asdict(self.table.shape),
             "arrays": {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()},
@@ -224,10 +219,7 @@ def _checked(record: Any, path: Path, space: KnobSpace | None) -> Estimator:
             "with train_latency_estimator.py"
         )
     try:
-        fields = record["space"]
-        own = KnobSpace(
-            tuple(fields["tiers"]), tuple(fields["top_ks"]), tuple(fields["block_counts"]), fields["native_top_k"]
-        )
+        own = KnobSpace.from_json(record["space"])
         table = CostTable(own, ModelShape(**record["shape"]))
         arrays = {name: tensor.numpy() for name, tensor in record["arrays"].items()}
         core = core_from_arrays(record["kind"], arrays)

@@ -10,6 +10,7 @@ Shapes: `n` requests, `F` features, `P` terms of a stage's linear model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -94,7 +95,7 @@ class Workload:
             steps: decode steps of the answer, one number or one for each setting. Default: one step, which is the
                 slowest per token, for an unknown length.
         """
-        per_tier = len(space.top_ks) * len(space.block_counts)
+        per_tier = math.prod(space.shape[1:])
         crops = np.array([count_crops(tiling) for tiling in tilings], dtype=np.float64)
         every = np.repeat(crops, per_tier, axis=0)
         return cls(
@@ -144,8 +145,9 @@ class CostTable:
         self._flops, self._bytes, self._step_flops, self._step_bytes = (
             np.array([row[i] for row in rows]) for i in range(4)
         )
-        knobs = [(space.tiers.index(k.tier), k.top_k, k.num_blocks) for k in space]
-        self._tier, self._top_k, self._blocks = np.array(knobs, dtype=np.float64).T
+        self._tier = np.array([space.tiers.index(knobs.tier) for knobs in space], dtype=np.float64)
+        self._top_k = np.array([knobs.top_k for knobs in space], dtype=np.float64)
+        self._blocks = np.array([knobs.num_blocks for knobs in space], dtype=np.float64)
         self._log_top_k, self._log_blocks = np.log(self._top_k), np.log(self._blocks)
 
     def prefill(self, workload: Workload) -> tuple[Floats, Floats]:

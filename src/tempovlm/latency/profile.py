@@ -248,9 +248,7 @@ class LatencyProfile:
         Midway between the smallest monotone table above the medians and the largest one below them, so that noise
         is pulled neither up nor down.
         """
-        space = self.space
-        shape = (len(space.tiers), len(space.top_ks), len(space.block_counts))
-        above = np.array([np.median(values) for values in samples]).reshape(shape)
+        above = np.array([np.median(values) for values in samples]).reshape(self.space.shape)
         below = np.flip(above)
         for axis in range(above.ndim):
             above = np.maximum.accumulate(above, axis=axis)

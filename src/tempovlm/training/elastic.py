@@ -6,7 +6,7 @@ GPU. Shapes: `B` pictures, `C` crops of one, `I` image tokens, `S` packed text t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -121,15 +121,16 @@ def moe_elastic(moe: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
-    """Return a setting from four uniform numbers: often native, largest or cheapest, else any other."""
-    kind, size, k, n = draw.tolist()
+    """Draw a setting from uniform numbers: often native, largest or cheapest, else any other."""
+    kind, size, *places = draw.tolist()
     tier = "high" if size < 0.5 else "medium" if size < 0.75 else "low"
-    top_k = space.top_ks[int(k * len(space.top_ks))]
-    num_blocks = space.block_counts[int(n * len(space.block_counts))]
     if kind < 0.9:
-        fixed = space.native if kind < 0.82 else space.cheapest if kind < 0.85 else space.largest
-        top_k, num_blocks = fixed.top_k, fixed.num_blocks
-    return KnobConfig(tier=tier, top_k=top_k, num_blocks=num_blocks)
+        knobs = space.native if kind < 0.82 else space.cheapest if kind < 0.85 else space.largest
+    else:
+        _, *others = space.axes.values()
+        drawn = (legal[int(place * len(legal))] for legal, place in zip(others, places, strict=True))
+        knobs = KnobConfig.from_values((tier, *drawn))
+    return replace(knobs, tier=tier)
 
 
 def sample_plan(knobs: KnobConfig, ranking: Ranking, config: ModelConfig, generator: torch.Generator) -> Plan:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.data.registry import GENERATED
 from tempovlm.model.files.hub import checkpoint_files
 from tempovlm.model.weights import read_config
@@ -66,15 +67,15 @@ def write_card(folder: Path) -> None:
 
 def _accuracy(space: KnobSpace, record: dict[str, Any]) -> str:
     """Return accuracy in per cent: each data set, a column for each tier and a row for each top-k and depth."""
-    rows = {(r["tier"], r["top_k"], r["num_blocks"]): r for r in record["settings"]}
+    rows = {KnobConfig.from_mapping(row): row for row in record["settings"]}
     count = record["settings"][0]["num_samples"]
     parts = [f"## Accuracy\n\nPer cent of {count} validation questions; {record['measure']}.\n"]
     for name in ("all", *GENERATED):
         parts.append(f"\n{name}:\n\n| top-k | blocks | {' | '.join(space.tiers)} |\n")
         parts.append("|---" * (2 + len(space.tiers)) + "|\n")
-        for top_k in space.top_ks:
-            for blocks in space.block_counts:
-                cells = (rows[tier, top_k, blocks] for tier in space.tiers)
-                shares = (row["accuracy"] if name == "all" else row["by_dataset"][name] for row in cells)
-                parts.append(f"| {top_k} | {blocks} | {' | '.join(f'{100 * s:.1f}' for s in shares)} |\n")
+        for knobs in space.settings[: len(space) // len(space.tiers)]:
+            cells = (rows[replace(knobs, tier=tier)] for tier in space.tiers)
+            shares = (row["accuracy"] if name == "all" else row["by_dataset"][name] for row in cells)
+            texts = [*map(str, knobs.values[1:]), *(f"{100 * s:.1f}" for s in shares)]
+            parts.append(f"| {' | '.join(texts)} |\n")
     return "".join(parts)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.data.registry import DATASETS, GENERATED
@@ -200,7 +200,7 @@ class Trainer:
 
     def setting(self) -> KnobConfig:
         """Return the setting of this step: native depth and top-k until the decoder has learned enough."""
-        knobs = sample_setting(self.space, torch.rand(4, generator=self.draws))
+        knobs = sample_setting(self.space, torch.rand(1 + len(KNOBS), generator=self.draws))
         if self.step < self.recipe.elastic_after:
             native = self.space.native
             return replace(native, tier=knobs.tier)
@@ -358,12 +358,11 @@ def show(text: str) -> None:
 
 def corners(space: KnobSpace) -> list[KnobConfig]:
     """Return native, cheapest, and native with each single knob at its lowest: a quick look at a run."""
-    native, cheapest = space.native, space.cheapest
+    native = space.native
     return [
         *(replace(native, tier=tier) for tier in reversed(space.tiers)),
-        replace(native, top_k=cheapest.top_k),
-        replace(native, num_blocks=cheapest.num_blocks),
-        cheapest,
+        *(replace(native, **{name: getattr(space.cheapest, name)}) for name in KNOBS if name != "tier"),
+        space.cheapest,
     ]
 
 

@@ -85,9 +85,7 @@ def tabulate(results: Iterable[Outcome], space: KnobSpace) -> list[dict[str, Any
         if asked.min() > 0:
             table.append(
                 {
-                    "tier": knobs.tier,
-                    "top_k": knobs.top_k,
-                    "num_blocks": knobs.num_blocks,
+                    **knobs.as_dict(),
                     "accuracy": round(float((right / asked).mean()), 5),
                     "num_samples": int(asked.sum()),
                     "by_dataset": {

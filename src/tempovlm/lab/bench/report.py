@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from tempovlm.core.knobs import AXES
 from tempovlm.core.request import STAGES
 from tempovlm.lab import charts
 from tempovlm.lab.bench.showcase import Example, Shown
@@ -95,7 +96,9 @@ def _row(shown: Shown, scale_ms: float) -> dict[str, Any]:
     return {
         "shown": shown,
         "total_ms": answer.timings_ms["total"],
-        "setting": f"{knobs.tier} tier · {knobs.top_k} experts · {knobs.num_blocks} blocks",
+        "setting": " · ".join(
+            f"{value} {knob.unit}" for knob, value in zip(AXES.values(), knobs.values, strict=True)
+        ),
         "said": said if len(said) <= _LONGEST else said[: _LONGEST - 1].rstrip() + "…",
         "deadline": round(100 * shown.budget_ms / scale_ms, 3),
         "parts": stage_parts(answer.timings_ms, scale_ms, shown.budget_ms),

@@ -51,9 +51,7 @@ def blank_row(sample: Sample, knobs: KnobConfig, error: str | None = None) -> Sw
         question_id=str(sample.question_id),
         image_id=str(sample.image_id),
         template=sample.template,
-        tier=knobs.tier,
-        top_k=knobs.top_k,
-        num_blocks=knobs.num_blocks,
+        **knobs.as_dict(),
         error=error,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobSpace, spell
 from tempovlm.core.records import STAGE_FIELDS, TIME_FIELDS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def check_rows(frame: pd.DataFrame, path: Path, dataset: str, space: KnobSpace |
         if wrong.any():
             place = int(wrong.to_numpy().argmax())
             row = frame.iloc[place]
-            setting = f"{row['tier']}/k{row['top_k']}/b{row['num_blocks']}"
+            setting = spell(row[name] for name in KNOBS)
             value = row[field]
             where = f"{path}: row {place} (question {row['question_id']}, {setting})"
             raise UserError(f"{where}: field {field} {why}, got {value!s}")
@@ -45,17 +45,17 @@ def check_rows(frame: pd.DataFrame, path: Path, dataset: str, space: KnobSpace |
 
 def _problems(frame: pd.DataFrame, dataset: str, space: KnobSpace | None) -> Iterator[Problem]:
     yield "dataset", frame["dataset"] != dataset, f"must be {dataset}, as the file's name says"
-    for field in ("question_id", "image_id", "tier", "top_k", "num_blocks"):
+    for field in ("question_id", "image_id", *KNOBS):
         yield field, frame[field].isna(), "is missing"
     yield "split", ~frame["split"].isin(("train", "val")), "must be train or val"
     yield "tiling", frame["tiling"].map(_no_tiling), "must be rows and columns of at least 1 each"
     if space is not None:
-        for field, legal in (("tier", space.tiers), ("top_k", space.top_ks), ("num_blocks", space.block_counts)):
+        for field, legal in space.axes.items():
             choices = ", ".join(map(str, legal))
             yield field, ~frame[field].isin(legal), f"is outside this model's knob space ({choices})"
     yield "accuracy", ~(frame["accuracy"].isna() | frame["accuracy"].between(0, 1)), "must be between 0 and 1"
     yield from _times(frame)
-    key = ["split", "question_id", "tier", "top_k", "num_blocks"]
+    key = ["split", "question_id", *KNOBS]
     yield "question_id", frame.duplicated(key), "occurs twice at this setting"
 
 

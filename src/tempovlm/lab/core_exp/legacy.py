@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.knobs import KNOBS, KnobConfig
 from tempovlm.core.paths import read_json, write_whole
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import SweepRow
@@ -25,6 +25,11 @@ from tempovlm.core.stamp import Stamp
 from tempovlm.model.vision.tiling import CROPS_OF_TIER
 
 PATTERN = "*_imgsizetier-*_crops*_topk*_blocks*.json"
+
+_FIELDS = tuple({"num_blocks": "num_active_blocks"}.get(name, name) for name in KNOBS)
+"""The knobs' names in these files."""
+_STEMS = {"top_k": "topk", "num_blocks": "blocks"}
+"""Their names in the names of the files."""
 
 _SUMMARISED = ("T_vision_total", "T_LLM_prefill", "T_LLM_decode", "T_total", "T_decode_per_token")
 _OWN = ("T_preprocess", "T_vision_encoder", "T_projector")
@@ -54,7 +59,10 @@ def write_folder(
     for knobs, group in groups.items():
         crops = [row.tiling[0] * row.tiling[1] for row in group if row.tiling is not None]
         stem = f"{name}_imgsizetier-{knobs.tier}"
-        tail = f"topk{knobs.top_k}_blocks{knobs.num_blocks}.json"
+        others = (
+            f"{_STEMS.get(field, field)}{value}" for field, value in knobs.as_dict().items() if field != "tier"
+        )
+        tail = f"{'_'.join(others)}.json"
         path = folder / name / f"{stem}_crops{int(np.mean(crops)) if crops else 0}_{tail}"
         record = _file(knobs, group, stamp, ranking, crops)
         write_whole(path, json.dumps(record, ensure_ascii=False) + "\n")
@@ -74,14 +82,12 @@ def _file(
     scores = [row.accuracy for row in rows if row.accuracy is not None]
     tokens = [row.vision_tokens for row in rows if row.vision_tokens is not None]
     return {
-        "tier": knobs.tier,
+        **dict(zip(_FIELDS, knobs.values, strict=True)),
         "tier_range": {"min_crops": least, "max_crops": most},
         "max_crops": most,
         "selected_crops_distribution": {str(n): count for n, count in sorted(Counter(crops).items())},
         **_moments("selected_crops", crops),
         **_moments("actual_vision_tokens", tokens),
-        "top_k": knobs.top_k,
-        "num_active_blocks": knobs.num_blocks,
         "num_total_blocks": len(ranking.order),
         "active_block_indices": list(ranking.blocks(knobs.num_blocks)),
         "num_samples": len(scores),
@@ -115,10 +121,8 @@ def _sample(row: SweepRow, least: int, most: int) -> dict[str, Any]:
     known = row.vision_tokens is not None and row.text_tokens is not None
     record: dict[str, Any] = {
         "sample_id": row.question_id,
-        "tier": row.tier,
+        **dict(zip(_FIELDS, row.knobs.values, strict=True)),
         "tier_range": {"min_crops": least, "max_crops": most},
-        "top_k": row.top_k,
-        "num_active_blocks": row.num_blocks,
         "output_tokens": row.output_tokens,
         "actual_num_crops": None if row.tiling is None else row.tiling[0] * row.tiling[1],
         "actual_tiling": None if row.tiling is None else list(row.tiling),
@@ -191,9 +195,6 @@ def _row(one: Any, record: Mapping[str, Any], dataset: str, path: Path, where: s
             question_id=str(question),
             image_id=str(about.get("image_id", question)),
             template=str(about.get("template", about.get("question_type", "")) or ""),
-            tier=_get(record, "tier", path),
-            top_k=int(_get(record, "top_k", path)),
-            num_blocks=int(_get(record, "num_active_blocks", path)),
             tiling=None if tiling is None else (int(tiling[0]), int(tiling[1])),
             vision_tokens=_whole(get("actual_vision_tokens")),
             text_tokens=_whole(get("actual_text_tokens")),
@@ -203,7 +204,7 @@ def _row(one: Any, record: Mapping[str, Any], dataset: str, path: Path, where: s
             repeats=None if repeats is None else {name: tuple(laps) for name, laps in repeats.items()},
             step_ms=None if steps is None else _by_run(steps, repeats),
             error=one.get("error"),
-            **_times(one),
+            **(KnobConfig.from_values(_get(record, name, path) for name in _FIELDS).as_dict() | _times(one)),
         )
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{path}: {where} cannot be read ({error})") from None

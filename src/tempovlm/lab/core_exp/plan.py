@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig, KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.records import Key
 from tempovlm.core.request import Request
 from tempovlm.data.sample import Sample
@@ -37,7 +37,7 @@ class Job:
 
 def row_key(job: Job, knobs: KnobConfig) -> Key:
     """Return the key of a question's row at a setting within its data set."""
-    return str(job.sample.question_id), knobs.tier, knobs.top_k, knobs.num_blocks
+    return str(job.sample.question_id), *knobs.values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,31 +93,17 @@ class SweepPlan:
         return (first + others)[: self.latency_samples]
 
 
-def choose_settings(
-    space: KnobSpace,
-    tiers: Sequence[str] | None = None,
-    top_ks: Sequence[int] | None = None,
-    block_counts: Sequence[int] | None = None,
-) -> tuple[KnobConfig, ...]:
-    """Select the settings of a space with these values of each knob; None takes all.
+def choose_settings(space: KnobSpace, *legal: Sequence[str | int] | None) -> tuple[KnobConfig, ...]:
+    """Select the settings of a space with these values of each knob, in the order of `KNOBS`; None takes all.
 
     Raises:
         UserError: a value is not legal for the model.
     """
-    chosen = space.native
-    for tier in tiers or ():
-        space.validate(replace(chosen, tier=tier))
-    for top_k in top_ks or ():
-        space.validate(replace(chosen, top_k=top_k))
-    for num_blocks in block_counts or ():
-        space.validate(replace(chosen, num_blocks=num_blocks))
-    return tuple(
-        knobs
-        for knobs in space
-        if (not tiers or knobs.tier in tiers)
-        and (not top_ks or knobs.top_k in top_ks)
-        and (not block_counts or knobs.num_blocks in block_counts)
-    )
+    wanted = [(name, values) for name, values in zip(KNOBS, legal, strict=False) if values]
+    for name, values in wanted:
+        for value in values:
+            space.validate(replace(space.native, **{name: value}))  # type: ignore[arg-type]
+    return tuple(knobs for knobs in space if all(getattr(knobs, name) in values for name, values in wanted))
 
 
 def draw_samples(

@@ -85,7 +85,7 @@ def rows_from_frame(frame: pd.DataFrame, space: KnobSpace, shape: ModelShape) ->
             raise UserError(f"--results_dir: field {name} is negative in row {int((measured[name] < 0).argmax())}")
     numbers = (measured[name].astype(int).tolist() for name in ("top_k", "num_blocks"))
     keys = list(zip(measured["tier"], *numbers, strict=True))
-    index = {key: space.index(KnobConfig(tier=key[0], top_k=key[1], num_blocks=key[2])) for key in set(keys)}
+    index = {key: space.index(KnobConfig.from_values(key)) for key in set(keys)}
     vision, text = (measured[name].to_numpy(np.float64) for name in ("vision_tokens", "text_tokens"))
     tilings = zip(measured["tiling"], vision, strict=True)
     crops = np.array([_crops(tiling, tokens, shape) for tiling, tokens in tilings], dtype=np.float64)

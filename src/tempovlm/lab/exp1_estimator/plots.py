@@ -75,7 +75,7 @@ def _reliability(path: Path, best: Estimator, tests: Mapping[str, Rows], note: s
 
 def _heatmap(path: Path, best: Estimator, parts: Sequence[Rows], note: str) -> None:
     space = best.space
-    shape = (len(space.tiers), len(space.top_ks), len(space.block_counts))
+    shape = space.shape
     errors = [np.abs(best.predict(p.workload).ms[:, :, 0] / p.ms - 1) for p in parts]
     settings = np.concatenate([p.workload.setting for p in parts])
     every = np.concatenate(errors)[:, STAGES.index("prefill")]

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, TextIO
@@ -63,9 +63,8 @@ class Protocol:
 
     def plan(self, blocks: Blocks) -> Plan:
         """Return the plan that runs only these blocks."""
-        base = self.base
-        knobs = KnobConfig(tier=base.tier, top_k=base.top_k, num_blocks=len(blocks))
-        return Plan(knobs, tuple(Step(block, base.top_k) for block in blocks))
+        knobs = replace(self.base, num_blocks=len(blocks))
+        return Plan(knobs, tuple(Step(block, knobs.top_k) for block in blocks))
 
 
 def ablations(num_blocks: int) -> list[Blocks]:

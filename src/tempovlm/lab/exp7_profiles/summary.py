@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.knobs import KNOBS, KnobConfig
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import STAGE_FIELDS
 from tempovlm.lab.statistics import Resamples, clustered_mean, percentile_interval
@@ -28,7 +28,7 @@ TOTAL_VISION = "T_vision_total"
 
 SUMMARISED = (*STAGE_FIELDS.values(), TOTAL_VISION, "T_decode_per_token")
 
-_SETTING = ["tier", "top_k", "num_blocks"]
+_SETTING = list(KNOBS)
 _DIGITS = 5
 
 
@@ -61,13 +61,11 @@ def summarise(
     timed = dict(list(measured.groupby(_SETTING, sort=False)))
     records = []
     for key, rows in answered.groupby(_SETTING, sort=False):
-        knobs = KnobConfig(tier=str(key[0]), top_k=int(key[1]), num_blocks=int(key[2]))
+        knobs = KnobConfig.from_values(key)
         mean, error = clustered_mean(rows["accuracy"].to_numpy(), rows["image_id"].to_numpy())
         records.append(
             {
-                "tier": knobs.tier,
-                "top_k": knobs.top_k,
-                "num_blocks": knobs.num_blocks,
+                **knobs.as_dict(),
                 "selected_blocks": list(ranking.blocks(knobs.num_blocks)),
                 "dataset": dataset,
                 "split": split,
@@ -148,8 +146,8 @@ def _intervals(answered: pd.DataFrame, seed: int) -> dict[KnobConfig, tuple[floa
     table = answered.pivot(index=["image_id", "question_id"], columns=_SETTING, values="accuracy")
     means = Resamples(table.index.get_level_values(0), seed=seed, by="counts").means(table.to_numpy(np.float64))
     return {
-        KnobConfig(tier=str(tier), top_k=int(top_k), num_blocks=int(blocks)): (low, high)
-        for (tier, top_k, blocks), low, high in zip(table.columns, *percentile_interval(means[1:]), strict=True)
+        KnobConfig.from_values(key): (low, high)
+        for key, low, high in zip(table.columns, *percentile_interval(means[1:]), strict=True)
     }
 
 

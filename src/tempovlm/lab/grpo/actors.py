@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tempovlm.control.learned.llm_based import FirstBlocks, LLMBasedController, Reading
 from tempovlm.control.learned.networks import Knob2Knob3Predictor, TwoStageController, tier_logits
 from tempovlm.data.sample import Sample
-from tempovlm.lab.fit import head_sizes, seeded
+from tempovlm.lab.fit import seeded
 from tempovlm.lab.grpo.environment import LEAST_LEFT, MASKED, Batch, Environment, GrpoJob, limits_ms
 
 
@@ -126,7 +126,7 @@ def new_second_stage(env: Environment, shared: Shared, hidden_dim: int, seed: in
     space, (least_ms, most_ms) = env.space, limits_ms(env)
     rows = torch.as_tensor(env.table.rows("train"), device=shared.language.device)
     widths = shared.vision.shape[-1], shared.language.shape[-1]
-    net = seeded(seed, lambda: Knob2Knob3Predictor(*widths, hidden_dim, **head_sizes(space)))
+    net = seeded(seed, lambda: Knob2Knob3Predictor(*widths, hidden_dim, **space.counts))
     soften(net.trunk)
     net.fit_inputs(shared.vision[rows].flatten(0, 1), shared.language[rows])
     net.budget.fit((LEAST_LEFT * least_ms, most_ms))

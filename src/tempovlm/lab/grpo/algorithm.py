@@ -516,11 +516,9 @@ def measures(env: Environment, rollouts: Sequence[Rollout]) -> dict[str, Any]:
 
 def knob_shares(space: KnobSpace, settings: Tensor) -> dict[str, dict[str, float]]:
     """Knob → value → its share among settings (n,)."""
-    shape = (len(space.tiers), len(space.top_ks), len(space.block_counts))
-    shares = torch.bincount(settings, minlength=len(space)).double().view(shape) / max(len(settings), 1)
-    parts = (
-        ("tier", space.tiers, shares.sum(dim=(1, 2))),
-        ("top_k", space.top_ks, shares.sum(dim=(0, 2))),
-        ("num_blocks", space.block_counts, shares.sum(dim=(0, 1))),
-    )
-    return {knob: dict(zip(map(str, names), part.tolist(), strict=True)) for knob, names, part in parts}
+    shares = torch.bincount(settings, minlength=len(space)).double().view(space.shape) / max(len(settings), 1)
+    found = {}
+    for axis, (knob, values) in enumerate(space.axes.items()):
+        part = shares.movedim(axis, 0).flatten(1).sum(1)
+        found[knob] = dict(zip(map(str, values), part.tolist(), strict=True))
+    return found

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig
 from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
@@ -91,7 +90,7 @@ class OnlineAccuracy:
     def _run(self, row: int, wanted: list[int]) -> None:
         space, job = self.engine.space, Job(self.samples[row], self.max_new_tokens)
         for found in answer_settings(self.engine, [job], [space.settings[i] for i in wanted]):
-            index = space.index(KnobConfig(tier=found.tier, top_k=found.top_k, num_blocks=found.num_blocks))
+            index = space.index(found.knobs)
             self.runs += 1
             if found.accuracy is None:
                 self.failures += 1

@@ -46,10 +46,7 @@ class ModelCard:
             return cls()
         record = read_json(path, _AGAIN)
         try:
-            accuracy = {
-                KnobConfig(tier=row["tier"], top_k=row["top_k"], num_blocks=row["num_blocks"]): row["accuracy"]
-                for row in record["settings"]
-            }
+            accuracy = {KnobConfig.from_mapping(row): row["accuracy"] for row in record["settings"]}
             order, output = record.get("ranking"), record.get("output_tokens")
             counts = None if output is None else output.get("counts")
             by_style = dict({} if output is None else output.get("by_style", {}))
