@@ -43,7 +43,7 @@ ANSWER_KEYS = {
     "device",
     "schema",
 }
-TIMING_KEYS = {"preprocess", "control", "vision_encoder", "projector", "prefill", "decode", "total"}
+TIMING_KEYS = {"queue", "preprocess", "control", "vision_encoder", "projector", "prefill", "decode", "total"}
 
 
 @dataclass(frozen=True, slots=True)

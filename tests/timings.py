@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-READERS = tuple(f"tempovlm.{name}.now_ms" for name in ("latency.clock", "control.guard", "engine.engine"))
+READERS = tuple(
+    f"tempovlm.{name}.now_ms" for name in ("latency.clock", "control.guard", "engine.engine", "engine.work")
+)
 """Where requests and policies are timed."""
 
 TICK_MS = 1.0

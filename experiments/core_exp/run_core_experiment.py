@@ -47,8 +47,7 @@ def main(argv: list[str]) -> None:
     if args.latency_only and args.latency_samples == 0:
         raise UserError("--latency_only: nothing would be run; give --latency_samples")
     args.batch_size = 0 if args.latency_only else args.batch_size
-    chosen = {"tiers": args.tiers, "top_ks": args.top_k, "block_counts": args.num_blocks}
-    paths = run_sweep(vars(args), args.output_dir, **chosen)
+    paths = run_sweep(vars(args), args.output_dir, args.tiers, args.top_k, args.num_blocks)
     sys.stdout.write("".join(f"{path}\n" for path in paths[:4]))
     if len(paths) > 4:
         sys.stdout.write(f"and {len(paths) - 4} more\n")

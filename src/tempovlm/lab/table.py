@@ -414,7 +414,7 @@ def find_samples(table: Table, data_dir: Path | None = None) -> list[Sample]:
         raise UserError(
             f"--data_dir: question {lost[0][1]} of {lost[0][0]} ({table.split}) is in the results but not in the "
             f"data ({len(lost)} of {len(table)} are missing); name the folder that the core experiment read (the "
-            "repository's results: `tempovlm data make --out DIR` draws it)"
+            "repository's results: `tempovlm data make --output_dir DIR` draws it)"
         )
     found = [known[key] for key in table.questions]
     check_samples(table.folders, table.split, found)

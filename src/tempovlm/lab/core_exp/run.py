@@ -5,7 +5,7 @@ Loads no torch before the model, whose loading sets the threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +25,13 @@ class RunFlags(ModelFlags, DataFlags):
     split: Literal["val", "train"] = flag("val", "questions for validation or for training")
 
 
-def run_sweep(flags: Mapping[str, Any], folder: Path, **chosen: Any) -> list[Path]:
+def run_sweep(flags: Mapping[str, Any], folder: Path, *legal: Sequence[str | int] | None) -> list[Path]:
     """Run or resume the sweep that the flags describe.
 
     Args:
         flags: values of `RunFlags` and `SweepPlan`, `num_samples` and, if it is not Parquet, the `format`.
         folder: where the results go.
-        chosen: values of knobs, as `choose_settings` takes them; all settings without any.
+        *legal: values of each knob, as `choose_settings` takes them; all settings without any.
 
     Returns:
         The files of results; none in a process that is not the first.
@@ -47,7 +47,7 @@ def run_sweep(flags: Mapping[str, Any], folder: Path, **chosen: Any) -> list[Pat
     from tempovlm.lab.core_exp.sweep import conduct, with_ranking
 
     engine = with_ranking(model.engine, flags["importance_scores_file"])
-    plan = options_from(SweepPlan, {**flags, "settings": choose_settings(model.space, **chosen)})
+    plan = options_from(SweepPlan, {**flags, "settings": choose_settings(model.space, *legal)})
     names, split = flags["datasets"], flags["split"]
     samples, source = draw_samples(
         names, split, flags["data_dir"], flags["num_samples"], plan.seed, twins=plan.twins
