@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tempovlm.control.policies import TUNED, is_tuned, named_tuned
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import check_file, is_there
 
@@ -44,15 +45,19 @@ class Chooser:
 
 
 def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | Policy:
-    """What is wanted, with a checkpoint's path and `auto` resolved; `auto` is the table where nothing fits.
+    """What is wanted, with `auto`, `table:NAME` and a checkpoint's path resolved.
+
+    `auto` is the table where no controller fits.
 
     Raises:
-        UserError: the checkpoint is damaged, or of another model.
+        UserError: the checkpoint is damaged, or of another model; or the model was not tuned on those questions.
     """
     if not isinstance(wanted, str | Path) or wanted in ("table", "fixed"):
         return wanted
     if wanted == "auto":
         return shipped_policy(chooser) or "table"
+    if is_tuned(wanted):
+        return named_tuned(str(wanted).removeprefix(TUNED), chooser.weights, chooser.space).policy(chooser.space)
     from tempovlm.control.learned import policy_from_checkpoint
 
     return policy_from_checkpoint(Path(wanted), chooser.space, chooser.model, chooser.tokenizer, chooser.weights)
