@@ -64,9 +64,8 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: of the weights; float32 on a CPU and bfloat16 on CUDA unless told.
         weights: what decode steps read: `bf16`, as loaded, or on CUDA copies in `fp8` or `int8`, half the bytes.
-        policy: `auto` (the controller that was trained for the model where its folder has one, else the table),
-            `table` (the most accurate setting that fits), `table:my` (the same by the accuracies that `tempovlm
-            tune my.csv` measured), `fixed` (native), a checkpoint's path, or an object.
+        policy: `auto` (the controller in the model's folder where it has one, else the table), `table` (the most
+            accurate setting that fits), `table:my` (tuned on my.csv), `fixed` (native), a checkpoint, an object.
         threads: of a CPU operation, fixed here; unless told, as `TEMPOVLM_THREADS`, `torch.set_num_threads` or
             `OMP_NUM_THREADS` says, else at most two cores; one in a child forked where torch alone was there.
         exact: prepare pictures in float32, as published, or in uint8, within about one of 255 levels of it and

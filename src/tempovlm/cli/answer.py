@@ -60,7 +60,8 @@ class Flags:
     """Style prefix of the prompt; the default asks for a short answer."""
     policy: str = "auto"
     """Who chooses: auto (the trained controller that the model's folder has for this kind of device, else the
-    table), table (the most accurate setting that fits), fixed (native), or a controller checkpoint's path."""
+    table), table (the most accurate setting that fits), table:NAME (the same as tempovlm tune measured on your
+    questions NAME), fixed (native), or a controller checkpoint's path."""
     price_per_ms: float = 0.0
     """Expected accuracy, as a share of 1, that a millisecond must buy within the budget; 0 spends all of it. For
     policies that predict accuracy: table, nearest neighbours, LinUCB."""

@@ -200,7 +200,7 @@ def _additive_fit(contrasts: Floats, known: Mask, space: KnobSpace) -> Floats:
     return fit
 
 
-def interval(values: Floats, images: NDArray[Any], estimate: float) -> tuple[float, float]:
+def interval(values: NDArray[np.float64], images: NDArray[Any], estimate: float) -> tuple[float, float]:
     """The 95 % interval of an accuracy: Wilson's, of as many questions as the pictures' clusters are worth.
 
     Args:
@@ -217,7 +217,7 @@ def interval(values: Floats, images: NDArray[Any], estimate: float) -> tuple[flo
 
 
 def frontier(accuracy: Floats, costs_ms: Floats) -> list[int]:
-    """The settings that are more accurate, by more than `TIE`, than all that are no slower, from the cheapest on."""
+    """The settings that are more accurate, by more than `TIE`, than all that are no slower, by cost."""
     found: list[int] = []
     for index in np.lexsort((-accuracy, costs_ms)).tolist():
         if not found or accuracy[index] > accuracy[found[-1]] + TIE:
@@ -258,7 +258,9 @@ class Tuned:
         ]
 
 
-def summarise(accuracy: Floats, images: NDArray[Any], kept: Ints, space: KnobSpace, costs_ms: Floats) -> Tuned:
+def summarise(
+    accuracy: NDArray[np.float64], images: NDArray[Any], kept: Ints, space: KnobSpace, costs_ms: Floats
+) -> Tuned:
     """Estimate all settings from (N, K) accuracies, NaN where a setting did not answer, of `images` (N,)."""
     found, known = estimates(accuracy, kept, space), ~np.isnan(accuracy)
     intervals = [
@@ -268,7 +270,9 @@ def summarise(accuracy: Floats, images: NDArray[Any], kept: Ints, space: KnobSpa
     return Tuned(found, intervals, known.sum(axis=0), kept, best, len(accuracy))
 
 
-def race(ask: Ask, count: int, space: KnobSpace, costs_ms: Floats, seed: int = 0) -> tuple[Floats, Ints]:
+def race(
+    ask: Ask, count: int, space: KnobSpace, costs_ms: Floats, seed: int = 0
+) -> tuple[NDArray[np.float64], Ints]:
     """Ask in rounds and rule out between them.
 
     Args:
@@ -379,7 +383,10 @@ class _Asking:
 
     def errors(self) -> list[str]:
         """A line for each question that failed at some setting."""
-        first = {row.question_id: row for row in reversed(self._rows().values()) if row.error}
+        first: dict[str, SweepRow] = {}
+        for row in self._rows().values():
+            if row.error:
+                first.setdefault(row.question_id, row)
         own = {str(job.sample.question_id) for job in self.jobs}
         return [f"question {name} at {row.knobs}: {row.error}" for name, row in first.items() if name in own]
 
