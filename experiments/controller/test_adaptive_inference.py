@@ -66,9 +66,13 @@ def main(argv: list[str]) -> None:
 
 def controlled(args: Namespace) -> TempoVLM:
     """The model with its controller, on a calibrated machine."""
-    if args.controller_path not in POLICIES and not Path(args.controller_path).is_file():
+    from tempovlm.control.policies import is_tuned
+
+    named = args.controller_path in POLICIES or is_tuned(args.controller_path)
+    if not named and not Path(args.controller_path).is_file():
         raise UserError(
-            f"--controller_path {args.controller_path}: no such file; give a checkpoint, auto, table or fixed"
+            f"--controller_path {args.controller_path}: no such file; give a checkpoint, auto, table, table:NAME "
+            "or fixed"
         )
     model = load(args.model_path, device=args.device, policy=args.controller_path)
     if args.controller_path != "fixed":

@@ -62,7 +62,8 @@ class EvaluateArgs:
         train_results_dir: Results directories of the training questions; by default split train of --results_dir.
         twin_results_dir: Results on the twin pictures of the judged questions, for the noise-corrected oracle.
         policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
-            linucb, oracle) and paths of controller checkpoints.
+            linucb, oracle), table:NAME (as tempovlm tune measured on your questions NAME) and paths of controller
+            checkpoints.
         budgets: Budgets in milliseconds; by default six, evenly in log from the cheapest to the dearest setting.
         dataset_names: Data sets, or files of your own questions, to judge on; by default all that are in the
             results.

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def is_path(name: str) -> bool:
     """Whether a policy's name is that of a file."""
-    return "/" in name or name.endswith(".pt")
+    from tempovlm.control.policies import is_tuned
+
+    return not is_tuned(name) and ("/" in name or name.endswith(".pt"))
 
 
 @dataclass(frozen=True)
@@ -196,9 +198,29 @@ class Inputs:
 
     def rules(self) -> dict[str, Rule]:
         """The policies by name, in the order given."""
-        return {
-            name: self.learned(name) if is_path(name) else self.known.rule(name) for name in self.args.policies
-        }
+        return {name: self._rule(name) for name in self.args.policies}
+
+    def _rule(self, name: str) -> Rule:
+        from tempovlm.control.policies import is_tuned
+
+        if is_path(name):
+            return self.learned(name)
+        return self.tuned(name) if is_tuned(name) else self.known.rule(name)
+
+    def tuned(self, name: str) -> Rule:
+        """The rule of a table that was measured on your own questions.
+
+        Raises:
+            UserError: there is none for the weights that the results are of.
+        """
+        import numpy as np
+
+        from tempovlm.control.policies import TUNED, named_tuned
+        from tempovlm.lab.judge.offline import table_rule
+
+        accuracy = named_tuned(name.removeprefix(TUNED), str(self.weights), self.space).accuracy
+        scores = np.array([accuracy[knobs] for knobs in self.space])
+        return table_rule(scores, self.args.time_price, self.args.price_per_ms)
 
     def budgets_ms(self, latency: Latencies) -> tuple[float, ...]:
         """The budgets given, else six from the cheapest to the dearest setting."""
