@@ -56,9 +56,13 @@ def main(argv: list[str]) -> None:
 
 def controlled(args: Namespace) -> TempoVLM:
     """The model with its controller, on a calibrated machine."""
-    if args.controller not in POLICIES and not Path(args.controller).is_file():
+    from tempovlm.control.policies import is_tuned
+
+    named = args.controller in POLICIES or is_tuned(args.controller)
+    if not named and not Path(args.controller).is_file():
         raise UserError(
-            f"--controller_path {args.controller}: no such file; give a checkpoint, auto, table or fixed"
+            f"--controller_path {args.controller}: no such file; give a checkpoint, auto, table, table:NAME "
+            "or fixed"
         )
     model = load(args.model_path, device=args.device, policy=args.controller)
     if args.controller != "fixed":

@@ -69,7 +69,7 @@ def load(
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
         policy: `auto` (the model's own controller for this kind of device if its folder has one, else the table),
-            `table` (the most accurate setting that fits), `fixed` (native), a checkpoint's path, or an object.
+            `table` (the most accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, or an object.
         threads: threads of a CPU operation. Default: `TEMPOVLM_THREADS`, `torch.set_num_threads` or
             `OMP_NUM_THREADS`, else at most two cores; one in a child of a process that imported torch alone.
         exact: True prepares pictures in float32, as published; False in uint8, several times faster on a CPU and
@@ -190,17 +190,21 @@ class TempoVLM:
             threads=self.engine.threads,
         )
 
-    def calibrate(self, force: bool = False) -> LatencyProfile:
-        """Return this machine's profile: the stored one, or a new one if there is none or `force` is set."""
+    def calibrate(self, force: bool = False, pictures: Sequence[str | Path] = ()) -> LatencyProfile:
+        """Measure this machine, or take what is stored unless `force` is set.
+
+        Args:
+            force: measure again, and replace what is stored.
+            pictures: files to measure on, always anew; by default some are made.
+        """
         from tempovlm.engine.calibration import obtain_profile
 
         with self._lock:
-            if force or self.profile is None:
+            if force or pictures or self.profile is None:
                 self._profiled_threads, self._guard = self.engine.threads, None
                 # `self.profile` just looked at the stored file and reported damage, so do not read it again.
-                self._profile = obtain_profile(
-                    self.engine, self.stamp(), self.output_length, force=True, progress=self._progress
-                )
+                given: dict[str, Any] = {"progress": self._progress, "pictures": pictures}
+                self._profile = obtain_profile(self.engine, self.stamp(), self.output_length, force=True, **given)
             assert self._profile is not None
             return self._profile
 
@@ -352,13 +356,25 @@ class TempoVLM:
         with self._lock:
             profile = self.profile or self.calibrate()
             if self._guard is None:
-                from tempovlm.control.policies import TablePolicy
                 from tempovlm.engine.glance import guarded
 
                 wanted = self._wanted
-                policy = TablePolicy(self.space, self.accuracy) if isinstance(wanted, str | Path) else wanted
+                policy = self._table() if isinstance(wanted, str | Path) else wanted
                 self._guard = guarded(self.engine.runner, self.space, policy, profile)
             return self._guard
+
+    def _table(self) -> Policy:
+        """The policy that goes by the model's accuracies; warns where nobody has measured them."""
+        from tempovlm.control.policies import TablePolicy, assumed_table
+
+        if self.card.accuracy:
+            return TablePolicy(self.space, self.card.accuracy)
+        _log.warning(
+            "%s: accuracies are assumed, not measured: more compute is taken to be better; to measure them on "
+            "your own questions, run `tempovlm tune`",
+            self.engine.name,
+        )
+        return assumed_table(self.space)
 
 
 def _check_types(given: dict[str, Any]) -> None:
@@ -413,14 +429,17 @@ def _load_weights(
 
 def check_policy(policy: str | Path | Policy) -> None:
     """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    from tempovlm.control.policies import is_tuned
     from tempovlm.control.policy import Policy
 
+    if is_tuned(policy):
+        return
     if not isinstance(policy, str | Path | Policy):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
         raise UserError(
-            f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give the "
-            "checkpoint of a controller"
+            f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
+            "table:NAME of questions that you tuned on, or the checkpoint of a controller"
         )
 
 

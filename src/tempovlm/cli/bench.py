@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from tempovlm.core.paths import expanded
 from tempovlm.core.request import check_budget_ms, check_price_per_ms
 from tempovlm.data.metrics.rules import Rule
 from tempovlm.data.own import describe
-from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets
+from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, find_own
 from tempovlm.data.scoring import check_scorable
 
 if TYPE_CHECKING:
@@ -62,9 +62,10 @@ class BenchArgs:
         model: Model to load: pocket, a folder or a hub id.
         device: Device: auto, cpu, cuda or cuda:N.
         weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
-        policy: Policy that chooses the setting. auto: the model's own controller for this kind of device if it has
-            one, else the table. table: the setting that was most accurate on test questions, of those that fit.
-            fixed: native. Or the path of a checkpoint.
+        policy: Policy that chooses the setting. auto: for one file of your own questions, the table that tempovlm
+            tune measured on it; else the model's own controller for this kind of device if it has one, else the
+            table. table: the setting that was most accurate on test questions, of those that fit. table:NAME: the
+            same as tuned on NAME. fixed: native. Or the path of a checkpoint.
         price_per_ms: Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
             For policies that predict accuracy: table, nearest neighbours, LinUCB.
         data_dir: Folder of the data. Default: the test bed in your cache directory, made if it is missing.
@@ -185,11 +186,31 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
     samples = load_mixed(args.names(), args.num_samples, data_dir=args.data_dir, seed=args.seed)
     check_scorable(samples)
     model = load_model(args.model, args.device, args.policy, notes, args.weights)
+    model, args = _tuned(model, args, notes)
     model.check_price(args.price_per_ms)
     if args.policy != "fixed":
         # Before the lock for measurements, which calibration takes itself.
         model.calibrate()
     return measure_all(model, samples, args)
+
+
+def _tuned(model: TempoVLM, args: BenchArgs, notes: Console) -> tuple[TempoVLM, BenchArgs]:
+    """Take the policy that goes by own questions, with `auto` and one file that the model was tuned on."""
+    from tempovlm.control.policies import TUNED, find_tuned
+
+    own = find_own(args.names()[0])
+    if args.policy != "auto" or own is None or len(args.names()) > 1:
+        return model, args
+    tuned = find_tuned(model.weights_hash, model.space, own.name, own.digest)
+    if tuned is None:
+        return model, args
+    policy = tuned.policy(model.space)
+    notes.print(
+        f"{policy.name} chooses, by what tempovlm tune measured on this file's {tuned.record.get('split')} split: "
+        "on the same questions accuracy comes out a little high; --policy table goes by the model's own table"
+    )
+    chosen = type(model)(model.engine, model.card, model.weights_hash, policy=policy)
+    return chosen, replace(args, policy=f"{TUNED}{tuned.path}")
 
 
 def load_model(

@@ -67,10 +67,11 @@ class EvaluateArgs:
         train_results_dir: Results directories of the training questions. Default: split train of --results_dir.
         twin_results_dir: Results on the twin pictures of the judged questions, for the noise-corrected oracle.
         policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
-            linucb, oracle) and paths of controller checkpoints.
+            linucb, oracle), table:NAME (as tempovlm tune measured on your questions NAME) and paths of controller
+            checkpoints.
         budgets: Budgets in milliseconds. Default: six, evenly in log from the cheapest to the most expensive
             setting.
-        dataset_names: Data sets to judge on. Default: all in the results.
+        dataset_names: Data sets, or files of your own questions, to judge on. Default: all in the results.
         latency_estimator_path: Checkpoint of a latency estimator. Without it, each setting's measured times are
             used for all questions.
         level: How cautious policies are: with 0.9 a setting must fit in 90 % of cases. 0.5, 0.9 or 0.99 with an
@@ -146,7 +147,9 @@ class EvaluateArgs:
 
 def is_path(name: str) -> bool:
     """Whether a policy's name is that of a file."""
-    return "/" in name or name.endswith(".pt")
+    from tempovlm.control.policies import is_tuned
+
+    return not is_tuned(name) and ("/" in name or name.endswith(".pt"))
 
 
 @dataclass(frozen=True)
@@ -301,9 +304,29 @@ class Inputs:
 
     def rules(self) -> dict[str, Rule]:
         """The policies by name, in the order given."""
-        return {
-            name: self.learned(name) if is_path(name) else self.known.rule(name) for name in self.args.policies
-        }
+        return {name: self._rule(name) for name in self.args.policies}
+
+    def _rule(self, name: str) -> Rule:
+        from tempovlm.control.policies import is_tuned
+
+        if is_path(name):
+            return self.learned(name)
+        return self.tuned(name) if is_tuned(name) else self.known.rule(name)
+
+    def tuned(self, name: str) -> Rule:
+        """Return the rule of a table that was measured on your own questions.
+
+        Raises:
+            UserError: there is none for the weights that the results are of.
+        """
+        import numpy as np
+
+        from tempovlm.control.policies import TUNED, named_tuned
+        from tempovlm.lab.judge.offline import table_rule
+
+        accuracy = named_tuned(name.removeprefix(TUNED), str(self.weights), self.space).accuracy
+        scores = np.array([accuracy[knobs] for knobs in self.space])
+        return table_rule(scores, self.args.time_price, self.args.price_per_ms)
 
     def budgets_ms(self) -> tuple[float, ...]:
         """The budgets given, else six from the cheapest to the dearest setting."""

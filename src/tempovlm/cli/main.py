@@ -22,6 +22,7 @@ COMMANDS = {
     "answer": "answer a question about a picture within a budget in milliseconds",
     "bench": "run a data set at several budgets: accuracy, adherence, latency quantiles",
     "calibrate": "measure what each knob setting costs on this machine and store it",
+    "tune": "measure how accurate the settings are on your own questions and store it",
     "evaluate": "judge policies on recorded answers against baselines, and write a report",
     "demo": "answer example pictures at three budgets and write an HTML report",
     "data": "make, check or download the data sets",
@@ -43,6 +44,7 @@ examples:
   tempovlm answer street.png "what does the sign say?" --budget_ms 150 --json
   tempovlm bench --dataset text_vqa --budgets 60 100 200 --num_samples 100
   tempovlm calibrate --force
+  tempovlm tune my.csv
 
 tempovlm COMMAND --help lists the flags of a command; tempovlm --version prints the version.
 """

@@ -135,6 +135,11 @@ class Guard:
             self.profile.p50_prefix_ms(0)
             self._choice(self._cheapest, None, 0.0, "")
 
+    def budgets_ms(self) -> Floats:
+        """(K,) the least budget that lets each setting run, where the picture opens in the usual time."""
+        opened_ms = 0.0 if self.profile is None else self.profile.open_ms
+        return self._factor * self._totals_ms[self.policy.sees_glance] + opened_ms + self.control_ms
+
     @classmethod
     def fixed(cls, knobs: KnobConfig, space: KnobSpace, profile: LatencyProfile | None = None) -> Guard:
         """Return a guard that always runs one setting.

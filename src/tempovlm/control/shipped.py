@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tempovlm.control.policies import TUNED, is_tuned, named_tuned
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import check_file, is_there
 
@@ -44,15 +45,20 @@ class Chooser:
 
 
 def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | Policy:
-    """Return the wanted policy, with a path or `auto` resolved; `auto` is the table if no controller fits.
+    """Return the wanted policy: `auto`, `table:NAME` or a path resolved; `auto` is the table if none fits.
 
     Raises:
-        UserError: the checkpoint is damaged or belongs to another model.
+        UserError: the checkpoint is damaged or belongs to another model, or the model was not tuned on those
+            questions.
     """
     if not isinstance(wanted, str | Path) or wanted in ("table", "fixed"):
         return wanted
     if wanted == "auto":
         return shipped_policy(chooser) or "table"
+    if is_tuned(wanted):
+        return named_tuned(str(wanted).removeprefix(TUNED), chooser.weights_hash, chooser.space).policy(
+            chooser.space
+        )
     from tempovlm.control.learned.policies import policy_from_checkpoint
 
     return policy_from_checkpoint(

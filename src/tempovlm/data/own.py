@@ -72,8 +72,7 @@ class OwnSet:
         """
         path = expanded(path).absolute()
         version = version_of(path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+        digest = digest_of(path)
         name, source = own_name(path), f"{path.name} {digest}"
         pictures = _Pictures(path)
         samples = tuple(
@@ -149,6 +148,12 @@ def is_own(name: str | Path) -> bool:
 def own_name(path: str | Path) -> str:
     """Return the name that results give to the questions of a file."""
     return "".join(letter if letter.isalnum() else "_" for letter in Path(path).stem)
+
+
+def digest_of(path: Path) -> str:
+    """Twelve hex digits of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
 
 
 def version_of(path: Path) -> tuple[object, ...]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,24 +57,30 @@ _log = logging.getLogger("tempovlm")
 
 
 def obtain_profile(
-    engine: Engine, stamp: Stamp, output: OutputLength, *, force: bool = False, progress: bool = True
+    engine: Engine,
+    stamp: Stamp,
+    output: OutputLength,
+    *,
+    force: bool = False,
+    progress: bool = True,
+    pictures: Sequence[Any] = (),
 ) -> LatencyProfile:
     """Load the profile of this machine and model, or measure one and store it if the cache is writable.
 
-    One process measures at a time; one that waited uses the stored result.
+    One process measures at a time; one that waited uses the stored result, unless it measures on own `pictures`.
     """
     stored = None if force else stored_profile(stamp, engine.space, output)
     if stored is not None:
         return stored
     with machine_lock() as waited:
-        stored = stored_profile(stamp, engine.space, output) if waited else None
+        stored = stored_profile(stamp, engine.space, output) if waited and not pictures else None
         if stored is not None:
             return stored
         busy = warn_if_busy(
             "the calibration will be slow and wide, run `tempovlm calibrate --force` when it is idle"
         )
         with progress_bar("measuring what each setting takes on this machine", show=progress) as advance:
-            measurements = measure(engine, output, advance=advance)
+            measurements = measure(engine, output, advance=advance, pictures=pictures)
         profile = LatencyProfile(fingerprint(stamp), engine.space, output, measurements, busy, stamp.to_json())
         try:
             profile.save(profile_path(stamp))
@@ -100,10 +107,14 @@ def measure(
     limit_ms: float = LIMIT_MS,
     seed: int = 0,
     advance: Advance = silent,
+    pictures: Sequence[Any] = (),
 ) -> tuple[Measurement, ...]:
-    """Run one warm-up pass and up to `passes` timed passes over all settings; at least `MIN_PASSES`."""
+    """Run one warm-up pass and up to `passes` timed passes over all settings; at least `MIN_PASSES`.
+
+    On `pictures`; without any, on some that are made.
+    """
     start_ms, pass_ms = now_ms(), 0.0
-    order, requests = random.Random(seed), sample_requests(seed, output.upper)
+    order, requests = random.Random(seed), sample_requests(seed, output.upper, pictures)
     indices = list(range(len(engine.space)))
     measured: list[Measurement] = []
     total = len(indices) * (passes + 1)
@@ -155,9 +166,14 @@ def warm_up(engine: Engine, *, progress: bool = False) -> None:
             engine.answer(next(requests), Guard.fixed(knobs, engine.space))
 
 
-def sample_requests(seed: int, max_new_tokens: int) -> Iterator[Request]:
-    """Yield pictures and questions of the usual sizes endlessly; answers end by themselves or at the cap."""
-    pictures = [smooth_noise(size, seed + i, "PNG" if i % 2 else "JPEG") for i, size in enumerate(PICTURE_SIZES)]
+def sample_requests(seed: int, max_new_tokens: int, pictures: Sequence[Any] = ()) -> Iterator[Request]:
+    """Yield questions about pictures without end; answers end by themselves or at the cap.
+
+    Where no pictures are given they are made, of the usual sizes.
+    """
+    pictures = pictures or [
+        smooth_noise(size, seed + i, "PNG" if i % 2 else "JPEG") for i, size in enumerate(PICTURE_SIZES)
+    ]
     draw = random.Random(seed)
     while True:
         picture, question = draw.choice(pictures), draw.choice(QUESTIONS)

@@ -60,7 +60,7 @@ def test_json_is_one_line_and_nothing_else(
     assert (record["budget_ms"], record["budget_feasible"], record["policy"]) == (
         pytest.approx(1e5),
         True,
-        "table",
+        "table (assumed)",
     )
     assert record["budget_met"] is True
 
@@ -92,7 +92,7 @@ def test_knobs_as_flags(tiny_folder: Path, picture_file: Path, capsys: pytest.Ca
     assert knobs("--tier", "low") == ({"tier": "low", "top_k": 4, "num_blocks": 6}, "fixed")
     assert knobs("--tier", "low", "--top-k", "2", "--num-blocks", "3", "--budget_ms", "50")[1] == "fixed"
     chosen, policy = knobs("--top_k", "3", "--budget_ms", "20")
-    assert (chosen["top_k"], policy) == (3, "table")
+    assert (chosen["top_k"], policy) == (3, "table (assumed)")
     assert knobs("--budget_ms", "20", "--policy", "fixed") == (
         {"tier": "high", "top_k": 4, "num_blocks": 6},
         "fixed",

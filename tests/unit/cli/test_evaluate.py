@@ -24,8 +24,10 @@ from tempovlm.control.learned.networks import (
     Knob2Knob3Predictor,
     SupervisedController,
 )
+from tempovlm.control.policies import save_tuned
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
+from tempovlm.core.knobs import KNOBS
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.digest import question_digests
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
@@ -58,6 +60,21 @@ def words(folder: Path, results: dict[str, Path], out: Path, *more: str) -> list
 def judged(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "judge.json").read_text())
     return found
+
+
+def test_a_table_of_own_questions_is_judged(
+    tiny_folder: Path, results: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
+    flags = words(tiny_folder, results, tmp_path / "out", "--policies", "table:my", "fixed", "--budgets", "30")
+    with pytest.raises(UserError, match="--policy table:my: this model was not tuned on such questions"):
+        evaluate.main(flags)
+    space = tiny_model.SPACE
+    settings = [{**{name: getattr(one, name) for name in KNOBS}, "accuracy": 0.5} for one in space]
+    about = {"weights": weights_hash(tiny_folder), "knob_space": space.fingerprint}
+    save_tuned({"name": "my", "digest": "0" * 12, **about, "settings": settings})
+    evaluate.main(flags)
+    assert list(judged(tmp_path / "out")["policies"]) == ["table:my", "fixed"]
 
 
 def test_all_baselines_are_judged_and_every_file_is_written(

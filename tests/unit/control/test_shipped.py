@@ -62,14 +62,14 @@ def test_auto_takes_the_controller_that_fits(folder: Path, picture: Image.Image)
     answer = quick(folder).answer(picture, "what?", budget_ms=1e5)
     assert answer.policy == "two_stage"
     assert answer.budget_feasible is True
-    assert quick(folder, "table").answer(picture, "what?", budget_ms=1e5).policy == "table"
+    assert quick(folder, "table").answer(picture, "what?", budget_ms=1e5).policy == "table (assumed)"
     assert quick(folder).answer(picture, "what?").policy == "fixed"
     tight = quick(folder).answer(picture, "what?", budget_ms=20)
     assert tight.knobs.tier == "low"
 
 
 def test_without_a_file_the_table_decides(folder: Path, picture: Image.Image) -> None:
-    assert quick(folder).answer(picture, "what?", budget_ms=1e5).policy == "table"
+    assert quick(folder).answer(picture, "what?", budget_ms=1e5).policy == "table (assumed)"
 
 
 @pytest.mark.parametrize("differs", ["weights", "no weights", "device", "knob_space"])
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_left_alone(folder: Path, picture: Image.Image, dif
         device="cuda/bfloat16" if differs == "device" else "cpu/float32",
         space=other if differs == "knob_space" else SPACE,
     )
-    assert quick(folder).answer(picture, "what?", budget_ms=1e5).policy == "table"
+    assert quick(folder).answer(picture, "what?", budget_ms=1e5).policy == "table (assumed)"
 
 
 def test_a_controller_without_features_is_known_by_what_was_measured(folder: Path, tmp_path: Path) -> None:
