@@ -89,7 +89,7 @@ def test_every_policy_is_served_and_judged(
 
     answer.main([str(picture_file), "what?", "--budget_ms", "40", "--policy", name, *model, "--json"])
     served = json.loads(capsys.readouterr().out)
-    assert served["policy"] == kind
+    assert served["policy"] == ("table (assumed)" if kind == "table" else kind), "the tiny model has no card"
     assert served["knobs"]["tier"] in SPACE.tiers
 
     few = ["--num_samples", "2", "--max_new_tokens", "2", "--budgets", "40", "--data_dir", str(small_bed)]
