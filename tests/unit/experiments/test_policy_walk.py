@@ -96,7 +96,7 @@ def test_every_policy_is_served_and_judged(
     bench.main(
         [*few, "--dataset", DATASET, "--policy", name, *model, "--fixed", "none", "--output_dir", str(out / "b")]
     )
-    assert json.loads((out / "b" / "bench.json").read_text())["chosen_by"] == [kind]
+    assert json.loads((out / "b" / "bench.json").read_text())["chosen_by"] == [served["policy"]]
 
     flags = ["--model_path", str(tiny_folder), "--controller_path", name, "--dataset", DATASET, "--device", "cpu"]
     flags += ["--num_samples", "2", "--max_new_tokens", "2", "--latency_budget", "40"]
