@@ -31,6 +31,9 @@ MOST_COMPANY = 8.0
 DRIFT_ANSWERS = 100
 """Answers of which the drift is the median; before there were any, they count as expected."""
 
+COMPANY_COUNTS = 4
+"""In company only every fourth answer counts for the drift: a slower machine is learned, a burst is not."""
+
 SUSPECTS, SUSPECT = 4, 2
 """So many of the last few answers beyond their bounds are company."""
 
@@ -56,7 +59,7 @@ class OnlineMargin:
         self._ratios: deque[float] = deque([0.0] * DRIFT_ANSWERS, maxlen=DRIFT_ANSWERS)
         self._excess: deque[float] = deque(maxlen=FORGET)
         self._moves: deque[float] = deque(maxlen=SUSPECTS)
-        self._remembers = 0
+        self._remembers = self._observed = 0
 
     @property
     def has_company(self) -> bool:
@@ -93,6 +96,8 @@ class OnlineMargin:
             self._tail = min(max(self._tail, math.log(LEAST)), math.log(MOST))
         slowest = max(self._excess, default=0.0) + HEADROOM if self._remembers else 0.0
         self._company = min(max(slowest, 0.0), math.log(MOST_COMPANY))
-        self._ratios.append(math.log(took_ms / expected_ms))
-        self._drift = float(np.median(self._ratios))
+        self._observed += 1
+        if not self._remembers or self._observed % COMPANY_COUNTS == 0:
+            self._ratios.append(math.log(took_ms / expected_ms))
+            self._drift = float(np.median(self._ratios))
         self.factor = math.exp(self._ordinary + self._company)

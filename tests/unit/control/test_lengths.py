@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
+import tiny_model
+from tempovlm.control.guard import Guard
 from tempovlm.control.lengths import SEEN, Lengths
+from tempovlm.control.policies import TablePolicy, prior_accuracy
 from tempovlm.core.request import Request
 from tempovlm.latency.profile import MOST_LENGTHS, OutputLength
+
+PROFILE = tiny_model.make_profile(spread=0.1)
 
 
 class Ended:
@@ -48,3 +53,21 @@ def test_points_of_many_lengths_are_their_parts_longest() -> None:
     lengths, numbers = OutputLength((1,) * 200).points()
     assert (len(lengths), lengths[-1], sum(numbers)) == (MOST_LENGTHS, 200, 200)
     assert OutputLength((0, 4, 0, 2)).points() == ((2, 4), (4, 2))
+
+
+def test_longer_answers_leave_less_room() -> None:
+    long = PROFILE.for_lengths(OutputLength((1,) * 200))
+    assert long.for_lengths(long.output) is long
+    assert PROFILE.for_lengths(OutputLength((1,) * 200)) is long, "tables are made once"
+    for index in range(len(tiny_model.SPACE)):
+        assert long.upper_total_ms(index) > PROFILE.upper_total_ms(index) + 100 * PROFILE.step_ms(index)
+
+
+@pytest.mark.usefixtures("ticks")
+def test_a_guard_plans_with_the_request_s_length() -> None:
+    space = tiny_model.SPACE
+    guard = Guard.around(TablePolicy(space, prior_accuracy(space)), space, PROFILE)
+    request = asked(budget_ms=1.2 * PROFILE.upper_total_ms(len(space) - 1))
+    long = guard.for_lengths(OutputLength((1,) * 60))
+    assert long.margin is guard.margin
+    assert long.choose_tier(request, None, 0.0).index < guard.choose_tier(request, None, 0.0).index
