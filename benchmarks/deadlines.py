@@ -29,11 +29,11 @@ import numpy as np
 from tempovlm import api
 from tempovlm.core.request import Answer
 from tempovlm.data.catalog import load_samples
-from tempovlm.data.registry import GENERATED
+from tempovlm.data.registry import DATASETS, GENERATED
 from tempovlm.data.sample import Sample
 
 CAPS = (1, 2, 4, 8, 16, 40, 100, 200)
-STYLES = ("vqa2", "text_vqa", "okvqa", "long_caption")
+STYLES = (*(DATASETS[name].style for name in GENERATED if DATASETS[name].task == "vqa"), "long_caption")
 SHARES = (1.0, 1.3, 2.0, 4.0)
 """Budgets, as multiples of the least that is expected to suffice for the request."""
 
