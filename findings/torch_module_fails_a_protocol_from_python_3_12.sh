@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A model that satisfies a runtime-checkable protocol on Python 3.11 does not on 3.12, if the protocol names a submodule.
 #
-# Versions: torch 2.9.1 (CPU) on Python 3.11 and 3.12.
+# Versions: torch 2.13.0 on Python 3.11 and 3.12.
 # Behaviour: torch.nn.Module keeps submodules and parameters in dictionaries and finds them in __getattr__. From Python
 #   3.12 on, isinstance with a protocol looks members up statically, without __getattr__, so it does not see them;
 #   methods and plain attributes are seen as before.
@@ -45,7 +45,6 @@ EOF
 for version in 3.11 3.12; do
   python=$(command -v "python$version") || { echo "needs python$version on the PATH" >&2; exit 2; }
   "$python" -m venv "$dir/$version"
-  "$dir/$version/bin/pip" install -q --disable-pip-version-check torch==2.9.1 numpy \
-    --extra-index-url https://download.pytorch.org/whl/cpu
+  "$dir/$version/bin/pip" install -q --disable-pip-version-check torch==2.13.0
   "$dir/$version/bin/python" "$dir/check.py"
 done
