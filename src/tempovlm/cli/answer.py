@@ -68,8 +68,9 @@ class Flags:
     price_per_ms: float = 0.0
     """Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
     For policies that predict accuracy: table, nearest neighbours, LinUCB."""
-    on_deadline: Literal["finish", "stop"] = "finish"
-    """finish: let the answer run over its budget. stop: end it at the deadline."""
+    on_deadline: Literal["finish", "stop", "reject"] = "finish"
+    """finish: let the answer run over its budget. stop: end it at the deadline. reject: refuse at once what is not
+    expected to fit."""
     json: console.Json = False
     """Print one JSON object on one line of stdout, and nothing else there."""
 
@@ -153,6 +154,8 @@ def verdict(answer: Answer) -> str:
     note = "" if expected is None else f" (expected {expected.p50_ms:.0f} ms, at most {expected.upper_ms:.0f})"
     if answer.budget_ms is None:
         return f"no budget{note}"
+    if answer.finish_reason == "rejected":
+        return f"[yellow]refused: no setting was expected to fit {answer.budget_ms:g} ms[/yellow]"
     met = "[green]met[/green]" if answer.budget_met else "[red]missed[/red]"
     text = f"budget {answer.budget_ms:g} ms {met}{note}"
     if answer.budget_feasible is False:

@@ -216,3 +216,14 @@ def test_calibrate(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert record["stamp"]["model"] == tiny_folder.name
     assert main([*words, "--force"]) == 0
     assert "medium" in capsys.readouterr().out
+
+
+def test_a_request_that_cannot_fit_is_refused(
+    tiny_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (picture_file, "what?", "--policy", "table", "--budget_ms", "0.01", "--on_deadline", "reject")
+    assert run(tiny_folder, *asked, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["answer"], found["finish_reason"], found["ttft_ms"]) == ("", "rejected", None)
+    assert run(tiny_folder, *asked) == 0
+    assert "refused: no setting was expected to fit 0.01 ms" in capsys.readouterr().out
