@@ -609,3 +609,7 @@ def test_a_repeated_flag_is_found() -> None:
     assert repeated_flags([first, copy]) == [f"{copy.path}:2: seed repeats the default at {first.path}:2"]
     other = Source("src/tempovlm/lab/d.py", "class D:\n    seed: int = 7\n    lr: float\n    top: int = A.seed")
     assert not repeated_flags([first, other])
+
+
+def test_findings_can_be_run() -> None:
+    assert not [path.name for path in (ROOT / "findings").glob("*.sh") if not path.stat().st_mode & 0o100]

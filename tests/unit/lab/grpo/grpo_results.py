@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,20 @@ def write_results(folder: Path, bed: Path) -> Path:
             )
     write_rows(folder, DATASET, rows, replace(stamps.STAMP, knob_space=SPACE.fingerprint))
     return folder
+
+
+def job_fields(bed: Path, results: Path, output_dir: Path) -> dict[str, Any]:
+    """Fields of a small job on what `write_results` wrote."""
+    return {
+        "weights_hash": WEIGHTS,
+        "results_dirs": [results],
+        "datasets": [DATASET],
+        "output_dir": output_dir,
+        "data_dir": bed,
+        "train_split": 0.6,
+        "hidden_dim": 16,
+        **FEW,
+    }
 
 
 def write_stage1(path: Path, language_width: int = tiny_model.CONFIG.width) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpo_results
 import pytest
 import torch
-from grpo_results import FEW, SPACE, WEIGHTS
+from grpo_results import SPACE, WEIGHTS
 
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned.llm_based import LLMBasedController
@@ -34,17 +34,7 @@ def results(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(engine: Engine, bed: Path, results: Path, tmp_path: Path) -> JointJob:
-    return JointJob(
-        engine=engine,
-        weights_hash=WEIGHTS,
-        results_dirs=[results],
-        datasets=[grpo_results.DATASET],
-        output_dir=tmp_path,
-        data_dir=bed,
-        train_split=0.6,
-        hidden_dim=16,
-        **FEW,  # type: ignore[arg-type]
-    )
+    return JointJob(engine=engine, **grpo_results.job_fields(bed, results, tmp_path))
 
 
 def test_both_stages_over_seeds_beside_exp_4(job: JointJob) -> None:

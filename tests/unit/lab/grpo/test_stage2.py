@@ -7,7 +7,7 @@ from pathlib import Path
 import grpo_results
 import pytest
 import torch
-from grpo_results import FEW, SPACE, WEIGHTS
+from grpo_results import SPACE, WEIGHTS
 
 from tempovlm.control.checkpoint import load_controller, save_controller
 from tempovlm.control.learned.networks import SupervisedController
@@ -32,17 +32,7 @@ def results(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(engine: Engine, bed: Path, results: Path, tmp_path: Path) -> Stage2Job:
     """A small job, with its first stage in place."""
     grpo_results.write_stage1(tmp_path / STAGE1)
-    return Stage2Job(
-        engine=engine,
-        weights_hash=WEIGHTS,
-        results_dirs=[results],
-        datasets=[grpo_results.DATASET],
-        output_dir=tmp_path,
-        data_dir=bed,
-        train_split=0.6,
-        hidden_dim=16,
-        **FEW,  # type: ignore[arg-type]
-    )
+    return Stage2Job(engine=engine, **grpo_results.job_fields(bed, results, tmp_path))
 
 
 def test_train_and_report(job: Stage2Job) -> None:
