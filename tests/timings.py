@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import pytest
 
 READERS = tuple(
-    f"tempovlm.{name}.now_ms" for name in ("latency.clock", "control.guard", "engine.engine", "engine.work")
+    f"tempovlm.{name}.now_ms"
+    for name in ("latency.clock", "control.guard", "engine.engine", "engine.watch", "engine.work")
 )
 """Where requests and policies are timed."""
 

@@ -26,6 +26,9 @@ PATIENCE_MS = 10_000.0
 MOST_WAITING = 256
 """Requests that may wait; another one is refused."""
 
+LOOK_S = 0.002
+"""Time between two looks at whether a request that waits is over, seconds."""
+
 
 @dataclass(eq=False, slots=True)
 class Ticket:
@@ -96,18 +99,28 @@ class Door:
             self._changed.notify_all()
 
     @contextmanager
-    def enter(self, ticket: Ticket) -> Iterator[None]:
-        """Wait for the ticket's turn, and be inside while the block runs; whoever is inside enters at once."""
-        me = threading.get_ident()
+    def enter(self, ticket: Ticket, is_over: Callable[[], bool] | None = None) -> Iterator[bool]:
+        """Wait for the ticket's turn, and be inside while the block runs; whoever is inside enters at once.
+
+        Yields:
+            True; False, outside and without a lane, where `is_over`, asked every `LOOK_S`, ended the waiting.
+        """
+        me, is_waiting = threading.get_ident(), True
         with self._changed:
             try:
-                while not self._may_enter(ticket, me):
-                    self._changed.wait()
+                while is_waiting and not self._may_enter(ticket, me):
+                    self._changed.wait(None if is_over is None else LOOK_S)
+                    is_waiting = is_over is None or not is_over()
             finally:
                 self._waiting.remove(ticket)
-            self._inside[me] = self._inside.get(me, 0) + 1
+                self._changed.notify_all()
+            if is_waiting:
+                self._inside[me] = self._inside.get(me, 0) + 1
+        if not is_waiting:
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             with self._changed:
                 self._inside[me] -= 1

@@ -215,7 +215,7 @@ class Answer:
         timings_ms: the time of each of `STAGES`, and `total`, which is measured separately.
         ttft_ms: acceptance to first token. tpot_ms: time per token after the first; None for one token.
         step_ms: the single decode steps.
-        budget_met: whether the total was within the budget; None without a budget.
+        budget_met: whether there was an answer, a cut one too, within the budget; None without a budget.
         budget_feasible: False if not even the cheapest setting was expected to fit.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from tempovlm.engine.open_answers import OpenAnswers
 from tempovlm.engine.runner import Runner
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token
-from tempovlm.engine.watch import Interrupted, Watch
+from tempovlm.engine.watch import Interrupted, Pieces, Watch
 from tempovlm.engine.work import Work
 from tempovlm.latency.clock import stage_clock
 from tempovlm.model.family import VisionLanguageModel
@@ -71,6 +71,7 @@ class Engine:
         self.name, self.option_letters = name, option_letters
         self.native = Guard.fixed(self.space.native, self.space)
         self.door = Door()
+        self._pieces = Pieces()
         self._threads, self._process = torch.get_num_threads(), os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
@@ -153,9 +154,10 @@ class Engine:
 
     def answer_in_turn(self, request: Request, guard: Guard, ticket: Ticket) -> Answer:
         """Answer a request when its ticket's turn comes."""
-        items = self._run(request, guard, ticket.accepted_ms, None)
+        watch = Watch(request, ticket.accepted_ms, self._pieces)
+        items = self._run(request, guard, watch)
         answer = None
-        with self.door.enter(ticket), self.computing():
+        with self._inside(ticket, watch):
             for item in items:
                 answer = item
         assert isinstance(answer, Answer)
@@ -166,36 +168,42 @@ class Engine:
     ) -> Iterator[Token | Answer]:
         """Yield tokens as they come and the answer last; the clock starts with this call.
 
-        `cancel` is called between tokens; if it returns True, the answer ends there.
+        `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
         """
-        accepted_ms = now_ms() - request.waited_ms
-        return self._stepped(request, self._run(request, guard or self.native, accepted_ms, cancel))
+        watch = Watch(request, now_ms() - request.waited_ms, self._pieces, cancel)
+        return self._stepped(request, watch, self._run(request, guard or self.native, watch))
 
-    def _stepped(self, request: Request, items: Generator[Token | Answer, None, None]) -> Iterator[Token | Answer]:
+    @contextmanager
+    def _inside(self, ticket: Ticket, watch: Watch) -> Iterator[None]:
+        """Wait at the door, and compute in the block; a request that ends while it waits comes in to say so."""
+        is_over = None if watch.is_idle else lambda: watch.reason() is not None
+        with self.door.enter(ticket, is_over) as has_lane, self.computing() if has_lane else nullcontext():
+            yield
+
+    def _stepped(
+        self, request: Request, watch: Watch, items: Generator[Token | Answer, None, None]
+    ) -> Iterator[Token | Answer]:
         """The items; only while one is being made is a stream inside the door, and computes."""
         with closing(items):
             while True:
-                with self.door.enter(self.line_up(request)), self.computing():
+                with self._inside(self.line_up(request), watch):
                     item = next(items, None)
                 if item is None:
                     return
                 yield item
 
-    def _run(
-        self, request: Request, guard: Guard, accepted_ms: float, cancel: Callable[[], bool] | None
-    ) -> Generator[Token | Answer, None, None]:
-        """Answer a request that was accepted at `accepted_ms`: tokens as they come, and the answer last."""
+    def _run(self, request: Request, guard: Guard, watch: Watch) -> Generator[Token | Answer, None, None]:
+        """Answer a request: tokens as they come, and the answer last."""
         run, sample = self.runner, sampler_for(request, self.device)
-        clock = stage_clock(self.device, now_ms() - accepted_ms)
-        watch = Watch(request, clock, cancel)
+        clock = stage_clock(self.device, now_ms() - watch.accepted_ms)
+        watch.go_by(clock.elapsed_ms)
         work = Work(self, request, guard, clock, watch)
         try:
             choice, ready = work.look()
             with run.lane() as lane:
                 plan = self._plans[choice.knobs]
-                state = run.prefill(
-                    ready.prompt, work.vision, plan, request.max_new_tokens, lane, watch.ticks("prefill")
-                )
+                ticks = watch.ticks("prefill", len(ready.prompt.tokens))
+                state = run.prefill(ready.prompt, work.vision, plan, request.max_new_tokens, lane, ticks)
                 token = sample(run.limits([request])(state.logits))
                 transcript = work.transcript
                 first, steps = transcript.add(int(token)), run.steps(token, state, sample, request)
@@ -218,4 +226,5 @@ class Engine:
         answer = work.answer(reading)
         guard.observe(answer, next((lap.duration_ms for lap in reading.laps if lap.stage == "preprocess"), 0.0))
         yield answer
-        run.settle()
+        if work.stopped_at is None:  # a request that ended at the door has no lane to capture in
+            run.settle()

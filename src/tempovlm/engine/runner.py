@@ -33,7 +33,7 @@ from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
 from tempovlm.model.vision.device_crops import cut_on_device
 from tempovlm.model.vision.encoder import only_live
 from tempovlm.model.vision.image import open_image
-from tempovlm.model.vision.tiling import Crops, cut_crops
+from tempovlm.model.vision.tiling import Crops, choose_grid, cut_crops
 
 FEW_CROPS = 2
 """Up to this many crops the vision side of a narrow model is faster on one thread, as its decoder always is."""
@@ -110,6 +110,13 @@ class Runner:
             request.question, request.style, grid, config, self.tokenizer, request.max_new_tokens
         )
         return Prepared(crops, prompt)
+
+    def num_crops(self, image: np.ndarray | None, tier: str) -> int:
+        """Return the number of crops that a tier cuts of pixels (H, W, 3); 0 without a picture."""
+        if image is None:
+            return 0
+        height, width, _ = image.shape
+        return choose_grid(tier, height, width, self.model.config.vision).num_crops
 
     def _cut(self, image: np.ndarray, tier: str) -> Crops:
         vision = self.model.config.vision

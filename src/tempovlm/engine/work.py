@@ -55,14 +55,16 @@ class Work:
         clock.mark("control")
         if request.on_deadline == "reject" and tier.feasible is False:
             raise Interrupted("rejected", "control")
-        ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
+        with watch.piece("preprocess", run.num_crops(image, tier.tier)):
+            ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
         self.ready = ready
         clock.mark("preprocess")
-        ticks = watch.ticks("vision_encoder")
+        num_crops = len(ready.crops.patches) if ready.crops else 0
+        ticks = watch.ticks("vision_encoder", num_crops)
         patches = glance.encode(run, ready.crops, ticks) if glance else run.encode(ready.crops, ticks)
         clock.mark("vision_encoder")
-        watch.check("projector")
-        self.vision = run.project(patches, ready.crops)
+        with watch.piece("projector", num_crops):
+            self.vision = run.project(patches, ready.crops)
         clock.mark("projector")
         watch.check("control")
         sight = run.see(ready, tier.tier, self.vision, pool=self._guard.pools(request))
@@ -129,7 +131,7 @@ def build_answer(
     first = next((i for i, lap in enumerate(reading.laps) if lap.stage == "prefill"), None)
     budget_ms, total_ms, has_tokens = request.budget_ms, reading.total_ms, bool(transcript.tokens)
     grid = ready.crops.grid if ready and ready.crops else None
-    is_whole = transcript.finish != "rejected"
+    has_answer = has_tokens or transcript.finish not in ("deadline", "cancelled", "rejected")
     return Answer(
         text=transcript.text,
         knobs=choice.knobs,
@@ -137,7 +139,7 @@ def build_answer(
         ttft_ms=sum(lap.duration_ms for lap in reading.laps[: first + 1]) if first and has_tokens else None,
         tpot_ms=sum(steps_ms) / len(steps_ms) if steps_ms else None,
         budget_ms=budget_ms,
-        budget_met=None if budget_ms is None else is_whole and total_ms <= budget_ms,
+        budget_met=None if budget_ms is None else has_answer and total_ms <= budget_ms,
         budget_feasible=choice.feasible,
         predicted=choice.predicted,
         finish_reason=transcript.finish or "stop",

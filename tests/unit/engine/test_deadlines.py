@@ -19,6 +19,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.watch import Interrupted, Pieces, Watch
 from timings import TICK_MS, Ticks
 
 SPACE = tiny_model.SPACE
@@ -37,17 +38,71 @@ def guard(ticks: Ticks) -> Guard:
     return replace(Guard.around(TablePolicy(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE), margin=None)
 
 
-@pytest.mark.parametrize(
-    ("budget_ms", "stage"), [(4, "preprocess"), (8, "vision_encoder"), (20, "prefill"), (60, "decode")]
-)
-def test_stop_ends_at_any_stage(engine: Engine, ticks: Ticks, budget_ms: float, stage: str) -> None:
-    asked = request(budget_ms=budget_ms * TICK_MS, on_deadline="stop", max_new_tokens=64)
-    answer = engine.answer(asked)
-    assert (answer.finish_reason, answer.stopped_at, answer.budget_met) == ("deadline", stage, False)
-    assert answer.timings_ms["total"] <= (budget_ms + 6) * TICK_MS, "one block and its border"
-    assert bool(answer.tokens) == (stage == "decode")
-    assert answer.to_json()["stopped_at"] == stage
+def test_stop_ends_at_any_stage(engine: Engine, ticks: Ticks) -> None:
     del ticks
+    stages: set[str | None] = set()
+    for budget in range(1, 60):
+        answer = engine.answer(request(budget_ms=budget * TICK_MS, on_deadline="stop", max_new_tokens=64))
+        assert answer.finish_reason == "deadline"
+        assert answer.budget_met == (bool(answer.tokens) and answer.timings_ms["total"] <= budget * TICK_MS)
+        assert answer.timings_ms["total"] <= (budget + 8) * TICK_MS, "one piece and its borders"
+        assert bool(answer.tokens) == (answer.stopped_at == "decode")
+        assert answer.to_json()["stopped_at"] == answer.stopped_at
+        stages.add(answer.stopped_at)
+    assert stages >= {"queue", "preprocess", "vision_encoder", "prefill", "decode"}
+
+
+def test_a_piece_that_is_known_to_end_after_the_deadline_does_not_begin() -> None:
+    pieces, elapsed = Pieces(), [0.0]
+    for took_ms in (12.0, 10.0, 30.0):
+        pieces.add("projector", 7, took_ms)
+    watch = Watch(request(budget_ms=100.0, on_deadline="stop"), 0.0, pieces)
+    watch.go_by(lambda: elapsed[0])
+    elapsed[0] = 91.0
+    with watch.piece("projector", 13):
+        elapsed[0] = 92.0
+    with pytest.raises(Interrupted) as end, watch.piece("projector", 7):
+        pytest.fail("it began")
+    assert (end.value.reason, end.value.stage) == ("deadline", "projector")
+    elapsed[0] = 89.0
+    with watch.piece("projector", 7):
+        elapsed[0] = 99.0
+
+
+def test_blocks_end_when_the_next_one_would_be_late(ticks: Ticks) -> None:
+    watch = Watch(request(budget_ms=100.0, on_deadline="stop"), 0.0, pieces := Pieces())
+    elapsed_ms = [70.0]
+    watch.go_by(lambda: elapsed_ms[0])
+    tick = watch.ticks("prefill", 4)
+    assert tick is not None
+    tick()
+    ticks.wait(20.0)
+    elapsed_ms[0] = 90.0
+    with pytest.raises(Interrupted):
+        tick()
+    assert pieces.least_ms("prefill block", 4) == pytest.approx(20.0, abs=2 * TICK_MS)
+    assert Watch(request(budget_ms=100.0), 0.0, pieces).ticks("prefill", 4) is None
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_request_that_waits_ends_on_time(engine: Engine, is_cancelled: bool) -> None:
+    """While another one is inside, which ends only after it."""
+    answers: list[Answer] = []
+
+    def ask() -> None:
+        asked = request(budget_ms=None if is_cancelled else 30.0, on_deadline="stop")
+        *_, answer = engine.stream(asked, cancel=(lambda: True) if is_cancelled else None)
+        answers.append(answer)
+
+    with engine.door.enter(engine.line_up(request())):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(20.0)
+        assert not thread.is_alive()
+    assert answers[0].finish_reason == ("cancelled" if is_cancelled else "deadline")
+    assert (answers[0].stopped_at, answers[0].tokens) == ("queue", ())
+    assert engine.door.waiting == 0
+    assert engine.answer(request()).finish_reason in ("stop", "length")
 
 
 @pytest.mark.parametrize(
