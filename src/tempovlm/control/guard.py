@@ -28,7 +28,7 @@ from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats, Mask, best
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
-from tempovlm.core.request import Answer, Prediction, Request
+from tempovlm.core.request import STAGES, Answer, Prediction, Request
 from tempovlm.core.units import now_ms
 from tempovlm.latency.profile import LatencyProfile, OutputLength
 
@@ -248,7 +248,7 @@ class Guard:
         if self.margin is None or self.profile is None or answer.stopped_at is not None:
             return
         times_ms, profile, index = answer.timings_ms, self.profile, self.space.index(answer.knobs)
-        took_ms = times_ms["total"] - opened_ms - times_ms["control"] - times_ms["queue"]
+        took_ms = sum(times_ms[stage] for stage in STAGES if stage not in ("queue", "control")) - opened_ms
         longer_ms = (answer.num_output_tokens - profile.output.mean) * profile.step_ms(index)
         self.margin.observe(
             took_ms,

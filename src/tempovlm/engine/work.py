@@ -47,7 +47,8 @@ class Work:
         """
         run, request, clock, watch = self._engine.runner, self._request, self._clock, self._watch
         watch.check("queue")
-        image = run.open(request)
+        with watch.piece("preprocess"):
+            image = run.open(request)
         clock.mark("preprocess")
         watch.check("preprocess")
         tier, glance = self._choose_tier(image)

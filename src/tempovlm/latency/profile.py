@@ -183,10 +183,7 @@ class LatencyProfile:
             pooled.setdefault((knobs.top_k, knobs.num_blocks), []).extend(measurement.step_ms)
             per_block += [step / knobs.num_blocks for step in measurement.step_ms]
         block_ms = float(np.median(per_block)) if per_block else 0.0
-        return tuple(
-            float(np.median(steps)) if (steps := pooled[k.top_k, k.num_blocks]) else block_ms * k.num_blocks
-            for k in self.space
-        )
+        return self._smooth([pooled[k.top_k, k.num_blocks] or [block_ms * k.num_blocks] for k in self.space])
 
     def _samples(self, value: Callable[[Measurement], float], length: float) -> list[list[float]]:
         """Return each setting's measured values, converted to an output length with its step."""
@@ -195,21 +192,29 @@ class LatencyProfile:
             for group, step in zip(self._by_setting, self._steps, strict=True)
         ]
 
+    def _medians(self, value: Callable[[Measurement], float]) -> tuple[float, ...]:
+        """Medians at the mean output length: of the first token, and a step for each later one.
+
+        Both never fall when a knob rises, and so neither does their sum; no length makes it negative.
+        """
+        later, first = self.output.mean - 1, self._smooth(self._samples(value, 1))
+        return tuple(first_ms + later * step for first_ms, step in zip(first, self._steps, strict=True))
+
     @cached_property
     def _upper_totals(self) -> tuple[float, ...]:
-        return self._upper(self._samples(self._total_ms, self.output.mean))
+        return self._upper(self._total_ms)
 
     @cached_property
     def _upper_remainders(self) -> tuple[float, ...]:
-        return self._upper(self._samples(_remainder_ms, self.output.mean))
+        return self._upper(_remainder_ms)
 
     @cached_property
     def _p50_totals(self) -> tuple[float, ...]:
-        return self._smooth(self._samples(self._total_ms, self.output.mean))
+        return self._medians(self._total_ms)
 
     @cached_property
     def _p50_remainders(self) -> tuple[float, ...]:
-        return self._smooth(self._samples(_remainder_ms, self.output.mean))
+        return self._medians(_remainder_ms)
 
     @cached_property
     def _p50_prefixes(self) -> tuple[float, ...]:
@@ -222,12 +227,12 @@ class LatencyProfile:
         """Return the correction to the usual time of opening the picture: a PNG takes longer than a JPEG."""
         return self.open_ms - measurement.open_ms
 
-    def _upper(self, samples: list[list[float]]) -> tuple[float, ...]:
+    def _upper(self, value: Callable[[Measurement], float]) -> tuple[float, ...]:
         """Quantiles over residuals and lengths, with residuals around a setting's others or the smoothed medians.
 
         The larger of the two is used; each is smoothed, so that more work never gets a lower bound.
         """
-        medians = self._smooth(samples)
+        samples, medians = self._samples(value, self.output.mean), self._medians(value)
         lengths, numbers = self.output.points()
         counts, longer = np.array(numbers, dtype=float), np.array(lengths) - self.output.mean
         bounds = []

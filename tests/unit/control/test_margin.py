@@ -108,13 +108,16 @@ def test_the_guard_lets_less_through_after_answers_beyond_their_bounds(engine: E
     answer = engine.answer(Request(images=(), question="what?", max_new_tokens=2))
     usual_ms = PROFILE.upper_total_ms(SPACE.index(answer.knobs))
 
-    def took(total_ms: float, **fields: object) -> Answer:
-        timings_ms = {**answer.timings_ms, "control": 0.0, "total": total_ms}
+    def took(total_ms: float, opened_ms: float = 0.0, **fields: object) -> Answer:
+        stages_ms = {"queue": 3.0, "control": 2.0, "preprocess": opened_ms, "prefill": total_ms - opened_ms}
+        timings_ms = {**dict.fromkeys(answer.timings_ms, 0.0), **stages_ms, "total": total_ms + 5.0}
         return replace(answer, timings_ms=timings_ms, **fields)  # type: ignore[arg-type]
 
     guard.observe(took(0.9 * usual_ms), 0.0)
     guard.observe(took(9 * usual_ms, finish_reason="deadline", stopped_at="decode"), 0.0)
-    guard.observe(took(1.5 * usual_ms), 0.6 * usual_ms)  # what opening took is not the machine's pace
+    guard.observe(
+        took(1.5 * usual_ms, 0.6 * usual_ms), 0.6 * usual_ms
+    )  # what opening took is not the machine's pace
     assert 0.99 < guard.margin.factor < 1
     for _ in range(8):
         guard.observe(took(2 * usual_ms), 0.0)

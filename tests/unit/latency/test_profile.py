@@ -139,6 +139,21 @@ def test_steps_come_from_settings_with_the_same_blocks_and_experts() -> None:
     assert sparse.step_ms(len(SPACE) - 1) == pytest.approx(0.5 * 6 / 3)
 
 
+def test_no_length_makes_a_prediction_negative() -> None:
+    rng, usual = np.random.default_rng(0), tiny_model.make_profile()
+    measurements = [
+        replace(m, step_ms=tuple(rng.uniform(0.2, 3.0, 3) * (1 + m.setting % 5))) for m in usual.measurements
+    ]
+    noisy = replace(usual, measurements=tuple(measurements))
+    profile = noisy.for_lengths(OutputLength.exactly(200))
+    steps = np.array([profile.step_ms(i) for i in range(len(SPACE))]).reshape(SPACE.shape)
+    assert all((np.diff(steps, axis=axis) >= 0).all() for axis in range(steps.ndim))
+    for i in range(len(SPACE)):
+        shortest_ms = profile.p50_total_ms(i) - 199 * profile.step_ms(i)
+        assert shortest_ms == pytest.approx(noisy.for_lengths(OutputLength.exactly(1)).p50_total_ms(i))
+        assert shortest_ms >= 0
+
+
 def test_a_setting_without_measurement_is_refused() -> None:
     profile = tiny_model.make_profile()
     with pytest.raises(UserError, match="measures"):
