@@ -150,7 +150,7 @@ def encode_all(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None
     if any(one.live is not None for one in pictures):
         every = [torch.ones(len(c.patches), dtype=torch.bool) if c.live is None else c.live for c in pictures]
         live = torch.cat(every).to(run.device)
-    parts = iter(run.model.vision(together, live).split([len(one.patches) for one in pictures]))
+    parts = iter(run.see_crops(together, live).split([len(one.patches) for one in pictures]))
     return [None if one is None else next(parts) for one in crops]
 
 
@@ -178,7 +178,7 @@ class Ragged:
         lengths = torch.tensor([len(row) for row in embedded], device=run.device)
         B, T, _ = x.shape
         cache = KVCache.allocate(run.model.config, len(plan.steps), B, T + room, x)
-        return cls(run.model.prefill(x, plan, cache, lengths), plan, cache, lengths, T)
+        return cls(run.read(x, plan, cache, lengths), plan, cache, lengths, T)
 
     @torch.inference_mode()
     def decode(self, run: Runner, tokens: Tensor, count: int) -> Tensor:

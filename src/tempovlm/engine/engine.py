@@ -22,6 +22,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
+from tempovlm.engine.cpu.stages import CpuStages
 from tempovlm.engine.cuda.capture import usual_buckets
 from tempovlm.engine.cuda.graphs import Advance, graph_decoder
 from tempovlm.engine.cuda.vision_graphs import vision_graphs
@@ -53,6 +54,7 @@ class Engine:
         feature_cache_mb: float = 0.0,
         decode_dtype: DecodeDtype = "bf16",
         option_letters: str = "",
+        stages: CpuStages | None = None,
     ) -> None:
         shape = model.config.shape
         rules = OpenAnswers.of(tokenizer, option_letters, model.decoder.embedding)
@@ -65,6 +67,7 @@ class Engine:
             vision_graphs(model),
             FeatureCache.of(feature_cache_mb),
             rules,
+            stages,
         )
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)

@@ -20,6 +20,7 @@ from tempovlm.control.policy import Sight
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
+from tempovlm.engine.cpu.stages import CpuStages
 from tempovlm.engine.cuda.graphs import GraphDecoder, Lane, Made
 from tempovlm.engine.cuda.vision_graphs import VisionGraphs
 from tempovlm.engine.feature_cache import FeatureCache
@@ -66,6 +67,7 @@ class Runner:
         exact: resize pictures in float32, as published, instead of uint8, which is several times faster on a CPU.
             On CUDA pictures are always resized in float32, and this only adds the published padding rule.
         narrow: decodes for a narrow model on a CPU; None for all others.
+        stages: encodes, projects and reads prompts on a CPU with OpenVINO; without them the plain modules do.
         graphs: decodes on CUDA; without it, or if its lanes are taken, the plain model decodes.
         vision: encodes and projects on CUDA. features: cache of picture features; None turns it off.
         open_answers: limits for questions that list no options; None sets no limits.
@@ -79,6 +81,7 @@ class Runner:
     vision: VisionGraphs | None = None
     features: FeatureCache | None = None
     open_answers: OpenAnswers | None = None
+    stages: CpuStages | None = None
 
     @property
     def device(self) -> torch.device:
@@ -132,9 +135,15 @@ class Runner:
         with self._threads(small=len(crops.patches) <= FEW_CROPS):
             patches = crops.patches.to(self.device, self.dtype, non_blocking=True)
             live = None if crops.live is None else crops.live.to(self.device, non_blocking=True)
-            run = partial(self.model.vision, tick=tick) if self.vision is None else self.vision.encode
+            run = partial(self.see_crops, tick=tick) if self.vision is None else self.vision.encode
             every = run(patches) if self.features is None else self.features.features(patches, run)
             return only_live(every, live)
+
+    def see_crops(self, patches: Tensor, live: Tensor | None = None, tick: Tick | None = None) -> Tensor:
+        """Return the features (U, P, features) of patches (U, P, values), zeros for those False in `live` (U,)."""
+        if self.stages is None or not self.stages.can_run:
+            return self.model.vision(patches, live, tick)
+        return only_live(self.stages.encode(patches, tick), live)
 
     @torch.inference_mode()
     def project(self, patches: Tensor | None, crops: Crops | None) -> Tensor | None:
@@ -145,8 +154,11 @@ class Runner:
             masks = crops.masks.to(self.device, non_blocking=True)  # does not wait for the vision transformer
             index = None if len(crops.index) == len(patches) else crops.index.to(self.device, non_blocking=True)
             every = patches if index is None else patches.index_select(0, index)
-            run = self.model.projector if self.vision is None else self.vision.project
-            return run(every, masks)
+            if self.vision is not None:
+                return self.vision.project(every, masks)
+            if self.stages is not None and self.stages.can_run:
+                return self.stages.project(every, masks)
+            return self.model.projector(every, masks)
 
     def see(self, ready: Prepared, tier: str, vision: Tensor | None, *, pool: bool) -> Sight:
         """Return the encoded picture at a tier for a policy, from its projected tokens `vision` (C, G, D).
@@ -209,7 +221,15 @@ class Runner:
             if lane is not None:
                 return Decoding(lane.prompts.read(x, plan), plan, lane.cache_for(plan), len(tokens), lane)
             cache = KVCache.allocate(self.model.config, len(plan.steps), 1, capacity, x)
-            return Decoding(self.model.prefill(x, plan, cache, tick=tick), plan, cache, len(tokens))
+            return Decoding(self.read(x, plan, cache, tick=tick), plan, cache, len(tokens))
+
+    def read(
+        self, x: Tensor, plan: Plan, cache: KVCache, lengths: Tensor | None = None, tick: Tick | None = None
+    ) -> Tensor:
+        """Return logits (B, V) after embeddings (B, T, D); `lengths` and `tick` as in the model's `prefill`."""
+        if self.stages is not None and self.stages.can_run:
+            return self.stages.prefill(x, plan, cache, lengths, tick)
+        return self.model.prefill(x, plan, cache, lengths, tick)
 
     @torch.inference_mode()
     def decode(self, token: Tensor, state: Decoding, count: int) -> Tensor:

@@ -1,0 +1,148 @@
+"""Runs a model's stages on a CPU through OpenVINO: the vision transformer, the projector and the reading of prompts.
+
+A graph is compiled when it is first needed, and kept. The keys and values that a prompt leaves are float32 whatever
+the products are, so that decode steps go on from them in any way. OpenVINO's threads do not survive a fork, so a
+forked child computes with the torch modules.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tempovlm.core.plan import Plan
+from tempovlm.engine.watch import Tick
+from tempovlm.model.cache import KVCache
+from tempovlm.model.decoder import is_plain
+from tempovlm.model.family import VisionLanguageModel
+from tempovlm.model.vlm import Molmo
+
+Precision = Literal["float32", "bfloat16"]
+"""Type in which products are computed."""
+
+CROPS_A_TICK = 4
+"""Crops that are encoded between two looks at the clock."""
+
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO can be imported: the extra `cpu` brings it."""
+    return find_spec("openvino") is not None
+
+
+def best_precision() -> Precision:
+    """Return bfloat16 where the processor has instructions for it, else float32."""
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bfloat16" if "BF16" in capabilities else "float32"
+
+
+class CpuStages:
+    """The compiled stages of one model.
+
+    Attributes:
+        precision: type of the products.
+        threads: of a stage.
+    """
+
+    def __init__(self, model: Molmo, precision: Precision, threads: int) -> None:
+        import openvino
+
+        self._model, self.precision, self.threads = model, precision, threads
+        self._core, self._process = openvino.Core(), os.getpid()
+        self._compiled: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, model: VisionLanguageModel, precision: Precision, threads: int) -> CpuStages | None:
+        """Compile for this model; None where the graphs would compute something else: not plain, not float32."""
+        if type(model) is not Molmo or not is_plain(model.decoder):
+            return None
+        weight = model.decoder.embedding
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return None
+        return cls(model, precision, threads)
+
+    def __reduce__(self) -> tuple[Callable[..., CpuStages | None], tuple[Molmo, Precision, int]]:
+        """Copies and other processes compile again."""
+        return CpuStages.of, (self._model, self.precision, self.threads)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether this process is the one that compiled."""
+        return os.getpid() == self._process
+
+    def encode(self, patches: Tensor, tick: Tick | None = None) -> Tensor:
+        """Return the features (C, P, F) of patches (C, P, patch values).
+
+        `tick` is called before every few crops, and may raise.
+        """
+        from tempovlm.engine.cpu import graphs
+
+        parts = [patches] if tick is None else patches.split(CROPS_A_TICK)
+        done = []
+        for part in parts:
+            if tick is not None:
+                tick()
+            done += self._run("vision", lambda: graphs.vision_graph(self._model.vision), [part.numpy()], copy=True)
+        return torch.from_numpy(done[0] if len(done) == 1 else np.concatenate(done))
+
+    def project(self, features: Tensor, masks: Tensor) -> Tensor:
+        """Return the tokens (C, G, D) of features (C, P, F) and shares of real pixels (C, P)."""
+        from tempovlm.engine.cpu import graphs
+
+        values = [features.numpy(), masks.numpy()]
+        make = partial(graphs.projector_graph, self._model.projector)
+        (tokens,) = self._run("projector", make, values, copy=True)
+        return torch.from_numpy(tokens)
+
+    def prefill(
+        self,
+        x: Tensor,
+        plan: Plan,
+        cache: KVCache,
+        lengths: Tensor | None = None,
+        tick: Tick | None = None,
+    ) -> Tensor:
+        """Return logits (B, V) after the last real tokens of embeddings (B, T, D), as the model's `prefill`.
+
+        Keys and values go to the cache's first places. `tick` is called once, before.
+        """
+        from tempovlm.engine.cpu import graphs
+
+        if tick is not None:
+            tick()
+        decoder, (B, T, _) = self._model.decoder, x.shape
+        blocks, (top_k, *_) = zip(*plan.steps, strict=True)
+        cos, sin = (table[None, None, :T].numpy() for table in (decoder.rotary.cos, decoder.rotary.sin))
+        last = np.full((B, 1), T - 1) if lengths is None else lengths.numpy()[:, None] - 1
+        inputs = [x.numpy(), cos, sin, last, np.array(top_k)]
+        logits, *pairs = self._run(("decoder", blocks), partial(graphs.decoder_graph, decoder, blocks), inputs)
+        keys, values = cache.keys.numpy(), cache.values.numpy()
+        for i in range(len(blocks)):
+            keys[i, :, :, :T], values[i, :, :, :T] = pairs[2 * i], pairs[2 * i + 1]
+        return torch.from_numpy(logits[:, 0].copy())
+
+    def _run(
+        self, key: Any, make: Callable[[], Any], inputs: list[np.ndarray], *, copy: bool = False
+    ) -> list[np.ndarray]:
+        """Return a graph's outputs; without a copy they hold until it runs again."""
+        request = self._compiled.get(key)
+        if request is None:
+            options = {
+                "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+                "INFERENCE_NUM_THREADS": self.threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "ENABLE_CPU_PINNING": False,
+            }
+            request = self._core.compile_model(make(), "CPU", options).create_infer_request()
+            self._compiled[key] = request
+        return list(request.infer(inputs, share_inputs=True, share_outputs=not copy).values())
