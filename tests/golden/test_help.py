@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def run_script(path: Path) -> None:
 @pytest.mark.parametrize("name", [*WORDS, *SCRIPTS])
 def test_help_is_the_stored_one(name: str) -> None:
     assert help_of(name) == (STORE / f"{name}.txt").read_text(encoding="utf-8")
+
+
+OF_THE_PARSER = re.compile(r"\b(STR|INT|FLOAT)\b|\{None|\{fixed\}|default: (None|False)?\)")
+
+
+@pytest.mark.parametrize("name", [*WORDS, *SCRIPTS])
+def test_values_have_names(name: str) -> None:
+    """The help says IMAGE or N, and has no default where there is none."""
+    assert not OF_THE_PARSER.search(help_of(name))
 
 
 def test_no_help_of_what_is_gone_is_stored() -> None:

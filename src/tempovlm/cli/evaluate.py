@@ -98,7 +98,7 @@ class EvaluateArgs:
     results_dir: tuple[Path, ...]
     train_results_dir: tuple[Path, ...] = ()
     twin_results_dir: tuple[Path, ...] = ()
-    policies: tuple[str, ...] = BASELINE_DEFAULTS
+    policies: Annotated[tuple[str, ...], tyro.conf.arg(metavar="POLICY [POLICY ...]")] = BASELINE_DEFAULTS
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ()
     dataset_names: tuple[str, ...] = ()
     latency_estimator_path: Path | None = None
@@ -111,7 +111,7 @@ class EvaluateArgs:
     data_dir: Path | None = None
     control_ms: float | None = None
     shuffles: int = 3
-    ablate: tuple[str, ...] | None = None
+    ablate: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="POLICY [POLICY ...]")] = None
     draws: int = 2000
     seed: int = 0
     output_dir: Path = Path("results/evaluate")

@@ -43,7 +43,7 @@ class Request:
         images: zero or one picture: a path, encoded bytes, a PIL image, or its RGB pixels (H, W, 3) uint8.
         question: the user's text, not empty.
         budget_ms: milliseconds from acceptance to the last token; None runs the native setting.
-        style: the prompt's style prefix; the default asks for a short answer.
+        style: the prompt's style prefix, empty for none; the default asks for a short answer.
         max_new_tokens: cap on generated tokens, the end token included.
         temperature: 0 is greedy.
         top_p: probability mass for nucleus sampling.
