@@ -169,6 +169,6 @@ def verdict(answer: Answer) -> str:
     text = f"budget {answer.budget_ms:g} ms {met}{note}"
     if answer.budget_feasible is False:
         fixed = answer.policy == "fixed"
-        why = "this setting was" if fixed else "even the cheapest setting, which ran, was"
+        why = "this setting was" if fixed else "even the cheapest of the allowed settings, which ran, was"
         text += f"\n[yellow]{why} not expected to fit the budget[/yellow]"
     return text

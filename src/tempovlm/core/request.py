@@ -50,7 +50,8 @@ class Request:
         seed: seed for sampling.
         stop: texts that end the answer when they appear after its first character, line ends and spaces too; they
             are not part of the answer.
-        on_deadline: `finish` lets an answer run over its budget, `stop` ends it between two tokens.
+        on_deadline: `finish` lets an answer run over its budget, `stop` ends it at the deadline wherever it is,
+            `reject` refuses what is not expected to fit.
         price_per_ms: expected accuracy, as a share of 1, that a millisecond must gain: of the settings that fit,
             the one with the highest accuracy - price * latency runs. 0 may spend the whole budget.
 
