@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -63,14 +68,26 @@ def parse(
 
 def _described(flags: type[Flags]) -> type[Flags]:
     """Return the same flags, whose help names values (IMAGE, N) instead of types (STR, {None}|INT)."""
-    shown = {}
+    shown, texts = {}, _texts(flags)
     for name, hint in get_type_hints(flags, include_extras=True).items():
         extras = getattr(hint, "__metadata__", ())
-        metavar = next((one.metavar for one in extras if getattr(one, "metavar", None)), None)
+        given = {key: value for one in extras for key in ("metavar", "help") if (value := getattr(one, key, None))}
         plain = hint.__origin__ if extras else hint
-        about = tyro.conf.arg(metavar=metavar or _metavar(name, plain), help_behavior_hint=_default_shown)
-        shown[name] = Annotated[hint, about]
+        about = {"metavar": _metavar(name, plain), "help": texts.get(name), **given}
+        shown[name] = Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_shown, **about)]
     return type(flags.__name__, (flags,), {"__annotations__": shown, "__doc__": flags.__doc__})
+
+
+def _texts(flags: type[Any]) -> dict[str, str]:
+    """Return the text below each field, which the parser itself would break where the source is broken."""
+    found = {}
+    for kind in filter(is_dataclass, reversed(flags.__mro__)):
+        (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(declared, ast.ClassDef)
+        for one, below in pairwise(declared.body):
+            if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[ast.unparse(one.target)] = " ".join(ast.literal_eval(below.value).split())
+    return found
 
 
 def _metavar(name: str, hint: Any) -> str | None:

@@ -70,8 +70,7 @@ class RandomFlags:
     num_layers: int | None = None
     """Number of decoder blocks, if fewer than in the configuration; the vision side stays whole."""
     tokenizer: Path | None = None
-    """Folder whose tokenizer is copied beside the weights, which an answer needs. Default: for pocket the embedded
-    one, else none."""
+    """Folder whose tokenizer.json, which answers need, is copied. Default: for pocket the embedded one."""
     seed: int = 0
     """The same seed writes the same weights."""
 
