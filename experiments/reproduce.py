@@ -90,7 +90,8 @@ def read_setup(flags: Flags, repository: Path, notes: Console) -> Setup:
     shape = read_config(folder).shape
     space = KnobSpace.for_model(shape)
     has_shipped = False
-    if not flags.from_scratch:
+    # The few pictures that a smoke run draws are none of those that the shipped answers are about.
+    if not flags.from_scratch and not (flags.smoke and flags.data_dir is None):
         places = [repository / name for name in ANSWERS.values()]
         ranking = ModelCard.read(folder, space).ranking or Ranking.evenly_spaced(shape.num_blocks)
         why = reuse.missing(places, GENERATED, hashed, space.fingerprint, ranking.order)
@@ -193,10 +194,14 @@ class Journal:
         write_whole(self.folder / JOURNAL, json.dumps(record, indent=1) + "\n")
 
     def left_ms(self, runs: Iterable[Run], left: Iterable[Run]) -> float:
-        """Estimate the time of the remaining runs, from the expected and actual times of the finished ones."""
+        """Estimate the time of the remaining runs by the pace of the finished ones.
+
+        A third of the whole chain counts as finished at the expected pace, or the first short runs would decide.
+        """
         known = [run for run in runs if run.name in self.took_ms]
-        expected_ms = sum(run.about_ms for run in known)
-        pace = sum(self.took_ms[run.name] for run in known) / expected_ms if expected_ms else 1.0
+        prior_ms = sum(run.about_ms for run in runs) / 3
+        expected_ms = prior_ms + sum(run.about_ms for run in known)
+        pace = (prior_ms + sum(self.took_ms[run.name] for run in known)) / expected_ms if expected_ms else 1.0
         return pace * sum(run.about_ms for run in left)
 
 

@@ -11,10 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tempovlm.data.styles import STYLES
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -99,6 +102,21 @@ def test_links_to_files_lead_somewhere() -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert targets
     assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def first_cells(text: str, head: str) -> list[str]:
+    """The code in the first column of the table whose first column is called `head`."""
+    rows = text.partition(f"| {head} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_every_extra_and_every_style_is_described() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    assert first_cells(README, "extra") == list(extras)
+    described = first_cells(ADDING.partition("## Prompt styles")[2], "style")
+    assert sorted(described) == sorted(STYLES)
 
 
 def test_the_two_commands_are_shown() -> None:

@@ -1,6 +1,10 @@
-"""Exp 7: accuracy and latency of every setting, the blocks chosen by importance.
+r"""Exp 7: accuracy and latency of every setting, the blocks chosen by importance.
 
 Measures anew, or sums up results of the core experiment; writes a table and two figures for each data set.
+
+Examples:
+    python experiments/controller/profiling_with_importance.py --datasets text_vqa --model_path pocket \
+        --results_dir results/core_exp_pocket_val results/core_exp_pocket_cpu --output_dir runs/exp7
 """
 
 from __future__ import annotations

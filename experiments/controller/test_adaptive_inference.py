@@ -1,7 +1,11 @@
-"""Exp 8: answer a data set within budgets through the whole pipeline, with a trained controller behind the guard.
+r"""Exp 8: answer a data set within budgets through the whole pipeline, with a trained controller behind the guard.
 
 Writes knobs, stage times, answer and score of each sample, and totals by budget. What is done is kept beside the
 result file, so the same command resumes.
+
+Examples:
+    python experiments/controller/test_adaptive_inference.py --latency_budget 100 200 --num_samples 20 \
+        --output_path runs/exp8.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
-"""Exp 1: train the latency estimator on results of the core experiment, and compare it with simpler models.
+r"""Exp 1: train the latency estimator on results of the core experiment, and compare it with simpler models.
 
 Writes `best_latency_estimator.pt`, `report.json`, a training log and figures to `--output_dir`.
+
+Examples:
+    python experiments/controller/train_latency_estimator.py --results_dir results/core_exp_pocket_cpu \
+        --dataset_names text_vqa --output_dir runs/exp1
 """
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
-"""Exp 2: train the supervised controller, which goes from the budget to a setting, on the tables of Exp 7.
+r"""Exp 2: train the supervised controller, which goes from the budget to a setting, on the tables of Exp 7.
 
 Writes `best_supervised_controller.pt`, `report.json` and a training log to `--output_dir`; resumes.
+
+Examples:
+    python experiments/controller/train_supervised_controller.py \
+        --profiling_results results/profiling/exp3_importance_comparison/text_vqa/profiling_results.json \
+        --output_dir runs/exp2
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Exp 6: how important each block is, and whether data sets and kinds of task agree on it.
+r"""Exp 6: how important each block is, and whether data sets and kinds of task agree on it.
 
-Run again with the same `--output_dir` to resume. Writes cross_dataset_correlation.json, merged_scores.json and,
-for each data set, importance_comparison_*.json and .png.
+Writes cross_dataset_correlation.json, merged_scores.json, importance_comparison_*.json and .png; resumes.
+
+Examples:
+    python experiments/controller/validate_importance_consistency.py --dataset_names text_vqa --model_path pocket \
+        --num_samples 8 --num_joint_samples 4 --output_dir runs/exp6 --merged_file runs/exp6/merged_scores.json
 """
 
 from __future__ import annotations

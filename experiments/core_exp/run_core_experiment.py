@@ -1,7 +1,11 @@
-"""The core experiment: accuracy and latency of every knob setting on one set of questions.
+r"""The core experiment: accuracy and latency of every knob setting on one set of questions.
 
 Run alone or, with several GPUs, by `torchrun --nproc_per_node N`; run again to resume. Writes one Parquet file a
 data set to `--output_dir`, which the other experiments read.
+
+Examples:
+    python experiments/core_exp/run_core_experiment.py --dataset_names text_vqa --model_path pocket \
+        --num_samples 8 --latency_samples 2 --repeats 2 --output_dir runs/core
 """
 
 from __future__ import annotations

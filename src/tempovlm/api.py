@@ -22,6 +22,7 @@ from tempovlm.core.paths import exists_as, expanded
 from tempovlm.core.plan import Ranking
 from tempovlm.core.request import Answer, Request, request_of, requests_of
 from tempovlm.core.units import now_ms
+from tempovlm.data.styles import check_style
 from tempovlm.engine.forks import ProcessLock
 from tempovlm.engine.threads import pick_device, pick_dtype, start_torch
 
@@ -312,6 +313,7 @@ class TempoVLM:
         num_blocks: int | None = None,
     ) -> Guard:
         """Return the guard of a request: around the policy, or of one setting if given or without a budget."""
+        check_style(request.style)
         if knobs is not None:
             return self._fixed(knobs, request)
         given: dict[str, Any] = dict(zip(KNOBS, (tier, top_k, num_blocks), strict=True))

@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
+import re
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tempovlm.cli import console
 from tempovlm.cli.main import COMMANDS
 from tempovlm.cli.main import main as tempovlm
 
@@ -55,6 +60,40 @@ def run_script(path: Path) -> None:
 @pytest.mark.parametrize("name", [*WORDS, *SCRIPTS])
 def test_help_is_the_stored_one(name: str) -> None:
     assert help_of(name) == (STORE / f"{name}.txt").read_text(encoding="utf-8")
+
+
+class ParsedError(Exception):
+    """Ends a command whose words were right."""
+
+
+OF_THE_PARSER = re.compile(r"\b(STR|INT|FLOAT)\b|\{None|\{fixed\}|default: (None|False)?\)")
+
+
+@pytest.mark.parametrize("name", [*WORDS, *SCRIPTS])
+def test_values_have_names(name: str) -> None:
+    """The help says IMAGE or N, and has no default where there is none."""
+    assert not OF_THE_PARSER.search(help_of(name))
+
+
+def examples(name: str) -> list[list[str]]:
+    """The commands that a help shows as examples, word by word, without `tempovlm`."""
+    shown = help_of(name).partition("\nexamples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in shown.splitlines()]
+
+
+@pytest.mark.parametrize("words", [words for name in WORDS for words in examples(name)], ids=" ".join)
+def test_examples_are_taken_and_read_what_is_there(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = console.parse
+
+    def stop(*given: Any, **more: Any) -> None:
+        real(*given, **more)
+        raise ParsedError
+
+    monkeypatch.setattr(console, "parse", stop)
+    with pytest.raises(ParsedError):
+        importlib.import_module(f"tempovlm.cli.{words[0]}").main(words[1:])
+    read = [word for word in words if word.startswith(("results/", "checkpoints/"))]
+    assert not [word for word in read if not (ROOT / word).exists()]
 
 
 def test_no_help_of_what_is_gone_is_stored() -> None:

@@ -281,3 +281,15 @@ def test_values_are_equal_to_their_copies(model: TempoVLM, copied: Callable[[Any
     again = copied(model.space)
     assert (again.index(knobs), again.fingerprint) == (model.space.index(knobs), model.space.fingerprint)
     assert copied({knobs: 1})[knobs] == 1
+
+
+@pytest.mark.parametrize("style", ["nonsense", "VQA2"])
+def test_an_unknown_style_is_refused_with_the_list(style: str, model: TempoVLM) -> None:
+    for ask in (
+        lambda: model.answer(None, "what?", style=style),
+        lambda: model.answer_batch([(None, "what?")], style=style),
+        lambda: list(model.stream(None, "what?", style=style)),
+    ):
+        with pytest.raises(UserError, match=rf"style.*{style}.*: unknown; .*choose from vqa2, text_vqa"):
+            ask()
+    assert model.answer(None, "what?", style="", max_new_tokens=1).num_output_tokens == 1

@@ -14,6 +14,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import AXES, KNOBS
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import STAGES, Answer, check_budget_ms, check_price_per_ms
+from tempovlm.data.styles import STYLES, check_style
 from tempovlm.model.vision.image import open_image
 
 if TYPE_CHECKING:
@@ -25,7 +26,15 @@ EXAMPLES = (
     'tempovlm answer street.png "what does the sign say?" --budget_ms 150',
     'tempovlm answer street.png "what does the sign say?" --budget_ms 150 --json',
     'tempovlm answer street.png "what does the sign say?" --budget_ms 150 --price_per_ms 0.0005',
+    'tempovlm answer street.png "describe the picture" --style long_caption --max_new_tokens 60',
     'tempovlm answer street.png "what color is the car?" --tier high --top_k 8 --num_blocks 16',
+)
+
+_STYLE = f"Style of the answer, the prompt's prefix; the default asks for a short one. Known: {', '.join(STYLES)}."
+
+_MANY = (
+    "tempovlm answer takes one picture and one question in quotes; for several pictures, repeat the command, "
+    "write them into a file for tempovlm bench, or call answer_batch in Python"
 )
 
 _BAR_WIDTH = 40
@@ -58,8 +67,7 @@ class Flags:
     """Decoder blocks that run."""
     max_new_tokens: int = 16
     """Maximum number of generated tokens."""
-    style: str = "vqa2"
-    """Style prefix of the prompt; the default asks for a short answer."""
+    style: Annotated[str, tyro.conf.arg(help=_STYLE)] = "vqa2"
     policy: str = "auto"
     """Policy that chooses the setting. auto: the model's own controller for this kind of device if it has one,
     else the table. table: of the settings that fit, the one that was most accurate on test questions.
@@ -81,12 +89,13 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: invalid input.
     """
-    flags = console.parse(Flags, argv, "answer", DESCRIPTION, EXAMPLES)
+    flags = console.parse(Flags, argv, "answer", DESCRIPTION, EXAMPLES, surplus=_MANY)
     budget_ms = console.number("budget_ms", flags.budget_ms)
     if budget_ms is not None:
         check_budget_ms(budget_ms)
     if check_price_per_ms(flags.price_per_ms) and budget_ms is None:
         raise UserError(f"--price_per_ms {flags.price_per_ms:g}: needs a budget; give --budget_ms too")
+    check_style(flags.style)
     # Check before the model is loaded and the machine is measured, which can take a minute.
     pixels = open_image(flags.image)
     model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights)
@@ -160,6 +169,6 @@ def verdict(answer: Answer) -> str:
     text = f"budget {answer.budget_ms:g} ms {met}{note}"
     if answer.budget_feasible is False:
         fixed = answer.policy == "fixed"
-        why = "this setting was" if fixed else "even the cheapest setting, which ran, was"
+        why = "this setting was" if fixed else "even the cheapest of the allowed settings, which ran, was"
         text += f"\n[yellow]{why} not expected to fit the budget[/yellow]"
     return text

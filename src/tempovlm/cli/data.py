@@ -18,9 +18,11 @@ from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
 from tempovlm.data.own import describe
-from tempovlm.data.registry import DATASETS, GENERATED, find, find_own
+from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, find, find_own
 
 _KNOWN = f"Data set: one of {', '.join(DATASETS)}; or a file of your own questions (.csv, .jsonl, .parquet)."
+
+_ON_THE_HUB = f"Data set with a copy on the hub: {', '.join(name for name, one in DATASETS.items() if one.hub)}."
 
 _EXAMPLES = {
     "make": ("tempovlm data make --output_dir /tmp/bed --num_train 100 --num_val 50",),
@@ -60,8 +62,7 @@ class CheckFlags:
 class DownloadFlags:
     """Flags of `tempovlm data download`."""
 
-    name: tyro.conf.Positional[str]
-    """Data set with a copy on the hub, as `tempovlm data check` lists."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=_ON_THE_HUB)]
     split: Literal["train", "val"] = "val"
     """Split: questions for training or for validation."""
     data_dir: Path | None = None
@@ -102,6 +103,7 @@ def check(argv: list[str]) -> None:
         if report.missing and copy is not None and report.split in copy.patterns:
             place = f"huggingface.co/datasets/{copy.repo_id}, {copy.patterns[report.split]}"
             lines.append(f"  instead  tempovlm data download {flags.name} --split {report.split}  ({place})")
+    lines.append(f"asked by {_asked_by(flags.name, flags.data_dir)}")
     sys.stdout.write("\n".join((*lines, "")))
     if all(report.missing for report in reports):
         raise UserError(f"{flags.name}: no split is complete in {folder}")
@@ -114,7 +116,13 @@ def download(argv: list[str]) -> None:
 
     note = console.stderr().print
     folder = sources.download(flags.name, flags.split, _root(flags.data_dir), note)
-    note(f"{flags.name} {flags.split} is in {folder}")
+    note(f"{flags.name} {flags.split} is in {folder}; asked by {_asked_by(flags.name, flags.data_dir)}")
+
+
+def _asked_by(name: str, data_dir: Path | None) -> str:
+    """Return the commands that ask a data set's questions."""
+    bench = f"tempovlm bench --dataset {name}" + (f" --data_dir {data_dir}" if data_dir else "")
+    return f"{bench}, and by {'Exp 8' if name in SCORED_TOGETHER else 'the core experiment and Exp 6, 7 and 8'}"
 
 
 def _parse(flags: type[console.Flags], name: str, argv: list[str], command: Callable[..., None]) -> console.Flags:

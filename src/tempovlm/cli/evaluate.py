@@ -36,14 +36,18 @@ Compares accuracy at the mean latency that a policy really took with the best ra
 also with p-values corrected over the budgets, by data set and with settings that keep the budget alone, and with
 an oracle that is corrected for luck by twin pictures. Writes judge.json, judge.parquet, judge.html,
 frontier.svg and gain.svg to the output directory. The headline is about the first checkpoint, else about the first
-policy."""
+policy. The examples run on the results of the repository, whose pictures `tempovlm data make` draws."""
+
+_SHIPPED = """\
+tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir results/core_exp_pocket_train \\
+      --latency_estimator_path checkpoints/latency_estimator/best_latency_estimator.pt \\
+      """
 
 _EXAMPLES = (
-    "tempovlm evaluate --results_dir results/core_val --train_results_dir results/core_train",
-    "tempovlm evaluate --results_dir results/core_val --train_results_dir results/core_train \\\n"
-    "      --policies checkpoints/controller/grpo/best_controller.pt table knn --budgets 60 100 150 200 300",
-    "tempovlm evaluate --results_dir results/core_val --twin_results_dir results/core_twin \\\n"
-    "      --latency_estimator_path checkpoints/latency_estimator/best_latency_estimator.pt",
+    f"{_SHIPPED}--policies table best_static random --output_dir runs/judged",
+    "tempovlm data make --output_dir runs/data",
+    f"{_SHIPPED}--policies checkpoints/controller/grpo/best_controller.pt table knn --time_price 0.3 \\\n"
+    "      --budgets 60 100 150 200 300 --data_dir runs/data --output_dir runs/judged",
 )
 
 BASELINE_DEFAULTS = (
@@ -98,7 +102,7 @@ class EvaluateArgs:
     results_dir: tuple[Path, ...]
     train_results_dir: tuple[Path, ...] = ()
     twin_results_dir: tuple[Path, ...] = ()
-    policies: tuple[str, ...] = BASELINE_DEFAULTS
+    policies: Annotated[tuple[str, ...], tyro.conf.arg(metavar="POLICY [POLICY ...]")] = BASELINE_DEFAULTS
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ()
     dataset_names: tuple[str, ...] = ()
     latency_estimator_path: Path | None = None
@@ -111,7 +115,7 @@ class EvaluateArgs:
     data_dir: Path | None = None
     control_ms: float | None = None
     shuffles: int = 3
-    ablate: tuple[str, ...] | None = None
+    ablate: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="POLICY [POLICY ...]")] = None
     draws: int = 2000
     seed: int = 0
     output_dir: Path = Path("results/evaluate")

@@ -6,7 +6,6 @@ Each subcommand is a module of this package with `main(argv)`, imported when it 
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import io
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tempovlm import __version__
-from tempovlm.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError, explained
+from tempovlm.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError, did_you_mean, explained
 
 COMMANDS = {
     "answer": "answer a question about a picture within a budget in milliseconds",
@@ -107,9 +106,7 @@ def help_text() -> str:
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown command {name!r}; {hint}choose from {', '.join(COMMANDS)}"
+    return f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}choose from {', '.join(COMMANDS)}"
 
 
 def _fail(message: str, code: int = EXIT_USAGE) -> int:

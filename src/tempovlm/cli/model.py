@@ -70,7 +70,7 @@ class RandomFlags:
     num_layers: int | None = None
     """Number of decoder blocks, if fewer than in the configuration; the vision side stays whole."""
     tokenizer: Path | None = None
-    """Folder whose tokenizer is copied beside the weights."""
+    """Folder whose tokenizer.json, which answers need, is copied. Default: for pocket the embedded one."""
     seed: int = 0
     """The same seed writes the same weights."""
 
@@ -88,6 +88,7 @@ def info(argv: list[str]) -> None:
 def random(argv: list[str]) -> None:
     """Write a checkpoint of random weights."""
     flags = console.parse(RandomFlags, argv, "model random", _RANDOM, _RANDOM_EXAMPLES)
+    from tempovlm.api import model_folder
     from tempovlm.core.progress import progress_bar
     from tempovlm.model.config import PRESETS
     from tempovlm.model.weights import write_random
@@ -99,10 +100,16 @@ def random(argv: list[str]) -> None:
         config = replace(config, num_blocks=flags.num_layers)
     if not -(1 << 63) <= flags.seed < 1 << 64:
         raise UserError(f"--seed {flags.seed}: must fit 64 bits")
-    out = expanded(flags.output_dir)
+    out, tokenizer = expanded(flags.output_dir), flags.tokenizer
+    if tokenizer is None and flags.config == "pocket":
+        tokenizer = model_folder("pocket")
     with progress_bar("writing random weights") as advance:
-        write_random(out, config, seed=flags.seed, tokenizer=flags.tokenizer, advance=advance)
+        write_random(out, config, seed=flags.seed, tokenizer=tokenizer, advance=advance)
     sys.stderr.write(f"wrote a random {flags.config} with {config.num_blocks} decoder blocks to {out}\n")
+    if tokenizer is None:
+        sys.stderr.write(
+            "without a tokenizer.json it cannot answer: give --tokenizer, or copy one into the folder\n"
+        )
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {"info": info, "random": random}

@@ -33,7 +33,7 @@ class Flags:
     """Flags of `tempovlm report`."""
 
     repository: Path = Path()
-    """Root of the repository. Default: the current directory."""
+    """Root of the repository."""
     check: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write nothing; exit with 1 if the files differ from what would be written."""
 

@@ -147,7 +147,9 @@ class Guard:
         Raises:
             UserError: the setting is not in the knob space.
         """
-        return cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)
+        guard = cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)
+        guard._make_tables()
+        return guard
 
     def for_lengths(self, output: OutputLength) -> Guard:
         """The same guard, with the same margin, of requests whose answers have other lengths."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 EXIT_NOTHING, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 _EXTRA_OF_PACKAGE = {
@@ -14,6 +17,12 @@ _EXTRA_OF_PACKAGE = {
 
 class UserError(ValueError):
     """Invalid input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest of the known names, to stand before a list of them; empty if none is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 class AllFailedError(UserError):

@@ -43,14 +43,15 @@ class Request:
         images: zero or one picture: a path, encoded bytes, a PIL image, or its RGB pixels (H, W, 3) uint8.
         question: the user's text, not empty.
         budget_ms: milliseconds from acceptance to the last token; None runs the native setting.
-        style: the prompt's style prefix; the default asks for a short answer.
+        style: the prompt's style prefix, empty for none; the default asks for a short answer.
         max_new_tokens: cap on generated tokens, the end token included.
         temperature: 0 is greedy.
         top_p: probability mass for nucleus sampling.
         seed: seed for sampling.
         stop: texts that end the answer when they appear after its first character, line ends and spaces too; they
             are not part of the answer.
-        on_deadline: `finish` lets an answer run over its budget, `stop` ends it between two tokens.
+        on_deadline: `finish` lets an answer run over its budget, `stop` ends it at the deadline wherever it is,
+            `reject` refuses what is not expected to fit.
         price_per_ms: expected accuracy, as a share of 1, that a millisecond must gain: of the settings that fit,
             the one with the highest accuracy - price * latency runs. 0 may spend the whole budget.
 

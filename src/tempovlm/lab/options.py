@@ -142,7 +142,7 @@ class GrpoOptions(LoopOptions):
     )
     entropy_coef: float = flag(0.01, "weight of the policy's entropy, which is maximised too")
     alpha: float = flag(1.0, "weight of accuracy in the reward")
-    penalty: float = flag(0.5, "weight of lateness in the reward; the seed document's beta")
+    penalty: float = flag(0.5, "weight of lateness in the reward")
     time_price: float = flag(0.0, "accuracy that using the whole budget costs")
     accuracy_source: str = flag(
         "table", "where accuracy comes from: table, or online to run the model at what is drawn"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
@@ -45,10 +46,15 @@ class FlagParser(argparse.ArgumentParser):
         """Add a flag for each field that `flag` or `required` declares.
 
         Args:
-            description: a script's docstring, whose first line the help shows.
+            description: a script's docstring, of which the help shows the first line and the examples.
             kinds: dataclasses; of fields of one name the first counts, and hides the others if it is no flag.
         """
-        super().__init__(description=str(description).splitlines()[0], allow_abbrev=False)
+        head, _, examples = str(description).partition("\n\nExamples:\n")
+        epilog = examples and "examples:\n" + textwrap.indent(textwrap.dedent(examples), "  ")
+        as_written = argparse.RawDescriptionHelpFormatter  # keeps the lines of the examples
+        super().__init__(
+            description=head.splitlines()[0], epilog=epilog, formatter_class=as_written, allow_abbrev=False
+        )
         declared: dict[str, tuple[Field[Any], Any]] = {}
         for kind in kinds:
             hints = get_type_hints(kind)

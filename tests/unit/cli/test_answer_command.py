@@ -75,7 +75,7 @@ def test_people_see_answer_knobs_stages_and_budget(
     assert run(tiny_folder, picture_file, "what is the sign?", "--budget_ms", "0.5") == 0
     out = capsys.readouterr().out
     assert "missed" in out
-    assert "even the cheapest setting, which ran, was not expected to fit" in out
+    assert "even the cheapest of the allowed settings, which ran, was not expected to fit" in out
     given = ("--tier", "low", "--top_k", "4", "--num_blocks", "6")
     assert run(tiny_folder, picture_file, "what is the sign?", "--budget_ms", "0.5", *given) == 0
     assert "this setting was not expected to fit" in capsys.readouterr().out
@@ -121,6 +121,9 @@ def test_knobs_as_flags(tiny_folder: Path, picture_file: Path, capsys: pytest.Ca
         (("PICTURE", "what \udcff?"), "the question: 'what \\udcff?' holds bytes that are no UTF-8"),
         (("PICTURE", "what?", "--style", "\udcff"), "the style: '\\udcff' holds bytes that are no UTF-8"),
         (("~nobody-of-that-name/a.png", "what?"), "~nobody-of-that-name/a.png: no such user"),
+        (("PICTURE", "what?", "--style", "long_captoin"), "unknown; did you mean long_caption? choose"),
+        (("PICTURE", "PICTURE", "PICTURE", "what?"), "takes one picture and one question in quotes; for several"),
+        (("PICTURE", "what", "is", "it?"), "unexpected is 'it?'"),
     ],
 )
 def test_wrong_input_gets_one_line_that_names_it(
@@ -203,6 +206,7 @@ def test_help_is_spelled_with_underscores(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as ended:
         main(["answer", "a", "b", "--no_such_flag"])
     assert ended.value.code == 2
+    assert "no_such_flag" in capsys.readouterr().err
 
 
 def test_calibrate(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

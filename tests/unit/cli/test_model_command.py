@@ -55,6 +55,23 @@ def test_random_then_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "not empty" in err
 
 
+def test_a_random_pocket_answers(tmp_path: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "random"
+    assert run(capsys, "random", "--out", str(out), "--config", "pocket", "--num_layers", "2")[0] == 0
+    asked = ["answer", str(picture_file), "what?", "--model", str(out), "--device", "cpu", "--max_new_tokens", "1"]
+    assert cli.main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "random"
+
+
+def test_a_model_without_a_tokenizer_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempovlm.model.weights.write_random", lambda *_, **__: None)
+    code, _, err = run(capsys, "random", "--out", str(tmp_path / "random"), "--config", "molmoe-1b")
+    assert code == 0
+    assert "without a tokenizer.json it cannot answer: give --tokenizer" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from tempovlm.cli import console
 from tempovlm.cli.main import main
@@ -55,6 +56,19 @@ def test_a_full_device(
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(words) == 2
     assert capsys.readouterr().err == "tempovlm: error: no space is left where the output goes\n"
+
+
+def test_rows_are_folded_for_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table.grid()
+    table.add_row("figure " * 20, "promised " * 20)
+    console.stdout().print(table)
+    assert capsys.readouterr().out.count("\n") == 1
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    console.stdout().print(table)
+    assert capsys.readouterr().out.count("\n") > 1
 
 
 def test_a_terminal_that_claims_no_width(

@@ -13,6 +13,7 @@ from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Request
+from tempovlm.latency.profile import LatencyProfile
 from timings import TICK_MS
 
 SPACE = tiny_model.SPACE
@@ -148,6 +149,12 @@ def test_a_price_of_time_is_weighed_when_the_policy_predicts_accuracy() -> None:
     with pytest.raises(UserError, match=r"--price_per_ms 0.01: policy greedy scores settings by logits"):
         choose(guard_of(Greedy()), 60.0, price_per_ms=0.01)
     assert choose(Guard.fixed(SPACE.native, SPACE, PROFILE), 60.0, price_per_ms=0.01).knobs == SPACE.native
+
+
+def test_a_fixed_guard_is_ready_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = Guard.fixed(SPACE.native, SPACE, tiny_model.make_profile())
+    monkeypatch.setattr(LatencyProfile, "_smooth", lambda *_: pytest.fail("a table is made within the answer"))
+    assert choose(guard, 20.0).predicted is not None
 
 
 def test_fixed_runs_its_setting_whatever_the_budget() -> None:

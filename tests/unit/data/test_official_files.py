@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from tempovlm.cli import main as cli
+from tempovlm.cli.bench import BenchArgs
 from tempovlm.core.errors import UserError
 from tempovlm.data import sets, sources
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.dataset import SPLITS
-from tempovlm.data.registry import DATASETS, GENERATED
+from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets
 from tempovlm.data.sample import Sample
 from tempovlm.data.scoring import score
 from tempovlm.testbed import stand_ins
@@ -167,6 +168,17 @@ def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main(["data", "check", "okvqa", "--data_dir", str(tmp_path)]) == 0
     assert "val (official): complete" in capsys.readouterr().out
     assert cli.main(["data", "check", "nothing"]) == 2
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_data_set_has_a_command_that_asks_it(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["data", "check", dataset, "--data_dir", str(tmp_path)])
+    assert f"asked by tempovlm bench --dataset {dataset} --data_dir {tmp_path}" in capsys.readouterr().out
+    BenchArgs(dataset=(dataset,)).check()
+    if dataset not in SCORED_TOGETHER:
+        assert check_datasets([dataset], "dataset_names") == [dataset]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

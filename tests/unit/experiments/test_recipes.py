@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,33 @@ def parse(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("run", published(), ids=lambda run: run.outputs[0])
 def test_its_script_takes_its_flags(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     parse(run, monkeypatch)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("co*/*.py")), ids=lambda path: path.stem)
+def test_the_examples_of_its_help_can_be_run(path: Path) -> None:
+    """Each has flags that the script takes, reads files that are here, and writes to a folder of the reader's."""
+    name = str(path.relative_to(ROOT))
+    parser = command(name, ROOT).__globals__["flags"]()
+    examples = parser.format_help().partition("\nexamples:\n")[2].replace("\\\n", " ").strip().splitlines()
+    assert examples
+    for words in map(shlex.split, examples):
+        if words[:2] == ["tempovlm", "data"]:
+            continue
+        assert words[:2] == ["python", name]
+        parser.parse_args(words[2:])
+        read = [word for word in words if word.startswith(("results/", "checkpoints/"))]
+        assert not [word for word in read if not (ROOT / word).exists()]
+        assert [word for word in words if word.startswith("runs/")]
+
+
+def test_the_chain_of_the_cpu_is_written_down() -> None:
+    text = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    block = text.partition("## The commands of the CPU's results")[2].split("```")[1]
+    written = [" ".join(line.split()) for line in block.replace("\\\n", " ").splitlines()[1:]]
+    runs = published()
+    first, last = (next(i for i, run in enumerate(runs) if run.name == name) for name in ("exp6", "judge"))
+    assert written[:2] == ["tempovlm data make --output_dir runs/data", "export TEMPOVLM_DATA_DIR=$PWD/runs/data"]
+    assert written[2:] == [run.text for run in runs[first : last + 1]]
 
 
 def test_no_file_is_made_twice_and_no_command_stands_twice() -> None:
