@@ -3,8 +3,8 @@
 All experts run, in two wide products, and those that a token does not visit get the weight 0: sixteen experts of a
 few dozen values each are too small to gather. Top-k is an input, so that one graph serves every top-k.
 
-Shapes: `B` batch, `C` crops, `P` patches of a crop, `G` tokens of a crop, `T` tokens, `D` width, `H` heads, `W` head width,
-`E` experts, `F` expert width, `V` vocabulary.
+Shapes: `B` batch, `C` crops, `P` patches of a crop, `G` tokens of a crop, `T` tokens, `D` width, `H` heads, `W`
+head width, `E` experts, `F` expert width, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _attended(block: Block, x: Node, cos: Node, sin: Node) -> tuple[Node, Node, 
 
 
 def _visited(block: Block, x: Node, top_k: Node) -> Node:
-    """Return (B, T, D) after the experts; of equal scores the lower index wins, as in `tempovlm.model.moe.best`."""
+    """Return (B, T, D) after the experts; of equal scores the lower index wins, as in `moe.best`."""
     moe = block.moe
     E, F2, D = moe.gate_up.shape
     normed = _rms_norm(x, moe.norm)
@@ -115,31 +115,26 @@ def _visited(block: Block, x: Node, top_k: Node) -> Node:
     return op.add(x, _product(op.reshape(weighted, _constant([0, 0, -1]), True), down))
 
 
-def decoder_graph(decoder: Decoder, blocks: Sequence[int]) -> Model:
-    """Build the reading of prompts, padded on the right, by some blocks.
-
-    Args:
-        decoder: whose weights it has.
-        blocks: that run, in order.
+def block_graph(block: Block) -> Model:
+    """Build one block's reading of prompts, padded on the right.
 
     Returns:
-        Inputs: embeddings (B, T, D), cosines and sines (1, 1, T, W), the last token's place (B, 1), and top-k ().
-        Outputs: logits (B, 1, V) after the last tokens, and keys and values (B, H, T, W) of each block.
+        Inputs: states (B, T, D), cosines and sines (1, 1, T, W), and top-k (). Outputs: states (B, T, D), keys and
+        values (B, H, T, W).
     """
-    D, W = decoder.embedding.shape[1], decoder.rotary.head_width
-    x, last = _input((-1, -1, D), "x"), _input((-1, 1), "last", np.int64)
+    D = block.attention.out.out_features
+    W = D // block.attention.num_heads
+    x, top_k = _input((-1, -1, D), "x"), _input((), "top_k", np.int64)
     cos, sin = _input((1, 1, -1, W), "cos"), _input((1, 1, -1, W), "sin")
-    top_k = _input((), "top_k", np.int64)
-    inputs, outputs = [x, cos, sin, last, top_k], []
-    for index in blocks:
-        block = decoder.blocks[index]
-        assert isinstance(block, Block)
-        x, key, value = _attended(block, x, cos, sin)
-        x = _visited(block, x, top_k)
-        outputs += [key, value]
-    ends = op.gather(x, last, _constant(1), batch_dims=1)
-    logits = _linear(_rms_norm(ends, decoder.norm), decoder.head)
-    return Model([op.result(one) for one in (logits, *outputs)], inputs, "decoder")
+    y, key, value = _attended(block, x, cos, sin)
+    outputs = (_visited(block, y, top_k), key, value)
+    return Model([op.result(one) for one in outputs], [x, cos, sin, top_k], "block")
+
+
+def head_graph(decoder: Decoder) -> Model:
+    """Build the final norm and head: states (B, D) to logits (B, V)."""
+    x = _input((-1, decoder.embedding.shape[1]), "x")
+    return Model([op.result(_linear(_rms_norm(x, decoder.norm), decoder.head))], [x], "head")
 
 
 def vision_graph(vision: VisionTransformer) -> Model:

@@ -1,8 +1,8 @@
-"""Runs a model's stages on a CPU through OpenVINO: the vision transformer, the projector and the reading of prompts.
+"""Runs a model's stages on a CPU with OpenVINO: the vision transformer, the projector and the reading of prompts.
 
-A graph is compiled when it is first needed, and kept. The keys and values that a prompt leaves are float32 whatever
-the products are, so that decode steps go on from them in any way. OpenVINO's threads do not survive a fork, so a
-forked child computes with the torch modules.
+A graph is compiled when it is first needed, and kept; each block has its own, so that all depths share them.
+States between blocks, and the keys and values that a prompt leaves, are float32 whatever the products are.
+OpenVINO's threads do not survive a fork, so a forked child computes with the torch modules.
 """
 
 from __future__ import annotations
@@ -114,22 +114,22 @@ class CpuStages:
     ) -> Tensor:
         """Return logits (B, V) after the last real tokens of embeddings (B, T, D), as the model's `prefill`.
 
-        Keys and values go to the cache's first places. `tick` is called once, before.
+        Keys and values go to the cache's first places. `tick` is called before each block, and may raise.
         """
         from tempovlm.engine.cpu import graphs
 
-        if tick is not None:
-            tick()
         decoder, (B, T, _) = self._model.decoder, x.shape
-        blocks, (top_k, *_) = zip(*plan.steps, strict=True)
         cos, sin = (table[None, None, :T].numpy() for table in (decoder.rotary.cos, decoder.rotary.sin))
-        last = np.full((B, 1), T - 1) if lengths is None else lengths.numpy()[:, None] - 1
-        inputs = [x.numpy(), cos, sin, last, np.array(top_k)]
-        logits, *pairs = self._run(("decoder", blocks), partial(graphs.decoder_graph, decoder, blocks), inputs)
-        keys, values = cache.keys.numpy(), cache.values.numpy()
-        for i in range(len(blocks)):
-            keys[i, :, :, :T], values[i, :, :, :T] = pairs[2 * i], pairs[2 * i + 1]
-        return torch.from_numpy(logits[:, 0].copy())
+        keys, values, states = cache.keys.numpy(), cache.values.numpy(), x.numpy()
+        for i, (index, top_k) in enumerate(plan.steps):
+            if tick is not None:
+                tick()
+            make = partial(graphs.block_graph, decoder.blocks[index])
+            inputs = [states, cos, sin, np.array(top_k)]
+            states, keys[i, :, :, :T], values[i, :, :, :T] = self._run(("block", index), make, inputs)
+        last = states[:, -1] if lengths is None else states[np.arange(B), lengths.numpy() - 1]
+        (logits,) = self._run("head", partial(graphs.head_graph, decoder), [np.ascontiguousarray(last)], copy=True)
+        return torch.from_numpy(logits)
 
     def _run(
         self, key: Any, make: Callable[[], Any], inputs: list[np.ndarray], *, copy: bool = False
