@@ -87,11 +87,11 @@ def test_all_baselines_are_judged_and_every_file_is_written(
     report = judged(tmp_path)
     assert report["budgets_ms"] == pytest.approx([20.0, 30.0, 40.0])
     assert list(report["policies"]) == [*evaluate.BASELINE_DEFAULTS, "oracle"]
-    assert report["oracle"]["kind"] == "noise-corrected"
+    assert report["reference"]["name"] == "twin pick"
     assert report["data_source"] == "synthetic"
     assert report["stamp"]["weights"] == report["weights"] == weights_hash(tiny_folder)
     assert list(report["shuffled"]) == ["knn", "linucb"]
-    assert list(report["ablation"]) == ["table"]
+    assert set(report["ablation"]) == {report["subject"], "table"}
     assert report["latency"]["scored_by"].startswith("measured")
     assert set(report["provenance"]["stamps"]) == {"judged", "train", "twin"}
     questions = report["num_questions"]
@@ -104,7 +104,11 @@ def test_all_baselines_are_judged_and_every_file_is_written(
     assert part["measured_ms"].max() <= 40.0
     page = (tmp_path / "judge.html").read_text()
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
-    assert report["headline"].startswith("table ")
+    best = max(
+        set(report["policies"]) - {"oracle"}, key=lambda one: report["policies"][one]["against_mixture"]["value"]
+    )
+    assert report["subject"] == best
+    assert report["names"]["knn"] == "k nearest neighbours"
     assert {"frontier.svg", "gain.svg"} <= {path.name for path in tmp_path.iterdir()}
     assert list(report["by_dataset"]) == [DATASET]
     assert len(report["by_dataset"][DATASET]["policies"]["knn"]) == 3
@@ -146,6 +150,8 @@ def test_a_checkpoint_is_judged_and_is_what_the_headline_is_about(
         str(path),
         "--data_dir",
         str(bed),
+        "--subject",
+        str(path),
         "--shuffles",
         "1",
         "--json",
@@ -164,8 +170,11 @@ def test_a_checkpoint_is_judged_and_is_what_the_headline_is_about(
     assert report["policies"]["table"]["control_ms"] == pytest.approx(0)
     assert list(report["ablation"]) == [str(path), "table"]
     assert list(report["shuffled"]) == [str(path)]
-    assert report["oracle"]["kind"] == "plain"
-    assert "kept/best.pt" in printed.err
+    assert report["reference"]["name"] == "hindsight oracle"
+    name = {"supervised": "supervised", "two_stage": "two-stage", "llm_based": "LLM-based"}[kind]
+    assert report["names"] == {"table": "table", str(path): name}
+    assert name in printed.err
+    assert "best.pt" not in printed.err
 
 
 def test_a_controllers_own_time_is_part_of_its_latency(
@@ -204,6 +213,7 @@ def test_a_table_needs_no_data(tiny_folder: Path, results: dict[str, Path], tmp_
         (["--policies", "table", "--output_dir", "/proc"], "--output_dir /proc: cannot be written to"),
         (["--policies", "table", "--time_price", "-1"], "--time_price -1"),
         (["--policies", "table", "--ablate", "knn"], "--ablate knn"),
+        (["--policies", "table", "--subject", "knn"], "--subject knn: is not among --policies"),
         (["--policies", "table", "--dataset_names", "imagenet"], "imagenet: unknown data set"),
         (["--policies", "table", "--latency_estimator_path", "absent.pt"], "absent.pt: no such file"),
         (["--policies", "table", "--results_dir", "absent"], "absent: no such results directory"),
