@@ -18,6 +18,7 @@ from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import check_price_per_ms
+from tempovlm.lab.paper.export import Format, check_formats
 
 if TYPE_CHECKING:
     import rich.table
@@ -41,6 +42,8 @@ _EXAMPLES = (
     "tempovlm evaluate --results_dir results/core_val --train_results_dir results/core_train",
     "tempovlm evaluate --results_dir results/core_val --train_results_dir results/core_train \\\n"
     "      --policies checkpoints/controller/grpo/best_controller.pt table knn --budgets 60 100 150 200 300",
+    "tempovlm evaluate --results_dir results/core_val --train_results_dir results/core_train \\\n"
+    "      --export csv latex pdf",
     "tempovlm evaluate --results_dir results/core_val --twin_results_dir results/core_twin \\\n"
     "      --latency_estimator_path checkpoints/latency_estimator/best_latency_estimator.pt",
 )
@@ -92,6 +95,8 @@ class EvaluateArgs:
         draws: Number of bootstrap resamples.
         seed: Seed of resampling, the random policy and the bandit.
         output_dir: Folder for the report.
+        export: Files for papers, beside the report: csv (tidy tables), latex (tabulars of the package booktabs),
+            pdf (the figures at a column's width). One or several.
         json: Print one line with the report object on stdout; everything else goes to stderr.
     """
 
@@ -116,6 +121,7 @@ class EvaluateArgs:
     draws: int = 2000
     seed: int = 0
     output_dir: Path = Path("results/evaluate")
+    export: Annotated[tuple[Format, ...], tyro.conf.arg(metavar="{csv,latex,pdf} ...")] = ()
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def check(self) -> None:
@@ -132,6 +138,7 @@ class EvaluateArgs:
         if not 0 <= self.time_price < math.inf:
             raise UserError(f"--time_price {self.time_price}: must be zero or a positive number")
         check_price_per_ms(self.price_per_ms)
+        check_formats(self.export)
         if not 0 < self.level < 1:
             raise UserError(f"--level {self.level}: must lie between 0 and 1")
         if self.control_ms is not None and not 0 <= self.control_ms < math.inf:
@@ -345,7 +352,9 @@ def main(argv: list[str]) -> None:
         UserError: invalid input.
     """
     from tempovlm.core.files import writing_to
+    from tempovlm.lab.judge import paper
     from tempovlm.lab.judge import report as judge_report
+    from tempovlm.lab.paper import export
 
     args = console.parse(EvaluateArgs, argv, "evaluate", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -354,6 +363,7 @@ def main(argv: list[str]) -> None:
         inputs = Inputs(args)
         trial, report, outcomes = run(inputs)
         paths = judge_report.write(args.output_dir, report, trial, outcomes)
+        paths += export.write(args.output_dir, paper.export(report), args.export)
         if args.save_policies is not None:
             paths += inputs.known.save(args.save_policies, args.policies, inputs.weights)
     out = notes if args.json else console.stdout()

@@ -57,6 +57,9 @@ def words(folder: Path, results: dict[str, Path], out: Path, *more: str) -> list
     return [*base, "--model", str(folder), "--output_dir", str(out), "--draws", "50", *more]
 
 
+EXPORT = ("--export", "csv", "latex", "pdf")
+
+
 def judged(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "judge.json").read_text())
     return found
@@ -82,7 +85,7 @@ def test_all_baselines_are_judged_and_every_file_is_written(
 ) -> None:
     twin = ["--twin_results_dir", str(results["twin"]), "--data_dir", str(bed), "--budgets", "40", "20", "30"]
     evaluate.main(
-        words(tiny_folder, results, tmp_path, *twin, "--policies", *evaluate.BASELINE_DEFAULTS, "oracle")
+        words(tiny_folder, results, tmp_path, *twin, "--policies", *evaluate.BASELINE_DEFAULTS, "oracle", *EXPORT)
     )
     report = judged(tmp_path)
     assert report["budgets_ms"] == pytest.approx([20.0, 30.0, 40.0])
@@ -114,7 +117,22 @@ def test_all_baselines_are_judged_and_every_file_is_written(
     assert len(report["by_dataset"][DATASET]["policies"]["knn"]) == 3
     gains = [row["against_mixture"] for row in report["policies"]["knn"]["by_budget"]]
     assert all(0 < gain["p_value"] <= gain["holm_p_value"] <= 1 for gain in gains)
-    printed = capsys.readouterr().out
+    exported = pd.read_csv(tmp_path / "judge_by_budget.csv")
+    whole = exported[(exported["policy"] == "k nearest neighbours") & (exported["dataset"] == "all")]
+    assert whole["gain"].tolist() == pytest.approx([gain["value"] for gain in gains], abs=1e-6)
+    assert whole["gain_low"].tolist() == pytest.approx([gain["interval"][0] for gain in gains], abs=1e-6)
+    assert len(exported) == 3 * (2 * len(report["policies"]) + 1)
+    overall = pd.read_csv(tmp_path / "judge_overall.csv")
+    assert len(overall) == len(report["policies"]) + 2
+    for name in ("judge_by_budget", "judge_overall"):
+        rows = (tmp_path / f"{name}.tex").read_text().partition("\\midrule\n")[2].partition("\n\\bottomrule")[0]
+        assert "k nearest neighbours" in rows
+        assert len({line.replace("\\\\{", "").count("&") for line in rows.splitlines()}) == 1
+    for name in ("frontier", "gain"):
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    captured = capsys.readouterr()
+    assert "judge_overall.tex" in "".join(captured.err.split())
+    printed = captured.out
     assert "best static mixture" in printed
     assert "above at, ms" in printed
 

@@ -118,7 +118,7 @@ def _draw_policy(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], color
     times_ms = [row["mean_latency_ms"] for row in rows]
     values = [100 * row["accuracy"]["value"] for row in rows]
     width, size = (2.5, 9) if is_subject else (0.9, 4) if color == _OTHERS else (1.4, 6)
-    look = {"color": color, "ms": size * zoom(), "mew": 0}
+    look: dict[str, Any] = {"color": color, "ms": size * zoom(), "mew": 0}
     axes.plot(times_ms, values, lw=width * zoom(), marker="o", label=name, **look)
     for time_ms, value, row in zip(times_ms, values, rows, strict=True):
         (dot,) = axes.plot(time_ms, value, "o", **look)
@@ -159,7 +159,8 @@ def _mark_budgets(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def _scale(axes: Axes, shares: Sequence[float]) -> None:
     """Sets a logarithmic axis of milliseconds and one of percent that shows these shares too."""
     axes.set_xscale("log")
-    axes.set_xlim(axes.get_xlim())
+    low_ms, high_ms = axes.get_xlim()
+    axes.set_xlim(0.9 * low_ms, high_ms)
     mark_log(axes.xaxis)
     axes.yaxis.set_major_formatter("{x:g} %")
     low, high = axes.get_ylim()
