@@ -101,8 +101,8 @@ def _overall_tabular(report: Mapping[str, Any]) -> Tabular:
         rows.append([text(name), *cells])
     return Tabular(
         caption=(
-            "Gain in points over the best mixture of fixed settings at the same mean latency, mean over "
-            f"{', '.join(f'{budget_ms:g}' for budget_ms in report['budgets_ms'])} ms budgets; area under the frontier "
+            "Gain in points over the best mixture of fixed settings at the same mean latency, mean of the budgets "
+            f"{', '.join(f'{budget_ms:g}' for budget_ms in report['budgets_ms'])} ms; area under the frontier "
             f"of accuracy over log latency; gain as a share of the {report['reference']['name']}'s, in percent. "
             f"{_about(report)}"
         ),

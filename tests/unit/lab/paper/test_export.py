@@ -71,7 +71,8 @@ def test_an_unknown_format_is_named_with_the_known_ones(
     with pytest.raises(SystemExit) as raised:
         command.main(["--results_dir", "x", "--export", "docx"] if command is evaluate else ["--export", "docx"])
     assert raised.value.code == 2
-    assert all(word in capsys.readouterr().err for word in ("docx", "--export", "csv", "latex", "pdf"))
+    told = capsys.readouterr().err
+    assert all(word in told for word in ("docx", "--export", "csv", "latex", "pdf"))
 
 
 def test_pdf_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
