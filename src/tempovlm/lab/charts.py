@@ -23,6 +23,7 @@ from tempovlm.lab.statistics import marginals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _WIDTH = 860
 _LETTER_PX = 6.6
@@ -65,6 +66,26 @@ def score_of(result: Mapping[str, Any]) -> Score:
     return CIDER if any(map(CIDER.has, rows)) and not any(map(ACCURACY.has, rows)) else ACCURACY
 
 
+@style(paper=True)
+def trade_off_narrow(result: Mapping[str, Any]) -> str:
+    """Draws the plot of `trade_off_pdf` for a narrow page that defines the theme."""
+    return to_svg(*_narrow(result), theme=False)
+
+
+@style(paper=True)
+def trade_off_pdf(result: Mapping[str, Any]) -> bytes:
+    """Draws accuracy or CIDEr against measured latency for a column of a paper, without the settings chosen."""
+    return to_pdf(*_narrow(result))
+
+
+def _narrow(result: Mapping[str, Any]) -> tuple[Figure, str]:
+    """The figure of a column's width, drawn within the style for papers, and its title."""
+    score = score_of(result)
+    figure = new_figure(COLUMN_PX, 200 + 10 * len(result["budgets"]))
+    _draw_scores(figure.add_subplot(), result, score)
+    return figure, f"{score.title} against measured latency at each budget"
+
+
 @style()
 def trade_off(result: Mapping[str, Any], *, theme: bool = True) -> str:
     """Draws accuracy or CIDEr against measured latency and, below it, the settings chosen at each budget.
@@ -87,15 +108,6 @@ def trade_off(result: Mapping[str, Any], *, theme: bool = True) -> str:
         f"{score.title} against measured latency at each budget, and the settings chosen",
         theme=theme,
     )
-
-
-@style(paper=True)
-def trade_off_pdf(result: Mapping[str, Any]) -> bytes:
-    """Draws accuracy or CIDEr against measured latency for a column of a paper, without the settings chosen."""
-    score = score_of(result)
-    figure = new_figure(COLUMN_PX, 214)
-    _draw_scores(figure.add_subplot(), result, score)
-    return to_pdf(figure, f"{score.title} against measured latency at each budget")
 
 
 @style()
@@ -138,7 +150,9 @@ def _draw_scores(axes: Axes, result: Mapping[str, Any], score: Score) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelspacing=0.8)
         _explain(axes, score, ncols=4)
     else:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1, handletextpad=0.2)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.legend(loc="outside upper center", ncols=2, columnspacing=1, handletextpad=0.2)
         _explain(axes, score, ncols=2)
 
 

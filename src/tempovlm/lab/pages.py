@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from tempovlm.lab.drawing import theme_css
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from tempovlm.lab.bench.showcase import Example
 
 ALPHA = 0.05
 """Largest corrected p-value at which a difference holds."""
@@ -47,6 +50,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(theme_css=theme_css, alpha=ALPHA)
     environment.filters.update(
+        command=command,
         data_uri=data_uri,
         flatten=flatten,
         g=lambda value: f"{value:g}",
@@ -92,6 +96,13 @@ def flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None and value != "":
             flat[full] = str(value)
     return flat
+
+
+def command(example: Example, budget_ms: float) -> str:
+    """The command that asks an example's question within a budget, for a shell."""
+    sample = example.sample
+    words = ["tempovlm", "answer", str(sample.image_path), sample.question, "--budget_ms", f"{budget_ms:g}"]
+    return shlex.join([*words, "--style", sample.style])
 
 
 def data_uri(path: Path) -> str:

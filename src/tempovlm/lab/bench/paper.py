@@ -93,8 +93,8 @@ def _tabular(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Ta
         caption=(
             f"{result['model']} on {result['device']}, {result['num_samples']} questions at each budget "
             f"({', '.join(result['dataset'])}, {result['data_source']} data). Accuracy, gain over the fixed "
-            "setting and share on time in percent, latency in milliseconds. Intervals: 95 %, from resampled pictures; "
-            "of the share on time Wilson's."
+            "setting and share on time in percent, latency in milliseconds; 95 % intervals, "
+            "from resampled pictures and, of the share on time, Wilson's."
         ),
         head=(
             "budget",

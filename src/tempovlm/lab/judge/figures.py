@@ -63,6 +63,12 @@ def frontier(report: Mapping[str, Any], *, theme: bool = True) -> str:
 
 
 @style(paper=True)
+def frontier_narrow(report: Mapping[str, Any]) -> str:
+    """Draws the same for a narrow page that defines the theme."""
+    return to_svg(_frontier(report), FRONTIER, theme=False)
+
+
+@style(paper=True)
 def frontier_pdf(report: Mapping[str, Any]) -> bytes:
     """Draws the same for a column of a paper."""
     return to_pdf(_frontier(report), FRONTIER)
@@ -184,6 +190,12 @@ def gaps(report: Mapping[str, Any], *, theme: bool = True) -> str:
         theme: False inside a page that defines the theme.
     """
     return to_svg(_gaps(report), GAIN, theme=theme)
+
+
+@style(paper=True)
+def gaps_narrow(report: Mapping[str, Any]) -> str:
+    """Draws the same for a narrow page that defines the theme."""
+    return to_svg(_gaps(report), GAIN, theme=False)
 
 
 @style(paper=True)

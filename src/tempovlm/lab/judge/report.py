@@ -110,6 +110,8 @@ def render(report: Mapping[str, Any]) -> str:
         headline=headline(report),
         frontier=judge_figures.frontier(report, theme=False),
         gaps=judge_figures.gaps(report, theme=False),
+        frontier_narrow=judge_figures.frontier_narrow(report),
+        gaps_narrow=judge_figures.gaps_narrow(report),
         knobs=charts.knobs({"budgets": subject, "knob_space": report["knob_space"]}),
         above_ms=above_ms,
         below_ms=below_ms,
