@@ -37,6 +37,9 @@ _BLIND = ("fixed", "best_static", "only_tier", "only_top_k", "only_num_blocks", 
 _CLOSE = 0.06
 """Share of both axes within which budgets share a label."""
 
+_LEFT = 0.05
+"""Share of the axis that is added on the left."""
+
 FRONTIER = "Accuracy against mean latency"
 GAIN = "Gain over the best static mixture at the same mean latency, points, mean over the budgets"
 
@@ -166,7 +169,8 @@ def _scale(axes: Axes, shares: Sequence[float]) -> None:
     """Sets a logarithmic axis of milliseconds and one of percent that shows these shares too."""
     axes.set_xscale("log")
     low_ms, high_ms = axes.get_xlim()
-    axes.set_xlim(0.9 * low_ms, high_ms)
+    # Room for the labels left of the subject's dots.
+    axes.set_xlim(low_ms * (low_ms / high_ms) ** _LEFT, high_ms)
     mark_log(axes.xaxis)
     axes.yaxis.set_major_formatter("{x:g} %")
     low, high = axes.get_ylim()
