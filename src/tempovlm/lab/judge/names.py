@@ -75,7 +75,7 @@ def _name(policy: str, origin: Origin | None) -> str:
 
 
 def _places(paths: Sequence[str]) -> list[str]:
-    """What distinguishes some paths: their parts without those that all share, cut at the start where too long."""
+    """Shorten paths to the parts that not all share, cut at the start where too long."""
     split = [Path(path).parts for path in paths]
     if len(split) > 1:
         shared = set.intersection(*map(set, split))

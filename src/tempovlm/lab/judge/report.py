@@ -45,7 +45,7 @@ def headline(report: Mapping[str, Any]) -> str:
     text += f" and below it at {worse} ({held_below})" if worse else ""
     reference = report["reference"]["name"]
     if closed is None:
-        return f"{text}; the {reference} gains nothing there to compare with."
+        return f"{text}; at that latency the {reference} itself gains nothing."
     return f"{text}; that is {100 * closed['value']:.0f} % of what the {reference} gains at that latency."
 
 
@@ -121,7 +121,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def sources(report: Mapping[str, Any]) -> dict[str, str]:
-    """Where the figures come from, in words, for the page; leaves out the unknown."""
+    """Say in words where the figures come from; leave out the unknown."""
     about = report["provenance"]
     parts = {"judged": "judged answers", "train": "training answers", "twin": "answers on twin pictures"}
     stamps, estimator = about.get("stamps", {}), about.get("latency_estimator")

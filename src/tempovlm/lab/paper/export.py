@@ -37,7 +37,7 @@ class Tabular:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What a command offers to papers, each by the name of its file without the ending.
+    """The tables and figures of a command, each by the name of its file without the ending.
 
     Attributes:
         tables: tidy rows, each with the same fields; shares are of 1, an absent value is None.
