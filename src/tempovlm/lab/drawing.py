@@ -44,8 +44,8 @@ RAMP = ("#d3e6f5", "#9ecae8", "#5ba3d6", "#2676b8", "#0b4a86")
 
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",Arial,sans-serif'
 
-COLUMN_PX = 240.0
-"""Width of a paper's column, 3.33 inches."""
+COLUMN_PX = 236.0
+"""Width of a paper's column, 3.28 inches: that of CVPR, and a little less than that of IEEE and ACM."""
 
 _PAGE_FONT = 12.0
 _PAPER = {

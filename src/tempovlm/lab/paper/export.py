@@ -100,8 +100,10 @@ def to_latex(name: str, tabular: Tabular) -> str:
         "% Needs \\usepackage{booktabs}. Read it with \\input inside a table, with\n"
         f"% \\caption{{{text(tabular.caption)}}}\n"
         f"% \\label{{tab:{label}}}\n"
+        "\\begingroup\\footnotesize\\setlength{\\tabcolsep}{4pt}\n"
         f"\\begin{{tabular}}{{l{'r' * (len(tabular.head) - 1)}}}\n"
         f"\\toprule\n{head} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+        "\\endgroup\n"
     )
 
 
@@ -139,5 +141,8 @@ def number(
     if ends is None:
         return shown(value)
     low, high = map(shown, ends)
-    small = f"{{\\scriptsize [{low}, {high}]}}"
-    return f"\\shortstack[r]{{{shown(value)}\\\\{small}}}" if stacked else f"{shown(value)} {small}"
+    small = f"{{\\tiny [{low}, {high}]}}"
+    if not stacked:
+        return f"{shown(value)} {small}"
+    # Of \shortstack the last line would stand beside the row's name, here it is the first.
+    return f"\\begin{{tabular}}[t]{{@{{}}r@{{}}}}{shown(value)}\\\\[-2pt]{small}\\end{{tabular}}"

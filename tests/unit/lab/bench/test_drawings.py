@@ -234,7 +234,7 @@ def test_on_a_phone_every_cell_of_the_bench_has_its_name(
 
 def test_a_figure_for_papers_is_as_wide_as_a_column(result: dict[str, Any]) -> None:
     page = charts.trade_off_pdf(result)
-    assert re.search(rb"/MediaBox \[ 0 0 240 \d+", page)
+    assert re.search(rb"/MediaBox \[ 0 0 236 \d+", page)
     assert charts.trade_off_pdf({**result, "fixed": None}).startswith(b"%PDF")
 
 

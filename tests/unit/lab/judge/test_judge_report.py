@@ -238,7 +238,7 @@ def test_figures_for_papers_are_as_wide_as_a_column(made: Any) -> None:
         assert page.startswith(b"%PDF")
         width = re.search(rb"/MediaBox \[ 0 0 (\d+)", page)
         assert width is not None
-        assert int(width[1]) == 240
+        assert int(width[1]) == 236
         assert page == draw(made[1])
 
 

@@ -43,7 +43,7 @@ def test_a_tabular_has_rules_caption_and_label_and_escapes() -> None:
     assert "% \\caption{50 \\% \\& more\\_}" in found
     assert "% \\label{tab:by-budget}" in found
     assert r"policy & a\_b \\" in found
-    assert r"x\_1 & $50.0$ {\scriptsize [$40.0$, $60.0$]} \\" in found
+    assert r"x\_1 & $50.0$ {\tiny [$40.0$, $60.0$]} \\" in found
     for rule in ("toprule", "midrule", "bottomrule"):
         assert found.count(f"\\{rule}") == 1
     lines = [line for line in found.splitlines() if not line.startswith("%")]
@@ -55,9 +55,9 @@ def test_a_tabular_has_rules_caption_and_label_and_escapes() -> None:
 def test_numbers_are_signed_scaled_and_dashed() -> None:
     assert number(None) == "--"
     assert number(-0.0001, sign=True) == "$0.0$"
-    assert number(0.052, (0.041, -0.003), sign=True) == r"$+5.2$ {\scriptsize [$+4.1$, $-0.3$]}"
+    assert number(0.052, (0.041, -0.003), sign=True) == r"$+5.2$ {\tiny [$+4.1$, $-0.3$]}"
     assert number(61.6, scale=1, digits=0) == "$62$"
-    assert number(0.5, (0.4, 0.6), stacked=True).startswith(r"\shortstack[r]{$50.0$\\")
+    assert number(0.5, (0.4, 0.6), stacked=True).startswith(r"\begin{tabular}[t]{@{}r@{}}$50.0$\\")
 
 
 def test_text_is_escaped() -> None:
