@@ -425,6 +425,7 @@ def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
     from tempovlm.lab.judge.trial import clusters
 
     args, space, tables = inputs.args, inputs.space, inputs.tables
+    checkpoints = [name for name in args.policies if is_path(name) and Path(name).is_file()]
     stamps = {name: dict(table.stamps) for name, table in tables.items()}
     latency = {"decided_by": trial.table.upper_source, "scored_by": trial.table.latency_source}
     sources = {stamp["data_source"] for files in stamps.values() for stamp in _known(files)}
@@ -432,7 +433,7 @@ def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
         "schema": SCHEMA,
         "stamp": dict(inputs.estimator.stamp if inputs.estimator else inputs.judged.stamp),
         "weights": inputs.weights,
-        "names": names(args.policies, {name: origin(Path(name)) for name in args.policies if is_path(name)}),
+        "names": names(args.policies, {name: origin(Path(name)) for name in checkpoints}),
         "data_source": ", ".join(sorted(str(source) for source in sources)) or "unknown",
         "datasets": sorted(set(trial.table.dataset.tolist())),
         "num_questions": len(trial.table),

@@ -42,10 +42,10 @@ _LONGEST = 40
 def names(policies: Sequence[str], origins: Mapping[str, Origin]) -> dict[str, str]:
     """Name policies as people do, each differently.
 
-    Where checkpoints have the same name, the seed distinguishes them, else the folders or files that differ.
+    Where several have the same name, the seed distinguishes them, else the folders or files that differ.
 
     Args:
-        policies: what `--policies` gives: baselines, `table:NAME`, paths of checkpoints.
+        policies: the words of `--policies`: baselines, `table:NAME`, paths of checkpoints, `module:Class`.
         origins: what each checkpoint says of itself, by path.
 
     Returns:
@@ -53,10 +53,10 @@ def names(policies: Sequence[str], origins: Mapping[str, Origin]) -> dict[str, s
     """
     found = {policy: _name(policy, origins.get(policy)) for policy in policies}
     for name, count in Counter(found.values()).items():
-        same = [policy for policy in policies if found[policy] == name and policy in origins]
+        same = [policy for policy in policies if found[policy] == name and policy not in _BASELINES]
         if count < 2:
             continue
-        seeds = [origins[policy].options.get("seed") for policy in same]
+        seeds = [origins[policy].options.get("seed") if policy in origins else None for policy in same]
         is_told = len(same) == count and None not in seeds and len(set(seeds)) == count
         marks = [f"seed {seed}" for seed in seeds] if is_told else _places(same)
         found |= {policy: f"{name} ({mark})" for policy, mark in zip(same, marks, strict=True)}

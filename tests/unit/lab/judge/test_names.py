@@ -54,6 +54,11 @@ def test_a_checkpoint_beside_the_baseline_of_the_same_name() -> None:
     assert found == {"knn": "k nearest neighbours", path: "k nearest neighbours (saved/knn.pt)"}
 
 
+def test_own_classes_of_one_name_are_told_apart_by_their_files() -> None:
+    found = names(["a.py:FewBlocks", "b.py:FewBlocks", "table"], {})
+    assert list(found.values()) == ["FewBlocks (a.py:FewBlocks)", "FewBlocks (b.py:FewBlocks)", "table"]
+
+
 def test_what_distinguishes_two_long_paths_is_cut_at_its_start() -> None:
     paths = [f"{'x' * 60}/{i}/{'y' * 50}{i}/best.pt" for i in range(2)]
     found = list(names(paths, {path: of("supervised") for path in paths}).values())
