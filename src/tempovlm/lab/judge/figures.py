@@ -79,7 +79,7 @@ def frontier_pdf(report: Mapping[str, Any]) -> bytes:
 
 def _frontier(report: Mapping[str, Any]) -> Figure:
     is_page = zoom() >= 1
-    figure = new_figure(_WIDTH, 444) if is_page else new_figure(COLUMN_PX, 228)
+    figure = new_figure(_WIDTH, 444) if is_page else new_figure(COLUMN_PX, 240)
     axes = figure.add_subplot()
     colors, static, subject = _colors(report), report["static"], report["subject"]
     for name in sorted(report["policies"], key=lambda name: (colors[name] != _OTHERS, name == subject)):
@@ -117,7 +117,7 @@ def _draw_legend(axes: Axes, report: Mapping[str, Any], colors: Mapping[str, str
     else:
         figure = axes.get_figure(root=True)
         assert figure is not None
-        key = figure.legend(marks, shown, loc="outside lower center", ncols=3, handlelength=1.6, columnspacing=1)
+        key = figure.legend(marks, shown, loc="outside lower center", ncols=2, handlelength=1.6, columnspacing=1)
     key.get_texts()[0].set_fontweight("bold")
 
 
