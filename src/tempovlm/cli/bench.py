@@ -23,6 +23,7 @@ from tempovlm.data.metrics.rules import Rule
 from tempovlm.data.own import describe
 from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, find_own
 from tempovlm.data.scoring import check_scorable
+from tempovlm.lab.paper.export import Format, check_formats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,7 @@ _EXAMPLES = (
     "tempovlm bench --dataset text_vqa --budgets 100 200 --num_samples 50 --json",
     "tempovlm bench my.csv --budgets 100 200",
     "tempovlm bench --budgets 150 --fresh_processes 10",
+    "tempovlm bench --budgets 60 100 150 --export csv latex pdf",
 )
 
 
@@ -75,6 +77,8 @@ class BenchArgs:
         max_new_tokens: Maximum number of generated tokens.
         seed: Seed for the questions and the order of the budgets.
         output_dir: Folder for the results.
+        export: Files for papers, beside the results: csv (a tidy table), latex (a tabular of the package
+            booktabs), pdf (the figure at a column's width). One or several.
         json: Print one line with the result object on stdout; everything else goes to stderr.
     """
 
@@ -94,6 +98,7 @@ class BenchArgs:
     max_new_tokens: int = 16
     seed: int = 0
     output_dir: Path = Path("bench_out")
+    export: Annotated[tuple[Format, ...], tyro.conf.arg(metavar="{csv,latex,pdf} ...")] = ()
     json: console.Json = False
 
     @property
@@ -113,6 +118,7 @@ class BenchArgs:
             if value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
         check_price_per_ms(self.price_per_ms)
+        check_formats(self.export)
         if not self.dataset:
             raise UserError(f"--dataset: give at least one of {', '.join(DATASETS)}")
         if self.data and self.dataset != GENERATED:
@@ -161,7 +167,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
 
     result, records = run(args, notes)
     try:
-        written = save(folder, result, records) if result["complete"] else []
+        written = save(folder, result, records, args.export) if result["complete"] else []
     finally:
         # Write first and always show: neither a full disk nor a closed stdout loses the measurements.
         out = notes if args.json else console.stdout()
@@ -310,14 +316,18 @@ def _result(
     }
 
 
-def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> list[Path]:
-    """Write the result, its records and, if matplotlib is installed, the plot; return their paths."""
+def save(
+    folder: Path, result: dict[str, Any], records: Sequence[Record], formats: Sequence[Format] = ()
+) -> list[Path]:
+    """Write result, records, plot (if matplotlib is installed) and files for papers; return the paths."""
     import json
 
     from tempovlm.core.paths import write_whole
     from tempovlm.lab import charts
+    from tempovlm.lab.bench import paper
     from tempovlm.lab.bench.summary import rounded
     from tempovlm.lab.drawing import can_draw
+    from tempovlm.lab.paper import export
 
     lines = (json.dumps(rounded(record.to_json()), ensure_ascii=False) + "\n" for record in records)
     texts = {
@@ -328,7 +338,8 @@ def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> lis
         texts["trade_off.svg"] = charts.trade_off(result)
     for name, text in texts.items():
         write_whole(folder / name, text)
-    return [folder / name for name in texts]
+    written = [folder / name for name in texts]
+    return written + (export.write(folder, paper.export(result, records), formats) if formats else [])
 
 
 def table(result: dict[str, Any]) -> Table:

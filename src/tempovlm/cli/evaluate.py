@@ -18,6 +18,7 @@ from tempovlm.cli import console
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import check_price_per_ms
+from tempovlm.lab.paper.export import Format, check_formats
 
 if TYPE_CHECKING:
     import rich.table
@@ -34,9 +35,9 @@ Judge policies on results of the core experiment: what each would have chosen, a
 
 Compares accuracy at the mean latency that a policy really took with the best random mixture of static settings,
 also with p-values corrected over the budgets, by data set and with settings that keep the budget alone, and with
-an oracle that is corrected for luck by twin pictures. Writes judge.json, judge.parquet, judge.html,
-frontier.svg and gain.svg to the output directory. The headline is about the first checkpoint, else about the first
-policy. The examples run on the results of the repository, whose pictures `tempovlm data make` draws."""
+a rule that picks by twin pictures. Writes judge.json, judge.parquet, judge.html, frontier.svg and gain.svg to the
+output directory. The headline is about the policy that gains most, or about --subject. The examples run on the
+results of the repository, whose pictures `tempovlm data make` draws."""
 
 _SHIPPED = """\
 tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir results/core_exp_pocket_train \\
@@ -44,7 +45,7 @@ tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir 
       """
 
 _EXAMPLES = (
-    f"{_SHIPPED}--policies table best_static random --output_dir runs/judged",
+    f"{_SHIPPED}--policies table best_static random --output_dir runs/judged --export csv latex pdf",
     "tempovlm data make --output_dir runs/data",
     f"{_SHIPPED}--policies checkpoints/controller/grpo/best_controller.pt table knn --time_price 0.3 \\\n"
     "      --budgets 60 100 150 200 300 --data_dir runs/data --output_dir runs/judged",
@@ -69,10 +70,11 @@ class EvaluateArgs:
     Attributes:
         results_dir: Results directories of the judged questions (split val).
         train_results_dir: Results directories of the training questions. Default: split train of --results_dir.
-        twin_results_dir: Results on the twin pictures of the judged questions, for the noise-corrected oracle.
+        twin_results_dir: Results on the twin pictures of the judged questions, for the twin pick.
         policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
             linucb, oracle), table:NAME (as tempovlm tune measured on your questions NAME) and paths of controller
             checkpoints.
+        subject: Policy that the headline is about, one of --policies. Default: the one that gains most.
         budgets: Budgets in milliseconds. Default: six, evenly in log from the cheapest to the most expensive
             setting.
         dataset_names: Data sets, or files of your own questions, to judge on. Default: all in the results.
@@ -96,6 +98,8 @@ class EvaluateArgs:
         draws: Number of bootstrap resamples.
         seed: Seed of resampling, the random policy and the bandit.
         output_dir: Folder for the report.
+        export: Files for papers, beside the report: csv (tidy tables), latex (tabulars of the package booktabs),
+            pdf (the figures at a column's width). One or several.
         json: Print one line with the report object on stdout; everything else goes to stderr.
     """
 
@@ -103,6 +107,7 @@ class EvaluateArgs:
     train_results_dir: tuple[Path, ...] = ()
     twin_results_dir: tuple[Path, ...] = ()
     policies: Annotated[tuple[str, ...], tyro.conf.arg(metavar="POLICY [POLICY ...]")] = BASELINE_DEFAULTS
+    subject: Annotated[str | None, tyro.conf.arg(metavar="POLICY")] = None
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ()
     dataset_names: tuple[str, ...] = ()
     latency_estimator_path: Path | None = None
@@ -119,6 +124,7 @@ class EvaluateArgs:
     draws: int = 2000
     seed: int = 0
     output_dir: Path = Path("results/evaluate")
+    export: Annotated[tuple[Format, ...], tyro.conf.arg(metavar="{csv,latex,pdf} ...")] = ()
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def check(self) -> None:
@@ -135,18 +141,16 @@ class EvaluateArgs:
         if not 0 <= self.time_price < math.inf:
             raise UserError(f"--time_price {self.time_price}: must be zero or a positive number")
         check_price_per_ms(self.price_per_ms)
+        check_formats(self.export)
         if not 0 < self.level < 1:
             raise UserError(f"--level {self.level}: must lie between 0 and 1")
         if self.control_ms is not None and not 0 <= self.control_ms < math.inf:
             raise UserError(f"--control_ms {self.control_ms}: must be zero or a positive number of milliseconds")
+        if self.subject is not None and self.subject not in self.policies:
+            raise UserError(f"--subject {self.subject}: is not among --policies")
         for name in self.ablate or ():
             if name not in self.policies:
                 raise UserError(f"--ablate {name}: is not among --policies")
-
-    @property
-    def subject(self) -> str:
-        """Name of the policy in the headline."""
-        return next((name for name in self.policies if is_path(name)), self.policies[0])
 
 
 def is_path(name: str) -> bool:
@@ -293,14 +297,14 @@ class Inputs:
     def known(self) -> Known:
         """Return the material of the baselines."""
         from tempovlm.lab.judge.inputs import Known
-        from tempovlm.lab.judge.offline import oracle_rule
+        from tempovlm.lab.judge.offline import pick_rule
 
         args = self.args
         return Known(
             train=self.train,
             level=args.level,
             content=lambda: self.content,
-            oracle=oracle_rule(self.judged),
+            oracle=pick_rule(self.judged),
             seed=args.seed,
             time_price=args.time_price,
             price_per_ms=args.price_per_ms,
@@ -351,7 +355,9 @@ def main(argv: list[str]) -> None:
         UserError: invalid input.
     """
     from tempovlm.core.files import writing_to
+    from tempovlm.lab.judge import paper
     from tempovlm.lab.judge import report as judge_report
+    from tempovlm.lab.paper import export
 
     args = console.parse(EvaluateArgs, argv, "evaluate", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -360,6 +366,7 @@ def main(argv: list[str]) -> None:
         inputs = Inputs(args)
         trial, report, outcomes = run(inputs)
         paths = judge_report.write(args.output_dir, report, trial, outcomes)
+        paths += export.write(args.output_dir, paper.export(report), args.export)
         if args.save_policies is not None:
             paths += inputs.known.save(args.save_policies, args.policies, inputs.weights)
     out = notes if args.json else console.stdout()
@@ -382,7 +389,8 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
     from tempovlm.core.progress import progress_bar
     from tempovlm.lab.judge.inputs import LOOKING, static_mixture
     from tempovlm.lab.judge.judge import judge_all
-    from tempovlm.lab.judge.offline import oracle_rule
+    from tempovlm.lab.judge.names import HINDSIGHT, TWIN_PICK
+    from tempovlm.lab.judge.offline import pick_rule
     from tempovlm.lab.judge.trial import Trial
 
     args, tables, rules = inputs.args, inputs.tables, inputs.rules()
@@ -392,21 +400,19 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
         budgets_ms=inputs.budgets_ms(),
         mixture=static_mixture(train),
         dataset_mixtures={name: static_mixture(train, name) for name in sorted(set(train.dataset.tolist()))},
-        oracle=oracle_rule(judged if inputs.twin is None else inputs.twin),
-        oracle_kind="plain" if inputs.twin is None else "noise-corrected",
+        reference=pick_rule(judged if inputs.twin is None else inputs.twin),
+        reference_name=HINDSIGHT if inputs.twin is None else TWIN_PICK,
         draws=args.draws,
         seed=args.seed,
     )
     looking = [name for name in rules if args.shuffles and (is_path(name) or name in LOOKING)]
-    ablated = args.ablate
-    if ablated is None:
-        ablated = tuple(dict.fromkeys(name for name in (args.subject, "table") if name in rules))
     with progress_bar("judging policies") as advance:
         report, outcomes = judge_all(
             trial,
             rules,
+            subject=args.subject,
             looking=looking,
-            ablated=ablated,
+            ablated=args.ablate,
             control_ms=inputs.control_ms(rules),
             shuffles=args.shuffles,
             advance=advance,
@@ -415,11 +421,14 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
 
 
 def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
-    """Return the subject of the report and the sources of its figures."""
+    """Return the names of the policies and the sources of the figures."""
+    from tempovlm.control.checkpoint import origin
     from tempovlm.lab.judge.judge import SCHEMA
+    from tempovlm.lab.judge.names import names
     from tempovlm.lab.judge.trial import clusters
 
     args, space, tables = inputs.args, inputs.space, inputs.tables
+    checkpoints = [name for name in args.policies if is_path(name) and Path(name).is_file()]
     stamps = {name: dict(table.stamps) for name, table in tables.items()}
     latency = {"decided_by": trial.table.upper_source, "scored_by": trial.table.latency_source}
     sources = {stamp["data_source"] for files in stamps.values() for stamp in _known(files)}
@@ -427,7 +436,7 @@ def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
         "schema": SCHEMA,
         "stamp": dict(inputs.estimator.stamp if inputs.estimator else inputs.judged.stamp),
         "weights": inputs.weights,
-        "subject": args.subject,
+        "names": names(args.policies, {name: origin(Path(name)) for name in checkpoints}),
         "data_source": ", ".join(sorted(str(source) for source in sources)) or "unknown",
         "datasets": sorted(set(trial.table.dataset.tolist())),
         "num_questions": len(trial.table),
@@ -470,24 +479,22 @@ def table(report: Mapping[str, Any]) -> rich.table.Table:
     """The report for people, a row a policy."""
     from rich.table import Table
 
-    from tempovlm.lab.judge.figures import short
-
+    share = f"of the {report['reference']['name']}'s"
     title = f"{report['num_questions']} questions, {report['num_images']} pictures ({report['data_source']})"
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)
-    for head in ("gain", "95 % interval", "gap closed", "area", "regret"):
+    for head in ("gain", "95 % interval", share, "area"):
         shown.add_column(head, justify="right", no_wrap=True)
     points: Callable[[float], str] = lambda share: f"{100 * share:+.1f}"  # noqa: E731 - used in this table only
     for name, judged in report["policies"].items():
         gain, closed = judged["against_mixture"], judged["gap_closed"]
         low, high = gain["interval"]
         shown.add_row(
-            short(name),
+            report["names"][name],
             points(gain["value"]),
             f"{points(low)} to {points(high)}",
-            "no gap" if closed is None else f"{100 * closed['value']:.0f} %",
+            "–" if closed is None else f"{100 * closed['value']:.0f} %",
             f"{100 * judged['area']['value']:.1f}",
-            f"{100 * judged['regret']['value']:.1f}",
         )
     shown.caption = "gain: points over the best static mixture at the same mean latency, mean over budgets"
     shown.caption_justify = "left"
@@ -498,7 +505,6 @@ def budgets_that_hold(report: Mapping[str, Any]) -> rich.table.Table:
     """For people, a row a policy: where it is above or below the static mixture after the correction."""
     from rich.table import Table
 
-    from tempovlm.lab.judge.figures import short
     from tempovlm.lab.judge.report import holding
 
     shown = Table(box=None, padding=(0, 1, 0, 0))
@@ -507,7 +513,7 @@ def budgets_that_hold(report: Mapping[str, Any]) -> rich.table.Table:
         shown.add_column(head)
     for name, judged in report["policies"].items():
         cells = [", ".join(f"{budget_ms:g}" for budget_ms in some) for some in holding(judged["by_budget"])]
-        shown.add_row(short(name), *(cell or "none" for cell in cells))
+        shown.add_row(report["names"][name], *(cell or "none" for cell in cells))
     shown.caption = (
         "against the static mixture, after Holm's correction over the budgets of a policy (at most 5 %)"
     )

@@ -57,6 +57,9 @@ def words(folder: Path, results: dict[str, Path], out: Path, *more: str) -> list
     return [*base, "--model", str(folder), "--output_dir", str(out), "--draws", "50", *more]
 
 
+EXPORT = ("--export", "csv", "latex", "pdf")
+
+
 def judged(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "judge.json").read_text())
     return found
@@ -82,16 +85,16 @@ def test_all_baselines_are_judged_and_every_file_is_written(
 ) -> None:
     twin = ["--twin_results_dir", str(results["twin"]), "--data_dir", str(bed), "--budgets", "40", "20", "30"]
     evaluate.main(
-        words(tiny_folder, results, tmp_path, *twin, "--policies", *evaluate.BASELINE_DEFAULTS, "oracle")
+        words(tiny_folder, results, tmp_path, *twin, "--policies", *evaluate.BASELINE_DEFAULTS, "oracle", *EXPORT)
     )
     report = judged(tmp_path)
     assert report["budgets_ms"] == pytest.approx([20.0, 30.0, 40.0])
     assert list(report["policies"]) == [*evaluate.BASELINE_DEFAULTS, "oracle"]
-    assert report["oracle"]["kind"] == "noise-corrected"
+    assert report["reference"]["name"] == "twin pick"
     assert report["data_source"] == "synthetic"
     assert report["stamp"]["weights"] == report["weights"] == weights_hash(tiny_folder)
     assert list(report["shuffled"]) == ["knn", "linucb"]
-    assert list(report["ablation"]) == ["table"]
+    assert set(report["ablation"]) == {report["subject"], "table"}
     assert report["latency"]["scored_by"].startswith("measured")
     assert set(report["provenance"]["stamps"]) == {"judged", "train", "twin"}
     questions = report["num_questions"]
@@ -104,13 +107,32 @@ def test_all_baselines_are_judged_and_every_file_is_written(
     assert part["measured_ms"].max() <= 40.0
     page = (tmp_path / "judge.html").read_text()
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
-    assert report["headline"].startswith("table ")
+    best = max(
+        set(report["policies"]) - {"oracle"}, key=lambda one: report["policies"][one]["against_mixture"]["value"]
+    )
+    assert report["subject"] == best
+    assert report["names"]["knn"] == "k nearest neighbours"
     assert {"frontier.svg", "gain.svg"} <= {path.name for path in tmp_path.iterdir()}
     assert list(report["by_dataset"]) == [DATASET]
     assert len(report["by_dataset"][DATASET]["policies"]["knn"]) == 3
     gains = [row["against_mixture"] for row in report["policies"]["knn"]["by_budget"]]
     assert all(0 < gain["p_value"] <= gain["holm_p_value"] <= 1 for gain in gains)
-    printed = capsys.readouterr().out
+    exported = pd.read_csv(tmp_path / "judge_by_budget.csv")
+    whole = exported[(exported["policy"] == "k nearest neighbours") & (exported["dataset"] == "all")]
+    assert whole["gain"].tolist() == pytest.approx([gain["value"] for gain in gains], abs=1e-6)
+    assert whole["gain_low"].tolist() == pytest.approx([gain["interval"][0] for gain in gains], abs=1e-6)
+    assert len(exported) == 3 * (2 * len(report["policies"]) + 1)
+    overall = pd.read_csv(tmp_path / "judge_overall.csv")
+    assert len(overall) == len(report["policies"]) + 2
+    for name in ("judge_by_budget", "judge_overall"):
+        rows = (tmp_path / f"{name}.tex").read_text().partition("\\midrule\n")[2].partition("\n\\bottomrule")[0]
+        assert "k nearest neighbours" in rows
+        assert len({line.count("&") for line in rows.splitlines()}) == 1
+    for name in ("frontier", "gain"):
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    captured = capsys.readouterr()
+    assert "judge_overall.tex" in "".join(captured.err.split())
+    printed = captured.out
     assert "best static mixture" in printed
     assert "above at, ms" in printed
 
@@ -146,6 +168,8 @@ def test_a_checkpoint_is_judged_and_is_what_the_headline_is_about(
         str(path),
         "--data_dir",
         str(bed),
+        "--subject",
+        str(path),
         "--shuffles",
         "1",
         "--json",
@@ -164,8 +188,11 @@ def test_a_checkpoint_is_judged_and_is_what_the_headline_is_about(
     assert report["policies"]["table"]["control_ms"] == pytest.approx(0)
     assert list(report["ablation"]) == [str(path), "table"]
     assert list(report["shuffled"]) == [str(path)]
-    assert report["oracle"]["kind"] == "plain"
-    assert "kept/best.pt" in printed.err
+    assert report["reference"]["name"] == "hindsight oracle"
+    name = {"supervised": "supervised", "two_stage": "two-stage", "llm_based": "LLM-based"}[kind]
+    assert report["names"] == {"table": "table", str(path): name}
+    assert name in printed.err
+    assert "best.pt" not in printed.err
 
 
 def test_a_controllers_own_time_is_part_of_its_latency(
@@ -204,6 +231,7 @@ def test_a_table_needs_no_data(tiny_folder: Path, results: dict[str, Path], tmp_
         (["--policies", "table", "--output_dir", "/proc"], "--output_dir /proc: cannot be written to"),
         (["--policies", "table", "--time_price", "-1"], "--time_price -1"),
         (["--policies", "table", "--ablate", "knn"], "--ablate knn"),
+        (["--policies", "table", "--subject", "knn"], "--subject knn: is not among --policies"),
         (["--policies", "table", "--dataset_names", "imagenet"], "imagenet: unknown data set"),
         (["--policies", "table", "--latency_estimator_path", "absent.pt"], "absent.pt: no such file"),
         (["--policies", "table", "--results_dir", "absent"], "absent: no such results directory"),

@@ -62,7 +62,7 @@ class SweepPlan:
     warmup: int = flag(1, "untimed answers before a question's first pass in each run")
     max_new_tokens: tuple[int, ...] = flag((16,), "most tokens of an answer, given to the questions in turn")
     seed: int = flag(42, "seed of the choice of questions and of the order of timing", read=read_seed)
-    twins: bool = flag(False, "ask about the pictures' twins, for the noise-corrected oracle")
+    twins: bool = flag(False, "ask about the pictures' twins, for the twin pick of tempovlm evaluate")
 
     def __post_init__(self) -> None:
         least = (("latency_samples", 0), ("warmup", 0), ("repeats", 1))
