@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempovlm.core.checks import checked_flag, checked_megabytes, checked_text
+from tempovlm.core.checks import PATH_SHOWN, checked_flag, checked_megabytes, checked_text, wrong_argument
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
@@ -381,7 +381,7 @@ def _check_types(given: dict[str, Any]) -> None:
     """Raise a `UserError` that names the first argument of `load` that has the wrong type."""
     for name, value in given.items():
         if name in ("device", "weights"):
-            checked_text(f"--{name}", value)
+            checked_text(name, value)
         elif name == "feature_cache_mb":
             checked_megabytes(value)
         elif name != "exact" or value is not None:
@@ -395,7 +395,7 @@ def model_folder(model: str | Path) -> Path:
         UserError: there is no such model.
     """
     if not isinstance(model, Path):
-        model = checked_text("--model", model)
+        model = checked_text("model", model)
     embedded = Path(str(resources.files("tempovlm") / "pocket"))
     if model == "pocket":
         if not (embedded / "config.json").is_file():
@@ -408,9 +408,12 @@ def model_folder(model: str | Path) -> Path:
 
     if is_hub_id(str(model)):
         return fetch(str(model))
-    raise UserError(
-        f"--model {model}: no such model and no such folder; use pocket, which is embedded, a hub id such as "
-        "allenai/MolmoE-1B-0924, or a local folder with config.json, tokenizer.json and safetensors files"
+    raise wrong_argument(
+        "model",
+        str(model),
+        "no such model and no such folder; use pocket, which is embedded, a hub id such as "
+        "allenai/MolmoE-1B-0924, or a local folder with config.json, tokenizer.json and safetensors files",
+        PATH_SHOWN,
     )
 
 
@@ -437,9 +440,12 @@ def check_policy(policy: str | Path | Policy) -> None:
     if not isinstance(policy, str | Path | Policy):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
-        raise UserError(
-            f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
-            "table:NAME of questions that you tuned on, or the checkpoint of a controller"
+        raise wrong_argument(
+            "policy",
+            str(policy),
+            f"no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
+            "table:NAME of questions that you tuned on, or the checkpoint of a controller",
+            PATH_SHOWN,
         )
 
 

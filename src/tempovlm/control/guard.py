@@ -26,6 +26,7 @@ from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats, Mask, best
+from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer, Prediction, Request
@@ -366,9 +367,11 @@ def _ends(fits: Mask) -> tuple[int, int]:
 
 def no_price(policy: str, price_per_ms: float) -> UserError:
     """Return the error that a policy's scores cannot be weighed against time."""
-    return UserError(
-        f"--price_per_ms {price_per_ms:g}: policy {policy} scores settings by logits, which have no price in "
-        "accuracy; give 0, or a policy that predicts accuracy: table, nearest neighbours or LinUCB"
+    return wrong_argument(
+        "price_per_ms",
+        price_per_ms,
+        f"policy {policy} scores settings by logits, which have no price in accuracy; give 0, or a policy that "
+        "predicts accuracy: table, nearest neighbours or LinUCB",
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from tempovlm.core.checks import (
     checked_integer,
+    checked_number,
     checked_text,
     checked_texts,
-    finite,
-    shown,
     text,
+    wrong_argument,
 )
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
@@ -75,7 +75,7 @@ class Request:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(getattr(self, name)))
         if self.price_per_ms and self.budget_ms is None:
-            raise UserError(f"--price_per_ms {self.price_per_ms:g}: needs a budget; give --budget_ms too")
+            raise wrong_argument("price_per_ms", self.price_per_ms, "needs a budget; give budget_ms too")
 
 
 def _images(value: object) -> tuple[Any, ...]:
@@ -96,50 +96,39 @@ def _question(value: object) -> str:
     return question
 
 
-def _temperature(value: object) -> float:
-    number = finite(value)
-    if number is None or number < 0:
-        raise UserError(f"--temperature {shown(value)}: must be zero or a positive number")
-    return number
-
-
 def check_price_per_ms(value: object) -> float:
     """Return the price as a plain number.
 
     Raises:
         UserError: it is negative or not finite.
     """
-    number = finite(value)
-    if number is None or number < 0:
-        raise UserError(f"--price_per_ms {shown(value)}: must be zero or a positive number, such as 0.0005")
-    return number
+    return checked_number("price_per_ms", value, "zero or a positive number, such as 0.0005")
 
 
-def _waited_ms(value: object) -> float:
-    number = finite(value)
-    if number is None or number < 0:
-        raise UserError(f"waited_ms {shown(value)}: must be zero or a positive number of milliseconds")
-    return number
+def check_waited_ms(value: object) -> float:
+    """Return the time that a request has waited as a plain number.
+
+    Raises:
+        UserError: it is negative or not finite.
+    """
+    return checked_number("waited_ms", value, "zero or a positive number of milliseconds")
 
 
 def _top_p(value: object) -> float:
-    number = finite(value)
-    if number is None or not 0 < number <= 1:
-        raise UserError(f"--top_p {shown(value)}: must be a number above 0 and at most 1")
-    return number
+    return checked_number("top_p", value, "a number above 0 and at most 1", lambda number: 0 < number <= 1)
 
 
 def _seed(value: object) -> int:
-    number = checked_integer("--seed", value)
+    number = checked_integer("seed", value)
     if not -(1 << 63) <= number < 1 << 64:
-        raise UserError(f"--seed {shown(number)}: must fit 64 bits")
+        raise wrong_argument("seed", number, "must fit 64 bits")
     return number
 
 
 def _on_deadline(value: object) -> str:
     name = text(value)
     if name not in ON_DEADLINE:
-        raise UserError(f"--on_deadline {shown(value)}: choose from {', '.join(ON_DEADLINE)}")
+        raise wrong_argument("on_deadline", value, f"choose from {', '.join(ON_DEADLINE)}")
     return name
 
 
@@ -176,10 +165,8 @@ def check_budget_ms(budget_ms: object, flag: str = "budget_ms") -> float:
     Raises:
         UserError: it is not a positive, finite number of milliseconds; names the flag.
     """
-    number = finite(budget_ms)
-    if number is None or number <= 0:
-        raise UserError(f"--{flag} {shown(budget_ms)}: must be a positive, finite number of milliseconds")
-    return number
+    meaning = "a positive, finite number of milliseconds"
+    return checked_number(flag, budget_ms, meaning, lambda number: number > 0)
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
@@ -187,14 +174,14 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "question": _question,
     "budget_ms": lambda value: None if value is None else check_budget_ms(value),
     "style": lambda value: checked_text("the style", value),
-    "max_new_tokens": lambda value: checked_integer("--max_new_tokens", value, 1),
-    "temperature": _temperature,
+    "max_new_tokens": lambda value: checked_integer("max_new_tokens", value, 1),
+    "temperature": lambda value: checked_number("temperature", value, "zero or a positive number"),
     "top_p": _top_p,
     "seed": _seed,
-    "stop": lambda value: checked_texts("--stop", value),
+    "stop": lambda value: checked_texts("stop", value),
     "on_deadline": _on_deadline,
     "price_per_ms": check_price_per_ms,
-    "waited_ms": _waited_ms,
+    "waited_ms": check_waited_ms,
 }
 """For each field, the function that converts and checks it."""
 

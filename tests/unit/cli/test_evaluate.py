@@ -67,7 +67,7 @@ def test_a_table_of_own_questions_is_judged(
 ) -> None:
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
     flags = words(tiny_folder, results, tmp_path / "out", "--policies", "table:my", "fixed", "--budgets", "30")
-    with pytest.raises(UserError, match="--policy table:my: this model was not tuned on such questions"):
+    with pytest.raises(UserError, match="policy='table:my': this model was not tuned on such questions"):
         evaluate.main(flags)
     space = tiny_model.SPACE
     settings = [{**{name: getattr(one, name) for name in KNOBS}, "accuracy": 0.5} for one in space]

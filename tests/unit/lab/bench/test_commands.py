@@ -67,7 +67,7 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--budgets", "0"], "--budgets 0.0"),
+        (["--budgets", "0"], "budgets=0.0"),
         (["--budgets", "60", "nan"], "nan"),
         (["--budgets", "inf"], "inf"),
         (["--budgets", "soon"], "--budgets soon"),
