@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 Key = tuple[tuple[Step, ...], bool]
 """Key of a graph: the steps of a plan, and whether tokens are sampled."""
 
+LANES = 2
+"""Requests that decode at a time on graphs; each costs a cache of the model's whole context."""
+
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which kernels can read fp8."""
 
@@ -224,7 +227,7 @@ class GraphDecoder:
         self,
         model: Molmo,
         *,
-        lanes: int = 2,
+        lanes: int = LANES,
         ahead: bool = True,
         tiling: Tiling | None = None,
         decode_dtype: DecodeDtype = "bf16",
