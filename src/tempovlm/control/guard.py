@@ -70,6 +70,7 @@ class Choice:
 
     Attributes:
         predicted: for the whole answer; None without a calibration. step_ms: a decode step; 0 without one.
+        margin: the factor on calibrated bounds.
     """
 
     knobs: KnobConfig
@@ -77,6 +78,7 @@ class Choice:
     predicted: Prediction | None
     step_ms: float
     policy: str
+    margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ class Guard:
         """A request's setting that ended before it was chosen: the first choice's, else the cheapest."""
         index = self._cheapest if tier is None else tier.index
         feasible = None if tier is None else tier.feasible
-        return Choice(self.space.settings[index], feasible, None, 0.0, self.policy.name)
+        return Choice(self.space.settings[index], feasible, None, 0.0, self.policy.name, self._factor)
 
     def observe(self, answer: Answer, opened_ms: float) -> None:
         """Learn from a whole answer, whose picture took `opened_ms` to open, what bounds are worth by now."""
@@ -346,7 +348,7 @@ class Guard:
             p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
             upper_ms=elapsed_ms + self._factor * profile.upper_remainder_ms(index),
         )
-        return Choice(knobs, feasible, predicted, profile.step_ms(index), policy)
+        return Choice(knobs, feasible, predicted, profile.step_ms(index), policy, self._factor)
 
     @cached_property
     def _unbounded(self) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any, Literal
 
 from tempovlm.core.checks import (
@@ -12,6 +15,7 @@ from tempovlm.core.checks import (
     checked_number,
     checked_text,
     checked_texts,
+    shown,
     text,
     wrong_argument,
 )
@@ -25,6 +29,11 @@ SCHEMA = "tempovlm.answer/1"
 
 ON_DEADLINE = ("finish", "stop", "reject")
 """Ways to treat an answer that does not fit its budget."""
+
+_log = logging.getLogger("tempovlm.answers")
+# Late answers are the caller's business: nothing is printed where a program has not set up logging. The parent
+# `tempovlm` has no such handler, so that its own warnings are seen.
+_log.addHandler(logging.NullHandler())
 
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode categories that are invisible: control and format characters, line ends and spaces."""
@@ -53,6 +62,8 @@ class Request:
         on_deadline: `finish` lets an answer run over its budget, `stop` ends it between two tokens.
         price_per_ms: expected accuracy, as a share of 1, that a millisecond must gain: of the settings that fit,
             the one with the highest accuracy - price * latency runs. 0 may spend the whole budget.
+        waited_ms: time that the request has waited already; it counts for the budget.
+        request_id: your name for the request, which the answer and its line in the log bear; made if None.
 
     Raises:
         UserError: a value is invalid; names the field.
@@ -70,6 +81,7 @@ class Request:
     on_deadline: Literal["finish", "stop", "reject"] = "finish"
     price_per_ms: float = 0.0
     waited_ms: float = 0.0
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -133,13 +145,23 @@ def _on_deadline(value: object) -> str:
 
 
 def request_of(image: Any, question: str, budget_ms: float | None, options: Mapping[str, Any]) -> Request:
-    """Return a request about a picture, or without one if `image` is None."""
+    """Return a request about a picture, or without one if `image` is None.
+
+    Raises:
+        UserError: an option is no field of a request; suggests the nearest one.
+    """
+    known = [one.name for one in fields(Request)][len(("images", "question", "budget_ms")) :]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+            raise UserError(f"{name}: no such argument; {hint}")
     images = () if image is None else (image,)
     return Request(images=images, question=question, budget_ms=budget_ms, **options)
 
 
-def requests_of(given: object, options: Mapping[str, Any]) -> list[Request]:
-    """Return the requests of a batch; pairs of image and question use the options.
+def requests_of(given: object, budget_ms: float | None, options: Mapping[str, Any]) -> list[Request]:
+    """Return the requests of a batch; pairs of image and question use budget and options.
 
     Raises:
         UserError: an item is invalid; names its position.
@@ -151,7 +173,7 @@ def requests_of(given: object, options: Mapping[str, Any]) -> list[Request]:
         if isinstance(one, Request):
             ready.append(one)
         elif isinstance(one, tuple | list) and len(one) == 2:
-            ready.append(request_of(one[0], one[1], None, options))
+            ready.append(request_of(one[0], one[1], budget_ms, options))
         else:
             raise UserError(
                 f"requests: number {place}, a {type(one).__name__}, is no Request or (image, question)"
@@ -182,6 +204,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "on_deadline": _on_deadline,
     "price_per_ms": check_price_per_ms,
     "waited_ms": check_waited_ms,
+    "request_id": lambda value: None if value is None else checked_text("request_id", value),
 }
 """For each field, the function that converts and checks it."""
 
@@ -204,6 +227,10 @@ class Answer:
         step_ms: the single decode steps.
         budget_met: whether there was an answer, a cut one too, within the budget; None without a budget.
         budget_feasible: False if not even the cheapest setting was expected to fit.
+        tiling: rows and columns of detail crops; None without a picture.
+        accepted_at: date and time of acceptance. request_id: the request's, or a made one.
+        margin: the factor on calibrated bounds when the setting was chosen.
+        weights_hash: of the model; None where it is not known.
     """
 
     text: str
@@ -225,13 +252,34 @@ class Answer:
     tiling: tuple[int, int] | None
     stopped_at: str | None = None
     tokens: tuple[int, ...] = ()
-    step_ms: tuple[float, ...] = field(default=(), repr=False)
+    step_ms: tuple[float, ...] = ()
+    accepted_at: datetime | None = None
+    request_id: str = ""
+    margin: float = 1.0
+    weights_hash: str | None = None
     schema: str = SCHEMA
+
+    def __repr__(self) -> str:
+        budget = "" if self.budget_ms is None else f" of {self.budget_ms:g}"
+        took = f"{self.timings_ms['total']:.1f}{budget} ms"
+        return f"Answer({shown(self.text, repr)}, {took}, {self.outcome}, {self.knobs}, policy {self.policy})"
+
+    @property
+    def outcome(self) -> str:
+        """Return in a word or two how the answer stands to its budget."""
+        if self.finish_reason in ("rejected", "cancelled"):
+            return self.finish_reason
+        if self.budget_ms is None:
+            return "no budget"
+        is_late = self.timings_ms["total"] > self.budget_ms
+        return ("late" if is_late else "on time") + (", cut" if self.finish_reason == "deadline" else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return the public JSON object of an answer; times in milliseconds, rounded to a microsecond."""
-        predicted = self.predicted
+        predicted, tiling = self.predicted, self.tiling
         return {
+            "time": None if self.accepted_at is None else self.accepted_at.isoformat(timespec="milliseconds"),
+            "request_id": self.request_id,
             "answer": self.text,
             "knobs": self.knobs.as_dict(),
             "budget_ms": self.budget_ms,
@@ -245,10 +293,35 @@ class Answer:
             "finish_reason": self.finish_reason,
             "stopped_at": self.stopped_at,
             "policy": self.policy,
+            "margin": round(self.margin, 4),
+            "tiling": None if tiling is None else {"rows": tiling[0], "columns": tiling[1]},
             "num_vision_tokens": self.num_vision_tokens,
             "num_text_tokens": self.num_text_tokens,
             "num_output_tokens": self.num_output_tokens,
             "model": self.model,
+            "weights_hash": self.weights_hash,
             "device": self.device,
             "schema": self.schema,
         }
+
+
+def log_answer(answer: Answer) -> None:
+    """Log an answer, which the record holds as `answer`: a warning if it was late or refused, else information."""
+    total_ms, budget_ms, predicted = answer.timings_ms["total"], answer.budget_ms, answer.predicted
+    is_refused = answer.finish_reason == "rejected"
+    is_late = budget_ms is not None and total_ms > budget_ms
+    level = logging.WARNING if is_refused or is_late else logging.INFO
+    if not _log.isEnabledFor(level):
+        return
+    _log.log(
+        level,
+        "%s: %s by %s, predicted %s, took %.1f ms%s, %s",
+        answer.request_id,
+        answer.knobs,
+        answer.policy,
+        "nothing" if predicted is None else f"{predicted.p50_ms:.1f} (at most {predicted.upper_ms:.1f}) ms",
+        total_ms,
+        "" if budget_ms is None else f" of {budget_ms:g}",
+        answer.outcome,
+        extra={"answer": answer},
+    )
