@@ -285,7 +285,10 @@ class TempoVLM:
         cancel: Callable[[], bool] | None = None,
         **options: Any,
     ) -> Iterator[Token | Answer]:
-        """Like `answer`, but yield tokens as they come and the answer last; `cancel` is called between tokens."""
+        """Like `answer`, but yield tokens as they come and the answer last.
+
+        `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
+        """
         if cancel is not None and not callable(cancel):
             raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
         request = request_of(image, question, self._budget_ms(budget_ms), options)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import tempovlm
 import tiny_model
 from tempovlm.api import TempoVLM, load
 from tempovlm.core.errors import UserError
@@ -56,6 +57,11 @@ def test_a_default_budget_is_that_of_every_request_without_one(default: TempoVLM
 def test_a_wrong_default_budget_is_told_before_anything_is_loaded(wrong: Any) -> None:
     with pytest.raises(UserError, match=r"^budget_ms=.*: must be a positive, finite number of milliseconds"):
         load("no such model", budget_ms=wrong)
+
+
+def test_an_unknown_argument_of_load_is_told() -> None:
+    with pytest.raises(UserError, match=r"^bugdet_ms: no such argument; did you mean budget_ms"):
+        tempovlm.load("pocket", bugdet_ms=150)
 
 
 def test_pairs_of_a_batch_take_the_fields_of_a_request(model: TempoVLM, picture: Image.Image) -> None:

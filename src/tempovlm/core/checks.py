@@ -6,9 +6,10 @@ by their methods, because this layer imports neither library. Results are plain 
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 
@@ -37,6 +38,15 @@ def wrong_argument(name: str, value: object, fault: str, most: int = _SHOWN) -> 
     """
     form = str if finite(value) is not None else repr  # NumPy writes np.float64(1.0)
     return UserError(f"{name}={shown(value, form, most)}: {fault}", f"--{name} {shown(value, str, most)}: {fault}")
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a `UserError` that names the first argument that is not known, and suggests the nearest one."""
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+            raise UserError(f"{name}: no such argument; {hint}")
 
 
 def finite(value: object) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from tempovlm.core.checks import (
+    check_names,
     checked_integer,
     checked_number,
     checked_text,
@@ -59,7 +59,8 @@ class Request:
         seed: seed for sampling.
         stop: texts that end the answer when they appear after its first character, line ends and spaces too; they
             are not part of the answer.
-        on_deadline: `finish` lets an answer run over its budget, `stop` ends it between two tokens.
+        on_deadline: `finish` lets an answer run over its budget, `stop` ends it at the deadline wherever it is,
+            `reject` refuses it before the picture is encoded if it is not expected to fit.
         price_per_ms: expected accuracy, as a share of 1, that a millisecond must gain: of the settings that fit,
             the one with the highest accuracy - price * latency runs. 0 may spend the whole budget.
         waited_ms: time that the request has waited already; it counts for the budget.
@@ -150,12 +151,7 @@ def request_of(image: Any, question: str, budget_ms: float | None, options: Mapp
     Raises:
         UserError: an option is no field of a request; suggests the nearest one.
     """
-    known = [one.name for one in fields(Request)][len(("images", "question", "budget_ms")) :]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-            raise UserError(f"{name}: no such argument; {hint}")
+    check_names(options, [one.name for one in fields(Request)][len(("images", "question", "budget_ms")) :])
     images = () if image is None else (image,)
     return Request(images=images, question=question, budget_ms=budget_ms, **options)
 
