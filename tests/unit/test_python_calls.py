@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -91,6 +92,8 @@ CALLS: list[Callable[..., Any]] = [
         ({"waited_ms": "5"}, "waited_ms='5': must be zero or a positive number of milliseconds, not text"),
         ({"budget_ms": "150"}, "budget_ms='150': must be a positive, finite number of milliseconds, not text"),
         ({"tier": "ultra"}, "tier='ultra': not in the knob space of this model; choose from low, medium, high"),
+        ({"budget_ms": np.float32("nan")}, "budget_ms=nan: must be a positive, finite number"),
+        ({"knobs": {"tier": "low"}}, "knobs {'tier': 'low'}: must be a KnobConfig"),
         ({"top_k": "2"}, "top_k='2': must be an integer, not text"),
         ({"request_id": 5}, "request_id: must be text, not int"),
     ],

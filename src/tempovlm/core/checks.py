@@ -22,10 +22,10 @@ PATH_SHOWN = 4096
 """Maximum number of letters of a path."""
 
 
-def shown(value: object, form: Callable[[object], str] = str, most: int = _SHOWN) -> str:
-    """Return a description of any value, on one line and of `most` letters; `form` is `str` or `repr`."""
+def shown(value: object, most: int = _SHOWN) -> str:
+    """Return a description of any value, on one line and of `most` letters."""
     try:
-        text = " ".join(form(value).split())
+        text = " ".join(str(value).split())
     except Exception:  # noqa: BLE001 - a value of any type may refuse, an integer of 5,000 digits among them
         return f"(a {type(value).__name__})"
     return text if len(text) <= most else f"{text[:most]}…"
@@ -36,8 +36,9 @@ def wrong_argument(name: str, value: object, fault: str, most: int = _SHOWN) -> 
 
     `name` is also the name of its flag, which the message on the command line names.
     """
-    form = str if finite(value) is not None else repr  # NumPy writes np.float64(1.0)
-    return UserError(f"{name}={shown(value, form, most)}: {fault}", f"--{name} {shown(value, str, most)}: {fault}")
+    plain = text(value)
+    quoted = shown(value, most) if plain is None else repr(shown(plain, most))
+    return UserError(f"{name}={quoted}: {fault}", f"--{name} {shown(value, most)}: {fault}")
 
 
 def check_names(given: Iterable[str], known: Sequence[str]) -> None:

@@ -182,7 +182,7 @@ class KnobSpace:
         Raises:
             UserError: the setting is not in the space; names the knob and its legal values.
         """
-        found = self._index.get(knobs)
+        found = self._index.get(knobs) if isinstance(knobs, KnobConfig) else None  # a dict has no hash
         if found is None:
             self.validate(knobs)
             raise KeyError(knobs)

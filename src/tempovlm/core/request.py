@@ -258,7 +258,7 @@ class Answer:
     def __repr__(self) -> str:
         budget = "" if self.budget_ms is None else f" of {self.budget_ms:g}"
         took = f"{self.timings_ms['total']:.1f}{budget} ms"
-        return f"Answer({shown(self.text, repr)}, {took}, {self.outcome}, {self.knobs}, policy {self.policy})"
+        return f"Answer({shown(repr(self.text))}, {took}, {self.outcome}, {self.knobs}, policy {self.policy})"
 
     @property
     def outcome(self) -> str:
