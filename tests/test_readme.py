@@ -1,4 +1,4 @@
-"""Every command of the README, and every Python example of it and of a policy in docs/adding.md, runs.
+"""Every command of the README runs, and every Python example of it, of serving.md and of a policy in adding.md.
 
 A block under `<!-- no-test: reason -->` is exempt. Of the other commands, those that run the tests themselves
 or fetch weights are left out.
@@ -59,7 +59,9 @@ def examples(text: str) -> list[str]:
     return [block.body for block in blocks(text) if block.language == "python" and block.exempt is None]
 
 
-README, ADDING = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/adding.md"))
+NAMES = ("README.md", "docs/adding.md", "docs/serving.md")
+README, ADDING, SERVING = ((ROOT / name).read_text(encoding="utf-8") for name in NAMES)
+EXAMPLES = examples(README) + examples(ADDING.partition("## A policy")[2]) + examples(SERVING)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_command(command: str, folder: Path) -> None:
         run(["bash", "-c", command], folder)
 
 
-@pytest.mark.parametrize("example", examples(README) + examples(ADDING.partition("## A policy")[2]))
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_python_example(example: str, folder: Path) -> None:
     run([sys.executable, "-c", example], folder)
 

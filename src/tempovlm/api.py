@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempovlm.core.checks import checked_flag, checked_megabytes, checked_text
+from tempovlm.core.checks import PATH_SHOWN, checked_flag, checked_megabytes, checked_text, wrong_argument
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
 from tempovlm.core.plan import Ranking
-from tempovlm.core.request import Answer, Request, request_of, requests_of
+from tempovlm.core.request import (
+    Answer,
+    Request,
+    check_budget_ms,
+    check_waited_ms,
+    log_answer,
+    request_of,
+    requests_of,
+)
 from tempovlm.core.units import now_ms
 from tempovlm.data.styles import check_style
 from tempovlm.engine.forks import ProcessLock
@@ -60,6 +69,7 @@ def load(
     warmup: bool = True,
     progress: bool = True,
     feature_cache_mb: float = 0.0,
+    budget_ms: float | None = None,
 ) -> TempoVLM:
     """Load a model and everything it needs to answer within a budget.
 
@@ -69,17 +79,16 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
-        policy: `auto` (the model's own controller for this kind of device if its folder has one, else the table),
+        policy: `auto` (the model's own controller for this kind of device if there is one, else the table),
             `table` (the most accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, or an object.
-        threads: threads of a CPU operation. Default: `TEMPOVLM_THREADS`, `torch.set_num_threads` or
-            `OMP_NUM_THREADS`, else at most two cores; one in a child of a process that imported torch alone.
-        exact: True prepares pictures in float32, as published; False in uint8, several times faster on a CPU and
-            within about one of 255 levels. Default: False for the pocket, else True. On CUDA pictures are always
-            resized in float32, and True adds the published padding rule.
+        threads: of a CPU operation. Default: `TEMPOVLM_THREADS`, else torch's or OpenMP's, else two at most.
+        exact: True prepares pictures in float32, as published; False (the pocket's default) in uint8, much faster
+            on a CPU and within about one of 255 levels. On CUDA True adds the published padding rule.
         calibrate: measure this machine at the first budget if no profile is stored.
         warmup: answer a few times first, so that the first answer is as fast as later ones.
         progress: show a bar on stderr while loading a large model and while measuring.
         feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
+        budget_ms: the budget of every request that gives none, milliseconds.
 
     Raises:
         UserError: unknown model, device or policy, damaged folder, another model's controller, or wrong type.
@@ -87,7 +96,7 @@ def load(
     check_policy(policy)
     given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb}
     rest = {"weights": weights, "device": device, "calibrate": calibrate, "warmup": warmup, "progress": progress}
-    _check_types(given | rest)
+    _check_types(given | rest | {"budget_ms": budget_ms})
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
@@ -101,9 +110,9 @@ def load(
     network = _load_weights(folder, where, pick_dtype(dtype, where), name, progress=progress)
     given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights}
     given |= {"ranking": card.ranking, "option_letters": card.option_letters}
-    engine, hashed = Engine(network, tokenizer, name=name, **given), weights_hash(folder)
-    chosen = _find_policy(policy, engine, folder, hashed)
-    vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
+    engine = Engine(network, tokenizer, name=name, weights_hash=weights_hash(folder), **given)
+    chosen = _find_policy(policy, engine, folder)
+    vlm = TempoVLM(engine, card, policy=chosen, may_calibrate=calibrate, progress=progress, budget_ms=budget_ms)
     if warmup:
         warm_up(engine, progress=progress)
     return vlm
@@ -116,20 +125,28 @@ class TempoVLM:
         self,
         engine: Engine,
         card: ModelCard,
-        weights_hash: str,
         *,
         policy: str | Path | Policy = "auto",
         may_calibrate: bool = True,
         progress: bool = True,
+        budget_ms: float | None = None,
     ) -> None:
         self.engine = engine
         self.card = card
-        self.weights_hash = weights_hash
+        self.weights_hash = engine.weights_hash
+        self.budget_ms = None if budget_ms is None else check_budget_ms(budget_ms)
         self._wanted = policy
         self._may_calibrate, self._progress, self._lock = may_calibrate, progress, ProcessLock()
         self._profile: LatencyProfile | None = None
         self._profiled_threads: int | None = None
         self._guard: Guard | None = None
+
+    def __repr__(self) -> str:
+        run, wanted = self.engine.runner, self._wanted
+        policy = wanted if isinstance(wanted, str | Path) else wanted.name
+        budget = "no budget" if self.budget_ms is None else f"budget {self.budget_ms:g} ms"
+        where = f"{run.device}, {str(run.dtype).removeprefix('torch.')}"
+        return f"TempoVLM({self.engine.name}, {where}, {len(self.space)} settings, policy {policy}, {budget})"
 
     @property
     def space(self) -> KnobSpace:
@@ -226,7 +243,8 @@ class TempoVLM:
         Args:
             image: a path, encoded bytes, a PIL image or its pixels (H, W, 3) uint8; None asks without a picture.
             question: plain text.
-            budget_ms: milliseconds from this call to the last token; None runs the native setting.
+            budget_ms: milliseconds from this call to the last token. Default: the model's `budget_ms`; if that is
+                None too, the native setting runs.
             knobs: the setting to run, whatever the budget.
             tier: fixes this knob. The policy chooses the others if there is a budget; else they are native.
             top_k: fixes this knob.
@@ -236,10 +254,9 @@ class TempoVLM:
         Raises:
             UserError: invalid input; the message names it.
         """
-        request = request_of(image, question, budget_ms, options)
+        request = request_of(image, question, self._budget_ms(budget_ms), options)
         answer = self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
-        self.lengths.observe(request, answer)
-        return answer
+        return self._learn(request, answer)
 
     async def answer_async(
         self, image: Any, question: str, budget_ms: float | None = None, **options: Any
@@ -251,8 +268,8 @@ class TempoVLM:
         accepted_ms = now_ms()
 
         def answer() -> Answer:
-            waited_ms = options.pop("waited_ms", 0.0) + now_ms() - accepted_ms
-            return self.answer(image, question, budget_ms, waited_ms=waited_ms, **options)
+            waited_ms = check_waited_ms(options.get("waited_ms", 0.0)) + now_ms() - accepted_ms
+            return self.answer(image, question, budget_ms, **(options | {"waited_ms": waited_ms}))
 
         return await asyncio.to_thread(answer)
 
@@ -269,31 +286,67 @@ class TempoVLM:
         cancel: Callable[[], bool] | None = None,
         **options: Any,
     ) -> Iterator[Token | Answer]:
-        """Like `answer`, but yield tokens as they come and the answer last; `cancel` is called between tokens."""
+        """Like `answer`, but yield tokens as they come and the answer last.
+
+        `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
+        """
         if cancel is not None and not callable(cancel):
             raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
-        request = request_of(image, question, budget_ms, options)
+        request = request_of(image, question, self._budget_ms(budget_ms), options)
         guard = self.guard_for(request, knobs, tier, top_k, num_blocks)
-        return self.engine.stream(request, guard, cancel)
+        return self._heard(request, self.engine.stream(request, guard, cancel))
 
     def answer_batch(
-        self, requests: Sequence[Request | tuple[Any, str]], *, knobs: KnobConfig | None = None, **options: Any
+        self,
+        requests: Sequence[Request | tuple[Any, str]],
+        budget_ms: float | None = None,
+        *,
+        knobs: KnobConfig | None = None,
+        tier: str | None = None,
+        top_k: int | None = None,
+        num_blocks: int | None = None,
+        **options: Any,
     ) -> list[Answer]:
-        """Answer several requests in one batch; each answer equals that of the request alone. Returned in order.
+        """Answer several requests; each answer equals that of the request alone. Returned in order.
+
+        Those without a budget run together. Those with one run one after another, the earliest deadline first.
 
         Args:
-            requests: `Request` values, or pairs of image and question, which use `options`. A deadline does not
-                stop a batch.
+            requests: `Request` values, or pairs of image and question, which use `budget_ms` and `options`.
+            budget_ms: milliseconds from this call to a pair's last token. Default: the model's `budget_ms`, which
+                is also that of a `Request` without one.
             knobs: the setting for all of them. Default: each request's own budget decides.
-            **options: fields of `Request` for the pairs.
+            tier: fixes this knob for all of them.
+            top_k: fixes this knob.
+            num_blocks: fixes this knob.
+            **options: other fields of `Request` for the pairs.
+
+        Raises:
+            UserError: invalid input; the message names it.
         """
         from tempovlm.engine.batching import answer_batch
 
-        ready = requests_of(requests, options)
-        answers = answer_batch(self.engine, ready, lambda request: self.guard_for(request, knobs))
-        for request, answer in zip(ready, answers, strict=True):
-            self.lengths.observe(request, answer)
-        return answers
+        default_ms = self.budget_ms
+        given = requests_of(requests, self._budget_ms(budget_ms), options)
+        ready = [one if one.budget_ms is not None else replace(one, budget_ms=default_ms) for one in given]
+        answers = answer_batch(
+            self.engine, ready, lambda request: self.guard_for(request, knobs, tier, top_k, num_blocks)
+        )
+        return [self._learn(request, answer) for request, answer in zip(ready, answers, strict=True)]
+
+    def _budget_ms(self, budget_ms: float | None) -> float | None:
+        return self.budget_ms if budget_ms is None else budget_ms
+
+    def _learn(self, request: Request, answer: Answer) -> Answer:
+        """Count and log an answer; return it."""
+        self.lengths.observe(request, answer)
+        log_answer(answer)
+        return answer
+
+    def _heard(self, request: Request, items: Generator[Token | Answer, None, None]) -> Iterator[Token | Answer]:
+        with closing(items):
+            for item in items:
+                yield self._learn(request, item) if isinstance(item, Answer) else item
 
     def check_price(self, price_per_ms: float) -> None:
         """Raise a `UserError` if time has a price and the policy's scores cannot be weighed against it."""
@@ -383,10 +436,14 @@ def _check_types(given: dict[str, Any]) -> None:
     """Raise a `UserError` that names the first argument of `load` that has the wrong type."""
     for name, value in given.items():
         if name in ("device", "weights"):
-            checked_text(f"--{name}", value)
+            checked_text(name, value)
         elif name == "feature_cache_mb":
             checked_megabytes(value)
-        elif name != "exact" or value is not None:
+        elif name in ("exact", "budget_ms") and value is None:
+            continue
+        elif name == "budget_ms":
+            check_budget_ms(value)
+        else:
             checked_flag(name, value)
 
 
@@ -397,7 +454,7 @@ def model_folder(model: str | Path) -> Path:
         UserError: there is no such model.
     """
     if not isinstance(model, Path):
-        model = checked_text("--model", model)
+        model = checked_text("model", model)
     embedded = Path(str(resources.files("tempovlm") / "pocket"))
     if model == "pocket":
         if not (embedded / "config.json").is_file():
@@ -410,9 +467,12 @@ def model_folder(model: str | Path) -> Path:
 
     if is_hub_id(str(model)):
         return fetch(str(model))
-    raise UserError(
-        f"--model {model}: no such model and no such folder; use pocket, which is embedded, a hub id such as "
-        "allenai/MolmoE-1B-0924, or a local folder with config.json, tokenizer.json and safetensors files"
+    raise wrong_argument(
+        "model",
+        str(model),
+        "no such model and no such folder; use pocket, which is embedded, a hub id such as "
+        "allenai/MolmoE-1B-0924, or a local folder with config.json, tokenizer.json and safetensors files",
+        PATH_SHOWN,
     )
 
 
@@ -439,17 +499,18 @@ def check_policy(policy: str | Path | Policy) -> None:
     if not isinstance(policy, str | Path | Policy):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
-        raise UserError(
-            f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
-            "table:NAME of questions that you tuned on, or the checkpoint of a controller"
+        raise wrong_argument(
+            "policy",
+            str(policy),
+            f"no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
+            "table:NAME of questions that you tuned on, or the checkpoint of a controller",
+            PATH_SHOWN,
         )
 
 
-def _find_policy(
-    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str
-) -> str | Path | Policy:
+def _find_policy(policy: str | Path | Policy, engine: Engine, folder: Path) -> str | Path | Policy:
     from tempovlm.control.shipped import Chooser, find_policy
 
     run = engine.runner
-    parts = (folder, engine.space, run.model, run.tokenizer, weights_hash, run.device.type)
+    parts = (folder, engine.space, run.model, run.tokenizer, engine.weights_hash, run.device.type)
     return find_policy(policy, Chooser(*parts))

@@ -19,13 +19,14 @@ import tiny_model
 from tempovlm.api import TempoVLM, check_policy, load, model_folder
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Policy, Question
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import UserError, explained
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.request import Answer, Request
+from tempovlm.core.request import Answer, Request, check_budget_ms
 from tempovlm.engine import calibration
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.threads import pick_device
 from tempovlm.latency.profile import LatencyProfile
+from tempovlm.model.vision.tiling import grids_of
 
 MIDDLE = KnobConfig(tier="medium", top_k=3, num_blocks=4)
 
@@ -224,18 +225,40 @@ def test_the_stamp_names_model_weights_and_machine(model: TempoVLM) -> None:
     [
         ({"question": None}, "the question: must be text, not NoneType"),
         ({"question": b"what?"}, "the question: must be text, not bytes"),
-        ({"budget_ms": "100"}, "--budget_ms 100: must be a positive"),
+        ({"budget_ms": "100"}, "budget_ms='100': must be a positive, finite number of milliseconds, not text"),
         ({"budget_ms": 10**400}, "must be a positive, finite number"),
-        ({"temperature": "hot"}, "--temperature hot"),
-        ({"temperature": 1.0, "seed": 1 << 64}, "--seed 18446744073709551616: must fit 64 bits"),
-        ({"stop": "Q:"}, "--stop 'Q:': must be a tuple"),
+        ({"temperature": "hot"}, "temperature='hot': must be zero or a positive number, not text"),
+        ({"temperature": 1.0, "seed": 1 << 64}, "seed=18446744073709551616: must fit 64 bits"),
+        ({"stop": "Q:"}, "stop='Q:': must be a tuple"),
         ({"stop": ("",)}, "must be a tuple of texts that are not empty"),
-        ({"on_deadline": "later"}, "--on_deadline later: choose from finish, stop"),
+        ({"on_deadline": "later"}, "on_deadline='later': choose from finish, stop"),
     ],
 )
 def test_a_request_of_wrong_values_is_told(options: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=re.escape(named)):
         Request(**{"images": (), "question": "what?", **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "in_python", "on_the_command_line"),
+    [
+        (lambda: check_budget_ms(np.float64(-2)), "budget_ms=-2.0: must be", "--budget_ms -2.0: must be"),
+        (lambda: grids_of("ultra"), "tier='ultra': unknown", "--tier ultra: unknown"),
+        (lambda: pick_device("tpu"), "device='tpu': unknown", "--device tpu: unknown"),
+        (lambda: model_folder("/no/" + "deep/" * 30), "model='/no/deep", "deep/: no such model"),
+        (lambda: check_policy("clever"), "policy='clever': no such policy", "--policy clever: no such policy"),
+    ],
+)
+def test_errors_name_the_argument_in_python_and_the_flag_on_the_command_line(
+    call: Callable[[], object], in_python: str, on_the_command_line: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        call()
+    message = str(refused.value)
+    assert in_python in message
+    assert "--" not in message
+    assert on_the_command_line in explained(refused.value)[0]
+    assert str(pickle.loads(pickle.dumps(refused.value))) == message
 
 
 def test_other_values_are_no_policy_and_no_setting(model: TempoVLM) -> None:

@@ -215,7 +215,7 @@ def _tuned(model: TempoVLM, args: BenchArgs, notes: Console) -> tuple[TempoVLM, 
         f"{policy.name} chooses, by what tempovlm tune measured on this file's {tuned.record.get('split')} split: "
         "on the same questions accuracy comes out a little high; --policy table goes by the model's own table"
     )
-    chosen = type(model)(model.engine, model.card, model.weights_hash, policy=policy)
+    chosen = type(model)(model.engine, model.card, policy=policy)
     return chosen, replace(args, policy=f"{TUNED}{tuned.path}")
 
 

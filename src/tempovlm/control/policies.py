@@ -17,7 +17,7 @@ import numpy as np
 
 from tempovlm.control.policy import Policy, Question
 from tempovlm.control.select import TIE, Floats
-from tempovlm.core.checks import finite, shown
+from tempovlm.core.checks import PATH_SHOWN, finite, shown, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import cache_dir, exists_as, expanded, is_there, read_json, write_whole
@@ -184,9 +184,12 @@ def named_tuned(wanted: str, weights: str, space: KnobSpace) -> TunedTable:
     changed = any(names[one][0] == name for one in known)
     why = "the file has changed since it was tuned" if changed else "this model was not tuned on such questions"
     others = ", ".join(dict.fromkeys(parts[0] for parts in names.values()))
-    raise UserError(
-        f"--policy {TUNED}{wanted}: {why}; run tempovlm tune {path if path.suffix else f'{wanted}.csv'}"
-        + (f", or choose from {others}" if others and not changed else "")
+    raise wrong_argument(
+        "policy",
+        f"{TUNED}{wanted}",
+        f"{why}; run tempovlm tune {path if path.suffix else f'{wanted}.csv'}"
+        + (f", or choose from {others}" if others and not changed else ""),
+        PATH_SHOWN,
     )
 
 

@@ -16,7 +16,15 @@ _EXTRA_OF_PACKAGE = {
 
 
 class UserError(ValueError):
-    """Invalid input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2."""
+    """Invalid input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2.
+
+    Attributes:
+        flagged: the message for the command line, where an argument is a flag: `--tier ultra` for `tier='ultra'`.
+    """
+
+    def __init__(self, message: str, flagged: str | None = None) -> None:
+        super().__init__(message)
+        self.flagged = message if flagged is None else flagged
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -37,7 +45,8 @@ def explained(error: UserError | ModuleNotFoundError, name: str = "") -> tuple[s
         name: name of the command, to begin the line with.
     """
     if isinstance(error, UserError):
-        return " ".join(str(error).splitlines()), EXIT_NOTHING if isinstance(error, AllFailedError) else EXIT_USAGE
+        code = EXIT_NOTHING if isinstance(error, AllFailedError) else EXIT_USAGE
+        return " ".join(error.flagged.splitlines()), code
     package = (error.name or "").partition(".")[0]
     if package not in _EXTRA_OF_PACKAGE:
         raise error

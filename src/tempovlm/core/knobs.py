@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from tempovlm.core.checks import checked_integer, checked_text
+from tempovlm.core.checks import checked_integer, checked_text, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.shape import ModelShape
 
@@ -70,7 +70,7 @@ class KnobConfig:
 
     def __post_init__(self) -> None:
         for name, knob in AXES.items():
-            object.__setattr__(self, name, knob.check(f"--{name}", getattr(self, name)))
+            object.__setattr__(self, name, knob.check(name, getattr(self, name)))
 
     @classmethod
     def from_values(cls, values: Iterable[Any]) -> KnobConfig:
@@ -182,7 +182,7 @@ class KnobSpace:
         Raises:
             UserError: the setting is not in the space; names the knob and its legal values.
         """
-        found = self._index.get(knobs)
+        found = self._index.get(knobs) if isinstance(knobs, KnobConfig) else None  # a dict has no hash
         if found is None:
             self.validate(knobs)
             raise KeyError(knobs)
@@ -195,7 +195,7 @@ class KnobSpace:
         for (name, legal), value in zip(self.axes.items(), knobs.values, strict=True):
             if value not in legal:
                 choices = ", ".join(str(v) for v in legal)
-                raise UserError(f"--{name} {value}: not in the knob space of this model; choose from {choices}")
+                raise wrong_argument(name, value, f"not in the knob space of this model; choose from {choices}")
 
     @property
     def fingerprint(self) -> str:

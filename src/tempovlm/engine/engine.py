@@ -53,6 +53,7 @@ class Engine:
         feature_cache_mb: float = 0.0,
         decode_dtype: DecodeDtype = "bf16",
         option_letters: str = "",
+        weights_hash: str = "",
     ) -> None:
         shape = model.config.shape
         rules = OpenAnswers.of(tokenizer, option_letters, model.decoder.embedding)
@@ -68,7 +69,7 @@ class Engine:
         )
         self.space = KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
-        self.name, self.option_letters = name, option_letters
+        self.name, self.option_letters, self.weights_hash = name, option_letters, weights_hash
         self.native = Guard.fixed(self.space.native, self.space)
         self.door = Door()
         self._pieces = Pieces()
@@ -165,7 +166,7 @@ class Engine:
 
     def stream(
         self, request: Request, guard: Guard | None = None, cancel: Callable[[], bool] | None = None
-    ) -> Iterator[Token | Answer]:
+    ) -> Generator[Token | Answer, None, None]:
         """Yield tokens as they come and the answer last; the clock starts with this call.
 
         `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
@@ -182,7 +183,7 @@ class Engine:
 
     def _stepped(
         self, request: Request, watch: Watch, items: Generator[Token | Answer, None, None]
-    ) -> Iterator[Token | Answer]:
+    ) -> Generator[Token | Answer, None, None]:
         """The items; only while one is being made is a stream inside the door, and computes."""
         with closing(items):
             while True:

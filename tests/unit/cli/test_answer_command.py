@@ -15,6 +15,8 @@ from tempovlm.core.request import STAGES
 from tempovlm.engine import calibration
 
 KEYS = {
+    "time",
+    "request_id",
     "answer",
     "knobs",
     "budget_ms",
@@ -25,6 +27,9 @@ KEYS = {
     "predicted_ms",
     "finish_reason",
     "policy",
+    "margin",
+    "tiling",
+    "weights_hash",
     "num_vision_tokens",
     "num_text_tokens",
     "num_output_tokens",

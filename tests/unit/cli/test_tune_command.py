@@ -128,7 +128,7 @@ def test_wrong_input_is_one_line(signs: Path, tiny_folder: Path, tmp_path: Path)
 def test_tables_that_do_not_fit_are_told(
     signs: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=r"--policy table:signs: .*run tempovlm tune signs\.csv$"):
+    with pytest.raises(UserError, match=r"policy='table:signs': .*run tempovlm tune signs\.csv$"):
         quick(tiny_folder, "table:signs")
     record = run(signs, tiny_folder, capsys)
     signs.write_text(signs.read_text().replace("sign say", "sign read"))

@@ -146,9 +146,9 @@ def test_logits_have_no_price(
 ) -> None:
     name = policy(kind, tmp_path)
     model = ["--model", str(tiny_folder), "--device", "cpu", "--policy", name, "--price_per_ms", "0.001"]
-    with pytest.raises(UserError, match=f"--price_per_ms 0.001: policy {kind} scores settings by logits"):
+    with pytest.raises(UserError, match=f"price_per_ms=0.001: policy {kind} scores settings by logits"):
         answer.main([str(picture_file), "what?", "--budget_ms", "1000", *model])
-    with pytest.raises(UserError, match=r"--price_per_ms 0.001"):
+    with pytest.raises(UserError, match=r"price_per_ms=0.001"):
         bench.main(
             ["--num_samples", "2", "--data_dir", str(small_bed), *model, "--output_dir", str(tmp_path / "b")]
         )
@@ -157,5 +157,5 @@ def test_logits_have_no_price(
 def test_a_price_needs_a_budget(picture_file: Path) -> None:
     with pytest.raises(UserError, match=r"--price_per_ms 0.001: needs a budget; give --budget_ms too"):
         answer.main([str(picture_file), "what?", "--price_per_ms", "0.001"])
-    with pytest.raises(UserError, match=r"--price_per_ms -1.0: must be zero or a positive number"):
+    with pytest.raises(UserError, match=r"price_per_ms=-1.0: must be zero or a positive number"):
         answer.main([str(picture_file), "what?", "--budget_ms", "9", "--price_per_ms", "-1"])

@@ -91,7 +91,7 @@ class LearnedPolicy(Policy):
         if not math.isfinite(logits.dot(logits)):
             raise UserError(
                 f"policy {self.name}: its logits are not numbers (NaN or infinite); its checkpoint or the model's "
-                "weights are damaged: copy them again, or choose --policy table"
+                "weights are damaged: copy them again, or choose the policy table"
             )
         scores: Row = logits.take(self._places if places is None else places)
         return scores if scores.ndim == 1 else np.add.reduce(scores, axis=0)
