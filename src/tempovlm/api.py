@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
@@ -19,7 +19,7 @@ from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
-from tempovlm.core.plan import Ranking
+from tempovlm.core.plan import Ranking, find_ranking
 from tempovlm.core.request import Answer, Request, request_of, requests_of
 from tempovlm.core.units import now_ms
 from tempovlm.engine.forks import ProcessLock
@@ -59,6 +59,8 @@ def load(
     warmup: bool = True,
     progress: bool = True,
     feature_cache_mb: float = 0.0,
+    space: KnobSpace | Mapping[str, Iterable[Any]] | None = None,
+    ranking: str | Path | Sequence[int] | Ranking | None = None,
 ) -> TempoVLM:
     """Load a model and everything it needs to answer within a budget.
 
@@ -69,7 +71,8 @@ def load(
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
         policy: `auto` (the model's own controller for this kind of device if its folder has one, else the table),
-            `table` (the most accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, or an object.
+            `table` (the most accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, an object, or
+            `module:Class` or `file.py:Class`, a `Policy` of yours.
         threads: threads of a CPU operation. Default: `TEMPOVLM_THREADS`, `torch.set_num_threads` or
             `OMP_NUM_THREADS`, else at most two cores; one in a child of a process that imported torch alone.
         exact: True prepares pictures in float32, as published; False in uint8, several times faster on a CPU and
@@ -79,6 +82,9 @@ def load(
         warmup: answer a few times first, so that the first answer is as fast as later ones.
         progress: show a bar on stderr while loading a large model and while measuring.
         feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
+        space: the settings to choose among, such as `{"tier": ["low", "high"]}`. Default: all of the model's.
+        ranking: the blocks, the most important first, or a file of them (docs/adding.md). Accuracies are those of
+            the model's own ranking; with another one they are assumed. Default: the model's own.
 
     Raises:
         UserError: unknown model, device or policy, damaged folder, another model's controller, or wrong type.
@@ -95,13 +101,19 @@ def load(
     from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
 
     where, config = pick_device(device), read_config(folder)
-    card = ModelCard.read(folder, KnobSpace.for_model(config.shape))
+    whole = KnobSpace.for_model(config.shape)
+    card, chosen_space = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
+    if ranking is not None:
+        ranking = find_ranking(ranking, config.shape.num_blocks)
+        card = card.for_ranking(ranking, chosen_space)
     tokenizer = read_tokenizer(folder, config)
     network = _load_weights(folder, where, pick_dtype(dtype, where), name, progress=progress)
     given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights}
-    given |= {"ranking": card.ranking, "option_letters": card.option_letters}
+    given |= {"ranking": ranking or card.ranking, "option_letters": card.option_letters, "space": chosen_space}
     engine, hashed = Engine(network, tokenizer, name=name, **given), weights_hash(folder)
-    chosen = _find_policy(policy, engine, folder, hashed)
+    if policy == "auto" and not card.ran(engine.ranking, engine.space):
+        policy = "table"  # a controller, too, learned from answers of other blocks
+    chosen = _find_policy(policy, engine, folder, hashed, whole)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
@@ -188,6 +200,7 @@ class TempoVLM:
             data_source=data_source,
             decode_dtype=runner.decode_dtype,
             threads=self.engine.threads,
+            ranking=None if self.card.ran(self.ranking, self.space) else self.ranking.digest,
         )
 
     def calibrate(self, force: bool = False, pictures: Sequence[str | Path] = ()) -> LatencyProfile:
@@ -428,26 +441,33 @@ def _load_weights(
 
 
 def check_policy(policy: str | Path | Policy) -> None:
-    """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    """Raise a `UserError` unless the policy is one of `POLICIES`, a file, an object, or names a class."""
+    from tempovlm.control.own_policy import is_own_policy
     from tempovlm.control.policies import is_tuned
     from tempovlm.control.policy import Policy
 
-    if is_tuned(policy):
+    if is_tuned(policy) or is_own_policy(policy):
         return
+    if isinstance(policy, type):
+        raise UserError(
+            f"policy {policy.__name__}: a class, where an object is due; call it, or name it as "
+            f"'{policy.__module__}:{policy.__name__}'"
+        )
     if not isinstance(policy, str | Path | Policy):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
         raise UserError(
             f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
-            "table:NAME of questions that you tuned on, or the checkpoint of a controller"
+            "table:NAME of questions that you tuned on, the checkpoint of a controller, or module:Class or "
+            "file.py:Class of your own"
         )
 
 
 def _find_policy(
-    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str
+    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str, whole: KnobSpace
 ) -> str | Path | Policy:
     from tempovlm.control.shipped import Chooser, find_policy
 
     run = engine.runner
     parts = (folder, engine.space, run.model, run.tokenizer, weights_hash, run.device.type)
-    return find_policy(policy, Chooser(*parts))
+    return find_policy(policy, Chooser(*parts, whole, engine.ranking))

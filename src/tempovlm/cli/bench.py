@@ -199,9 +199,10 @@ def _tuned(model: TempoVLM, args: BenchArgs, notes: Console) -> tuple[TempoVLM, 
     from tempovlm.control.policies import TUNED, find_tuned
 
     own = find_own(args.names()[0])
-    if args.policy != "auto" or own is None or len(args.names()) > 1:
+    known = model.card.ran(model.ranking, model.space)
+    if args.policy != "auto" or own is None or len(args.names()) > 1 or not known:
         return model, args
-    tuned = find_tuned(model.weights_hash, model.space, own.name, own.digest)
+    tuned = find_tuned(model.weights_hash, model.space, own.name, own.digest, model.ranking)
     if tuned is None:
         return model, args
     policy = tuned.policy(model.space)

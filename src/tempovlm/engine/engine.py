@@ -47,6 +47,7 @@ class Engine:
         model: VisionLanguageModel,
         tokenizer: Tokenizer,
         *,
+        space: KnobSpace | None = None,
         ranking: Ranking | None = None,
         name: str = "model",
         exact: bool = False,
@@ -66,7 +67,7 @@ class Engine:
             FeatureCache.of(feature_cache_mb),
             rules,
         )
-        self.space = KnobSpace.for_model(shape)
+        self.space = space or KnobSpace.for_model(shape)
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name, self.option_letters = name, option_letters
         self.native = Guard.fixed(self.space.native, self.space)

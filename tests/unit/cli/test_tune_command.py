@@ -137,7 +137,7 @@ def test_tables_that_do_not_fit_are_told(
     with pytest.raises(UserError, match=r"or choose from signs$"):
         quick(tiny_folder, "table:shops")
     path = Path(record["path"])
-    for name, value in (("weights", "0" * 12), ("settings", [{}]), ("knob_space", "x")):
+    for name, value in (("weights", "0" * 12), ("settings", [{}]), ("ranking", [5, 0, 1, 2, 3, 4])):
         broken = Path(shutil.copy(path, tmp_path / "broken.json"))
         broken.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
         with pytest.raises(UserError, match=r"broken\.json: (field|damaged)"):
