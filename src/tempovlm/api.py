@@ -102,18 +102,18 @@ def load(
 
     where, config = pick_device(device), read_config(folder)
     whole = KnobSpace.for_model(config.shape)
-    card, chosen_space = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
+    card, part = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
     if ranking is not None:
         ranking = find_ranking(ranking, config.shape.num_blocks)
-        card = card.for_ranking(ranking, chosen_space)
+        card = card.for_ranking(ranking, part)
     tokenizer = read_tokenizer(folder, config)
     network = _load_weights(folder, where, pick_dtype(dtype, where), name, progress=progress)
     given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights}
-    given |= {"ranking": ranking or card.ranking, "option_letters": card.option_letters, "space": chosen_space}
+    given |= {"ranking": ranking or card.ranking, "option_letters": card.option_letters, "space": part}
     engine, hashed = Engine(network, tokenizer, name=name, **given), weights_hash(folder)
     if policy == "auto" and not card.ran(engine.ranking, engine.space):
         policy = "table"  # a controller, too, learned from answers of other blocks
-    chosen = _find_policy(policy, engine, folder, hashed, whole)
+    chosen = _find_policy(policy, engine, folder, hashed)
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
@@ -160,7 +160,8 @@ class TempoVLM:
                 from tempovlm.engine.calibration import stored_profile
 
                 self._profiled_threads, self._guard = self.engine.threads, None
-                self._profile = stored_profile(self.stamp(), self.space, self.output_length)
+                about = (self.stamp(), self.space, self.output_length)
+                self._profile = stored_profile(*about, self.engine.whole)
             return self._profile
 
     @property
@@ -464,10 +465,10 @@ def check_policy(policy: str | Path | Policy) -> None:
 
 
 def _find_policy(
-    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str, whole: KnobSpace
+    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str
 ) -> str | Path | Policy:
     from tempovlm.control.shipped import Chooser, find_policy
 
     run = engine.runner
     parts = (folder, engine.space, run.model, run.tokenizer, weights_hash, run.device.type)
-    return find_policy(policy, Chooser(*parts, whole, engine.ranking))
+    return find_policy(policy, Chooser(*parts, engine.whole, engine.ranking))

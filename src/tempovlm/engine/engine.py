@@ -40,7 +40,11 @@ from tempovlm.model.prompt import Tokenizer
 
 
 class Engine:
-    """Answers requests on one model and one device, with as many threads as torch had when it was made."""
+    """Answers requests on one model and one device, with as many threads as torch had when it was made.
+
+    Attributes:
+        whole: all settings of the model. space: those that may run.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,8 @@ class Engine:
             FeatureCache.of(feature_cache_mb),
             rules,
         )
-        self.space = space or KnobSpace.for_model(shape)
+        self.whole = KnobSpace.for_model(shape)
+        self.space = space or self.whole
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name, self.option_letters = name, option_letters
         self.native = Guard.fixed(self.space.native, self.space)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.paths import expanded
 from tempovlm.core.plan import Ranking, read_ranking
 from tempovlm.lab.core_exp.questions import MANIFEST, read_manifest
 from tempovlm.model.weights import read_config
@@ -37,7 +38,19 @@ def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tup
         UserError: the directories used another ranking than the file's, several, or none is known.
     """
     shape = read_config(model).shape
-    found = None if scores is None else read_ranking(scores, shape.num_blocks)
+    found = common_ranking(folders, scores, shape.num_blocks)
+    if found is None:
+        raise UserError("--importance_scores_file: needed, because the results do not tell which blocks ran")
+    return found, KnobSpace.for_model(shape)
+
+
+def common_ranking(folders: Iterable[Path], scores: Path | None, num_blocks: int) -> Ranking | None:
+    """Find the ranking by which some results ran; None if neither they nor a file tell.
+
+    Raises:
+        UserError: the directories used another ranking than the file's, or several.
+    """
+    found = None if scores is None else read_ranking(expanded(scores), num_blocks)
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--results_dir {folder}: no such results directory")
@@ -48,6 +61,4 @@ def ranking_of(folders: Iterable[Path], scores: Path | None, model: Path) -> tup
                 f"{folder / MANIFEST}: field ranking is not that of {other}: other blocks ran; measure anew"
             )
         found = ranking or found
-    if found is None:
-        raise UserError("--importance_scores_file: needed, because the results do not tell which blocks ran")
-    return found, KnobSpace.for_model(shape)
+    return found
