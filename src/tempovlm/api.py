@@ -70,9 +70,8 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
-        policy: `auto` (the model's own controller for this kind of device if its folder has one, else the table),
-            `table` (the most accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, an object, or
-            `module:Class` or `file.py:Class`, a `Policy` of yours.
+        policy: `auto` (the model's own controller for this kind of device, else the table), `table` (the most
+            accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, `file.py:Class`, or an object.
         threads: threads of a CPU operation. Default: `TEMPOVLM_THREADS`, `torch.set_num_threads` or
             `OMP_NUM_THREADS`, else at most two cores; one in a child of a process that imported torch alone.
         exact: True prepares pictures in float32, as published; False in uint8, several times faster on a CPU and
@@ -83,8 +82,7 @@ def load(
         progress: show a bar on stderr while loading a large model and while measuring.
         feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
         space: the settings to choose among, such as `{"tier": ["low", "high"]}`. Default: all of the model's.
-        ranking: the blocks, the most important first, or a file of them (docs/adding.md). Accuracies are those of
-            the model's own ranking; with another one they are assumed. Default: the model's own.
+        ranking: the blocks, the most important first, or a JSON file (docs/adding.md); accuracies are assumed.
 
     Raises:
         UserError: unknown model, device or policy, damaged folder, another model's controller, or wrong type.
@@ -96,24 +94,13 @@ def load(
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
-    from tempovlm.engine.engine import Engine
-    from tempovlm.model.files.card import ModelCard
-    from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
+    from tempovlm.model.weights import weights_hash
 
-    where, config = pick_device(device), read_config(folder)
-    whole = KnobSpace.for_model(config.shape)
-    card, part = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
-    if ranking is not None:
-        ranking = find_ranking(ranking, config.shape.num_blocks)
-        card = card.for_ranking(ranking, part)
-    tokenizer = read_tokenizer(folder, config)
-    network = _load_weights(folder, where, pick_dtype(dtype, where), name, progress=progress)
-    given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights}
-    given |= {"ranking": ranking or card.ranking, "option_letters": card.option_letters, "space": part}
-    engine, hashed = Engine(network, tokenizer, name=name, **given), weights_hash(folder)
-    if policy == "auto" and not card.ran(engine.ranking, engine.space):
-        policy = "table"  # a controller, too, learned from answers of other blocks
-    chosen = _find_policy(policy, engine, folder, hashed)
+    where = pick_device(device)
+    given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights, "name": name}
+    types = (where, pick_dtype(dtype, where))
+    engine, card = _load_engine(folder, *types, space, ranking, given, progress=progress)
+    chosen = _find_policy(policy, engine, card, folder, hashed := weights_hash(folder))
     vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
     if warmup:
         warm_up(engine, progress=progress)
@@ -428,6 +415,31 @@ def model_folder(model: str | Path) -> Path:
     )
 
 
+def _load_engine(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    space: KnobSpace | Mapping[str, Iterable[Any]] | None,
+    ranking: str | Path | Sequence[int] | Ranking | None,
+    options: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> tuple[Engine, ModelCard]:
+    """The engine and the card of a folder, by a subset of the settings and a ranking where they are given."""
+    from tempovlm.engine.engine import Engine
+    from tempovlm.model.files.card import ModelCard
+    from tempovlm.model.weights import read_config, read_tokenizer
+
+    config = read_config(folder)
+    whole = KnobSpace.for_model(config.shape)
+    card, part = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
+    order = card.ranking if ranking is None else find_ranking(ranking, config.shape.num_blocks)
+    tokenizer = read_tokenizer(folder, config)
+    network = _load_weights(folder, device, dtype, options["name"], progress=progress)
+    engine = Engine(network, tokenizer, space=part, ranking=order, option_letters=card.option_letters, **options)
+    return engine, card.for_ranking(engine.ranking, part)
+
+
 def _load_weights(
     folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool
 ) -> VisionLanguageModel:
@@ -465,10 +477,12 @@ def check_policy(policy: str | Path | Policy) -> None:
 
 
 def _find_policy(
-    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str
+    policy: str | Path | Policy, engine: Engine, card: ModelCard, folder: Path, weights_hash: str
 ) -> str | Path | Policy:
     from tempovlm.control.shipped import Chooser, find_policy
 
+    if policy == "auto" and not card.ran(engine.ranking, engine.space):
+        return "table"  # a controller, too, learned from answers of other blocks
     run = engine.runner
     parts = (folder, engine.space, run.model, run.tokenizer, weights_hash, run.device.type)
     return find_policy(policy, Chooser(*parts, engine.whole, engine.ranking))
