@@ -370,11 +370,11 @@ class TempoVLM:
 
         if self.card.accuracy:
             return TablePolicy(self.space, self.card.accuracy)
-        _log.warning(
-            "%s: accuracies are assumed, not measured: more compute is taken to be better; to measure them on "
-            "your own questions, run `tempovlm tune`",
-            self.engine.name,
-        )
+        hint = "to measure them on your own questions, run `tempovlm tune`"
+        if not self.card.ran(self.ranking, self.space):
+            hint = "the model's own are of another ranking of its blocks"
+        what = "%s: accuracies are assumed, not measured: more compute is taken to be better; %s"
+        _log.warning(what, self.engine.name, hint)
         return assumed_table(self.space)
 
 

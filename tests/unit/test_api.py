@@ -225,6 +225,7 @@ def test_another_ranking(
         policies = [one.answer(picture, "what?", budget_ms=1e5).policy for one in (own, same, other)]
     assert policies == ["table", "table", "table (assumed)"]
     assert "accuracies are assumed" in caplog.text
+    assert "the model's own are of another ranking of its blocks" in caplog.text
     assert len(counted) == 2
     deep = load(str(folder), ranking=[5, 0, 4, 3, 2, 1], space={"num_blocks": [6]}, **quick)
     assert deep.answer(picture, "what?", budget_ms=1e5).policy == "table", "all blocks run, whatever the ranking"

@@ -91,7 +91,13 @@ def main(argv: list[str]) -> None:
     )
     show_budgets(guard)
     known = "measured with the model" if model.card.accuracy else "assumed, not measured"
-    out.print(f"accuracies are {known}; measure them on your own questions: tempovlm tune FILE")
+    own = model.card.ran(model.ranking, model.space)
+    hint = (
+        "measure them on your own questions: tempovlm tune FILE"
+        if own
+        else "those of the model are of its own ranking"
+    )
+    out.print(f"accuracies are {known}; {hint}")
 
 
 def any_request(max_new_tokens: int) -> Request:

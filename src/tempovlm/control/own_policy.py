@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.control.policies import is_tuned
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats
 from tempovlm.core.checks import shown
@@ -24,7 +25,7 @@ from tempovlm.core.errors import PolicyError, UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import check_file, expanded
 
-_NAMED = re.compile(r"(?P<where>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
+_NAMED = re.compile(r"(?P<where>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)|.+\.py")
 
 
 class Adapted(Policy):
@@ -58,8 +59,9 @@ def narrowed(policy: Policy, whole: KnobSpace, space: KnobSpace) -> Policy:
 
 
 def is_own_policy(policy: object) -> bool:
-    """Whether a policy's name is that of a class: `module:Class` or `path/to/file.py:Class`."""
-    return isinstance(policy, str) and _NAMED.fullmatch(policy) is not None and not policy.startswith("table:")
+    """Whether a policy's name is that of a class, as `module:Class` or `file.py:Class`, or of a Python file."""
+    text = str(policy) if isinstance(policy, str | Path) else ""
+    return _NAMED.fullmatch(text) is not None and not is_tuned(policy)
 
 
 def own_policy(wanted: str, space: KnobSpace) -> Policy:
@@ -73,6 +75,8 @@ def own_policy(wanted: str, space: KnobSpace) -> Policy:
     """
     found = _NAMED.fullmatch(wanted)
     assert found is not None
+    if found["name"] is None:
+        raise UserError(f"--policy {wanted}: name the class too, as {wanted}:CLASS")
     cls = getattr(_module(wanted, found["where"]), found["name"], None)
     if not (isinstance(cls, type) and issubclass(cls, Policy)):
         what = "there is no such class" if cls is None else "not a subclass of tempovlm.control.policy.Policy"

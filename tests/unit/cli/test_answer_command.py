@@ -130,6 +130,7 @@ def test_knobs_as_flags(tiny_folder: Path, picture_file: Path, capsys: pytest.Ca
             "--policy json:loads: not a subclass of tempovlm.control.",
         ),
         (("PICTURE", "what?", "--policy", "json:Loads"), "--policy json:Loads: there is no such class"),
+        (("PICTURE", "what?", "--policy", "mine.py"), "--policy mine.py: name the class too, as mine.py:CLASS"),
         (("PICTURE", "what?", "--max_new_tokens", "0"), "--max_new_tokens"),
         (("PICTURE", "what?", "--policy", "clever"), "--policy clever: no such policy"),
         (("PICTURE", "what?", "--policy", "PICTURE"), "picture.png: damaged, or no controller checkpoint"),
@@ -222,6 +223,19 @@ def test_help_is_spelled_with_underscores(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as ended:
         main(["answer", "a", "b", "--no_such_flag"])
     assert ended.value.code == 2
+
+
+def test_calibrate_measures_what_is_named(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "--model", str(tiny_folder), "--device", "cpu", "--tiers", "low", "high"]
+    assert main([*words, "--num_blocks", "4", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {(row["tier"], row["num_blocks"]) for row in record["settings"]} == {("low", 4), ("high", 4)}
+    (tmp_path / "ranking.json").write_text("[4, 3, 2, 1]")
+    assert main([*words, "--ranking", str(tmp_path / "ranking.json")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "accuracies are assumed, not measured; those of the model are of its own ranking" in out
 
 
 def test_calibrate(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
