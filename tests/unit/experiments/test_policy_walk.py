@@ -148,6 +148,25 @@ def test_wrong_scores_end_a_run_at_once(
     assert capsys.readouterr().err.splitlines()[-1].startswith("tempovlm: error: policy Short: scored")
 
 
+def test_bench_takes_fewer_settings(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile_of = "tempovlm.engine.calibration.stored_profile"
+    monkeypatch.setattr(profile_of, lambda _, space, *__: tiny_model.make_profile(space))
+    fresh: list[list[str]] = []
+    monkeypatch.setattr("tempovlm.lab.bench.bench.measure_fresh", lambda *given: fresh.append(given[-1]) or [])
+    few = ["--num_samples", "2", "--max_new_tokens", "2", "--data_dir", str(small_bed), "--dataset", DATASET]
+    more = ["--tiers", "low", "medium", "--num_blocks", "4", "--budgets", "20", "1000", "--fresh_processes", "1"]
+    model = ["--model", str(tiny_folder), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    bench.main([*few, *more, *model, "--policy", policy("supervised", tmp_path)])
+    result = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert result["knob_space"] == {"tier": ["low", "medium"], "top_k": [*SPACE.top_ks], "num_blocks": [4]}
+    chosen = {name for row in result["budgets"] for name in row["knobs"]}
+    assert all(name.startswith(("low/", "medium/")) and name.endswith("/b4") for name in chosen)
+    assert result["chosen_by"] == ["supervised"], "a controller of all settings"
+    assert fresh[0][-5:] == ["--tier", "low", "medium", "--num_blocks", "4"]
+
+
 def test_what_evaluate_fitted_is_what_it_judges_from_its_file(
     tiny_folder: Path, results: list[str], tmp_path: Path
 ) -> None:
