@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tempovlm.control.own_policy import checked_policy, is_own_policy, narrowed, own_policy
+from tempovlm.control.own_policy import checked_policy, is_own_policy, own_policy
 from tempovlm.control.policies import TUNED, FixedPolicy, is_tuned, named_tuned
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import check_file, is_there
@@ -74,8 +74,8 @@ def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | P
 def _learned(path: Path, chooser: Chooser) -> Policy:
     from tempovlm.control.learned.policies import policy_from_checkpoint
 
-    reads = (chooser.model, chooser.tokenizer, chooser.weights_hash)
-    return narrowed(policy_from_checkpoint(path, chooser.whole, *reads), chooser.whole, chooser.space)
+    of_model = (chooser.model, chooser.tokenizer, chooser.weights_hash, chooser.whole)
+    return policy_from_checkpoint(path, chooser.space, *of_model)
 
 
 def shipped_policy(chooser: Chooser) -> Policy | None:

@@ -266,7 +266,8 @@ def test_results_of_a_subset_are_judged_on_it(
     path = tmp_path / "best.pt"
     save_controller(path, kind="two_stage", networks=networks("two_stage"), space=SPACE)
     more = ["--policies", "table", "only_tier", "knn", str(path), "--data_dir", str(bed), "--device", "cpu"]
-    evaluate.main(words(tiny_folder, few, tmp_path / "out", *more, "--shuffles", "0"))
+    more += ["--shuffles", "0"]
+    evaluate.main(words(tiny_folder, few, tmp_path / "out", *more, "--save_policies", str(tmp_path / "kept")))
     report = judged(tmp_path / "out")
     assert only(report["knob_space"]) == AXES
     assert "judged on 8 of the model's 60 settings: tier low, high; " in capsys.readouterr().err
@@ -274,6 +275,10 @@ def test_results_of_a_subset_are_judged_on_it(
     chosen = {name for one in report["policies"].values() for row in one["by_budget"] for name in row["knobs"]}
     assert chosen <= legal
     assert len(report["static"]["settings"]) == 8
+    more = [*more[5:], "--policies", str(tmp_path / "kept" / "knn.pt"), "--control_ms", "0"]
+    evaluate.main(words(tiny_folder, few, tmp_path / "again", *more))
+    again = judged(tmp_path / "again")["policies"].popitem()[1]["area"]["value"]
+    assert again == pytest.approx(report["policies"]["knn"]["area"]["value"]), "fitted on the subset"
     with pytest.raises(UserError, match="no question of split val has an answer at all 12 settings"):
         evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "low", "medium", "high"))
     with pytest.raises(UserError, match="--tier huge: not in the knob space"):

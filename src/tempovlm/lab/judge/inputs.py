@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tempovlm.control.baselines import LinUCB, NearestNeighbours, question_features, varying
-from tempovlm.control.own_policy import narrowed
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
@@ -216,8 +215,8 @@ def learned_rule(
     """
     from tempovlm.control.learned.policies import policy_from_checkpoint
 
-    policy = policy_from_checkpoint(path, whole, runner.model, runner.tokenizer, weights_hash)
-    return policy_rule(narrowed(policy, whole, space), sights.content, sights, price_per_ms)
+    policy = policy_from_checkpoint(path, space, runner.model, runner.tokenizer, weights_hash, whole)
+    return policy_rule(policy, sights.content, sights, price_per_ms)
 
 
 def policy_rule(
