@@ -103,8 +103,9 @@ class Sights:
             request = Request(images=(sample.image_path,), question=sample.question, style=sample.style)
             crops = run.prepare(run.open(request), tier, request).crops
             self._known[key] = run.project(run.encode(crops), crops)
-        place = table.space.tiers.index(tier)
-        return Sight(tier, self._known[key], int(table.vision_tokens[row, place]), int(table.text_tokens[row]))
+        tiers = table.space.tiers  # the lowest may be left out; a glance is as it has it
+        count = int(table.vision_tokens[row, tiers.index(tier)]) if tier in tiers else 0
+        return Sight(tier, self._known[key], count, int(table.text_tokens[row]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
