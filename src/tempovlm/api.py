@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +20,7 @@ from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
-from tempovlm.core.plan import Ranking
+from tempovlm.core.plan import Ranking, find_ranking
 from tempovlm.core.request import (
     Answer,
     Request,
@@ -70,6 +70,8 @@ def load(
     progress: bool = True,
     feature_cache_mb: float = 0.0,
     budget_ms: float | None = None,
+    space: KnobSpace | Mapping[str, Iterable[Any]] | None = None,
+    ranking: str | Path | Sequence[int] | Ranking | None = None,
 ) -> TempoVLM:
     """Load a model and everything it needs to answer within a budget.
 
@@ -79,8 +81,8 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
-        policy: `auto` (the model's own controller for this kind of device if there is one, else the table),
-            `table` (the most accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, or an object.
+        policy: `auto` (the model's own controller for this kind of device, else the table), `table` (the most
+            accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, `file.py:Class`, or an object.
         threads: of a CPU operation. Default: `TEMPOVLM_THREADS`, else torch's or OpenMP's, else two at most.
         exact: True prepares pictures in float32, as published; False (the pocket's default) in uint8, much faster
             on a CPU and within about one of 255 levels. On CUDA True adds the published padding rule.
@@ -89,6 +91,8 @@ def load(
         progress: show a bar on stderr while loading a large model and while measuring.
         feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
         budget_ms: the budget of every request that gives none, milliseconds.
+        space: the settings to choose among, such as `{"tier": ["low", "high"]}`. Default: all of the model's.
+        ranking: the blocks, the most important first, or a JSON file (docs/adding.md); accuracies are assumed.
 
     Raises:
         UserError: unknown model, device or policy, damaged folder, another model's controller, or wrong type.
@@ -100,18 +104,14 @@ def load(
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
-    from tempovlm.engine.engine import Engine
-    from tempovlm.model.files.card import ModelCard
-    from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
+    from tempovlm.model.weights import weights_hash
 
-    where, config = pick_device(device), read_config(folder)
-    card = ModelCard.read(folder, KnobSpace.for_model(config.shape))
-    tokenizer = read_tokenizer(folder, config)
-    network = _load_weights(folder, where, pick_dtype(dtype, where), name, progress=progress)
-    given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights}
-    given |= {"ranking": card.ranking, "option_letters": card.option_letters}
-    engine = Engine(network, tokenizer, name=name, weights_hash=weights_hash(folder), **given)
-    chosen = _find_policy(policy, engine, folder)
+    where = pick_device(device)
+    given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights, "name": name}
+    given |= {"weights_hash": weights_hash(folder)}
+    types = (where, pick_dtype(dtype, where))
+    engine, card = _load_engine(folder, *types, space, ranking, given, progress=progress)
+    chosen = _find_policy(policy, engine, card, folder)
     vlm = TempoVLM(engine, card, policy=chosen, may_calibrate=calibrate, progress=progress, budget_ms=budget_ms)
     if warmup:
         warm_up(engine, progress=progress)
@@ -166,7 +166,8 @@ class TempoVLM:
                 from tempovlm.engine.calibration import stored_profile
 
                 self._profiled_threads, self._guard = self.engine.threads, None
-                self._profile = stored_profile(self.stamp(), self.space, self.output_length)
+                about = (self.stamp(), self.space, self.output_length)
+                self._profile = stored_profile(*about, self.engine.whole)
             return self._profile
 
     @property
@@ -206,6 +207,7 @@ class TempoVLM:
             data_source=data_source,
             decode_dtype=runner.decode_dtype,
             threads=self.engine.threads,
+            ranking=None if self.card.ran(self.ranking, self.space) else self.ranking.digest,
         )
 
     def calibrate(self, force: bool = False, pictures: Sequence[str | Path] = ()) -> LatencyProfile:
@@ -424,11 +426,11 @@ class TempoVLM:
 
         if self.card.accuracy:
             return TablePolicy(self.space, self.card.accuracy)
-        _log.warning(
-            "%s: accuracies are assumed, not measured: more compute is taken to be better; to measure them on "
-            "your own questions, run `tempovlm tune`",
-            self.engine.name,
-        )
+        hint = "to measure them on your own questions, run `tempovlm tune`"
+        if not self.card.ran(self.ranking, self.space):
+            hint = "the model's own are of another ranking of its blocks"
+        what = "%s: accuracies are assumed, not measured: more compute is taken to be better; %s"
+        _log.warning(what, self.engine.name, hint)
         return assumed_table(self.space)
 
 
@@ -476,6 +478,31 @@ def model_folder(model: str | Path) -> Path:
     )
 
 
+def _load_engine(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    space: KnobSpace | Mapping[str, Iterable[Any]] | None,
+    ranking: str | Path | Sequence[int] | Ranking | None,
+    options: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> tuple[Engine, ModelCard]:
+    """The engine and the card of a folder, by a subset of the settings and a ranking where they are given."""
+    from tempovlm.engine.engine import Engine
+    from tempovlm.model.files.card import ModelCard
+    from tempovlm.model.weights import read_config, read_tokenizer
+
+    config = read_config(folder)
+    whole = KnobSpace.for_model(config.shape)
+    card, part = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
+    order = card.ranking if ranking is None else find_ranking(ranking, config.shape.num_blocks)
+    tokenizer = read_tokenizer(folder, config)
+    network = _load_weights(folder, device, dtype, options["name"], progress=progress)
+    engine = Engine(network, tokenizer, space=part, ranking=order, option_letters=card.option_letters, **options)
+    return engine, card.for_ranking(engine.ranking, part)
+
+
 def _load_weights(
     folder: Path, device: torch.device, dtype: torch.dtype, name: str, *, progress: bool
 ) -> VisionLanguageModel:
@@ -490,12 +517,18 @@ def _load_weights(
 
 
 def check_policy(policy: str | Path | Policy) -> None:
-    """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    """Raise a `UserError` unless the policy is one of `POLICIES`, a file, an object, or names a class."""
+    from tempovlm.control.own_policy import is_own_policy
     from tempovlm.control.policies import is_tuned
     from tempovlm.control.policy import Policy
 
-    if is_tuned(policy):
+    if is_tuned(policy) or is_own_policy(policy):
         return
+    if isinstance(policy, type):
+        raise UserError(
+            f"policy {policy.__name__}: a class, where an object is due; call it, or name it as "
+            f"'{policy.__module__}:{policy.__name__}'"
+        )
     if not isinstance(policy, str | Path | Policy):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
@@ -503,14 +536,19 @@ def check_policy(policy: str | Path | Policy) -> None:
             "policy",
             str(policy),
             f"no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
-            "table:NAME of questions that you tuned on, or the checkpoint of a controller",
+            "table:NAME of questions that you tuned on, the checkpoint of a controller, or module:Class or "
+            "file.py:Class of your own",
             PATH_SHOWN,
         )
 
 
-def _find_policy(policy: str | Path | Policy, engine: Engine, folder: Path) -> str | Path | Policy:
+def _find_policy(
+    policy: str | Path | Policy, engine: Engine, card: ModelCard, folder: Path
+) -> str | Path | Policy:
     from tempovlm.control.shipped import Chooser, find_policy
 
+    if policy == "auto" and not card.ran(engine.ranking, engine.space):
+        return "table"  # a controller, too, learned from answers of other blocks
     run = engine.runner
     parts = (folder, engine.space, run.model, run.tokenizer, engine.weights_hash, run.device.type)
-    return find_policy(policy, Chooser(*parts))
+    return find_policy(policy, Chooser(*parts, engine.whole, engine.ranking))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
+from tempovlm.cli.knobs import ALL, Knobs
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
@@ -45,6 +46,7 @@ _EXAMPLES = (
     "tempovlm bench my.csv --budgets 100 200",
     "tempovlm bench --budgets 150 --fresh_processes 10",
     "tempovlm bench --budgets 60 100 150 --export csv latex pdf",
+    "tempovlm bench --tiers low medium --policy my_policy.py:FewBlocks",
 )
 
 
@@ -64,10 +66,12 @@ class BenchArgs:
         model: Model to load: pocket, a folder or a hub id.
         device: Device: auto, cpu, cuda or cuda:N.
         weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
+        knobs: Settings to choose among.
         policy: Policy that chooses the setting. auto: for one file of your own questions, the table that tempovlm
             tune measured on it; else the model's own controller for this kind of device if it has one, else the
             table. table: the setting that was most accurate on test questions, of those that fit. table:NAME: the
-            same as tuned on NAME. fixed: native. Or the path of a checkpoint.
+            same as tuned on NAME. fixed: native. Or the path of a checkpoint, or module:Class or file.py:Class of
+            your own.
         price_per_ms: Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
             For policies that predict accuracy: table, nearest neighbours, LinUCB.
         data_dir: Folder of the data. Default: the test bed in your cache directory, made if it is missing.
@@ -90,6 +94,7 @@ class BenchArgs:
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     weights: DecodeDtype = "bf16"
+    knobs: Knobs = ALL
     policy: str = "auto"
     price_per_ms: float = 0.0
     data_dir: Path | None = None
@@ -191,7 +196,7 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
 
     samples = load_mixed(args.names(), args.num_samples, data_dir=args.data_dir, seed=args.seed)
     check_scorable(samples)
-    model = load_model(args.model, args.device, args.policy, notes, args.weights)
+    model = load_model(args.model, args.device, args.policy, notes, args.weights, **args.knobs.chosen)
     model, args = _tuned(model, args, notes)
     model.check_price(args.price_per_ms)
     if args.policy != "fixed":
@@ -205,9 +210,9 @@ def _tuned(model: TempoVLM, args: BenchArgs, notes: Console) -> tuple[TempoVLM, 
     from tempovlm.control.policies import TUNED, find_tuned
 
     own = find_own(args.names()[0])
-    if args.policy != "auto" or own is None or len(args.names()) > 1:
+    if args.policy != "auto" or own is None or len(args.names()) > 1 or args.knobs.ranking is not None:
         return model, args
-    tuned = find_tuned(model.weights_hash, model.space, own.name, own.digest)
+    tuned = find_tuned(model.weights_hash, model.space, own.name, own.digest, model.ranking)
     if tuned is None:
         return model, args
     policy = tuned.policy(model.space)
@@ -220,13 +225,13 @@ def _tuned(model: TempoVLM, args: BenchArgs, notes: Console) -> tuple[TempoVLM, 
 
 
 def load_model(
-    name: str, device: str, policy: str, notes: Console, decode_dtype: DecodeDtype = "bf16"
+    name: str, device: str, policy: str, notes: Console, decode_dtype: DecodeDtype = "bf16", **chosen: Any
 ) -> TempoVLM:
-    """Load the model, with a note on a terminal."""
+    """Load the model, with a note on a terminal; `chosen` are further arguments of `load`."""
     import tempovlm
 
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
-        return tempovlm.load(name, device=device, policy=policy, weights=decode_dtype)
+        return tempovlm.load(name, device=device, policy=policy, weights=decode_dtype, **chosen)
 
 
 def measure_all(
@@ -254,7 +259,7 @@ def measure_all(
     if complete and fresh:
         # Outside the lock: if the calibration could not be stored, a fresh process measures, and locks, itself.
         flags = ["--model", args.model, "--device", args.device, "--policy", args.policy]
-        flags += ["--weights", args.weights, "--price_per_ms", repr(args.price_per_ms)]
+        flags += ["--weights", args.weights, "--price_per_ms", repr(args.price_per_ms), *args.knobs.words]
         source = bench.measure_fresh(fresh, plan, flags)
         count = len(fresh) * len(plan.budgets_ms)
         complete = _collect(source, count, "answering in fresh processes", records)

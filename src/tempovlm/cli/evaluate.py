@@ -6,8 +6,8 @@ Rules, statistics and drawings are in `tempovlm.lab.judge`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
+from tempovlm.cli.knobs import ALL, Knobs
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import check_price_per_ms
 from tempovlm.lab.paper.export import Format, check_formats
 
 if TYPE_CHECKING:
+    import pandas as pd
     import rich.table
 
     from tempovlm.api import TempoVLM
+    from tempovlm.control.policy import Sight
+    from tempovlm.core.plan import Ranking
     from tempovlm.lab.judge.inputs import Content, Known, Sights
     from tempovlm.lab.judge.offline import Rule
     from tempovlm.lab.judge.trial import Outcome, Trial
@@ -46,6 +50,7 @@ tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir 
 
 _EXAMPLES = (
     f"{_SHIPPED}--policies table best_static random --output_dir runs/judged --export csv latex pdf",
+    f"{_SHIPPED}--policies my_policy.py:FewBlocks table --tiers low medium --output_dir runs/judged",
     "tempovlm data make --output_dir runs/data",
     f"{_SHIPPED}--policies checkpoints/controller/grpo/best_controller.pt table knn --time_price 0.3 \\\n"
     "      --budgets 60 100 150 200 300 --data_dir runs/data --output_dir runs/judged",
@@ -71,9 +76,11 @@ class EvaluateArgs:
         results_dir: Results directories of the judged questions (split val).
         train_results_dir: Results directories of the training questions. Default: split train of --results_dir.
         twin_results_dir: Results on the twin pictures of the judged questions, for the twin pick.
+        knobs: Settings to judge on. Default: those that the results have. A ranking must be the one that they ran
+            by.
         policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
-            linucb, oracle), table:NAME (as tempovlm tune measured on your questions NAME) and paths of controller
-            checkpoints.
+            linucb, oracle), table:NAME (as tempovlm tune measured on your questions NAME), paths of controller
+            checkpoints, and module:Class or file.py:Class of your own.
         subject: Policy that the headline is about, one of --policies. Default: the one that gains most.
         budgets: Budgets in milliseconds. Default: six, evenly in log from the cheapest to the most expensive
             setting.
@@ -108,6 +115,7 @@ class EvaluateArgs:
     twin_results_dir: tuple[Path, ...] = ()
     policies: Annotated[tuple[str, ...], tyro.conf.arg(metavar="POLICY [POLICY ...]")] = BASELINE_DEFAULTS
     subject: Annotated[str | None, tyro.conf.arg(metavar="POLICY")] = None
+    knobs: Knobs = ALL
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ()
     dataset_names: tuple[str, ...] = ()
     latency_estimator_path: Path | None = None
@@ -154,10 +162,11 @@ class EvaluateArgs:
 
 
 def is_path(name: str) -> bool:
-    """Whether a policy's name is that of a file."""
+    """Whether a policy's name is that of a file or of a class of the user's."""
+    from tempovlm.control.own_policy import is_own_policy
     from tempovlm.control.policies import is_tuned
 
-    return not is_tuned(name) and ("/" in name or name.endswith(".pt"))
+    return not is_tuned(name) and ("/" in name or name.endswith(".pt") or is_own_policy(name))
 
 
 @dataclass(frozen=True)
@@ -165,19 +174,63 @@ class Inputs:
     """The files that the flags name, read on first use."""
 
     args: EvaluateArgs
+    frames: dict[tuple[Path, ...], pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def space(self) -> KnobSpace:
-        """Settings of the model that was measured."""
+    def whole(self) -> KnobSpace:
+        """All settings of the model that was measured."""
         from tempovlm.api import model_folder
         from tempovlm.model.weights import read_config
 
         return KnobSpace.for_model(read_config(model_folder(self.args.model)).shape)
 
-    def _read(self, dirs: Sequence[Path], split: str) -> Table:
-        from tempovlm.lab.table import read_table
+    @cached_property
+    def space(self) -> KnobSpace:
+        """Settings to judge on: of each knob the values of its flag, else those that all results have.
 
-        return read_table(dirs, self.space, self.args.dataset_names or None, split)
+        Raises:
+            UserError: a value does not exist, or the results have none in common.
+        """
+        from tempovlm.lab.table import answered_space
+
+        common: dict[str, Any] = dict(self.whole.axes)
+        for dirs, split in self._results:
+            found = answered_space(self._frame(dirs), self.whole, split).axes if dirs else common
+            common = {name: [value for value in values if value in found[name]] for name, values in common.items()}
+        if empty := [name for name, values in common.items() if not values]:
+            raise UserError(f"--results_dir: judged, training and twin results have no {empty[0]} in common")
+        return self.whole.subset(common | self.args.knobs.values)
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """The ranking by which the results' blocks ran; None where they do not say.
+
+        Raises:
+            UserError: it is not that of --ranking, or they ran by several.
+        """
+        from tempovlm.lab.core_exp.ranking import common_ranking
+
+        folders = [folder for dirs, _ in self._results for folder in dirs]
+        return common_ranking(folders, self.args.knobs.ranking, self.whole.block_counts[-1])
+
+    @property
+    def _results(self) -> tuple[tuple[tuple[Path, ...], str], ...]:
+        """Directories and split of judged, training and twin results."""
+        args = self.args
+        train = args.train_results_dir or args.results_dir
+        return (args.results_dir, "val"), (train, "train"), (args.twin_results_dir, "val")
+
+    def _frame(self, dirs: tuple[Path, ...]) -> pd.DataFrame:
+        if dirs not in self.frames:
+            from tempovlm.lab.core_exp.store import read_results
+
+            self.frames[dirs] = read_results(dirs, self.args.dataset_names or None, self.whole)
+        return self.frames[dirs]
+
+    def _read(self, dirs: tuple[Path, ...], split: str) -> Table:
+        from tempovlm.lab.table import table_of
+
+        return table_of(self._frame(dirs), self.space, split)
 
     @cached_property
     def twin(self) -> Table | None:
@@ -218,7 +271,7 @@ class Inputs:
         if self.args.level not in LEVELS:
             known = ", ".join(map(str, LEVELS))
             raise UserError(f"--level {self.args.level:g}: the estimator predicts {known}; choose one of them")
-        return load_estimator(self.args.latency_estimator_path, self.space)
+        return load_estimator(self.args.latency_estimator_path, self.whole)
 
     @cached_property
     def content(self) -> Content:
@@ -253,6 +306,8 @@ class Inputs:
         """
         named = {"judged": self.judged, "train": self.train, "twin": self.twin}
         tables = {name: table for name, table in named.items() if table is not None}
+        if self.args.knobs.ranking is not None:
+            _ = self.ranking
         found = sorted({str(stamp["weights"]) for table in tables.values() for stamp in _known(table.stamps)})
         if len(found) > 1:
             raise UserError(
@@ -268,14 +323,19 @@ class Inputs:
         return str(stamps[0]["weights"]) if stamps else None
 
     def learned(self, name: str) -> Rule:
-        """The rule of a checkpoint."""
-        from tempovlm.lab.judge.inputs import learned_rule
+        """The rule of a checkpoint, or of a class of the user's."""
+        from tempovlm.control.own_policy import is_own_policy, own_policy
+        from tempovlm.lab.judge.inputs import learned_rule, policy_rule
 
+        if is_own_policy(name):
+            see: Callable[[Table, int, str], Sight] = lambda *row: self.sights(*row)  # noqa: E731 - loads the model
+            return policy_rule(own_policy(name, self.space), self.content, see, self.args.price_per_ms)
         path = Path(name)
         if not path.is_file():
             raise UserError(f"--policies {name}: no such file; give the path of a controller checkpoint")
         model, price = self.model, self.args.price_per_ms
-        return learned_rule(path, self.space, model.engine.runner, model.weights_hash, self.sights, price)
+        spaces = (self.whole, self.space)
+        return learned_rule(path, *spaces, model.engine.runner, model.weights_hash, self.sights, price)
 
     @cached_property
     def sights(self) -> Sights:
@@ -332,7 +392,7 @@ class Inputs:
         from tempovlm.control.policies import TUNED, named_tuned
         from tempovlm.lab.judge.offline import table_rule
 
-        accuracy = named_tuned(name.removeprefix(TUNED), str(self.weights), self.space).accuracy
+        accuracy = named_tuned(name.removeprefix(TUNED), str(self.weights), self.space, self.ranking).accuracy
         scores = np.array([accuracy[knobs] for knobs in self.space])
         return table_rule(scores, self.args.time_price, self.args.price_per_ms)
 
@@ -377,6 +437,9 @@ def main(argv: list[str]) -> None:
         from tempovlm.lab.bench.summary import rounded
 
         console.print_json(rounded(report, 6))
+    if inputs.space != inputs.whole:
+        values = "; ".join(f"{name} {', '.join(map(str, legal))}" for name, legal in inputs.space.axes.items())
+        notes.print(f"judged on {len(inputs.space)} of the model's {len(inputs.whole)} settings: {values}")
     notes.print(f"wrote {', '.join(map(str, paths))}")
 
 

@@ -37,6 +37,10 @@ class AllFailedError(UserError):
     """Every question of a run failed. The CLI prints it on one line and exits with 1."""
 
 
+class PolicyError(UserError):
+    """The scores of a policy cannot be used, whatever the question: a run of many questions ends."""
+
+
 def explained(error: UserError | ModuleNotFoundError, name: str = "") -> tuple[str, int]:
     """Turn an error for users into one line and an exit code.
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from tempovlm.core.checks import checked_integer, checked_text, wrong_argument
+from tempovlm.core.checks import checked_integer, checked_text, shown, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.shape import ModelShape
 
@@ -148,10 +148,39 @@ class KnobSpace:
         """All settings, in index order."""
         return tuple(map(KnobConfig.from_values, product(*self.axes.values())))
 
+    def subset(self, wanted: KnobSpace | Mapping[str, Iterable[Any]]) -> KnobSpace:
+        """Return the space of some values of the knobs.
+
+        Args:
+            wanted: values by the name of the knob, which keeps all if it is left out; or a space that has them.
+
+        Raises:
+            UserError: a knob or a value does not exist, or a knob has no value.
+        """
+        axes = wanted.axes if isinstance(wanted, KnobSpace) else wanted
+        if not isinstance(axes, Mapping):
+            raise UserError(f"space {shown(wanted)}: give a KnobSpace, or values by knob: {{'tier': ['low']}}")
+        chosen: dict[str, Any] = {}
+        for name, values in axes.items():
+            if name not in AXES:
+                raise UserError(f"space: there is no knob {shown(repr(name))}; choose from {', '.join(KNOBS)}")
+            some = [values] if isinstance(values, str) or not isinstance(values, Iterable) else [*values]
+            if not some:
+                raise UserError(f"space: {name} has no value; leave it out to keep all")
+            given = {getattr(self._checked({name: value}), name) for value in some}
+            chosen[AXES[name].legal] = tuple(value for value in self.axes[name] if value in given)
+        return replace(self, **chosen)
+
+    def _checked(self, given: Mapping[str, Any]) -> KnobConfig:
+        knobs = replace(self.native, **given)
+        self.validate(knobs)
+        return knobs
+
     @property
     def native(self) -> KnobConfig:
-        """The setting as trained: all crops, the trained top-k, all blocks."""
-        return replace(self.largest, top_k=self.native_top_k)
+        """The setting as trained: all crops, the trained top-k, all blocks; in a subset the nearest to it."""
+        top_k = max((one for one in self.top_ks if one <= self.native_top_k), default=self.top_ks[0])
+        return replace(self.largest, top_k=top_k)
 
     @property
     def largest(self) -> KnobConfig:

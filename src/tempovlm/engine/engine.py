@@ -40,13 +40,18 @@ from tempovlm.model.prompt import Tokenizer
 
 
 class Engine:
-    """Answers requests on one model and one device, with as many threads as torch had when it was made."""
+    """Answers requests on one model and one device, with as many threads as torch had when it was made.
+
+    Attributes:
+        whole: all settings of the model. space: those that may run.
+    """
 
     def __init__(
         self,
         model: VisionLanguageModel,
         tokenizer: Tokenizer,
         *,
+        space: KnobSpace | None = None,
         ranking: Ranking | None = None,
         name: str = "model",
         exact: bool = False,
@@ -67,7 +72,8 @@ class Engine:
             FeatureCache.of(feature_cache_mb),
             rules,
         )
-        self.space = KnobSpace.for_model(shape)
+        self.whole = KnobSpace.for_model(shape)
+        self.space = space or self.whole
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name, self.option_letters, self.weights_hash = name, option_letters, weights_hash
         self.native = Guard.fixed(self.space.native, self.space)

@@ -96,7 +96,7 @@ class Work:
         if image is None or not guard.wants_glance(request, elapsed_ms):
             return guard.choose_tier(request, size, elapsed_ms), None
         self._clock.mark("control")
-        glance = take_glance(engine.runner, image, engine.space.tiers[0], request, self._clock)
+        glance = take_glance(engine.runner, image, engine.whole.tiers[0], request, self._clock)
         with engine.runner.small_work():
             return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
 

@@ -276,6 +276,125 @@ def test_results_of_another_model_are_refused(
     evaluate.main(words(tiny_folder, other, tmp_path / "out", "--policies", "table"))
 
 
+FEW = SPACE.subset({"tier": ["low", "high"], "top_k": [3, 4], "num_blocks": [4, 6]})
+AXES = {"tier": ["low", "high"], "top_k": [3, 4], "num_blocks": [4, 6]}
+
+
+def only(axes: dict[str, Any]) -> dict[str, Any]:
+    return {name: values for name, values in axes.items() if name != "fingerprint"}
+
+
+def test_results_of_a_subset_are_judged_on_it(
+    tiny_folder: Path, bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashed = weights_hash(tiny_folder)
+    few = {
+        name: write_results(tmp_path / name, bed, name, hashed, seed=seed, space=FEW)
+        for seed, name in enumerate(("train", "val"))
+    }
+    path = tmp_path / "best.pt"
+    save_controller(path, kind="two_stage", networks=networks("two_stage"), space=SPACE)
+    more = ["--policies", "table", "only_tier", "knn", str(path), "--data_dir", str(bed), "--device", "cpu"]
+    more += ["--shuffles", "0"]
+    evaluate.main(words(tiny_folder, few, tmp_path / "out", *more, "--save_policies", str(tmp_path / "kept")))
+    report = judged(tmp_path / "out")
+    assert only(report["knob_space"]) == AXES
+    assert "judged on 8 of the model's 60 settings: tier low, high; " in capsys.readouterr().err
+    legal = {str(knobs) for knobs in FEW}
+    chosen = {name for one in report["policies"].values() for row in one["by_budget"] for name in row["knobs"]}
+    assert chosen <= legal
+    assert len(report["static"]["settings"]) == 8
+    more = [*more[5:], "--policies", str(tmp_path / "kept" / "knn.pt"), "--control_ms", "0"]
+    evaluate.main(words(tiny_folder, few, tmp_path / "again", *more))
+    again = judged(tmp_path / "again")["policies"].popitem()[1]["area"]["value"]
+    assert again == pytest.approx(report["policies"]["knn"]["area"]["value"]), "fitted on the subset"
+    with pytest.raises(UserError, match="no question of split val has an answer at all 12 settings"):
+        evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "low", "medium", "high"))
+    with pytest.raises(UserError, match="--tier huge: not in the knob space"):
+        evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "huge"))
+
+
+def test_flags_judge_whole_results_on_a_subset(
+    tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    flags = ["--tiers", "low", "high", "--top_k", "3", "4", "--num_blocks", "4", "6"]
+    more = ["--policies", "table", "best_static", "fixed", "--budgets", "20", "40", *flags]
+    evaluate.main(words(tiny_folder, results, tmp_path / "flags", *more))
+    report = judged(tmp_path / "flags")
+    assert only(report["knob_space"]) == AXES
+    hashed = weights_hash(tiny_folder)
+    few = dict(results)
+    for name, seed in (("train", 0), ("val", 1)):
+        few[name] = tmp_path / name
+        frame = pd.read_parquet(results[name] / f"{DATASET}.parquet")
+        assert len(frame) % len(SPACE) == 0
+        write_results(few[name], bed, name, hashed, seed=seed, space=FEW)
+    evaluate.main(words(tiny_folder, few, tmp_path / "few", *more[: -len(flags)]))
+    same = ("num_questions", "budgets_ms", "knob_space")
+    assert {name: report[name] for name in same} == {name: judged(tmp_path / "few")[name] for name in same}
+
+
+def test_a_ranking_must_be_that_of_the_results(
+    tiny_folder: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    own, other = tmp_path / "own.json", tmp_path / "other.json"
+    own.write_text("[0, 5, 2, 3, 1, 4]")
+    other.write_text("[0, 5, 4, 3, 2, 1]")
+    marked = {}
+    for name in ("train", "val"):
+        marked[name] = Path(shutil.copytree(results[name], tmp_path / name))
+        (marked[name] / MANIFEST).write_text(json.dumps({"ranking": json.loads(own.read_text())}))
+    more = ["--policies", "table", "--ranking"]
+    evaluate.main(words(tiny_folder, marked, tmp_path / "out", *more, str(own)))
+    with pytest.raises(UserError, match=rf"{MANIFEST}: field ranking is not that of .*other\.json"):
+        evaluate.main(words(tiny_folder, marked, tmp_path / "out", *more, str(other)))
+
+
+POLICY = """
+import numpy as np
+from tempovlm.control.policy import Policy
+
+class FewBlocks(Policy):
+    name = "few_blocks"
+
+    def __init__(self, space):
+        self.scores = np.array([-knobs.num_blocks for knobs in space])
+
+    def look(self, question, left_ms):
+        return self.scores
+
+class Wrong(FewBlocks):
+    def look(self, question, left_ms):
+        return self.scores[:3]
+
+class Nan(FewBlocks):
+    def look(self, question, left_ms):
+        return self.scores * np.nan
+"""
+
+
+def test_a_policy_of_ones_own_is_judged(
+    tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(POLICY)
+    name = f"{path}:FewBlocks"
+    more = ["--data_dir", str(bed), "--shuffles", "1", "--tiers", "low", "high"]
+    evaluate.main(words(tiny_folder, results, tmp_path / "out", *more, "--policies", "table", name))
+    report = judged(tmp_path / "out")
+    assert list(report["shuffled"]) == [name]
+    rows = report["policies"][name]["by_budget"]
+    assert {knobs.rpartition("/")[2] for row in rows for knobs in row["knobs"]} == {"b3"}
+    for wrong, named in (
+        ("Wrong", r"policy Wrong: scored an array of shape \(3,\); expected numbers of shape \(40,\)"),
+        ("Nan", r"policy Nan: scored NaN for low/k2/b3; expected numbers of shape \(40,\)"),
+        ("Absent", r"--policy .*mine\.py:Absent: there is no such class"),
+        ("np", r"--policy .*mine\.py:np: not a subclass of tempovlm\.control\.policy\.Policy"),
+    ):
+        with pytest.raises(UserError, match=named):
+            evaluate.main(words(tiny_folder, results, tmp_path, *more, "--policies", f"{path}:{wrong}"))
+
+
 def test_the_command_is_listed() -> None:
     assert "evaluate" in COMMANDS
     assert "evaluate" in help_text()

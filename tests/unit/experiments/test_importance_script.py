@@ -8,7 +8,7 @@ from scripts import script
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
-from tempovlm.lab.core_exp.ranking import read_ranking
+from tempovlm.core.plan import read_ranking
 
 SCRIPT = "controller/validate_importance_consistency"
 

@@ -99,11 +99,7 @@ def choose_settings(space: KnobSpace, *legal: Sequence[str | int] | None) -> tup
     Raises:
         UserError: a value is not legal for the model.
     """
-    wanted = [(name, values) for name, values in zip(KNOBS, legal, strict=False) if values]
-    for name, values in wanted:
-        for value in values:
-            space.validate(replace(space.native, **{name: value}))  # type: ignore[arg-type]
-    return tuple(knobs for knobs in space if all(getattr(knobs, name) in values for name, values in wanted))
+    return space.subset({name: some for name, some in zip(KNOBS, legal, strict=False) if some}).settings
 
 
 def draw_samples(

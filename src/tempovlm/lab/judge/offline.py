@@ -17,6 +17,7 @@ import numpy as np
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import TIE, Ints, Mask, best
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import TIERS
 from tempovlm.lab.table import Floats, Table
 
 ScoresOf = Callable[[Table], Floats]
@@ -159,7 +160,7 @@ class PolicyRule:
         for i in range(len(table)):
             question = self.question_of(table, i)
             if self.policy.sees_glance:
-                seen = self.sight_of(table, i, table.space.tiers[0]).vision
+                seen = self.sight_of(table, i, TIERS[0]).vision
                 question = replace(question, glance=None if seen is None else seen[:1])
             for b, budget_ms in enumerate(budgets_ms):
                 chosen[i, b] = self._choose(table, i, replace(question, left_ms=budget_ms), budget_ms)

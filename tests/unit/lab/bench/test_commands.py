@@ -22,7 +22,7 @@ from tempovlm.data import catalog
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """What both commands load, with a few questions as data."""
     fake = FakeModel()
-    monkeypatch.setattr(bench, "load_model", lambda *_args: fake)
+    monkeypatch.setattr(bench, "load_model", lambda *_args, **_more: fake)
     monkeypatch.setattr(catalog, "load_mixed", lambda _, count, **_more: [sample(i) for i in range(count)])
     return fake
 
