@@ -104,11 +104,9 @@ def load(
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
-    from tempovlm.model.weights import weights_hash
 
     where = pick_device(device)
     given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights, "name": name}
-    given |= {"weights_hash": weights_hash(folder)}
     types = (where, pick_dtype(dtype, where))
     engine, card = _load_engine(folder, *types, space, ranking, given, progress=progress)
     chosen = _find_policy(policy, engine, card, folder)
@@ -491,7 +489,7 @@ def _load_engine(
     """The engine and the card of a folder, by a subset of the settings and a ranking where they are given."""
     from tempovlm.engine.engine import Engine
     from tempovlm.model.files.card import ModelCard
-    from tempovlm.model.weights import read_config, read_tokenizer
+    from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
 
     config = read_config(folder)
     whole = KnobSpace.for_model(config.shape)
@@ -499,7 +497,8 @@ def _load_engine(
     order = card.ranking if ranking is None else find_ranking(ranking, config.shape.num_blocks)
     tokenizer = read_tokenizer(folder, config)
     network = _load_weights(folder, device, dtype, options["name"], progress=progress)
-    engine = Engine(network, tokenizer, space=part, ranking=order, option_letters=card.option_letters, **options)
+    given = {"space": part, "ranking": order, "option_letters": card.option_letters, **options}
+    engine = Engine(network, tokenizer, weights_hash=weights_hash(folder), **given)
     return engine, card.for_ranking(engine.ranking, part)
 
 

@@ -171,7 +171,7 @@ def test_a_subset_of_the_knobs(tiny_folder: Path, counted: list[int], picture: I
     assert str(model.answer(picture, "what?").knobs) == "high/k3/b4"
     assert model.answer(picture, "what?", budget_ms=0.1).knobs == model.space.cheapest
     with pytest.raises(
-        UserError, match="--tier medium: not in the knob space of this model; choose from low, high"
+        UserError, match="tier='medium': not in the knob space of this model; choose from low, high"
     ):
         model.answer(picture, "what?", tier="medium")
 
@@ -193,9 +193,9 @@ def test_a_subset_is_measured_by_itself_where_nothing_was(
 @pytest.mark.parametrize(
     ("space", "told"),
     [
-        ({"tier": ["huge"]}, "--tier huge: not in the knob space"),
-        ({"top_k": [99]}, "--top_k 99: not in the knob space"),
-        ({"top_k": ["two"]}, "--top_k two: must be an integer"),
+        ({"tier": ["huge"]}, "tier='huge': not in the knob space"),
+        ({"top_k": [99]}, "top_k=99: not in the knob space"),
+        ({"top_k": ["two"]}, "top_k='two': must be an integer"),
         ({"depth": [4]}, "there is no knob 'depth'; choose from tier, top_k, num_blocks"),
         ({"tier": []}, "space: tier has no value"),
         ("low", "space low: give a KnobSpace, or values by knob"),

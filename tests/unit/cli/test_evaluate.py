@@ -310,7 +310,7 @@ def test_results_of_a_subset_are_judged_on_it(
     assert again == pytest.approx(report["policies"]["knn"]["area"]["value"]), "fitted on the subset"
     with pytest.raises(UserError, match="no question of split val has an answer at all 12 settings"):
         evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "low", "medium", "high"))
-    with pytest.raises(UserError, match="--tier huge: not in the knob space"):
+    with pytest.raises(UserError, match="tier='huge': not in the knob space"):
         evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "huge"))
 
 
