@@ -160,7 +160,7 @@ def read_flags() -> argparse.Namespace:
     try:
         check_decode_dtype(flags.weights, pick_device(flags.device))
     except UserError as error:
-        parser.error(str(error))
+        parser.error(error.flagged)
     return flags
 
 

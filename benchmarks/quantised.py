@@ -191,7 +191,7 @@ def main() -> None:
     try:
         record = quality(flags.model, flags.num_samples, flags.weights)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error.flagged}")
     text = json.dumps(record, indent=1)
     print(text)
     if flags.json:

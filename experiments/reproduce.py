@@ -220,7 +220,7 @@ def run_all(runs: Sequence[Run], kept: Journal, repository: Path, setup: Setup, 
         try:
             run_one(run, kept.folder, repository, setup)
         except UserError as error:
-            raise type(error)(f"{run.title}: {error}") from None
+            raise type(error)(f"{run.title}: {error.flagged}") from None
         except KeyboardInterrupt:
             notes.print("run the same command again to resume")
             raise

@@ -10,7 +10,7 @@ import numpy as np
 
 import stamps
 import tiny_model
-from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.records import SweepRow
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.sample import Sample
@@ -41,13 +41,14 @@ def write_results(
     measured: bool = True,
     seed: int = 0,
     dataset: str = DATASET,
+    space: KnobSpace = SPACE,
 ) -> Path:
     """Results of the tiny model in which dearer settings are right more often and take longer."""
     rng = np.random.default_rng(seed)
     rows = []
     for sample in load_samples(dataset, split, data_dir=bed):
-        for i, knobs in enumerate(SPACE):
-            total_ms = tiny_model.nominal_ms(SPACE, i)
+        for knobs in space:
+            total_ms = tiny_model.nominal_ms(SPACE, SPACE.index(knobs))
             times = ("T_preprocess", "T_vision_encoder", "T_projector", "T_LLM_prefill", "T_LLM_decode", "T_total")
             parts = dict(zip(times, (1.0, 2.0, 1.0, total_ms - 5.0, 1.0, total_ms), strict=True))
             rows.append(

@@ -1,4 +1,4 @@
-"""Every command of the README, and every Python example of it and of a policy in docs/adding.md, runs.
+"""Every command and Python example of the README runs, and those of serving.md and of most of adding.md.
 
 A block under `<!-- no-test: reason -->` is exempt. Of the other commands, those that run the tests themselves
 or fetch weights are left out.
@@ -6,6 +6,7 @@ or fetch weights are left out.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tempovlm.data.styles import STYLES
+from tempovlm.testbed.make import make_testbed
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -59,7 +61,11 @@ def examples(text: str) -> list[str]:
     return [block.body for block in blocks(text) if block.language == "python" and block.exempt is None]
 
 
-README, ADDING = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/adding.md"))
+NAMES = ("README.md", "docs/adding.md", "docs/serving.md")
+README, ADDING, SERVING = ((ROOT / name).read_text(encoding="utf-8") for name in NAMES)
+ADDED = ADDING.partition("## Fewer settings")[2].partition("## A knob")[0]
+EXAMPLES = examples(README) + examples(ADDED) + examples(SERVING)
+SHOWN = re.compile(r"^`(\w+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stranger's working directory: the pictures that the README names, and nothing of the source tree."""
     path = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "docs" / "figures", path / "docs" / "figures")
+    for name, text in SHOWN.findall(ADDED):
+        (path / name).write_text(text, encoding="utf-8")
     return path
 
 
@@ -89,9 +97,24 @@ def test_command(command: str, folder: Path) -> None:
         run(["bash", "-c", command], folder)
 
 
-@pytest.mark.parametrize("example", examples(README) + examples(ADDING.partition("## A policy")[2]))
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_python_example(example: str, folder: Path) -> None:
     run([sys.executable, "-c", example], folder)
+
+
+def test_commands_of_fewer_settings_and_own_policies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_testbed(folder / "bed", 8, 8, progress=False)
+    monkeypatch.setenv("TEMPOVLM_DATA_DIR", str(data))
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    found = commands(ADDED)
+    assert len(found) == 8
+    for command in found:
+        run(["bash", "-c", command], folder)
+    judged = json.loads((folder / "results" / "evaluate" / "judge.json").read_text())
+    assert list(judged["policies"]) == ["few_blocks.py:FewBlocks", "table"]
+    assert judged["knob_space"]["tier"] == ["low", "high"]
+    benched = json.loads((folder / "bench_out" / "bench.json").read_text())
+    assert benched["chosen_by"] == ["few_blocks"]
 
 
 def test_exemptions_give_a_reason() -> None:

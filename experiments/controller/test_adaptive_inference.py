@@ -60,13 +60,14 @@ def main(argv: list[str]) -> None:
 
 def controlled(args: Namespace) -> TempoVLM:
     """The model with its controller, on a calibrated machine."""
+    from tempovlm.control.own_policy import is_own_policy
     from tempovlm.control.policies import is_tuned
 
-    named = args.controller in POLICIES or is_tuned(args.controller)
+    named = args.controller in POLICIES or is_tuned(args.controller) or is_own_policy(args.controller)
     if not named and not Path(args.controller).is_file():
         raise UserError(
-            f"--controller_path {args.controller}: no such file; give a checkpoint, auto, table, table:NAME "
-            "or fixed"
+            f"--controller_path {args.controller}: no such file; give a checkpoint, auto, table, table:NAME, "
+            "fixed, or module:Class or file.py:Class of your own"
         )
     model = load(args.model_path, device=args.device, policy=args.controller)
     if args.controller != "fixed":

@@ -19,7 +19,15 @@ __all__ = ["Answer", "KnobConfig", "KnobSpace", "Request", "UserError", "__versi
 
 
 def load(model: str = "pocket", **options: Any) -> TempoVLM:
-    """Load a model and everything it needs to answer within a budget; see `tempovlm.api.load`."""
-    from tempovlm.api import load as load_model
+    """Load a model and everything it needs to answer within a budget; see `tempovlm.api.load`.
 
+    Raises:
+        UserError: an argument is unknown or invalid.
+    """
+    from inspect import signature
+
+    from tempovlm.api import load as load_model
+    from tempovlm.core.checks import check_names
+
+    check_names(options, [*signature(load_model).parameters][1:])
     return load_model(model, **options)

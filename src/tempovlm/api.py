@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempovlm.core.checks import checked_flag, checked_megabytes, checked_text
+from tempovlm.core.checks import PATH_SHOWN, checked_flag, checked_megabytes, checked_text, wrong_argument
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
-from tempovlm.core.plan import Ranking
-from tempovlm.core.request import Answer, Request, request_of, requests_of
+from tempovlm.core.plan import Ranking, find_ranking
+from tempovlm.core.request import (
+    Answer,
+    Request,
+    check_budget_ms,
+    check_waited_ms,
+    log_answer,
+    request_of,
+    requests_of,
+)
 from tempovlm.core.units import now_ms
 from tempovlm.data.styles import check_style
 from tempovlm.engine.forks import ProcessLock
@@ -60,6 +69,9 @@ def load(
     warmup: bool = True,
     progress: bool = True,
     feature_cache_mb: float = 0.0,
+    budget_ms: float | None = None,
+    space: KnobSpace | Mapping[str, Iterable[Any]] | None = None,
+    ranking: str | Path | Sequence[int] | Ranking | None = None,
 ) -> TempoVLM:
     """Load a model and everything it needs to answer within a budget.
 
@@ -69,17 +81,18 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
-        policy: `auto` (the model's own controller for this kind of device if its folder has one, else the table),
-            `table` (the most accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, or an object.
-        threads: threads of a CPU operation. Default: `TEMPOVLM_THREADS`, `torch.set_num_threads` or
-            `OMP_NUM_THREADS`, else at most two cores; one in a child of a process that imported torch alone.
-        exact: True prepares pictures in float32, as published; False in uint8, several times faster on a CPU and
-            within about one of 255 levels. Default: False for the pocket, else True. On CUDA pictures are always
-            resized in float32, and True adds the published padding rule.
+        policy: `auto` (the model's own controller for this kind of device, else the table), `table` (the most
+            accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, `file.py:Class`, or an object.
+        threads: of a CPU operation. Default: `TEMPOVLM_THREADS`, else torch's or OpenMP's, else two at most.
+        exact: True prepares pictures in float32, as published; False (the pocket's default) in uint8, much faster
+            on a CPU and within about one of 255 levels. On CUDA True adds the published padding rule.
         calibrate: measure this machine at the first budget if no profile is stored.
         warmup: answer a few times first, so that the first answer is as fast as later ones.
         progress: show a bar on stderr while loading a large model and while measuring.
         feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
+        budget_ms: the budget of every request that gives none, milliseconds.
+        space: the settings to choose among, such as `{"tier": ["low", "high"]}`. Default: all of the model's.
+        ranking: the blocks, the most important first, or a JSON file (docs/adding.md); accuracies are assumed.
 
     Raises:
         UserError: unknown model, device or policy, damaged folder, another model's controller, or wrong type.
@@ -87,23 +100,17 @@ def load(
     check_policy(policy)
     given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb}
     rest = {"weights": weights, "device": device, "calibrate": calibrate, "warmup": warmup, "progress": progress}
-    _check_types(given | rest)
+    _check_types(given | rest | {"budget_ms": budget_ms})
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
-    from tempovlm.engine.engine import Engine
-    from tempovlm.model.files.card import ModelCard
-    from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
 
-    where, config = pick_device(device), read_config(folder)
-    card = ModelCard.read(folder, KnobSpace.for_model(config.shape))
-    tokenizer = read_tokenizer(folder, config)
-    network = _load_weights(folder, where, pick_dtype(dtype, where), name, progress=progress)
-    given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights}
-    given |= {"ranking": card.ranking, "option_letters": card.option_letters}
-    engine, hashed = Engine(network, tokenizer, name=name, **given), weights_hash(folder)
-    chosen = _find_policy(policy, engine, folder, hashed)
-    vlm = TempoVLM(engine, card, hashed, policy=chosen, may_calibrate=calibrate, progress=progress)
+    where = pick_device(device)
+    given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights, "name": name}
+    types = (where, pick_dtype(dtype, where))
+    engine, card = _load_engine(folder, *types, space, ranking, given, progress=progress)
+    chosen = _find_policy(policy, engine, card, folder)
+    vlm = TempoVLM(engine, card, policy=chosen, may_calibrate=calibrate, progress=progress, budget_ms=budget_ms)
     if warmup:
         warm_up(engine, progress=progress)
     return vlm
@@ -116,20 +123,28 @@ class TempoVLM:
         self,
         engine: Engine,
         card: ModelCard,
-        weights_hash: str,
         *,
         policy: str | Path | Policy = "auto",
         may_calibrate: bool = True,
         progress: bool = True,
+        budget_ms: float | None = None,
     ) -> None:
         self.engine = engine
         self.card = card
-        self.weights_hash = weights_hash
+        self.weights_hash = engine.weights_hash
+        self.budget_ms = None if budget_ms is None else check_budget_ms(budget_ms)
         self._wanted = policy
         self._may_calibrate, self._progress, self._lock = may_calibrate, progress, ProcessLock()
         self._profile: LatencyProfile | None = None
         self._profiled_threads: int | None = None
         self._guard: Guard | None = None
+
+    def __repr__(self) -> str:
+        run, wanted = self.engine.runner, self._wanted
+        policy = wanted if isinstance(wanted, str | Path) else wanted.name
+        budget = "no budget" if self.budget_ms is None else f"budget {self.budget_ms:g} ms"
+        where = f"{run.device}, {str(run.dtype).removeprefix('torch.')}"
+        return f"TempoVLM({self.engine.name}, {where}, {len(self.space)} settings, policy {policy}, {budget})"
 
     @property
     def space(self) -> KnobSpace:
@@ -149,7 +164,8 @@ class TempoVLM:
                 from tempovlm.engine.calibration import stored_profile
 
                 self._profiled_threads, self._guard = self.engine.threads, None
-                self._profile = stored_profile(self.stamp(), self.space, self.output_length)
+                about = (self.stamp(), self.space, self.output_length)
+                self._profile = stored_profile(*about, self.engine.whole)
             return self._profile
 
     @property
@@ -189,6 +205,7 @@ class TempoVLM:
             data_source=data_source,
             decode_dtype=runner.decode_dtype,
             threads=self.engine.threads,
+            ranking=None if self.card.ran(self.ranking, self.space) else self.ranking.digest,
         )
 
     def calibrate(self, force: bool = False, pictures: Sequence[str | Path] = ()) -> LatencyProfile:
@@ -226,7 +243,8 @@ class TempoVLM:
         Args:
             image: a path, encoded bytes, a PIL image or its pixels (H, W, 3) uint8; None asks without a picture.
             question: plain text.
-            budget_ms: milliseconds from this call to the last token; None runs the native setting.
+            budget_ms: milliseconds from this call to the last token. Default: the model's `budget_ms`; if that is
+                None too, the native setting runs.
             knobs: the setting to run, whatever the budget.
             tier: fixes this knob. The policy chooses the others if there is a budget; else they are native.
             top_k: fixes this knob.
@@ -236,10 +254,9 @@ class TempoVLM:
         Raises:
             UserError: invalid input; the message names it.
         """
-        request = request_of(image, question, budget_ms, options)
+        request = request_of(image, question, self._budget_ms(budget_ms), options)
         answer = self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
-        self.lengths.observe(request, answer)
-        return answer
+        return self._learn(request, answer)
 
     async def answer_async(
         self, image: Any, question: str, budget_ms: float | None = None, **options: Any
@@ -251,8 +268,8 @@ class TempoVLM:
         accepted_ms = now_ms()
 
         def answer() -> Answer:
-            waited_ms = options.pop("waited_ms", 0.0) + now_ms() - accepted_ms
-            return self.answer(image, question, budget_ms, waited_ms=waited_ms, **options)
+            waited_ms = check_waited_ms(options.get("waited_ms", 0.0)) + now_ms() - accepted_ms
+            return self.answer(image, question, budget_ms, **(options | {"waited_ms": waited_ms}))
 
         return await asyncio.to_thread(answer)
 
@@ -269,31 +286,67 @@ class TempoVLM:
         cancel: Callable[[], bool] | None = None,
         **options: Any,
     ) -> Iterator[Token | Answer]:
-        """Like `answer`, but yield tokens as they come and the answer last; `cancel` is called between tokens."""
+        """Like `answer`, but yield tokens as they come and the answer last.
+
+        `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
+        """
         if cancel is not None and not callable(cancel):
             raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
-        request = request_of(image, question, budget_ms, options)
+        request = request_of(image, question, self._budget_ms(budget_ms), options)
         guard = self.guard_for(request, knobs, tier, top_k, num_blocks)
-        return self.engine.stream(request, guard, cancel)
+        return self._heard(request, self.engine.stream(request, guard, cancel))
 
     def answer_batch(
-        self, requests: Sequence[Request | tuple[Any, str]], *, knobs: KnobConfig | None = None, **options: Any
+        self,
+        requests: Sequence[Request | tuple[Any, str]],
+        budget_ms: float | None = None,
+        *,
+        knobs: KnobConfig | None = None,
+        tier: str | None = None,
+        top_k: int | None = None,
+        num_blocks: int | None = None,
+        **options: Any,
     ) -> list[Answer]:
-        """Answer several requests in one batch; each answer equals that of the request alone. Returned in order.
+        """Answer several requests; each answer equals that of the request alone. Returned in order.
+
+        Those without a budget run together. Those with one run one after another, the earliest deadline first.
 
         Args:
-            requests: `Request` values, or pairs of image and question, which use `options`. A deadline does not
-                stop a batch.
+            requests: `Request` values, or pairs of image and question, which use `budget_ms` and `options`.
+            budget_ms: milliseconds from this call to a pair's last token. Default: the model's `budget_ms`, which
+                is also that of a `Request` without one.
             knobs: the setting for all of them. Default: each request's own budget decides.
-            **options: fields of `Request` for the pairs.
+            tier: fixes this knob for all of them.
+            top_k: fixes this knob.
+            num_blocks: fixes this knob.
+            **options: other fields of `Request` for the pairs.
+
+        Raises:
+            UserError: invalid input; the message names it.
         """
         from tempovlm.engine.batching import answer_batch
 
-        ready = requests_of(requests, options)
-        answers = answer_batch(self.engine, ready, lambda request: self.guard_for(request, knobs))
-        for request, answer in zip(ready, answers, strict=True):
-            self.lengths.observe(request, answer)
-        return answers
+        default_ms = self.budget_ms
+        given = requests_of(requests, self._budget_ms(budget_ms), options)
+        ready = [one if one.budget_ms is not None else replace(one, budget_ms=default_ms) for one in given]
+        answers = answer_batch(
+            self.engine, ready, lambda request: self.guard_for(request, knobs, tier, top_k, num_blocks)
+        )
+        return [self._learn(request, answer) for request, answer in zip(ready, answers, strict=True)]
+
+    def _budget_ms(self, budget_ms: float | None) -> float | None:
+        return self.budget_ms if budget_ms is None else budget_ms
+
+    def _learn(self, request: Request, answer: Answer) -> Answer:
+        """Count and log an answer; return it."""
+        self.lengths.observe(request, answer)
+        log_answer(answer)
+        return answer
+
+    def _heard(self, request: Request, items: Generator[Token | Answer, None, None]) -> Iterator[Token | Answer]:
+        with closing(items):
+            for item in items:
+                yield self._learn(request, item) if isinstance(item, Answer) else item
 
     def check_price(self, price_per_ms: float) -> None:
         """Raise a `UserError` if time has a price and the policy's scores cannot be weighed against it."""
@@ -371,11 +424,11 @@ class TempoVLM:
 
         if self.card.accuracy:
             return TablePolicy(self.space, self.card.accuracy)
-        _log.warning(
-            "%s: accuracies are assumed, not measured: more compute is taken to be better; to measure them on "
-            "your own questions, run `tempovlm tune`",
-            self.engine.name,
-        )
+        hint = "to measure them on your own questions, run `tempovlm tune`"
+        if not self.card.ran(self.ranking, self.space):
+            hint = "the model's own are of another ranking of its blocks"
+        what = "%s: accuracies are assumed, not measured: more compute is taken to be better; %s"
+        _log.warning(what, self.engine.name, hint)
         return assumed_table(self.space)
 
 
@@ -383,10 +436,14 @@ def _check_types(given: dict[str, Any]) -> None:
     """Raise a `UserError` that names the first argument of `load` that has the wrong type."""
     for name, value in given.items():
         if name in ("device", "weights"):
-            checked_text(f"--{name}", value)
+            checked_text(name, value)
         elif name == "feature_cache_mb":
             checked_megabytes(value)
-        elif name != "exact" or value is not None:
+        elif name in ("exact", "budget_ms") and value is None:
+            continue
+        elif name == "budget_ms":
+            check_budget_ms(value)
+        else:
             checked_flag(name, value)
 
 
@@ -397,7 +454,7 @@ def model_folder(model: str | Path) -> Path:
         UserError: there is no such model.
     """
     if not isinstance(model, Path):
-        model = checked_text("--model", model)
+        model = checked_text("model", model)
     embedded = Path(str(resources.files("tempovlm") / "pocket"))
     if model == "pocket":
         if not (embedded / "config.json").is_file():
@@ -410,10 +467,39 @@ def model_folder(model: str | Path) -> Path:
 
     if is_hub_id(str(model)):
         return fetch(str(model))
-    raise UserError(
-        f"--model {model}: no such model and no such folder; use pocket, which is embedded, a hub id such as "
-        "allenai/MolmoE-1B-0924, or a local folder with config.json, tokenizer.json and safetensors files"
+    raise wrong_argument(
+        "model",
+        str(model),
+        "no such model and no such folder; use pocket, which is embedded, a hub id such as "
+        "allenai/MolmoE-1B-0924, or a local folder with config.json, tokenizer.json and safetensors files",
+        PATH_SHOWN,
     )
+
+
+def _load_engine(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    space: KnobSpace | Mapping[str, Iterable[Any]] | None,
+    ranking: str | Path | Sequence[int] | Ranking | None,
+    options: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> tuple[Engine, ModelCard]:
+    """The engine and the card of a folder, by a subset of the settings and a ranking where they are given."""
+    from tempovlm.engine.engine import Engine
+    from tempovlm.model.files.card import ModelCard
+    from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
+
+    config = read_config(folder)
+    whole = KnobSpace.for_model(config.shape)
+    card, part = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
+    order = card.ranking if ranking is None else find_ranking(ranking, config.shape.num_blocks)
+    tokenizer = read_tokenizer(folder, config)
+    network = _load_weights(folder, device, dtype, options["name"], progress=progress)
+    given = {"space": part, "ranking": order, "option_letters": card.option_letters, **options}
+    engine = Engine(network, tokenizer, weights_hash=weights_hash(folder), **given)
+    return engine, card.for_ranking(engine.ranking, part)
 
 
 def _load_weights(
@@ -430,26 +516,38 @@ def _load_weights(
 
 
 def check_policy(policy: str | Path | Policy) -> None:
-    """Raise a `UserError` unless the policy is one of `POLICIES`, a file or an object."""
+    """Raise a `UserError` unless the policy is one of `POLICIES`, a file, an object, or names a class."""
+    from tempovlm.control.own_policy import is_own_policy
     from tempovlm.control.policies import is_tuned
     from tempovlm.control.policy import Policy
 
-    if is_tuned(policy):
+    if is_tuned(policy) or is_own_policy(policy):
         return
+    if isinstance(policy, type):
+        raise UserError(
+            f"policy {policy.__name__}: a class, where an object is due; call it, or name it as "
+            f"'{policy.__module__}:{policy.__name__}'"
+        )
     if not isinstance(policy, str | Path | Policy):
         raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
-        raise UserError(
-            f"--policy {policy}: no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
-            "table:NAME of questions that you tuned on, or the checkpoint of a controller"
+        raise wrong_argument(
+            "policy",
+            str(policy),
+            f"no such policy and no such file; choose from {', '.join(POLICIES)}, or give "
+            "table:NAME of questions that you tuned on, the checkpoint of a controller, or module:Class or "
+            "file.py:Class of your own",
+            PATH_SHOWN,
         )
 
 
 def _find_policy(
-    policy: str | Path | Policy, engine: Engine, folder: Path, weights_hash: str
+    policy: str | Path | Policy, engine: Engine, card: ModelCard, folder: Path
 ) -> str | Path | Policy:
     from tempovlm.control.shipped import Chooser, find_policy
 
+    if policy == "auto" and not card.ran(engine.ranking, engine.space):
+        return "table"  # a controller, too, learned from answers of other blocks
     run = engine.runner
-    parts = (folder, engine.space, run.model, run.tokenizer, weights_hash, run.device.type)
-    return find_policy(policy, Chooser(*parts))
+    parts = (folder, engine.space, run.model, run.tokenizer, engine.weights_hash, run.device.type)
+    return find_policy(policy, Chooser(*parts, engine.whole, engine.ranking))

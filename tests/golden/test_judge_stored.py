@@ -38,6 +38,7 @@ def flags() -> evaluate.EvaluateArgs:
         twin_results_dir=(results / "core_exp_pocket_twin",),
         latency_estimator_path=ROOT / "checkpoints/latency_estimator/best_latency_estimator.pt",
         policies=BLIND,
+        subject="table",
         budgets=tuple(map(str, BUDGETS_MS)),
         dataset_names=("okvqa", "text_vqa"),
         draws=40,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +21,15 @@ import tiny_model
 from tempovlm.api import TempoVLM, check_policy, load, model_folder
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Policy, Question
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import UserError, explained
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.request import Answer, Request
+from tempovlm.core.request import Answer, Request, check_budget_ms
 from tempovlm.engine import calibration
+from tempovlm.engine.environment import fingerprint
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.threads import pick_device
 from tempovlm.latency.profile import LatencyProfile
+from tempovlm.model.vision.tiling import grids_of
 
 MIDDLE = KnobConfig(tier="medium", top_k=3, num_blocks=4)
 
@@ -89,6 +93,145 @@ def test_own_policies(tiny_folder: Path, picture: Image.Image) -> None:
         answer = fixed.answer(picture, "what?", budget_ms=budget_ms)
         assert (answer.knobs, answer.policy) == (own.space.cheapest, "fixed")
     assert fixed.answer(picture, "what?", 1e5, tier="high").knobs.tier == "high"
+
+
+class Named(Policy):
+    """Scores that a test gives."""
+
+    name = "named"
+
+    def __init__(self, scores: Any) -> None:
+        self.scores = scores
+
+    def look(self, question: Question, left_ms: float) -> Any:  # noqa: ARG002 - the protocol's
+        return self.scores
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        (np.ones(3), r"an array of shape \(3,\)"),
+        (np.ones((1, 60)), r"an array of shape \(1, 60\)"),
+        (0.5, r"an array of shape \(\)"),
+        (None, r"an array of shape \(\)"),
+        ("high", "a str"),
+        (np.where(np.arange(60) == 1, np.nan, 1.0), "NaN for low/k2/b4"),
+    ],
+)
+def test_wrong_scores_name_the_class_and_the_shape(
+    tiny_folder: Path, picture: Image.Image, scores: Any, told: str
+) -> None:
+    own = load(str(tiny_folder), policy=Named(scores), warmup=False, progress=False)
+    with pytest.raises(UserError, match=rf"policy Named: scored ({told}); expected numbers of shape \(60,\)"):
+        own.answer(picture, "what?", budget_ms=1e5)
+
+
+def test_wrong_policies_are_told(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from tempovlm.control.policy import Policy\n"
+        "class Half(Policy):\n    name = 'half'\n"
+        "class Nameless(Policy):\n    def look(self, question, left_ms): return [0.0]\n"
+        "class Asks(Nameless):\n    def __init__(self, weight): pass\n"
+    )
+    (tmp_path / "broken.py").write_text("import no_such_module")
+    given: tuple[tuple[Any, str], ...] = (
+        (Named, r"policy Named: a class, where an object is due; call it, or name it as '.*test_api:Named'"),
+        (f"{tmp_path}/mine.py:Half", r"mine\.py:Half: has no method look"),
+        (f"{tmp_path}/mine.py:Nameless", r"policy Nameless: needs an attribute name"),
+        (
+            f"{tmp_path}/mine.py:Asks",
+            r"mine\.py:Asks: Asks\(\) failed \(TypeError: .*may take the knob space as `space`",
+        ),
+        (f"{tmp_path}/broken.py:Mine", r"broken\.py cannot be imported \(ModuleNotFoundError: No module named"),
+    )
+    for policy, told in given:
+        with pytest.raises(UserError, match=told):
+            load(str(tiny_folder), policy=policy, warmup=False, progress=False)
+
+
+def test_a_subset_of_the_knobs(tiny_folder: Path, counted: list[int], picture: Image.Image) -> None:
+    few = {"tier": ["high", "low"], "top_k": [2, 3], "num_blocks": 4}
+    quick: dict[str, Any] = {"warmup": False, "progress": False}
+    whole = load(str(tiny_folder), **quick)
+    whole.answer(picture, "what?", budget_ms=1e5)
+    model = load(str(tiny_folder), space=few, **quick)
+    assert model.space.axes == {"tier": ("low", "high"), "top_k": (2, 3), "num_blocks": (4,)}
+    assert load(str(tiny_folder), space=model.space, **quick).space == model.space
+    assert str(model.space.native) == "high/k3/b4"
+    assert model.stamp().knob_space != whole.stamp().knob_space
+    answer = model.answer(picture, "what?", budget_ms=1e5)
+    assert (str(answer.knobs), counted) == ("high/k3/b4", [1]), "its part of the whole calibration is taken"
+    assert model.profile is not None
+    assert whole.profile is not None
+    for i, knobs in enumerate(model.space):
+        assert model.profile.p50_total_ms(i) == pytest.approx(
+            whole.profile.p50_total_ms(whole.space.index(knobs)), rel=0.1
+        )
+    assert str(model.answer(picture, "what?").knobs) == "high/k3/b4"
+    assert model.answer(picture, "what?", budget_ms=0.1).knobs == model.space.cheapest
+    with pytest.raises(
+        UserError, match="tier='medium': not in the knob space of this model; choose from low, high"
+    ):
+        model.answer(picture, "what?", tier="medium")
+
+
+def test_a_subset_is_measured_by_itself_where_nothing_was(
+    tiny_folder: Path, picture: Image.Image, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del counted
+    few = tiny_model.SPACE.subset({"tier": ["low"], "num_blocks": [3, 6]})
+    monkeypatch.setattr(calibration, "measure", lambda *_, **__: tiny_model.make_profile(few).measurements)
+    quick: dict[str, Any] = {"warmup": False, "progress": False}
+    model = load(str(tiny_folder), space=few, **quick)
+    assert model.answer(picture, "what?", budget_ms=1e5).knobs == model.space.native
+    assert model.profile is not None
+    assert load(str(tiny_folder), space=few, **quick).profile is not None
+    assert load(str(tiny_folder), **quick).profile is None
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({"tier": ["huge"]}, "tier='huge': not in the knob space"),
+        ({"top_k": [99]}, "top_k=99: not in the knob space"),
+        ({"top_k": ["two"]}, "top_k='two': must be an integer"),
+        ({"depth": [4]}, "there is no knob 'depth'; choose from tier, top_k, num_blocks"),
+        ({"tier": []}, "space: tier has no value"),
+        ("low", "space low: give a KnobSpace, or values by knob"),
+    ],
+)
+def test_a_wrong_subset_is_told(tiny_folder: Path, space: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load(str(tiny_folder), space=space, warmup=False, progress=False)
+
+
+def test_another_ranking(
+    tiny_folder: Path, tmp_path: Path, counted: list[int], picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    rows = [{**knobs.as_dict(), "accuracy": 0.5} for knobs in tiny_model.SPACE]
+    (folder / "accuracy.json").write_text(json.dumps({"settings": rows, "ranking": [0, 5, 2, 3, 1, 4]}))
+    (tmp_path / "ranking.json").write_text('{"1": 0.1, "2": 0.2, "3": 0.3, "4": 0.4}')
+    quick: dict[str, Any] = {"warmup": False, "progress": False}
+    own = load(str(folder), **quick)
+    same = load(str(folder), ranking=[5, 0, 2, 3, 1, 4], **quick)
+    other = load(str(folder), ranking=tmp_path / "ranking.json", **quick)
+    assert other.ranking.order == (0, 5, 4, 3, 2, 1)
+    blocks = [one.engine.plan(KnobConfig(tier="low", top_k=2, num_blocks=3)).blocks for one in (own, same, other)]
+    assert blocks == [(0, 2, 5), (0, 2, 5), (0, 4, 5)]
+    fingerprints = [fingerprint(one.stamp()) for one in (own, same, other)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    with caplog.at_level(logging.WARNING, "tempovlm"):
+        policies = [one.answer(picture, "what?", budget_ms=1e5).policy for one in (own, same, other)]
+    assert policies == ["table", "table", "table (assumed)"]
+    assert "accuracies are assumed" in caplog.text
+    assert "the model's own are of another ranking of its blocks" in caplog.text
+    assert len(counted) == 2
+    deep = load(str(folder), ranking=[5, 0, 4, 3, 2, 1], space={"num_blocks": [6]}, **quick)
+    assert deep.answer(picture, "what?", budget_ms=1e5).policy == "table", "all blocks run, whatever the ranking"
+    with pytest.raises(UserError, match="ranking: block 2 stands at places 1 and 3"):
+        load(str(folder), ranking=[2, 1, 2], **quick)
 
 
 def test_not_calibrated(
@@ -224,18 +367,40 @@ def test_the_stamp_names_model_weights_and_machine(model: TempoVLM) -> None:
     [
         ({"question": None}, "the question: must be text, not NoneType"),
         ({"question": b"what?"}, "the question: must be text, not bytes"),
-        ({"budget_ms": "100"}, "--budget_ms 100: must be a positive"),
+        ({"budget_ms": "100"}, "budget_ms='100': must be a positive, finite number of milliseconds, not text"),
         ({"budget_ms": 10**400}, "must be a positive, finite number"),
-        ({"temperature": "hot"}, "--temperature hot"),
-        ({"temperature": 1.0, "seed": 1 << 64}, "--seed 18446744073709551616: must fit 64 bits"),
-        ({"stop": "Q:"}, "--stop 'Q:': must be a tuple"),
+        ({"temperature": "hot"}, "temperature='hot': must be zero or a positive number, not text"),
+        ({"temperature": 1.0, "seed": 1 << 64}, "seed=18446744073709551616: must fit 64 bits"),
+        ({"stop": "Q:"}, "stop='Q:': must be a tuple"),
         ({"stop": ("",)}, "must be a tuple of texts that are not empty"),
-        ({"on_deadline": "later"}, "--on_deadline later: choose from finish, stop"),
+        ({"on_deadline": "later"}, "on_deadline='later': choose from finish, stop"),
     ],
 )
 def test_a_request_of_wrong_values_is_told(options: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=re.escape(named)):
         Request(**{"images": (), "question": "what?", **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "in_python", "on_the_command_line"),
+    [
+        (lambda: check_budget_ms(np.float64(-2)), "budget_ms=-2.0: must be", "--budget_ms -2.0: must be"),
+        (lambda: grids_of("ultra"), "tier='ultra': unknown", "--tier ultra: unknown"),
+        (lambda: pick_device("tpu"), "device='tpu': unknown", "--device tpu: unknown"),
+        (lambda: model_folder("/no/" + "deep/" * 30), "model='/no/deep", "deep/: no such model"),
+        (lambda: check_policy("clever"), "policy='clever': no such policy", "--policy clever: no such policy"),
+    ],
+)
+def test_errors_name_the_argument_in_python_and_the_flag_on_the_command_line(
+    call: Callable[[], object], in_python: str, on_the_command_line: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        call()
+    message = str(refused.value)
+    assert in_python in message
+    assert "--" not in message
+    assert on_the_command_line in explained(refused.value)[0]
+    assert str(pickle.loads(pickle.dumps(refused.value))) == message
 
 
 def test_other_values_are_no_policy_and_no_setting(model: TempoVLM) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
+from tempovlm.cli.knobs import ALL, Knobs
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import AXES, KNOBS
+from tempovlm.core.knobs import AXES
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import STAGES, Answer, check_budget_ms, check_price_per_ms
 from tempovlm.data.styles import STYLES, check_style
@@ -28,6 +29,7 @@ EXAMPLES = (
     'tempovlm answer street.png "what does the sign say?" --budget_ms 150 --price_per_ms 0.0005',
     'tempovlm answer street.png "describe the picture" --style long_caption --max_new_tokens 60',
     'tempovlm answer street.png "what color is the car?" --tier high --top_k 8 --num_blocks 16',
+    'tempovlm answer street.png "what color is the car?" --budget_ms 150 --tiers low medium',
 )
 
 _STYLE = f"Style of the answer, the prompt's prefix; the default asks for a short one. Known: {', '.join(STYLES)}."
@@ -59,12 +61,9 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     weights: DecodeDtype = "bf16"
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
-    tier: str | None = None
-    """Vision tier: low, medium or high. Knobs left out are chosen if there is a budget, and native without."""
-    top_k: int | None = None
-    """Experts that each token visits."""
-    num_blocks: int | None = None
-    """Decoder blocks that run."""
+    knobs: Knobs = ALL
+    """Settings to choose among: one value fixes a knob, several restrict it, and a knob that is left out is chosen
+    if there is a budget, and native without."""
     max_new_tokens: int = 16
     """Maximum number of generated tokens."""
     style: Annotated[str, tyro.conf.arg(help=_STYLE)] = "vqa2"
@@ -72,7 +71,7 @@ class Flags:
     """Policy that chooses the setting. auto: the model's own controller for this kind of device if it has one,
     else the table. table: of the settings that fit, the one that was most accurate on test questions.
     table:NAME: the same, by accuracies that tempovlm tune measured on your questions NAME. fixed: native.
-    Or the path of a checkpoint."""
+    Or the path of a checkpoint, or module:Class or file.py:Class of your own."""
     price_per_ms: float = 0.0
     """Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
     For policies that predict accuracy: table, nearest neighbours, LinUCB."""
@@ -98,13 +97,13 @@ def main(argv: list[str]) -> None:
     check_style(flags.style)
     # Check before the model is loaded and the machine is measured, which can take a minute.
     pixels = open_image(flags.image)
-    model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights)
-    given: dict[str, Any] = {name: getattr(flags, name) for name in KNOBS}
+    given = flags.knobs.chosen
+    model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights, **given)
     answer = model.answer(
         flags.image if expanded(flags.image).is_file() else pixels,  # a pipe can be read only once
         flags.question,
         budget_ms,
-        **given,
+        knobs=model.space.cheapest if len(model.space) == 1 else None,
         max_new_tokens=flags.max_new_tokens,
         style=flags.style,
         on_deadline=flags.on_deadline,
@@ -120,7 +119,7 @@ def show(answer: Answer, model: TempoVLM) -> None:
     """Print the answer, the setting, the stages and the budget for readers."""
     from rich.markup import escape
 
-    out, knobs, native = console.stdout(), answer.knobs, model.space.native
+    out, knobs, native = console.stdout(), answer.knobs, model.engine.whole.native
     out.print(f"[bold]{escape(answer.text) or '(no text)'}[/bold]")
     full = "  [dim](native)[/dim]" if knobs == native else ""
     tiles = "" if answer.tiling is None else f" ({answer.tiling[0]} × {answer.tiling[1]} crops)"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
+from tempovlm.cli.knobs import ALL, Knobs
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
@@ -23,6 +24,7 @@ from tempovlm.data.metrics.rules import Rule
 from tempovlm.data.own import describe
 from tempovlm.data.registry import DATASETS, GENERATED, SCORED_TOGETHER, check_datasets, find_own
 from tempovlm.data.scoring import check_scorable
+from tempovlm.lab.paper.export import Format, check_formats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +45,8 @@ _EXAMPLES = (
     "tempovlm bench --dataset text_vqa --budgets 100 200 --num_samples 50 --json",
     "tempovlm bench my.csv --budgets 100 200",
     "tempovlm bench --budgets 150 --fresh_processes 10",
+    "tempovlm bench --budgets 60 100 150 --export csv latex pdf",
+    "tempovlm bench --tiers low medium --policy my_policy.py:FewBlocks",
 )
 
 
@@ -62,10 +66,12 @@ class BenchArgs:
         model: Model to load: pocket, a folder or a hub id.
         device: Device: auto, cpu, cuda or cuda:N.
         weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
+        knobs: Settings to choose among.
         policy: Policy that chooses the setting. auto: for one file of your own questions, the table that tempovlm
             tune measured on it; else the model's own controller for this kind of device if it has one, else the
             table. table: the setting that was most accurate on test questions, of those that fit. table:NAME: the
-            same as tuned on NAME. fixed: native. Or the path of a checkpoint.
+            same as tuned on NAME. fixed: native. Or the path of a checkpoint, or module:Class or file.py:Class of
+            your own.
         price_per_ms: Expected accuracy (as a share of 1) that a millisecond must gain; 0 may use the whole budget.
             For policies that predict accuracy: table, nearest neighbours, LinUCB.
         data_dir: Folder of the data. Default: the test bed in your cache directory, made if it is missing.
@@ -75,6 +81,8 @@ class BenchArgs:
         max_new_tokens: Maximum number of generated tokens.
         seed: Seed for the questions and the order of the budgets.
         output_dir: Folder for the results.
+        export: Files for papers, beside the results: csv (a tidy table), latex (a tabular of the package
+            booktabs), pdf (the figure at a column's width). One or several.
         json: Print one line with the result object on stdout; everything else goes to stderr.
     """
 
@@ -86,6 +94,7 @@ class BenchArgs:
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     weights: DecodeDtype = "bf16"
+    knobs: Knobs = ALL
     policy: str = "auto"
     price_per_ms: float = 0.0
     data_dir: Path | None = None
@@ -94,6 +103,7 @@ class BenchArgs:
     max_new_tokens: int = 16
     seed: int = 0
     output_dir: Path = Path("bench_out")
+    export: Annotated[tuple[Format, ...], tyro.conf.arg(metavar="{csv,latex,pdf} ...")] = ()
     json: console.Json = False
 
     @property
@@ -113,6 +123,7 @@ class BenchArgs:
             if value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
         check_price_per_ms(self.price_per_ms)
+        check_formats(self.export)
         if not self.dataset:
             raise UserError(f"--dataset: give at least one of {', '.join(DATASETS)}")
         if self.data and self.dataset != GENERATED:
@@ -161,7 +172,7 @@ def run_into(folder: Path, args: BenchArgs, notes: Console) -> None:
 
     result, records = run(args, notes)
     try:
-        written = save(folder, result, records) if result["complete"] else []
+        written = save(folder, result, records, args.export) if result["complete"] else []
     finally:
         # Write first and always show: neither a full disk nor a closed stdout loses the measurements.
         out = notes if args.json else console.stdout()
@@ -185,7 +196,7 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
 
     samples = load_mixed(args.names(), args.num_samples, data_dir=args.data_dir, seed=args.seed)
     check_scorable(samples)
-    model = load_model(args.model, args.device, args.policy, notes, args.weights)
+    model = load_model(args.model, args.device, args.policy, notes, args.weights, **args.knobs.chosen)
     model, args = _tuned(model, args, notes)
     model.check_price(args.price_per_ms)
     if args.policy != "fixed":
@@ -199,9 +210,9 @@ def _tuned(model: TempoVLM, args: BenchArgs, notes: Console) -> tuple[TempoVLM, 
     from tempovlm.control.policies import TUNED, find_tuned
 
     own = find_own(args.names()[0])
-    if args.policy != "auto" or own is None or len(args.names()) > 1:
+    if args.policy != "auto" or own is None or len(args.names()) > 1 or args.knobs.ranking is not None:
         return model, args
-    tuned = find_tuned(model.weights_hash, model.space, own.name, own.digest)
+    tuned = find_tuned(model.weights_hash, model.space, own.name, own.digest, model.ranking)
     if tuned is None:
         return model, args
     policy = tuned.policy(model.space)
@@ -209,18 +220,18 @@ def _tuned(model: TempoVLM, args: BenchArgs, notes: Console) -> tuple[TempoVLM, 
         f"{policy.name} chooses, by what tempovlm tune measured on this file's {tuned.record.get('split')} split: "
         "on the same questions accuracy comes out a little high; --policy table goes by the model's own table"
     )
-    chosen = type(model)(model.engine, model.card, model.weights_hash, policy=policy)
+    chosen = type(model)(model.engine, model.card, policy=policy)
     return chosen, replace(args, policy=f"{TUNED}{tuned.path}")
 
 
 def load_model(
-    name: str, device: str, policy: str, notes: Console, decode_dtype: DecodeDtype = "bf16"
+    name: str, device: str, policy: str, notes: Console, decode_dtype: DecodeDtype = "bf16", **chosen: Any
 ) -> TempoVLM:
-    """Load the model, with a note on a terminal."""
+    """Load the model, with a note on a terminal; `chosen` are further arguments of `load`."""
     import tempovlm
 
     with notes.status("loading the model") if notes.is_terminal else contextlib.nullcontext():
-        return tempovlm.load(name, device=device, policy=policy, weights=decode_dtype)
+        return tempovlm.load(name, device=device, policy=policy, weights=decode_dtype, **chosen)
 
 
 def measure_all(
@@ -248,7 +259,7 @@ def measure_all(
     if complete and fresh:
         # Outside the lock: if the calibration could not be stored, a fresh process measures, and locks, itself.
         flags = ["--model", args.model, "--device", args.device, "--policy", args.policy]
-        flags += ["--weights", args.weights, "--price_per_ms", repr(args.price_per_ms)]
+        flags += ["--weights", args.weights, "--price_per_ms", repr(args.price_per_ms), *args.knobs.words]
         source = bench.measure_fresh(fresh, plan, flags)
         count = len(fresh) * len(plan.budgets_ms)
         complete = _collect(source, count, "answering in fresh processes", records)
@@ -310,14 +321,18 @@ def _result(
     }
 
 
-def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> list[Path]:
-    """Write the result, its records and, if matplotlib is installed, the plot; return their paths."""
+def save(
+    folder: Path, result: dict[str, Any], records: Sequence[Record], formats: Sequence[Format] = ()
+) -> list[Path]:
+    """Write result, records, plot (if matplotlib is installed) and files for papers; return the paths."""
     import json
 
     from tempovlm.core.paths import write_whole
     from tempovlm.lab import charts
+    from tempovlm.lab.bench import paper
     from tempovlm.lab.bench.summary import rounded
     from tempovlm.lab.drawing import can_draw
+    from tempovlm.lab.paper import export
 
     lines = (json.dumps(rounded(record.to_json()), ensure_ascii=False) + "\n" for record in records)
     texts = {
@@ -328,7 +343,8 @@ def save(folder: Path, result: dict[str, Any], records: Sequence[Record]) -> lis
         texts["trade_off.svg"] = charts.trade_off(result)
     for name, text in texts.items():
         write_whole(folder / name, text)
-    return [folder / name for name in texts]
+    written = [folder / name for name in texts]
+    return written + (export.write(folder, paper.export(result, records), formats) if formats else [])
 
 
 def table(result: dict[str, Any]) -> Table:

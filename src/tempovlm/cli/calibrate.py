@@ -12,6 +12,7 @@ import tyro
 
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
+from tempovlm.cli.knobs import ALL, Knobs
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
@@ -32,6 +33,7 @@ EXAMPLES = (
     "tempovlm calibrate",
     "tempovlm calibrate --force --json",
     "tempovlm calibrate --max_new_tokens 64",
+    "tempovlm calibrate --tiers low medium --num_blocks 12 16",
     "tempovlm calibrate --images photos/*.jpg",
 )
 
@@ -55,6 +57,8 @@ class Flags:
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
     max_new_tokens: int = 16
     """Cap on generated tokens of the requests that the budgets are shown for."""
+    knobs: Knobs = ALL
+    """Settings to measure; answers with the same flags use it."""
     images: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")] = ()
     """Your own pictures, files or folders, to measure on; always measures again. By default some are made."""
     force: bool = False
@@ -72,7 +76,8 @@ def main(argv: list[str]) -> None:
     flags = console.parse(Flags, argv, "calibrate", DESCRIPTION, EXAMPLES)
     pictures = read_pictures(flags.images)
     request = any_request(flags.max_new_tokens)
-    model = load(flags.model, device=flags.device, policy="table", weights=flags.weights)
+    given = flags.knobs.chosen
+    model = load(flags.model, device=flags.device, policy="table", weights=flags.weights, **given)
     profile = model.calibrate(force=flags.force, pictures=pictures)
     guard = model.guard_for(request)
     if flags.json:
@@ -86,7 +91,13 @@ def main(argv: list[str]) -> None:
     )
     show_budgets(guard)
     known = "measured with the model" if model.card.accuracy else "assumed, not measured"
-    out.print(f"accuracies are {known}; measure them on your own questions: tempovlm tune FILE")
+    own = model.card.ran(model.ranking, model.space)
+    hint = (
+        "measure them on your own questions: tempovlm tune FILE"
+        if own
+        else "those of the model are of its own ranking"
+    )
+    out.print(f"accuracies are {known}; {hint}")
 
 
 def any_request(max_new_tokens: int) -> Request:

@@ -6,8 +6,8 @@ Rules, statistics and drawings are in `tempovlm.lab.judge`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tempovlm.cli import console
+from tempovlm.cli.knobs import ALL, Knobs
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import check_price_per_ms
+from tempovlm.lab.paper.export import Format, check_formats
 
 if TYPE_CHECKING:
+    import pandas as pd
     import rich.table
 
     from tempovlm.api import TempoVLM
+    from tempovlm.control.policy import Sight
+    from tempovlm.core.plan import Ranking
     from tempovlm.lab.judge.inputs import Content, Known, Sights
     from tempovlm.lab.judge.offline import Rule
     from tempovlm.lab.judge.trial import Outcome, Trial
@@ -34,9 +39,9 @@ Judge policies on results of the core experiment: what each would have chosen, a
 
 Compares accuracy at the mean latency that a policy really took with the best random mixture of static settings,
 also with p-values corrected over the budgets, by data set and with settings that keep the budget alone, and with
-an oracle that is corrected for luck by twin pictures. Writes judge.json, judge.parquet, judge.html,
-frontier.svg and gain.svg to the output directory. The headline is about the first checkpoint, else about the first
-policy. The examples run on the results of the repository, whose pictures `tempovlm data make` draws."""
+a rule that picks by twin pictures. Writes judge.json, judge.parquet, judge.html, frontier.svg and gain.svg to the
+output directory. The headline is about the policy that gains most, or about --subject. The examples run on the
+results of the repository, whose pictures `tempovlm data make` draws."""
 
 _SHIPPED = """\
 tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir results/core_exp_pocket_train \\
@@ -44,7 +49,8 @@ tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir 
       """
 
 _EXAMPLES = (
-    f"{_SHIPPED}--policies table best_static random --output_dir runs/judged",
+    f"{_SHIPPED}--policies table best_static random --output_dir runs/judged --export csv latex pdf",
+    f"{_SHIPPED}--policies my_policy.py:FewBlocks table --tiers low medium --output_dir runs/judged",
     "tempovlm data make --output_dir runs/data",
     f"{_SHIPPED}--policies checkpoints/controller/grpo/best_controller.pt table knn --time_price 0.3 \\\n"
     "      --budgets 60 100 150 200 300 --data_dir runs/data --output_dir runs/judged",
@@ -69,10 +75,13 @@ class EvaluateArgs:
     Attributes:
         results_dir: Results directories of the judged questions (split val).
         train_results_dir: Results directories of the training questions. Default: split train of --results_dir.
-        twin_results_dir: Results on the twin pictures of the judged questions, for the noise-corrected oracle.
+        twin_results_dir: Results on the twin pictures of the judged questions, for the twin pick.
+        knobs: Settings to judge on. Default: those that the results have. A ranking must be the one that they ran
+            by.
         policies: Baselines (table, fixed, best_static, only_tier, only_top_k, only_num_blocks, random, knn,
-            linucb, oracle), table:NAME (as tempovlm tune measured on your questions NAME) and paths of controller
-            checkpoints.
+            linucb, oracle), table:NAME (as tempovlm tune measured on your questions NAME), paths of controller
+            checkpoints, and module:Class or file.py:Class of your own.
+        subject: Policy that the headline is about, one of --policies. Default: the one that gains most.
         budgets: Budgets in milliseconds. Default: six, evenly in log from the cheapest to the most expensive
             setting.
         dataset_names: Data sets, or files of your own questions, to judge on. Default: all in the results.
@@ -96,6 +105,8 @@ class EvaluateArgs:
         draws: Number of bootstrap resamples.
         seed: Seed of resampling, the random policy and the bandit.
         output_dir: Folder for the report.
+        export: Files for papers, beside the report: csv (tidy tables), latex (tabulars of the package booktabs),
+            pdf (the figures at a column's width). One or several.
         json: Print one line with the report object on stdout; everything else goes to stderr.
     """
 
@@ -103,6 +114,8 @@ class EvaluateArgs:
     train_results_dir: tuple[Path, ...] = ()
     twin_results_dir: tuple[Path, ...] = ()
     policies: Annotated[tuple[str, ...], tyro.conf.arg(metavar="POLICY [POLICY ...]")] = BASELINE_DEFAULTS
+    subject: Annotated[str | None, tyro.conf.arg(metavar="POLICY")] = None
+    knobs: Knobs = ALL
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ()
     dataset_names: tuple[str, ...] = ()
     latency_estimator_path: Path | None = None
@@ -119,6 +132,7 @@ class EvaluateArgs:
     draws: int = 2000
     seed: int = 0
     output_dir: Path = Path("results/evaluate")
+    export: Annotated[tuple[Format, ...], tyro.conf.arg(metavar="{csv,latex,pdf} ...")] = ()
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def check(self) -> None:
@@ -135,25 +149,24 @@ class EvaluateArgs:
         if not 0 <= self.time_price < math.inf:
             raise UserError(f"--time_price {self.time_price}: must be zero or a positive number")
         check_price_per_ms(self.price_per_ms)
+        check_formats(self.export)
         if not 0 < self.level < 1:
             raise UserError(f"--level {self.level}: must lie between 0 and 1")
         if self.control_ms is not None and not 0 <= self.control_ms < math.inf:
             raise UserError(f"--control_ms {self.control_ms}: must be zero or a positive number of milliseconds")
+        if self.subject is not None and self.subject not in self.policies:
+            raise UserError(f"--subject {self.subject}: is not among --policies")
         for name in self.ablate or ():
             if name not in self.policies:
                 raise UserError(f"--ablate {name}: is not among --policies")
 
-    @property
-    def subject(self) -> str:
-        """Name of the policy in the headline."""
-        return next((name for name in self.policies if is_path(name)), self.policies[0])
-
 
 def is_path(name: str) -> bool:
-    """Whether a policy's name is that of a file."""
+    """Whether a policy's name is that of a file or of a class of the user's."""
+    from tempovlm.control.own_policy import is_own_policy
     from tempovlm.control.policies import is_tuned
 
-    return not is_tuned(name) and ("/" in name or name.endswith(".pt"))
+    return not is_tuned(name) and ("/" in name or name.endswith(".pt") or is_own_policy(name))
 
 
 @dataclass(frozen=True)
@@ -161,19 +174,63 @@ class Inputs:
     """The files that the flags name, read on first use."""
 
     args: EvaluateArgs
+    frames: dict[tuple[Path, ...], pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def space(self) -> KnobSpace:
-        """Settings of the model that was measured."""
+    def whole(self) -> KnobSpace:
+        """All settings of the model that was measured."""
         from tempovlm.api import model_folder
         from tempovlm.model.weights import read_config
 
         return KnobSpace.for_model(read_config(model_folder(self.args.model)).shape)
 
-    def _read(self, dirs: Sequence[Path], split: str) -> Table:
-        from tempovlm.lab.table import read_table
+    @cached_property
+    def space(self) -> KnobSpace:
+        """Settings to judge on: of each knob the values of its flag, else those that all results have.
 
-        return read_table(dirs, self.space, self.args.dataset_names or None, split)
+        Raises:
+            UserError: a value does not exist, or the results have none in common.
+        """
+        from tempovlm.lab.table import answered_space
+
+        common: dict[str, Any] = dict(self.whole.axes)
+        for dirs, split in self._results:
+            found = answered_space(self._frame(dirs), self.whole, split).axes if dirs else common
+            common = {name: [value for value in values if value in found[name]] for name, values in common.items()}
+        if empty := [name for name, values in common.items() if not values]:
+            raise UserError(f"--results_dir: judged, training and twin results have no {empty[0]} in common")
+        return self.whole.subset(common | self.args.knobs.values)
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """The ranking by which the results' blocks ran; None where they do not say.
+
+        Raises:
+            UserError: it is not that of --ranking, or they ran by several.
+        """
+        from tempovlm.lab.core_exp.ranking import common_ranking
+
+        folders = [folder for dirs, _ in self._results for folder in dirs]
+        return common_ranking(folders, self.args.knobs.ranking, self.whole.block_counts[-1])
+
+    @property
+    def _results(self) -> tuple[tuple[tuple[Path, ...], str], ...]:
+        """Directories and split of judged, training and twin results."""
+        args = self.args
+        train = args.train_results_dir or args.results_dir
+        return (args.results_dir, "val"), (train, "train"), (args.twin_results_dir, "val")
+
+    def _frame(self, dirs: tuple[Path, ...]) -> pd.DataFrame:
+        if dirs not in self.frames:
+            from tempovlm.lab.core_exp.store import read_results
+
+            self.frames[dirs] = read_results(dirs, self.args.dataset_names or None, self.whole)
+        return self.frames[dirs]
+
+    def _read(self, dirs: tuple[Path, ...], split: str) -> Table:
+        from tempovlm.lab.table import table_of
+
+        return table_of(self._frame(dirs), self.space, split)
 
     @cached_property
     def twin(self) -> Table | None:
@@ -214,7 +271,7 @@ class Inputs:
         if self.args.level not in LEVELS:
             known = ", ".join(map(str, LEVELS))
             raise UserError(f"--level {self.args.level:g}: the estimator predicts {known}; choose one of them")
-        return load_estimator(self.args.latency_estimator_path, self.space)
+        return load_estimator(self.args.latency_estimator_path, self.whole)
 
     @cached_property
     def content(self) -> Content:
@@ -249,6 +306,8 @@ class Inputs:
         """
         named = {"judged": self.judged, "train": self.train, "twin": self.twin}
         tables = {name: table for name, table in named.items() if table is not None}
+        if self.args.knobs.ranking is not None:
+            _ = self.ranking
         found = sorted({str(stamp["weights"]) for table in tables.values() for stamp in _known(table.stamps)})
         if len(found) > 1:
             raise UserError(
@@ -264,14 +323,19 @@ class Inputs:
         return str(stamps[0]["weights"]) if stamps else None
 
     def learned(self, name: str) -> Rule:
-        """The rule of a checkpoint."""
-        from tempovlm.lab.judge.inputs import learned_rule
+        """The rule of a checkpoint, or of a class of the user's."""
+        from tempovlm.control.own_policy import is_own_policy, own_policy
+        from tempovlm.lab.judge.inputs import learned_rule, policy_rule
 
+        if is_own_policy(name):
+            see: Callable[[Table, int, str], Sight] = lambda *row: self.sights(*row)  # noqa: E731 - loads the model
+            return policy_rule(own_policy(name, self.space), self.content, see, self.args.price_per_ms)
         path = Path(name)
         if not path.is_file():
             raise UserError(f"--policies {name}: no such file; give the path of a controller checkpoint")
         model, price = self.model, self.args.price_per_ms
-        return learned_rule(path, self.space, model.engine.runner, model.weights_hash, self.sights, price)
+        spaces = (self.whole, self.space)
+        return learned_rule(path, *spaces, model.engine.runner, model.weights_hash, self.sights, price)
 
     @cached_property
     def sights(self) -> Sights:
@@ -293,14 +357,14 @@ class Inputs:
     def known(self) -> Known:
         """Return the material of the baselines."""
         from tempovlm.lab.judge.inputs import Known
-        from tempovlm.lab.judge.offline import oracle_rule
+        from tempovlm.lab.judge.offline import pick_rule
 
         args = self.args
         return Known(
             train=self.train,
             level=args.level,
             content=lambda: self.content,
-            oracle=oracle_rule(self.judged),
+            oracle=pick_rule(self.judged),
             seed=args.seed,
             time_price=args.time_price,
             price_per_ms=args.price_per_ms,
@@ -328,7 +392,7 @@ class Inputs:
         from tempovlm.control.policies import TUNED, named_tuned
         from tempovlm.lab.judge.offline import table_rule
 
-        accuracy = named_tuned(name.removeprefix(TUNED), str(self.weights), self.space).accuracy
+        accuracy = named_tuned(name.removeprefix(TUNED), str(self.weights), self.space, self.ranking).accuracy
         scores = np.array([accuracy[knobs] for knobs in self.space])
         return table_rule(scores, self.args.time_price, self.args.price_per_ms)
 
@@ -351,7 +415,9 @@ def main(argv: list[str]) -> None:
         UserError: invalid input.
     """
     from tempovlm.core.files import writing_to
+    from tempovlm.lab.judge import paper
     from tempovlm.lab.judge import report as judge_report
+    from tempovlm.lab.paper import export
 
     args = console.parse(EvaluateArgs, argv, "evaluate", _DESCRIPTION, _EXAMPLES)
     args.check()
@@ -360,6 +426,7 @@ def main(argv: list[str]) -> None:
         inputs = Inputs(args)
         trial, report, outcomes = run(inputs)
         paths = judge_report.write(args.output_dir, report, trial, outcomes)
+        paths += export.write(args.output_dir, paper.export(report), args.export)
         if args.save_policies is not None:
             paths += inputs.known.save(args.save_policies, args.policies, inputs.weights)
     out = notes if args.json else console.stdout()
@@ -370,6 +437,9 @@ def main(argv: list[str]) -> None:
         from tempovlm.lab.bench.summary import rounded
 
         console.print_json(rounded(report, 6))
+    if inputs.space != inputs.whole:
+        values = "; ".join(f"{name} {', '.join(map(str, legal))}" for name, legal in inputs.space.axes.items())
+        notes.print(f"judged on {len(inputs.space)} of the model's {len(inputs.whole)} settings: {values}")
     notes.print(f"wrote {', '.join(map(str, paths))}")
 
 
@@ -382,7 +452,8 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
     from tempovlm.core.progress import progress_bar
     from tempovlm.lab.judge.inputs import LOOKING, static_mixture
     from tempovlm.lab.judge.judge import judge_all
-    from tempovlm.lab.judge.offline import oracle_rule
+    from tempovlm.lab.judge.names import HINDSIGHT, TWIN_PICK
+    from tempovlm.lab.judge.offline import pick_rule
     from tempovlm.lab.judge.trial import Trial
 
     args, tables, rules = inputs.args, inputs.tables, inputs.rules()
@@ -392,21 +463,19 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
         budgets_ms=inputs.budgets_ms(),
         mixture=static_mixture(train),
         dataset_mixtures={name: static_mixture(train, name) for name in sorted(set(train.dataset.tolist()))},
-        oracle=oracle_rule(judged if inputs.twin is None else inputs.twin),
-        oracle_kind="plain" if inputs.twin is None else "noise-corrected",
+        reference=pick_rule(judged if inputs.twin is None else inputs.twin),
+        reference_name=HINDSIGHT if inputs.twin is None else TWIN_PICK,
         draws=args.draws,
         seed=args.seed,
     )
     looking = [name for name in rules if args.shuffles and (is_path(name) or name in LOOKING)]
-    ablated = args.ablate
-    if ablated is None:
-        ablated = tuple(dict.fromkeys(name for name in (args.subject, "table") if name in rules))
     with progress_bar("judging policies") as advance:
         report, outcomes = judge_all(
             trial,
             rules,
+            subject=args.subject,
             looking=looking,
-            ablated=ablated,
+            ablated=args.ablate,
             control_ms=inputs.control_ms(rules),
             shuffles=args.shuffles,
             advance=advance,
@@ -415,11 +484,14 @@ def run(inputs: Inputs) -> tuple[Trial, dict[str, Any], list[Outcome]]:
 
 
 def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
-    """Return the subject of the report and the sources of its figures."""
+    """Return the names of the policies and the sources of the figures."""
+    from tempovlm.control.checkpoint import origin
     from tempovlm.lab.judge.judge import SCHEMA
+    from tempovlm.lab.judge.names import names
     from tempovlm.lab.judge.trial import clusters
 
     args, space, tables = inputs.args, inputs.space, inputs.tables
+    checkpoints = [name for name in args.policies if is_path(name) and Path(name).is_file()]
     stamps = {name: dict(table.stamps) for name, table in tables.items()}
     latency = {"decided_by": trial.table.upper_source, "scored_by": trial.table.latency_source}
     sources = {stamp["data_source"] for files in stamps.values() for stamp in _known(files)}
@@ -427,7 +499,7 @@ def about(inputs: Inputs, trial: Trial) -> dict[str, Any]:
         "schema": SCHEMA,
         "stamp": dict(inputs.estimator.stamp if inputs.estimator else inputs.judged.stamp),
         "weights": inputs.weights,
-        "subject": args.subject,
+        "names": names(args.policies, {name: origin(Path(name)) for name in checkpoints}),
         "data_source": ", ".join(sorted(str(source) for source in sources)) or "unknown",
         "datasets": sorted(set(trial.table.dataset.tolist())),
         "num_questions": len(trial.table),
@@ -470,24 +542,22 @@ def table(report: Mapping[str, Any]) -> rich.table.Table:
     """The report for people, a row a policy."""
     from rich.table import Table
 
-    from tempovlm.lab.judge.figures import short
-
+    share = f"of the {report['reference']['name']}'s"
     title = f"{report['num_questions']} questions, {report['num_images']} pictures ({report['data_source']})"
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)
-    for head in ("gain", "95 % interval", "gap closed", "area", "regret"):
+    for head in ("gain", "95 % interval", share, "area"):
         shown.add_column(head, justify="right", no_wrap=True)
     points: Callable[[float], str] = lambda share: f"{100 * share:+.1f}"  # noqa: E731 - used in this table only
     for name, judged in report["policies"].items():
         gain, closed = judged["against_mixture"], judged["gap_closed"]
         low, high = gain["interval"]
         shown.add_row(
-            short(name),
+            report["names"][name],
             points(gain["value"]),
             f"{points(low)} to {points(high)}",
-            "no gap" if closed is None else f"{100 * closed['value']:.0f} %",
+            "–" if closed is None else f"{100 * closed['value']:.0f} %",
             f"{100 * judged['area']['value']:.1f}",
-            f"{100 * judged['regret']['value']:.1f}",
         )
     shown.caption = "gain: points over the best static mixture at the same mean latency, mean over budgets"
     shown.caption_justify = "left"
@@ -498,7 +568,6 @@ def budgets_that_hold(report: Mapping[str, Any]) -> rich.table.Table:
     """For people, a row a policy: where it is above or below the static mixture after the correction."""
     from rich.table import Table
 
-    from tempovlm.lab.judge.figures import short
     from tempovlm.lab.judge.report import holding
 
     shown = Table(box=None, padding=(0, 1, 0, 0))
@@ -507,7 +576,7 @@ def budgets_that_hold(report: Mapping[str, Any]) -> rich.table.Table:
         shown.add_column(head)
     for name, judged in report["policies"].items():
         cells = [", ".join(f"{budget_ms:g}" for budget_ms in some) for some in holding(judged["by_budget"])]
-        shown.add_row(short(name), *(cell or "none" for cell in cells))
+        shown.add_row(report["names"][name], *(cell or "none" for cell in cells))
     shown.caption = (
         "against the static mixture, after Holm's correction over the budgets of a policy (at most 5 %)"
     )

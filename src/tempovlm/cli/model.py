@@ -27,7 +27,8 @@ _OUTPUT_TOKENS = 4
 _TENSOR_BYTES = 2
 
 _INFO = """\
-Show a model's architecture, its parameters, its memory, and what its cheapest, native and largest setting cost.
+Show a model's architecture, its parameters, the GPU memory that serving it needs, and what its cheapest,
+native and largest setting cost.
 
 Costs are for a picture of 640 × 480 pixels, 20 tokens of text and an answer of 4 tokens, in bfloat16. A preset
 (pocket, molmoe-1b) needs no weights."""
@@ -141,6 +142,7 @@ def describe(model: str) -> dict[str, Any]:
     """
     config, files = _configuration(model)
     from tempovlm.core.cost import image_parameters
+    from tempovlm.engine.memory import serving_bytes
     from tempovlm.model.weights import expected_shapes
 
     shapes = expected_shapes(config)
@@ -164,6 +166,7 @@ def describe(model: str) -> dict[str, Any]:
         "parameters": {"total": total, "image": image_parameters(config.shape)},
         "tensors": len(shapes),
         "memory_bytes": {"weights_bf16": total * _TENSOR_BYTES, "cache_per_token_bf16": cache_bytes},
+        "serving_bytes": serving_bytes(config, total),
         "files": files,
         "settings": _settings(config),
         "picture": {"height": _PICTURE[0], "width": _PICTURE[1]},
@@ -246,9 +249,12 @@ def show(record: dict[str, Any]) -> None:
     )
     out.print(f"vocabulary  {parts['vocabulary']} tokens; context {parts['context']}")
     out.print(f"parameters  {_si(record['parameters']['total'])} in {record['tensors']} tensors")
+    needed = record["serving_bytes"]
+    cache, a_token = needed["cache"], memory["cache_per_token_bf16"]
     out.print(
-        f"memory      {_si(memory['weights_bf16'])}B in bfloat16, and "
-        f"{_si(memory['cache_per_token_bf16'])}B of cache a token"
+        f"GPU memory  {_si(sum(needed.values()))}B to serve it in bfloat16 (estimate): weights "
+        f"{_si(needed['weights'])}B,\n            cache {_si(cache)}B ({_si(a_token)}B a token), graphs and "
+        f"activations {_si(needed['graphs_and_activations'])}B, CUDA context {_si(needed['cuda_context'])}B"
     )
     if files is not None:
         kinds = ", ".join(files["dtypes"])
@@ -256,17 +262,19 @@ def show(record: dict[str, Any]) -> None:
     table = Table("", *record["settings"], box=box.SIMPLE, padding=(0, 1, 0, 0))
     settings = list(record["settings"].values())
     table.add_row("setting", *(str(KnobConfig.from_mapping(s)) for s in settings))
-    table.add_row("active a token", *(_si(s["active_parameters"]) for s in settings))
-    table.add_row("crops", *(f"{s['num_crops']}: {s['vision_tokens']} tokens" for s in settings))
+    table.add_row("parameters a token", *(_si(s["active_parameters"]) for s in settings))
+    table.add_row("crops", *(f"{s['num_crops']}: {s['vision_tokens']} tokens" for s in settings), end_section=True)
+    table.add_row("[bold]stage[/bold]", *["[bold]FLOP, bytes read[/bold]"] * len(settings))
     for stage in settings[0]["flops"]:
-        table.add_row(stage, *(f"{_si(s['flops'][stage])}FLOP {_si(s['bytes'][stage])}B" for s in settings))
-    totals = (f"{_si(s['total_flops'])}FLOP {_si(s['total_bytes'])}B" for s in settings)
-    table.add_row("an answer", *totals)
+        table.add_row(stage, *(f"{_si(s['flops'][stage])}, {_si(s['bytes'][stage])}B" for s in settings))
+    totals = (f"{_si(s['total_flops'])}, {_si(s['total_bytes'])}B" for s in settings)
+    table.add_row("whole answer", *totals)
     out.print(table)
     height, width = record["picture"]["height"], record["picture"]["width"]
     out.print(
-        f"an answer: picture {width} × {height}, {record['text_tokens']} text tokens, "
-        f"{record['output_tokens']} output tokens, weights in bfloat16"
+        f"whole answer: picture {width} × {height}, {record['text_tokens']} text tokens, "
+        f"{record['output_tokens']} output tokens, weights in bfloat16\n"
+        "bytes read: traffic, which takes time; each pass over the model reads its weights again"
     )
 
 

@@ -195,7 +195,7 @@ def _digest(name: str) -> str:
 
 def with_table(model: TempoVLM, stored: TunedTable) -> TempoVLM:
     """The same model with the policy that goes by stored accuracies."""
-    return type(model)(model.engine, model.card, model.weights_hash, policy=stored.policy(model.space))
+    return type(model)(model.engine, model.card, policy=stored.policy(model.space))
 
 
 def show(model: TempoVLM, stored: TunedTable, flags: Flags) -> None:

@@ -241,6 +241,25 @@ class Fingerprint:
     device: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The kind of a controller and the options of its training."""
+
+    kind: str
+    options: Mapping[str, Any]
+
+
+def origin(path: Path) -> Origin:
+    """Read of which kind a controller is and how it was trained, without building it.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another format.
+    """
+    record = _read_record(path)
+    options = record["options"]
+    return Origin(str(record["kind"]), options if isinstance(options, dict) else {})
+
+
 def fingerprint(path: Path) -> Fingerprint:
     """Read what a controller was trained for, without building it.
 

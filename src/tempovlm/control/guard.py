@@ -26,6 +26,7 @@ from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats, Mask, best
+from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import STAGES, Answer, Prediction, Request
@@ -69,6 +70,7 @@ class Choice:
 
     Attributes:
         predicted: for the whole answer; None without a calibration. step_ms: a decode step; 0 without one.
+        margin: the factor on calibrated bounds.
     """
 
     knobs: KnobConfig
@@ -76,6 +78,7 @@ class Choice:
     predicted: Prediction | None
     step_ms: float
     policy: str
+    margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ class Guard:
         """A request's setting that ended before it was chosen: the first choice's, else the cheapest."""
         index = self._cheapest if tier is None else tier.index
         feasible = None if tier is None else tier.feasible
-        return Choice(self.space.settings[index], feasible, None, 0.0, self.policy.name)
+        return Choice(self.space.settings[index], feasible, None, 0.0, self.policy.name, self._factor)
 
     def observe(self, answer: Answer, opened_ms: float) -> None:
         """Learn from a whole answer, whose picture took `opened_ms` to open, what bounds are worth by now."""
@@ -347,7 +350,7 @@ class Guard:
             p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
             upper_ms=elapsed_ms + self._factor * profile.upper_remainder_ms(index),
         )
-        return Choice(knobs, feasible, predicted, profile.step_ms(index), policy)
+        return Choice(knobs, feasible, predicted, profile.step_ms(index), policy, self._factor)
 
     @cached_property
     def _unbounded(self) -> int:
@@ -368,9 +371,11 @@ def _ends(fits: Mask) -> tuple[int, int]:
 
 def no_price(policy: str, price_per_ms: float) -> UserError:
     """Return the error that a policy's scores cannot be weighed against time."""
-    return UserError(
-        f"--price_per_ms {price_per_ms:g}: policy {policy} scores settings by logits, which have no price in "
-        "accuracy; give 0, or a policy that predicts accuracy: table, nearest neighbours or LinUCB"
+    return wrong_argument(
+        "price_per_ms",
+        price_per_ms,
+        f"policy {policy} scores settings by logits, which have no price in accuracy; give 0, or a policy that "
+        "predicts accuracy: table, nearest neighbours or LinUCB",
     )
 
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from tempovlm.control.policy import Policy, Question
 from tempovlm.control.select import TIE, Floats
-from tempovlm.core.checks import finite, shown
+from tempovlm.core.checks import PATH_SHOWN, finite, shown, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import cache_dir, exists_as, expanded, is_there, read_json, write_whole
+from tempovlm.core.plan import Ranking
 
 FIXED = "fixed"
 """Name of the policy that always runs one setting."""
@@ -144,31 +145,34 @@ def save_tuned(record: Mapping[str, Any]) -> TunedTable:
     return TunedTable(path, whole)
 
 
-def find_tuned(weights: str, space: KnobSpace, name: str, digest: str) -> TunedTable | None:
+def find_tuned(
+    weights: str, space: KnobSpace, name: str, digest: str, ranking: Ranking | None = None
+) -> TunedTable | None:
     """The accuracies on a file of questions as it is; None where none were measured.
 
     Raises:
         UserError: the file is damaged.
     """
     path = tuned_path(weights, name, digest)
-    return read_tuned(path, weights, space) if is_there(path) else None
+    return read_tuned(path, weights, space, ranking) if is_there(path) else None
 
 
-def named_tuned(wanted: str, weights: str, space: KnobSpace) -> TunedTable:
+def named_tuned(wanted: str, weights: str, space: KnobSpace, ranking: Ranking | None = None) -> TunedTable:
     """The accuracies that a policy `table:NAME` names.
 
     Args:
         wanted: what stands behind `table:`: the questions' name, of which the newest accuracies count; their file,
             which must be as it was; or a file of accuracies.
         weights: hash of the model's weights.
-        space: the model's settings.
+        space: the settings to choose among.
+        ranking: by which the model's blocks run; None takes accuracies of any.
 
     Raises:
-        UserError: there are none, or they are damaged or of another model.
+        UserError: there are none, or they are damaged, of another model, or of another ranking.
     """
     path = expanded(wanted)
     if path.suffix == ".json":
-        return read_tuned(path, weights, space)
+        return read_tuned(path, weights, space, ranking)
     folder = tuned_path(weights, "", "").parent
     known = sorted(folder.glob("*.json"), key=lambda one: one.stat().st_mtime) if folder.is_dir() else []
     names = {one: one.stem.rpartition("-") for one in known}
@@ -180,28 +184,33 @@ def named_tuned(wanted: str, weights: str, space: KnobSpace) -> TunedTable:
         pattern = f"{name}-{digest_of(path)}"
     fitting = [one for one in known if pattern in (one.stem, names[one][0])]
     if fitting:
-        return read_tuned(fitting[-1], weights, space)
+        return read_tuned(fitting[-1], weights, space, ranking)
     changed = any(names[one][0] == name for one in known)
     why = "the file has changed since it was tuned" if changed else "this model was not tuned on such questions"
     others = ", ".join(dict.fromkeys(parts[0] for parts in names.values()))
-    raise UserError(
-        f"--policy {TUNED}{wanted}: {why}; run tempovlm tune {path if path.suffix else f'{wanted}.csv'}"
-        + (f", or choose from {others}" if others and not changed else "")
+    raise wrong_argument(
+        "policy",
+        f"{TUNED}{wanted}",
+        f"{why}; run tempovlm tune {path if path.suffix else f'{wanted}.csv'}"
+        + (f", or choose from {others}" if others and not changed else ""),
+        PATH_SHOWN,
     )
 
 
-def read_tuned(path: Path, weights: str, space: KnobSpace) -> TunedTable:
-    """Read and check a file of accuracies.
+def read_tuned(path: Path, weights: str, space: KnobSpace, ranking: Ranking | None = None) -> TunedTable:
+    """Read and check a file of accuracies; those of more settings serve a part of them.
 
     Raises:
         UserError: it is missing, damaged or of another model; names the field.
     """
     record = read_json(path, _AGAIN)
     try:
-        for name, ours in {"schema": TUNED_SCHEMA, "weights": weights, "knob_space": space.fingerprint}.items():
+        for name, ours in {"schema": TUNED_SCHEMA, "weights": weights}.items():
             if record[name] != ours:
                 was = shown(repr(record[name]))
                 raise UserError(f"{path}: field {name} is {was}, where {ours!r} is due; {_AGAIN}")
+        if ranking is not None and tuple(record["ranking"]) != ranking.order:
+            raise UserError(f"{path}: field ranking is another one: its accuracies do not hold for these blocks")
         table = TunedTable(path, record)
         values = {**table.accuracy}
         _ = table.name, table.digest

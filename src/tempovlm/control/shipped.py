@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tempovlm.control.policies import TUNED, is_tuned, named_tuned
+from tempovlm.control.own_policy import checked_policy, is_own_policy, own_policy
+from tempovlm.control.policies import TUNED, FixedPolicy, is_tuned, named_tuned
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import check_file, is_there
+from tempovlm.core.plan import Ranking
 
 if TYPE_CHECKING:
     from tempovlm.control.learned.observation import Encodes, HasDecoder
@@ -31,9 +33,10 @@ class Chooser:
     """The model that a policy chooses for.
 
     Attributes:
-        folder: holds its files. space: its settings.
+        folder: holds its files. space: the settings to choose among.
         model: its token embeddings are the language feature. tokenizer: of the same model.
         weights_hash: hash of its weights. device: kind of device that it runs on, `cpu` or `cuda`.
+        whole: all its settings, which controllers score. ranking: by which its blocks run.
     """
 
     folder: Path
@@ -42,28 +45,37 @@ class Chooser:
     tokenizer: Encodes
     weights_hash: str
     device: str
+    whole: KnobSpace
+    ranking: Ranking
 
 
 def find_policy(wanted: str | Path | Policy, chooser: Chooser) -> str | Path | Policy:
-    """Return the wanted policy: `auto`, `table:NAME` or a path resolved; `auto` is the table if none fits.
+    """Return the wanted policy: all but `table` and `fixed` as an object; `auto` is the table if none fits.
 
     Raises:
-        UserError: the checkpoint is damaged or belongs to another model, or the model was not tuned on those
-            questions.
+        UserError: the checkpoint is damaged or belongs to another model, the model was not tuned on those
+            questions, or a class cannot be used.
     """
-    if not isinstance(wanted, str | Path) or wanted in ("table", "fixed"):
+    space = chooser.space
+    if wanted in ("table", "fixed") or isinstance(wanted, FixedPolicy):
         return wanted
     if wanted == "auto":
         return shipped_policy(chooser) or "table"
     if is_tuned(wanted):
-        return named_tuned(str(wanted).removeprefix(TUNED), chooser.weights_hash, chooser.space).policy(
-            chooser.space
-        )
+        name = str(wanted).removeprefix(TUNED)
+        return named_tuned(name, chooser.weights_hash, space, chooser.ranking).policy(space)
+    if is_own_policy(wanted):
+        return own_policy(str(wanted), space)
+    if not isinstance(wanted, str | Path):
+        return checked_policy(wanted, space)
+    return _learned(Path(wanted), chooser)
+
+
+def _learned(path: Path, chooser: Chooser) -> Policy:
     from tempovlm.control.learned.policies import policy_from_checkpoint
 
-    return policy_from_checkpoint(
-        Path(wanted), chooser.space, chooser.model, chooser.tokenizer, chooser.weights_hash
-    )
+    of_model = (chooser.model, chooser.tokenizer, chooser.weights_hash, chooser.whole)
+    return policy_from_checkpoint(path, chooser.space, *of_model)
 
 
 def shipped_policy(chooser: Chooser) -> Policy | None:
@@ -72,16 +84,15 @@ def shipped_policy(chooser: Chooser) -> Policy | None:
     Raises:
         UserError: the file is damaged, or holds a controller of a kind that no policy runs.
     """
-    path, space = chooser.folder / FILE, chooser.space
+    path = chooser.folder / FILE
     if not is_there(path):
         return None
     check_file(path, "copy it again from the model's folder, or remove it")
     from tempovlm.control.checkpoint import fingerprint
-    from tempovlm.control.learned.policies import policy_from_checkpoint
 
     own = fingerprint(path)
     fields = {
-        "knob_space": (own.knob_space, space.fingerprint),
+        "knob_space": (own.knob_space, chooser.whole.fingerprint),
         "weights": (own.weights_hash, chooser.weights_hash),
         "device": (own.device, chooser.device),
     }
@@ -89,4 +100,4 @@ def shipped_policy(chooser: Chooser) -> Policy | None:
         if value != wanted:
             _log.info("%s: field %s is %s, not %s: the table decides", path, name, value, wanted)
             return None
-    return policy_from_checkpoint(path, space, chooser.model, chooser.tokenizer, chooser.weights_hash)
+    return _learned(path, chooser)

@@ -8,23 +8,43 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import UserError, did_you_mean
 
 _SHOWN = 60
-"""Maximum number of letters of a wrong value that a message shows."""
+"""Maximum number of letters of a wrong value that a message shows, unless it says otherwise."""
+
+PATH_SHOWN = 4096
+"""Maximum number of letters of a path."""
 
 
-def shown(value: object) -> str:
-    """Return a short description of any value, on one line."""
+def shown(value: object, most: int = _SHOWN) -> str:
+    """Return a description of any value, on one line and of `most` letters."""
     try:
         text = " ".join(str(value).split())
     except Exception:  # noqa: BLE001 - a value of any type may refuse, an integer of 5,000 digits among them
         return f"(a {type(value).__name__})"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def wrong_argument(name: str, value: object, fault: str, most: int = _SHOWN) -> UserError:
+    """Return the error that an argument has a wrong value, of which `most` letters are shown.
+
+    `name` is also the name of its flag, which the message on the command line names.
+    """
+    plain = text(value)
+    quoted = shown(value, most) if plain is None else repr(shown(plain, most))
+    return UserError(f"{name}={quoted}: {fault}", f"--{name} {shown(value, most)}: {fault}")
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a `UserError` that names the first argument that is not known, and suggests the nearest one."""
+    for name in given:
+        if name not in known:
+            raise UserError(f"{name}: no such argument; {did_you_mean(name, known)}choose from {', '.join(known)}")
 
 
 def finite(value: object) -> float | None:
@@ -56,6 +76,10 @@ def text(value: object) -> str | None:
     return str.__str__(value) if isinstance(value, str) else None
 
 
+def _kind(value: object) -> str:
+    return "text" if isinstance(value, str) else type(value).__name__
+
+
 def _plain(value: object) -> object:
     """Return the scalar of an array or tensor without dimensions, or of a NumPy scalar."""
     item, kind = getattr(value, "item", None), getattr(getattr(value, "dtype", None), "kind", None)
@@ -69,6 +93,26 @@ def _plain(value: object) -> object:
         return value
 
 
+def checked_number(
+    name: str, value: object, meaning: str, accepts: Callable[[float], bool] = lambda number: number >= 0
+) -> float:
+    """Return a finite number that is accepted, by default zero or a positive one.
+
+    Args:
+        name: name of the argument and of its flag.
+        value: any value.
+        meaning: of a right value; ends the phrase "must be".
+        accepts: whether a number is right.
+
+    Raises:
+        UserError: it is not such a number; names the argument.
+    """
+    number = finite(value)
+    if number is None or not accepts(number):
+        raise wrong_argument(name, value, f"must be {meaning}" + (", not text" if isinstance(value, str) else ""))
+    return number
+
+
 def checked_integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
     """Return an integer within the given bounds.
 
@@ -77,11 +121,11 @@ def checked_integer(name: str, value: object, least: int | None = None, most: in
     """
     found = integer(value)
     if found is None:
-        raise UserError(f"{name} {shown(value)}: must be an integer, not {type(value).__name__}")
+        raise wrong_argument(name, value, f"must be an integer, not {_kind(value)}")
     too_little, too_much = least is not None and found < least, most is not None and found > most
     if too_little or too_much:
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise UserError(f"{name} {shown(found)}: must be {limits}")
+        raise wrong_argument(name, found, f"must be {limits}")
     return found
 
 
@@ -91,10 +135,7 @@ def checked_megabytes(megabytes: object) -> float:
     Raises:
         UserError: it is negative or not a finite number.
     """
-    found = finite(megabytes)
-    if found is None or found < 0:
-        raise UserError(f"feature_cache_mb {shown(megabytes)}: give a size in megabytes, or 0 for no cache")
-    return found
+    return checked_number("feature_cache_mb", megabytes, "a size in megabytes, or 0 for no cache")
 
 
 def checked_flag(name: str, value: object) -> bool:
@@ -105,7 +146,7 @@ def checked_flag(name: str, value: object) -> bool:
     """
     plain = _plain(value)
     if not isinstance(plain, bool):
-        raise UserError(f"{name} {shown(value)}: must be True or False, not {type(value).__name__}")
+        raise wrong_argument(name, value, f"must be True or False, not {_kind(value)}")
     return plain
 
 
@@ -117,7 +158,7 @@ def checked_text(name: str, value: object) -> str:
     """
     found = text(value)
     if found is None:
-        raise UserError(f"{name}: must be text, not {type(value).__name__}")
+        raise UserError(f"{name}: must be text, not {_kind(value)}")
     try:
         found.encode()
     except UnicodeEncodeError:
@@ -138,5 +179,5 @@ def checked_texts(name: str, value: object) -> tuple[str, ...]:
         found = [None]
     texts = [one for one in found if one]
     if len(texts) < len(found):
-        raise UserError(f"{name} {shown(repr(value))}: must be a tuple of texts that are not empty")
+        raise wrong_argument(name, value, "must be a tuple of texts that are not empty")
     return tuple(checked_text(name, one) for one in texts)

@@ -16,7 +16,15 @@ _EXTRA_OF_PACKAGE = {
 
 
 class UserError(ValueError):
-    """Invalid input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2."""
+    """Invalid input from outside (a file, a flag, a budget). The CLI prints it on one line and exits with 2.
+
+    Attributes:
+        flagged: the message for the command line, where an argument is a flag: `--tier ultra` for `tier='ultra'`.
+    """
+
+    def __init__(self, message: str, flagged: str | None = None) -> None:
+        super().__init__(message)
+        self.flagged = message if flagged is None else flagged
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -29,6 +37,10 @@ class AllFailedError(UserError):
     """Every question of a run failed. The CLI prints it on one line and exits with 1."""
 
 
+class PolicyError(UserError):
+    """The scores of a policy cannot be used, whatever the question: a run of many questions ends."""
+
+
 def explained(error: UserError | ModuleNotFoundError, name: str = "") -> tuple[str, int]:
     """Turn an error for users into one line and an exit code.
 
@@ -37,7 +49,8 @@ def explained(error: UserError | ModuleNotFoundError, name: str = "") -> tuple[s
         name: name of the command, to begin the line with.
     """
     if isinstance(error, UserError):
-        return " ".join(str(error).splitlines()), EXIT_NOTHING if isinstance(error, AllFailedError) else EXIT_USAGE
+        code = EXIT_NOTHING if isinstance(error, AllFailedError) else EXIT_USAGE
+        return " ".join(error.flagged.splitlines()), code
     package = (error.name or "").partition(".")[0]
     if package not in _EXTRA_OF_PACKAGE:
         raise error

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from tempovlm.core.checks import checked_integer, checked_text
+from tempovlm.core.checks import checked_integer, checked_text, shown, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.shape import ModelShape
 
@@ -70,7 +70,7 @@ class KnobConfig:
 
     def __post_init__(self) -> None:
         for name, knob in AXES.items():
-            object.__setattr__(self, name, knob.check(f"--{name}", getattr(self, name)))
+            object.__setattr__(self, name, knob.check(name, getattr(self, name)))
 
     @classmethod
     def from_values(cls, values: Iterable[Any]) -> KnobConfig:
@@ -148,10 +148,39 @@ class KnobSpace:
         """All settings, in index order."""
         return tuple(map(KnobConfig.from_values, product(*self.axes.values())))
 
+    def subset(self, wanted: KnobSpace | Mapping[str, Iterable[Any]]) -> KnobSpace:
+        """Return the space of some values of the knobs.
+
+        Args:
+            wanted: values by the name of the knob, which keeps all if it is left out; or a space that has them.
+
+        Raises:
+            UserError: a knob or a value does not exist, or a knob has no value.
+        """
+        axes = wanted.axes if isinstance(wanted, KnobSpace) else wanted
+        if not isinstance(axes, Mapping):
+            raise UserError(f"space {shown(wanted)}: give a KnobSpace, or values by knob: {{'tier': ['low']}}")
+        chosen: dict[str, Any] = {}
+        for name, values in axes.items():
+            if name not in AXES:
+                raise UserError(f"space: there is no knob {shown(repr(name))}; choose from {', '.join(KNOBS)}")
+            some = [values] if isinstance(values, str) or not isinstance(values, Iterable) else [*values]
+            if not some:
+                raise UserError(f"space: {name} has no value; leave it out to keep all")
+            given = {getattr(self._checked({name: value}), name) for value in some}
+            chosen[AXES[name].legal] = tuple(value for value in self.axes[name] if value in given)
+        return replace(self, **chosen)
+
+    def _checked(self, given: Mapping[str, Any]) -> KnobConfig:
+        knobs = replace(self.native, **given)
+        self.validate(knobs)
+        return knobs
+
     @property
     def native(self) -> KnobConfig:
-        """The setting as trained: all crops, the trained top-k, all blocks."""
-        return replace(self.largest, top_k=self.native_top_k)
+        """The setting as trained: all crops, the trained top-k, all blocks; in a subset the nearest to it."""
+        top_k = max((one for one in self.top_ks if one <= self.native_top_k), default=self.top_ks[0])
+        return replace(self.largest, top_k=top_k)
 
     @property
     def largest(self) -> KnobConfig:
@@ -182,7 +211,7 @@ class KnobSpace:
         Raises:
             UserError: the setting is not in the space; names the knob and its legal values.
         """
-        found = self._index.get(knobs)
+        found = self._index.get(knobs) if isinstance(knobs, KnobConfig) else None  # a dict has no hash
         if found is None:
             self.validate(knobs)
             raise KeyError(knobs)
@@ -195,7 +224,7 @@ class KnobSpace:
         for (name, legal), value in zip(self.axes.items(), knobs.values, strict=True):
             if value not in legal:
                 choices = ", ".join(str(v) for v in legal)
-                raise UserError(f"--{name} {value}: not in the knob space of this model; choose from {choices}")
+                raise wrong_argument(name, value, f"not in the knob space of this model; choose from {choices}")
 
     @property
     def fingerprint(self) -> str:

@@ -199,19 +199,20 @@ def _why_absent(path: Path) -> str:
     return "not a file" if is_there(path) else "missing"
 
 
-def read_json(path: Path, remedy: str) -> Any:
+def read_json(path: Path, remedy: str, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the content of a JSON file.
 
     Args:
         path: the file.
         remedy: end of the message.
+        make_object: makes an object of its fields, or raises a `ValueError`. Default: a dictionary.
 
     Raises:
         UserError: the file cannot be read, or is not JSON.
     """
     check_file(path, remedy)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=make_object)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
     except OSError as error:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any, Literal
 
 from tempovlm.core.checks import (
+    check_names,
     checked_integer,
+    checked_number,
     checked_text,
     checked_texts,
-    finite,
     shown,
     text,
+    wrong_argument,
 )
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
@@ -25,6 +29,11 @@ SCHEMA = "tempovlm.answer/1"
 
 ON_DEADLINE = ("finish", "stop", "reject")
 """Ways to treat an answer that does not fit its budget."""
+
+_log = logging.getLogger("tempovlm.answers")
+# Late answers are the caller's business: nothing is printed where a program has not set up logging. The parent
+# `tempovlm` has no such handler, so that its own warnings are seen.
+_log.addHandler(logging.NullHandler())
 
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode categories that are invisible: control and format characters, line ends and spaces."""
@@ -51,9 +60,11 @@ class Request:
         stop: texts that end the answer when they appear after its first character, line ends and spaces too; they
             are not part of the answer.
         on_deadline: `finish` lets an answer run over its budget, `stop` ends it at the deadline wherever it is,
-            `reject` refuses what is not expected to fit.
+            `reject` refuses it before the picture is encoded if it is not expected to fit.
         price_per_ms: expected accuracy, as a share of 1, that a millisecond must gain: of the settings that fit,
             the one with the highest accuracy - price * latency runs. 0 may spend the whole budget.
+        waited_ms: time that the request has waited already; it counts for the budget.
+        request_id: your name for the request, which the answer and its line in the log bear; made if None.
 
     Raises:
         UserError: a value is invalid; names the field.
@@ -71,12 +82,13 @@ class Request:
     on_deadline: Literal["finish", "stop", "reject"] = "finish"
     price_per_ms: float = 0.0
     waited_ms: float = 0.0
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(getattr(self, name)))
         if self.price_per_ms and self.budget_ms is None:
-            raise UserError(f"--price_per_ms {self.price_per_ms:g}: needs a budget; give --budget_ms too")
+            raise wrong_argument("price_per_ms", self.price_per_ms, "needs a budget; give budget_ms too")
 
 
 def _images(value: object) -> tuple[Any, ...]:
@@ -97,61 +109,55 @@ def _question(value: object) -> str:
     return question
 
 
-def _temperature(value: object) -> float:
-    number = finite(value)
-    if number is None or number < 0:
-        raise UserError(f"--temperature {shown(value)}: must be zero or a positive number")
-    return number
-
-
 def check_price_per_ms(value: object) -> float:
     """Return the price as a plain number.
 
     Raises:
         UserError: it is negative or not finite.
     """
-    number = finite(value)
-    if number is None or number < 0:
-        raise UserError(f"--price_per_ms {shown(value)}: must be zero or a positive number, such as 0.0005")
-    return number
+    return checked_number("price_per_ms", value, "zero or a positive number, such as 0.0005")
 
 
-def _waited_ms(value: object) -> float:
-    number = finite(value)
-    if number is None or number < 0:
-        raise UserError(f"waited_ms {shown(value)}: must be zero or a positive number of milliseconds")
-    return number
+def check_waited_ms(value: object) -> float:
+    """Return the time that a request has waited as a plain number.
+
+    Raises:
+        UserError: it is negative or not finite.
+    """
+    return checked_number("waited_ms", value, "zero or a positive number of milliseconds")
 
 
 def _top_p(value: object) -> float:
-    number = finite(value)
-    if number is None or not 0 < number <= 1:
-        raise UserError(f"--top_p {shown(value)}: must be a number above 0 and at most 1")
-    return number
+    return checked_number("top_p", value, "a number above 0 and at most 1", lambda number: 0 < number <= 1)
 
 
 def _seed(value: object) -> int:
-    number = checked_integer("--seed", value)
+    number = checked_integer("seed", value)
     if not -(1 << 63) <= number < 1 << 64:
-        raise UserError(f"--seed {shown(number)}: must fit 64 bits")
+        raise wrong_argument("seed", number, "must fit 64 bits")
     return number
 
 
 def _on_deadline(value: object) -> str:
     name = text(value)
     if name not in ON_DEADLINE:
-        raise UserError(f"--on_deadline {shown(value)}: choose from {', '.join(ON_DEADLINE)}")
+        raise wrong_argument("on_deadline", value, f"choose from {', '.join(ON_DEADLINE)}")
     return name
 
 
 def request_of(image: Any, question: str, budget_ms: float | None, options: Mapping[str, Any]) -> Request:
-    """Return a request about a picture, or without one if `image` is None."""
+    """Return a request about a picture, or without one if `image` is None.
+
+    Raises:
+        UserError: an option is no field of a request; suggests the nearest one.
+    """
+    check_names(options, [one.name for one in fields(Request)][len(("images", "question", "budget_ms")) :])
     images = () if image is None else (image,)
     return Request(images=images, question=question, budget_ms=budget_ms, **options)
 
 
-def requests_of(given: object, options: Mapping[str, Any]) -> list[Request]:
-    """Return the requests of a batch; pairs of image and question use the options.
+def requests_of(given: object, budget_ms: float | None, options: Mapping[str, Any]) -> list[Request]:
+    """Return the requests of a batch; pairs of image and question use budget and options.
 
     Raises:
         UserError: an item is invalid; names its position.
@@ -163,7 +169,7 @@ def requests_of(given: object, options: Mapping[str, Any]) -> list[Request]:
         if isinstance(one, Request):
             ready.append(one)
         elif isinstance(one, tuple | list) and len(one) == 2:
-            ready.append(request_of(one[0], one[1], None, options))
+            ready.append(request_of(one[0], one[1], budget_ms, options))
         else:
             raise UserError(
                 f"requests: number {place}, a {type(one).__name__}, is no Request or (image, question)"
@@ -177,10 +183,8 @@ def check_budget_ms(budget_ms: object, flag: str = "budget_ms") -> float:
     Raises:
         UserError: it is not a positive, finite number of milliseconds; names the flag.
     """
-    number = finite(budget_ms)
-    if number is None or number <= 0:
-        raise UserError(f"--{flag} {shown(budget_ms)}: must be a positive, finite number of milliseconds")
-    return number
+    meaning = "a positive, finite number of milliseconds"
+    return checked_number(flag, budget_ms, meaning, lambda number: number > 0)
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
@@ -188,14 +192,15 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "question": _question,
     "budget_ms": lambda value: None if value is None else check_budget_ms(value),
     "style": lambda value: checked_text("the style", value),
-    "max_new_tokens": lambda value: checked_integer("--max_new_tokens", value, 1),
-    "temperature": _temperature,
+    "max_new_tokens": lambda value: checked_integer("max_new_tokens", value, 1),
+    "temperature": lambda value: checked_number("temperature", value, "zero or a positive number"),
     "top_p": _top_p,
     "seed": _seed,
-    "stop": lambda value: checked_texts("--stop", value),
+    "stop": lambda value: checked_texts("stop", value),
     "on_deadline": _on_deadline,
     "price_per_ms": check_price_per_ms,
-    "waited_ms": _waited_ms,
+    "waited_ms": check_waited_ms,
+    "request_id": lambda value: None if value is None else checked_text("request_id", value),
 }
 """For each field, the function that converts and checks it."""
 
@@ -218,6 +223,10 @@ class Answer:
         step_ms: the single decode steps.
         budget_met: whether there was an answer, a cut one too, within the budget; None without a budget.
         budget_feasible: False if not even the cheapest setting was expected to fit.
+        tiling: rows and columns of detail crops; None without a picture.
+        accepted_at: date and time of acceptance. request_id: the request's, or a made one.
+        margin: the factor on calibrated bounds when the setting was chosen.
+        weights_hash: of the model; None where it is not known.
     """
 
     text: str
@@ -239,13 +248,34 @@ class Answer:
     tiling: tuple[int, int] | None
     stopped_at: str | None = None
     tokens: tuple[int, ...] = ()
-    step_ms: tuple[float, ...] = field(default=(), repr=False)
+    step_ms: tuple[float, ...] = ()
+    accepted_at: datetime | None = None
+    request_id: str = ""
+    margin: float = 1.0
+    weights_hash: str | None = None
     schema: str = SCHEMA
+
+    def __repr__(self) -> str:
+        budget = "" if self.budget_ms is None else f" of {self.budget_ms:g}"
+        took = f"{self.timings_ms['total']:.1f}{budget} ms"
+        return f"Answer({shown(repr(self.text))}, {took}, {self.outcome}, {self.knobs}, policy {self.policy})"
+
+    @property
+    def outcome(self) -> str:
+        """Return in a word or two how the answer stands to its budget."""
+        if self.finish_reason in ("rejected", "cancelled"):
+            return self.finish_reason
+        if self.budget_ms is None:
+            return "no budget"
+        is_late = self.timings_ms["total"] > self.budget_ms
+        return ("late" if is_late else "on time") + (", cut" if self.finish_reason == "deadline" else "")
 
     def to_json(self) -> dict[str, Any]:
         """Return the public JSON object of an answer; times in milliseconds, rounded to a microsecond."""
-        predicted = self.predicted
+        predicted, tiling = self.predicted, self.tiling
         return {
+            "time": None if self.accepted_at is None else self.accepted_at.isoformat(timespec="milliseconds"),
+            "request_id": self.request_id,
             "answer": self.text,
             "knobs": self.knobs.as_dict(),
             "budget_ms": self.budget_ms,
@@ -259,10 +289,35 @@ class Answer:
             "finish_reason": self.finish_reason,
             "stopped_at": self.stopped_at,
             "policy": self.policy,
+            "margin": round(self.margin, 4),
+            "tiling": None if tiling is None else {"rows": tiling[0], "columns": tiling[1]},
             "num_vision_tokens": self.num_vision_tokens,
             "num_text_tokens": self.num_text_tokens,
             "num_output_tokens": self.num_output_tokens,
             "model": self.model,
+            "weights_hash": self.weights_hash,
             "device": self.device,
             "schema": self.schema,
         }
+
+
+def log_answer(answer: Answer) -> None:
+    """Log an answer, which the record holds as `answer`: a warning if it was late or refused, else information."""
+    total_ms, budget_ms, predicted = answer.timings_ms["total"], answer.budget_ms, answer.predicted
+    is_refused = answer.finish_reason == "rejected"
+    is_late = budget_ms is not None and total_ms > budget_ms
+    level = logging.WARNING if is_refused or is_late else logging.INFO
+    if not _log.isEnabledFor(level):
+        return
+    _log.log(
+        level,
+        "%s: %s by %s, predicted %s, took %.1f ms%s, %s",
+        answer.request_id,
+        answer.knobs,
+        answer.policy,
+        "nothing" if predicted is None else f"{predicted.p50_ms:.1f} (at most {predicted.upper_ms:.1f}) ms",
+        total_ms,
+        "" if budget_ms is None else f" of {budget_ms:g}",
+        answer.outcome,
+        extra={"answer": answer},
+    )

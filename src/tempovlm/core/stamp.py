@@ -21,6 +21,7 @@ class Stamp:
         threads: threads of a CPU operation.
         commit: that contains the package's source, with `+` if that had changes; None if no commit does.
         weights: hash of the weights. knob_space: fingerprint of the legal settings.
+        ranking: digest of the order of the blocks, where it is not the model's own.
         data_source: `synthetic` for generated pictures, a data set's name otherwise, None without data.
         created: UTC, ISO 8601.
     """
@@ -38,6 +39,7 @@ class Stamp:
     knob_space: str
     data_source: str | None
     created: str
+    ranking: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object with one field for each attribute."""
@@ -51,6 +53,7 @@ class Stamp:
             UserError: a field is missing.
         """
         try:
-            return cls(**{field.name: record[field.name] for field in fields(cls)})
+            known = {"ranking": None, **record}
+            return cls(**{field.name: known[field.name] for field in fields(cls)})
         except KeyError as missing:
             raise UserError(f"the stamp has no field {missing}; was the file made by this program?") from None

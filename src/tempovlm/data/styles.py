@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tempovlm.core.checks import checked_text
-from tempovlm.core.errors import UserError, did_you_mean
+from tempovlm.core.checks import checked_text, wrong_argument
+from tempovlm.core.errors import did_you_mean
 
 STYLES = (
     "vqa2", "text_vqa", "okvqa", "a_okvqa_da", "a_okvqa_mc", "chart_qa", "doc_qa", "info_qa", "st_qa", "tally_qa",
@@ -21,4 +21,5 @@ The pocket was trained with those of the generated data sets alone. A data set w
 def check_style(style: str) -> None:
     """Raise a `UserError` that names the nearest style unless this one is known; an empty one writes no prefix."""
     if checked_text("the style", style) and style not in STYLES:
-        raise UserError(f"--style {style}: unknown; {did_you_mean(style, STYLES)}choose from {', '.join(STYLES)}")
+        fault = f"unknown; {did_you_mean(style, STYLES)}choose from {', '.join(STYLES)}"
+        raise wrong_argument("style", style, fault)

@@ -19,6 +19,7 @@ from tempovlm.control.guard import Choice, Guard
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
+from tempovlm.core.units import now_ms
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
@@ -110,7 +111,7 @@ def _answer_together(
 
 
 def _answer_group(engine: Engine, plan: Plan, rows: list[_Row]) -> list[Answer]:
-    clock, run = stage_clock(engine.device), engine.runner
+    clock, run, accepted_ms = stage_clock(engine.device), engine.runner, now_ms()
     ready = [run.prepare(row.image, row.choice.knobs.tier, row.request) for row in rows]
     clock.mark("preprocess")
     patches = encode_all(run, [one.crops for one in ready])
@@ -136,7 +137,9 @@ def _answer_group(engine: Engine, plan: Plan, rows: list[_Row]) -> list[Answer]:
         logits = state.decode(run, tokens, count)
     reading = clock.read()
     parts = zip(rows, ready, transcripts, strict=True)
-    return [build_answer(engine, row.request, row.choice, one, text, reading) for row, one, text in parts]
+    return [
+        build_answer(engine, row.request, row.choice, one, text, reading, accepted_ms) for row, one, text in parts
+    ]
 
 
 @torch.inference_mode()

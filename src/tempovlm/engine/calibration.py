@@ -10,6 +10,7 @@ import io
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,11 @@ def obtain_profile(
 
     One process measures at a time; one that waited uses the stored result, unless it measures on own `pictures`.
     """
-    stored = None if force else stored_profile(stamp, engine.space, output)
+    stored = None if force else stored_profile(stamp, engine.space, output, engine.whole)
     if stored is not None:
         return stored
     with machine_lock() as waited:
-        stored = stored_profile(stamp, engine.space, output) if waited and not pictures else None
+        stored = stored_profile(stamp, engine.space, output, engine.whole) if waited and not pictures else None
         if stored is not None:
             return stored
         busy = warn_if_busy(
@@ -89,9 +90,20 @@ def obtain_profile(
     return profile
 
 
-def stored_profile(stamp: Stamp, space: KnobSpace, output: OutputLength) -> LatencyProfile | None:
-    """Load the profile in the cache, with tables for an output length; None if there is none to use."""
-    return load_profile(profile_path(stamp), space, fingerprint(stamp), output)
+def stored_profile(
+    stamp: Stamp, space: KnobSpace, output: OutputLength, whole: KnobSpace | None = None
+) -> LatencyProfile | None:
+    """Load the profile in the cache, with tables for an output length; None if there is none to use.
+
+    For a subset that was not measured by itself, its part of the profile of the `whole` space is taken.
+    """
+    found = load_profile(profile_path(stamp), space, fingerprint(stamp), output)
+    if found is not None or whole in (None, space):
+        return found
+    assert whole is not None
+    of_whole = replace(stamp, knob_space=whole.fingerprint)
+    larger = load_profile(profile_path(of_whole), whole, fingerprint(of_whole), output)
+    return None if larger is None else larger.part(space)
 
 
 def profile_path(stamp: Stamp) -> Path:

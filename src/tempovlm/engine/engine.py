@@ -41,13 +41,18 @@ from tempovlm.model.prompt import Tokenizer
 
 
 class Engine:
-    """Answers requests on one model and one device, with as many threads as torch had when it was made."""
+    """Answers requests on one model and one device, with as many threads as torch had when it was made.
+
+    Attributes:
+        whole: all settings of the model. space: those that may run.
+    """
 
     def __init__(
         self,
         model: VisionLanguageModel,
         tokenizer: Tokenizer,
         *,
+        space: KnobSpace | None = None,
         ranking: Ranking | None = None,
         name: str = "model",
         exact: bool = False,
@@ -55,6 +60,7 @@ class Engine:
         decode_dtype: DecodeDtype = "bf16",
         option_letters: str = "",
         stages: CpuStages | None = None,
+        weights_hash: str = "",
     ) -> None:
         shape = model.config.shape
         rules = OpenAnswers.of(tokenizer, option_letters, model.decoder.embedding)
@@ -69,9 +75,10 @@ class Engine:
             rules,
             stages,
         )
-        self.space = KnobSpace.for_model(shape)
+        self.whole = KnobSpace.for_model(shape)
+        self.space = space or self.whole
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
-        self.name, self.option_letters = name, option_letters
+        self.name, self.option_letters, self.weights_hash = name, option_letters, weights_hash
         self.native = Guard.fixed(self.space.native, self.space)
         self.door = Door()
         self._pieces = Pieces()
@@ -168,7 +175,7 @@ class Engine:
 
     def stream(
         self, request: Request, guard: Guard | None = None, cancel: Callable[[], bool] | None = None
-    ) -> Iterator[Token | Answer]:
+    ) -> Generator[Token | Answer, None, None]:
         """Yield tokens as they come and the answer last; the clock starts with this call.
 
         `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
@@ -185,7 +192,7 @@ class Engine:
 
     def _stepped(
         self, request: Request, watch: Watch, items: Generator[Token | Answer, None, None]
-    ) -> Iterator[Token | Answer]:
+    ) -> Generator[Token | Answer, None, None]:
         """The items; only while one is being made is a stream inside the door, and computes."""
         with closing(items):
             while True:

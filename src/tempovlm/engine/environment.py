@@ -33,11 +33,13 @@ def collect_stamp(
     data_source: str | None = None,
     decode_dtype: str = "bf16",
     threads: int | None = None,
+    ranking: str | None = None,
 ) -> Stamp:
     """Collect the stamp of this process, now.
 
     The device's name includes the type of the weights: `cpu/float32`, and `cuda/bfloat16/fp8` if decode steps
     read others. `threads` are those of the model if it has its own, else torch's in this thread.
+    `ranking` is the digest of a ranking that is not the model's own.
     """
     kind = str(dtype).removeprefix("torch.") + (f"/{decode_dtype}" if decode_dtype != "bf16" else "")
     return Stamp(
@@ -54,13 +56,15 @@ def collect_stamp(
         knob_space=space.fingerprint,
         data_source=data_source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ranking=ranking,
     )
 
 
 def fingerprint(stamp: Stamp) -> str:
     """Hash everything that a latency depends on to twelve hex digits."""
     fields = stamp.to_json()
-    text = json.dumps([fields[name] for name in _FINGERPRINTED])
+    of_ranking = [] if stamp.ranking is None else [stamp.ranking]
+    text = json.dumps([*(fields[name] for name in _FINGERPRINTED), *of_ranking])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

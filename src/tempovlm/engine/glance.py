@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tempovlm.control.guard import Guard
 from tempovlm.control.policy import Policy
-from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.knobs import TIERS, KnobSpace
 from tempovlm.core.request import Request
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.watch import Tick
@@ -112,7 +112,8 @@ def guarded(run: Runner, space: KnobSpace, policy: Policy, profile: LatencyProfi
     """Guard a policy over the whole knob space; measures its time, including glances if it needs them."""
     if not policy.sees_glance:
         return Guard.around(policy, space, profile)
-    glance, split_ms = blank_glance(run, space.tiers[0]), measure_split_ms(run, space.tiers)
+    tiers = tuple(dict.fromkeys((TIERS[0], *space.tiers)))  # every glance is as the lowest tier has it
+    glance, split_ms = blank_glance(run, TIERS[0]), measure_split_ms(run, tiers)
     with run.small_work():
         return Guard.around(policy, space, profile, glance, split_ms)
 

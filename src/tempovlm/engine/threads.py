@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tempovlm.core.checks import checked_integer, shown
+from tempovlm.core.checks import checked_integer, shown, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.engine.forks import FORKS, NO_CUDA_IN_CHILD
 
@@ -62,7 +62,9 @@ def prepare(threads: int | None = None) -> int:
     if threads is not None:
         threads = checked_integer("threads", threads, 1, MOST_THREADS)
         if FORKS.threads(threads) < threads:
-            raise UserError(f"threads {threads}: this forked process has one; leave it out, or start it by spawn")
+            raise wrong_argument(
+                "threads", threads, "this forked process has one; leave it out, or start it by spawn"
+            )
     torch = sys.modules.get("torch")
     count = FORKS.threads(threads if threads is not None else default_threads())
     if torch is not None:
@@ -236,13 +238,15 @@ def pick_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda._is_in_bad_fork() or torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
-        raise UserError(f"--device {device}: unknown; choose from auto, cpu, cuda, cuda:1 and so on")
+        raise wrong_argument("device", device, "unknown; choose from auto, cpu, cuda, cuda:1 and so on")
     if kind == "cuda" and torch.cuda._is_in_bad_fork():
-        raise UserError(f"--device {device}: {NO_CUDA_IN_CHILD}")
+        raise wrong_argument("device", device, NO_CUDA_IN_CHILD)
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+        raise wrong_argument("device", device, "this machine has no CUDA device; use cpu")
     if index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, from 0 on")
+        raise wrong_argument(
+            "device", device, f"this machine has {torch.cuda.device_count()} CUDA devices, from 0 on"
+        )
     return (
         torch.device("cuda", int(index or torch.cuda.current_device())) if kind == "cuda" else torch.device(kind)
     )

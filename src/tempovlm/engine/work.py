@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.core.request import STAGES, Answer, FinishReason, Request
-from tempovlm.core.units import now_ms
+from tempovlm.core.units import now_ms, wall_clock
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.runner import Prepared
 from tempovlm.engine.transcript import Transcript
@@ -83,8 +84,9 @@ class Work:
     def answer(self, reading: Reading) -> Answer:
         """Return the answer, whole or cut."""
         choice = self._choice or self._guard.choice_of(self._tier)
+        accepted_ms = self._watch.accepted_ms
         return build_answer(
-            self._engine, self._request, choice, self.ready, self.transcript, reading, self.stopped_at
+            self._engine, self._request, choice, self.ready, self.transcript, reading, accepted_ms, self.stopped_at
         )
 
     def _choose_tier(self, image: np.ndarray | None) -> tuple[TierChoice, Glance | None]:
@@ -94,7 +96,7 @@ class Work:
         if image is None or not guard.wants_glance(request, elapsed_ms):
             return guard.choose_tier(request, size, elapsed_ms), None
         self._clock.mark("control")
-        glance = take_glance(engine.runner, image, engine.space.tiers[0], request, self._clock)
+        glance = take_glance(engine.runner, image, engine.whole.tiers[0], request, self._clock)
         with engine.runner.small_work():
             return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
 
@@ -125,6 +127,7 @@ def build_answer(
     ready: Prepared | None,
     transcript: Transcript,
     reading: Reading,
+    accepted_ms: float,
     stopped_at: str | None = None,
 ) -> Answer:
     """Everything that a request which is over has to say."""
@@ -154,4 +157,8 @@ def build_answer(
         stopped_at=stopped_at,
         tokens=tuple(transcript.tokens),
         step_ms=steps_ms,
+        accepted_at=wall_clock(accepted_ms),
+        request_id=uuid.uuid4().hex if request.request_id is None else request.request_id,
+        margin=choice.margin,
+        weights_hash=engine.weights_hash or None,
     )

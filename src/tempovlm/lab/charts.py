@@ -7,11 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.knobs import AXES, KNOBS, TIERS
-from tempovlm.lab.drawing import INK, RAMP, REFERENCE, new_figure, style, tip, to_svg
+from tempovlm.lab.drawing import (
+    COLUMN_PX,
+    INK,
+    RAMP,
+    REFERENCE,
+    new_figure,
+    style,
+    tip,
+    to_pdf,
+    to_svg,
+    zoom,
+)
 from tempovlm.lab.statistics import marginals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _WIDTH = 860
 _LETTER_PX = 6.6
@@ -52,6 +64,26 @@ def score_of(result: Mapping[str, Any]) -> Score:
     """Return CIDEr if all questions ask for captions, else accuracy."""
     rows = result["budgets"]
     return CIDER if any(map(CIDER.has, rows)) and not any(map(ACCURACY.has, rows)) else ACCURACY
+
+
+@style(paper=True)
+def trade_off_narrow(result: Mapping[str, Any]) -> str:
+    """Draws the plot of `trade_off_pdf` for a narrow page that defines the theme."""
+    return to_svg(*_narrow(result), theme=False)
+
+
+@style(paper=True)
+def trade_off_pdf(result: Mapping[str, Any]) -> bytes:
+    """Draws accuracy or CIDEr against measured latency for a column of a paper, without the settings chosen."""
+    return to_pdf(*_narrow(result))
+
+
+def _narrow(result: Mapping[str, Any]) -> tuple[Figure, str]:
+    """The figure of a column's width, drawn within the style for papers, and its title."""
+    score = score_of(result)
+    figure = new_figure(COLUMN_PX, 200 + 10 * len(result["budgets"]))
+    _draw_scores(figure.add_subplot(), result, score)
+    return figure, f"{score.title} against measured latency at each budget"
 
 
 @style()
@@ -106,26 +138,31 @@ def _draw_scores(axes: Axes, result: Mapping[str, Any], score: Score) -> None:
         color = f"C{i}"
         label = f"{row['budget_ms']:g} ms budget\n{_percent(row['adherence'], 1)} on time"
         at = _draw_point(axes, row, score, color, label, "o")
-        axes.plot((row["p95_ms"], row["budget_ms"]), (at, at), color=color, ls=":", lw=1)
-        axes.plot(row["budget_ms"], at, color=color, marker="|", ms=18, mew=2)
+        axes.plot((row["p95_ms"], row["budget_ms"]), (at, at), color=color, ls=":", lw=zoom())
+        axes.plot(row["budget_ms"], at, color=color, marker="|", ms=18 * zoom(), mew=2 * zoom())
     if fixed is not None:
-        _draw_point(
-            axes, fixed, score, REFERENCE, f"fixed {fixed['knobs']}\np99/p50 {fixed['p99_over_p50']:.2f}", "D"
-        )
+        label = f"fixed {fixed['knobs']}\nslowest 1 %: {fixed['p99_over_p50']:.2f} × median"
+        _draw_point(axes, fixed, score, REFERENCE, label, "D")
     _fit(axes, score, [*rows, *([fixed] if fixed else [])])
     axes.set_xlabel("measured latency of an answer, ms")
     axes.set_ylabel(score.label)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelspacing=0.8)
-    _explain(axes, score)
+    if zoom() >= 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), labelspacing=0.8)
+        _explain(axes, score, ncols=4)
+    else:
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.legend(loc="outside upper center", ncols=2, columnspacing=1, handletextpad=0.2)
+        _explain(axes, score, ncols=2)
 
 
 def _draw_point(axes: Axes, row: Mapping[str, Any], score: Score, color: str, label: str, marker: str) -> float:
     """Draws the median latency with the way to the 95th percentile; returns the score."""
     at, low, high = score.of(row)
-    axes.plot((row["p50_ms"],) * 2, (low, high), color=color, lw=5, alpha=0.35, solid_capstyle="butt")
-    axes.plot((row["p50_ms"], row["p95_ms"]), (at, at), color=color, lw=1.5)
-    axes.plot(row["p95_ms"], at, color=color, marker="|", ms=9, mew=1.5)
-    (point,) = axes.plot(row["p50_ms"], at, color=color, marker=marker, ms=8, ls="", label=label)
+    axes.plot((row["p50_ms"],) * 2, (low, high), color=color, lw=5 * zoom(), alpha=0.35, solid_capstyle="butt")
+    axes.plot((row["p50_ms"], row["p95_ms"]), (at, at), color=color, lw=1.5 * zoom())
+    axes.plot(row["p95_ms"], at, color=color, marker="|", ms=9 * zoom(), mew=1.5 * zoom())
+    (point,) = axes.plot(row["p50_ms"], at, color=color, marker=marker, ms=8 * zoom(), ls="", label=label)
     tip(point, f"{' · '.join(label.split(chr(10)))}: {at:.1f} ({low:.1f} to {high:.1f}), {row['p50_ms']:.1f} ms")
     return at
 
@@ -139,19 +176,21 @@ def _fit(axes: Axes, score: Score, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlim(0, 1.04 * max(max(row["p95_ms"], row.get("budget_ms") or 0.0) for row in rows))
 
 
-def _explain(axes: Axes, score: Score) -> None:
+def _explain(axes: Axes, score: Score, ncols: int) -> None:
     """Adds a key of the marks below the plot."""
     from matplotlib.lines import Line2D
 
     marks = {
-        "median": Line2D([], [], color=INK, marker="o", ls="", ms=8),
-        "to 95th percentile": Line2D([], [], color=INK, lw=1.5),
-        "deadline": Line2D([], [], color=INK, marker="|", ls="", ms=16, mew=2),
-        f"95 % interval of {score.label.removesuffix(', %')}": Line2D([], [], color=INK, alpha=0.35, lw=5),
+        "median": Line2D([], [], color=INK, marker="o", ls="", ms=8 * zoom()),
+        "to 95th percentile": Line2D([], [], color=INK, lw=1.5 * zoom()),
+        "deadline": Line2D([], [], color=INK, marker="|", ls="", ms=16 * zoom(), mew=2 * zoom()),
+        f"95 % interval of {score.label.removesuffix(', %')}": Line2D(
+            [], [], color=INK, alpha=0.35, lw=5 * zoom()
+        ),
     }
     figure = axes.get_figure(root=False)
     assert figure is not None
-    figure.legend(marks.values(), marks, loc="outside lower center", ncols=4, labelcolor="linecolor")
+    figure.legend(marks.values(), marks, loc="outside lower center", ncols=ncols, labelcolor="linecolor")
 
 
 def _draw_knobs(figure: Any, result: Mapping[str, Any]) -> None:

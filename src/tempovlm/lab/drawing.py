@@ -44,6 +44,22 @@ RAMP = ("#d3e6f5", "#9ecae8", "#5ba3d6", "#2676b8", "#0b4a86")
 
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",Arial,sans-serif'
 
+COLUMN_PX = 236.0
+"""Width of a paper's column, 3.28 inches: that of CVPR, and a little less than that of IEEE and ACM."""
+
+_PAGE_FONT = 12.0
+_PAPER = {
+    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.titlesize"), 7.0),
+    "legend.fontsize": 6.5,
+    "lines.linewidth": 0.9,
+    "axes.linewidth": 0.5,
+    "grid.linewidth": 0.4,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    # Type 42 embeds whole fonts; publishers refuse type 3, which is the default.
+    "pdf.fonttype": 42,
+}
+
 _STYLE = Path(__file__).with_name("plots.mplstyle")
 
 
@@ -56,13 +72,24 @@ def can_draw() -> bool:
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Sets the style while a figure is made and saved, as a decorator too; colours `C0` to `C11` are its cycle."""
+def style(*, paper: bool = False) -> Iterator[None]:
+    """Sets the style while a figure is made and saved, as a decorator too; colours `C0` to `C11` are its cycle.
+
+    Args:
+        paper: small type for a figure of the width `COLUMN_PX`.
+    """
     import matplotlib.style
 
     # The default comes first, so that a user's own settings change no figure.
-    with matplotlib.style.context(("default", _STYLE)):
+    with matplotlib.style.context(("default", _STYLE, *([_PAPER] if paper else []))):
         yield
+
+
+def zoom() -> float:
+    """Size of marks and lines relative to those on a page: below 1 in the style for papers."""
+    from matplotlib import rcParams
+
+    return float(rcParams["font.size"]) / _PAGE_FONT
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -91,6 +118,13 @@ def mark_log(axis: Axis) -> None:
 def tip(artist: Any, text: str) -> None:
     """Gives a drawn thing a tooltip, which `to_svg` writes."""
     artist.set_gid(f"tip:{text}")
+
+
+def to_pdf(figure: Figure, title: str) -> bytes:
+    """Renders a figure as a PDF page of its own size, the same bytes each time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="pdf", metadata={"Title": title, "CreationDate": None, "Producer": None})
+    return buffer.getvalue()
 
 
 def to_svg(figure: Figure, title: str, *, theme: bool = True) -> str:

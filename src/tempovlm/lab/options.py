@@ -289,7 +289,12 @@ class JointFlags(GrpoFlags):
 class AdaptiveFlags(DataDirFlags):
     """Flags of Exp 8, whose data sets are mixed in equal parts."""
 
-    controller: str = flag("auto", "checkpoint of any controller; or auto, table or fixed", "--controller_path")
+    controller: str = flag(
+        "auto",
+        "checkpoint of any controller; or auto, table or fixed; or module:Class or file.py:Class of your own",
+        "--controller_path",
+        "--policy",
+    )
     datasets: tuple[str, ...] = flag(("text_vqa",), "data sets or files of your own, in equal parts", "--dataset")
     num_samples: int = flag(100, "questions in all; each is answered at every budget")
     budgets_ms: tuple[float, ...] = flag((200.0,), "one or several budgets in milliseconds", "--latency_budget")

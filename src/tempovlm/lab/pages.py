@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.lab.drawing import theme_css
-from tempovlm.lab.judge.figures import short
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from tempovlm.lab.bench.showcase import Example
+
 ALPHA = 0.05
 """Largest corrected p-value at which a difference holds."""
+
+
+_WORDS = {
+    "hardware": "machine",
+    "os": "operating system",
+    "created": "measured on",
+    "weights": "hash of the weights",
+    "knob_space": "hash of the knob space",
+    "tempovlm": "version of TempoVLM",
+    "data_source": "source of the data",
+}
+"""Fields of a stamp in words."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -36,6 +50,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(theme_css=theme_css, alpha=ALPHA)
     environment.filters.update(
+        command=command,
         data_uri=data_uri,
         flatten=flatten,
         g=lambda value: f"{value:g}",
@@ -44,7 +59,6 @@ def _environment() -> Environment:
         percent=lambda share: "" if share is None else f"{100 * share:.1f} %",
         points=points,
         probability=lambda value: f"{value:.3f}" if value > 0.001 else "≤ 0.001",
-        short=short,
         times100=lambda share, digits=1: f"{100 * share:.{digits}f}",
         verdict=verdict,
     )
@@ -71,17 +85,24 @@ def held(gain: Mapping[str, Any]) -> int:
 
 
 def flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Turns nested values into one level of names, such as `versions.torch`; leaves out the unknown."""
+    """Turns nested values into one level of names in words, such as `versions, torch`; leaves out the unknown."""
     flat: dict[str, str] = {}
     for name, value in facts.items():
-        full = f"{prefix}{name}"
+        full = f"{prefix}{_WORDS.get(name, name.replace('_', ' '))}"
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{full}.")
+            flat |= flatten(value, f"{full}, ")
         elif isinstance(value, list | tuple):
             flat[full] = ", ".join(str(item) for item in value)
         elif value is not None and value != "":
             flat[full] = str(value)
     return flat
+
+
+def command(example: Example, budget_ms: float) -> str:
+    """The command that asks an example's question within a budget, for a shell."""
+    sample = example.sample
+    words = ["tempovlm", "answer", str(sample.image_path), sample.question, "--budget_ms", f"{budget_ms:g}"]
+    return shlex.join([*words, "--style", sample.style])
 
 
 def data_uri(path: Path) -> str:

@@ -209,6 +209,8 @@ class Table:
         tilings = [(int(r), int(c)) if r else None for r, c in self.crops[row]]
         tokens = [int(count) for count in self.vision_tokens[row]]
         work = Workload.of_request(self.space, tokens, int(self.text_tokens[row]), tilings, steps)
+        if estimator.space != self.space:  # which has more settings
+            work = replace(work, setting=np.array([estimator.space.index(knobs) for knobs in self.space]))
         return estimator.predict(work)
 
     def predicted_ms(self, estimator: Estimator, level: float = 0.5, steps: float | None = None) -> Floats:
@@ -358,15 +360,22 @@ def read_table(
     return table_of(frame, space, split)
 
 
+def answered_space(frame: pd.DataFrame, space: KnobSpace, split: str) -> KnobSpace:
+    """Return the settings whose values have answers in one split of what `store.read_results` returned."""
+    rows = frame[(frame["split"] == split) & frame["accuracy"].notna()]
+    return space.subset({name: set(rows[name].tolist()) for name in KNOBS}) if len(rows) else space
+
+
 def table_of(frame: pd.DataFrame, space: KnobSpace, split: str) -> Table:
-    """Make the table of one split of what `store.read_results` returned.
+    """Make the table of one split of what `store.read_results` returned, of the settings of a space.
 
     Raises:
         UserError: no question of the split was answered at every setting.
     """
     part = frame[frame["split"] == split]
     index = {k.values: i for i, k in enumerate(space)}
-    part = part.assign(setting=[index[key] for key in zip(*(part[name] for name in _SETTING), strict=True)])
+    part = part.assign(setting=[index.get(key, -1) for key in zip(*(part[n] for n in _SETTING), strict=True)])
+    part = part[part["setting"] >= 0]
     answered = part[part["accuracy"].notna()].drop_duplicates([*_QUESTION, "setting"])
     whole = answered.groupby(_QUESTION).filter(lambda rows: len(rows) == len(space))
     if whole.empty:

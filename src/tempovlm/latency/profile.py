@@ -134,6 +134,12 @@ class LatencyProfile:
     def _others(self) -> dict[OutputLength, LatencyProfile]:
         return {}
 
+    def part(self, space: KnobSpace) -> LatencyProfile:
+        """The measurements of a subset of the settings."""
+        places = {self.space.index(knobs): i for i, knobs in enumerate(space)}
+        kept = (replace(m, setting=places[m.setting]) for m in self.measurements if m.setting in places)
+        return replace(self, space=space, measurements=tuple(kept))
+
     def upper_total_ms(self, index: int) -> float:
         """Return the upper bound from acceptance to last token: covers `UPPER_LEVEL` of answers of any length."""
         return self._upper_totals[index]

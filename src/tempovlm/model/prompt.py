@@ -187,7 +187,7 @@ def build_prompt(
     if length + reserve > limit:
         raise UserError(
             f"the question: {length} tokens with the image and {reserve} for the answer exceed the context "
-            f"of {limit}; shorten the question or lower --max_new_tokens"
+            f"of {limit}; shorten the question or lower max_new_tokens"
         )
     return Prompt(torch.tensor(stream), slots, 0 if slots is None else int((slots >= 0).sum()))
 

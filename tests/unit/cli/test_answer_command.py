@@ -15,6 +15,8 @@ from tempovlm.core.request import STAGES
 from tempovlm.engine import calibration
 
 KEYS = {
+    "time",
+    "request_id",
     "answer",
     "knobs",
     "budget_ms",
@@ -25,6 +27,9 @@ KEYS = {
     "predicted_ms",
     "finish_reason",
     "policy",
+    "margin",
+    "tiling",
+    "weights_hash",
     "num_vision_tokens",
     "num_text_tokens",
     "num_output_tokens",
@@ -93,6 +98,10 @@ def test_knobs_as_flags(tiny_folder: Path, picture_file: Path, capsys: pytest.Ca
     assert knobs("--tier", "low", "--top-k", "2", "--num-blocks", "3", "--budget_ms", "50")[1] == "fixed"
     chosen, policy = knobs("--top_k", "3", "--budget_ms", "20")
     assert (chosen["top_k"], policy) == (3, "table (assumed)")
+    few = ("--tiers", "low", "medium", "--top_k", "2", "3", "--num_blocks", "4")
+    chosen, policy = knobs(*few, "--budget_ms", "1e5")
+    assert (chosen, policy) == ({"tier": "medium", "top_k": 3, "num_blocks": 4}, "table (assumed)")
+    assert knobs(*few)[0] == {"tier": "medium", "top_k": 3, "num_blocks": 4}, "the nearest to native"
     assert knobs("--budget_ms", "20", "--policy", "fixed") == (
         {"tier": "high", "top_k": 4, "num_blocks": 6},
         "fixed",
@@ -113,6 +122,20 @@ def test_knobs_as_flags(tiny_folder: Path, picture_file: Path, capsys: pytest.Ca
         (("PICTURE", "what?", "--tier", "huge"), "--tier huge"),
         (("PICTURE", "what?", "--top_k", "99"), "--top_k 99"),
         (("PICTURE", "what?", "--num_blocks", "5000", "--budget_ms", "50"), "--num_blocks 5000"),
+        (("PICTURE", "what?", "--tiers", "low", "huge"), "--tier huge: not in the knob space"),
+        (("PICTURE", "what?", "--ranking", "nowhere.json"), "nowhere.json: missing; give a JSON list of blocks"),
+        (("PICTURE", "what?", "--ranking", "RANKING"), "ranking.json: block 2 stands at places 2 and 4"),
+        (("PICTURE", "what?", "--policy", "nowhere.py:Mine"), "nowhere.py: missing; --policy nowhere.py:Mine"),
+        (
+            ("PICTURE", "what?", "--policy", "no_module:Mine"),
+            "--policy no_module:Mine: no_module cannot be import",
+        ),
+        (
+            ("PICTURE", "what?", "--policy", "json:loads"),
+            "--policy json:loads: not a subclass of tempovlm.control.",
+        ),
+        (("PICTURE", "what?", "--policy", "json:Loads"), "--policy json:Loads: there is no such class"),
+        (("PICTURE", "what?", "--policy", "mine.py"), "--policy mine.py: name the class too, as mine.py:CLASS"),
         (("PICTURE", "what?", "--max_new_tokens", "0"), "--max_new_tokens"),
         (("PICTURE", "what?", "--policy", "clever"), "--policy clever: no such policy"),
         (("PICTURE", "what?", "--policy", "PICTURE"), "picture.png: damaged, or no controller checkpoint"),
@@ -133,7 +156,9 @@ def test_wrong_input_gets_one_line_that_names_it(
     picture_file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = {"PICTURE": str(picture_file), "FOLDER": str(picture_file.parent)}
+    ranking = picture_file.parent / "ranking.json"
+    ranking.write_text("[0, 2, 1, 2]")
+    names = {"PICTURE": str(picture_file), "FOLDER": str(picture_file.parent), "RANKING": str(ranking)}
     assert run(tiny_folder, *(names.get(word, word) for word in words)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -207,6 +232,19 @@ def test_help_is_spelled_with_underscores(capsys: pytest.CaptureFixture[str]) ->
         main(["answer", "a", "b", "--no_such_flag"])
     assert ended.value.code == 2
     assert "no_such_flag" in capsys.readouterr().err
+
+
+def test_calibrate_measures_what_is_named(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "--model", str(tiny_folder), "--device", "cpu", "--tiers", "low", "high"]
+    assert main([*words, "--num_blocks", "4", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {(row["tier"], row["num_blocks"]) for row in record["settings"]} == {("low", 4), ("high", 4)}
+    (tmp_path / "ranking.json").write_text("[4, 3, 2, 1]")
+    assert main([*words, "--ranking", str(tmp_path / "ranking.json")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "accuracies are assumed, not measured; those of the model are of its own ranking" in out
 
 
 def test_calibrate(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ import pytest
 from tempovlm.cli import main as cli
 from tempovlm.model.weights import read_config
 
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
+
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     code = cli.main(["model", *words])
@@ -29,6 +31,19 @@ def test_info_of_the_full_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert active["cheapest"] < active["native"] < active["largest"]
     assert record["settings"]["cheapest"]["total_flops"] < record["settings"]["native"]["total_flops"]
     assert record["files"] is None
+
+
+def test_the_memory_of_serving_is_that_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    for model, name in (("molmoe-1b", "molmoe"), ("pocket", "pocket")):
+        found = json.loads(run(capsys, "info", model, "--json")[1])["serving_bytes"]
+        measured = json.loads((RESULTS / f"memory_{name}_h100.json").read_text())["steps"]["answers"]
+        reserved = sum(found.values()) - found["cuda_context"]
+        assert reserved == pytest.approx(1e9 * measured["reserved_gb"], rel=0.02)
+        assert sum(found.values()) == pytest.approx(1e9 * measured["device_gb"], rel=0.07)
+    out = run(capsys, "info", "molmoe-1b")[1]
+    assert "GPU memory  18.4 GB to serve it in bfloat16 (estimate): weights 14.4 GB" in out
+    assert "cache 1.07 GB (131 kB a token)" in out
+    assert "FLOP, bytes read" in out
 
 
 def test_info_of_a_folder(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

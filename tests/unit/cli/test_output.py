@@ -26,7 +26,7 @@ def test_letters_that_stdout_does_not_have_are_replaced(encoding: str, monkeypat
     console.print_json({"answer": "größer · ✓"})
     sys.stdout.flush()
     lines = shown.getvalue().decode(encoding).splitlines()
-    assert any(line.startswith("an answer: picture 640") for line in lines)
+    assert any(line.startswith("whole answer: picture 640") for line in lines)
     assert json.loads(lines[-1]) == {"answer": "größer · ✓"}
 
 

@@ -100,7 +100,7 @@ def test_the_whole_chain(
     known = json.loads((out / JOURNAL).read_text())
     assert len(known["took_ms"]) == 14
     judged = json.loads((out / "results/evaluate/pocket_cpu/judge.json").read_text())
-    assert judged["oracle"]["kind"] == "noise-corrected"
+    assert judged["reference"]["name"] == "twin pick"
     assert (out / "logs" / "exp4.txt").read_text()
     # Nothing is left to do; a lost result is made again, with everything that rests on it.
     monkeypatch.setattr(reproduce, "run_one", lambda step, *_: pytest.fail(step.name))

@@ -128,16 +128,20 @@ def test_wrong_input_is_one_line(signs: Path, tiny_folder: Path, tmp_path: Path)
 def test_tables_that_do_not_fit_are_told(
     signs: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=r"--policy table:signs: .*run tempovlm tune signs\.csv$"):
+    with pytest.raises(UserError, match=r"policy='table:signs': .*run tempovlm tune signs\.csv$"):
         quick(tiny_folder, "table:signs")
     record = run(signs, tiny_folder, capsys)
+    low: dict[str, Any] = {"space": {"tier": ["low"]}, "warmup": False, "progress": False}
+    assert load(str(tiny_folder), device="cpu", policy="table:signs", **low).space.tiers == ("low",)
+    with pytest.raises(UserError, match=r"field ranking is another one: its accuracies do not hold"):
+        load(str(tiny_folder), device="cpu", policy="table:signs", ranking=[4, 3, 2, 1], **low)
     signs.write_text(signs.read_text().replace("sign say", "sign read"))
     with pytest.raises(UserError, match="has changed since it was tuned"):
         quick(tiny_folder, f"table:{signs}")
     with pytest.raises(UserError, match=r"or choose from signs$"):
         quick(tiny_folder, "table:shops")
     path = Path(record["path"])
-    for name, value in (("weights", "0" * 12), ("settings", [{}]), ("knob_space", "x")):
+    for name, value in (("weights", "0" * 12), ("settings", [{}]), ("ranking", [5, 0, 1, 2, 3, 4])):
         broken = Path(shutil.copy(path, tmp_path / "broken.json"))
         broken.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
         with pytest.raises(UserError, match=r"broken\.json: (field|damaged)"):

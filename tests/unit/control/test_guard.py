@@ -146,7 +146,7 @@ def test_a_price_of_time_is_weighed_when_the_policy_predicts_accuracy() -> None:
     assert found[0] == SPACE.largest
     assert found[-1] == SPACE.cheapest
     assert costs_ms == sorted(costs_ms, reverse=True)
-    with pytest.raises(UserError, match=r"--price_per_ms 0.01: policy greedy scores settings by logits"):
+    with pytest.raises(UserError, match=r"price_per_ms=0.01: policy greedy scores settings by logits"):
         choose(guard_of(Greedy()), 60.0, price_per_ms=0.01)
     assert choose(Guard.fixed(SPACE.native, SPACE, PROFILE), 60.0, price_per_ms=0.01).knobs == SPACE.native
 
@@ -161,7 +161,7 @@ def test_fixed_runs_its_setting_whatever_the_budget() -> None:
     for budget_ms, feasible in ((1.0, False), (1e6, True)):
         choice = choose(Guard.fixed(SPACE.native, SPACE, PROFILE), budget_ms)
         assert (choice.knobs, choice.feasible, choice.policy) == (SPACE.native, feasible, "fixed")
-    with pytest.raises(UserError, match="--num_blocks 99"):
+    with pytest.raises(UserError, match="num_blocks=99"):
         Guard.fixed(replace(SPACE.native, num_blocks=99), SPACE)
 
 

@@ -221,7 +221,7 @@ def test_logits_that_are_not_numbers_choose_nothing(kind: str, request: pytest.F
     for place, value in ((1, np.inf), (0, -np.inf), (4, np.nan), (-1, np.nan)):
         bad = good.copy()
         bad[place] = value
-        with pytest.raises(UserError, match=r"logits are not numbers.*--policy table"):
+        with pytest.raises(UserError, match=r"logits are not numbers.*the policy table"):
             policy.joint(bad)
 
 

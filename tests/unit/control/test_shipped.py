@@ -15,6 +15,7 @@ from tempovlm.api import TempoVLM, load, model_folder
 from tempovlm.control.checkpoint import fingerprint, save_controller
 from tempovlm.control.learned.networks import (
     Knob1PredictorBudgetLanguage,
+    Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
     SupervisedController,
 )
@@ -33,7 +34,9 @@ MAX_BYTES = 2_000_000
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(calibration, "measure", lambda *_, **__: tiny_model.make_profile().measurements)
+    monkeypatch.setattr(
+        calibration, "measure", lambda engine, *_, **__: tiny_model.make_profile(engine.space).measurements
+    )
 
 
 @pytest.fixture
@@ -101,6 +104,23 @@ def test_a_checkpoint_is_named_by_its_path(folder: Path, tmp_path: Path, picture
         quick(folder, write(tmp_path / "theirs.pt", "0" * 12))
     with pytest.raises(UserError, match="no such policy and no such file"):
         quick(folder, tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize("tiers", [("medium", "high"), ("low", "high"), ("high",)])
+def test_a_controller_that_glances_chooses_among_fewer_tiers(
+    folder: Path, tmp_path: Path, picture: Image.Image, tiers: tuple[str, ...]
+) -> None:
+    path, seen = tmp_path / "glance.pt", set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        networks = {"knob1": Knob1PredictorBudgetLanguageGlance(WIDTH, vision_width(WIDTH), 8)}
+        save_controller(path, kind="two_stage_stage1", networks=networks, space=SPACE)
+        model = load(str(folder), device="cpu", policy=path, space={"tier": tiers}, warmup=False, progress=False)
+        answer = model.answer(picture, "what?", budget_ms=1e5)
+        assert answer.policy == "two_stage_stage1"
+        assert answer.tokens == model.answer(picture, "what?", knobs=answer.knobs).tokens
+        seen.add(answer.knobs.tier)
+    assert seen == set(tiers)
 
 
 def test_a_damaged_file_is_named(folder: Path) -> None:

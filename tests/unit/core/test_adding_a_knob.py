@@ -41,8 +41,8 @@ EDITS = {
         ("num_blocks: int | None = None,", "num_blocks: int | None = None, late: int | None = None,"),
         ("top_k, num_blocks)", "top_k, num_blocks, late)"),
     ),
-    "src/tempovlm/cli/answer.py": (
-        ("num_blocks: int | None = None\n", "num_blocks: int | None = None\n    late: int | None = None\n"),
+    "src/tempovlm/cli/knobs.py": (
+        ("    ranking: Ann", '    late: Annotated[tuple[int, ...], _arg("L")] = ()\n    ranking: Ann'),
     ),
 }  # fmt: skip
 

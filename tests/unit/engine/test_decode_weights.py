@@ -24,8 +24,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize(
     ("weights", "device", "has_triton", "capability", "named"),
     [
-        ("fp4", CUDA, True, (9, 0), "--weights fp4: unknown; choose from bf16, fp8, int8"),
-        ("int8", CPU, True, (9, 0), "--weights int8: only for decoding on CUDA"),
+        ("fp4", CUDA, True, (9, 0), "weights='fp4': unknown; choose from bf16, fp8, int8"),
+        ("int8", CPU, True, (9, 0), "weights='int8': only for decoding on CUDA"),
         ("fp8", CUDA, False, (9, 0), "needs Triton"),
         ("fp8", CUDA, True, (8, 0), "use int8"),
     ],
@@ -40,7 +40,7 @@ def test_weights_that_cannot_be_read_are_refused(
 ) -> None:
     monkeypatch.setattr(graphs, "HAS_TRITON", has_triton)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    with pytest.raises(UserError, match="--weights") as refused:
+    with pytest.raises(UserError, match="weights=") as refused:
         check_decode_dtype(weights, device)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)

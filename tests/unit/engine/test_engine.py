@@ -194,7 +194,7 @@ def test_question_over_the_context(engine: Engine) -> None:
 
 
 def test_setting_outside_the_space(engine: Engine) -> None:
-    with pytest.raises(UserError, match=r"--top_k 7: .*choose from"):
+    with pytest.raises(UserError, match=r"top_k=7: .*choose from"):
         engine.plan(KnobConfig(tier="low", top_k=7, num_blocks=4))
 
 

@@ -82,7 +82,7 @@ def test_threads_stay_where_openmp_starts_anew(found: dict[str, Any]) -> None:
 def test_one_thread_is_left_where_it_cannot(found: dict[str, Any]) -> None:
     assert found["one thread counts"] == [1, 1, True]
     assert found["one thread loads"] == [found["parent"], 1]
-    assert found["two threads load"].startswith("refused: threads 2: this forked process has one")
+    assert found["two threads load"].startswith("refused: threads=2: this forked process has one")
 
 
 @pytest.mark.parametrize("way", ["beside a thread", "load beside a thread"])

@@ -97,5 +97,5 @@ def test_a_fork_of_a_process_that_computed_before_it_knew_of_forks_has_one_threa
     )
     assert done.returncode == 0, done.stderr
     refusal, count = done.stdout.splitlines()
-    assert refusal.startswith("threads 2: this forked process has one")
+    assert refusal.startswith("threads=2: this forked process has one")
     assert count == "1"

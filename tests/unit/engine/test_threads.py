@@ -38,7 +38,7 @@ def faults(mode: str) -> int:
 
 @pytest.mark.parametrize("count", [0, -3, 100_000])
 def test_a_number_of_threads_that_cannot_be_is_told(count: int) -> None:
-    with pytest.raises(UserError, match=f"threads {count}: must be from 1"):
+    with pytest.raises(UserError, match=f"threads={count}: must be from 1"):
         prepare(count)
 
 

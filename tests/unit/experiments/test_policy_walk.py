@@ -14,6 +14,7 @@ from scripts import script
 import tiny_model
 from sweep_rows import DATASET, SPACE, write_results
 from tempovlm.cli import answer, bench, evaluate
+from tempovlm.cli.main import main
 from tempovlm.control.baselines import NUM_FEATURES, LinUCB, NearestNeighbours
 from tempovlm.control.checkpoint import PARTS, save_controller
 from tempovlm.control.learned.llm_based import LLMBasedController
@@ -22,12 +23,29 @@ from tempovlm.control.learned.networks import (
     Knob2Knob3Predictor,
     SupervisedController,
 )
-from tempovlm.core.errors import UserError
+from tempovlm.core.errors import PolicyError, UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.model.weights import weights_hash
 from timings import Ticks
 
 NAMES = ("table", "fixed")
+OWN = """
+import numpy as np
+from tempovlm.control.policy import Policy
+
+class Cheap(Policy):
+    name = "own"
+
+    def __init__(self, space):
+        self.space = space
+
+    def look(self, question, left_ms):
+        return -np.arange(len(self.space))
+
+class Short(Cheap):
+    def look(self, question, left_ms):
+        return [1.0]
+"""
 PREDICTING = ("nearest_neighbours", "linucb")
 
 
@@ -69,12 +87,15 @@ def policy(kind: str, folder: Path) -> str:
     """What `--policy` takes."""
     if kind in NAMES:
         return kind
+    if kind == "own":
+        (folder / "mine.py").write_text(OWN)
+        return f"{folder / 'mine.py'}:Cheap"
     path = folder / f"{kind}.pt"
     save_controller(path, kind=kind, networks=parts(kind), space=SPACE)
     return str(path)
 
 
-@pytest.mark.parametrize("kind", [*NAMES, *PARTS])
+@pytest.mark.parametrize("kind", [*NAMES, "own", *PARTS])
 def test_every_policy_is_served_and_judged(
     kind: str,
     tiny_folder: Path,
@@ -108,6 +129,42 @@ def test_every_policy_is_served_and_judged(
     judging = ["--policies", name, "--draws", "5", "--shuffles", "0", "--ablate", "--output_dir", str(out / "e")]
     evaluate.main([*results, *model, *judging])
     assert list(json.loads((out / "e" / "judge.json").read_text())["policies"]) == [name]
+
+
+def test_wrong_scores_end_a_run_at_once(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = policy("own", tmp_path).replace("Cheap", "Short")
+    told = rf"^policy Short: scored an array of shape \(1,\); expected numbers of shape \({len(SPACE)},\), one for"
+    few = ["--num_samples", "2", "--data_dir", str(small_bed), "--dataset", DATASET, "--device", "cpu"]
+    with pytest.raises(PolicyError, match=told):
+        bench.main([*few, "--policy", name, "--model", str(tiny_folder), "--output_dir", str(tmp_path / "b")])
+    more = ["--model_path", str(tiny_folder), "--output_path", str(tmp_path / "exp8.json")]
+    with pytest.raises(PolicyError, match=told):
+        script("controller/test_adaptive_inference").main([*few, *more, "--policy", name])
+    words = ["bench", *few, "--policy", name, "--model", str(tiny_folder), "--output_dir", str(tmp_path / "b")]
+    capsys.readouterr()
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("tempovlm: error: policy Short: scored")
+
+
+def test_bench_takes_fewer_settings(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile_of = "tempovlm.engine.calibration.stored_profile"
+    monkeypatch.setattr(profile_of, lambda _, space, *__: tiny_model.make_profile(space))
+    fresh: list[list[str]] = []
+    monkeypatch.setattr("tempovlm.lab.bench.bench.measure_fresh", lambda *given: fresh.append(given[-1]) or [])
+    few = ["--num_samples", "2", "--max_new_tokens", "2", "--data_dir", str(small_bed), "--dataset", DATASET]
+    more = ["--tiers", "low", "medium", "--num_blocks", "4", "--budgets", "20", "1000", "--fresh_processes", "1"]
+    model = ["--model", str(tiny_folder), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    bench.main([*few, *more, *model, "--policy", policy("supervised", tmp_path)])
+    result = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert result["knob_space"] == {"tier": ["low", "medium"], "top_k": [*SPACE.top_ks], "num_blocks": [4]}
+    chosen = {name for row in result["budgets"] for name in row["knobs"]}
+    assert all(name.startswith(("low/", "medium/")) and name.endswith("/b4") for name in chosen)
+    assert result["chosen_by"] == ["supervised"], "a controller of all settings"
+    assert fresh[0][-5:] == ["--tier", "low", "medium", "--num_blocks", "4"]
 
 
 def test_what_evaluate_fitted_is_what_it_judges_from_its_file(
@@ -146,9 +203,9 @@ def test_logits_have_no_price(
 ) -> None:
     name = policy(kind, tmp_path)
     model = ["--model", str(tiny_folder), "--device", "cpu", "--policy", name, "--price_per_ms", "0.001"]
-    with pytest.raises(UserError, match=f"--price_per_ms 0.001: policy {kind} scores settings by logits"):
+    with pytest.raises(UserError, match=f"price_per_ms=0.001: policy {kind} scores settings by logits"):
         answer.main([str(picture_file), "what?", "--budget_ms", "1000", *model])
-    with pytest.raises(UserError, match=r"--price_per_ms 0.001"):
+    with pytest.raises(UserError, match=r"price_per_ms=0.001"):
         bench.main(
             ["--num_samples", "2", "--data_dir", str(small_bed), *model, "--output_dir", str(tmp_path / "b")]
         )
@@ -157,5 +214,5 @@ def test_logits_have_no_price(
 def test_a_price_needs_a_budget(picture_file: Path) -> None:
     with pytest.raises(UserError, match=r"--price_per_ms 0.001: needs a budget; give --budget_ms too"):
         answer.main([str(picture_file), "what?", "--price_per_ms", "0.001"])
-    with pytest.raises(UserError, match=r"--price_per_ms -1.0: must be zero or a positive number"):
+    with pytest.raises(UserError, match=r"price_per_ms=-1.0: must be zero or a positive number"):
         answer.main([str(picture_file), "what?", "--budget_ms", "9", "--price_per_ms", "-1"])

@@ -65,7 +65,7 @@ def test_every_setting_has_a_row(tiny_folder: Path, small_bed: Path, scores: Pat
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--importance_scores_file", "absent.json"], "absent.json: missing; give --importance_scores_file"),
+        (["--importance_scores_file", "absent.json"], "absent.json: missing; give a JSON list of blocks"),
         (["--results_dir", "absent"], "absent: no such results directory"),
         (["--datasets", "imagenet"], "--datasets imagenet: unknown data set"),
         (["--latency_samples", "0"], "--latency_samples 0: must be at least 1"),

@@ -246,7 +246,7 @@ def test_the_first_stage_is_held_against_ceiling_and_floor(tmp_path: Path) -> No
     assert judged("exp3_ceiling_gap", record, tmp_path).met is None
 
 
-def judge_file(low: float, kind: str = "noise-corrected", folder: str = "checkpoints") -> dict[str, Any]:
+def judge_file(low: float, kind: str = "twin pick", folder: str = "checkpoints") -> dict[str, Any]:
     def policy(area: float) -> dict[str, Any]:
         gains = [{"against_mixture": {"value": 0.02, "interval": [low, 0.03]}} for _ in range(5)]
         return {"by_budget": gains, "gap_closed": {"value": 0.5}, "area": {"value": area}}
@@ -256,7 +256,7 @@ def judge_file(low: float, kind: str = "noise-corrected", folder: str = "checkpo
         f"{folder}/controller/supervised/best_supervised_controller.pt": 0.75,
     }
     policies = {name: policy(area) for name, area in areas.items()}
-    return {"policies": policies, "oracle": {"kind": kind}, "stamp": stamp()}
+    return {"policies": policies, "reference": {"name": kind}, "stamp": stamp()}
 
 
 def test_controllers_are_judged_by_intervals(tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ def test_controllers_are_judged_by_intervals(tmp_path: Path) -> None:
     own = judge_file(0.001, folder="checkpoints/gpu_h200") | {"stamp": stamp(**H200 | {"model": "pocket"})}
     assert judged("judge_two_stage_above_mixture_h200", own, tmp_path).met is True
     assert judged("judge_two_stage_over_supervised_h200", own, tmp_path).measured == pytest.approx(5)
-    weak = judge_file(0.0, kind="plain")
+    weak = judge_file(0.0, kind="hindsight oracle")
     assert judged("judge_two_stage_above_mixture_cpu", weak, tmp_path).met is False
-    assert "oracle.kind is plain, not noise-corrected" in str(
+    assert "reference.name is hindsight oracle, not twin pick" in str(
         judged("judge_two_stage_gap_closed_cpu", weak, tmp_path).reason
     )
 

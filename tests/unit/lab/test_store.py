@@ -14,7 +14,6 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.records import COLUMNS, SweepRow
 from tempovlm.lab.core_exp import legacy
-from tempovlm.lab.core_exp.ranking import read_ranking
 from tempovlm.lab.core_exp.store import read_results, read_rows, write_rows
 
 RANKING = Ranking.evenly_spaced(6)
@@ -233,41 +232,3 @@ def test_a_row_without_a_field_is_named() -> None:
     del record["accuracy"]
     with pytest.raises(UserError, match="part 3: no field accuracy"):
         SweepRow.from_json(record, "part 3")
-
-
-@pytest.mark.parametrize(
-    ("record", "order"),
-    [
-        ({"0": 0.5, "1": 0.1, "2": 0.3, "3": 0.9}, (3, 0, 2, 1)),
-        ({"1": 0.1, "2": 0.3}, (0, 3, 2, 1)),
-        ({"merged_scores": {"1": 0.1, "2": 0.3}, "ranking": [3, 0, 1, 2]}, (3, 0, 1, 2)),
-        ({"merged_scores": {"1": 0.1, "2": 0.3}, "train_scores": {"1": 9, "2": 3}}, (0, 3, 2, 1)),
-        ({"train_scores": {"1": 9, "2": 3}, "validation_scores": {"1": 1, "2": 3}}, (0, 3, 1, 2)),
-        ({"importance_scores": {"1": 0.2, "2": 0.2}, "baseline_accuracy": 0.7}, (0, 3, 1, 2)),
-    ],
-)
-def test_rankings_of_every_form(record: dict[str, Any], order: tuple[int, ...], tmp_path: Path) -> None:
-    path = tmp_path / "scores.json"
-    path.write_text(json.dumps(record))
-    assert read_ranking(path, 4).order == order
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("{", "not valid JSON .* give --importance_scores_file"),
-        ("[]", "not a JSON object"),
-        ('{"0": 1, "2": 1, "3": 1}', "each of the model's 4 blocks"),
-        ('{"4": 1}', "'4' is no block"),
-        ('{"merged_scores": {"1": "high"}}', "field merged_scores: the score of block 1 is 'high'"),
-        ('{"1": NaN, "2": 1}', "not a finite number"),
-        ('{"ranking": [0, 0, 1, 2]}', "field ranking"),
-    ],
-)
-def test_wrong_rankings_are_named(text: str, named: str, tmp_path: Path) -> None:
-    path = tmp_path / "scores.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=named):
-        read_ranking(path, 4)
-    with pytest.raises(UserError, match="missing; give --importance_scores_file"):
-        read_ranking(tmp_path / "absent.json", 4)

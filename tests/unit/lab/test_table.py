@@ -17,7 +17,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.records import COLUMNS, SweepRow
 from tempovlm.lab.core_exp.store import write_rows
-from tempovlm.lab.table import PARTS, Table, budget_range, draw_budgets, read_table, table_of
+from tempovlm.lab.table import PARTS, Table, answered_space, budget_range, draw_budgets, read_table, table_of
 from tempovlm.latency.estimator import Estimator
 from tempovlm.model.config import POCKET
 
@@ -193,6 +193,20 @@ def test_others_are_charged_the_median_of_the_setting() -> None:
     assert found.latency_source.startswith("median")
     with pytest.raises(UserError, match="give --latency_estimator_path"):
         judged.for_judging(judged, None, 0.5)
+
+
+def test_an_estimator_of_all_settings_predicts_a_subset() -> None:
+    few = SPACE.subset({"tier": ["medium", "high"], "num_blocks": [SPACE.block_counts[1]]})
+    places = [SPACE.index(knobs) for knobs in few]
+    results = frame(rows("q1") + rows("q2", image="b"))
+    assert answered_space(results, SPACE, "val") == SPACE
+    assert answered_space(results[results["tier"] != "low"], SPACE, "val").tiers == ("medium", "high")
+    whole, part = table_of(results, SPACE, "val"), table_of(results, few, "val")
+    assert np.array_equal(part.accuracy, whole.accuracy[:, places])
+    estimator = Estimator(TABLE, RATES, total_margins=np.log([1.0, 1.1, 1.3]))
+    for level in (0.5, 0.9):
+        expected_ms = whole.predicted_ms(estimator, level)[:, places]
+        assert part.predicted_ms(estimator, level) == pytest.approx(expected_ms)
 
 
 def test_an_estimator_is_raised_by_preparing_the_picture_which_it_leaves_out() -> None:

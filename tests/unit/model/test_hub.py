@@ -64,7 +64,7 @@ def test_absent_and_offline_says_how_to_get_it() -> None:
     with pytest.raises(UserError) as error:
         model_folder("someone/absent")
     text = str(error.value)
-    for part in ("--model someone/absent", "HF_HUB_OFFLINE", "hf download someone/absent"):
+    for part in ("model='someone/absent'", "HF_HUB_OFFLINE", "hf download someone/absent"):
         assert part in text
     assert "\n" not in text
 

@@ -47,7 +47,7 @@ def test_the_grid_is_in_range_and_no_other_is_closer(
 
 
 def test_an_unknown_tier_is_named() -> None:
-    with pytest.raises(UserError, match=r"--tier huge.*low, medium, high"):
+    with pytest.raises(UserError, match=r"tier='huge'.*low, medium, high"):
         choose_grid("huge", 10, 10, POCKET.vision)
 
 

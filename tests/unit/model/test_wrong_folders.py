@@ -381,12 +381,12 @@ def card() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("ranking", [0, 1, 2], "not each of blocks 0 to 5 once"),
-        ("ranking", [0, 1, 2, 3, 4, 4], "not each of blocks 0 to 5 once"),
-        ("ranking", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "not each of blocks 0 to 5 once"),
-        ("ranking", list(range(16)), "not each of blocks 0 to 5 once"),
-        ("ranking", ["0", 1], "not each of blocks 0 to 5 once"),
-        ("ranking", "012345", "not each of blocks 0 to 5 once"),
+        ("ranking", [0, 1, 2], "field ranking: block 3 is missing"),
+        ("ranking", [0, 1, 2, 3, 4, 4], "field ranking: block 4 stands at places 5 and 6"),
+        ("ranking", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "0.0 at place 1 is no block"),
+        ("ranking", list(range(16)), "6 at place 7 is no block of this model; expected 0 to 5"),
+        ("ranking", ["0", 1], "'0' at place 1 is no block"),
+        ("ranking", "012345", "field ranking is '012345', no list of blocks"),
         ("output_tokens", 3, "damaged"),
         ("output_tokens", {"counts": [0, 0]}, "field output_tokens: counts is [0, 0]"),
         ("output_tokens", {"counts": [1, -1]}, "field output_tokens: counts is [1, -1]"),

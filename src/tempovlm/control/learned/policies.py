@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tempovlm.control.baselines import LinUCB, NearestNeighbours, ScoredPolicy
-from tempovlm.control.checkpoint import Part, SavedController, check_sizes, load_controller
+from tempovlm.control.checkpoint import Part, SavedController, check_sizes, fingerprint, load_controller
 from tempovlm.control.learned.host import HostNetwork, added
 from tempovlm.control.learned.llm_based import FirstBlocks, LLMBasedController, Reading
 from tempovlm.control.learned.networks import (
@@ -39,6 +39,7 @@ from tempovlm.control.learned.observation import (
     vision_feature,
     vision_width,
 )
+from tempovlm.control.own_policy import narrowed
 from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats, Ints
@@ -91,7 +92,7 @@ class LearnedPolicy(Policy):
         if not math.isfinite(logits.dot(logits)):
             raise UserError(
                 f"policy {self.name}: its logits are not numbers (NaN or infinite); its checkpoint or the model's "
-                "weights are damaged: copy them again, or choose --policy table"
+                "weights are damaged: copy them again, or choose the policy table"
             )
         scores: Row = logits.take(self._places if places is None else places)
         return scores if scores.ndim == 1 else np.add.reduce(scores, axis=0)
@@ -241,25 +242,33 @@ class LLMBasedPolicy(LearnedPolicy):
 
 
 def policy_from_checkpoint(
-    path: Path, space: KnobSpace, model: HasDecoder, tokenizer: Encodes, weights_hash: str | None = None
+    path: Path,
+    space: KnobSpace,
+    model: HasDecoder,
+    tokenizer: Encodes,
+    weights_hash: str | None = None,
+    whole: KnobSpace | None = None,
 ) -> Policy:
     """Return the policy of a checkpoint of any kind.
 
     Args:
         path: the checkpoint.
-        space: the model's settings.
+        space: the settings to choose among.
         model: its token embeddings are the language feature.
         tokenizer: of the same model.
         weights_hash: hash of its weights; None skips the check that the controller was trained on them.
+        whole: all its settings, which a controller may score too. Default: `space`.
 
     Raises:
         UserError: the file does not fit this model.
     """
-    saved = load_controller(path, space, weights_hash)
+    scored = space if whole in (None, space) or fingerprint(path).knob_space == space.fingerprint else whole
+    assert scored is not None
+    saved = load_controller(path, scored, weights_hash)
     width = int(model.decoder.embedding.shape[1])
     for name, net in saved.networks.items():
         check_sizes(path, name, net, {"language_width": width, "vision_width": vision_width(width)})
-    return policy_of(saved, space, Reader(model, tokenizer), path)
+    return narrowed(policy_of(saved, scored, Reader(model, tokenizer), path), scored, space)
 
 
 def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Path) -> Policy:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tempovlm.core.checks import wrong_argument
 from tempovlm.core.decode_dtype import DecodeDtype
-from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
 from tempovlm.engine.cuda.capture import PromptReader, Recorder
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 Key = tuple[tuple[Step, ...], bool]
 """Key of a graph: the steps of a plan, and whether tokens are sampled."""
+
+LANES = 2
+"""Requests that decode at a time on graphs; each costs a cache of the model's whole context."""
 
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which kernels can read fp8."""
@@ -224,7 +227,7 @@ class GraphDecoder:
         self,
         model: Molmo,
         *,
-        lanes: int = 2,
+        lanes: int = LANES,
         ahead: bool = True,
         tiling: Tiling | None = None,
         decode_dtype: DecodeDtype = "bf16",
@@ -305,8 +308,8 @@ def graph_decoder(
     check_decode_dtype(decode_dtype, device)
     if not (isinstance(model, Molmo) and is_plain(model.decoder)):
         if decode_dtype != "bf16":
-            raise UserError(
-                f"--weights {decode_dtype}: this family of models has no kernels that read them; use bf16"
+            raise wrong_argument(
+                "weights", decode_dtype, "this family of models has no kernels that read them; use bf16"
             )
         return None
     if device.type != "cuda" or not HAS_TRITON:
@@ -319,12 +322,14 @@ def check_decode_dtype(decode_dtype: str, device: torch.device) -> None:
     if decode_dtype == "bf16":
         return
     if decode_dtype not in TYPES:
-        raise UserError(f"--weights {decode_dtype}: unknown; choose from bf16, {', '.join(TYPES)}")
+        raise wrong_argument("weights", decode_dtype, f"unknown; choose from bf16, {', '.join(TYPES)}")
     if device.type != "cuda":
-        raise UserError(
-            f"--weights {decode_dtype}: only for decoding on CUDA, and the device is {device}; use bf16"
+        raise wrong_argument(
+            "weights", decode_dtype, f"only for decoding on CUDA, and the device is {device}; use bf16"
         )
     if not HAS_TRITON:
-        raise UserError(f"--weights {decode_dtype}: needs Triton, which is not installed; pip install triton")
+        raise wrong_argument("weights", decode_dtype, "needs Triton, which is not installed; pip install triton")
     if decode_dtype == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        raise UserError("--weights fp8: this GPU cannot convert fp8, which came with Ada and Hopper; use int8")
+        raise wrong_argument(
+            "weights", decode_dtype, "this GPU cannot convert fp8, which came with Ada and Hopper; use int8"
+        )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol
 
+from tempovlm.core.errors import PolicyError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import Answer
 from tempovlm.data.metrics.captions import cider
@@ -117,6 +118,8 @@ def _answer(model: Model, sample: Sample, plan: BenchPlan, budget_ms: float | No
             style=sample.style,
             price_per_ms=0.0 if budget_ms is None else plan.price_per_ms,
         )
+    except PolicyError:
+        raise
     except _SAMPLE_ERRORS as error:
         return _failed(run, sample, budget_ms, f"{type(error).__name__}: {error}")
     predicted = answer.predicted

@@ -27,6 +27,7 @@ _BAR_PX = 480
 _LETTER_PX = 6.4
 _PHOTO_PX = 340
 _LONGEST = 16
+_SHOWN_MS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,14 @@ class Report:
 
 def render(report: Report) -> str:
     """Renders the demo's page; without matplotlib it lacks the plot of the bench."""
+    is_drawn = can_draw()
     return render_template(
         "demo.html",
         cards=[(example, _rows(shown)) for example, shown in report.examples],
-        stages=_key(),
+        stages=[(_NAMES[stage], STAGE_COLORS[stage]) for stage in STAGES],
         bench={"fixed": None, **report.bench},
-        plot=charts.trade_off(report.bench, theme=False) if can_draw() else "",
+        plot=charts.trade_off(report.bench, theme=False) if is_drawn else "",
+        plot_narrow=charts.trade_off_narrow(report.bench) if is_drawn else "",
         facts=report.facts,
     )
 
@@ -114,14 +117,14 @@ def stage_parts(timings_ms: Mapping[str, float], scale_ms: float, budget_ms: flo
         budget_ms: position of the deadline's mark, which no label may touch.
 
     Returns:
-        For each stage that took time: name, colour, ms, and its left end, middle and width in percent; the label
-        is empty if it does not fit.
+        For each stage that took 0.05 ms or more: name, colour, ms, and its left end, middle and width in percent;
+        the label is empty if it does not fit.
     """
     parts: list[dict[str, Any]] = []
     start_ms = 0.0
     for stage in STAGES:
         part_ms = timings_ms.get(stage, 0.0)
-        if part_ms <= 0:
+        if part_ms < _SHOWN_MS:
             continue
         label, middle_ms = f"{_NAMES[stage]} {part_ms:.0f}", start_ms + part_ms / 2
         room_ms = (_LETTER_PX * len(label) + 8) / _BAR_PX * scale_ms

@@ -62,7 +62,7 @@ class SweepPlan:
     warmup: int = flag(1, "untimed answers before a question's first pass in each run")
     max_new_tokens: tuple[int, ...] = flag((16,), "most tokens of an answer, given to the questions in turn")
     seed: int = flag(42, "seed of the choice of questions and of the order of timing", read=read_seed)
-    twins: bool = flag(False, "ask about the pictures' twins, for the noise-corrected oracle")
+    twins: bool = flag(False, "ask about the pictures' twins, for the twin pick of tempovlm evaluate")
 
     def __post_init__(self) -> None:
         least = (("latency_samples", 0), ("warmup", 0), ("repeats", 1))
@@ -99,11 +99,7 @@ def choose_settings(space: KnobSpace, *legal: Sequence[str | int] | None) -> tup
     Raises:
         UserError: a value is not legal for the model.
     """
-    wanted = [(name, values) for name, values in zip(KNOBS, legal, strict=False) if values]
-    for name, values in wanted:
-        for value in values:
-            space.validate(replace(space.native, **{name: value}))  # type: ignore[arg-type]
-    return tuple(knobs for knobs in space if all(getattr(knobs, name) in values for name, values in wanted))
+    return space.subset({name: some for name, some in zip(KNOBS, legal, strict=False) if some}).settings
 
 
 def draw_samples(

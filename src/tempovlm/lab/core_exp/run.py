@@ -42,16 +42,16 @@ def run_sweep(flags: Mapping[str, Any], folder: Path, *legal: Sequence[str | int
     share = Share.of_process()
     device = share.device(flags["device"])
     warmup = share.rank == 0 and flags["latency_samples"] > 0  # nothing else is timed
-    model = tempovlm.load(flags["model_path"], device=device, policy="fixed", calibrate=False, warmup=warmup)
+    given: dict[str, Any] = {"policy": "fixed", "calibrate": False, "warmup": warmup}
+    model = tempovlm.load(flags["model_path"], device=device, ranking=flags["importance_scores_file"], **given)
     from tempovlm.lab.core_exp.ledger import Ledger
-    from tempovlm.lab.core_exp.sweep import conduct, with_ranking
+    from tempovlm.lab.core_exp.sweep import conduct
 
-    engine = with_ranking(model.engine, flags["importance_scores_file"])
     plan = options_from(SweepPlan, {**flags, "settings": choose_settings(model.space, *legal)})
     names, split = flags["datasets"], flags["split"]
     samples, source = draw_samples(
         names, split, flags["data_dir"], flags["num_samples"], plan.seed, twins=plan.twins
     )
     form = flags.get("format", "parquet")
-    ledger = Ledger(folder, model.stamp(source), engine.ranking, plan.conditions(split), form, share.rank)
-    return conduct(engine, samples, plan, ledger, share)
+    ledger = Ledger(folder, model.stamp(source), model.ranking, plan.conditions(split), form, share.rank)
+    return conduct(model.engine, samples, plan, ledger, share)

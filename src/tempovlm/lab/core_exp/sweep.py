@@ -35,22 +35,12 @@ from tempovlm.lab.core_exp.failures import AGAIN, tell_failures
 from tempovlm.lab.core_exp.ledger import Ledger
 from tempovlm.lab.core_exp.plan import Job, SweepPlan, row_key
 from tempovlm.lab.core_exp.processes import Share
-from tempovlm.lab.core_exp.ranking import read_ranking
 
 DIGITS = 4
 """Decimals of a millisecond; clocks are not finer, and files with rounded numbers are half as large."""
 
 Todo = tuple[str, tuple[KnobConfig, ...], list[Job]]
 """A data set, the settings of a tier, and a batch of its questions that lack an answer at all of them."""
-
-
-def with_ranking(engine: Engine, scores: Path | None) -> Engine:
-    """Set an engine's ranking from a file of importances; without a file the engine is unchanged."""
-    if scores is None:
-        return engine
-    ranking, run = read_ranking(scores, len(engine.ranking.order)), engine.runner
-    letters = engine.option_letters
-    return Engine(run.model, run.tokenizer, ranking=ranking, name=engine.name, option_letters=letters)
 
 
 def conduct(

@@ -28,7 +28,7 @@ def save_plots(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Path]
 
 def _draw_frontier(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws every setting's accuracy with its interval over its median total, and the settings worth choosing."""
-    figure = new_figure(760, 480)
+    figure = new_figure(860, 480)
     axes = figure.add_subplot()
     timed = [one for one in records if one["T_total_p50"] is not None]
     for i, tier in enumerate(TIERS):
@@ -45,7 +45,8 @@ def _draw_frontier(records: Sequence[Mapping[str, Any]]) -> Figure:
     axes.step(times_ms, [one["accuracy"] for one in best], color=INK, where="post", lw=1.2)
     axes.set_xlabel("median total, ms")
     axes.set_ylabel("accuracy, with 95 % interval")
-    axes.legend(title="tier")
+    axes.plot([], [], color=INK, lw=1.2, label="worth choosing")
+    axes.legend(title="tier", loc="upper left", bbox_to_anchor=(1.01, 1.02))
     figure.suptitle(_title(records))
     return figure
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tempovlm.control.baselines import LinUCB, NearestNeighbours, question_features, varying
-from tempovlm.control.policy import Question, Sight
+from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.core.request import Request
@@ -103,8 +103,9 @@ class Sights:
             request = Request(images=(sample.image_path,), question=sample.question, style=sample.style)
             crops = run.prepare(run.open(request), tier, request).crops
             self._known[key] = run.project(run.encode(crops), crops)
-        place = table.space.tiers.index(tier)
-        return Sight(tier, self._known[key], int(table.vision_tokens[row, place]), int(table.text_tokens[row]))
+        tiers = table.space.tiers  # the lowest may be left out; a glance is as it has it
+        count = int(table.vision_tokens[row, tiers.index(tier)]) if tier in tiers else 0
+        return Sight(tier, self._known[key], count, int(table.text_tokens[row]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,7 @@ class Known:
 
 def learned_rule(
     path: Path,
+    whole: KnobSpace,
     space: KnobSpace,
     runner: Runner,
     weights_hash: str,
@@ -202,7 +204,8 @@ def learned_rule(
 
     Args:
         path: of the checkpoint.
-        space: the model's settings.
+        whole: the model's settings, which controllers score.
+        space: those to choose among.
         runner: of the model whose features the controller reads.
         weights_hash: hash of that model's weights.
         sights: encoded pictures.
@@ -211,13 +214,25 @@ def learned_rule(
     Raises:
         UserError: the file cannot be used with this model, or its scores have no price.
     """
-    from tempovlm.control.guard import no_price
     from tempovlm.control.learned.policies import policy_from_checkpoint
 
-    policy = policy_from_checkpoint(path, space, runner.model, runner.tokenizer, weights_hash)
+    policy = policy_from_checkpoint(path, space, runner.model, runner.tokenizer, weights_hash, whole)
+    return policy_rule(policy, sights.content, sights, price_per_ms)
+
+
+def policy_rule(
+    policy: Policy, content: Content, sights: Callable[[Table, int, str], Sight], price_per_ms: float = 0.0
+) -> Rule:
+    """The rule of a policy, which is shown the questions' content.
+
+    Raises:
+        UserError: its scores have no price.
+    """
+    from tempovlm.control.guard import no_price
+
     if price_per_ms and policy.scale != "accuracy":
         raise no_price(policy.name, price_per_ms)
-    return PolicyRule(policy, sights.content.question_of, sights, price_per_ms)
+    return PolicyRule(policy, content.question_of, sights, price_per_ms)
 
 
 def measure_ms(rule: Rule, table: Table) -> float:

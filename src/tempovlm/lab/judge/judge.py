@@ -1,4 +1,4 @@
-"""The statistics by which policies are judged: accuracy at matched latency, regret, adherence, what content buys.
+"""The statistics by which policies are judged: accuracy at matched latency, adherence, what content buys.
 
 The unit is the request, clustered by picture: every interval comes from one set of resampled pictures, shared by
 all policies, so differences are paired. Accuracy is compared at the mean latency that a policy really took, never
@@ -26,7 +26,7 @@ from tempovlm.lab.judge.offline import Rule, mixed, restricted, shuffled
 from tempovlm.lab.judge.trial import Outcome, Points, Trial, clusters, estimate, without_dust
 from tempovlm.lab.table import Floats
 
-SCHEMA = "tempovlm.judge/1"
+SCHEMA = "tempovlm.judge/2"
 
 _MIN_SOLID_SHARE = 0.95
 _LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -45,10 +45,10 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     latency_ms = trial.resamples.means(outcome.latency_ms)
     accuracy = trial.resamples.means(outcome.accuracy)
     matched = mixed(*trial.mixture_points, latency_ms)
-    gain, gap = without_dust(accuracy - matched), mixed(*trial.oracle_points, latency_ms) - matched
+    gain, gap = without_dust(accuracy - matched), mixed(*trial.reference_points, latency_ms) - matched
     p_values = [statistics.bootstrap_p_value(one) for one in gain[1:].T]
     holm_p_values = statistics.holm(p_values)
-    regret = trial.oracle_accuracy - accuracy
+    below = trial.reference_accuracy - accuracy
     points = trial.frontier(outcome)
     rows = []
     for b, budget_ms in enumerate(trial.budgets_ms):
@@ -66,7 +66,7 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
                 "against_feasible_mixture": _against_feasible(trial, b, accuracy[:, b], latency_ms[:, b]),
                 "gap": float(gap[0, b]),
                 "gap_closed": share_closed(gain[:, b], gap[:, b]),
-                "regret": estimate(regret[:, b]),
+                "below_reference": estimate(below[:, b]),
                 "fallback_rate": float(1 - outcome.fits[:, b].mean()),
                 **timeliness(trial, outcome, b),
                 "knobs": _knobs(trial, outcome, b),
@@ -79,7 +79,7 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "area_against_mixture": estimate(without_dust(area - trial.area(trial.mixture_points))),
         "gap_closed": share_closed(gain.sum(axis=1), gap.sum(axis=1)),
         "against_mixture": estimate(gain.mean(axis=1)),
-        "regret": estimate(regret.mean(axis=1)),
+        "below_reference": estimate(below.mean(axis=1)),
     }
 
 
@@ -123,8 +123,9 @@ def judge_all(
     trial: Trial,
     rules: Mapping[str, Rule],
     *,
+    subject: str | None = None,
     looking: Sequence[str] = (),
-    ablated: Sequence[str] = (),
+    ablated: Sequence[str] | None = (),
     control_ms: Mapping[str, float] | None = None,
     shuffles: int = 3,
     advance: Advance = silent,
@@ -134,8 +135,10 @@ def judge_all(
     Args:
         trial: what they are judged on.
         rules: by name.
+        subject: name of the rule that the report is about; None for the best of them.
         looking: names of rules that look at content, which get a shuffled control.
-        ablated: names of rules that are run again with one, two and three knobs.
+        ablated: names of rules that are run again with one, two and three knobs; None for the subject and the
+            table.
         control_ms: what the choices of a rule take, for those that take anything worth counting.
         shuffles: permutations of a control; their outcomes are averaged.
         advance: told of what is done.
@@ -143,7 +146,8 @@ def judge_all(
     Returns:
         The measured part of the report, and the outcome of each rule.
     """
-    steps, done = len(rules) + len(looking) + len(ablated), 0
+    again = 2 if ablated is None else len(ablated)
+    steps, done = len(rules) + len(looking) + again, 0
     advance(done, steps)
     outcomes: list[Outcome] = []
     report: dict[str, Any] = {"policies": {}, "shuffled": {}, "ablation": {}}
@@ -152,6 +156,9 @@ def judge_all(
         outcomes.append(trial.run(name, rule, control_ms=own_ms[name]))
         report["policies"][name] = {**judge(trial, outcomes[-1]), "control_ms": own_ms[name]}
         advance(done := done + 1, steps)
+    report["subject"] = best_policy(report["policies"]) if subject is None else subject
+    if ablated is None:
+        ablated = [name for name in dict.fromkeys((report["subject"], "table")) if name in rules]
     by_name = {outcome.name: outcome for outcome in outcomes}
     for name in looking:
         control = trial.average(name, [shuffled(rules[name], seed) for seed in range(shuffles)], own_ms[name])
@@ -162,14 +169,20 @@ def judge_all(
         advance(done := done + 1, steps)
     report["by_dataset"] = by_dataset(trial, outcomes)
     report["static"] = _static(trial)
-    report["oracle"] = {
-        "kind": trial.oracle_kind,
-        "area": estimate(trial.area(trial.oracle_points)),
-        "accuracy": [estimate(trial.oracle_accuracy[:, b]) for b in range(len(trial.budgets_ms))],
-        "against_mixture": judge(trial, trial.run("oracle", trial.oracle))["against_mixture"],
-        "frontier": _curve(trial.oracle_points),
+    report["reference"] = {
+        "name": trial.reference_name,
+        "area": estimate(trial.area(trial.reference_points)),
+        "accuracy": [estimate(trial.reference_accuracy[:, b]) for b in range(len(trial.budgets_ms))],
+        "against_mixture": judge(trial, trial.run(trial.reference_name, trial.reference))["against_mixture"],
+        "frontier": _curve(trial.reference_points),
     }
     return report, outcomes
+
+
+def best_policy(policies: Mapping[str, Any]) -> str:
+    """Name the policy that gains most over the static mixture; the hindsight oracle is none."""
+    gains = {name: one["against_mixture"]["value"] for name, one in policies.items() if name != "oracle"}
+    return max(gains or policies, key=lambda name: gains.get(name, 0.0))
 
 
 def _control(trial: Trial, outcome: Outcome, control: Outcome) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import TIE, Ints, Mask, best
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import TIERS
 from tempovlm.lab.table import Floats, Table
 
 ScoresOf = Callable[[Table], Floats]
@@ -99,11 +100,14 @@ def random_rule(seed: int = 0) -> Scored:
     return Scored(lambda table: np.random.default_rng(seed).random(table.accuracy.shape), tie=0.0)
 
 
-def oracle_rule(truth: Table) -> Scored:
+def pick_rule(truth: Table) -> Scored:
     """Choose for each question what is best on a table that holds every judged question, the cheapest of the best.
 
-    On the judged table itself that is the plain oracle, a bound that no policy can reach, because it also profits
-    from luck. On the twin table (the same scenes with other noise and a small shift) it is noise-corrected.
+    On the judged table itself that is the hindsight oracle: at a budget, no choice among the settings that fit is
+    more accurate. It is an upper bound, and a loose one, because it also profits from luck. On the twin table (the
+    same scenes with other noise and a small shift) it is the twin pick: it chooses on one set of answers and is
+    scored on another, so it profits from no luck. It knows one answer a setting, not the chance of a right one, so
+    its expected accuracy is a lower bound of what knowing those chances could reach, and policies may be above it.
     """
     return Scored(lambda table: truth.accuracy[positions(truth, table)], tie=0.0)
 
@@ -156,7 +160,7 @@ class PolicyRule:
         for i in range(len(table)):
             question = self.question_of(table, i)
             if self.policy.sees_glance:
-                seen = self.sight_of(table, i, table.space.tiers[0]).vision
+                seen = self.sight_of(table, i, TIERS[0]).vision
                 question = replace(question, glance=None if seen is None else seen[:1])
             for b, budget_ms in enumerate(budgets_ms):
                 chosen[i, b] = self._choose(table, i, replace(question, left_ms=budget_ms), budget_ms)

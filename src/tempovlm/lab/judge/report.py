@@ -17,6 +17,7 @@ from tempovlm.core.paths import write_whole
 from tempovlm.lab import charts
 from tempovlm.lab.bench.summary import rounded
 from tempovlm.lab.judge import figures as judge_figures
+from tempovlm.lab.judge.judge import best_policy
 from tempovlm.lab.judge.trial import Outcome, Trial
 from tempovlm.lab.pages import held, points
 from tempovlm.lab.pages import render as render_template
@@ -25,8 +26,9 @@ _DIGITS = 6
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """One sentence: whether the subject beats the best static mixture, by how much, and what share of the gap."""
-    name = judge_figures.short(report["subject"])
+    """One sentence: whether the subject beats the best static mixture, by how much, and beside the reference."""
+    name = report["names"][report["subject"]]
+    name = name[:1].upper() + name[1:]
     judged = report["policies"][report["subject"]]
     rows = judged["by_budget"]
     better = sum(row["against_mixture"]["interval"][0] > 0 for row in rows)
@@ -41,9 +43,10 @@ def headline(report: Mapping[str, Any]) -> str:
         f"({held} after Holm's correction)"
     )
     text += f" and below it at {worse} ({held_below})" if worse else ""
+    reference = report["reference"]["name"]
     if closed is None:
-        return f"{text}; there is no gap to the {report['oracle']['kind']} oracle that could be closed."
-    return f"{text}; it closes {100 * closed['value']:.0f} % of the gap to the {report['oracle']['kind']} oracle."
+        return f"{text}; at that latency the {reference} itself gains nothing."
+    return f"{text}; that is {100 * closed['value']:.0f} % of what the {reference} gains at that latency."
 
 
 def write(folder: Path, report: dict[str, Any], trial: Trial, outcomes: Sequence[Outcome]) -> list[Path]:
@@ -107,11 +110,47 @@ def render(report: Mapping[str, Any]) -> str:
         headline=headline(report),
         frontier=judge_figures.frontier(report, theme=False),
         gaps=judge_figures.gaps(report, theme=False),
+        frontier_narrow=judge_figures.frontier_narrow(report),
+        gaps_narrow=judge_figures.gaps_narrow(report),
         knobs=charts.knobs({"budgets": subject, "knob_space": report["knob_space"]}),
         above_ms=above_ms,
         below_ms=below_ms,
-        facts=report["provenance"],
+        is_best=report["subject"] == best_policy(report["policies"]),
+        facts=sources(report),
     )
+
+
+def sources(report: Mapping[str, Any]) -> dict[str, str]:
+    """Say in words where the figures come from; leave out the unknown."""
+    about = report["provenance"]
+    parts = {"judged": "judged answers", "train": "training answers", "twin": "answers on twin pictures"}
+    stamps, estimator = about.get("stamps", {}), about.get("latency_estimator")
+    facts = {
+        f"{words} computed on": f"{machine(stamps[name])}; {about.get('questions', {}).get(name, '')} questions"
+        for name, words in parts.items()
+        if stamps.get(name)
+    }
+    facts["latencies measured on"] = machine(estimator or stamps.get("judged", {}))
+    facts["policies decide by"] = report["latency"]["decided_by"]
+    facts["policies are charged"] = report["latency"]["scored_by"]
+    if about.get("time_price"):
+        facts["price of time"] = f"using a whole budget costs {100 * about['time_price']:g} points of accuracy"
+    facts["questions without answers at all settings"] = ", ".join(
+        f"{count} of the {parts[name]}" for name, count in about.get("left_out", {}).items() if count
+    )
+    facts["seed"] = str(about.get("seed", ""))
+    facts["latency estimator"] = estimator["path"] if estimator else ""
+    for name, words in parts.items():
+        facts[f"files of the {words}"] = ", ".join(about.get("files", {}).get(name, ()))
+    return {name: value for name, value in facts.items() if value}
+
+
+def machine(stamp: Mapping[str, Any]) -> str:
+    """Names a stamp's machine, model and code in one line."""
+    named = [str(stamp[name]) for name in ("hardware", "device") if stamp.get(name)]
+    labels = {"torch": "torch", "model": "model", "weights": "weights", "commit": "commit", "created": "on"}
+    named += [f"{word} {str(stamp[name])[:19]}" for name, word in labels.items() if stamp.get(name)]
+    return ", ".join(named)
 
 
 def holding(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:

@@ -1,8 +1,8 @@
 """The trial of policies: questions, latencies, references, resamples of pictures, and outcomes.
 
 One set of resampled pictures is shared by all policies, so differences are paired. The references are recomputed
-in every resample: static mixtures fitted on training questions, unrestricted and within each budget, and an
-oracle.
+in every resample: static mixtures fitted on training questions, unrestricted and within each budget, and a rule
+that picks by answers (the twin pick or the hindsight oracle).
 
 Shapes: `N` questions, `K` settings, `B` budgets, `R` resamples, the first of them the sample itself, `M` columns,
 `V` vertices of a frontier.
@@ -22,7 +22,7 @@ from tempovlm.lab.judge.offline import Rule, StaticMixture, mixed, upper_hull
 from tempovlm.lab.statistics import DRAWS, Resamples
 from tempovlm.lab.table import Floats, Table
 
-_ORACLE_BUDGETS = 32
+_REFERENCE_BUDGETS = 32
 _AREA_POINTS = 64
 _DUST = 1e-9
 _LEAST_MS = 1e-3
@@ -57,14 +57,15 @@ class Trial:
         table: the judged questions. budgets_ms: ascending.
         mixture: of static settings, found on training questions.
         dataset_mixtures: by data set, found on its training questions; one that is absent takes `mixture`.
-        oracle: the reference from above. oracle_kind: `noise-corrected` or `plain`.
+        reference: the rule that policies are measured by, beside the mixture. reference_name: `twin pick` or
+            `hindsight oracle`.
     """
 
     table: Table
     budgets_ms: tuple[float, ...]
     mixture: StaticMixture
-    oracle: Rule
-    oracle_kind: str
+    reference: Rule
+    reference_name: str
     draws: int = DRAWS
     seed: int = 0
     dataset_mixtures: Mapping[str, StaticMixture] = field(default_factory=dict)
@@ -122,16 +123,16 @@ class Trial:
         return means(self.table.latency_ms[:, settings]), means(self.table.accuracy[:, settings])
 
     @cached_property
-    def oracle_points(self) -> Points:
-        """Points of the oracle's frontier."""
+    def reference_points(self) -> Points:
+        """Points of the reference's frontier."""
         low, high = float(self.table.upper_ms.min()), float(self.table.upper_ms.max())
-        grid = np.unique(np.concatenate([np.geomspace(low, high, _ORACLE_BUDGETS), self.budgets_ms]))
-        return self.frontier(self.run("oracle", self.oracle, grid.tolist()))
+        grid = np.unique(np.concatenate([np.geomspace(low, high, _REFERENCE_BUDGETS), self.budgets_ms]))
+        return self.frontier(self.run(self.reference_name, self.reference, grid.tolist()))
 
     @cached_property
-    def oracle_accuracy(self) -> Floats:
-        """(R, B) of the oracle at the same budgets."""
-        return self.resamples.means(self.run("oracle", self.oracle).accuracy)
+    def reference_accuracy(self) -> Floats:
+        """(R, B) of the reference at the same budgets."""
+        return self.resamples.means(self.run(self.reference_name, self.reference).accuracy)
 
     def frontier(self, outcome: Outcome) -> Points:
         """Vertices of a policy's rising concave hull, the cheapest static setting among its points."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tempovlm.core.checks import finite, integer, shown
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import is_there, read_json
-from tempovlm.core.plan import Ranking
+from tempovlm.core.plan import Ranking, checked_ranking
 
 _AGAIN = "copy it again from the model's folder"
 
@@ -32,6 +32,15 @@ class ModelCard:
     length_counts: tuple[int, ...] | None = None
     length_by_style: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     option_letters: str = ""
+
+    def for_ranking(self, ranking: Ranking, space: KnobSpace) -> ModelCard:
+        """The card of a model that runs by a ranking; without accuracies if those are of other blocks."""
+        return self if self.ran(ranking, space) else replace(self, accuracy=None)
+
+    def ran(self, ranking: Ranking, space: KnobSpace) -> bool:
+        """Whether the same blocks run by a ranking, at each depth of a space, as by the model's own."""
+        own = self.ranking or Ranking.evenly_spaced(len(ranking.order))
+        return all(ranking.blocks(depth) == own.blocks(depth) for depth in space.block_counts)
 
     @classmethod
     def read(cls, folder: Path, space: KnobSpace) -> ModelCard:
@@ -65,23 +74,10 @@ class ModelCard:
         if not isinstance(letters, str):
             raise UserError(f"{path}: field option_letters is {shown(repr(letters))}, no text; {_AGAIN}")
         styles = {str(name): found for name, one in by_style.items() if (found := _lengths(one, path))}
-        ranking = _ranking(order, space.block_counts[-1], path)
+        if order is not None and not isinstance(order, list):
+            raise UserError(f"{path}: field ranking is {shown(repr(order))}, no list of blocks; {_AGAIN}")
+        ranking = checked_ranking(order, space.block_counts[-1], f"{path}: field ranking") if order else None
         return cls(accuracy, ranking, _lengths(counts, path), styles, letters)
-
-
-def _ranking(order: Any, num_blocks: int, path: Path) -> Ranking | None:
-    if order is None or order == []:
-        return None
-    if (
-        not isinstance(order, list)
-        or any(integer(one) is None for one in order)
-        or sorted(order) != list(range(num_blocks))
-    ):
-        raise UserError(
-            f"{path}: field ranking is {shown(repr(order))}, not each of blocks 0 to {num_blocks - 1} "
-            f"once; {_AGAIN}"
-        )
-    return Ranking(tuple(order))
 
 
 def _lengths(counts: Any, path: Path) -> tuple[int, ...] | None:

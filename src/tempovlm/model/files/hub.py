@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
-from tempovlm.core.checks import integer, shown
+from tempovlm.core.checks import integer, shown, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import check_file, is_there, read_json
 
@@ -55,17 +55,17 @@ def fetch(repo_id: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(repo_id, allow_patterns=["*.json", "pytorch_model*.bin"]))
     except GatedRepoError:
-        raise UserError(
-            f"--model {repo_id}: the hub requires a login with access to it; run: hf auth login"
+        raise wrong_argument(
+            "model", repo_id, "the hub requires a login with access to it; run: hf auth login"
         ) from None
     except RepositoryNotFoundError:
-        raise UserError(f"--model {repo_id}: no such folder, and no such model on the hub") from None
+        raise wrong_argument("model", repo_id, "no such folder, and no such model on the hub") from None
     except (OSError, ValueError, HfHubHTTPError) as error:
         if isinstance(error, FileNotFoundError | ConnectionError):
             why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
             where = f"no such folder, not in the cache {constants.HF_HUB_CACHE}, and {why}"
-            raise UserError(f"--model {repo_id}: {where}; {get}") from None
-        raise UserError(f"--model {repo_id}: the hub failed ({_first_line(error)}); {get}") from None
+            raise wrong_argument("model", repo_id, f"{where}; {get}") from None
+        raise wrong_argument("model", repo_id, f"the hub failed ({_first_line(error)}); {get}") from None
     return folder
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tempovlm.core.errors import UserError
+from tempovlm.core.checks import wrong_argument
 from tempovlm.model.config import CLIP_MEAN, CLIP_STD, VisionConfig
 
 CROPS_OF_TIER = {"low": (1, 1), "medium": (4, 6), "high": (9, 12)}
@@ -76,7 +76,7 @@ def grids_of(tier: str) -> list[Grid]:
         UserError: the tier is unknown.
     """
     if tier not in CROPS_OF_TIER:
-        raise UserError(f"--tier {tier}: unknown; choose from {', '.join(CROPS_OF_TIER)}")
+        raise wrong_argument("tier", tier, f"unknown; choose from {', '.join(CROPS_OF_TIER)}")
     least, most = CROPS_OF_TIER[tier]
     return [Grid(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if r * c >= least]
 

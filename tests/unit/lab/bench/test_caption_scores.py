@@ -61,7 +61,7 @@ def overlap(monkeypatch: pytest.MonkeyPatch) -> None:
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """What the command loads."""
     fake = FakeModel()
-    monkeypatch.setattr(command, "load_model", lambda *_: fake)
+    monkeypatch.setattr(command, "load_model", lambda *_, **__: fake)
     return fake
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import tempfile
@@ -21,7 +22,7 @@ from tempovlm.data import catalog
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """What both commands load, with a few questions as data."""
     fake = FakeModel()
-    monkeypatch.setattr(bench, "load_model", lambda *_args: fake)
+    monkeypatch.setattr(bench, "load_model", lambda *_args, **_more: fake)
     monkeypatch.setattr(catalog, "load_mixed", lambda _, count, **_more: [sample(i) for i in range(count)])
     return fake
 
@@ -45,6 +46,42 @@ def test_bench_prints_one_line_of_json(
     assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 5 * 3
     ElementTree.parse(tmp_path / "out" / "trade_off.svg")
     assert len(model.asked) == 15
+
+
+@pytest.mark.usefixtures("model")
+def test_files_for_papers_are_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--budgets", "50", "120", "--num_samples", "6", "--output_dir", str(tmp_path)]
+    bench.main([*words, "--export", "csv", "latex", "pdf"])
+    made = {"bench.csv", "bench.tex", "trade_off.pdf"}
+    assert made <= {path.name for path in tmp_path.iterdir()}
+    printed = "".join(capsys.readouterr().err.split())
+    assert all(name in printed for name in made)
+    rows = list(csv.DictReader((tmp_path / "bench.csv").open()))
+    assert [(row["policy"], row["budget_ms"]) for row in rows] == [
+        ("fake", "50.0"),
+        ("fake", "120.0"),
+        ("fixed setting", ""),
+    ]
+    result = json.loads((tmp_path / "bench.json").read_text())
+    for row, known in zip(rows, result["budgets"], strict=False):
+        assert float(row["accuracy"]) == pytest.approx(known["accuracy"])
+        assert float(row["on_time_low"]) == pytest.approx(known["adherence_wilson"][0])
+        gain = known["accuracy"] - result["fixed"]["accuracy"]
+        assert float(row["gain_over_fixed"]) == pytest.approx(gain)
+        assert float(row["gain_over_fixed_low"]) <= gain <= float(row["gain_over_fixed_high"])
+    tabular = (tmp_path / "bench.tex").read_text()
+    assert "\\toprule" in tabular
+    assert "50 ms & " in tabular
+    assert (tmp_path / "trade_off.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.usefixtures("model")
+def test_without_a_fixed_setting_nothing_is_gained_over_it(tmp_path: Path) -> None:
+    words = ["--budgets", "120", "--num_samples", "2", "--fixed", "none", "--output_dir", str(tmp_path)]
+    bench.main([*words, "--export", "latex", "csv"])
+    assert "gain over fixed" not in (tmp_path / "bench.tex").read_text().partition("toprule")[2]
+    (row,) = csv.DictReader((tmp_path / "bench.csv").open())
+    assert row["gain_over_fixed"] == ""
 
 
 def test_ctrl_c_prints_what_is_done_and_writes_nothing(
@@ -77,8 +114,9 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(
     ],
 )
 def test_bad_flags_are_named(words: list[str], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError) as refused:
         bench.main(words)
+    assert named in refused.value.flagged
 
 
 def test_results_are_kept_when_they_cannot_be_shown(

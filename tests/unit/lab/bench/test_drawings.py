@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from bench_fakes import SPACE, FakeModel, sample
 from PIL import Image
 
+from tempovlm.cli import answer, console
 from tempovlm.core.request import STAGES
 from tempovlm.lab import charts, drawing, pages
 from tempovlm.lab.bench import bench, report, showcase, summary
@@ -188,7 +192,7 @@ def test_report_escapes_and_carries_everything(
     tags = [tag for tag, _ in reader.seen]
     assert "script" not in tags
     assert "b" not in tags
-    assert "versions.torch" in page
+    assert "versions, torch" in page
     sources = [attrs["src"] or "" for tag, attrs in reader.seen if tag == "img"]
     assert sources
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
@@ -196,8 +200,46 @@ def test_report_escapes_and_carries_everything(
     assert set(outside) <= {"http://www.w3.org/2000/svg"}
 
 
+def test_the_page_says_in_words_what_was_right_and_how_to_ask(
+    result: dict[str, Any], shown: tuple[Example, tuple[Shown, ...]]
+) -> None:
+    example = replace(shown[0], question="what is it?", sample=replace(shown[0].sample, question="what's it?"))
+    rows = tuple(replace(one, score=float(i > 0)) for i, one in enumerate(shown[1]))
+    page = report.render(report.Report(examples=[(example, rows)], bench=result, facts={"hardware": "a fake"}))
+    texts = " ".join(re.sub(r"<[^>]+>", " ", page.partition("<main>")[2]).split())
+    assert "50 ms: wrong · 120 ms: right · 200 ms: right" in texts
+    assert "✗ wrong" in texts
+    assert all(re.search(rf"{word} \d+\.\d ms", texts) for word in ("vision", "projector", "prefill", "decode"))
+    for word in ("preprocess", "control", "queue", "deadline"):
+        assert word in page.partition('class="key"')[2].partition("</div>")[0]
+    words = shlex.split(unescape(page.partition("<pre>")[2].partition("</pre>")[0]))
+    assert words[:4] == ["tempovlm", "answer", str(example.path), "what's it?"]
+    assert words[4:6] == ["--budget_ms", "200"]
+    flags = console.parse(answer.Flags, words[2:], "answer", "", ())
+    assert (flags.question, flags.style) == ("what's it?", example.sample.style)
+    assert "times its median (p99 / p50)" in texts
+    assert {"records.jsonl", "bench.json"} <= set(re.findall(r'href="([^"]+)"', page))
+    assert "machine a fake" in texts
+    assert 'class="narrow"' in page
+
+
+def test_on_a_phone_every_cell_of_the_bench_has_its_name(
+    result: dict[str, Any], shown: tuple[Example, tuple[Shown, ...]]
+) -> None:
+    page = report.render(report.Report(examples=[shown], bench=result, facts={}))
+    cells = re.findall(r"<td([^>]*)>([^<]*)", page.partition('<table id="bench">')[2].partition("</table>")[0])
+    assert len(cells) == 9 * (len(result["budgets"]) + 1)
+    assert all("data-label" in about for about, text in cells if text)
+
+
+def test_a_figure_for_papers_is_as_wide_as_a_column(result: dict[str, Any]) -> None:
+    page = charts.trade_off_pdf(result)
+    assert re.search(rb"/MediaBox \[ 0 0 236 \d+", page)
+    assert charts.trade_off_pdf({**result, "fixed": None}).startswith(b"%PDF")
+
+
 def test_flatten() -> None:
-    assert pages.flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == {"a.b": "1", "d": "1, 2"}
+    assert pages.flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == {"a, b": "1", "d": "1, 2"}
 
 
 def test_examples_are_what_they_claim(tmp_path: Path) -> None:

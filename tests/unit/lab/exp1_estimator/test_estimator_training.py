@@ -281,7 +281,7 @@ def test_rows_that_cannot_be_used() -> None:
         rows_from_frame(frame_of([sweep_row(T_total=None)]), SPACE, POCKET.shape)
     with pytest.raises(UserError, match="T_projector is negative"):
         rows_from_frame(frame_of([sweep_row(T_projector=-1.0)]), SPACE, POCKET.shape)
-    with pytest.raises(UserError, match="--top_k 5"):
+    with pytest.raises(UserError, match="top_k=5"):
         rows_from_frame(frame_of([sweep_row(top_k=5)]), SPACE, POCKET.shape)
 
 

@@ -11,7 +11,7 @@ from decision_worlds import COST_MS, K, content_world, table
 from tempovlm.core.errors import UserError
 from tempovlm.lab.judge import inputs as judge_inputs
 from tempovlm.lab.judge.inputs import Known
-from tempovlm.lab.judge.offline import oracle_rule
+from tempovlm.lab.judge.offline import pick_rule
 
 
 def test_a_static_mixture_is_of_the_training_questions_of_one_data_set_or_of_all() -> None:
@@ -40,7 +40,7 @@ def test_names_of_baselines() -> None:
         train=train,
         level=0.9,
         content=lambda: pytest.fail("nobody looks at content here"),
-        oracle=oracle_rule(train),
+        oracle=pick_rule(train),
     )
     judged = content_world(6)
     for name in judge_inputs.BASELINES:

@@ -121,17 +121,17 @@ def test_random_rule_repeats_and_covers_only_what_fits() -> None:
     assert counts.min() > 25
 
 
-def test_oracle_is_right_wherever_a_setting_is() -> None:
+def test_the_hindsight_oracle_is_right_wherever_a_setting_is() -> None:
     world = content_world(10)
-    chosen = offline.oracle_rule(world)(world, (20.0, 40.0))
+    chosen = offline.pick_rule(world)(world, (20.0, 40.0))
     assert chosen[:, 0].tolist() == [0] * 10
     assert chosen[:, 1].tolist() == [0, K - 1] * 5
 
 
-def test_noise_corrected_oracle_chooses_on_the_twin() -> None:
+def test_the_twin_pick_chooses_on_the_twin() -> None:
     twin = content_world(4)
     judged = table(1 - twin.accuracy)
-    chosen = offline.oracle_rule(twin)(judged, (40.0,))
+    chosen = offline.pick_rule(twin)(judged, (40.0,))
     assert np.take_along_axis(judged.accuracy, chosen, 1).sum() == pytest.approx(0)
 
 
@@ -162,7 +162,7 @@ def test_restricted_rules_choose_among_the_rest() -> None:
     world = budget_world(50)
     allowed = np.zeros(K, dtype=bool)
     allowed[[2, 5]] = True
-    for rule in (offline.random_rule(), offline.oracle_rule(world), offline.BestStatic(np.ones(K), COST_MS)):
+    for rule in (offline.random_rule(), offline.pick_rule(world), offline.BestStatic(np.ones(K), COST_MS)):
         chosen = offline.restricted(rule, allowed)(world, (1.0, 99.0))
         assert set(chosen.ravel().tolist()) <= {2, 5}
 

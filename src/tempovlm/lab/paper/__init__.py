@@ -1,0 +1,1 @@
+"""Results as papers need them: tidy tables, LaTeX tabulars and vector figures."""
