@@ -59,7 +59,7 @@ class CpuStages:
 
         self._model, self.precision, self.threads = model, precision, threads
         self._core, self._process = openvino.Core(), os.getpid()
-        self._compiled: dict[Any, Any] = {}
+        self._requests: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, model: VisionLanguageModel, precision: Precision, threads: int) -> CpuStages | None:
@@ -87,22 +87,20 @@ class CpuStages:
         """
         from tempovlm.engine.cpu import graphs
 
-        parts = [patches] if tick is None else patches.split(CROPS_A_TICK)
+        request = self._request("vision", lambda: graphs.vision_graph(self._model.vision))
         done = []
-        for part in parts:
+        for part in [patches] if tick is None else patches.split(CROPS_A_TICK):
             if tick is not None:
                 tick()
-            done += self._run("vision", lambda: graphs.vision_graph(self._model.vision), [part.numpy()], copy=True)
-        return torch.from_numpy(done[0] if len(done) == 1 else np.concatenate(done))
+            done.append(_copied(_run(request, _tensor(part))[0]))
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     def project(self, features: Tensor, masks: Tensor) -> Tensor:
         """Return the tokens (C, G, D) of features (C, P, F) and shares of real pixels (C, P)."""
         from tempovlm.engine.cpu import graphs
 
-        values = [features.numpy(), masks.numpy()]
-        make = partial(graphs.projector_graph, self._model.projector)
-        (tokens,) = self._run("projector", make, values, copy=True)
-        return torch.from_numpy(tokens)
+        request = self._request("projector", lambda: graphs.projector_graph(self._model.projector))
+        return _copied(_run(request, _tensor(features), _tensor(masks))[0])
 
     def prefill(
         self,
@@ -119,23 +117,21 @@ class CpuStages:
         from tempovlm.engine.cpu import graphs
 
         decoder, (B, T, _) = self._model.decoder, x.shape
-        cos, sin = (table[None, None, :T].numpy() for table in (decoder.rotary.cos, decoder.rotary.sin))
-        keys, values, states = cache.keys.numpy(), cache.values.numpy(), x.numpy()
+        tables = [_tensor(table[None, None, :T]) for table in (decoder.rotary.cos, decoder.rotary.sin)]
+        keys, values, states = cache.keys.numpy(), cache.values.numpy(), _tensor(x)
         for i, (index, top_k) in enumerate(plan.steps):
             if tick is not None:
                 tick()
-            make = partial(graphs.block_graph, decoder.blocks[index])
-            inputs = [states, cos, sin, np.array(top_k)]
-            states, keys[i, :, :, :T], values[i, :, :, :T] = self._run(("block", index), make, inputs)
-        last = states[:, -1] if lengths is None else states[np.arange(B), lengths.numpy() - 1]
-        (logits,) = self._run("head", partial(graphs.head_graph, decoder), [np.ascontiguousarray(last)], copy=True)
-        return torch.from_numpy(logits)
+            request = self._request(("block", index), partial(graphs.block_graph, decoder.blocks[index]))
+            states, key, value = _run(request, states, *tables, _tensor(torch.tensor(top_k)))
+            keys[i, :, :, :T], values[i, :, :, :T] = key.data, value.data
+        ends = [T] * B if lengths is None else lengths.tolist()
+        last = torch.from_numpy(states.data[np.arange(B), np.array(ends) - 1])
+        return _copied(_run(self._request("head", lambda: graphs.head_graph(decoder)), _tensor(last))[0])
 
-    def _run(
-        self, key: Any, make: Callable[[], Any], inputs: list[np.ndarray], *, copy: bool = False
-    ) -> list[np.ndarray]:
-        """Return a graph's outputs; without a copy they hold until it runs again."""
-        request = self._compiled.get(key)
+    def _request(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return the request of a graph, which is compiled when it is first needed."""
+        request = self._requests.get(key)
         if request is None:
             options = {
                 "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
@@ -144,5 +140,24 @@ class CpuStages:
                 "ENABLE_CPU_PINNING": False,
             }
             request = self._core.compile_model(make(), "CPU", options).create_infer_request()
-            self._compiled[key] = request
-        return list(request.infer(inputs, share_inputs=True, share_outputs=not copy).values())
+            self._requests[key] = request
+        return request
+
+
+def _tensor(values: Tensor) -> Any:
+    """Return OpenVINO's tensor on the same memory."""
+    from openvino import Tensor as Shared
+
+    return Shared(values.contiguous().numpy(), shared_memory=True)
+
+
+def _run(request: Any, *inputs: Any) -> list[Any]:
+    """Run a request; its outputs hold until it runs again. Tensors that are set cost less than arrays given."""
+    for i, one in enumerate(inputs):
+        request.set_input_tensor(i, one)
+    request.infer()
+    return list(request.output_tensors)
+
+
+def _copied(output: Any) -> Tensor:
+    return torch.from_numpy(output.data.copy())
