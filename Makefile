@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml Makefile $(or $(CONSTRAINTS),look-again)
 	@echo "  installing torch"
 	@$(INSTALL) $(TORCH)
 	@echo "  installing tempovlm and what its experiments and tests need"
-	@$(INSTALL) $(TORCH) -e '.[experiments,dev]'
+	@$(INSTALL) $(TORCH) -e '.[experiments,cpu,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## answer example pictures at three budgets; leaves demo/report.html

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.checks import PATH_SHOWN, checked_flag, checked_megabytes, checked_text, wrong_argument
-from tempovlm.core.decode_dtype import DecodeDtype
+from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.paths import exists_as, expanded
@@ -69,6 +69,7 @@ def load(
     warmup: bool = True,
     progress: bool = True,
     feature_cache_mb: float = 0.0,
+    backend: Backend = "torch",
     budget_ms: float | None = None,
     space: KnobSpace | Mapping[str, Iterable[Any]] | None = None,
     ranking: str | Path | Sequence[int] | Ranking | None = None,
@@ -76,8 +77,7 @@ def load(
     """Load a model and everything it needs to answer within a budget.
 
     Args:
-        model: `pocket`, which is part of the package, a local folder in Hugging Face's layout, or a hub id such as
-            `allenai/MolmoE-1B-0924`, which is downloaded once.
+        model: `pocket` (part of the package), a local folder, or a hub id, which is downloaded once.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         dtype: type of the weights. Default: float32 on a CPU, bfloat16 on CUDA.
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
@@ -88,8 +88,9 @@ def load(
             on a CPU and within about one of 255 levels. On CUDA True adds the published padding rule.
         calibrate: measure this machine at the first budget if no profile is stored.
         warmup: answer a few times first, so that the first answer is as fast as later ones.
-        progress: show a bar on stderr while loading a large model and while measuring.
+        progress: show a bar on stderr.
         feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
+        backend: `torch`, or on a CPU `openvino` (extra `cpu`), which is faster: in bfloat16 unless dtype is given.
         budget_ms: the budget of every request that gives none, milliseconds.
         space: the settings to choose among, such as `{"tier": ["low", "high"]}`. Default: all of the model's.
         ranking: the blocks, the most important first, or a JSON file (docs/adding.md); accuracies are assumed.
@@ -100,15 +101,16 @@ def load(
     check_policy(policy)
     given: dict[str, Any] = {"exact": exact, "feature_cache_mb": feature_cache_mb}
     rest = {"weights": weights, "device": device, "calibrate": calibrate, "warmup": warmup, "progress": progress}
-    _check_types(given | rest | {"budget_ms": budget_ms})
+    _check_types(given | rest | {"budget_ms": budget_ms, "backend": backend})
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
+    from tempovlm.engine.cpu.stages import pick_precision
 
     where = pick_device(device)
     given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights, "name": name}
-    types = (where, pick_dtype(dtype, where))
-    engine, card = _load_engine(folder, *types, space, ranking, given, progress=progress)
+    given |= {"precision": pick_precision(backend, dtype)}
+    engine, card = _load_engine(folder, where, pick_dtype(dtype, where), space, ranking, given, progress=progress)
     chosen = _find_policy(policy, engine, card, folder)
     vlm = TempoVLM(engine, card, policy=chosen, may_calibrate=calibrate, progress=progress, budget_ms=budget_ms)
     if warmup:
@@ -204,6 +206,7 @@ class TempoVLM:
             dtype=runner.dtype,
             data_source=data_source,
             decode_dtype=runner.decode_dtype,
+            compiled="" if runner.stages is None else runner.stages.name,
             threads=self.engine.threads,
             ranking=None if self.card.ran(self.ranking, self.space) else self.ranking.digest,
         )
@@ -435,7 +438,7 @@ class TempoVLM:
 def _check_types(given: dict[str, Any]) -> None:
     """Raise a `UserError` that names the first argument of `load` that has the wrong type."""
     for name, value in given.items():
-        if name in ("device", "weights"):
+        if name in ("device", "weights", "backend"):
             checked_text(name, value)
         elif name == "feature_cache_mb":
             checked_megabytes(value)

@@ -10,7 +10,7 @@ import tyro
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
 from tempovlm.cli.knobs import ALL, Knobs
-from tempovlm.core.decode_dtype import DecodeDtype
+from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import AXES
 from tempovlm.core.paths import expanded
@@ -61,6 +61,9 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     weights: DecodeDtype = "bf16"
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
+    backend: Backend = "torch"
+    """Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes in
+    bfloat16 where the processor can."""
     knobs: Knobs = ALL
     """Settings to choose among: one value fixes a knob, several restrict it, and a knob that is left out is chosen
     if there is a budget, and native without."""
@@ -97,8 +100,8 @@ def main(argv: list[str]) -> None:
     check_style(flags.style)
     # Check before the model is loaded and the machine is measured, which can take a minute.
     pixels = open_image(flags.image)
-    given = flags.knobs.chosen
-    model = load(flags.model, device=flags.device, policy=flags.policy, weights=flags.weights, **given)
+    given = {"weights": flags.weights, "backend": flags.backend, **flags.knobs.chosen}
+    model = load(flags.model, device=flags.device, policy=flags.policy, **given)
     answer = model.answer(
         flags.image if expanded(flags.image).is_file() else pixels,  # a pipe can be read only once
         flags.question,

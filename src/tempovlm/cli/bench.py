@@ -15,7 +15,7 @@ import tyro
 
 from tempovlm.cli import console
 from tempovlm.cli.knobs import ALL, Knobs
-from tempovlm.core.decode_dtype import DecodeDtype
+from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.paths import expanded
@@ -66,6 +66,8 @@ class BenchArgs:
         model: Model to load: pocket, a folder or a hub id.
         device: Device: auto, cpu, cuda or cuda:N.
         weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
+        backend: Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes
+            in bfloat16 where the processor can.
         knobs: Settings to choose among.
         policy: Policy that chooses the setting. auto: for one file of your own questions, the table that tempovlm
             tune measured on it; else the model's own controller for this kind of device if it has one, else the
@@ -94,6 +96,7 @@ class BenchArgs:
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     weights: DecodeDtype = "bf16"
+    backend: Backend = "torch"
     knobs: Knobs = ALL
     policy: str = "auto"
     price_per_ms: float = 0.0
@@ -196,7 +199,8 @@ def run(args: BenchArgs, notes: Console) -> tuple[dict[str, Any], list[Record]]:
 
     samples = load_mixed(args.names(), args.num_samples, data_dir=args.data_dir, seed=args.seed)
     check_scorable(samples)
-    model = load_model(args.model, args.device, args.policy, notes, args.weights, **args.knobs.chosen)
+    given = {"backend": args.backend, **args.knobs.chosen}
+    model = load_model(args.model, args.device, args.policy, notes, args.weights, **given)
     model, args = _tuned(model, args, notes)
     model.check_price(args.price_per_ms)
     if args.policy != "fixed":
@@ -259,7 +263,8 @@ def measure_all(
     if complete and fresh:
         # Outside the lock: if the calibration could not be stored, a fresh process measures, and locks, itself.
         flags = ["--model", args.model, "--device", args.device, "--policy", args.policy]
-        flags += ["--weights", args.weights, "--price_per_ms", repr(args.price_per_ms), *args.knobs.words]
+        flags += ["--weights", args.weights, "--backend", args.backend]
+        flags += ["--price_per_ms", repr(args.price_per_ms), *args.knobs.words]
         source = bench.measure_fresh(fresh, plan, flags)
         count = len(fresh) * len(plan.budgets_ms)
         complete = _collect(source, count, "answering in fresh processes", records)

@@ -13,7 +13,7 @@ import tyro
 from tempovlm.api import TempoVLM, load
 from tempovlm.cli import console
 from tempovlm.cli.knobs import ALL, Knobs
-from tempovlm.core.decode_dtype import DecodeDtype
+from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded
 from tempovlm.core.request import Request
@@ -55,6 +55,9 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     weights: DecodeDtype = "bf16"
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
+    backend: Backend = "torch"
+    """Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes in
+    bfloat16 where the processor can."""
     max_new_tokens: int = 16
     """Cap on generated tokens of the requests that the budgets are shown for."""
     knobs: Knobs = ALL
@@ -76,8 +79,8 @@ def main(argv: list[str]) -> None:
     flags = console.parse(Flags, argv, "calibrate", DESCRIPTION, EXAMPLES)
     pictures = read_pictures(flags.images)
     request = any_request(flags.max_new_tokens)
-    given = flags.knobs.chosen
-    model = load(flags.model, device=flags.device, policy="table", weights=flags.weights, **given)
+    given = {"weights": flags.weights, "backend": flags.backend, **flags.knobs.chosen}
+    model = load(flags.model, device=flags.device, policy="table", **given)
     profile = model.calibrate(force=flags.force, pictures=pictures)
     guard = model.guard_for(request)
     if flags.json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from tempovlm.cli import calibrate, console
-from tempovlm.core.decode_dtype import DecodeDtype
+from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.data.metrics.rules import Rule
 from tempovlm.data.own import SUFFIXES, describe, is_own
@@ -55,6 +55,8 @@ class Flags:
         model: Model to load: pocket, a folder or a hub id.
         device: Where to run: auto, cpu, cuda or cuda:N.
         weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
+        backend: Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes
+            in bfloat16 where the processor can.
         score: Rule for open questions; by default that of their column score, else vqa where ten people answered
             and exact elsewhere. Those with options are always scored by choice.
         split: Questions to use, by the column split; without one all are val.
@@ -69,6 +71,7 @@ class Flags:
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     weights: DecodeDtype = "bf16"
+    backend: Backend = "torch"
     score: Rule | None = None
     split: Literal["val", "train"] = "val"
     num_samples: int | None = None
@@ -100,7 +103,7 @@ def main(argv: list[str]) -> None:
 
     [name] = check_datasets([flags.data], "data", score=flags.score)
     samples = draw(name, flags)
-    model = load(flags.model, device=flags.device, policy="table", weights=flags.weights)
+    model = load(flags.model, device=flags.device, policy="table", weights=flags.weights, backend=flags.backend)
     model.calibrate()
     tuned = measure(model, name, samples, flags)
     stored = store(model, name, samples, tuned, flags)

@@ -1,8 +1,11 @@
-"""Names of the weight formats used for decoding. `model/quantised.py` makes the weights."""
+"""Names of the weight formats used for decoding, and of what runs a CPU's stages."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 DecodeDtype = Literal["bf16", "fp8", "int8"]
-"""`bf16` stands for the weights as loaded; the others are copies with one byte a value."""
+"""`bf16` stands for the weights as loaded; the others are copies with one byte a value: `model/quantised.py`."""
+
+Backend = Literal["torch", "openvino"]
+"""`torch` runs the model's modules; `openvino` runs graphs of them that it compiles for a CPU: `engine/cpu`."""

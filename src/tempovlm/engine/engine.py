@@ -22,7 +22,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
-from tempovlm.engine.cpu.stages import CpuStages
+from tempovlm.engine.cpu.stages import CpuStages, Precision
 from tempovlm.engine.cuda.capture import usual_buckets
 from tempovlm.engine.cuda.graphs import Advance, graph_decoder
 from tempovlm.engine.cuda.vision_graphs import vision_graphs
@@ -59,7 +59,7 @@ class Engine:
         feature_cache_mb: float = 0.0,
         decode_dtype: DecodeDtype = "bf16",
         option_letters: str = "",
-        stages: CpuStages | None = None,
+        precision: Precision | None = None,
         weights_hash: str = "",
     ) -> None:
         shape = model.config.shape
@@ -73,7 +73,7 @@ class Engine:
             vision_graphs(model),
             FeatureCache.of(feature_cache_mb),
             rules,
-            stages,
+            None if precision is None else CpuStages.of(model, precision, torch.get_num_threads()),
         )
         self.whole = KnobSpace.for_model(shape)
         self.space = space or self.whole

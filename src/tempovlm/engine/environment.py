@@ -33,15 +33,18 @@ def collect_stamp(
     data_source: str | None = None,
     decode_dtype: str = "bf16",
     threads: int | None = None,
+    compiled: str = "",
     ranking: str | None = None,
 ) -> Stamp:
     """Collect the stamp of this process, now.
 
     The device's name includes the type of the weights: `cpu/float32`, and `cuda/bfloat16/fp8` if decode steps
-    read others. `threads` are those of the model if it has its own, else torch's in this thread.
+    read others; `compiled` names what a CPU's stages were compiled by, where they were. `threads` are those of the
+    model if it has its own, else torch's in this thread.
     `ranking` is the digest of a ranking that is not the model's own.
     """
     kind = str(dtype).removeprefix("torch.") + (f"/{decode_dtype}" if decode_dtype != "bf16" else "")
+    kind += f"/{compiled}" if compiled else ""
     return Stamp(
         hardware=hardware_name(device),
         device=f"{device.type}/{kind}",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tiny_model
+from tempovlm.api import load
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.cache import KVCache
@@ -17,7 +22,7 @@ from tempovlm.model.vlm import Molmo
 
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'tempovlm[cpu]'")
 
-from tempovlm.engine.cpu.stages import CROPS_A_TICK, CpuStages, best_precision
+from tempovlm.engine.cpu.stages import CROPS_A_TICK, CpuStages, best_precision, pick_precision
 
 CONFIG, VISION = tiny_model.CONFIG, tiny_model.CONFIG.vision
 CLOSE = 1e-4
@@ -31,9 +36,7 @@ def model() -> Molmo:
 
 @pytest.fixture(scope="module")
 def stages(model: Molmo) -> CpuStages:
-    made = CpuStages.of(model, "float32", 1)
-    assert made is not None
-    return made
+    return CpuStages.of(model, "float32", 1)
 
 
 def plan_of(top_k: int, num_blocks: int) -> Plan:
@@ -80,7 +83,6 @@ def test_of_equal_experts_the_first_are_visited(model: Molmo) -> None:
     for block in tied.decoder.blocks:
         block.moe.router.weight.zero_()
     stages, plan, x = CpuStages.of(tied, "float32", 1), plan_of(2, 6), torch.randn(1, 9, CONFIG.width)
-    assert stages is not None
     one, other = (KVCache.allocate(CONFIG, 6, 1, 9, x) for _ in range(2))
     assert torch.allclose(stages.prefill(x, plan, other), tied.prefill(x, plan, one), atol=CLOSE)
 
@@ -114,7 +116,30 @@ def test_only_the_model_that_it_knows_is_compiled(model: Molmo) -> None:
     class Other(Molmo):
         pass
 
-    other = Other.__new__(Other)
-    assert CpuStages.of(other, "float32", 1) is None
-    assert CpuStages.of(copy.deepcopy(model).to(torch.bfloat16), "float32", 1) is None
-    assert best_precision() in ("float32", "bfloat16")
+    for other in (copy.deepcopy(model).to(torch.bfloat16), Other(CONFIG)):
+        with pytest.raises(UserError, match="backend='openvino': runs Molmo's models, loaded in float32"):
+            CpuStages.of(other, "float32", 1)
+
+
+def test_what_a_back_end_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_precision("torch", None) is None
+    assert pick_precision("openvino", torch.float32) == "float32"
+    assert pick_precision("openvino", None) == best_precision()
+    with pytest.raises(UserError, match="backend='tensorrt': unknown; choose from torch, openvino"):
+        pick_precision("tensorrt", None)  # type: ignore[arg-type]
+    monkeypatch.setattr("tempovlm.engine.cpu.stages.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"not installed; pip install 'tempovlm\[cpu\]'"):
+        pick_precision("openvino", None)
+
+
+def test_a_loaded_model_answers_by_it(tiny_folder: Path, picture: Image.Image) -> None:
+    quick: dict[str, Any] = {"warmup": False, "progress": False, "calibrate": False, "dtype": torch.float32}
+    plain, compiled = (load(str(tiny_folder), backend=name, **quick) for name in ("torch", "openvino"))
+    asked = [(picture, "what is the sign?"), (None, "how many dogs?"), (picture, "what color is the dog?")]
+    for tier in ("low", "high"):
+        wanted = [plain.answer(*pair, tier=tier, max_new_tokens=4).tokens for pair in asked]
+        assert [compiled.answer(*pair, tier=tier, max_new_tokens=4).tokens for pair in asked] == wanted
+        batch = compiled.answer_batch(asked, tier=tier, max_new_tokens=4)
+        assert [answer.tokens for answer in batch] == wanted
+    assert compiled.stamp().device.startswith("cpu/float32/float32-openvino-")
+    assert compiled.stamp().device != plain.stamp().device

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tempovlm.model.decoder import Block, Decoder
 from tempovlm.model.layers import RMSNorm
-from tempovlm.model.vision.encoder import Projector, VisionTransformer
+from tempovlm.model.vision.encoder import Projector, VisionBlock, VisionTransformer
 
 Node = Any
 """An output of a node of a graph."""
@@ -150,6 +150,7 @@ def vision_graph(vision: VisionTransformer) -> Model:
     kept = {}
     for i in range(max(vision.keep) + 1):
         block = vision.blocks[i]
+        assert isinstance(block, VisionBlock)
         heads = (block.num_heads, width // block.num_heads)
         query, key, value = (
             _heads(part, *heads) for part in _parts(_linear(_layer_norm(x, block.attention_norm), block.qkv), 3)

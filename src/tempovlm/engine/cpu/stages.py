@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tempovlm.core.checks import wrong_argument
+from tempovlm.core.decode_dtype import Backend
 from tempovlm.core.plan import Plan
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
-from tempovlm.model.decoder import is_plain
+from tempovlm.model.decoder import Block, is_plain
 from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.vlm import Molmo
 
@@ -30,12 +33,29 @@ Precision = Literal["float32", "bfloat16"]
 CROPS_A_TICK = 4
 """Crops that are encoded between two looks at the clock."""
 
+TOKENS = 16
+"""Prompts are padded to a multiple of it: a graph that runs with a new shape takes a tenth longer."""
+
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def has_openvino() -> bool:
-    """Whether OpenVINO can be imported: the extra `cpu` brings it."""
-    return find_spec("openvino") is not None
+def pick_precision(backend: Backend, dtype: torch.dtype | None) -> Precision | None:
+    """Return the type in which compiled stages compute; None for torch, which runs the modules.
+
+    Args:
+        backend: what runs the stages.
+        dtype: that the caller asked for. Default: bfloat16 where the processor has instructions for it.
+
+    Raises:
+        UserError: the back end is unknown or not installed.
+    """
+    if backend not in get_args(Backend):
+        raise wrong_argument("backend", backend, f"unknown; choose from {', '.join(get_args(Backend))}")
+    if backend == "torch":
+        return None
+    if find_spec("openvino") is None:
+        raise wrong_argument("backend", backend, "not installed; pip install 'tempovlm[cpu]'")
+    return best_precision() if dtype is None else "float32"
 
 
 def best_precision() -> Precision:
@@ -62,18 +82,27 @@ class CpuStages:
         self._requests: dict[Any, Any] = {}
 
     @classmethod
-    def of(cls, model: VisionLanguageModel, precision: Precision, threads: int) -> CpuStages | None:
-        """Compile for this model; None where the graphs would compute something else: not plain, not float32."""
-        if type(model) is not Molmo or not is_plain(model.decoder):
-            return None
-        weight = model.decoder.embedding
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return None
-        return cls(model, precision, threads)
+    def of(cls, model: VisionLanguageModel, precision: Precision, threads: int) -> CpuStages:
+        """Compile for a model.
 
-    def __reduce__(self) -> tuple[Callable[..., CpuStages | None], tuple[Molmo, Precision, int]]:
+        Raises:
+            UserError: the graphs would compute something else.
+        """
+        weight = next(model.parameters())
+        is_known = type(model) is Molmo and is_plain(model.decoder)
+        if not is_known or weight.device.type != "cpu" or weight.dtype != torch.float32:
+            fault = "runs Molmo's models, loaded in float32 on a CPU; leave it out for this one"
+            raise wrong_argument("backend", "openvino", fault)
+        return cls(cast(Molmo, model), precision, threads)
+
+    def __reduce__(self) -> tuple[Callable[..., CpuStages], tuple[Molmo, Precision, int]]:
         """Copies and other processes compile again."""
         return CpuStages.of, (self._model, self.precision, self.threads)
+
+    @property
+    def name(self) -> str:
+        """Type of the products, and the library with its version, as a stamp has them."""
+        return f"{self.precision}-openvino-{version('openvino')}"
 
     @property
     def can_run(self) -> bool:
@@ -117,14 +146,17 @@ class CpuStages:
         from tempovlm.engine.cpu import graphs
 
         decoder, (B, T, _) = self._model.decoder, x.shape
-        tables = [_tensor(table[None, None, :T]) for table in (decoder.rotary.cos, decoder.rotary.sin)]
+        room = min(-T % TOKENS, len(decoder.rotary.cos) - T)
+        x = torch.nn.functional.pad(x, (0, 0, 0, room))
+        tables = [_tensor(table[None, None, : T + room]) for table in (decoder.rotary.cos, decoder.rotary.sin)]
         keys, values, states = cache.keys.numpy(), cache.values.numpy(), _tensor(x)
         for i, (index, top_k) in enumerate(plan.steps):
             if tick is not None:
                 tick()
-            request = self._request(("block", index), partial(graphs.block_graph, decoder.blocks[index]))
+            block = cast(Block, decoder.blocks[index])
+            request = self._request(("block", index), partial(graphs.block_graph, block))
             states, key, value = _run(request, states, *tables, _tensor(torch.tensor(top_k)))
-            keys[i, :, :, :T], values[i, :, :, :T] = key.data, value.data
+            keys[i, :, :, :T], values[i, :, :, :T] = key.data[:, :, :T], value.data[:, :, :T]
         ends = [T] * B if lengths is None else lengths.tolist()
         last = torch.from_numpy(states.data[np.arange(B), np.array(ends) - 1])
         return _copied(_run(self._request("head", lambda: graphs.head_graph(decoder)), _tensor(last))[0])
