@@ -78,11 +78,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(command: list[str], cwd: Path) -> None:
+def run(command: list[str], cwd: Path, given: str | None = None) -> None:
     outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONSTRAINTS")  # of the make that runs the tests
     env = {name: value for name, value in os.environ.items() if name not in outer}
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, env=env, input=given, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
@@ -97,9 +99,19 @@ def test_command(command: str, folder: Path) -> None:
         run(["bash", "-c", command], folder)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_python_example(example: str, folder: Path) -> None:
-    run([sys.executable, "-c", example], folder)
+RUN_ALL = """\
+import json, sys
+
+for example in json.load(sys.stdin):
+    print(example)
+    exec(compile(example, "example", "exec"), {"__name__": "__main__"})
+"""
+
+
+def test_python_examples(folder: Path) -> None:
+    """All in one process, each with names of its own."""
+    assert len(EXAMPLES) > 8
+    run([sys.executable, "-c", RUN_ALL], folder, json.dumps(EXAMPLES))
 
 
 def test_commands_of_fewer_settings_and_own_policies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
