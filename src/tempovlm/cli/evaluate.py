@@ -41,7 +41,8 @@ Compares accuracy at the mean latency that a policy really took with the best ra
 also with p-values corrected over the budgets, by data set and with settings that keep the budget alone, and with
 a rule that picks by twin pictures. Writes judge.json, judge.parquet, judge.html, frontier.svg and gain.svg to the
 output directory. The headline is about the policy that gains most, or about --subject. The examples run on the
-results of the repository, whose pictures `tempovlm data make` draws."""
+results of the repository. Policies that may look at the question or the picture need --data_dir; `tempovlm data
+make` draws the pictures of these results."""
 
 _SHIPPED = """\
 tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir results/core_exp_pocket_train \\
@@ -50,8 +51,9 @@ tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir 
 
 _EXAMPLES = (
     f"{_SHIPPED}--policies table best_static random --output_dir runs/judged --export csv latex pdf",
-    f"{_SHIPPED}--policies my_policy.py:FewBlocks table --tiers low medium --output_dir runs/judged",
     "tempovlm data make --output_dir runs/data",
+    f"{_SHIPPED}--policies my_policy.py:FewBlocks table --tiers low medium \\\n"
+    "      --data_dir runs/data --output_dir runs/judged",
     f"{_SHIPPED}--policies checkpoints/controller/grpo/best_controller.pt table knn --time_price 0.3 \\\n"
     "      --budgets 60 100 150 200 300 --data_dir runs/data --output_dir runs/judged",
 )
