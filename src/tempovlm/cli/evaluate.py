@@ -16,6 +16,7 @@ import tyro
 
 from tempovlm.cli import console
 from tempovlm.cli.knobs import ALL, Knobs
+from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import check_price_per_ms
@@ -201,7 +202,13 @@ class Inputs:
             common = {name: [value for value in values if value in found[name]] for name, values in common.items()}
         if empty := [name for name, values in common.items() if not values]:
             raise UserError(f"--results_dir: judged, training and twin results have no {empty[0]} in common")
-        return self.whole.subset(common | self.args.knobs.values)
+        asked = self.args.knobs.values
+        chosen = self.whole.subset(common | asked)
+        for name, values in asked.items():
+            if missing := [value for value in values if value not in common[name]]:
+                has = ", ".join(map(str, common[name]))
+                raise wrong_argument(name, missing[0], f"not in all of the results; choose from {has}")
+        return chosen
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -544,13 +551,14 @@ def table(report: Mapping[str, Any]) -> rich.table.Table:
     """The report for people, a row a policy."""
     from rich.table import Table
 
+    from tempovlm.lab.pages import points
+
     share = f"of the {report['reference']['name']}'s"
     title = f"{report['num_questions']} questions, {report['num_images']} pictures ({report['data_source']})"
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)
     for head in ("gain", "95 % interval", share, "area"):
         shown.add_column(head, justify="right", no_wrap=True)
-    points: Callable[[float], str] = lambda share: f"{100 * share:+.1f}"  # noqa: E731 - used in this table only
     for name, judged in report["policies"].items():
         gain, closed = judged["against_mixture"], judged["gap_closed"]
         low, high = gain["interval"]
