@@ -285,6 +285,7 @@ def only(axes: dict[str, Any]) -> dict[str, Any]:
     return {name: values for name, values in axes.items() if name != "fingerprint"}
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_results_of_a_subset_are_judged_on_it(
     tiny_folder: Path, bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
