@@ -427,7 +427,7 @@ class TempoVLM:
 
         if self.card.accuracy:
             return TablePolicy(self.space, self.card.accuracy)
-        hint = "to measure them on your own questions, run `tempovlm tune`"
+        hint = "to measure them on your own questions, run `tempovlm tune FILE --model MODEL`"
         if not self.card.ran(self.ranking, self.space):
             hint = "the model's own are of another ranking of its blocks"
         what = "%s: accuracies are assumed, not measured: more compute is taken to be better; %s"
@@ -532,7 +532,10 @@ def check_policy(policy: str | Path | Policy) -> None:
             f"'{policy.__module__}:{policy.__name__}'"
         )
     if not isinstance(policy, str | Path | Policy):
-        raise UserError(f"a {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}")
+        raise UserError(
+            f"a value of type {type(policy).__name__} is no policy; choose from {', '.join(POLICIES)}, or give "
+            "an object of a subclass of tempovlm.control.policy.Policy"
+        )
     if isinstance(policy, str | Path) and policy not in POLICIES and not exists_as(Path(policy), Path.is_file):
         raise wrong_argument(
             "policy",

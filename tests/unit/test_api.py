@@ -404,7 +404,7 @@ def test_errors_name_the_argument_in_python_and_the_flag_on_the_command_line(
 
 
 def test_other_values_are_no_policy_and_no_setting(model: TempoVLM) -> None:
-    with pytest.raises(UserError, match="a NoneType is no policy; choose from auto, table, fixed"):
+    with pytest.raises(UserError, match="of type NoneType is no policy; choose from auto, table, fixed, or give"):
         check_policy(None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="knobs 'native': must be a KnobConfig"):
         model.answer(None, "what?", knobs="native")  # type: ignore[arg-type]

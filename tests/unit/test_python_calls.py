@@ -118,6 +118,8 @@ def test_an_answer_is_shown_on_one_short_line(model: TempoVLM, picture: Image.Im
     assert "150 ms, late" not in shown
     assert "93.2 of 90 ms, late" in repr(replace(told, budget_ms=90.0))
     assert "on time, cut" in repr(replace(told, finish_reason="deadline"))
+    nothing = replace(told, finish_reason="deadline", num_output_tokens=0, budget_met=False)
+    assert "ms, stopped before the answer, " in repr(nothing)
     assert "rejected" in repr(replace(told, finish_reason="rejected"))
 
 

@@ -123,8 +123,11 @@ def show(answer: Answer, model: TempoVLM) -> None:
     from rich.markup import escape
 
     out, knobs, native = console.stdout(), answer.knobs, model.engine.whole.native
+    if answer.finish_reason == "rejected":
+        out.print(verdict(answer))
+        return
     out.print(f"[bold]{escape(answer.text) or '(no text)'}[/bold]")
-    full = "  [dim](native)[/dim]" if knobs == native else ""
+    full = " [dim](native)[/dim]" if knobs == native else ""
     tiles = "" if answer.tiling is None else f" ({answer.tiling[0]} × {answer.tiling[1]} crops)"
     parts = [
         f"{knob.label} {value}" + (tiles if name == "tier" else f" of {most}")
@@ -133,8 +136,11 @@ def show(answer: Answer, model: TempoVLM) -> None:
     out.print(f"{' · '.join(parts)} · policy {answer.policy}{full}")
     out.print(stage_table(answer))
     out.print(verdict(answer))
-    if answer.finish_reason != "stop":
-        out.print(f"[yellow]ended early: {answer.finish_reason}[/yellow]")
+    if answer.finish_reason == "length":
+        out.print(f"[yellow]cut at its cap on tokens, {answer.num_output_tokens}[/yellow]")
+    elif answer.finish_reason != "stop":
+        where = f", during {answer.stopped_at}" if answer.stopped_at else ""
+        out.print(f"[yellow]ended early: {answer.finish_reason}{where}[/yellow]")
 
 
 def stage_table(answer: Answer) -> Table:

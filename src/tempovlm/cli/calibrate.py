@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +93,21 @@ def main(argv: list[str]) -> None:
         f"median ms (least budget in ms) of an answer with {_profile(guard).output.mean:.1f} tokens "
         f"on average; measured {profile.stamp['created']} on {profile.stamp['hardware']}"
     )
-    show_budgets(guard)
-    known = "measured with the model" if model.card.accuracy else "assumed, not measured"
+    measured = bool(model.card.accuracy)
+    show_budgets(guard, "accuracy" if measured else "accuracy (assumed)")
+    known = "measured with the model" if measured else "assumed, not measured"
     own = model.card.ran(model.ranking, model.space)
     hint = (
-        "measure them on your own questions: tempovlm tune FILE"
+        f"measure them on your own questions: tempovlm tune FILE{_of_model(flags.model)}"
         if own
         else "those of the model are of its own ranking"
     )
     out.print(f"accuracies are {known}; {hint}")
+
+
+def _of_model(model: str) -> str:
+    """Return the flag that names a model, where it is not the default one."""
+    return "" if model == "pocket" else f" --model {shlex.quote(model)}"
 
 
 def any_request(max_new_tokens: int) -> Request:
@@ -171,13 +178,13 @@ def table(guard: Guard) -> Table:
     return result
 
 
-def show_budgets(guard: Guard) -> None:
-    """From where on budgets can be kept, and what runs at round ones, for people."""
+def show_budgets(guard: Guard, accuracy: str = "accuracy") -> None:
+    """Print from where on budgets can be kept, and what runs at round ones; `accuracy` heads its column."""
     from rich.table import Table
 
     out, bounds_ms = console.stdout(), guard.budgets_ms()
     out.print(f"feasible from {bounds_ms.min():.0f} ms · everything fits from {bounds_ms.max():.0f} ms")
-    rows = Table("budget", "setting", "accuracy", "median", box=None, padding=(0, 2, 0, 0))
+    rows = Table("budget", "setting", accuracy, "median", box=None, padding=(0, 2, 0, 0))
     for row in choices(guard):
         expected = f"{100 * row['accuracy']:.1f} %"
         rows.add_row(f"{row['budget_ms']:g} ms", row["setting"], expected, f"{row['p50_ms']:.0f} ms")

@@ -16,6 +16,7 @@ import tyro
 
 from tempovlm.cli import console
 from tempovlm.cli.knobs import ALL, Knobs
+from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import check_price_per_ms
@@ -41,7 +42,8 @@ Compares accuracy at the mean latency that a policy really took with the best ra
 also with p-values corrected over the budgets, by data set and with settings that keep the budget alone, and with
 a rule that picks by twin pictures. Writes judge.json, judge.parquet, judge.html, frontier.svg and gain.svg to the
 output directory. The headline is about the policy that gains most, or about --subject. The examples run on the
-results of the repository, whose pictures `tempovlm data make` draws."""
+results of the repository. Policies that may look at the question or the picture need --data_dir; `tempovlm data
+make` draws the pictures of these results."""
 
 _SHIPPED = """\
 tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir results/core_exp_pocket_train \\
@@ -50,8 +52,9 @@ tempovlm evaluate --results_dir results/core_exp_pocket_val --train_results_dir 
 
 _EXAMPLES = (
     f"{_SHIPPED}--policies table best_static random --output_dir runs/judged --export csv latex pdf",
-    f"{_SHIPPED}--policies my_policy.py:FewBlocks table --tiers low medium --output_dir runs/judged",
     "tempovlm data make --output_dir runs/data",
+    f"{_SHIPPED}--policies my_policy.py:FewBlocks table --tiers low medium \\\n"
+    "      --data_dir runs/data --output_dir runs/judged",
     f"{_SHIPPED}--policies checkpoints/controller/grpo/best_controller.pt table knn --time_price 0.3 \\\n"
     "      --budgets 60 100 150 200 300 --data_dir runs/data --output_dir runs/judged",
 )
@@ -199,7 +202,13 @@ class Inputs:
             common = {name: [value for value in values if value in found[name]] for name, values in common.items()}
         if empty := [name for name, values in common.items() if not values]:
             raise UserError(f"--results_dir: judged, training and twin results have no {empty[0]} in common")
-        return self.whole.subset(common | self.args.knobs.values)
+        asked = self.args.knobs.values
+        chosen = self.whole.subset(common | asked)
+        for name, values in asked.items():
+            if missing := [value for value in values if value not in common[name]]:
+                has = ", ".join(map(str, common[name]))
+                raise wrong_argument(name, missing[0], f"not in all of the results; choose from {has}")
+        return chosen
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -542,13 +551,14 @@ def table(report: Mapping[str, Any]) -> rich.table.Table:
     """The report for people, a row a policy."""
     from rich.table import Table
 
+    from tempovlm.lab.pages import points
+
     share = f"of the {report['reference']['name']}'s"
     title = f"{report['num_questions']} questions, {report['num_images']} pictures ({report['data_source']})"
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)
     for head in ("gain", "95 % interval", share, "area"):
         shown.add_column(head, justify="right", no_wrap=True)
-    points: Callable[[float], str] = lambda share: f"{100 * share:+.1f}"  # noqa: E731 - used in this table only
     for name, judged in report["policies"].items():
         gain, closed = judged["against_mixture"], judged["gap_closed"]
         low, high = gain["interval"]

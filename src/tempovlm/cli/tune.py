@@ -33,7 +33,7 @@ Measure how accurate the settings are on your own questions, and store it beside
 
 Settings that are not worth their time are ruled out early. The same command goes on where it was interrupted.
 Afterwards --policy table:NAME chooses by what was measured, NAME being the file's without its ending, and
-`tempovlm bench FILE` does so by itself."""
+tempovlm bench FILE does so by itself."""
 
 EXAMPLES = (
     "tempovlm tune my.csv",

@@ -256,7 +256,8 @@ def _tensors(scale: _Scale, arrays: Mapping[str, Floats | int]) -> dict[str, Ten
     import torch
 
     scaled: dict[str, Floats | int] = {"centre": scale.centre, "spread": scale.spread}
-    return {name: torch.as_tensor(values) for name, values in (scaled | dict(arrays)).items()}
+    # Copies, since torch warns of arrays that cannot be written to, as columns of results are.
+    return {name: torch.as_tensor(np.array(values)) for name, values in (scaled | dict(arrays)).items()}
 
 
 def _arrays(state: Mapping[str, Tensor]) -> tuple[_Scale, dict[str, Floats]]:

@@ -194,7 +194,8 @@ def load_controller(path: Path, space: KnobSpace, weights_hash: str | None = Non
     if record["knob_space"] != space.fingerprint:
         raise UserError(
             f"{path}: field knob_space is {record['knob_space']}, this model's is {space.fingerprint}: trained "
-            "for other settings; train a controller for this model"
+            "for other settings; allow those alone (--tiers, --top_k, --num_blocks, or load(space=...)), or train "
+            "a controller for this model"
         )
     if None not in (weights_hash, record["weights"]) and record["weights"] != weights_hash:
         raise UserError(

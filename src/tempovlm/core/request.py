@@ -267,6 +267,8 @@ class Answer:
             return self.finish_reason
         if self.budget_ms is None:
             return "no budget"
+        if self.finish_reason == "deadline" and not self.num_output_tokens:
+            return "stopped before the answer"
         is_late = self.timings_ms["total"] > self.budget_ms
         return ("late" if is_late else "on time") + (", cut" if self.finish_reason == "deadline" else "")
 

@@ -20,13 +20,13 @@ Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, z: float = Z_95) -> tuple[float, float]:
     """Score interval of a share.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
 
     Args:
-        successes: how often it happened.
+        successes: how often it happened; may be a fraction, as may the trials, where they are effective numbers.
         trials: out of how many, at least 1.
         z: normal quantile of the wished confidence.
 

@@ -209,10 +209,12 @@ def interval(values: NDArray[np.float64], images: NDArray[Any], estimate: float)
         estimate: about which the interval lies.
     """
     mean, error = clustered_mean(values, images)
-    trials = len(np.unique(images.astype(str)))
+    pictures = len(np.unique(images.astype(str)))
+    trials = float(pictures)
     if mean is not None and error and 0 < mean < 1:
-        trials = int(min(max(mean * (1 - mean) / error**2, 1.0), len(values)))
-    low, high = wilson_interval(round(estimate * trials), trials, Z_95)
+        # The error has Bessel's correction: without it, questions about as many pictures are worth one less.
+        trials = min(max(mean * (1 - mean) / error**2 * pictures / (pictures - 1), 1.0), float(len(values)))
+    low, high = wilson_interval(estimate * trials, trials, Z_95)
     return min(low, estimate), max(high, estimate)
 
 

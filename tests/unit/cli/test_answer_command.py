@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,7 @@ def test_calibrate_measures_what_is_named(
     assert main([*words, "--ranking", str(tmp_path / "ranking.json")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "accuracies are assumed, not measured; those of the model are of its own ranking" in out
+    assert "accuracy (assumed)" in out
 
 
 def test_calibrate(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,4 +270,14 @@ def test_a_request_that_cannot_fit_is_refused(
     found = json.loads(capsys.readouterr().out)
     assert (found["answer"], found["finish_reason"], found["ttft_ms"]) == ("", "rejected", None)
     assert run(tiny_folder, *asked) == 0
-    assert "refused: no setting was expected to fit 0.01 ms" in capsys.readouterr().out
+    assert capsys.readouterr().out == "refused: no setting was expected to fit 0.01 ms\n"  # no setting, no stages
+
+
+def test_people_see_where_an_answer_ended(
+    tiny_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (picture_file, "what?", "--policy", "table", "--budget_ms", "0.01", "--on_deadline", "stop")
+    assert run(tiny_folder, *asked) == 0
+    assert re.search(r"ended early: deadline, during [a-z_]+\n", capsys.readouterr().out)
+    assert run(tiny_folder, picture_file, "what?", "--max_new_tokens", "1") == 0
+    assert "cut at its cap on tokens, 1\n" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -284,6 +285,7 @@ def only(axes: dict[str, Any]) -> dict[str, Any]:
     return {name: values for name, values in axes.items() if name != "fingerprint"}
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_results_of_a_subset_are_judged_on_it(
     tiny_folder: Path, bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,7 +301,9 @@ def test_results_of_a_subset_are_judged_on_it(
     evaluate.main(words(tiny_folder, few, tmp_path / "out", *more, "--save_policies", str(tmp_path / "kept")))
     report = judged(tmp_path / "out")
     assert only(report["knob_space"]) == AXES
-    assert "judged on 8 of the model's 60 settings: tier low, high; " in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "judged on 8 of the model's 60 settings: tier low, high; " in printed.err
+    assert not re.search(r"[+-]0\.0( |$)", printed.out, re.MULTILINE), "a zero has no sign"
     legal = {str(knobs) for knobs in FEW}
     chosen = {name for one in report["policies"].values() for row in one["by_budget"] for name in row["knobs"]}
     assert chosen <= legal
@@ -308,7 +312,7 @@ def test_results_of_a_subset_are_judged_on_it(
     evaluate.main(words(tiny_folder, few, tmp_path / "again", *more))
     again = judged(tmp_path / "again")["policies"].popitem()[1]["area"]["value"]
     assert again == pytest.approx(report["policies"]["knn"]["area"]["value"]), "fitted on the subset"
-    with pytest.raises(UserError, match="no question of split val has an answer at all 12 settings"):
+    with pytest.raises(UserError, match="tier='medium': not in all of the results; choose from low, high"):
         evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "low", "medium", "high"))
     with pytest.raises(UserError, match="tier='huge': not in the knob space"):
         evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "huge"))

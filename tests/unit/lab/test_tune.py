@@ -11,6 +11,7 @@ import pytest
 import tiny_model
 from tempovlm.control.select import best
 from tempovlm.lab import tune
+from tempovlm.lab.statistics import wilson_interval
 
 SPACE = tiny_model.SPACE
 COSTS_MS = np.array([tiny_model.nominal_ms(SPACE, i) for i in range(len(SPACE))])
@@ -105,6 +106,13 @@ def test_a_few_pictures_with_many_questions_widen_the_interval() -> None:
     alone = tune.interval(values, np.arange(100), 0.5)
     shared = tune.interval(values, np.repeat(np.arange(10), 10), 0.5)
     assert shared[1] - shared[0] > 2 * (alone[1] - alone[0])
+
+
+def test_questions_with_a_picture_each_have_wilsons_interval() -> None:
+    """Also where their number is small, so that it does not matter whether all are right or not."""
+    for right in (0, 1, 5, 12):
+        values = (np.arange(12) < right).astype(float)
+        assert tune.interval(values, np.arange(12), right / 12) == pytest.approx(wilson_interval(right, 12))
 
 
 def test_stored_regret_keeps_the_target(repo_root: Path) -> None:

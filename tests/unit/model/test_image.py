@@ -147,7 +147,7 @@ def test_a_name_stays_as_it_was_given() -> None:
 
 @pytest.mark.parametrize("source", [3, ["a.png"], {"path": "a.png"}, io.BytesIO(b""), torch.zeros(4, 4, 3)])
 def test_other_things_are_no_pictures(source: object) -> None:
-    with pytest.raises(UserError, match=f"a {type(source).__name__} is no picture; give a path"):
+    with pytest.raises(UserError, match=f"of type {type(source).__name__} is no picture; give a path"):
         open_image(source)  # type: ignore[arg-type]
 
 

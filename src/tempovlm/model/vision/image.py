@@ -58,8 +58,8 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
         name, data = str(source), _read(source)
     else:
         raise UserError(
-            f"a {type(source).__name__} is no picture; give a path, encoded bytes, a PIL image or uint8 pixels of "
-            "shape (height, width, 3)"
+            f"a value of type {type(source).__name__} is no picture; give a path, encoded bytes, a PIL image or "
+            "uint8 pixels of shape (height, width, 3)"
         )
     if not data:
         raise UserError(f"{name}: the file is empty")
