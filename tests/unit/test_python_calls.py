@@ -89,7 +89,7 @@ CALLS: list[Callable[..., Any]] = [
         ({"on_dead_line": "stop"}, "on_dead_line: no such argument; did you mean on_deadline?"),
         ({"xyz": 3}, "xyz: no such argument; choose from style, max_new_tokens"),
         ({"images": ()}, "images: no such argument; choose from"),
-        ({"waited_ms": "5"}, "waited_ms='5': must be zero or a positive number of milliseconds, not text"),
+        ({"waited_ms": "5"}, "waited_ms='5': must be zero or a positive number of milliseconds, at most"),
         ({"budget_ms": "150"}, "budget_ms='150': must be a positive, finite number of milliseconds, not text"),
         ({"tier": "ultra"}, "tier='ultra': not in the knob space of this model; choose from low, medium, high"),
         ({"budget_ms": np.float32("nan")}, "budget_ms=nan: must be a positive, finite number"),

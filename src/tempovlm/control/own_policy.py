@@ -10,7 +10,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from tempovlm.control.policies import is_tuned
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats
-from tempovlm.core.checks import shown
+from tempovlm.core.checks import finite, shown
 from tempovlm.core.errors import PolicyError, UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import check_file, expanded
@@ -48,6 +49,30 @@ class Adapted(Policy):
     def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
         """Return the changed scores (K,)."""
         return self._change(self._policy.settle(question, sight, left_ms))
+
+
+class _Checked(Adapted):
+    """A policy of the user's, whose failures are told on one line."""
+
+    def look(self, question: Question, left_ms: float) -> Floats:
+        """Return the checked scores (K,)."""
+        with self._told("look"):
+            return super().look(question, left_ms)
+
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+        """Return the checked scores (K,)."""
+        with self._told("settle"):
+            return super().settle(question, sight, left_ms)
+
+    @contextmanager
+    def _told(self, method: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            name = type(self._policy).__name__
+            raise PolicyError(f"policy {name}: {method} failed ({_line(error)}); correct the method") from error
 
 
 def narrowed(policy: Policy, whole: KnobSpace, space: KnobSpace) -> Policy:
@@ -86,7 +111,7 @@ def own_policy(wanted: str, space: KnobSpace) -> Policy:
     given = {"space": space} if "space" in inspect.signature(cls).parameters else {}
     try:
         policy = cls(**given)
-    except Exception as error:  # code of the user's
+    except (Exception, SystemExit) as error:  # code of the user's
         raise UserError(
             f"--policy {wanted}: {cls.__name__}({', '.join(given)}) failed ({_line(error)}); its constructor may "
             "take the knob space as `space`, and nothing else"
@@ -116,11 +141,11 @@ def _module(wanted: str, where: str) -> ModuleType:
         return module
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--policy {wanted}: {where} cannot be imported ({_line(error)})") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return shown(f"{type(error).__name__}: {error}")
 
 
@@ -133,12 +158,18 @@ def checked_policy(policy: Policy, space: KnobSpace) -> Policy:
     name, shape = type(policy).__name__, (len(space),)
     if not isinstance(getattr(policy, "name", None), str):
         raise UserError(f"policy {name}: needs an attribute name, a text that answers report")
+    if (tie := finite(policy.tie)) is None or tie < 0:
+        raise UserError(f"policy {name}: its attribute tie is {shown(repr(policy.tie))}; give zero or more")
+    if policy.scale not in ("accuracy", "logit"):
+        raise UserError(
+            f"policy {name}: its attribute scale is {shown(repr(policy.scale))}; give accuracy or logit"
+        )
 
     def check(scores: Any) -> Floats:
         try:
-            values: Floats = np.asarray(scores, dtype=float)
-        except (TypeError, ValueError):
-            what = f"a {type(scores).__name__}"
+            values: Floats = np.asarray(scores).astype(float, casting="same_kind")
+        except (TypeError, ValueError, RuntimeError):  # the last of a tensor with a gradient
+            what = f"a {type(scores).__name__} that is no array of real numbers"
         else:
             what = f"an array of shape {values.shape}"
             if values.shape == shape and not np.isnan(values).any():
@@ -147,4 +178,4 @@ def checked_policy(policy: Policy, space: KnobSpace) -> Policy:
                 what = f"NaN for {space.settings[int(np.isnan(values).argmax())]}"
         raise PolicyError(f"policy {name}: scored {what}; expected numbers of shape {shape}, one for each setting")
 
-    return Adapted(policy, check)
+    return _Checked(policy, check)

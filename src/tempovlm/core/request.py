@@ -30,6 +30,9 @@ SCHEMA = "tempovlm.answer/1"
 ON_DEADLINE = ("finish", "stop", "reject")
 """Ways to treat an answer that does not fit its budget."""
 
+_LONGEST_WAIT_MS = 1e12
+"""About thirty years: a longer time is of another unit, or no duration."""
+
 _log = logging.getLogger("tempovlm.answers")
 # Late answers are the caller's business: nothing is printed where a program has not set up logging. The parent
 # `tempovlm` has no such handler, so that its own warnings are seen.
@@ -122,9 +125,10 @@ def check_waited_ms(value: object) -> float:
     """Return the time that a request has waited as a plain number.
 
     Raises:
-        UserError: it is negative or not finite.
+        UserError: it is negative, or longer than any request has waited.
     """
-    return checked_number("waited_ms", value, "zero or a positive number of milliseconds")
+    meaning = "zero or a positive number of milliseconds, at most 1e12"
+    return checked_number("waited_ms", value, meaning, lambda number: 0 <= number <= _LONGEST_WAIT_MS)
 
 
 def _top_p(value: object) -> float:
@@ -314,7 +318,7 @@ def log_answer(answer: Answer) -> None:
     _log.log(
         level,
         "%s: %s by %s, predicted %s, took %.1f ms%s, %s",
-        answer.request_id,
+        shown(answer.request_id),
         answer.knobs,
         answer.policy,
         "nothing" if predicted is None else f"{predicted.p50_ms:.1f} (at most {predicted.upper_ms:.1f}) ms",

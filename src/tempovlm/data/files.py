@@ -31,7 +31,7 @@ def read_json(path: Path, *, keyed_by_id: bool = False) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=keep_keys if keyed_by_id else None)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: half-written or damaged, not a JSON file ({error}); get it again") from None
     check_unique(last, [path] * len(last))  # of the outermost object, which is read last
     return content

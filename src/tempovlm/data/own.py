@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from tempovlm.core.checks import shown
+from tempovlm.core.checks import PATH_SHOWN, shown
 from tempovlm.core.errors import UserError
-from tempovlm.core.paths import cache_dir, check_file, expanded, write_whole
+from tempovlm.core.paths import cache_dir, check_file, exists_as, expanded, write_whole
 from tempovlm.core.request import Request
 from tempovlm.data.dataset import SPLITS
 from tempovlm.data.entries import Entry
@@ -190,7 +191,7 @@ class _Row(Entry):
         if text.startswith("[") and text.endswith("]"):
             try:
                 return json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise self.wrong(
                     key, f'is {shown(text)}, a list that is no JSON; write it as ["red", "blue"] or red|blue'
                 ) from None
@@ -242,6 +243,7 @@ def _text(path: Path) -> str:
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows below the head, which says what separates the cells: commas, semicolons or tabs."""
     text = _text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may be as long as the file
     head = text.partition("\n")[0]
     reader = csv.reader(StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     names: list[str] = []
@@ -258,7 +260,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     "hold the separator in double quotes"
                 )
             elif any(cell.strip() for cell in cells):
-                yield number, dict(zip(names, cells, strict=False))
+                yield number, dict(zip_longest(names, cells))
     except csv.Error as error:
         raise UserError(f"{path}: row {before + 1}: {error}; double each quote within quotes") from None
 
@@ -275,7 +277,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             cells = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: row {number}: no JSON ({error}); write one object on each line") from None
         if not isinstance(cells, dict):
             raise UserError(f"{path}: row {number}: is {shown(cells)}; write one object on each line")
@@ -346,10 +348,13 @@ class _Pictures:
             raise row.wrong("image", f"is {shown(value)}, neither the path of a picture nor its bytes")
         if value.startswith(("http://", "https://", "data:")):
             raise row.wrong("image", f"is an address ({shown(value)}), and nothing is fetched: name a file")
-        place = row.path.parent / expanded(value.strip())
+        try:
+            place = row.path.parent / expanded(value.strip())
+        except UserError:
+            raise row.wrong("image", f"{shown(value)} is in the home folder of nobody") from None
         if place not in self._known:
-            if not place.is_file():
-                raise row.wrong("image", f"{shown(value)} is missing in {place.parent}")
+            if not exists_as(place, Path.is_file):
+                raise row.wrong("image", f"{shown(value)} is missing in {shown(place.parent, PATH_SHOWN)}")
             try:
                 Image.open(place).close()
             except UnidentifiedImageError:

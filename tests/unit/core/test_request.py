@@ -223,3 +223,9 @@ def test_an_integer_is_no_float(value: object) -> None:
 def test_a_tensor_without_data_is_no_number() -> None:
     assert finite(torch.tensor(3.0, device="meta")) is None
     assert integer(operator.index(3)) == 3
+
+
+@pytest.mark.parametrize("waited_ms", [1e13, 1e308])
+def test_a_wait_that_no_date_can_hold_is_refused(waited_ms: float) -> None:
+    with pytest.raises(UserError, match="waited_ms"):
+        Request(images=(), question="what is it?", waited_ms=waited_ms)

@@ -313,3 +313,31 @@ def test_the_example_file_is_as_the_readme_shows_it(repo_root: Path) -> None:
         encoding="utf-8"
     )
     assert {sample.image_path for sample in load_samples(str(path))} == {path.with_name("sign.jpg")}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (f"{'x' * 5000}.png,q,x", "row 2, column image: xxx"),
+        ("~nobody_of_that_name/a.png,q,x", "row 2, column image: ~nobody_of_that_name/a.png is in"),
+        (f'a.png,q,"{"[" * 20_000}{"]" * 20_000}"', "row 2, column answer: is [[["),
+        ("a.png,q", "row 2, column answer: is missing"),
+    ],
+)
+def test_cells_that_no_file_or_list_can_be_are_told_with_row_and_column(folder: Path, row: str, told: str) -> None:
+    path = write(folder, f"image,question,answer\n{row}\n")
+    with pytest.raises(UserError) as caught:
+        load_samples(str(path))
+    assert str(caught.value).startswith(f"{path}: {told}")
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 600
+
+
+def test_a_cell_may_be_longer_than_the_csv_module_takes_by_default(folder: Path) -> None:
+    assert len(one_row(folder, "image,question,answer", f"a.png,{'q' * 200_000},x").question) == 200_000
+
+
+def test_a_line_of_json_that_is_nested_too_deeply_is_told(folder: Path) -> None:
+    path = write(folder, "[" * 100_000 + "\n", "my.jsonl")
+    with pytest.raises(UserError, match="row 1: no JSON"):
+        load_samples(str(path))
