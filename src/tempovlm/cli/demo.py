@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
             run_into(folder, args, notes)
         return
     figure = expanded(args.figure)
-    make_folder(figure.parent, "figure")
+    make_folder(figure.parent, "--figure")
     model, budgets_ms = load(args, notes)
     draw_figure(model, figure, budgets_ms, args.seed)
     notes.print(f"wrote {figure}")

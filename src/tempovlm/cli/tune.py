@@ -13,6 +13,8 @@ import tyro
 from tempovlm.cli import calibrate, console
 from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import make_folder
+from tempovlm.core.paths import cache_dir
 from tempovlm.data.metrics.rules import Rule
 from tempovlm.data.own import SUFFIXES, describe, is_own
 from tempovlm.data.registry import check_datasets, find_own
@@ -43,6 +45,9 @@ EXAMPLES = (
 )
 
 _LEAST = 12
+
+CACHE = "the cache (TEMPOVLM_CACHE_DIR)"
+"""Name of the folder of answers and tables, in errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,7 @@ def main(argv: list[str]) -> None:
 
     [name] = check_datasets([flags.data], "data", score=flags.score)
     samples = draw(name, flags)
+    make_folder(cache_dir(), CACHE)  # now, and not when there are answers
     model = load(flags.model, device=flags.device, policy="table", weights=flags.weights, backend=flags.backend)
     model.calibrate()
     tuned = measure(model, name, samples, flags)
@@ -147,7 +153,7 @@ def measure(model: TempoVLM, name: str, samples: Sequence[Sample], flags: Flags)
     folder = answers_folder(model, name, flags)
     if flags.force:
         shutil.rmtree(folder, ignore_errors=True)
-    ledger = Ledger(folder, stamp, model.ranking, plan.conditions(flags.split))
+    ledger = Ledger(folder, stamp, model.ranking, plan.conditions(flags.split), where=CACHE)
     title = f"answering {len(samples)} questions; settings that are not worth their time are ruled out"
     with ledger.opened([name], {name: question_digests(samples)}), progress_bar(title) as advance:
         return tune(model.engine, name, plan.jobs(samples), ledger, costs_ms, advance)

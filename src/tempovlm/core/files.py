@@ -15,8 +15,8 @@ from pathlib import Path
 from tempovlm.core.errors import UserError
 
 
-def make_folder(path: Path, flag: str = "output_dir") -> Path:
-    """Make a folder with its parents; `flag` is named in errors.
+def make_folder(path: Path, where: str = "--output_dir") -> Path:
+    """Make a folder with its parents; errors say `where` it was named.
 
     Raises:
         UserError: the folder cannot be made or written to, or a file has its name.
@@ -24,29 +24,29 @@ def make_folder(path: Path, flag: str = "output_dir") -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--{flag} {path}: cannot be made ({error.strerror or error})") from None
+        raise UserError(f"{where} {path}: cannot be made ({error.strerror or error})") from None
     try:
         # Check now and not when there are results: that may be an hour away.
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"--{flag} {path}: cannot be written to ({error.strerror or error})") from None
+        raise UserError(f"{where} {path}: cannot be written to ({error.strerror or error})") from None
     return path
 
 
 @contextlib.contextmanager
-def writing_to(path: Path) -> Iterator[Path]:
-    """Make and lock the folder of `--output_dir`, so that two runs do not mix their files.
+def writing_to(path: Path, where: str = "--output_dir") -> Iterator[Path]:
+    """Make and lock a folder, so that two runs do not mix their files; errors say `where` it was named.
 
     Raises:
         UserError: the folder cannot be made or written to, a file has its name, or this or another process holds
             it already.
     """
-    handle = os.open(make_folder(path), os.O_RDONLY)
+    handle = os.open(make_folder(path, where), os.O_RDONLY)
     try:
-        if not try_lock(handle, fcntl.LOCK_EX, f"--output_dir {path}"):
+        if not try_lock(handle, fcntl.LOCK_EX, f"{where} {path}"):
             message = "another process is writing results there; wait for it to end, or use another directory"
-            raise UserError(f"--output_dir {path}: {message}")
+            raise UserError(f"{where} {path}: {message}")
         try:
             yield path
         finally:

@@ -91,7 +91,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
     samples = load_mixed(plan.datasets, plan.num_samples, data_dir=plan.data_dir, seed=plan.seed)
     check_scorable(samples)
     stamp = model.stamp(", ".join(sorted({sample.data_source for sample in samples})))
-    make_folder(path.parent, "output_path")
+    make_folder(path.parent, "--output_path")
     kept = path.with_name(f".{path.name}.records.jsonl")
     steps = bench.BenchPlan(
         budgets_ms=plan.budgets_ms,

@@ -17,6 +17,7 @@ from tempovlm.api import TempoVLM, load
 from tempovlm.cli import bench, calibrate, tune
 from tempovlm.cli import main as cli
 from tempovlm.core.errors import UserError
+from tempovlm.core.files import writing_to
 from tempovlm.core.request import Request
 from tempovlm.data import registry
 from tempovlm.engine import calibration
@@ -123,6 +124,24 @@ def test_wrong_input_is_one_line(signs: Path, tiny_folder: Path, tmp_path: Path)
         with pytest.raises(UserError, match="^" + told.replace(".", r"\.")):
             tune.main([*words, *flags(tiny_folder)])
     assert cli.main(["tune", str(tmp_path / "none.csv"), *flags(tiny_folder)]) == 2
+
+
+def test_a_cache_in_use_or_out_of_reach_is_told(
+    signs: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(signs, tiny_folder, capsys)
+    (folder,) = (tmp_path / "cache").rglob("*.answers/*/")
+    with writing_to(folder), pytest.raises(UserError, match=r"the cache \(TEMPOVLM_CACHE_DIR\).* another process"):
+        run(signs, tiny_folder, capsys)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("tempovlm.api.load", lambda *_, **__: pytest.fail("loaded before the cache was looked at"))
+    with pytest.raises(UserError, match=r"the cache \(TEMPOVLM_CACHE_DIR\).*: cannot be made"):
+        run(signs, tiny_folder, capsys)
 
 
 def test_tables_that_do_not_fit_are_told(

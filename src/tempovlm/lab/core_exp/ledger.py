@@ -43,6 +43,7 @@ class Ledger:
         folder: the output directory. ranking: which blocks ran, for the JSON layout.
         conditions: further values that all rows must share: seed, split, caps and the like.
         form: format of merged files. rank: rank of this process; only 0 merges.
+        where: the folder was named, in errors.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Ledger:
     conditions: Mapping[str, Any]
     form: Format = "parquet"
     rank: int = 0
+    where: str = "--output_dir"
     rows: dict[str, dict[Key, SweepRow]] = field(default_factory=dict)
     _failed: dict[str, set[Key]] = field(default_factory=dict)
     _seen: set[Path] = field(default_factory=set)
@@ -70,7 +72,9 @@ class Ledger:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(
-                writing_to(self.folder) if self.rank == 0 else processes.at_work(self._processes, self.rank)
+                writing_to(self.folder, self.where)
+                if self.rank == 0
+                else processes.at_work(self._processes, self.rank)
             )
             self._check_manifest()
             for dataset in datasets:
