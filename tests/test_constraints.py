@@ -83,7 +83,7 @@ def test_torch_comes_first_by_its_exact_version(word: str, folder: str) -> None:
     assert ["--upgrade" in line for line in installs] == [folder == ".venv-newest"] * 2
     torch = f"torch=={PINS['torch']}"
     assert installs[0].endswith(f" {torch}")
-    assert installs[1].endswith(f" {torch} -e '.[experiments,dev]'")
+    assert installs[1].endswith(f" {torch} -e '.[experiments,cpu,dev]'")
     for line in installs:
         assert f"{folder}/bin/pip install" in line
         assert ("PIP_CONSTRAINT=constraints.txt" in line) is (folder == ".venv")

@@ -177,7 +177,8 @@ def test_the_wheel_answers_from_another_folder(environment: Environment) -> None
     picture.save(environment.cwd / "sign.png")
 
     question = "what does the sign say?"
-    done = environment.run("-m", "tempovlm", "answer", "sign.png", question, "--budget_ms", "200", "--json")
+    few = ("--tier", "low", "--num_blocks", "8")  # are calibrated in a moment
+    done = environment.run("-m", "tempovlm", "answer", "sign.png", question, "--budget_ms", "200", *few, "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     answer = json.loads(done.stdout)

@@ -114,8 +114,8 @@ class Named(Policy):
         (np.ones(3), r"an array of shape \(3,\)"),
         (np.ones((1, 60)), r"an array of shape \(1, 60\)"),
         (0.5, r"an array of shape \(\)"),
-        (None, r"an array of shape \(\)"),
-        ("high", "a str"),
+        (None, "a NoneType that is no array of real numbers"),
+        ("high", "a str that is no array of real numbers"),
         (np.where(np.arange(60) == 1, np.nan, 1.0), "NaN for low/k2/b4"),
     ],
 )
