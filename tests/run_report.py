@@ -14,8 +14,11 @@ EXTRAS = {"pycocoevalcap": "captions", "triton": "dev", "pandas": "experiments",
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave the files in the order that was drawn, where one was: pytest-xdist would start with the largest."""
-    if drawn_seed(config) is not None and hasattr(config.option, "loadscopereorder"):
+    """Leave the files in their order, or in the one that was drawn.
+
+    pytest-xdist would start with the files of most tests, and end with few and long ones, on one worker.
+    """
+    if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 

@@ -85,7 +85,7 @@ def test_the_seed_is_told_where_none_was_given_and_binds_all_workers(run) -> Non
 
 
 def test_files_start_in_the_order_drawn(run) -> None:
-    """And not the largest first, as without one."""
+    """And not the largest first, as pytest-xdist would."""
     pytest.importorskip("random_order")
 
     def files(*words: str) -> tuple[str, ...]:
