@@ -79,7 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], cwd: Path, given: str | None = None) -> None:
-    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONSTRAINTS")  # of the make that runs the tests
+    # Of the make that runs the tests.
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONSTRAINTS", "OMP_NUM_THREADS")
     env = {name: value for name, value in os.environ.items() if name not in outer}
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     done = subprocess.run(
