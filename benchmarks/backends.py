@@ -22,16 +22,18 @@ from tempovlm.core.request import STAGES, Answer
 from tempovlm.data.catalog import load_samples
 from tempovlm.data.registry import GENERATED
 from tempovlm.data.sample import Sample
+from tempovlm.engine.threads import start_torch
 
 BUSY = "while True: sum(i * i for i in range(10000))"
 WARM = 4
 
 
-def load_all(model: str) -> dict[str, api.TempoVLM]:
+def load_all(model: str, threads: int | None) -> dict[str, api.TempoVLM]:
     """Each back end, with the type of its products where it has several."""
+    start_torch(threads)  # before torch is imported, which fixes how threads wait
     import torch
 
-    quick: dict[str, Any] = {"calibrate": False, "progress": False, "device": "cpu"}
+    quick: dict[str, Any] = {"calibrate": False, "progress": False, "device": "cpu", "threads": threads}
     return {
         "torch": api.load(model, **quick),
         "openvino_float32": api.load(model, backend="openvino", dtype=torch.float32, **quick),
@@ -61,11 +63,12 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
+    parser.add_argument("--threads", type=int, help="of an operation; by default those of the product")
     parser.add_argument("--num_samples", type=int, default=80, help="questions")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2], help="busy processes beside")
     parser.add_argument("--json", type=Path, help="file to write; standard output without it")
     args = parser.parse_args()
-    models = load_all(args.model)
+    models = load_all(args.model, args.threads)
     each = -(-args.num_samples // len(GENERATED))
     columns = [load_samples(name, "val", num_samples=each) for name in GENERATED]
     samples = [sample for row in zip(*columns, strict=True) for sample in row][: args.num_samples]
