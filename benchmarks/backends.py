@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from deadlines import samples_of
 from tempovlm import api
 from tempovlm.core.request import STAGES, Answer
-from tempovlm.data.catalog import load_samples
-from tempovlm.data.registry import GENERATED
 from tempovlm.data.sample import Sample
 from tempovlm.engine.threads import start_torch
 
@@ -69,9 +68,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write; standard output without it")
     args = parser.parse_args()
     models = load_all(args.model, args.threads)
-    each = -(-args.num_samples // len(GENERATED))
-    columns = [load_samples(name, "val", num_samples=each) for name in GENERATED]
-    samples = [sample for row in zip(*columns, strict=True) for sample in row][: args.num_samples]
+    samples = samples_of(args.num_samples)
     result: dict[str, Any] = {"stamps": {name: one.stamp("synthetic").to_json() for name, one in models.items()}}
     for count in args.neighbours:
         others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]

@@ -139,11 +139,16 @@ class Runner:
             every = run(patches) if self.features is None else self.features.features(patches, run)
             return only_live(every, live)
 
+    @property
+    def _compiled(self) -> CpuStages | None:
+        """The compiled stages, if this process can run them."""
+        return self.stages if self.stages is not None and self.stages.can_run else None
+
     def see_crops(self, patches: Tensor, live: Tensor | None = None, tick: Tick | None = None) -> Tensor:
         """Return the features (U, P, features) of patches (U, P, values), zeros for those False in `live` (U,)."""
-        if self.stages is None or not self.stages.can_run:
+        if (stages := self._compiled) is None:
             return self.model.vision(patches, live, tick)
-        return only_live(self.stages.encode(patches, tick), live)
+        return only_live(stages.encode(patches, tick), live)
 
     @torch.inference_mode()
     def project(self, patches: Tensor | None, crops: Crops | None) -> Tensor | None:
@@ -156,9 +161,8 @@ class Runner:
             every = patches if index is None else patches.index_select(0, index)
             if self.vision is not None:
                 return self.vision.project(every, masks)
-            if self.stages is not None and self.stages.can_run:
-                return self.stages.project(every, masks)
-            return self.model.projector(every, masks)
+            stages = self._compiled
+            return self.model.projector(every, masks) if stages is None else stages.project(every, masks)
 
     def see(self, ready: Prepared, tier: str, vision: Tensor | None, *, pool: bool) -> Sight:
         """Return the encoded picture at a tier for a policy, from its projected tokens `vision` (C, G, D).
@@ -227,9 +231,8 @@ class Runner:
         self, x: Tensor, plan: Plan, cache: KVCache, lengths: Tensor | None = None, tick: Tick | None = None
     ) -> Tensor:
         """Return logits (B, V) after embeddings (B, T, D); `lengths` and `tick` as in the model's `prefill`."""
-        if self.stages is not None and self.stages.can_run:
-            return self.stages.prefill(x, plan, cache, lengths, tick)
-        return self.model.prefill(x, plan, cache, lengths, tick)
+        run = self.model.prefill if (stages := self._compiled) is None else stages.prefill
+        return run(x, plan, cache, lengths, tick)
 
     @torch.inference_mode()
     def decode(self, token: Tensor, state: Decoding, count: int) -> Tensor:
