@@ -41,7 +41,7 @@ class Bench:
         self.device, self.shape = run.device, run.model.config.shape
         self.plain = Runner(run.model, run.tokenizer)
         is_quantised = run.decode_dtype != "bf16"
-        self.unquantised = GraphDecoder(run.model, lanes=1) if is_quantised else None
+        self.unquantised = GraphDecoder(run.model) if is_quantised else None
         self.repeats, self.setting_repeats = repeats, setting_repeats
         self.peer_repeats = max(repeats // 10, 2)
         self.floor = measure_floor(run.device, run.dtype, max(repeats // 4, 3))

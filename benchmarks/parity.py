@@ -67,7 +67,7 @@ def measure(
     exact = in_float32(model)
     published, remark = parity_published.load(reference, exact)
     print(f"models made in {(now_ms() - begin_ms) / 1e3:.1f} s; published implementation {remark}", flush=True)
-    fast = runner(model, GraphDecoder(model, lanes=1) if device.type == "cuda" else None)
+    fast = runner(model, GraphDecoder(model) if device.type == "cuda" else None)
     rows = []
     for case in cases:
         rows.append(measure_case(runner(exact), fast, case, published))

@@ -69,7 +69,7 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 def test_a_step_against_float32(pair: tuple[Molmo, Molmo], top_k: int) -> None:
     model, exact = pair
     plan = plan_of(top_k)
-    graphs = GraphDecoder(model, lanes=1)
+    graphs = GraphDecoder(model)
     graphs.warmup([plan])
     for context in (0, 1, 63, 700, model.config.max_sequence_length - 1):
         with graphs.lane() as lane:
@@ -156,7 +156,7 @@ def test_a_prompt_against_float32(pair: tuple[Molmo, Molmo], length: int) -> Non
 def test_a_padded_prompt_by_graph_reads_as_itself(pair: tuple[Molmo, Molmo]) -> None:
     model, _ = pair
     plan = plan_of(model.config.num_experts)  # all of them: rounding cannot change the choice
-    graphs = GraphDecoder(model, lanes=1)
+    graphs = GraphDecoder(model)
     with graphs.lane() as lane:
         assert lane is not None
         for length in (300, 100, 77):  # a graph is captured after a longer prompt was read

@@ -83,7 +83,7 @@ def test_a_graph_is_off_bf16_by_no_more_than_the_rounding(
     model, exact = pair
     assert weights != "bf16"
     meant, plan = imitate(exact, weights), plan_of(top_k)
-    graphs = {name: GraphDecoder(model, lanes=1, decode_dtype=name) for name in (weights, "bf16")}
+    graphs = {name: GraphDecoder(model, decode_dtype=name) for name in (weights, "bf16")}
     context = 300
     keys, values = torch.randn(
         2, BLOCKS, 1, model.config.num_heads, context, model.config.head_width, device="cuda"

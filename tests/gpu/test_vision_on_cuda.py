@@ -97,7 +97,7 @@ def test_a_graph_gives_what_its_kernels_give(pair: tuple[Molmo, Molmo]) -> None:
         eager = graphs.encode(patches)
         eager_tokens = graphs.project(eager, masks)
         assert graphs.encode.wanted == graphs.project.wanted == {count}
-        graphs.settle()
+        graphs.settle(lambda: True)
         assert not graphs.encode.wanted
         for _ in range(2):
             poison(graphs)
@@ -146,7 +146,7 @@ def test_a_policy_sees_each_request_s_own_pooled_tokens_after_a_wait(pair: tuple
     for _ in range(2):
         for feature, tokens in zip(expected, pictures, strict=True):
             np.testing.assert_allclose(graphs.pool(tokens).cpu().numpy(), feature, rtol=1e-4, atol=1e-5)
-        graphs.settle()
+        graphs.settle(lambda: True)
         poison(graphs)
     assert not graphs.pool.wanted
 

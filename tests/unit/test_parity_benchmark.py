@@ -68,11 +68,11 @@ def test_kernels_are_forced_token_by_token(runs: Any, monkeypatch: pytest.Monkey
     model = runs.random_model(replace(CONFIG, num_blocks=1), CPU, torch.bfloat16)
     exact = runs.in_float32(model)
     plain, plan = runs.runner(exact), runs.native_plan(model.config)
-    row = runs.measure_case(plain, runs.runner(model, GraphDecoder(model, lanes=1, tiling=tiling)), runs.CASES[1])
+    row = runs.measure_case(plain, runs.runner(model, GraphDecoder(model, tiling=tiling)), runs.CASES[1])
     assert row["clear_and_equal"] == row["clear"]
     assert row["relative_norm_error"] < 2e-2
     assert row["by_graphs"] is False
-    graphs = GraphDecoder(exact, lanes=1, tiling=tiling)
+    graphs = GraphDecoder(exact, tiling=tiling)
     ready = runs.prepared(plain, runs.CASES[0])
     forced = torch.arange(runs.STEPS) * 7 % model.config.embedding_size
     expected = runs.logits_along(plain, ready, plan, forced)

@@ -3,6 +3,8 @@
 Requests that compute at once slow each other down, so that none of them takes what was measured. So they wait here
 for a lane instead. The next one is that whose deadline comes first; one without a deadline waits `PATIENCE_MS` at
 most for those that came later. The door has no clock: it compares the times that it is given, all of one clock.
+Each change wakes the one thread whose turn it is: woken all at once, those who wait would take Python's lock from
+the thread that feeds the device.
 
 Whoever is inside can ask how long it may stay, so that those who wait keep their deadlines too: each of them gets
 the same share of the time until the latest moment at which all before it must have ended.
@@ -37,11 +39,13 @@ class Ticket:
     Attributes:
         accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
         urgency: the order in which tickets are let in, lowest first.
+        turn: notified, with the door's lock held, when the ticket may be let in.
     """
 
     accepted_ms: float
     deadline_ms: float
     urgency: tuple[float, int]
+    turn: threading.Condition
     thread: int = field(default_factory=threading.get_ident)
 
 
@@ -56,7 +60,7 @@ class Door:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
         self._waiting: list[Ticket] = []
         self._inside: dict[int, int] = {}
 
@@ -81,22 +85,22 @@ class Door:
         """
         if self._process != os.getpid():  # a fork's child: those who waited live on in the parent alone
             self._begin()
-        with self._changed:
+        with self._lock:
             if len(self._waiting) >= self._most_waiting:
                 raise UserError(
                     f"{len(self._waiting)} requests wait for this model; ask again later, or ask fewer at once"
                 )
             urgency = (min(deadline_ms, accepted_ms + PATIENCE_MS), next(self._numbers))
-            ticket = Ticket(accepted_ms, deadline_ms, urgency)
+            ticket = Ticket(accepted_ms, deadline_ms, urgency, threading.Condition(self._lock))
             self._waiting.append(ticket)
             self._waiting.sort(key=lambda one: one.urgency)
             return ticket
 
     def leave(self, tickets: Sequence[Ticket]) -> None:
         """Give up places that were not used."""
-        with self._changed:
+        with self._lock:
             self._waiting = [one for one in self._waiting if one not in tickets]
-            self._changed.notify_all()
+            self._call()
 
     @contextmanager
     def enter(self, ticket: Ticket, is_over: Callable[[], bool] | None = None) -> Iterator[bool]:
@@ -106,27 +110,34 @@ class Door:
             True; False, outside and without a lane, where `is_over`, asked every `LOOK_S`, ended the waiting.
         """
         me, is_waiting = threading.get_ident(), True
-        with self._changed:
+        with self._lock:
             try:
                 while is_waiting and not self._may_enter(ticket, me):
-                    self._changed.wait(None if is_over is None else LOOK_S)
+                    ticket.turn.wait(None if is_over is None else LOOK_S)
                     is_waiting = is_over is None or not is_over()
+                if is_waiting:
+                    self._inside[me] = self._inside.get(me, 0) + 1
             finally:
                 self._waiting.remove(ticket)
-                self._changed.notify_all()
-            if is_waiting:
-                self._inside[me] = self._inside.get(me, 0) + 1
+                self._call()
         if not is_waiting:
             yield False
             return
         try:
             yield True
         finally:
-            with self._changed:
+            with self._lock:
                 self._inside[me] -= 1
                 if not self._inside[me]:
                     del self._inside[me]
-                self._changed.notify_all()
+                self._call()
+
+    def _call(self) -> None:
+        """Wake the thread whose turn it is, if there is a lane; of its tickets, the one that it waits with."""
+        if self._waiting and len(self._inside) < self.lanes:
+            first = self._waiting[0].thread
+            for ticket in itertools.takewhile(lambda one: one.thread == first, self._waiting):
+                ticket.turn.notify()
 
     def _may_enter(self, ticket: Ticket, thread: int) -> bool:
         if thread in self._inside:

@@ -140,7 +140,7 @@ class Engine:
         Prompts are captured for questions of the usual length about pictures of any shape.
         """
         plans, captured = [self.plan(one) for one in knobs or self.space], 0
-        with self.computing():
+        with self.door.enter(self.door.line_up(now_ms())), self.computing():
             if self.runner.vision is not None:
                 captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
             if self.runner.graphs is not None:
@@ -216,7 +216,8 @@ class Engine:
                 state = run.prefill(ready.prompt, work.vision, plan, request.max_new_tokens, lane, ticks)
                 token = sample(run.limits([request])(state.logits))
                 transcript = work.transcript
-                first, steps = transcript.add(int(token)), run.steps(token, state, sample, request)
+                steps = run.steps(token, state, sample, request)  # prepared while the device reads the prompt
+                first = transcript.add(int(token))
                 clock.mark("prefill")
                 yield from first
                 while not transcript.finish:
@@ -236,5 +237,5 @@ class Engine:
         answer = work.answer(reading)
         guard.observe(answer, next((lap.duration_ms for lap in reading.laps if lap.stage == "preprocess"), 0.0))
         yield answer
-        if work.stopped_at is None:  # a request that ended at the door has no lane to capture in
-            run.settle()
+        if work.stopped_at is None:  # a request that ended at the door has no turn to capture in
+            run.settle(lambda: not self.door.waiting)

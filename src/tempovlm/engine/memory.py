@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.engine.cuda.capture import GRAPH_LIMIT
-from tempovlm.engine.cuda.graphs import LANES
 from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
 from tempovlm.model.config import ModelConfig
 
 VALUE_BYTES = 2
 """Of a bfloat16 number."""
+
+CACHES = 2
+"""Of the lane, and of a request that is set aside while another one has it."""
 
 FIXED_BYTES = 140_000_000
 """Workspaces of matrix products, whatever the model."""
@@ -35,7 +37,7 @@ def serving_bytes(config: ModelConfig, parameters: int) -> dict[str, int]:
     a_token = 2 * config.num_blocks * config.kv_heads * config.head_width * VALUE_BYTES
     return {
         "weights": parameters * VALUE_BYTES,
-        "cache": LANES * config.max_sequence_length * a_token,
+        "cache": CACHES * config.max_sequence_length * a_token,
         "graphs_and_activations": FIXED_BYTES + round(POOLS * _activation_bytes(config)),
         "cuda_context": CONTEXT_BYTES,
     }

@@ -6,7 +6,7 @@ Shapes: `C` crops, `P` patches, `G` tokens of a crop, `T` tokens, `D` width, `V`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,7 @@ class Runner:
             On CUDA pictures are always resized in float32, and this only adds the published padding rule.
         narrow: decodes for a narrow model on a CPU; None for all others.
         stages: encodes, projects and reads prompts on a CPU with OpenVINO; without them the plain modules do.
-        graphs: decodes on CUDA; without it, or if its lanes are taken, the plain model decodes.
+        graphs: decodes on CUDA; without it the plain model decodes.
         vision: encodes and projects on CUDA. features: cache of picture features; None turns it off.
         open_answers: limits for questions that list no options; None sets no limits.
     """
@@ -176,11 +176,11 @@ class Runner:
             feature = torch.empty(feature.shape, pin_memory=feature.is_cuda).copy_(feature, non_blocking=True)
         return Sight(tier, vision, ready.prompt.num_vision_tokens, ready.prompt.num_text_tokens, feature)
 
-    def settle(self) -> None:
-        """Capture, between requests, the work that ran without a graph."""
+    def settle(self, is_quiet: Callable[[], bool] = lambda: True) -> None:
+        """Capture, while it is quiet, the work that ran without a graph."""
         for graphs in (self.vision, self.graphs):
             if graphs is not None:
-                graphs.settle()
+                graphs.settle(is_quiet)
 
     def measured(self) -> AbstractContextManager[None]:
         """Run every stage in full while the block runs, for a cached picture too."""
@@ -245,14 +245,13 @@ class Runner:
             return self.model.decode(token, state.plan, state.cache, start)
 
     def steps(self, first: Tensor, state: Decoding, sample: Sampler, request: Request) -> Iterator[Made]:
-        """Yield the tokens after the `first` (1,), one step each, on request."""
+        """Return the tokens after the `first` (1,), one step each, on request."""
         limits = self.limits([request])
         if self.graphs is not None and state.lane is not None:
-            yield from self.graphs.steps(
-                state.lane, first, state.plan, state.length, request, limits.second(first)
-            )
-            return
-        token = first
+            return self.graphs.steps(state.lane, first, state.plan, state.length, request, limits.second(first))
+        return self._plain_steps(first, state, sample, limits)
+
+    def _plain_steps(self, token: Tensor, state: Decoding, sample: Sampler, limits: Limits) -> Iterator[Made]:
         for number in count(1):
             token = sample(limits(self.decode(token, state, number), token, number))
             yield Made(int(token))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import time
 
 import pytest
 
@@ -100,3 +101,32 @@ def test_a_copy_is_a_door_of_its_own() -> None:
     door = Door(lanes=3)
     door.line_up(0.0)
     assert (copy.deepcopy(door).waiting, copy.deepcopy(door).lanes) == (0, 3)
+
+
+class Counting(Door):
+    """Counts how often threads look whether it is their turn."""
+
+    looks = 0
+
+    def _may_enter(self, ticket: Ticket, thread: int) -> bool:
+        self.looks += 1
+        return super()._may_enter(ticket, thread)
+
+
+def test_who_leaves_wakes_only_the_next_one() -> None:
+    door, order, count = Counting(), list[str](), 12
+
+    def pass_through(number: int) -> None:
+        with door.enter(door.line_up(float(number))):
+            order.append(str(number))
+
+    threads = [threading.Thread(target=pass_through, args=(i,), daemon=True) for i in range(count)]
+    with door.enter(door.line_up(-1.0)):
+        for thread in threads:
+            thread.start()
+        while door.looks < 1 + count:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(SOON_S)
+    assert order == [str(i) for i in range(count)]
+    assert door.looks <= 1 + 2 * count

@@ -84,7 +84,7 @@ def test_lanes_say_it_and_serve_on(engine: Engine, temperature: float) -> None:
         model.decoder.embedding[first] = torch.nan
     tile = Tile(64, 64)
     tiling = Tiling(tile, tile, tile, tile, tile, tile, splits=2, tokens=64)
-    other.runner = replace(other.runner, graphs=GraphDecoder(model, lanes=1, tiling=tiling))
+    other.runner = replace(other.runner, graphs=GraphDecoder(model, tiling=tiling))
     with pytest.raises(UserError, match=MESSAGE.format(2)):
         other.answer(asked, guard)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Lanes: one request each, as each would decode alone; their kernels in Triton's interpreter without a GPU."""
+"""The lane: requests that take turns on it decode as alone; its kernels in Triton's interpreter without a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tiny_model
+from recorders import Again
 from streams import taking_turns
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what the inte
 
 @pytest.fixture
 def on_lanes(engine: Engine) -> Engine:
-    """The engine of the other tests, decoding on two lanes with coarse tiles, which interpret faster."""
+    """The engine of the other tests, decoding on the lane with coarse tiles, which interpret faster."""
     from tempovlm.engine.cuda.graphs import GraphDecoder
     from tempovlm.model.kernels.decode import Tile, Tiling
 
@@ -59,9 +60,9 @@ def test_greedy_and_drawn_tokens_are_those_of_the_model(engine: Engine, on_lanes
 def test_interleaved_plans_answer_as_each_alone(engine: Engine, on_lanes: Engine) -> None:
     guards = [Guard.fixed(knobs, engine.space) for knobs in (engine.space.cheapest, engine.space.native)]
     requests = [request(max_new_tokens=3), request(question="what is the dog?", max_new_tokens=3)]
-    pairs = [*zip(requests, guards, strict=True), (requests[0], guards[1])]
+    drawn = request(temperature=1.5, top_p=0.9, seed=5)
+    pairs = [*zip(requests, guards, strict=True), (requests[0], guards[1]), (drawn, guards[0])]
     expected = [engine.answer(*pair).tokens for pair in pairs]
-    # Three at a time on two lanes: the last one decodes without.
     streams = [on_lanes.stream(*pair) for pair in pairs]
     assert [answer.tokens for answer in taking_turns(streams)] == expected
 
@@ -72,18 +73,21 @@ def test_captured_graphs_are_not_copied(on_lanes: Engine, copied: Callable[[Engi
         copied(on_lanes)
 
 
-def test_an_abandoned_stream_frees_its_lane(on_lanes: Engine) -> None:
+def test_only_a_stream_that_goes_on_is_set_aside(on_lanes: Engine) -> None:
     graphs = on_lanes.runner.graphs
     assert graphs is not None
-    stream = on_lanes.stream(request())
-    next(stream)
-    with graphs.lane() as second, graphs.lane() as third:
-        assert second is not None
-        assert third is None
-    stream.close()
-    with graphs.lane() as first, graphs.lane() as second:
-        assert {first, second} != {None}
-        assert first is not second is not None
+    for is_abandoned in (False, True):
+        stream = on_lanes.stream(request())
+        next(stream)
+        stay = graphs._lane._stay
+        assert stay is not None
+        assert stay.kept is None
+        if is_abandoned:
+            stream.close()
+        with graphs.lane():
+            assert (stay.kept is None) == is_abandoned
+        stream.close()
+        assert stay.is_over
 
 
 def test_no_step_starts_that_cannot_count(on_lanes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,10 +95,10 @@ def test_no_step_starts_that_cannot_count(on_lanes: Engine, monkeypatch: pytest.
 
     started: list[int] = []
 
-    def step(lane: Lane, *args: int) -> None:
-        index = args[-1]
-        started.append(index)
-        lane._made[index] = 5
+    def step(lane: Lane, plan: object, generator: object, made: torch.Tensor) -> None:
+        del lane, plan, generator
+        started.append(made.storage_offset())
+        made.fill_(5)
 
     monkeypatch.setattr(Lane, "_step", step)
     wanted = request(max_new_tokens=3)
@@ -119,7 +123,7 @@ def test_warmup_counts_distinct_steps(engine: Engine, on_lanes: Engine) -> None:
     settings = [knobs for knobs in tiny_model.SPACE if knobs.num_blocks == 3 and knobs.top_k in (2, 4)]
     assert len(settings) == 6
     buckets = usual_buckets(tiny_model.SPACE.tiers, engine.runner.model.config.vision)
-    graphs = 2 * 2 + 2 * len(buckets)  # steps of two plans on two lanes, prompts of two plans on one
+    graphs = 2 + 2 * len(buckets)  # steps and prompts of two plans
     assert on_lanes.warmup(settings, lambda done, total: seen.append((done, total))) == graphs
     assert seen[-1] == (graphs, graphs)
     assert engine.warmup() == 0
@@ -159,3 +163,20 @@ def test_a_padded_prompt_reads_as_itself(engine: Engine) -> None:
         for ours, plain in ((cache.keys, exact.keys), (cache.values, exact.values)):
             used = ours[: len(plan.steps), ..., : len(tokens), :]
             torch.testing.assert_close(used, plain[..., : len(tokens), :], rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_without_a_graph_take_the_next_larger_one(engine: Engine) -> None:
+    model = deepcopy(engine.runner.model).bfloat16()
+    plans = [engine.plan(knobs) for knobs in (engine.space.cheapest, engine.space.largest)]
+    cache = KVCache.allocate(model.config, model.config.num_blocks, 1, 512, model.decoder.embedding)
+    recorder = Again()
+    reader = PromptReader(model, cache, recorder)  # type: ignore[arg-type]
+    x = model.embed(torch.arange(90).unsqueeze(0) % 40, None, None)
+    expected = model.prefill(x, plans[0], None)
+    for captured, replayed in ((64, 0), (320, 1), (256, 2), (128, 3)):
+        reader.capture(plans[0], captured)
+        torch.testing.assert_close(reader.read(x, plans[0]), expected, rtol=0.1, atol=0.1)
+        assert recorder.replayed == replayed
+        assert list(reader.wanted.items()) == [((plans[0].steps, 128), plans[0])] * (captured != 128)
+    reader.read(x, plans[1])
+    assert recorder.replayed == 3, "another plan's graphs do not serve"

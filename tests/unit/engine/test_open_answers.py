@@ -217,7 +217,7 @@ def test_lanes_keep_to_the_limits_too(engine: Engine, temperature: float) -> Non
     limited = Engine(run.model, run.tokenizer, option_letters=LETTERS)
     tile = Tile(64, 64)
     tiling = Tiling(tile, tile, tile, tile, tile, tile, splits=2, tokens=64)
-    lanes = GraphDecoder(run.model, lanes=1, tiling=tiling, is_limited=True)
+    lanes = GraphDecoder(run.model, tiling=tiling, is_limited=True)
     on_lanes = Engine(run.model, run.tokenizer, option_letters=LETTERS)
     on_lanes.runner = replace(on_lanes.runner, graphs=lanes)
     guard = Guard.fixed(engine.space.cheapest, engine.space)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import tiny_model
+from recorders import Again
 from tempovlm.control.guard import Guard
 from tempovlm.control.learned.observation import vision_feature
 from tempovlm.core.request import Request
@@ -23,29 +23,6 @@ from tempovlm.model.vision.tiling import CROPS_OF_TIER, Crops, Grid, cut_batch, 
 VISION = tiny_model.CONFIG.vision
 
 
-@dataclass
-class Again:
-    """A recorder whose graphs run the captured function once more."""
-
-    captured: int = 0
-    replayed: int = 0
-    runs: list[Callable[[], object]] = field(default_factory=list)
-
-    def graph(self, run: Callable[[], object]) -> _Graph:
-        self.captured += 1
-        return _Graph(self, run)
-
-
-@dataclass
-class _Graph:
-    of: Again
-    run: Callable[[], object]
-
-    def replay(self) -> None:
-        self.of.replayed += 1
-        self.run()
-
-
 @pytest.fixture
 def recorder() -> Again:
     return Again()
@@ -54,6 +31,11 @@ def recorder() -> Again:
 @pytest.fixture
 def graphed(engine: Engine, recorder: Again) -> Runner:
     return replace(engine.runner, vision=VisionGraphs(engine.runner.model, recorder))
+
+
+def quiet() -> bool:
+    """Nobody waits."""
+    return True
 
 
 def crops_of(rows: int, cols: int, seed: int = 0) -> Crops:
@@ -75,11 +57,11 @@ def test_a_graph_gives_what_the_model_gives(
     crops, expected = crops_of(rows, cols), tokens(engine.runner, crops_of(rows, cols))
     torch.testing.assert_close(tokens(graphed, crops), expected)
     assert recorder.captured == recorder.replayed == 0  # kernel by kernel, at once
-    graphed.settle()
+    graphed.settle(quiet)
     assert recorder.captured == 2
     torch.testing.assert_close(tokens(graphed, crops), expected)
     assert recorder.replayed == 2
-    graphed.settle()
+    graphed.settle(quiet)
     assert recorder.captured == 2
 
 
@@ -95,6 +77,25 @@ def test_interleaved_requests_do_not_see_each_other(engine: Engine, graphed: Run
         torch.testing.assert_close(ours, plain)
 
 
+def test_other_numbers_of_crops_are_padded_and_captured_while_nobody_waits(
+    engine: Engine, graphed: Runner, recorder: Again
+) -> None:
+    assert graphed.vision is not None
+    graphed.vision.warmup(["high"])
+    captured, crops = recorder.captured, crops_of(2, 3)
+    for replayed in (2, 4):
+        torch.testing.assert_close(tokens(graphed, crops), tokens(engine.runner, crops))
+        assert recorder.replayed == replayed
+        graphed.settle(lambda: False)
+        assert recorder.captured == captured
+    answers = iter((True, False))
+    graphed.settle(lambda: next(answers))
+    assert recorder.captured == captured + 1, "somebody came meanwhile"
+    graphed.settle(quiet)
+    assert recorder.captured == captured + 2
+    torch.testing.assert_close(tokens(graphed, crops), tokens(engine.runner, crops))
+
+
 def test_what_a_policy_sees_is_the_request_s_own(engine: Engine, graphed: Runner, recorder: Again) -> None:
     ready = engine.runner.prepare(None, "low", Request(images=(), question="what?"))
     pictures = [tokens(engine.runner, crops_of(2, 3, seed)) for seed in (1, 2)]
@@ -103,7 +104,7 @@ def test_what_a_policy_sees_is_the_request_s_own(engine: Engine, graphed: Runner
         sights = [graphed.see(ready, "low", vision, pool=True) for vision in pictures]
         for sight, vision in zip(sights, pictures, strict=True):
             np.testing.assert_allclose(sight.pooled.numpy(), vision_feature(vision), rtol=1e-5, atol=1e-6)
-        graphed.settle()
+        graphed.settle(quiet)
     assert graphed.see(ready, "low", pictures[0], pool=False).pooled is None
     assert graphed.see(ready, "low", None, pool=True).pooled is None
 
@@ -116,12 +117,12 @@ def test_crops_that_are_not_live_have_no_features(engine: Engine, graphed: Runne
         torch.testing.assert_close(encoded, engine.runner.encode(crops))
         assert not encoded[2].any()
         assert encoded[1].any()
-        graphed.settle()
+        graphed.settle(quiet)
 
 
 def test_more_crops_than_any_tier_has_are_never_captured(graphed: Runner, recorder: Again) -> None:
     tokens(graphed, crops_of(2, 7))
-    graphed.settle()
+    graphed.settle(quiet)
     assert recorder.captured == 0
 
 
@@ -140,7 +141,7 @@ def test_warmup_captures_what_the_tiers_need(engine: Engine, recorder: Again) ->
             picture = np.zeros((*size, 3), np.uint8)
             request = Request(images=(), question="stop", max_new_tokens=1)
             tokens(other.runner, other.runner.prepare(picture, tier, request).crops)  # type: ignore[arg-type]
-    other.runner.settle()
+    other.runner.settle(quiet)
     assert recorder.captured == 24
 
 

@@ -1,11 +1,12 @@
 """Decode steps on CUDA as captured graphs, keyed by plan, over a cache and buffers whose addresses never change.
 
-A `Lane` is the state that one request decodes on: cache, step buffers and graphs. Requests that are stepped
-alternately take a lane each; if none is free, the caller decodes without one. A plan whose step was never
-captured runs kernel by kernel and is captured later, between requests. Token, position and noise live on
-the device; the host reads tokens from pinned memory, at most one step late, so that the device never waits for it.
-Steps may read weights of one byte (`model/quantised.py`), made once for all lanes; prompts, batches and requests
-without a lane use the weights as loaded.
+The `Lane` is the state that one request decodes on: cache, step buffers and graphs. There is one, since one
+request computes at a time. Of requests that are stepped alternately, the one whose turn it is has the lane: the
+state of the one before is copied aside, and back when its turn comes, which takes less time than a step. A plan
+whose step was never captured runs kernel by kernel and is captured later, while nobody waits. Token, position
+and noise live on the device; the host reads tokens from pinned memory, at most one step late, so that the device
+never waits for it. Steps may read weights of one byte (`model/quantised.py`); prompts and batches use the
+weights as loaded.
 
 The module can be imported without CUDA and Triton.
 
@@ -15,7 +16,7 @@ Shapes: `V` vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 Key = tuple[tuple[Step, ...], bool]
 """Key of a graph: the steps of a plan, and whether tokens are sampled."""
 
-LANES = 2
-"""Requests that decode at a time on graphs; each costs a cache of the model's whole context."""
-
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which kernels can read fp8."""
 
@@ -59,6 +57,45 @@ class Made:
 
     token: int
     event: torch.cuda.Event | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Stay:
+    """A request that decodes, on the lane or set aside.
+
+    Attributes:
+        plan: of its steps; None before they begin. used: entries of the cache that hold its tokens.
+        kept: its state while another request has the lane; None while it has it itself.
+        is_over: whether it needs no lane any more.
+    """
+
+    plan: Plan | None = None
+    used: int = 0
+    kept: list[Tensor] | None = None
+    is_over: bool = False
+
+    def begin(self, plan: Plan, length: int) -> None:
+        """Its prompt of `length` tokens was read."""
+        self.plan, self.used = plan, length
+
+    def advance(self) -> None:
+        """A step has started, and with it another entry of the cache."""
+        self.used += 1
+
+    def set_aside(self, state: Sequence[Tensor]) -> None:
+        """Keep a copy of its state, if it goes on."""
+        if not self.is_over:
+            self.kept = [one.clone() for one in state]
+
+    def come_back(self, state: Sequence[Tensor]) -> None:
+        """Copy what was kept to the lane's `state`."""
+        for own, kept in zip(state, self.kept or (), strict=True):
+            own.copy_(kept)
+        self.kept = None
+
+    def end(self) -> None:
+        """It needs the lane no more."""
+        self.is_over = True
 
 
 class Lane:
@@ -91,8 +128,7 @@ class Lane:
         )
         self._noise = torch.ones_like(self.on.logits)
         self._temperature, self._top_p = torch.ones(2, 1, 1, device=device)
-        self._generator = torch.Generator(device)
-        self._made = torch.empty(capacity, dtype=torch.int64, pin_memory=self.is_cuda)
+        self._stay: Stay | None = None
         self._graphs: dict[Key, torch.cuda.CUDAGraph] = {}
         self.wanted: dict[Key, Plan] = {}
 
@@ -105,6 +141,32 @@ class Lane:
         """Whether a step of this plan is captured."""
         return (plan.steps, is_drawn) in self._graphs
 
+    @torch.inference_mode()
+    def admit(self, stay: Stay) -> None:
+        """Give the lane to a request, with what was kept of it; the request that has the lane is set aside."""
+        if self._stay is stay:
+            return
+        self.vacate()
+        if stay.kept is not None:
+            stay.come_back(self._state(stay))
+        self._stay = stay
+
+    @torch.inference_mode()
+    def vacate(self) -> None:
+        """Set the request aside that has the lane, if it will go on: before another one, and before a capture."""
+        stay, self._stay = self._stay, None
+        if stay is not None:
+            stay.set_aside(self._state(stay))
+
+    def _state(self, stay: Stay) -> list[Tensor]:
+        """Return what a request needs to go on, as the lane holds it; nothing before its steps begin."""
+        if stay.plan is None:
+            return []
+        cache, on = self.cache_for(stay.plan), self.on
+        entries = [part[..., : stay.used, :] for part in (cache.keys, cache.values)]
+        limit = [] if on.limit is None else [on.limit]
+        return [*entries, on.token, on.position, self._temperature, self._top_p, *limit]
+
     def steps(
         self,
         first: Tensor,
@@ -115,36 +177,53 @@ class Lane:
         *,
         ahead: bool,
     ) -> Iterator[Made]:
-        """Yield the tokens after the `first` (1,) of a request whose prompt of `length` tokens is in the cache.
+        """Return the tokens after the `first` (1,) of the request on the lane, whose prompt is in the cache.
 
-        A `limit` (1, V) is added to the logits of the token after the first one alone.
+        Its buffers are filled at once, so that it can be set aside before its first step. `length` counts the
+        prompt's tokens. A `limit` (1, V) is added to the logits of the token after the first one alone.
         With `ahead`, a step starts before the token of the previous one is read; no step starts beyond
         `max_new_tokens`.
         """
-        key = plan.steps, request.temperature > 0
-        self._start(first, length, request)
+        assert self._stay is not None
+        self._stay.begin(plan, length)
+        self.on.token.copy_(first)
+        self.on.position.fill_(length)
         self._limit(limit)
+        generator = None
+        if request.temperature > 0:
+            self._temperature.fill_(usable(request.temperature))
+            self._top_p.fill_(request.top_p)
+            generator = torch.Generator(self.on.x.device).manual_seed(request.seed)
+            self._draw_noise(generator)  # the first token used up the seed's first numbers
+        return self._steps(
+            self._stay, plan, request.max_new_tokens - 1, generator, is_limited=limit is not None, ahead=ahead
+        )
+
+    def _steps(
+        self,
+        stay: Stay,
+        plan: Plan,
+        total: int,
+        generator: torch.Generator | None,
+        *,
+        is_limited: bool,
+        ahead: bool,
+    ) -> Iterator[Made]:
+        made = torch.empty(max(total, 0), dtype=torch.int64, pin_memory=self.is_cuda)
         under_way: deque[tuple[int, torch.cuda.Event | None]] = deque()
-        started, total = 0, request.max_new_tokens - 1
+        started = 0
         while started < total or under_way:
             while started < total and len(under_way) < 1 + ahead:
-                under_way.append((started, self._step(key, plan, started)))
+                self.admit(stay)
+                under_way.append((started, self._step(plan, generator, made[started : started + 1])))
                 started += 1
-                if started == 1 and limit is not None:
+                stay.advance()
+                if started == 1 and is_limited:
                     self._limit(None)
             place, event = under_way.popleft()
             if event is not None:
                 event.synchronize()
-            yield Made(int(self._made[place]), event if under_way else None)
-
-    def _start(self, first: Tensor, length: int, request: Request) -> None:
-        self.on.token.copy_(first)
-        self.on.position.fill_(length)
-        if request.temperature > 0:
-            self._temperature.fill_(usable(request.temperature))
-            self._top_p.fill_(request.top_p)
-            self._generator.manual_seed(request.seed)
-            self._draw_noise()  # the first token used up the seed's first numbers
+            yield Made(int(made[place]), event if under_way else None)
 
     def _limit(self, limit: Tensor | None) -> None:
         """Add `limit` (1, V), or nothing, to the logits of the steps that start from here on."""
@@ -155,16 +234,15 @@ class Lane:
         else:
             self.on.limit.copy_(limit)
 
-    def _draw_noise(self) -> None:
-        self._noise.exponential_(generator=self._generator)
+    def _draw_noise(self, generator: torch.Generator) -> None:
+        self._noise.exponential_(generator=generator)
 
-    def _step(self, key: Key, plan: Plan, index: int) -> torch.cuda.Event | None:
-        """Start one step, and the copy of its token to place `index` on the host."""
-        _, is_drawn = key
-        if is_drawn:
-            self._draw_noise()
-        self.start_step(plan, is_drawn=is_drawn)
-        self._made[index : index + 1].copy_(self.on.token, non_blocking=True)
+    def _step(self, plan: Plan, generator: torch.Generator | None, made: Tensor) -> torch.cuda.Event | None:
+        """Start one step, and the copy of its token to `made` (1,) on the host."""
+        if generator is not None:
+            self._draw_noise(generator)
+        self.start_step(plan, is_drawn=generator is not None)
+        made.copy_(self.on.token, non_blocking=True)
         if not self.is_cuda:
             return None
         event = torch.cuda.Event(enable_timing=True)
@@ -196,26 +274,26 @@ class Lane:
         self.on.position.add_(1)
 
     def capture(self, plan: Plan, *, is_drawn: bool = False) -> None:
-        """Capture a step of a plan; the lane must not be in use."""
+        """Capture a step of a plan."""
         key = plan.steps, is_drawn
         self.wanted.pop(key, None)
         if key in self._graphs or self._recorder is None:
             return
+        self.vacate()
         self.on.position.zero_()
         self._graphs[key] = self._recorder.graph(lambda: self._run(plan, is_drawn))
 
-    def wait(self) -> None:
-        """Wait until the device has finished the work of this lane."""
-        if self.is_cuda:
-            torch.cuda.current_stream(self.on.x.device).synchronize()
+    def capture_prompt(self, plan: Plan, length: int) -> None:
+        """Capture a plan for prompts that are padded as one of this length is."""
+        self.vacate()
+        self.prompts.capture(plan, length)
 
 
 class GraphDecoder:
-    """The lanes of one model.
+    """The lane of one model, and the requests that decode on it.
 
     Args:
         model: must not move afterwards, because graphs hold its addresses.
-        lanes: number of requests that decode at a time; each costs a cache of the model's whole context.
         ahead: start a step before the token of the previous one is read. An answer that ends with the end token
             then wastes a step, but no time is lost between steps.
         tiling: tiling of the kernels, for measurements.
@@ -227,7 +305,6 @@ class GraphDecoder:
         self,
         model: Molmo,
         *,
-        lanes: int = LANES,
         ahead: bool = True,
         tiling: Tiling | None = None,
         decode_dtype: DecodeDtype = "bf16",
@@ -236,22 +313,17 @@ class GraphDecoder:
         recorder = Recorder.on(model.decoder.embedding.device)
         self.ahead, self.decode_dtype = ahead, decode_dtype
         decoder = model.decoder if decode_dtype == "bf16" else QuantisedDecoder.of(model.decoder, decode_dtype)
-        self._lanes = tuple(Lane(model, decoder, recorder, tiling, is_limited=is_limited) for _ in range(lanes))
-        self._free = list(self._lanes)
+        self._lane = Lane(model, decoder, recorder, tiling, is_limited=is_limited)
 
     @contextmanager
-    def lane(self) -> Iterator[Lane | None]:
-        """Yield a lane for one request, None if all are taken; it is free again when the block ends."""
+    def lane(self) -> Iterator[Lane]:
+        """Yield the lane to a new request, which needs it no more when the block ends."""
+        stay = Stay()
+        self._lane.admit(stay)
         try:
-            lane = self._free.pop()
-        except IndexError:
-            yield None
-            return
-        try:
-            yield lane
+            yield self._lane
         finally:
-            lane.wait()
-            self._free.append(lane)
+            stay.end()
 
     def steps(
         self,
@@ -266,31 +338,28 @@ class GraphDecoder:
         may_run_ahead = self.ahead and (request.budget_ms is None or request.on_deadline == "finish")
         return lane.steps(first, plan, length, request, limit, ahead=may_run_ahead)
 
-    def settle(self) -> None:
-        """Capture, on the free lanes, the steps and prompts that ran without a graph."""
-        for lane in list(self._free):
-            for (_, bucket), plan in list(lane.prompts.wanted.items()):
-                lane.prompts.capture(plan, bucket)
-            for (_, is_drawn), plan in list(lane.wanted.items()):
+    def settle(self, is_quiet: Callable[[], bool]) -> None:
+        """Capture the steps and prompts that ran without a graph, one after the other, while it is quiet."""
+        lane = self._lane
+        for (_, bucket), plan in list(lane.prompts.wanted.items()):
+            if is_quiet():
+                lane.capture_prompt(plan, bucket)
+        for (_, is_drawn), plan in list(lane.wanted.items()):
+            if is_quiet():
                 lane.capture(plan, is_drawn=is_drawn)
 
     def warmup(self, plans: Iterable[Plan], advance: Advance | None = None, lengths: Collection[int] = ()) -> int:
-        """Capture greedy steps of all plans on all lanes, and prompts of some lengths; return how many graphs.
+        """Capture greedy steps of all plans, and prompts of some lengths; return how many graphs.
 
-        Plans with equal steps, which differ only in their vision tier, share a graph. Prompts are captured on the
-        lane that a request takes while no other is running; those of other lanes are captured later. No request
-        may be running.
+        Plans with equal steps, which differ only in their vision tier, share a graph.
         """
-        distinct = {plan.steps: plan for plan in plans}
-        jobs: list[tuple[Lane, Plan, int | None]] = [
-            (lane, plan, None) for plan in distinct.values() for lane in self._lanes
-        ]
-        jobs += [(self._free[-1], plan, length) for plan in distinct.values() for length in lengths]
-        for done, (lane, plan, length) in enumerate(jobs, 1):
+        distinct = {plan.steps: plan for plan in plans}.values()
+        jobs = [(plan, length) for length in (None, *lengths) for plan in distinct]
+        for done, (plan, length) in enumerate(jobs, 1):
             if length is None:
-                lane.capture(plan)
+                self._lane.capture(plan)
             else:
-                lane.prompts.capture(plan, length)
+                self._lane.capture_prompt(plan, length)
             if advance is not None:
                 advance(done, len(jobs))
         return len(jobs)

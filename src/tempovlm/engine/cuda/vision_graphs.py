@@ -1,9 +1,9 @@
 """The vision stages on CUDA as captured graphs, one for each number of crops, over buffers that never move.
 
 The stages stay separate, so that each has its own time. A request copies its crops into a stage's buffers and
-copies the result out, so that another request between two stages does not disturb it. A number
-of crops that was never captured runs kernel by kernel and is captured later, between requests. The
-input buffers are shared, so that one stage of one request runs at a time.
+copies the result out, so that another request between two stages does not disturb it. A number of crops that was
+never captured is padded to the next larger one that was, or runs kernel by kernel, and is captured later, while
+nobody waits. The input buffers are shared, so that one stage of one request runs at a time.
 
 Shapes: `U` distinct crops, `C` crops, `P` patches of a crop, `X` values of a patch, `F` features of a patch, `G`
 tokens of a crop, `D` decoder width.
@@ -63,10 +63,14 @@ class Stage:
         inputs: tuple[Tensor, ...],
         recorder: Records | None,
         *,
-        lends: bool = False,
+        joins: bool = False,
     ) -> None:
-        """Take the function, its buffers, and who captures; one that lends leaves the copying to the caller."""
-        self._run, self._inputs, self._recorder, self._lends = run, inputs, recorder, lends
+        """Take the function, its buffers, and who captures.
+
+        The result of one that joins belongs to all crops together, which no padding may change; its caller copies
+        it. Others have a result for each crop.
+        """
+        self._run, self._inputs, self._recorder, self._joins = run, inputs, recorder, joins
         self._graphs: dict[int, tuple[Replayable, list[Tensor]]] = {}
         self.wanted: set[int] = set()
 
@@ -74,17 +78,21 @@ class Stage:
     def __call__(self, *values: Tensor) -> Tensor:
         """Call the function on device values whose first dimension is the crops; the caller owns the result."""
         count = len(values[0])
-        captured = self._graphs.get(count)
+        if count not in self._graphs and self._recorder is not None and count <= len(self._inputs[0]):
+            self.wanted.add(count)
+        captured = self._graphs.get(self._room(count))
         if captured is None:
-            if self._recorder is not None and count <= len(self._inputs[0]):
-                self.wanted.add(count)
             return self._run(*values)
         graph, made = captured
         for own, value in zip(self._inputs, values, strict=True):
             own[:count].copy_(value)
         with torch.cuda.device_of(values[0]):
             graph.replay()
-        return made[-1] if self._lends else made[-1].clone()
+        return made[-1] if self._joins else made[-1][:count].clone()
+
+    def _room(self, count: int) -> int:
+        """The least captured number that a number of crops can be padded to, if there is one."""
+        return count if self._joins else min((one for one in self._graphs if one >= count), default=count)
 
     def capture(self, count: int) -> None:
         """Capture the function for this number of crops."""
@@ -119,14 +127,15 @@ class VisionGraphs:
         self.project = Stage(model.projector, (features, masks), recorder)
         """Features (C, P, F) and masks (C, P) to tokens (C, G, D)."""
         tokens = buffer(vision.pooled**2, config.width)
-        self.pool = Stage(pooled, (tokens,), recorder, lends=True)
+        self.pool = Stage(pooled, (tokens,), recorder, joins=True)
         """Tokens (C, G, D) to (2 * D,) float32, which a policy sees of the picture."""
 
-    def settle(self) -> None:
-        """Capture the numbers of crops that ran without a graph."""
+    def settle(self, is_quiet: Callable[[], bool]) -> None:
+        """Capture the numbers of crops that have no graph of their own, one after the other, while it is quiet."""
         for stage in (self.encode, self.project, self.pool):
             for count in sorted(stage.wanted):
-                stage.capture(count)
+                if is_quiet():
+                    stage.capture(count)
 
     def warmup(self, tiers: Collection[str], advance: Callable[[int, int], None] | None = None) -> int:
         """Capture the graphs that pictures of some tiers can need; return their number."""

@@ -60,7 +60,7 @@ def _norm_rotate(
     tl.store(out_ptr + row * D + i, out.to(out_ptr.dtype.element_ty), mask=i < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "start", "capacity"])  # else other lengths and places may need a compilation
 def _split(
     qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, q_ptr, keys_ptr, values_ptr, eps, T, start, capacity,
     D: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
