@@ -32,6 +32,12 @@ LOOK_S = 0.002
 """Time between two looks at whether a request that waits is over, seconds."""
 
 
+def check_waiting(count: int, most: int = MOST_WAITING) -> None:
+    """Raise a `UserError` if `count` requests wait, and no more than `most` may."""
+    if count >= most:
+        raise UserError(f"{count} requests wait for this model; ask again later, or ask fewer at once")
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One request's place at the door.
@@ -73,6 +79,16 @@ class Door:
         """Requests that wait."""
         return len(self._waiting)
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is inside."""
+        return threading.get_ident() in self._inside
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody is inside or waits."""
+        return bool(self._inside or self._waiting)
+
     def line_up(self, accepted_ms: float, deadline_ms: float = math.inf) -> Ticket:
         """Take a place at the door, which `enter` waits at; `leave` gives it up.
 
@@ -86,10 +102,7 @@ class Door:
         if self._process != os.getpid():  # a fork's child: those who waited live on in the parent alone
             self._begin()
         with self._lock:
-            if len(self._waiting) >= self._most_waiting:
-                raise UserError(
-                    f"{len(self._waiting)} requests wait for this model; ask again later, or ask fewer at once"
-                )
+            check_waiting(len(self._waiting), self._most_waiting)
             urgency = (min(deadline_ms, accepted_ms + PATIENCE_MS), next(self._numbers))
             ticket = Ticket(accepted_ms, deadline_ms, urgency, threading.Condition(self._lock))
             self._waiting.append(ticket)

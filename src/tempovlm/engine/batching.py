@@ -1,7 +1,8 @@
 """Several requests at once, each answered as if alone: padded on the right, with positions and masks.
 
 Requests are grouped by plan, because one forward pass runs one plan. Times in these answers are those of the
-request's group, from the moment the group starts. Shapes: `B` rows, `T` tokens, `V` vocabulary.
+request's group, from the moment the group starts. On CUDA the engine's company answers them instead. Shapes: `B`
+rows, `T` tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -63,14 +64,19 @@ def answer_batch(
     guards = [guard if isinstance(guard, Guard) else guard(one) for one in requests]
     hurried = [place for place, one in enumerate(requests) if one.budget_ms is not None]
     together = [place for place, one in enumerate(requests) if one.budget_ms is None]
-    tickets = {place: engine.line_up(requests[place]) for place in [*hurried, *together[:1]]}
+    company = None if engine.door.is_inside else engine.company
+    places = [*hurried, *together[: company is None]]
+    tickets = {place: engine.line_up(requests[place]) for place in places}
     answers: dict[int, Answer] = {}
     try:
         hurried.sort(key=lambda place: tickets[place].urgency)
         _warn_of_budgets([requests[place] for place in hurried], [guards[place] for place in hurried])
         for place in hurried:
             answers[place] = engine.answer_in_turn(requests[place], guards[place], tickets.pop(place))
-        if together:
+        if together and company is not None:
+            done = company.answer_all((requests[place], guards[place]) for place in together)
+            answers |= dict(zip(together, done, strict=True))
+        elif together:
             with engine.door.enter(tickets.pop(together[0])), engine.computing():
                 answers |= _answer_together(engine, {place: requests[place] for place in together}, guards)
     finally:

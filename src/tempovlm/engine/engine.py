@@ -22,6 +22,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
+from tempovlm.engine.company.company import Company
 from tempovlm.engine.cpu.stages import CpuStages, Precision
 from tempovlm.engine.cuda.capture import usual_buckets
 from tempovlm.engine.cuda.graphs import Advance, graph_decoder
@@ -45,6 +46,7 @@ class Engine:
 
     Attributes:
         whole: all settings of the model. space: those that may run.
+        company: answers requests without a budget together while several are in flight; None on a CPU.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Engine:
         self.name, self.option_letters, self.weights_hash = name, option_letters, weights_hash
         self.native = Guard.fixed(self.space.native, self.space)
         self.door = Door()
+        self.company = Company.of(self)
         self._pieces = Pieces()
         self._threads, self._process = torch.get_num_threads(), os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
@@ -150,7 +153,10 @@ class Engine:
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
         """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard."""
-        return self.answer_in_turn(request, guard or self.native, self.line_up(request))
+        guard = guard or self.native
+        if self.company is None or request.budget_ms is not None or self.door.is_inside or not self.door.is_busy:
+            return self.answer_in_turn(request, guard, self.line_up(request))
+        return self.company.answer(request, guard, now_ms() - request.waited_ms)
 
     def line_up(self, request: Request) -> Ticket:
         """Take the request's place at the door, from now on on its clock.

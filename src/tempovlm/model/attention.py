@@ -51,13 +51,19 @@ class Attention(nn.Module):
 
     def add_to(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> None:
         """Add the result of `forward` to (B, T, D) in place, within the product that computes it."""
-        mixed = self._mix(x, span, cache, step)
+        self.add_product(x, self._mix(x, span, cache, step))
+
+    def add_product(self, x: Tensor, mixed: Tensor) -> None:
+        """Add to (B, T, D) in place the output projection of gathered values (B, T, D)."""
         x.flatten(0, 1).addmm_(mixed.flatten(0, 1), self.out.weight.t())
 
     def _mix(self, x: Tensor, span: Span, cache: KVCache | None, step: int) -> Tensor:
         """Return the values that every token gathers: (B, T, D)."""
-        B, T, D = x.shape
-        qkv = self.qkv(self.norm(x))
+        return self.gather(self.qkv(self.norm(x)), span, cache, step)
+
+    def gather(self, qkv: Tensor, span: Span, cache: KVCache | None, step: int) -> Tensor:
+        """Return the values (B, T, D) that every token gathers by queries, keys and values (B, T, 3D)."""
+        B, T, D = *qkv.shape[:2], qkv.shape[2] // 3
         has_room = cache is not None and span.start + T <= cache.capacity
         if cache is not None and has_room and has_kernels(qkv, self.q_norm.weight):
             from tempovlm.model.kernels import prefill

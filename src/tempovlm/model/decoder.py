@@ -102,6 +102,10 @@ class Decoder(nn.Module):
         """The first blocks."""
         return [cast(Block, block) for block in self.blocks[:count]]
 
+    def block(self, index: int) -> Block:
+        """Return the block of a step."""
+        return cast(Block, self.blocks[index])
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply final norm and head: (..., D) to (..., V)."""
         return self.head(self.norm(hidden))

@@ -137,6 +137,14 @@ class Lane:
         used = len(plan.steps)
         return KVCache(self.cache.keys[:used], self.cache.values[:used])
 
+    @torch.inference_mode()
+    def take_over(self, cache: KVCache, plan: Plan, length: int) -> KVCache:
+        """Copy the entries of a prompt of `length` tokens that was read elsewhere; return those of the lane."""
+        own = self.cache_for(plan)
+        for ours, theirs in ((own.keys, cache.keys), (own.values, cache.values)):
+            ours[..., :length, :].copy_(theirs[..., :length, :])
+        return own
+
     def has_graph(self, plan: Plan, *, is_drawn: bool = False) -> bool:
         """Whether a step of this plan is captured."""
         return (plan.steps, is_drawn) in self._graphs

@@ -1,0 +1,1 @@
+"""Requests of several callers answered together."""

@@ -1,0 +1,269 @@
+"""Requests without a budget that are in flight together: one thread feeds the device with the work of all of them.
+
+Callers prepare their requests in their own threads, and wait. The device's thread takes those that are ready,
+encodes their pictures together, reads the prompts of equal plans in one pass, and decodes one answer after the
+other. Between these pieces of work it passes the door again, so that a request with a deadline waits for one
+piece at most. Nothing is captured here, and nothing waits for Python's lock while the device computes.
+
+A request that comes while nobody is in flight is not answered here: alone it is faster on its caller's thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tempovlm.control.guard import Guard
+from tempovlm.control.queue import check_waiting
+from tempovlm.core.plan import Step
+from tempovlm.core.request import Answer, Request
+from tempovlm.core.units import now_ms
+from tempovlm.engine.company.member import Member
+from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
+from tempovlm.engine.runner import Decoding, Runner
+from tempovlm.latency.clock import StageClock, stage_clock
+from tempovlm.model.cache import KVCache
+from tempovlm.model.decoder import is_plain
+from tempovlm.model.packed import read_packed
+from tempovlm.model.vision.encoder import only_live
+from tempovlm.model.vision.tiling import Crops
+
+if TYPE_CHECKING:
+    from tempovlm.engine.engine import Engine
+
+MOST_TOGETHER = 8
+"""Requests whose pictures and prompts are read in one turn; others wait for the next one."""
+
+TURN_TOKENS = 4096
+"""Tokens of a turn's prompts: beyond, the experts' products are bound by arithmetic, and more only delay."""
+
+LINGER_S = 1.0
+"""Time after which the device's thread ends if nobody comes, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A member whose picture is encoded, (C, G, D); its prompt too, if it was read in a pack.
+
+    Attributes:
+        clocks: of the stages that it shared.
+        state: after the prompt, in a cache of its own. token: (1,) the first one.
+    """
+
+    member: Member
+    vision: Tensor | None
+    clocks: tuple[StageClock, ...]
+    state: Decoding | None = None
+    token: Tensor | None = None
+
+
+class Company:
+    """Answers requests of one engine together."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._pending: deque[Member] = deque()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of(cls, engine: Engine) -> Company | None:
+        """Return the company of an engine on CUDA; None where answers alone are as fast."""
+        run = engine.runner
+        return cls(engine) if run.graphs is not None and is_plain(run.model.decoder) else None
+
+    def answer(self, request: Request, guard: Guard, accepted_ms: float) -> Answer:
+        """Answer one request among others; it was accepted at `accepted_ms`."""
+        return self._join(request, guard, accepted_ms).answer()
+
+    def answer_all(self, requests: Iterable[tuple[Request, Guard]]) -> list[Answer]:
+        """Answer several requests together, each decided about by its guard; in their order."""
+        accepted_ms = now_ms()
+        members = [self._join(one, guard, accepted_ms - one.waited_ms) for one, guard in requests]
+        return [member.answer() for member in members]
+
+    def _join(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
+        """Prepare a request, and pass it to the device's thread."""
+        check_waiting(len(self._pending))
+        with self._engine.computing():
+            member = Member(self._engine, request, guard, accepted_ms)
+        with self._changed:
+            self._pending.append(member)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="tempovlm-device", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return member
+
+    def _serve(self) -> None:
+        """Answer until nobody comes."""
+        while self._has_work():
+            group: list[Member] = []
+            try:
+                with self._turn(self._pending[0]):
+                    group = self._take()
+                    reads = self._read(group)
+                for one in reads:
+                    self._finish(one)
+            except BaseException as error:  # noqa: BLE001 - the callers raise it
+                for member in group or self._take():
+                    member.fail(error)
+
+    def _has_work(self) -> bool:
+        with self._changed:
+            if not self._pending:
+                self._changed.wait(LINGER_S)
+            if not self._pending:
+                self._thread = None
+            return bool(self._pending)
+
+    def _take(self) -> list[Member]:
+        """Take those that are ready, in their order, for one turn: one at least, and what else it has room for."""
+        group: list[Member] = []
+        with self._changed:
+            while self._pending and len(group) < MOST_TOGETHER:
+                if group and sum(map(len, [*group, self._pending[0]])) > TURN_TOKENS:
+                    break
+                group.append(self._pending.popleft())
+        return group
+
+    @contextmanager
+    def _turn(self, member: Member) -> Iterator[None]:
+        """Context of a piece of work, at the door as urgent as a member."""
+        door = self._engine.door
+        with door.enter(door.line_up(member.accepted_ms)), self._engine.computing():
+            yield
+
+    @torch.inference_mode()
+    def _read(self, group: Sequence[Member]) -> list[Read]:
+        """Encode all pictures, and read the prompts that can share a pass; start the work and wait for nothing."""
+        run, device = self._engine.runner, self._engine.device
+        clock = stage_clock(device)
+        crops = [member.ready.crops for member in group]
+        patches = encode_together(run, crops)
+        clock.mark("vision_encoder")
+        vision = project_together(run, patches, crops)
+        clock.mark("projector")
+        reads = [Read(member, seen, (clock,)) for member, seen in zip(group, vision, strict=True)]
+        return [one for pack in packs(reads) for one in (self._read_pack(pack) if len(pack) > 1 else pack)]
+
+    def _read_pack(self, pack: Sequence[Read]) -> list[Read]:
+        """Read the prompts of equal plans in one pass, each into a cache of its own."""
+        run, clock = self._engine.runner, stage_clock(self._engine.device)
+        plan, embedded = pack[0].member.plan, [embed(run, one) for one in pack]
+        caches = [
+            KVCache.allocate(run.model.config, len(plan.steps), 1, len(x) + one.member.request.max_new_tokens, x)
+            for x, one in zip(embedded, pack, strict=True)
+        ]
+        decoder = run.model.decoder
+        assert is_plain(decoder)
+        every = read_packed(decoder, embedded, plan, caches)
+        clock.mark("prefill")
+        read = []
+        for one, x, cache, logits in zip(pack, embedded, caches, every.split(1), strict=True):
+            state = Decoding(logits, plan, cache, len(x))
+            read.append(replace(one, clocks=(*one.clocks, clock), state=state, token=first_token(run, one, state)))
+        return read
+
+    def _finish(self, one: Read) -> None:
+        """Decode a member's answer on the lane, and wake its caller."""
+        member, run = one.member, self._engine.runner
+        try:
+            with self._turn(member):
+                clock = stage_clock(self._engine.device)
+                start_ms = now_ms()
+                with run.lane() as lane:
+                    if one.state is None or one.token is None:
+                        request, prompt = member.request, member.ready.prompt
+                        state = run.prefill(prompt, one.vision, member.plan, request.max_new_tokens, lane)
+                        token = first_token(run, one, state)
+                    elif lane is not None:
+                        own = lane.take_over(one.state.cache, member.plan, one.state.length)
+                        state, token = replace(one.state, cache=own, lane=lane), one.token
+                    else:
+                        state, token = one.state, one.token
+                    self._decode(member, state, token, clock, is_read=one.state is not None)
+                reading = clock.read()
+                member.spent(*(shared.read() for shared in one.clocks), reading)
+            member.finish(start_ms + reading.total_ms)
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            member.fail(error)
+
+    def _decode(self, member: Member, state: Decoding, token: Tensor, clock: StageClock, *, is_read: bool) -> None:
+        """Add all tokens to the member's transcript; the clock is marked after each that was made here."""
+        run, transcript = self._engine.runner, member.transcript
+        steps = run.steps(token, state, member.sample, member.request)
+        transcript.add(int(token))
+        clock.mark("queue" if is_read else "prefill")
+        while not transcript.finish:
+            made = next(steps)
+            transcript.add(made.token)
+            clock.mark("decode", made.event)
+
+
+def packs(reads: Iterable[Read]) -> list[list[Read]]:
+    """Sort members by the steps of their plans."""
+    of_steps: dict[tuple[Step, ...], list[Read]] = {}
+    for one in reads:
+        of_steps.setdefault(one.member.plan.steps, []).append(one)
+    return list(of_steps.values())
+
+
+def embed(run: Runner, one: Read) -> Tensor:
+    """Return embeddings (T, D) of a member's prompt, with its picture."""
+    prompt = one.member.ready.prompt
+    tokens = prompt.tokens.to(run.device, non_blocking=True).unsqueeze(0)
+    return run.model.embed(tokens, one.vision, prompt.slots)[0]
+
+
+def first_token(run: Runner, one: Read, state: Decoding) -> Tensor:
+    """Return the first token (1,) of an answer."""
+    return one.member.sample(run.limits([one.member.request])(state.logits))
+
+
+def encode_together(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None]:
+    """Encode the distinct crops of all pictures; return features (U, P, F) of each picture."""
+    pictures = [one for one in crops if one is not None]
+    if not pictures or run.features is not None:
+        return [run.encode(one) for one in crops]
+    patches = torch.cat([one.patches.to(run.device, run.dtype, non_blocking=True) for one in pictures])
+    every = in_chunks(run.see_crops if run.vision is None else run.vision.encode, patches)
+    parts = iter(every.split([len(one.patches) for one in pictures]))
+    return [None if one is None else _live(next(parts), one) for one in crops]
+
+
+def _live(features: Tensor, crops: Crops) -> Tensor:
+    return only_live(features, None if crops.live is None else crops.live.to(features.device, non_blocking=True))
+
+
+def project_together(
+    run: Runner, features: Sequence[Tensor | None], crops: Sequence[Crops | None]
+) -> list[Tensor | None]:
+    """Project all crops of all pictures; return tokens (C, G, D) of each picture."""
+    if run.vision is None:
+        return [run.project(*one) for one in zip(features, crops, strict=True)]
+    pictures = [(f, c) for f, c in zip(features, crops, strict=True) if f is not None and c is not None]
+    if not pictures:
+        return [None] * len(crops)
+    every = torch.cat(
+        [
+            f if len(c.index) == len(f) else f.index_select(0, c.index.to(f.device, non_blocking=True))
+            for f, c in pictures
+        ]
+    )
+    masks = torch.cat([c.masks.to(every.device, non_blocking=True) for _, c in pictures])
+    parts = iter(in_chunks(run.vision.project, every, masks).split([len(c.index) for _, c in pictures]))
+    return [None if one is None else next(parts) for one in crops]
+
+
+def in_chunks(stage: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Run a stage on values whose first dimension is crops, as many at a time as have a graph."""
+    made = [stage(*chunk) for chunk in zip(*(value.split(MAX_CROPS) for value in values), strict=True)]
+    return made[0] if len(made) == 1 else torch.cat(made)

@@ -1,0 +1,104 @@
+"""Several callers on CUDA: each answer is that of the request alone, and nothing is captured while one waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_model
+from streams import taking_turns
+from tempovlm.api import TempoVLM, load
+from tempovlm.control.guard import Guard
+from tempovlm.core.request import Answer, Request
+from tempovlm.engine.batching import answer_batch
+from tempovlm.engine.cuda.capture import Recorder
+from tempovlm.engine.engine import Engine
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+QUESTIONS = ("what is the sign?", "is there a dog there?", "how many are there?", "stop")
+CALLERS = 4
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """In float32, in which rounding changes no token."""
+    folder: Path = tiny_model.save_folder(tmp_path_factory.mktemp("model") / "tiny")
+    return load(str(folder), device="cuda", dtype=torch.float32, calibrate=False, progress=False).engine
+
+
+@pytest.fixture(scope="module")
+def pocket() -> TempoVLM:
+    return load("pocket", device="cuda", calibrate=False, progress=False)
+
+
+def asked(engine: Engine, count: int) -> list[tuple[Request, Guard]]:
+    space = engine.space
+    settings = (space.native, space.cheapest, space.cheapest, space.largest)
+    found = []
+    for i in range(count):
+        pictures = () if i % 5 == 4 else (tiny_model.picture(i % 3, 84, 84 + 40 * (i % 3)),)
+        drawn = {"temperature": 1.5, "top_p": 0.9, "seed": i} if i % 7 == 6 else {}
+        request = Request(images=pictures, question=QUESTIONS[i % 4], max_new_tokens=1 + i % 6, **drawn)  # type: ignore[arg-type]
+        found.append((request, Guard.fixed(settings[i % len(settings)], space)))
+    return found
+
+
+def by_threads(engine: Engine, pairs: list[tuple[Request, Guard]], callers: int = CALLERS) -> list[Answer]:
+    with ThreadPoolExecutor(callers) as pool:
+        return list(pool.map(lambda pair: engine.answer(*pair), pairs))
+
+
+def test_answers_of_callers_and_batches_are_those_alone(tiny: Engine) -> None:
+    pairs = asked(tiny, 24)
+    alone = [tiny.answer(*pair).tokens for pair in pairs]
+    for callers in (2, 8):
+        assert [one.tokens for one in by_threads(tiny, pairs, callers)] == alone
+    guards = {id(request): guard for request, guard in pairs}
+    batch = answer_batch(tiny, [request for request, _ in pairs], lambda one: guards[id(one)])
+    assert [one.tokens for one in batch] == alone
+    assert not tiny.door.is_busy
+
+
+def test_most_answers_in_bfloat16_are_those_alone(pocket: TempoVLM) -> None:
+    """Sums of other lengths round differently, which may change a token where two are almost as likely."""
+    engine = pocket.engine
+    pairs = [(request, guard) for request, guard in asked(engine, 48) if request.temperature == 0]
+    alone = [engine.answer(*pair).tokens for pair in pairs]
+    same = [one.tokens == tokens for one, tokens in zip(by_threads(engine, pairs, 8), alone, strict=True)]
+    assert sum(same) >= 0.9 * len(same)
+
+
+def test_nothing_is_captured_while_somebody_waits(pocket: TempoVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, waiting = pocket.engine, []
+    record = Recorder.graph
+
+    def watched(recorder: Recorder, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        waiting.append(engine.door.waiting)
+        return record(recorder, run)
+
+    monkeypatch.setattr(Recorder, "graph", watched)
+    long = " ".join(["what is on the sign at the left?"] * 12)  # longer prompts than the warm-up expects
+    fixed = Guard.fixed(engine.space.cheapest, engine.space)
+    pairs = [(Request(images=(), question=long[:end], max_new_tokens=2), fixed) for end in range(40, 400, 8)]
+    by_threads(engine, pairs)
+    assert not any(waiting)
+    engine.answer(*pairs[-1])
+    assert waiting, "alone, it is captured behind"
+
+
+def test_streams_and_callers_share_the_lane(tiny: Engine) -> None:
+    pairs = asked(tiny, 12)
+    alone = [tiny.answer(*pair).tokens for pair in pairs]
+    streams = [tiny.stream(*pair) for pair in pairs[:4]]
+    begun = [next(stream) for stream in streams]
+    assert [one.tokens for one in by_threads(tiny, pairs)] == alone
+    rest = [iter([first, *stream]) for first, stream in zip(begun, streams, strict=True)]
+    assert [one.tokens for one in taking_turns(rest)] == alone[:4]
