@@ -89,9 +89,10 @@ def main(argv: list[str]) -> None:
         return
     out = console.stdout()
     out.print(table(guard))
+    stamp = profile.stamp
     out.print(
         f"median ms (least budget in ms) of an answer with {_profile(guard).output.mean:.1f} tokens "
-        f"on average; measured {profile.stamp['created']} on {profile.stamp['hardware']}"
+        f"on average; measured {stamp['created']} on {stamp['hardware']}, {stamp['device']}"
     )
     measured = bool(model.card.accuracy)
     show_budgets(guard, "accuracy" if measured else "accuracy (assumed)")
