@@ -56,9 +56,9 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     weights: DecodeDtype = "bf16"
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
-    backend: Backend = "torch"
-    """Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes in
-    bfloat16 where the processor can."""
+    backend: Backend = "auto"
+    """Runs the model on a CPU: kernels, fast and in bfloat16 where the processor can, torch, or auto: the
+    kernels where they can run."""
     max_new_tokens: int = 16
     """Cap on generated tokens of the requests that the budgets are shown for."""
     knobs: Knobs = ALL
