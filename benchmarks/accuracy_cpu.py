@@ -38,7 +38,7 @@ REMEDY = "answer this shard again"
 
 
 def load_all(model: str, backends: Sequence[str]) -> dict[str, api.TempoVLM]:
-    """Each back end by its name `backend:type`, with one thread."""
+    """Each back end by its name `backend:type`, with one thread; `auto` is its own choice of type."""
     start_torch(1)
     import torch
 
@@ -208,7 +208,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="pocket, or the folder of one that was trained")
     parser.add_argument(
-        "--backends", nargs="+", type=backend_of, default=list(BACKENDS), help="the reference first"
+        "--backends",
+        nargs="+",
+        type=backend_of,
+        default=list(BACKENDS),
+        metavar="BACKEND:TYPE",
+        help="the reference first",
     )
     parser.add_argument(
         "--shard", type=shard_of, default=(0, 1), metavar="I/N", help="answer pictures I, I + N, …"
