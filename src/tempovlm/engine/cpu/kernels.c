@@ -528,7 +528,7 @@ static void *work_for_ever(void *number)
     return NULL;
 }
 
-/* Run all tasks on up to `threads` threads, of which the caller is one; alone if another caller has them.
+/* Run all tasks on up to `threads` threads, of which the caller is one and a layer's tasks the most; alone if another caller has them.
    Return 0, 1 if the ticker ended it, 2 if there was no memory. */
 static int run_job(job *j, int threads)
 {
@@ -539,7 +539,7 @@ static int run_job(job *j, int threads)
     atomic_store(&j->over, 0);
     for (int i = 0; i < MOST_THREADS; i++)
         atomic_store(&j->current[i], INT64_MAX);
-    threads = (int)least(least(threads, MOST_THREADS), j->count);
+    threads = (int)least(least(threads, MOST_THREADS), least(j->lag, j->count));
     if (threads < 2 || pthread_mutex_trylock(&c->taken)) {
         take_tasks(j, 0);
         return atomic_load(&j->over);
