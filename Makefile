@@ -3,6 +3,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint clean look-again
 
+comma := ,
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 # Tried packages stay apart from the pinned ones: neither run may use what the other installed.
@@ -17,6 +18,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # By the environment, and not by -c, because the build back end is installed by a pip of its own, which takes its
 # versions from the first of these in older releases and from the second in newer ones. Set to nothing where nothing
 # is pinned, so that a file that the caller's environment names stays in force.
+# A C compiler is installed where there is none.
+COMPILER := $(if $(shell command -v cc || command -v gcc || command -v clang),,$(comma)cpu)
 PINS := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS))
 NEWEST := $(if $(CONSTRAINTS),,--upgrade --upgrade-strategy eager)
 INSTALL := $(PINS) $(BIN)/pip install -qq --disable-pip-version-check $(NEWEST)
@@ -36,7 +39,7 @@ $(STAMP): pyproject.toml Makefile $(or $(CONSTRAINTS),look-again)
 	@echo "  installing torch"
 	@$(INSTALL) $(TORCH)
 	@echo "  installing tempovlm and what its experiments and tests need"
-	@$(INSTALL) $(TORCH) -e '.[experiments,cpu,dev]'
+	@$(INSTALL) $(TORCH) -e '.[experiments,dev$(COMPILER)]'
 	@touch $@
 
 demo: $(STAMP)  ## answer example pictures at three budgets; leaves demo/report.html

@@ -35,6 +35,12 @@ def repo_root() -> Path:
     return ROOT
 
 
+def _of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that its workers share: the kernels are compiled once."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One cache directory for the whole run, inherited by subprocesses.
@@ -45,5 +51,6 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_CACHE_HOME", str(folder))
+        patch.setitem(os.environ, "TEMPOVLM_KERNELS_DIR", str(_of_all_workers(tmp_path_factory) / "kernels"))
         patch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
         yield folder

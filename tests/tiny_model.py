@@ -49,8 +49,8 @@ WORDS = (
 )
 
 
-def build_model(seed: int = 0) -> Molmo:
-    model = empty_model(CONFIG, "cpu", torch.float32)
+def build_model(seed: int = 0, config: ModelConfig = CONFIG) -> Molmo:
+    model = empty_model(config, "cpu", torch.float32)
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         scale = parameter.shape[-1] ** -0.5
@@ -63,8 +63,8 @@ def build_model(seed: int = 0) -> Molmo:
     return model
 
 
-def save_folder(folder: Path) -> Path:
-    save_model(build_model(), folder, torch.float32)
+def save_folder(folder: Path, config: ModelConfig = CONFIG) -> Path:
+    save_model(build_model(config=config), folder, torch.float32)
     alphabet = "abcdefghijklmnopqrstuvwxyz0123456789?:()."
     build_tokenizer(WORDS, alphabet, CONFIG.embedding_size).save(str(folder / "tokenizer.json"))
     return folder

@@ -69,7 +69,7 @@ def load(
     warmup: bool = True,
     progress: bool = True,
     feature_cache_mb: float = 0.0,
-    backend: Backend = "torch",
+    backend: Backend = "auto",
     budget_ms: float | None = None,
     space: KnobSpace | Mapping[str, Iterable[Any]] | None = None,
     ranking: str | Path | Sequence[int] | Ranking | None = None,
@@ -90,7 +90,7 @@ def load(
         warmup: answer a few times first, so that the first answer is as fast as later ones.
         progress: show a bar on stderr.
         feature_cache_mb: megabytes for a cache of picture features; 0 turns it off.
-        backend: `torch`, or on a CPU `openvino` (extra `cpu`), which is faster: in bfloat16 unless dtype is given.
+        backend: `kernels` (of a CPU; in bfloat16 if it can and dtype is not given), `torch`, or `auto`, which can.
         budget_ms: the budget of every request that gives none, milliseconds.
         space: the settings to choose among, such as `{"tier": ["low", "high"]}`. Default: all of the model's.
         ranking: the blocks, the most important first, or a JSON file (docs/adding.md); accuracies are assumed.
@@ -105,12 +105,12 @@ def load(
     folder, name = model_folder(model), "pocket" if model == "pocket" else expanded(model).name
     start_torch(threads)
     from tempovlm.engine.calibration import warm_up
-    from tempovlm.engine.cpu.stages import pick_precision
+    from tempovlm.engine.cpu.stages import check_backend
 
     where = pick_device(device)
     given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights, "name": name}
-    given |= {"precision": pick_precision(backend, dtype)}
-    engine, card = _load_engine(folder, where, pick_dtype(dtype, where), space, ranking, given, progress=progress)
+    given |= {"backend": check_backend(backend), "dtype": dtype}
+    engine, card = _load_engine(folder, where, space, ranking, given, progress=progress)
     chosen = _find_policy(policy, engine, card, folder)
     vlm = TempoVLM(engine, card, policy=chosen, may_calibrate=calibrate, progress=progress, budget_ms=budget_ms)
     if warmup:
@@ -206,7 +206,7 @@ class TempoVLM:
             dtype=runner.dtype,
             data_source=data_source,
             decode_dtype=runner.decode_dtype,
-            compiled="" if runner.stages is None else runner.stages.name,
+            kernels="" if runner.stages is None else runner.stages.name,
             threads=self.engine.threads,
             ranking=None if self.card.ran(self.ranking, self.space) else self.ranking.digest,
         )
@@ -482,14 +482,15 @@ def model_folder(model: str | Path) -> Path:
 def _load_engine(
     folder: Path,
     device: torch.device,
-    dtype: torch.dtype,
     space: KnobSpace | Mapping[str, Iterable[Any]] | None,
     ranking: str | Path | Sequence[int] | Ranking | None,
-    options: Mapping[str, Any],
+    options: dict[str, Any],
     *,
     progress: bool,
 ) -> tuple[Engine, ModelCard]:
     """The engine and the card of a folder, by a subset of the settings and a ranking where they are given."""
+    from tempovlm.core.progress import progress_bar
+    from tempovlm.engine.cpu.stages import pick_precision, to_compile
     from tempovlm.engine.engine import Engine
     from tempovlm.model.files.card import ModelCard
     from tempovlm.model.weights import read_config, read_tokenizer, weights_hash
@@ -499,7 +500,10 @@ def _load_engine(
     card, part = ModelCard.read(folder, whole), whole if space is None else whole.subset(space)
     order = card.ranking if ranking is None else find_ranking(ranking, config.shape.num_blocks)
     tokenizer = read_tokenizer(folder, config)
-    network = _load_weights(folder, device, dtype, options["name"], progress=progress)
+    backend, dtype = options.pop("backend"), options.pop("dtype")
+    network = _load_weights(folder, device, pick_dtype(dtype, device), options["name"], progress=progress)
+    with progress_bar("compiling the kernels for this processor, once", show=progress and to_compile(backend)):
+        options["precision"] = pick_precision(backend, dtype, network)
     given = {"space": part, "ranking": order, "option_letters": card.option_letters, **options}
     engine = Engine(network, tokenizer, weights_hash=weights_hash(folder), **given)
     return engine, card.for_ranking(engine.ranking, part)

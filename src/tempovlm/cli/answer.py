@@ -61,9 +61,9 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     weights: DecodeDtype = "bf16"
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
-    backend: Backend = "torch"
-    """Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes in
-    bfloat16 where the processor can."""
+    backend: Backend = "auto"
+    """Runs the model on a CPU: kernels, fast and in bfloat16 where the processor can, torch, or auto: the
+    kernels where they can run."""
     knobs: Knobs = ALL
     """Settings to choose among: one value fixes a knob, several restrict it, and a knob that is left out is chosen
     if there is a budget, and native without."""

@@ -66,8 +66,8 @@ class BenchArgs:
         model: Model to load: pocket, a folder or a hub id.
         device: Device: auto, cpu, cuda or cuda:N.
         weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
-        backend: Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes
-            in bfloat16 where the processor can.
+        backend: Runs the model on a CPU: kernels, fast and in bfloat16 where the processor can, torch, or
+            auto: the kernels where they can run.
         knobs: Settings to choose among.
         policy: Policy that chooses the setting. auto: for one file of your own questions, the table that tempovlm
             tune measured on it; else the model's own controller for this kind of device if it has one, else the
@@ -96,7 +96,7 @@ class BenchArgs:
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     weights: DecodeDtype = "bf16"
-    backend: Backend = "torch"
+    backend: Backend = "auto"
     knobs: Knobs = ALL
     policy: str = "auto"
     price_per_ms: float = 0.0

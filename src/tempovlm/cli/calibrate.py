@@ -56,9 +56,9 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     weights: DecodeDtype = "bf16"
     """Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8."""
-    backend: Backend = "torch"
-    """Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes in
-    bfloat16 where the processor can."""
+    backend: Backend = "auto"
+    """Runs the model on a CPU: kernels, fast and in bfloat16 where the processor can, torch, or auto: the
+    kernels where they can run."""
     max_new_tokens: int = 16
     """Cap on generated tokens of the requests that the budgets are shown for."""
     knobs: Knobs = ALL
@@ -89,9 +89,10 @@ def main(argv: list[str]) -> None:
         return
     out = console.stdout()
     out.print(table(guard))
+    stamp = profile.stamp
     out.print(
         f"median ms (least budget in ms) of an answer with {_profile(guard).output.mean:.1f} tokens "
-        f"on average; measured {profile.stamp['created']} on {profile.stamp['hardware']}"
+        f"on average; measured {stamp['created']} on {stamp['hardware']}, {stamp['device']}"
     )
     measured = bool(model.card.accuracy)
     show_budgets(guard, "accuracy" if measured else "accuracy (assumed)")

@@ -60,8 +60,8 @@ class Flags:
         model: Model to load: pocket, a folder or a hub id.
         device: Where to run: auto, cpu, cuda or cuda:N.
         weights: Weights for decoding on CUDA: bf16 (as loaded), or one-byte copies, fp8 or int8.
-        backend: Library that runs the model on a CPU: torch, or openvino (extra cpu), which is faster and computes
-            in bfloat16 where the processor can.
+        backend: Runs the model on a CPU: kernels, fast and in bfloat16 where the processor can, torch, or
+            auto: the kernels where they can run.
         score: Rule for open questions; by default that of their column score, else vqa where ten people answered
             and exact elsewhere. Those with options are always scored by choice.
         split: Questions to use, by the column split; without one all are val.
@@ -76,7 +76,7 @@ class Flags:
     model: Annotated[str, tyro.conf.arg(aliases=("--model_path",))] = "pocket"
     device: str = "auto"
     weights: DecodeDtype = "bf16"
-    backend: Backend = "torch"
+    backend: Backend = "auto"
     score: Rule | None = None
     split: Literal["val", "train"] = "val"
     num_samples: int | None = None

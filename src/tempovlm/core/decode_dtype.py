@@ -7,5 +7,5 @@ from typing import Literal
 DecodeDtype = Literal["bf16", "fp8", "int8"]
 """`bf16` stands for the weights as loaded; the others are copies with one byte a value: `model/quantised.py`."""
 
-Backend = Literal["torch", "openvino"]
-"""`torch` runs the model's modules; `openvino` runs graphs of them that it compiles for a CPU: `engine/cpu`."""
+Backend = Literal["auto", "kernels", "torch"]
+"""`kernels` are ours for a CPU, `engine/cpu`; `torch` runs the modules; `auto`: kernels where they can run."""

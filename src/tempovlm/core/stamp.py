@@ -8,7 +8,7 @@ from typing import Any
 
 from tempovlm.core.errors import UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """The version of this program, a part of every stamp."""
 
 
@@ -22,6 +22,7 @@ class Stamp:
         commit: that contains the package's source, with `+` if that had changes; None if no commit does.
         weights: hash of the weights. knob_space: fingerprint of the legal settings.
         ranking: digest of the order of the blocks, where it is not the model's own.
+        instructions: the widest of a CPU that torch uses. cores: that the process may use.
         data_source: `synthetic` for generated pictures, a data set's name otherwise, None without data.
         created: UTC, ISO 8601.
     """
@@ -40,6 +41,8 @@ class Stamp:
     data_source: str | None
     created: str
     ranking: str | None = None
+    instructions: str | None = None
+    cores: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object with one field for each attribute."""
@@ -53,7 +56,7 @@ class Stamp:
             UserError: a field is missing.
         """
         try:
-            known = {"ranking": None, **record}
+            known = {"ranking": None, "instructions": None, "cores": None, **record}
             return cls(**{field.name: known[field.name] for field in fields(cls)})
         except KeyError as missing:
             raise UserError(f"the stamp has no field {missing}; was the file made by this program?") from None

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,7 +23,8 @@ from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.company.company import Company
-from tempovlm.engine.cpu.stages import CpuStages, Precision
+from tempovlm.engine.cpu.library import Precision
+from tempovlm.engine.cpu.stages import CpuStages
 from tempovlm.engine.cuda.capture import usual_buckets
 from tempovlm.engine.cuda.graphs import Advance, graph_decoder
 from tempovlm.engine.cuda.vision_graphs import vision_graphs
@@ -39,6 +40,7 @@ from tempovlm.latency.clock import stage_clock
 from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.narrow import NarrowDecoder
 from tempovlm.model.prompt import Tokenizer
+from tempovlm.model.vlm import Molmo
 
 
 class Engine:
@@ -75,7 +77,7 @@ class Engine:
             vision_graphs(model),
             FeatureCache.of(feature_cache_mb),
             rules,
-            None if precision is None else CpuStages.of(model, precision, torch.get_num_threads()),
+            None if precision is None else CpuStages(cast(Molmo, model), precision, torch.get_num_threads()),
         )
         self.whole = KnobSpace.for_model(shape)
         self.space = space or self.whole

@@ -15,8 +15,19 @@ import torch
 
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.stamp import Stamp, __version__
+from tempovlm.engine.threads import physical_cores
 
-_FINGERPRINTED = ("hardware", "device", "threads", "torch", "tempovlm", "weights", "knob_space")
+_FINGERPRINTED = (
+    "hardware",
+    "device",
+    "threads",
+    "torch",
+    "tempovlm",
+    "weights",
+    "knob_space",
+    "instructions",
+    "cores",
+)
 """Fields that a calibration depends on: if one changes, the machine is measured again."""
 
 _OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
@@ -33,18 +44,18 @@ def collect_stamp(
     data_source: str | None = None,
     decode_dtype: str = "bf16",
     threads: int | None = None,
-    compiled: str = "",
+    kernels: str = "",
     ranking: str | None = None,
 ) -> Stamp:
     """Collect the stamp of this process, now.
 
     The device's name includes the type of the weights: `cpu/float32`, and `cuda/bfloat16/fp8` if decode steps
-    read others; `compiled` names what a CPU's stages were compiled by, where they were. `threads` are those of the
+    read others; `kernels` names those that run a CPU's stages, where they do. `threads` are those of the
     model if it has its own, else torch's in this thread.
     `ranking` is the digest of a ranking that is not the model's own.
     """
     kind = str(dtype).removeprefix("torch.") + (f"/{decode_dtype}" if decode_dtype != "bf16" else "")
-    kind += f"/{compiled}" if compiled else ""
+    kind += f"/{kernels}" if kernels else ""
     return Stamp(
         hardware=hardware_name(device),
         device=f"{device.type}/{kind}",
@@ -60,6 +71,8 @@ def collect_stamp(
         data_source=data_source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         ranking=ranking,
+        instructions=torch.backends.cpu.get_cpu_capability(),
+        cores=physical_cores(),
     )
 
 

@@ -67,7 +67,7 @@ class Runner:
         exact: resize pictures in float32, as published, instead of uint8, which is several times faster on a CPU.
             On CUDA pictures are always resized in float32, and this only adds the published padding rule.
         narrow: decodes for a narrow model on a CPU; None for all others.
-        stages: encodes, projects and reads prompts on a CPU with OpenVINO; without them the plain modules do.
+        stages: run a CPU's stages by kernels; without them the plain modules do, and `narrow`.
         graphs: decodes on CUDA; without it the plain model decodes.
         vision: encodes and projects on CUDA. features: cache of picture features; None turns it off.
         open_answers: limits for questions that list no options; None sets no limits.
@@ -139,16 +139,11 @@ class Runner:
             every = run(patches) if self.features is None else self.features.features(patches, run)
             return only_live(every, live)
 
-    @property
-    def _compiled(self) -> CpuStages | None:
-        """The compiled stages, if this process can run them."""
-        return self.stages if self.stages is not None and self.stages.can_run else None
-
     def see_crops(self, patches: Tensor, live: Tensor | None = None, tick: Tick | None = None) -> Tensor:
         """Return the features (U, P, features) of patches (U, P, values), zeros for those False in `live` (U,)."""
-        if (stages := self._compiled) is None:
+        if self.stages is None:
             return self.model.vision(patches, live, tick)
-        return only_live(stages.encode(patches, tick), live)
+        return only_live(self.stages.encode(patches, tick), live)
 
     @torch.inference_mode()
     def project(self, patches: Tensor | None, crops: Crops | None) -> Tensor | None:
@@ -161,8 +156,8 @@ class Runner:
             every = patches if index is None else patches.index_select(0, index)
             if self.vision is not None:
                 return self.vision.project(every, masks)
-            stages = self._compiled
-            return self.model.projector(every, masks) if stages is None else stages.project(every, masks)
+            run = self.model.projector if self.stages is None else self.stages.project
+            return run(every, masks)
 
     def see(self, ready: Prepared, tier: str, vision: Tensor | None, *, pool: bool) -> Sight:
         """Return the encoded picture at a tier for a policy, from its projected tokens `vision` (C, G, D).
@@ -231,13 +226,15 @@ class Runner:
         self, x: Tensor, plan: Plan, cache: KVCache, lengths: Tensor | None = None, tick: Tick | None = None
     ) -> Tensor:
         """Return logits (B, V) after embeddings (B, T, D); `lengths` and `tick` as in the model's `prefill`."""
-        run = self.model.prefill if (stages := self._compiled) is None else stages.prefill
+        run = self.model.prefill if self.stages is None else self.stages.prefill
         return run(x, plan, cache, lengths, tick)
 
     @torch.inference_mode()
     def decode(self, token: Tensor, state: Decoding, count: int) -> Tensor:
         """Return logits (1, V) after the `count`-th generated token (1,)."""
         start = state.length + count - 1
+        if self.stages is not None:
+            return self.stages.decode(int(token), state.plan, state.cache, start)
         if self.narrow is not None:
             with np.errstate(all="ignore"):  # the transcript reports logits that are not numbers
                 return self.narrow.decode(int(token), state.plan, state.cache, start)

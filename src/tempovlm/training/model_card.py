@@ -60,7 +60,7 @@ def write_card(folder: Path) -> None:
         "settings": len(space),
     }
     notes = "".join(f"- note: {note}\n" for note in record.get("notes", []))
-    tables = _accuracy(space, record)
+    tables = _accuracy(space, record) + _cpu_bfloat16(record)
     text = _INTRODUCTION.format(**facts) + notes + "\n" + tables + "\n" + _LIMITS
     (folder / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
@@ -78,4 +78,24 @@ def _accuracy(space: KnobSpace, record: dict[str, Any]) -> str:
             shares = (row["accuracy"] if name == "all" else row["by_dataset"][name] for row in cells)
             texts = [*map(str, knobs.values[1:]), *(f"{100 * s:.1f}" for s in shares)]
             parts.append(f"| {' | '.join(texts)} |\n")
+    return "".join(parts)
+
+
+def _cpu_bfloat16(record: dict[str, Any]) -> str:
+    """Return the answers that products in bfloat16 change on a CPU; empty if nobody counted them."""
+    found = record.get("cpu_bfloat16")
+    if found is None:
+        return ""
+    parts = [
+        "\n## On a CPU in bfloat16\n\n"
+        f"The same {found['num_samples']} questions, at the native top-k and depth of each tier, by\n"
+        f"`benchmarks/accuracy_cpu.py` on one {found['hardware']}: accuracy as above, and the answers that\n"
+        "differ from those in float32. `all` is the mean accuracy of the tiers and the sum of their answers.\n\n"
+        "| tier | float32 | bfloat16 | answers that differ | right to wrong | wrong to right |\n"
+        "|---|---|---|---|---|---|\n"
+    ]
+    for row in found["tiers"]:
+        shares = (f"{100 * row[name]:.2f}" for name in ("accuracy_float32", "accuracy"))
+        counts = (str(row[name]) for name in ("disagreements", "right_to_wrong", "wrong_to_right"))
+        parts.append(f"| {' | '.join((row['tier'], *shares, *counts))} |\n")
     return "".join(parts)

@@ -90,26 +90,35 @@ class Pictures(IterableDataset[PictureBatch]):
 
     def make(self, index: int, tokenizer: Tokenizer) -> PictureBatch:
         """Return batch number `index`: its size and its mixture of data sets follow from the number alone."""
-        rng = np.random.default_rng((self.seed, index))
-        size = SIZES[index % len(SIZES)]
-        names = rng.choice(GENERATED, size=self.batch, p=MIXTURE)
-        start = index * self.batch
-        scenes = [
-            make_scene(str(name), self.split, start + i, seed=self.seed, size=size) for i, name in enumerate(names)
-        ]
+        rng, names = self.mixture(index)
+        scenes = [self.scene(index, row, name) for row, name in enumerate(names)]
         general = rng.random(self.batch) < (GENERAL_STYLE if self.split == "train" else 0.0)
-        styles = [OPEN_STYLE if g else DATASETS[str(name)].style for g, name in zip(general, names, strict=True)]
+        styles = [OPEN_STYLE if g else DATASETS[name].style for g, name in zip(general, names, strict=True)]
         asked = [[self.word(q, s, rng) for q in scene.questions] for scene, s in zip(scenes, styles, strict=True)]
         rows = [pack_questions(prompts, tokenizer) for prompts in asked]
-        datasets = torch.tensor([GENERATED.index(str(name)) for name in names])
+        datasets = torch.tensor([GENERATED.index(name) for name in names])
         return collate(scenes, rows, datasets)
+
+    def mixture(self, index: int) -> tuple[np.random.Generator, list[str]]:
+        """Return the data set of each picture of batch `index`, and the numbers that word its questions."""
+        rng = np.random.default_rng((self.seed, index))
+        return rng, [str(name) for name in rng.choice(GENERATED, size=self.batch, p=MIXTURE)]
+
+    def scene(self, index: int, row: int, name: str) -> Scene:
+        """Draw picture `row` of batch `index`, a scene of data set `name`."""
+        size = SIZES[index % len(SIZES)]
+        return make_scene(name, self.split, index * self.batch + row, seed=self.seed, size=size)
 
     def word(self, item: SceneQuestion, style: str, rng: np.random.Generator) -> tuple[str, str]:
         """Return a question's prompt and its answer; in training a choice may be asked as an open question."""
         if item.options and self.split == "train" and rng.random() < OPEN_FORM:
             return prompt_text(item.question, OPEN_STYLE), item.options[item.answer_index]
-        text = choice_question(item.question, item.options) if item.options else item.question
-        return prompt_text(text, style), item.answer
+        return prompt_text(full_question(item), style), item.answer
+
+
+def full_question(item: SceneQuestion) -> str:
+    """Return the question with its options, if it has some."""
+    return choice_question(item.question, item.options) if item.options else item.question
 
 
 def picture_loader(pictures: Pictures, workers: int) -> DataLoader[PictureBatch]:

@@ -16,6 +16,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.data.sample import choice_question, lists_options
 from tempovlm.engine.batching import Ragged, answer_batch
+from tempovlm.engine.cpu.library import fault
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.open_answers import Limits, OpenAnswers
 from tempovlm.engine.transcript import Token
@@ -134,11 +135,16 @@ def test_stored_replies_keep_to_the_limits() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_way_on_a_cpu_says_the_same(pocket: TempoVLM, quick: Guard, temperature: float) -> None:
     run = pocket.engine.runner
-    engine = Engine(run.model, run.tokenizer, ranking=pocket.ranking, option_letters=pocket.card.option_letters)
+    letters = pocket.card.option_letters
+    engine, narrow, fast = (
+        Engine(run.model, run.tokenizer, ranking=pocket.ranking, option_letters=letters, precision=one)
+        for one in (None, None, None if fault() else "float32")
+    )
     engine.runner = replace(engine.runner, narrow=None)
     asked = [*requests(temperature=temperature, max_new_tokens=4)[:5], *requests((CHOICE,), max_new_tokens=4)[:1]]
-    alone = [pocket.engine.answer(one, quick).tokens for one in asked]
-    assert [engine.answer(one, quick).tokens for one in asked] == alone
+    alone = [engine.answer(one, quick).tokens for one in asked]
+    for other in (narrow, fast):
+        assert [other.answer(one, quick).tokens for one in asked] == alone
     assert [one.tokens for one in answer_batch(engine, asked, quick)] == alone
     if temperature == 0:
         assert swept(engine, asked) == alone

@@ -1,135 +1,135 @@
-"""Runs a model's stages on a CPU with OpenVINO: the vision transformer, the projector and the reading of prompts.
+"""Runs a model's stages on a CPU by the kernels of `kernels.c`: vision transformer, projector, prompts, tokens.
 
-A graph is compiled when it is first needed, and kept; each block has its own, so that all depths share them.
-States between blocks, and the keys and values that a prompt leaves, are float32 whatever the products are.
-OpenVINO's threads do not survive a fork, so a forked child computes with the torch modules.
+States between blocks, and the keys and values that a prompt leaves, are float32 whatever the factors of products
+are. A forked child may compute too: the kernels start threads of its own.
 """
 
 from __future__ import annotations
 
-import os
+import ctypes
 from collections.abc import Callable
-from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.decode_dtype import Backend
 from tempovlm.core.plan import Plan
+from tempovlm.engine.cpu.library import Precision, best_precision, fault, instructions, is_compiled, library
+from tempovlm.engine.cpu.neighbours import FreeCores
+from tempovlm.engine.cpu.packing import LANES, Packer, pack_decoder, pack_projector, pack_vision
+from tempovlm.engine.forks import FORKS
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
-from tempovlm.model.decoder import Block, is_plain
+from tempovlm.model.decoder import is_plain
 from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.vlm import Molmo
 
-Precision = Literal["float32", "bfloat16"]
-"""Type in which products are computed."""
-
-CROPS_A_TICK = 4
-"""Crops that are encoded between two looks at the clock."""
-
-TOKENS = 16
-"""Prompts are padded to a multiple of it: a graph that runs with a new shape takes a tenth longer."""
-
-_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+_Ticker = ctypes.CFUNCTYPE(ctypes.c_int)
+_NO_TICKER = _Ticker()
 
 
-def pick_precision(backend: Backend, dtype: torch.dtype | None) -> Precision | None:
-    """Return the type in which compiled stages compute; None for torch, which runs the modules.
-
-    Args:
-        backend: what runs the stages.
-        dtype: that the caller asked for. Default: bfloat16 where the processor has instructions for it.
+def check_backend(backend: Backend) -> Backend:
+    """Return a back end that exists and can run here.
 
     Raises:
-        UserError: the back end is unknown or not installed.
+        UserError: of `backend`.
     """
     if backend not in get_args(Backend):
         raise wrong_argument("backend", backend, f"unknown; choose from {', '.join(get_args(Backend))}")
+    if backend == "kernels" and (why := fault()):
+        raise wrong_argument("backend", backend, why)
+    return backend
+
+
+def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLanguageModel) -> Precision | None:
+    """Return the type of the kernels' factors; None where the torch modules run.
+
+    Args:
+        backend: `auto` takes the kernels where they can run this model.
+        dtype: that the caller asked for. Default: bfloat16 where the processor has instructions for it.
+        model: as loaded.
+
+    Raises:
+        UserError: `kernels` cannot run this model.
+    """
+    check_backend(backend)
     if backend == "torch":
         return None
-    if find_spec("openvino") is None:
-        raise wrong_argument("backend", backend, "not installed; pip install 'tempovlm[cpu]'")
-    return best_precision() if dtype is None else "float32"
+    if (why := fault() or _unfit(model)) is None:
+        precision = best_precision() if dtype is None else "float32"
+        try:
+            library(precision)
+            return precision
+        except OSError as error:
+            why = f"could not be compiled: {' '.join(str(error).split())}"
+    if backend == "kernels":
+        raise wrong_argument("backend", backend, why)
+    return None
 
 
-def best_precision() -> Precision:
-    """Return bfloat16 where the processor has instructions for it, else float32."""
-    import openvino
+def to_compile(backend: Backend) -> bool:
+    """Whether the kernels may have to be compiled before they run, which takes seconds."""
+    return backend != "torch" and fault() is None and not is_compiled(best_precision())
 
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bfloat16" if "BF16" in capabilities else "float32"
+
+def _unfit(model: VisionLanguageModel) -> str | None:
+    """Return why the kernels would compute something else than a model; None if they compute it."""
+    weight = model.decoder.embedding
+    if type(model) is not Molmo or not is_plain(model.decoder) or weight.device.type != "cpu":
+        return "runs Molmo's models on a CPU; leave it out for this one"
+    if weight.dtype != torch.float32:
+        return "needs weights in float32; leave out dtype"
+    config = model.config
+    widths = (config.width, config.head_width, config.vision.width, config.vision.width // config.vision.num_heads)
+    if any(width % LANES for width in (*widths, config.vision.patch_values, config.vision.mlp_width)):
+        return f"needs widths that are multiples of {LANES}; leave it out for this model"
+    return None
 
 
 class CpuStages:
-    """The compiled stages of one model.
+    """The stages of one model, with weights packed for the kernels.
 
     Attributes:
-        precision: type of the products.
-        threads: of a stage.
+        precision: type of the factors of products.
+        threads: that a stage may use; beside busy processes it uses fewer, and a token always one.
     """
 
     def __init__(self, model: Molmo, precision: Precision, threads: int) -> None:
-        import openvino
-
         self._model, self.precision, self.threads = model, precision, threads
-        self._core, self._process = openvino.Core(), os.getpid()
-        self._requests: dict[Any, Any] = {}
-
-    @classmethod
-    def of(cls, model: VisionLanguageModel, precision: Precision, threads: int) -> CpuStages:
-        """Compile for a model.
-
-        Raises:
-            UserError: the graphs would compute something else.
-        """
-        weight = next(model.parameters())
-        is_known = type(model) is Molmo and is_plain(model.decoder)
-        if not is_known or weight.device.type != "cpu" or weight.dtype != torch.float32:
-            fault = "runs Molmo's models, loaded in float32 on a CPU; leave it out for this one"
-            raise wrong_argument("backend", "openvino", fault)
-        return cls(cast(Molmo, model), precision, threads)
+        self._kernels, self._cores = library(precision), FreeCores()
+        packer = Packer(self._kernels.panel_columns(), self._kernels.panel_pair())
+        self._vision = pack_vision(model.vision, packer)
+        self._projector = pack_projector(model.projector, packer)
+        self._decoder = pack_decoder(model.decoder, packer)
+        self._embedding = model.decoder.embedding.detach()
 
     def __reduce__(self) -> tuple[Callable[..., CpuStages], tuple[Molmo, Precision, int]]:
-        """Copies and other processes compile again."""
-        return CpuStages.of, (self._model, self.precision, self.threads)
+        """Copies and other processes pack the weights again."""
+        return CpuStages, (self._model, self.precision, self.threads)
 
     @property
     def name(self) -> str:
-        """Type of the products, and the library with its version, as a stamp has them."""
-        return f"{self.precision}-openvino-{version('openvino')}"
-
-    @property
-    def can_run(self) -> bool:
-        """Whether this process is the one that compiled."""
-        return os.getpid() == self._process
+        """Type of the factors and the instructions, as a stamp has them."""
+        return f"{self.precision}-{instructions()}"
 
     def encode(self, patches: Tensor, tick: Tick | None = None) -> Tensor:
         """Return the features (C, P, F) of patches (C, P, patch values).
 
-        `tick` is called before every few crops, and may raise.
+        `tick` is called before each block, and may raise.
         """
-        from tempovlm.engine.cpu import graphs
-
-        request = self._request("vision", lambda: graphs.vision_graph(self._model.vision))
-        done = []
-        for part in [patches] if tick is None else patches.split(CROPS_A_TICK):
-            if tick is not None:
-                tick()
-            done.append(_copied(_run(request, _tensor(part))[0]))
-        return done[0] if len(done) == 1 else torch.cat(done)
+        C, P, _ = patches.shape
+        features = torch.empty(C, P, self._vision.num_kept * self._vision.width)
+        self._run(self._kernels.encode, tick, self._vision, patches.contiguous(), C, features, self._free())
+        return features
 
     def project(self, features: Tensor, masks: Tensor) -> Tensor:
         """Return the tokens (C, G, D) of features (C, P, F) and shares of real pixels (C, P)."""
-        from tempovlm.engine.cpu import graphs
-
-        request = self._request("projector", lambda: graphs.projector_graph(self._model.projector))
-        return _copied(_run(request, _tensor(features), _tensor(masks))[0])
+        tokens = torch.empty(len(features), self._projector.side**2, self._projector.out_width)
+        values = (features.contiguous(), masks.float().contiguous(), len(features), tokens, self._free())
+        _checked(self._kernels.project(*map(_passed, (self._projector, *values))))
+        return tokens
 
     def prefill(
         self,
@@ -143,53 +143,59 @@ class CpuStages:
 
         Keys and values go to the cache's first places. `tick` is called before each block, and may raise.
         """
-        from tempovlm.engine.cpu import graphs
+        B, T, _ = x.shape
+        ends = torch.full((B,), T) if lengths is None else lengths.to(torch.int64).contiguous()
+        logits = self._room(B)
+        states = x.clone(memory_format=torch.contiguous_format)
+        values = (states, B, T, ends, cache.keys, cache.values, cache.capacity, logits, self._free())
+        self._run(self._kernels.read_prompts, tick, self._decoder, *_steps(plan), *values)
+        return logits[:, : self._model.decoder.head.out_features]
 
-        decoder, (B, T, _) = self._model.decoder, x.shape
-        room = min(-T % TOKENS, len(decoder.rotary.cos) - T)
-        x = torch.nn.functional.pad(x, (0, 0, 0, room))
-        tables = [_tensor(table[None, None, : T + room]) for table in (decoder.rotary.cos, decoder.rotary.sin)]
-        keys, values, states = cache.keys.numpy(), cache.values.numpy(), _tensor(x)
-        for i, (index, top_k) in enumerate(plan.steps):
-            if tick is not None:
-                tick()
-            block = cast(Block, decoder.blocks[index])
-            request = self._request(("block", index), partial(graphs.block_graph, block))
-            states, key, value = _run(request, states, *tables, _tensor(torch.tensor(top_k)))
-            keys[i, :, :, :T], values[i, :, :, :T] = key.data[:, :, :T], value.data[:, :, :T]
-        ends = [T] * B if lengths is None else lengths.tolist()
-        last = torch.from_numpy(states.data[np.arange(B), np.array(ends) - 1])
-        return _copied(_run(self._request("head", lambda: graphs.head_graph(decoder)), _tensor(last))[0])
+    def decode(self, token: int, plan: Plan, cache: KVCache, start: int) -> Tensor:
+        """Return logits (1, V) after one more token, which is written to a cache of one row at `start`."""
+        x, logits = self._embedding[token].clone(), self._room(1)
+        values = (x, cache.keys, cache.values, cache.capacity, start, logits)
+        _checked(self._kernels.decode(*map(_passed, (self._decoder, *_steps(plan), *values))))
+        return logits[:, : self._model.decoder.head.out_features]
 
-    def _request(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return the request of a graph, which is compiled when it is first needed."""
-        request = self._requests.get(key)
-        if request is None:
-            options = {
-                "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
-                "INFERENCE_NUM_THREADS": self.threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "ENABLE_CPU_PINNING": False,
-            }
-            request = self._core.compile_model(make(), "CPU", options).create_infer_request()
-            self._requests[key] = request
-        return request
+    def _free(self) -> int:
+        """Return the threads for the next stage."""
+        return min(FORKS.threads(self.threads), self._cores.look())
 
+    def _room(self, rows: int) -> Tensor:
+        return torch.empty(rows, self._decoder.head.rows)
 
-def _tensor(values: Tensor) -> Any:
-    """Return OpenVINO's tensor on the same memory."""
-    from openvino import Tensor as Shared
+    @staticmethod
+    def _run(function: Any, tick: Tick | None, *values: Any) -> None:
+        """Call a kernel that a tick may end, and raise what the tick raised."""
+        raised: list[BaseException] = []
 
-    return Shared(values.contiguous().numpy(), shared_memory=True)
+        def call() -> int:
+            try:
+                cast(Tick, tick)()
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                raised.append(error)
+            return len(raised)
 
-
-def _run(request: Any, *inputs: Any) -> list[Any]:
-    """Run a request; its outputs hold until it runs again. Tensors that are set cost less than arrays given."""
-    for i, one in enumerate(inputs):
-        request.set_input_tensor(i, one)
-    request.infer()
-    return list(request.output_tensors)
+        ended = function(*map(_passed, values), _NO_TICKER if tick is None else _Ticker(call))
+        if raised:
+            raise raised[0]
+        _checked(ended)
 
 
-def _copied(output: Any) -> Tensor:
-    return torch.from_numpy(output.data.copy())
+def _steps(plan: Plan) -> tuple[Any, Any, int]:
+    kind = ctypes.c_int32 * len(plan.steps)
+    return kind(*(block for block, _ in plan.steps)), kind(*(top_k for _, top_k in plan.steps)), len(plan.steps)
+
+
+def _passed(value: Any) -> Any:
+    """Return an argument as C takes it."""
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_long(value) if isinstance(value, int) else ctypes.byref(value)
+
+
+def _checked(ended: int) -> None:
+    if ended:
+        raise MemoryError
