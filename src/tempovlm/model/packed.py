@@ -9,10 +9,12 @@ Shapes: `B` prompts, `T` tokens of a prompt, `N` tokens of all, `D` width, `V` v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tempovlm.core.plan import Plan
 from tempovlm.model.attention import Span
@@ -41,7 +43,9 @@ def read_packed(decoder: Decoder, prompts: Sequence[Tensor], plan: Plan, caches:
         attention = block.attention
         parts = attention.qkv(attention.norm(x)).split(lengths, dim=1)
         of_each = zip(parts, spans, caches, strict=True)
-        mixed = torch.cat([attention.gather(*one, step) for one in of_each], dim=1)
+        # cuDNN would plan every new length anew, for tens of milliseconds.
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if is_fused else nullcontext():
+            mixed = torch.cat([attention.gather(*one, step) for one in of_each], dim=1)
         if is_fused:
             attention.add_product(x, mixed)
             block.moe.add_to(x, top_k)
