@@ -13,10 +13,14 @@ import tiny_model
 from streams import taking_turns
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.guard import Guard
+from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.cuda.capture import Recorder
+from tempovlm.engine.cuda.rows import Rows
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.sampling import greedy
+from tempovlm.model.cache import KVCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,6 +69,54 @@ def test_answers_of_callers_and_batches_are_those_alone(tiny: Engine) -> None:
     batch = answer_batch(tiny, [request for request, _ in pairs], lambda one: guards[id(one)])
     assert [one.tokens for one in batch] == alone
     assert not tiny.door.is_busy
+
+
+def margins(rows: Rows, engine: Engine, knobs: list[KnobConfig], steps: int) -> tuple[int, list[float]]:
+    """Decode prompts of several plans in rows and alone; equal tokens, and margins of logits where they differ."""
+    model, run = engine.runner.model, engine.runner
+    torch.manual_seed(0)
+    plans, prompts = [engine.plan(one) for one in knobs], []
+    caches, alone = [], []
+    for i, plan in enumerate(plans):
+        x = model.decoder.embed(torch.randint(0, 200, (1, 20 + 37 * i), device="cuda"))
+        cache = KVCache.allocate(model.config, len(plan.steps), 1, x.shape[1] + steps + 1, x)
+        caches.append(cache)
+        alone.append(run.read(x, plan, cache))
+        prompts.append(x[0])
+    for i, plan in enumerate(plans):
+        logits = rows.read([prompts[i]], [i], plan)
+        assert (logits - alone[i]).float().norm() <= 3e-2 * alone[i].float().norm()
+        rows.join(i, plan, len(prompts[i]), greedy(alone[i]))
+    equal, found = 0, list[float]()
+    tokens = [greedy(one) for one in alone]
+    for step in range(steps):
+        made = rows.advance().read()
+        for i, plan in enumerate(plans):
+            logits = run.model.decode(tokens[i], plan, caches[i], len(prompts[i]) + step).float()
+            tokens[i] = torch.tensor([made[i]], device="cuda")  # both go on with the same token
+            if int(greedy(logits)) == made[i]:
+                equal += 1
+            else:
+                found.append(float((logits.max() - logits[0, made[i]]) / logits.std()))
+    for i in range(len(plans)):
+        rows.leave(i)
+    return equal, found
+
+
+def test_rows_of_different_plans_decode_as_alone(pocket: TempoVLM) -> None:
+    engine = pocket.engine
+    graphs, space = engine.runner.graphs, engine.space
+    assert graphs is not None
+    assert graphs.rows is not None
+    rows = graphs.rows
+    knobs = [space.native, space.cheapest, space.largest, space.cheapest, space.native]
+    eager, different = margins(Rows(engine.runner.model, Recorder.on(engine.device)), engine, knobs, 12)  # type: ignore[arg-type]
+    assert eager >= 0.85 * 60
+    assert max(different, default=0.0) <= 0.1
+    graphs.warmup([engine.plan(one) for one in space])
+    captured, different = margins(rows, engine, knobs, 12)
+    assert captured >= 0.85 * 60
+    assert max(different, default=0.0) <= 0.1
 
 
 def test_most_answers_in_bfloat16_are_those_alone(pocket: TempoVLM) -> None:

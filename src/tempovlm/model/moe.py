@@ -55,12 +55,15 @@ class MoE(nn.Module):
             return self.gathered(flat, weights, experts).view_as(x)
         return self.grouped(flat, weights, experts).view_as(x)
 
-    def add_to(self, x: Tensor, top_k: int) -> None:
-        """Add the result of `forward` to (B, T, D) in place; only if `has_kernels`."""
+    def add_to(self, x: Tensor, top_k: int, limits: Tensor | None = None) -> None:
+        """Add the result of `forward` to (..., D) in place; only if `has_kernels`.
+
+        With `limits` (N,), int32, a token visits as many experts as its limit says, at most `top_k`.
+        """
         from tempovlm.model.kernels import experts as kernels
 
         flat = self.norm(x).view(-1, x.shape[-1])
-        weights, experts = self.route(flat, top_k)
+        weights, experts = self.route(flat, top_k, limits)
         kernels.grouped(flat, weights, experts, self.gate_up, self.down, onto=x.view_as(flat))
 
     def scores(self, x: Tensor) -> Tensor:
@@ -75,13 +78,17 @@ class MoE(nn.Module):
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             return F.linear(x.float(), weight.float())
 
-    def route(self, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """Return weights (N, K) in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k."""
+    def route(self, x: Tensor, top_k: int, limits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return weights (N, K) in the type of `x`, and experts of (N, D) tokens: softmax first, then top-k.
+
+        `limits` as in `add_to`.
+        """
         scores = self.scores(x)
         if has_kernels(x, self.router.weight):
             from tempovlm.model.kernels import prefill
 
-            return prefill.choose(scores, top_k, x.dtype)
+            return prefill.choose(scores, top_k, x.dtype, limits)
+        assert limits is None, "only kernels limit single tokens"
         experts = best(scores, top_k)
         return scores.softmax(dim=-1).gather(-1, experts).to(x.dtype), experts
 

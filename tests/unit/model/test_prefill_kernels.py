@@ -75,6 +75,27 @@ def test_the_split_writes_rotated_entries_and_nothing_else(kernels: ModuleType, 
 
 
 @torch.no_grad()
+def test_rows_get_entries_where_tokens_are_kept(kernels: ModuleType) -> None:
+    D, W, eps = 48, 16, 1e-5
+    norms = torch.rand(2, D, device=DEVICE) + 0.5
+    qkv, places = torch.randn(4, 3 * D, device=DEVICE), torch.tensor([3, 0, 7, 1], device=DEVICE)
+    entries = torch.tensor([5, -1, 0, 2], device=DEVICE)
+    cos, sin = Rotary(W, 1e4, 16).to(DEVICE)(places.unsqueeze(0))
+    keys, values = torch.full((2, 6, D), torch.nan, device=DEVICE)
+    tables = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+    queries = kernels.split_rows(qkv, (norms[0], norms[1]), tables, eps, entries, keys, values)
+    turned = []
+    for weight, x in zip(norms, qkv.split(D, dim=1), strict=False):
+        unit = x * x.square().mean(-1, keepdim=True).add(eps).rsqrt() * weight
+        turned.append(rotate(unit.view(1, 4, -1, W), cos, sin).flatten(2)[0])
+    torch.testing.assert_close(queries, turned[0])
+    kept, rest = [0, 2, 3], [1, 3, 4]
+    torch.testing.assert_close(keys[entries[kept]], turned[1][kept])
+    torch.testing.assert_close(values[entries[kept]], qkv[kept, 2 * D :])
+    assert bool(keys[rest].isnan().all() & values[rest].isnan().all())
+
+
+@torch.no_grad()
 def test_sums_within_products_are_sums() -> None:
     """The in-place way of a block, which a GPU takes, with this machine's means."""
     layer, x = Attention(tiny_model.CONFIG), torch.randn(2, 5, tiny_model.CONFIG.width)
@@ -108,3 +129,13 @@ def test_choice_of_experts(kernels: ModuleType, experts: int, top_k: int) -> Non
     assert equal[0].tolist() == list(range(top_k))
     _, unclear = kernels.choose(torch.full((1, experts), torch.nan, device=DEVICE), top_k, torch.float32)
     assert 0 <= int(unclear.min()) <= int(unclear.max()) < experts
+
+
+def test_a_token_may_have_fewer_experts(kernels: ModuleType) -> None:
+    scores = torch.randn(4, 20, device=DEVICE)
+    limits = torch.tensor([3, 0, 6, 1], dtype=torch.int32, device=DEVICE)
+    weights, chosen = kernels.choose(scores, 6, torch.float32)
+    shares, experts = kernels.choose(scores, 6, torch.float32, limits)
+    inside = torch.arange(6, device=DEVICE) < limits.unsqueeze(1)
+    torch.testing.assert_close(shares, weights.where(inside, torch.zeros((), device=DEVICE)))
+    assert torch.equal(experts, chosen.where(inside, chosen[:, :1]))

@@ -1,9 +1,11 @@
 """Requests without a budget that are in flight together: one thread feeds the device with the work of all of them.
 
 Callers prepare their requests in their own threads, and wait. The device's thread takes those that are ready,
-encodes their pictures together, reads the prompts of equal plans in one pass, and decodes one answer after the
-other. Between these pieces of work it passes the door again, so that a request with a deadline waits for one
-piece at most. Nothing is captured here, and nothing waits for Python's lock while the device computes.
+encodes their pictures together, reads the prompts of equal plans in one pass, and decodes them in rows
+(`engine/cuda/rows.py`): who is ready takes a free row between two steps. Answers that are drawn, or too long for a
+row, are decoded one after the other. Between these pieces of work it passes the door again, so that a request with
+a deadline waits for one piece at most. Nothing is captured here, and nothing waits for Python's lock while the
+device computes.
 
 A request that comes while nobody is in flight is not answered here: alone it is faster on its caller's thread.
 """
@@ -15,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,8 +29,10 @@ from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.company.member import Member
+from tempovlm.engine.company.seats import Seat, Seats
 from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
 from tempovlm.engine.runner import Decoding, Runner
+from tempovlm.engine.sampling import greedy
 from tempovlm.latency.clock import StageClock, stage_clock
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
@@ -72,6 +77,8 @@ class Company:
         self._changed = threading.Condition()
         self._pending: deque[Member] = deque()
         self._thread: threading.Thread | None = None
+        graphs = engine.runner.graphs
+        self._seats = None if graphs is None or graphs.rows is None else Seats(graphs.rows)
 
     @classmethod
     def of(cls, engine: Engine) -> Company | None:
@@ -107,16 +114,27 @@ class Company:
         while self._has_work():
             group: list[Member] = []
             try:
-                with self._turn(self._pending[0]):
-                    group = self._take()
-                    reads = self._read(group)
-                for one in reads:
-                    self._finish(one)
+                if self._pending and self._room():
+                    with self._turn(self._pending[0]):
+                        group = self._take()
+                        reads = self._read(group)
+                    for one in reads:
+                        self._finish(one)
+                elif self._seats is not None:
+                    with self._turn(self._seats.members[0]):
+                        self._seats.advance()
             except BaseException as error:  # noqa: BLE001 - the callers raise it
-                for member in group or self._take():
+                seated = [] if self._seats is None else self._seats.clear()
+                for member in [*group, *seated] or self._take():
                     member.fail(error)
 
+    def _room(self) -> int:
+        """Requests that can be read now."""
+        return MOST_TOGETHER if self._seats is None else len(self._seats.rows.free)
+
     def _has_work(self) -> bool:
+        if self._seats is not None and self._seats.members:
+            return True
         with self._changed:
             if not self._pending:
                 self._changed.wait(LINGER_S)
@@ -128,7 +146,7 @@ class Company:
         """Take those that are ready, in their order, for one turn: one at least, and what else it has room for."""
         group: list[Member] = []
         with self._changed:
-            while self._pending and len(group) < MOST_TOGETHER:
+            while self._pending and len(group) < self._room():
                 if group and sum(map(len, [*group, self._pending[0]])) > TURN_TOKENS:
                     break
                 group.append(self._pending.popleft())
@@ -143,7 +161,11 @@ class Company:
 
     @torch.inference_mode()
     def _read(self, group: Sequence[Member]) -> list[Read]:
-        """Encode all pictures, and read the prompts that can share a pass; start the work and wait for nothing."""
+        """Encode all pictures, and read the prompts that can share a pass; start the work and wait for nothing.
+
+        Returns:
+            Those whose answers are decoded alone.
+        """
         run, device = self._engine.runner, self._engine.device
         clock = stage_clock(device)
         crops = [member.ready.crops for member in group]
@@ -152,7 +174,32 @@ class Company:
         vision = project_together(run, patches, crops)
         clock.mark("projector")
         reads = [Read(member, seen, (clock,)) for member, seen in zip(group, vision, strict=True)]
-        return [one for pack in packs(reads) for one in (self._read_pack(pack) if len(pack) > 1 else pack)]
+        if self._seats is None:
+            return [one for pack in packs(reads) for one in (self._read_pack(pack) if len(pack) > 1 else pack)]
+        is_alone = len(reads) == 1 and not self._pending and not self._seats.members
+        can_sit = [not is_alone and self._seats.fits(one.member) for one in reads]
+        for pack in packs(compress(reads, can_sit)):
+            self._seat(pack, self._seats)
+        self._seats.collect()
+        return [one for one, sits in zip(reads, can_sit, strict=True) if not sits]
+
+    def _seat(self, pack: Sequence[Read], seats: Seats) -> None:
+        """Read the prompts of equal plans in one pass, each into a row, and begin their answers."""
+        run, clock, plan = self._engine.runner, stage_clock(self._engine.device), pack[0].member.plan
+        rows = seats.rows.free[: len(pack)]
+        if len(pack) > 1:
+            logits = seats.rows.read([embed(run, one) for one in pack], rows, plan)
+        else:  # the lane has graphs for closer lengths
+            request, prompt = pack[0].member.request, pack[0].member.ready.prompt
+            with run.lane() as lane:
+                state = run.prefill(prompt, pack[0].vision, plan, request.max_new_tokens, lane)
+            logits = state.logits
+            seats.rows.copy_in(rows[0], state.cache, plan, state.length)
+        clock.mark("prefill")
+        limits = run.limits([one.member.request for one in pack])
+        first = greedy(limits(logits))
+        taken = [Seat(one.member, row, (*one.clocks, clock)) for one, row in zip(pack, rows, strict=True)]
+        seats.join(taken, first, limits.second(first))
 
     def _read_pack(self, pack: Sequence[Read]) -> list[Read]:
         """Read the prompts of equal plans in one pass, each into a cache of its own."""

@@ -59,6 +59,10 @@ class Member:
         """Add the stages of readings that are the request's own; all other time it waits."""
         self._laps += [lap for reading in readings for lap in reading.laps if lap.stage != QUEUE]
 
+    def stepped(self, step_ms: float) -> None:
+        """Add the time from one token to the next, in which others may have joined."""
+        self._laps.append(Lap("decode", step_ms))
+
     def finish(self, ended_ms: float) -> None:
         """The last token was read at `ended_ms`; wake the caller."""
         self._total_ms = ended_ms - self.accepted_ms

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,7 @@ from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.plan import Plan, Step
 from tempovlm.core.request import Request
 from tempovlm.engine.cuda.capture import PromptReader, Recorder
+from tempovlm.engine.cuda.rows import Rows
 from tempovlm.engine.sampling import candidates, usable
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import BROKEN, is_plain
@@ -307,6 +309,10 @@ class GraphDecoder:
         tiling: tiling of the kernels, for measurements.
         is_limited: True if some tokens can be forbidden for a step.
         weights: weights that steps read; other than `bf16`, copies of the decoder's matrices beside the original.
+
+    Attributes:
+        rows: several requests' prompts and steps at once; None where steps read other weights than prompts, or
+            there are no kernels for many tokens.
     """
 
     def __init__(
@@ -322,6 +328,7 @@ class GraphDecoder:
         self.ahead, self.decode_dtype = ahead, decode_dtype
         decoder = model.decoder if decode_dtype == "bf16" else QuantisedDecoder.of(model.decoder, decode_dtype)
         self._lane = Lane(model, decoder, recorder, tiling, is_limited=is_limited)
+        self.rows = Rows.of(model, recorder, is_limited=is_limited) if decode_dtype == "bf16" else None
 
     @contextmanager
     def lane(self) -> Iterator[Lane]:
@@ -355,19 +362,21 @@ class GraphDecoder:
         for (_, is_drawn), plan in list(lane.wanted.items()):
             if is_quiet():
                 lane.capture(plan, is_drawn=is_drawn)
+        if self.rows is not None:
+            self.rows.settle(is_quiet)
 
     def warmup(self, plans: Iterable[Plan], advance: Advance | None = None, lengths: Collection[int] = ()) -> int:
         """Capture greedy steps of all plans, and prompts of some lengths; return how many graphs.
 
         Plans with equal steps, which differ only in their vision tier, share a graph.
         """
-        distinct = {plan.steps: plan for plan in plans}.values()
-        jobs = [(plan, length) for length in (None, *lengths) for plan in distinct]
-        for done, (plan, length) in enumerate(jobs, 1):
-            if length is None:
-                self._lane.capture(plan)
-            else:
-                self._lane.capture_prompt(plan, length)
+        distinct, lane, rows = list({plan.steps: plan for plan in plans}.values()), self._lane, self.rows
+        jobs: list[Callable[[], None]] = [partial(lane.capture, plan) for plan in distinct]
+        jobs += [partial(lane.capture_prompt, plan, length) for length in lengths for plan in distinct]
+        if rows is not None:
+            jobs += [partial(rows.capture, key) for key in rows.jobs(distinct)]
+        for done, job in enumerate(jobs, 1):
+            job()
             if advance is not None:
                 advance(done, len(jobs))
         return len(jobs)

@@ -28,6 +28,12 @@ ROWS = 128
 COLUMNS, STEP = 128, 64
 """Columns of a tile, and how many values are multiplied at a time."""
 
+FEW, FEW_ROWS, FEW_COLUMNS = 16, 32, 64
+"""Up to the first number of tokens, tiles have the second number of rows and the third of columns.
+
+Reading the weights is all that takes time then, and more tiles read more at a time.
+"""
+
 SUM_COLUMNS = 1024
 """Columns that one program of `gather_sum` adds up."""
 
@@ -210,32 +216,42 @@ def hidden(x: Tensor, weights: Tensor, rows: tuple[Tensor, Tensor, Tensor], gate
     """
     (E, F2, D), (tokens, order, ends) = gate_up.shape, rows
     F, M = F2 // 2, len(tokens)
-    out, columns = x.new_empty(M, F), min(COLUMNS, triton.next_power_of_2(F))
+    height, width = _tile_size(len(x))
+    out, columns = x.new_empty(M, F), min(width, triton.next_power_of_2(F))
     w = TensorDescriptor.from_tensor(gate_up.view(E * F2, D), [columns, STEP])
-    _hidden[_grid(M, E, F, columns)](
-        x, tokens, order, ends, weights, w, out, D, F, E, triton.next_power_of_2(E), ROWS, columns, STEP,
-        num_warps=8, num_stages=4,
+    _hidden[_grid(M, E, F, height, columns)](
+        x, tokens, order, ends, weights, w, out, D, F, E, triton.next_power_of_2(E), height, columns, STEP,
+        num_warps=8 if height == ROWS else 4, num_stages=4,
     )  # fmt: skip
     return out
 
 
 @on_device
-def down(h: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    """Multiply rows (M, F) by their experts' (E, D, F): (M, D). The rows of an expert end at `ends` (E,)."""
+def down(h: Tensor, ends: Tensor, weight: Tensor, tokens: int | None = None) -> Tensor:
+    """Multiply rows (M, F) by their experts' (E, D, F): (M, D). The rows of an expert end at `ends` (E,).
+
+    No expert has more rows than there are `tokens`, `M` if not given.
+    """
     (E, D, F), M = weight.shape, len(h)
-    out, columns = h.new_empty(M, D), min(COLUMNS, triton.next_power_of_2(D))
+    height, width = _tile_size(M if tokens is None else tokens)
+    out, columns = h.new_empty(M, D), min(width, triton.next_power_of_2(D))
     w = TensorDescriptor.from_tensor(weight.view(E * D, F), [columns, STEP])
-    tiles = [TensorDescriptor.from_tensor(h, [rows, STEP]) for rows in (ROWS, ROWS // 2)]
-    _down[_grid(M, E, D, columns)](
-        *tiles, ends, w, out, D, F, E, triton.next_power_of_2(E), ROWS, columns, STEP,
+    tiles = [TensorDescriptor.from_tensor(h, [rows, STEP]) for rows in (height, height // 2)]
+    _down[_grid(M, E, D, height, columns)](
+        *tiles, ends, w, out, D, F, E, triton.next_power_of_2(E), height, columns, STEP,
         num_warps=4, num_stages=3,
     )  # fmt: skip
     return out
 
 
-def _grid(rows: int, num_experts: int, width: int, columns: int) -> tuple[int]:
+def _tile_size(tokens: int) -> tuple[int, int]:
+    """Return rows and columns of a tile."""
+    return (FEW_ROWS, FEW_COLUMNS) if tokens <= FEW else (ROWS, COLUMNS)
+
+
+def _grid(rows: int, num_experts: int, width: int, height: int, columns: int) -> tuple[int]:
     """Return the programs for the largest possible number of tiles: an expert's last one may be partial."""
-    return ((triton.cdiv(rows, ROWS) + min(num_experts, rows)) * triton.cdiv(width, columns),)
+    return ((triton.cdiv(rows, height) + min(num_experts, rows)) * triton.cdiv(width, columns),)
 
 
 @on_device
@@ -268,4 +284,4 @@ def grouped(
     """
     tokens, order, places, ends = sort(experts, len(gate_up))
     h = hidden(x, weights, (tokens, order, ends), gate_up)
-    return gather_sum(down(h, ends, down_weight), places, onto)
+    return gather_sum(down(h, ends, down_weight, len(x)), places, onto)

@@ -80,8 +80,32 @@ def _split(
 
 
 @triton.jit
-def _choose(scores_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.constexpr):
+def _split_rows(
+    qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, entries_ptr, q_ptr, keys_ptr, values_ptr, eps,
+    D: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    row, part, i = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, C)
+    x_ptr, inside = qkv_ptr + row * (3 * D) + part * D, i < D
+    kind = q_ptr.dtype.element_ty
+    entry = tl.load(entries_ptr + row)
+    is_kept = inside & (entry >= 0)
+    if part == 0:
+        q = _rotated(x_ptr, q_norm_ptr, cos_ptr, sin_ptr, row, i, eps, D, W)
+        tl.store(q_ptr + row * D + i, q.to(kind), mask=inside)
+    elif part == 1:
+        k = _rotated(x_ptr, k_norm_ptr, cos_ptr, sin_ptr, row, i, eps, D, W)
+        tl.store(keys_ptr + entry * D + i, k.to(kind), mask=is_kept)
+    else:
+        tl.store(values_ptr + entry * D + i, tl.load(x_ptr + i, mask=inside, other=0.0), mask=is_kept)
+
+
+@triton.jit
+def _choose(scores_ptr, limits_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.constexpr):
     row, e = tl.program_id(0).to(tl.int64), tl.arange(0, E_PAD)
+    limit = K
+    if limits_ptr is not None:
+        limit = tl.load(limits_ptr + row)
+    first = 0
     scores = tl.load(scores_ptr + row * E + e, mask=e < E, other=float("-inf")).to(tl.float32)
     top = tl.max(scores, axis=0)
     total = tl.sum(tl.exp(scores - top), axis=0)
@@ -90,6 +114,10 @@ def _choose(scores_ptr, weights_ptr, experts_ptr, K, E: tl.constexpr, E_PAD: tl.
         # Ties go to the lower index; for NaN the result must still be a valid expert.
         chosen = tl.minimum(tl.min(tl.where(scores == best, e, E_PAD), axis=0), E - 1)
         share = tl.exp(best - top) / total
+        if limits_ptr is not None:  # slots past a row's own number visit an expert that is visited anyway
+            first = tl.where(k == 0, chosen, first)
+            share = tl.where(k < limit, share, 0.0)
+            chosen = tl.where(k < limit, chosen, first)
         tl.store(weights_ptr + row * K + k, share.to(weights_ptr.dtype.element_ty))
         tl.store(experts_ptr + row * K + k, chosen)
         scores = tl.where(e == chosen, float("-inf"), scores)
@@ -147,10 +175,36 @@ def split(
 
 
 @on_device
-def choose(scores: Tensor, top_k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the shares (N, K) and indices of the best experts by the softmax of scores (N, E), as `moe.best`."""
+def split_rows(
+    qkv: Tensor, norms: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor], eps: float, entries: Tensor,
+    keys: Tensor, values: Tensor,
+) -> Tensor:  # fmt: skip
+    """Rotated queries (N, D) of the products (N, 3D); keys and values go to a cache of rows.
+
+    Args:
+        qkv: queries, keys and values, before the norm.
+        norms: weights (D,) of the queries' and the keys' norm.
+        tables: cosines and sines (N, W) of the tokens' places.
+        eps: of both norms.
+        entries: (N,) int64, each token's place in the cache; negative for a token that is not kept.
+        keys: of all rows, (T, D).
+        values: as `keys`.
+    """
+    N, D = len(qkv), qkv.shape[1] // 3
+    q, (cos, sin) = qkv.new_empty(N, D), tables
+    sizes = (D, cos.shape[-1], triton.next_power_of_2(D))
+    _split_rows[(N, 3)](qkv, *norms, cos, sin, entries, q, keys, values, eps, *sizes)
+    return q
+
+
+@on_device
+def choose(scores: Tensor, top_k: int, dtype: torch.dtype, limits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the shares (N, K) and indices of the best experts by the softmax of scores (N, E), as `moe.best`.
+
+    With `limits` (N,), a token has as many experts as its limit says; its other slots have the share 0.
+    """
     N, E = scores.shape
     weights = scores.new_empty(N, top_k, dtype=dtype)
     experts = torch.empty(N, top_k, dtype=torch.int32, device=scores.device)
-    _choose[(N,)](scores, weights, experts, top_k, E, triton.next_power_of_2(E), num_warps=1)
+    _choose[(N,)](scores, limits, weights, experts, top_k, E, triton.next_power_of_2(E), num_warps=1)
     return weights, experts
