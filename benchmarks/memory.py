@@ -24,7 +24,7 @@ import torch
 
 from engine_reference import engine_of, fill
 from tempovlm.control.guard import Guard
-from tempovlm.core.files import write_whole
+from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Request
 from tempovlm.engine.environment import collect_stamp
 from tempovlm.model.config import PRESETS

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import tiny_model
 from recorders import Again
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
+from tempovlm.core.plan import Plan
 from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.core.units import now_ms
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.company import company as companies
 from tempovlm.engine.company.company import Company
+from tempovlm.engine.company.seats import Seat, Seats
+from tempovlm.engine.cuda.rows import Arriving, arriving
 from tempovlm.engine.cuda.vision_graphs import VisionGraphs
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
+from tempovlm.engine.sampling import greedy
 from tempovlm.model.cache import KVCache
 from tempovlm.model.packed import read_packed
 
@@ -96,6 +104,95 @@ def test_so_it_is_on_the_lane(engine: Engine, crowded: Engine) -> None:
     crowded.runner = replace(crowded.runner, graphs=GraphDecoder(engine.runner.model, tiling=tiling))
     pairs = [(replace(request, max_new_tokens=2), guard) for request, guard in asked(engine, 5)]
     check(company_of(crowded).answer_all(pairs), [engine.answer(*pair) for pair in pairs])
+
+
+class PlainRows:
+    """Rows of the plain model: each with a cache of its own."""
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._rows: dict[int, list[Any]] = {}
+        self._read: dict[int, tuple[Plan, KVCache]] = {}
+        self.most = 0
+
+    @property
+    def free(self) -> list[int]:
+        return [row for row in range(4) if row not in self._rows]
+
+    def fits(self, length: int, max_new_tokens: int) -> bool:
+        return length < 250 and max_new_tokens > 0
+
+    def read(self, prompts: Sequence[Tensor], rows: Sequence[int], plan: Plan) -> Tensor:
+        made = []
+        for x, row in zip(prompts, rows, strict=True):
+            cache = KVCache.allocate(self._run.model.config, len(plan.steps), 1, len(x) + 8, x)
+            made.append(self._run.read(x.unsqueeze(0), plan, cache))
+            self._read[row] = plan, cache
+        return torch.cat(made)
+
+    def copy_in(self, row: int, cache: KVCache, plan: Plan, length: int) -> None:  # noqa: ARG002
+        self._read[row] = plan, cache
+
+    def join(self, row: int, plan: Plan, length: int, first: Tensor, limit: Tensor | None = None) -> None:
+        assert limit is None
+        assert self._read[row][0] is plan
+        self._rows[row] = [first, length]
+        self.most = max(self.most, len(self._rows))
+
+    def leave(self, row: int) -> None:
+        del self._rows[row]
+
+    def advance(self) -> Arriving:
+        tokens = torch.full((4,), -1)
+        for row, state in self._rows.items():
+            logits = self._run.model.decode(state[0], *self._read[row], state[1])
+            state[0], state[1] = greedy(logits), state[1] + 1
+            tokens[row] = state[0]
+        return arriving(tokens)
+
+
+def at_once(company: Company, engine: Engine, pairs: list[tuple[Request, Guard]]) -> list[Any]:
+    """What callers get who are all ready before the first one is answered."""
+    found: list[Any] = []
+    calls = [lambda pair=pair: company.answer(*pair, now_ms()) for pair in pairs]
+    thread = threading.Thread(target=lambda: found.extend(together(calls)))
+    with engine.door.enter(engine.door.line_up(0.0)):
+        thread.start()
+        while len(company._pending) < len(pairs):
+            time.sleep(0.001)
+    thread.join()
+    return found
+
+
+def test_so_it_is_in_rows_that_are_joined_and_left_at_any_step(engine: Engine, crowded: Engine) -> None:
+    pairs = asked(engine, 20)
+    company, rows = company_of(crowded), PlainRows(crowded.runner)
+    company._seats = Seats(rows)  # type: ignore[arg-type]
+    expected = [engine.answer(*pair) for pair in pairs]
+    check(company.answer_all(pairs), expected)
+    check(at_once(company, crowded, pairs), expected)
+    assert rows.most > 1
+    assert rows.free == [0, 1, 2, 3]
+
+
+def test_broken_logits_leave_the_other_rows(
+    engine: Engine, crowded: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(replace(request, temperature=0.0, max_new_tokens=4), guard) for request, guard in asked(engine, 4)]
+    expected = [engine.answer(*pair).tokens for pair in pairs]
+    assert len(expected[2]) > 1
+    company, rows = company_of(crowded), PlainRows(crowded.runner)
+    company._seats, add = Seats(rows), Seat.add  # type: ignore[arg-type]
+
+    def adding(seat: Seat, token: int, at_ms: float) -> None:
+        is_bad = seat.member.request is pairs[2][0] and len(seat.member.transcript.tokens) == 1
+        add(seat, -1 if is_bad else token, at_ms)
+
+    monkeypatch.setattr(Seat, "add", adding)
+    found = at_once(company, crowded, pairs)
+    assert isinstance(found[2], UserError)
+    assert [found[i].tokens for i in (0, 1, 3)] == [expected[i] for i in (0, 1, 3)]
+    assert rows.free == [0, 1, 2, 3]
 
 
 def test_a_pack_reads_each_prompt_as_itself(engine: Engine) -> None:

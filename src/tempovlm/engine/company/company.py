@@ -1,11 +1,11 @@
-"""Requests without a budget that are in flight together: one thread feeds the device with the work of all of them.
+"""Requests without a budget that are in flight together: one thread feeds the device with the work of them all.
 
-Callers prepare their requests in their own threads, and wait. The device's thread takes those that are ready,
-encodes their pictures together, reads the prompts of equal plans in one pass, and decodes them in rows
-(`engine/cuda/rows.py`): who is ready takes a free row between two steps. Answers that are drawn, or too long for a
-row, are decoded one after the other. Between these pieces of work it passes the door again, so that a request with
-a deadline waits for one piece at most. Nothing is captured here, and nothing waits for Python's lock while the
-device computes.
+Callers prepare their requests in their own threads, on a stream beside the one that answers, and wait. One thread
+takes those that are ready, encodes their pictures together, reads the prompts of equal plans in one pass, and
+decodes them in rows (`engine/cuda/rows.py`): who is ready takes a free row between two steps. Answers that are
+drawn, or too long for a row, are decoded one after the other. Between these pieces of work it passes the door
+again, so that a request with a deadline waits for one piece at most. Nothing is captured here, and nothing waits
+for Python's lock while the device computes.
 
 A request that comes while nobody is in flight is not answered here: alone it is faster on its caller's thread.
 """
@@ -49,6 +49,12 @@ MOST_TOGETHER = 8
 TURN_TOKENS = 4096
 """Tokens of a turn's prompts: beyond, the experts' products are bound by arithmetic, and more only delay."""
 
+LONG_TOKENS = 1024
+"""Longer prompts keep the device busy alone: to read them together gains nothing."""
+
+FEW = 2
+"""So many answers are decoded faster one after the other on the lane than in rows."""
+
 LINGER_S = 1.0
 """Time after which the device's thread ends if nobody comes, seconds."""
 
@@ -74,10 +80,11 @@ class Company:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._changed = threading.Condition()
+        self._changed, self._preparing = threading.Condition(), threading.Lock()
         self._pending: deque[Member] = deque()
         self._thread: threading.Thread | None = None
         graphs = engine.runner.graphs
+        self._side = torch.cuda.Stream(engine.device) if engine.device.type == "cuda" else None
         self._seats = None if graphs is None or graphs.rows is None else Seats(graphs.rows)
 
     @classmethod
@@ -99,8 +106,8 @@ class Company:
     def _join(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
         """Prepare a request, and pass it to the device's thread."""
         check_waiting(len(self._pending))
-        with self._engine.computing():
-            member = Member(self._engine, request, guard, accepted_ms)
+        with self._engine.computing(), torch.cuda.stream(self._side):
+            member = Member(self._engine, request, guard, accepted_ms, self._preparing)
         with self._changed:
             self._pending.append(member)
             if self._thread is None:
@@ -167,6 +174,8 @@ class Company:
             Those whose answers are decoded alone.
         """
         run, device = self._engine.runner, self._engine.device
+        for member in group:
+            member.hand_over()
         clock = stage_clock(device)
         crops = [member.ready.crops for member in group]
         patches = encode_together(run, crops)
@@ -176,8 +185,8 @@ class Company:
         reads = [Read(member, seen, (clock,)) for member, seen in zip(group, vision, strict=True)]
         if self._seats is None:
             return [one for pack in packs(reads) for one in (self._read_pack(pack) if len(pack) > 1 else pack)]
-        is_alone = len(reads) == 1 and not self._pending and not self._seats.members
-        can_sit = [not is_alone and self._seats.fits(one.member) for one in reads]
+        are_few = len(reads) <= FEW and not self._pending and not self._seats.members
+        can_sit = [not are_few and self._seats.fits(one.member) for one in reads]
         for pack in packs(compress(reads, can_sit)):
             self._seat(pack, self._seats)
         self._seats.collect()
@@ -256,11 +265,15 @@ class Company:
 
 
 def packs(reads: Iterable[Read]) -> list[list[Read]]:
-    """Sort members by the steps of their plans."""
+    """Sort members by the steps of their plans; long prompts stay apart."""
     of_steps: dict[tuple[Step, ...], list[Read]] = {}
+    found = []
     for one in reads:
-        of_steps.setdefault(one.member.plan.steps, []).append(one)
-    return list(of_steps.values())
+        if len(one.member) > LONG_TOKENS:
+            found.append([one])
+        else:
+            of_steps.setdefault(one.member.plan.steps, []).append(one)
+    return [*found, *of_steps.values()]
 
 
 def embed(run: Runner, one: Read) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import torch
+
 from tempovlm.control.guard import Guard
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
@@ -29,8 +31,12 @@ class Member:
         plan: of its setting. ready: its crops and prompt. transcript: its tokens so far. sample: chooses them.
     """
 
-    def __init__(self, engine: Engine, request: Request, guard: Guard, accepted_ms: float) -> None:
-        """Prepare a request; its clock began at `accepted_ms`.
+    def __init__(
+        self, engine: Engine, request: Request, guard: Guard, accepted_ms: float, turn: threading.Lock
+    ) -> None:
+        """Prepare a request, whose clock began at `accepted_ms`; all but opening the picture in its `turn`.
+
+        More than one at a time would hold Python's lock while the device waits for its thread.
 
         Raises:
             UserError: the picture cannot be read, or the prompt is too long.
@@ -38,22 +44,37 @@ class Member:
         run, start_ms = engine.runner, now_ms()
         image = run.open(request)
         opened_ms = now_ms()
-        tier = guard.choose_tier(request, image_size(image), 0.0)
-        self._choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 0.0)
-        chosen_ms = now_ms()
-        self.ready = run.prepare(image, tier.tier, request)
+        with turn:
+            begun_ms = now_ms()
+            tier = guard.choose_tier(request, image_size(image), 0.0)
+            self._choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 0.0)
+            chosen_ms = now_ms()
+            self.ready = run.prepare(image, tier.tier, request)
+            ready_ms = now_ms()
         self.request, self.accepted_ms = request, accepted_ms
         self.plan: Plan = engine.plan(self._choice.knobs)
         self.transcript, self.sample = Transcript(request, run.tokenizer), sampler_for(request, run.device)
         self._engine, self._done = engine, threading.Event()
         self._error: BaseException | None = None
         self._total_ms = 0.0
-        preparing_ms = (opened_ms - start_ms) + (now_ms() - chosen_ms)
-        self._laps = [Lap("preprocess", preparing_ms), Lap("control", chosen_ms - opened_ms)]
+        preparing_ms = (opened_ms - start_ms) + (ready_ms - chosen_ms)
+        self._laps = [Lap("preprocess", preparing_ms), Lap("control", chosen_ms - begun_ms)]
+        self._prepared = None
+        if run.device.type == "cuda":
+            self._prepared = torch.cuda.current_stream(run.device).record_event()
 
     def __len__(self) -> int:
         """Tokens of the prompt."""
         return len(self.ready.prompt.tokens)
+
+    def hand_over(self) -> None:
+        """Let the current stream use what another one prepared."""
+        if self._prepared is None:
+            return
+        stream = torch.cuda.current_stream(self._engine.device)
+        stream.wait_event(self._prepared)
+        if self.ready.crops is not None:
+            self.ready.crops.record_stream(stream)
 
     def spent(self, *readings: Reading) -> None:
         """Add the stages of readings that are the request's own; all other time it waits."""

@@ -23,6 +23,7 @@ from tempovlm.core.plan import Plan, Step
 from tempovlm.engine.cuda.capture import GRAPH_LIMIT, Recorder
 from tempovlm.engine.sampling import greedy
 from tempovlm.model.cache import KVCache
+from tempovlm.model.config import ModelConfig
 from tempovlm.model.layers import has_kernels
 from tempovlm.model.packed import Pack, run_rows
 from tempovlm.model.vlm import Molmo
@@ -74,13 +75,18 @@ def arriving(tokens: Tensor) -> Arriving:
     return Arriving(made, event)
 
 
+def row_tokens(config: ModelConfig) -> int:
+    """Return the tokens that a row has room for."""
+    return min(config.max_sequence_length, GRAPH_LIMIT + ROOM)
+
+
 class Rows:
     """A cache with a row for each request, the rows' states, and the graphs that advance them."""
 
     def __init__(self, model: Molmo, recorder: Recorder, *, is_limited: bool = False) -> None:
         config, like = model.config, model.decoder.embedding
         device, D, V = like.device, config.width, config.embedding_size
-        self.capacity = min(config.max_sequence_length, GRAPH_LIMIT + ROOM)
+        self.capacity = row_tokens(config)
         self._decoder, self._recorder = model.decoder, recorder
         self._plans: list[Plan | None] = [None] * ROWS
 
@@ -110,11 +116,6 @@ class Rows:
         like, config = model.decoder.embedding, model.config
         is_fit = has_kernels(like.detach(), like.detach()) and config.kv_heads == config.num_heads
         return cls(model, recorder, is_limited=is_limited) if is_fit and recorder is not None else None
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the rows."""
-        return self._x.device
 
     @property
     def free(self) -> list[int]:
@@ -183,8 +184,12 @@ class Rows:
         begin = row * self.capacity
         for ours, theirs in ((self._keys, cache.keys), (self._values, cache.values)):
             own = ours[:, begin : begin + length].unflatten(-1, (theirs.shape[2], -1))
-            for step, (index, _) in enumerate(plan.steps):
-                own[index].copy_(theirs[step, 0, :, :length].transpose(0, 1))
+            entries = theirs[: len(plan.steps), 0, :, :length].transpose(1, 2)
+            if len(entries) == len(own):
+                own.copy_(entries)
+                continue
+            for (index, _), entry in zip(plan.steps, entries, strict=True):
+                own[index].copy_(entry)
 
     @torch.inference_mode()
     def join(self, row: int, plan: Plan, length: int, first: Tensor, limit: Tensor | None = None) -> None:

@@ -78,7 +78,7 @@ def cut_on_device(
     fitted = resize(torch.from_numpy(image), shapes, device)
     canvases = [on_canvas(one.unsqueeze(0), *size) for one, size in zip(fitted, sizes, strict=True)]
     patches = cut_canvases(canvases, vision)[0]
-    index, masks = _index_and_masks(height, width, grid, vision, device)
+    index, masks = _index_and_masks(height, width, grid, vision, device, stream_of(device))
     return Crops(patches, index, masks, grid, (patches != -1).flatten(1).all(1) if exact else None)
 
 
@@ -89,7 +89,8 @@ def resize(pixels: Tensor, sizes: Sequence[tuple[int, int]], device: torch.devic
     order would pass as many values between the two steps.
     """
     height, width = pixels.shape[:2]
-    across = taps(width, tuple(cols for _, cols in sizes), device)
+    stream = stream_of(device)
+    across = taps(width, tuple(cols for _, cols in sizes), device, stream)
     # A tensor, because CUDA divides by a number of the host by multiplying with its rounded inverse.
     white = torch.full((), 255.0, device=device)
     strips = []
@@ -101,13 +102,19 @@ def resize(pixels: Tensor, sizes: Sequence[tuple[int, int]], device: torch.devic
     fitted = []
     for (rows, cols), part in zip(sizes, narrow.split([cols for _, cols in sizes]), strict=True):
         lines = part.transpose(0, 1).flatten(1)
-        fitted.append(taps(height, (rows,), device).apply(lines).clamp_(0, 1).view(rows, cols, 3))
+        fitted.append(taps(height, (rows,), device, stream).apply(lines).clamp_(0, 1).view(rows, cols, 3))
     return fitted
 
 
-@lru_cache(maxsize=64)
-def taps(size: int, lengths: tuple[int, ...], device: torch.device) -> Taps:
+def stream_of(device: torch.device) -> int:
+    """Return the current stream's number: tables are kept for each, so that none is used before it is there."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+@lru_cache(maxsize=128)
+def taps(size: int, lengths: tuple[int, ...], device: torch.device, stream: int = 0) -> Taps:
     """Return the taps that resize `size` lines to each of some lengths, one result after the other."""
+    del stream  # part of the key only
     parts = [_taps(size, length) for length in lengths]
     sources, weights, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     starts = np.cumsum(counts) - counts
@@ -135,11 +142,12 @@ def _taps(size: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return sources[is_tap], weights[is_tap], counts
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _index_and_masks(
-    height: int, width: int, grid: Grid, vision: VisionConfig, device: torch.device
+    height: int, width: int, grid: Grid, vision: VisionConfig, device: torch.device, stream: int
 ) -> tuple[Tensor, Tensor]:
     """Make the table on the host, where its many small steps take less time than their launches, and cache it."""
+    del stream  # part of the key only
     index, masks = index_and_masks(height, width, grid, vision, torch.device("cpu"))
     return to_device(index, device), to_device(masks, device)
 

@@ -68,6 +68,12 @@ class Crops:
     grid: Grid
     live: Tensor | None = None
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of what is on a device until work on another stream has ended that is started by now."""
+        for one in (self.patches, self.index, self.masks, self.live):
+            if one is not None and one.is_cuda:
+                one.record_stream(stream)
+
 
 def grids_of(tier: str) -> list[Grid]:
     """Return the grids in the tier's range.
