@@ -35,6 +35,10 @@ class Seat:
         """Whether another step may make a token for it."""
         return not self.is_over and self.started < self.member.request.max_new_tokens
 
+    def start(self) -> None:
+        """A step has started that makes a token for it."""
+        self.started += 1
+
     def add(self, token: int, at_ms: float) -> None:
         """Add a token that was read at `at_ms`; after the last one the member's caller wakes."""
         member = self.member
@@ -94,7 +98,7 @@ class Seats:
         if going:
             made = self.rows.advance()
             for seat in going.values():
-                seat.started += 1
+                seat.start()
             self._under_way.append(UnderWay(made, going))
         while len(self._under_way) > bool(going):
             self._read()
