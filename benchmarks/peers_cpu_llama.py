@@ -2,7 +2,7 @@
 
 A GGUF file of the architecture `olmoe` has the blocks of one plan, and the plan's top-k as the number of experts
 used. The pictures' features have no way into its server, so that a prompt with a picture is given as words of its
-own: further rows of the embedding. llama.cpp runs in processes of its own, which are stopped while others are timed:
+own: further rows of the embedding. It runs in processes of its own, which are stopped while others are timed, since
 its threads may spin while they wait.
 
 Started as a program it is such a process: it reads requests as lines of JSON, and answers likewise.
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 NAME, PACKAGE, PRECISIONS = "llama.cpp", "xllamacpp", ("f32", "f16")
 PROMPT_TOKENS = 1024
 """Room for a prompt and its answer, and the tokens that are read at once."""
+
+MOST_FILES = 4
+"""Files that a process has open."""
 
 
 def write_gguf(path: Path, model: Molmo, plan: Plan, precision: str, words: Tensor | None = None) -> None:
@@ -169,7 +172,10 @@ class Llama:
 
 
 def _open(path: str, threads: int) -> Any:
-    """Load a file; a context in float32 goes with weights in float32, which the name of the file says."""
+    """Load a file; if its name says f32, keys, values and attention are float32 too.
+
+    Flash attention, the default, rounds them to float16 whatever the cache's type is.
+    """
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -178,6 +184,7 @@ def _open(path: str, threads: int) -> Any:
     params.n_parallel, params.n_gpu_layers = 1, 0
     if "f32" in Path(path).name:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     for one in (params.cpuparams, params.cpuparams_batch):
         one.n_threads, one.poll = threads, 0
     return xllamacpp.Server(params)
@@ -216,14 +223,14 @@ def log_softmax(log_probs: dict[str, float], size: int) -> list[float]:
 
 
 def main() -> None:
-    """Answer requests until there are none; the last two files stay open."""
+    """Answer requests until there are none; the last files stay open."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the library's own lines
     servers: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if request["path"] not in servers:
-            for path in list(servers)[:-1]:
+            for path in list(servers)[: 1 - MOST_FILES]:
                 del servers[path]
             servers[request["path"]] = _open(request["path"], int(sys.argv[1]))
         answers.write(json.dumps(_answered(servers[request["path"]], request)) + "\n")

@@ -58,13 +58,13 @@ class OnnxRuntime:
 
         Without a length the graph takes prompts of any.
         """
-        return self._loaded(_decoder_graph(self._model, plan, length, None))
+        return self._loaded(_decoder_graph(self._model, plan, length, None), is_fixed=length is not None)
 
     def decode(self, plan: Plan, context: int) -> Stage:
         """Load a token: (1, 1, D) and the context's keys and values to logits, and its own keys and values."""
         return self._loaded(_decoder_graph(self._model, plan, 1, context))
 
-    def _loaded(self, graph: Graph) -> Stage:
+    def _loaded(self, graph: Graph, *, is_fixed: bool = True) -> Stage:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -74,6 +74,10 @@ class OnnxRuntime:
             binding.bind_output(name)
 
         def run(*inputs: Any) -> list[Any]:
+            if not is_fixed:  # outputs of one run are the buffers of the next one, of whatever length
+                binding.clear_binding_outputs()
+                for name in graph.outputs:
+                    binding.bind_output(name)
             for name, one in zip(graph.inputs, inputs, strict=True):
                 binding.bind_ortvalue_input(name, _shared(one) if isinstance(one, Tensor) else one)
             session.run_with_iobinding(binding)

@@ -1,8 +1,8 @@
 """A peer on a CPU: the stages of a model as OpenVINO graphs in their fastest bare form.
 
 One graph of fixed shapes reads a prompt by a whole plan, another makes one token after a context of fixed length;
-no deadline is looked at inside. All experts run, in two wide products, and those that a token does not visit get the
-weight 0.
+no deadline is looked at inside. All experts run, in two wide products, and those that a token does not visit get
+the weight 0.
 
 Shapes: `C` crops, `P` patches of a crop, `G` tokens of a crop, `T` tokens, `D` width, `H` heads, `W` head width,
 `E` experts, `F` expert width, `V` vocabulary.
