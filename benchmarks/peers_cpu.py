@@ -2,12 +2,12 @@
 
 The peers (extra `peers`) are OpenVINO, ONNX Runtime and llama.cpp; the weights are converted at run time. Rows are
 prompts of several lengths, tokens, pictures of several numbers of crops, and whole answers at the native setting,
-in which a peer runs all stages after our preparation of the picture. Contenders take turns in one process; llama.cpp
-has processes of its own, which are stopped while others run. Busy processes start and stop together every second.
+in which a peer runs all stages after our preparation of the picture. Contenders take turns in one process; but
+llama.cpp has its own, which are stopped while others run. Busy processes start and stop together every second.
 
 First `--accuracy` validation questions are answered with each type of products: a type counts whose accuracy is
-within 0.2 points of torch's in float32 (of llama.cpp: all but 0.2 points of whose first tokens are the same). Beside
-busy processes only the fastest type that counts is timed, for each number of threads.
+within 0.2 points of torch's in float32 (of llama.cpp: all but 0.2 points of whose first tokens are the same).
+Beside busy processes only the fastest type that counts is timed, for each number of threads.
 
     pip install 'tempovlm[peers]'
     python benchmarks/peers_cpu.py --json benchmarks/results/peers_cpu.json
@@ -237,7 +237,7 @@ def row_of(name: str, company: int, contender: Contender, times_ms: list[float])
 
 def best(rows: Sequence[dict[str, Any]], counting: set[str], who: str) -> dict[str, Any] | None:
     """Of the rows of one work and company the best by a contender: by the median alone, by p99 in company."""
-    own = [row for row in rows if row["who"].removesuffix("_spinning") in counting and who == who_of(row)]
+    own = [row for row in rows if who == who_of(row) and row["who"].removesuffix("_spinning") in counting]
     return min(own, key=lambda row: row["p99" if row["company"] else "p50"], default=None)
 
 
@@ -248,9 +248,8 @@ def who_of(row: dict[str, Any]) -> str:
 
 def table(record: dict[str, Any]) -> str:
     """Return the table of the README, in Markdown: for each contender its best number of threads and type."""
-    counting = {row["who"] for row in record["accuracy"] if row["counts"]}
-    judged = {row["who"] for row in record["accuracy"]}
-    counting |= {row["who"].removesuffix("_spinning") for row in record["rows"]} - judged
+    unfit = {row["who"] for row in record["accuracy"] if not (row["counts"] or row["who"].startswith("ours_"))}
+    counting = {row["who"].removesuffix("_spinning") for row in record["rows"]} - unfit
     contenders = list(dict.fromkeys(map(who_of, record["rows"])))
     titles = [TITLES.get(who, who.replace("ours_", "TempoVLM, ")) for who in contenders]
     lines = [f"| p50 / p99, ms | | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
@@ -328,7 +327,9 @@ def read_flags() -> argparse.ArgumentParser:
     parser.add_argument("--backends", nargs="+", default=["torch"], help="ours: NAME, or NAME:float32")
     parser.add_argument("--peers", nargs="*", choices=list(MODULES), default=list(MODULES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of ours and of each peer")
-    parser.add_argument("--accuracy", type=int, default=300, metavar="N", help="questions; 0 for none")
+    parser.add_argument(
+        "--accuracy", type=int, default=300, metavar="N", help="questions; 0 for none, 7244 for figures"
+    )
     parser.add_argument("--minutes", type=float, default=TIMED_MS / 60e3, help="for timing, besides the questions")
     parser.add_argument("--quick", action="store_true", help="8 questions and 2 turns: not for figures")
     parser.add_argument("--json", type=Path, help="file to write; standard output without it")

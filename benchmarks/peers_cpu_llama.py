@@ -2,7 +2,7 @@
 
 A GGUF file of the architecture `olmoe` has the blocks of one plan, and the plan's top-k as the number of experts
 used. The pictures' features have no way into its server, so that a prompt with a picture is given as words of its
-own: further rows of the embedding. It runs in processes of its own, which are stopped while others are timed, since
+own: further rows of the embedding. It runs in processes of its own, which are stopped while others are timed:
 its threads may spin while they wait.
 
 Started as a program it is such a process: it reads requests as lines of JSON, and answers likewise.

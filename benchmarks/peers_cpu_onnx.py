@@ -115,7 +115,7 @@ class Graph:
 
     def constant(self, value: Any) -> str:
         """Return a constant: a weight of torch, an array or numbers."""
-        array = np.ascontiguousarray(value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value))
+        array = value.detach().contiguous().numpy() if isinstance(value, Tensor) else np.asarray(value)
         name = f"c{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(array, name))
         return name

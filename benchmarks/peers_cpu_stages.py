@@ -210,8 +210,8 @@ def _peer_answer(peer: Peer, vlm: TempoVLM, sample: Sample) -> Job:
 def take_turns(jobs: Sequence[Job], limit_ms: float, repeats: int) -> list[list[float]]:
     """Times of each job.
 
-    The one that has used the least time is next, so that a slow one gets fewer turns; each has two at least, and at
-    most `repeats`. The first turn of all is not counted.
+    The one that has used the least time is next, so that a slow one gets fewer turns; each has two at least, and
+    at most `repeats`. The first turn of all is not counted.
     """
     times_ms: list[list[float]] = [[] for _ in jobs]
     turns = [0] * len(jobs)
