@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +40,6 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import read_json, write_whole
 from tempovlm.core.plan import Plan
-from tempovlm.core.units import now_ms
 from tempovlm.data.catalog import load_mixed
 from tempovlm.data.registry import GENERATED
 from tempovlm.data.sample import Sample
@@ -76,7 +76,7 @@ while True:
 """
 """A process that is busy in every other second, the same for all such processes."""
 
-TIMED_MS, QUICK_MS = 420e3, 15e3
+TIMED_MS, QUICK_MS = 360e3, 15e3
 ROUNDS = 200
 
 
@@ -124,22 +124,20 @@ def works_of(vlm: api.TempoVLM) -> list[Work]:
     return [*works, *(Work(f"vision_{count}", "vision", count) for count in CROPS), Work("answer", "answer")]
 
 
-def our_contenders(
-    ours: dict[tuple[str, int], api.TempoVLM], works: Sequence[Work], sample: Sample
-) -> list[Contender]:
+def our_contenders(ours: dict[tuple[str, int], api.TempoVLM], sample: Sample) -> list[Contender]:
     """Ours, a contender for each back end and number of threads."""
     found = []
     for (name, threads), vlm in ours.items():
         stages = getattr(vlm.engine.runner, "stages", None)
         precision = {"float32": "f32", "bfloat16": "bf16"}[getattr(stages, "precision", None) or "float32"]
         backend = name.partition(":")[0]
-        jobs = {work.name: our_job(vlm, work, sample) for work in works}
-        found.append(Contender(f"ours_{backend}", "tempovlm", precision, threads, jobs=jobs))
+        make = partial(our_job, vlm, sample)
+        found.append(Contender(f"ours_{backend}", "tempovlm", precision, threads, make))
     return found
 
 
 def peer_contenders(
-    names: Sequence[str], vlm: api.TempoVLM, works: Sequence[Work], sample: Sample, threads: Sequence[int]
+    names: Sequence[str], vlm: api.TempoVLM, sample: Sample, threads: Sequence[int]
 ) -> Iterator[tuple[Contender, Any]]:
     """The peers that share the process, each with its runtime."""
     for name in names:
@@ -148,8 +146,10 @@ def peer_contenders(
         for precision in filter(make.can_run, make.precisions):
             for count in threads:
                 peer = make(vlm.engine.runner.model, precision, count)
-                jobs = {work.name: peer_job(peer, vlm, work, sample) for work in works}
-                yield Contender(name, MODULES[name][0], precision, count, jobs=jobs), peer
+                yield (
+                    Contender(name, MODULES[name][0], precision, count, partial(peer_job, peer, vlm, sample)),
+                    peer,
+                )
 
 
 def llama_contenders(
@@ -157,10 +157,9 @@ def llama_contenders(
 ) -> list[Contender]:
     """llama.cpp, with several threads both as they sleep and as they spin while they wait."""
     found = []
-    own = [work for work in works if work.plan is not None]
     files: dict[str, dict[Plan, Path]] = {precision: {} for precision in llama.PRECISIONS}
     for precision, paths in files.items():
-        for plan in {work.plan for work in own if work.plan is not None}:
+        for plan in {work.plan for work in works if work.plan is not None}:
             paths[plan] = folder / f"b{len(plan.steps)}_{precision}.gguf"
             llama.write_gguf(paths[plan], vlm.engine.runner.model, plan, precision)
     for count, is_spinning in [(count, spins) for count in threads for spins in (False, True)]:
@@ -169,8 +168,8 @@ def llama_contenders(
         process = llama.Llama(count, is_spinning=is_spinning)
         stack.callback(process.close)
         for precision, paths in files.items():
-            jobs = {work.name: llama_job(process, paths, work) for work in own}
-            found.append(Contender(llama.NAME, llama.PACKAGE, precision, count, is_spinning, jobs))
+            make = partial(llama_job, process, paths)
+            found.append(Contender(llama.NAME, llama.PACKAGE, precision, count, make, is_spinning))
     return found
 
 
@@ -189,26 +188,19 @@ def busy(count: int) -> Iterator[None]:
 def measure(
     contenders: Sequence[Contender], works: Sequence[Work], counting: set[str], limit_ms: float, repeats: int
 ) -> list[dict[str, Any]]:
-    """Time all rows in each company; the time is shared by rows in proportion to that of their first turns."""
+    """Time all rows in each company; what a row needs is made for it and freed after it."""
     rows: list[dict[str, Any]] = []
-    costs_ms = {}
+    total = sum(work.weight for work in works) * len(COMPANY)
     for work in works:
-        begin_ms = now_ms()
-        for one in contenders:
-            if work.name in one.jobs:
-                one.jobs[work.name]()
-        costs_ms[work.name] = now_ms() - begin_ms
-    total_ms = sum(costs_ms.values()) * len(COMPANY)
-    for company in range(len(COMPANY)):
-        with busy(company):
-            for work in works:
-                those = [one for one in contenders if work.name in one.jobs]
-                if company:
-                    those = fastest_types(those, rows, work.name, counting)
-                share_ms = limit_ms * costs_ms[work.name] / total_ms
-                times_ms = take_turns([one.jobs[work.name] for one in those], share_ms, repeats)
-                rows += [row_of(work.name, company, *pair) for pair in zip(those, times_ms, strict=True)]
-                print(f"{work.name}, {COMPANY[company]}", file=sys.stderr, flush=True)
+        made = [(one, one.make(work)) for one in contenders]
+        jobs = {one: job for one, job in made if job is not None}
+        for company, words in enumerate(COMPANY):
+            those = fastest_types([*jobs], rows, work.name, counting) if company else [*jobs]
+            with busy(company):
+                own_ms = limit_ms * work.weight / total
+                times_ms = take_turns([jobs[one] for one in those], own_ms, repeats)
+            rows += [row_of(work.name, company, *pair) for pair in zip(those, times_ms, strict=True)]
+            print(f"{work.name}, {words}", file=sys.stderr, flush=True)
     return rows
 
 
@@ -294,23 +286,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     runner, plan = reference.engine.runner, reference.engine.plan(reference.space.native)
     samples, works = load_mixed(GENERATED, max(questions, 1)), works_of(reference)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        contenders = our_contenders(ours, works, samples[0])
+        contenders = our_contenders(ours, samples[0])
         readers = {
             one.label: our_reader(vlm.engine.runner, plan)
             for one, vlm in zip(contenders, ours.values(), strict=True)
             if one.label != "ours_torch_f32"
         }
-        for one, peer in peer_contenders(
-            [name for name in args.peers if name in CLASSES], reference, works, samples[0], args.threads
-        ):
+        shared = [name for name in args.peers if name in CLASSES]
+        for one, peer in peer_contenders(shared, reference, samples[0], args.threads):
             contenders.append(one)
-            readers[one.label] = peer_reader(peer, runner, plan)
+            if questions and one.threads == max(args.threads):
+                readers[one.label] = peer_reader(peer, runner, plan)
         folder = Path(name) if llama.NAME in args.peers else None
         if folder is not None:
             contenders += llama_contenders(reference, works, args.threads, folder, stack)
         accuracy = measure_accuracy(reference, readers, samples, folder) if questions else []
         unfit = {row["who"] for row in accuracy if not row["counts"]}
         counting = {f"{one.who}_{one.precision}" for one in contenders} - unfit
+        readers.clear()  # and with them their graphs
         rows = measure(contenders, works, counting, limit_ms, 2 if args.quick else ROUNDS)
     return {
         "stamp": reference.stamp("synthetic").to_json(),
@@ -330,7 +323,7 @@ def read_flags() -> argparse.ArgumentParser:
     parser.add_argument(
         "--accuracy", type=int, default=300, metavar="N", help="questions; 0 for none, 7244 for figures"
     )
-    parser.add_argument("--minutes", type=float, default=TIMED_MS / 60e3, help="for timing, besides the questions")
+    parser.add_argument("--minutes", type=float, default=TIMED_MS / 60e3, help="for timing; more for p99")
     parser.add_argument("--quick", action="store_true", help="8 questions and 2 turns: not for figures")
     parser.add_argument("--json", type=Path, help="file to write; standard output without it")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print a result's table and measure nothing")

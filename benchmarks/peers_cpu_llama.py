@@ -5,12 +5,13 @@ used. The pictures' features have no way into its server, so that a prompt with 
 own: further rows of the embedding. It runs in processes of its own, which are stopped while others are timed:
 its threads may spin while they wait.
 
-Started as a program it is such a process: it reads requests as lines of JSON, and answers likewise.
+Started as a program it is such a process: it reads requests, and writes answers, as lines of JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -33,6 +34,8 @@ PROMPT_TOKENS = 1024
 
 MOST_FILES = 4
 """Files that a process has open."""
+
+_DEATH_SIGNAL = 1  # of prctl: the signal at the parent's end
 
 
 def write_gguf(path: Path, model: Molmo, plan: Plan, precision: str, words: Tensor | None = None) -> None:
@@ -133,6 +136,8 @@ class Llama:
             text=True,
             env=kept | policy,
         )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it ends with this process from now on
         self._process.send_signal(signal.SIGSTOP)
 
     def ask(self, path: Path, tokens: Sequence[int], count: int, probs: int = 0) -> dict[str, Any]:
@@ -226,6 +231,9 @@ def main() -> None:
     """Answer requests until there are none; the last files stay open."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the library's own lines
+    if sys.platform == "linux":  # a stopped process would stay for ever
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    print("ready", file=answers, flush=True)
     servers: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,22 +59,30 @@ class Work:
     size: int = 0
     plan: Plan | None = None
 
+    @property
+    def weight(self) -> float:
+        """Share of the time for this row, roughly as a turn at it takes."""
+        depth = 1.0 if self.plan is None else len(self.plan.steps) / 16
+        return {"prefill": self.size * depth, "decode": 100.0 * depth, "vision": 20.0 * self.size}.get(
+            self.stage, 500.0
+        )
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class Contender:
     """One way to compute: who, with which types and threads.
 
     Attributes:
         package: for ours `tempovlm`. is_spinning: whether threads spin while they wait.
-        jobs: row → a turn at it; rows that it has no way to compute lack.
+        make: makes the turn at a row; None if there is no way to compute it.
     """
 
     who: str
     package: str
     precision: str
     threads: int
+    make: Callable[[Work], Job | None]
     is_spinning: bool = False
-    jobs: dict[str, Job] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -111,7 +119,7 @@ def crops_of(vlm: TempoVLM, count: int) -> Crops:
     return Crops(patches, torch.arange(count), masks, Grid(1, count - 1))
 
 
-def our_job(vlm: TempoVLM, work: Work, sample: Sample) -> Job:
+def our_job(vlm: TempoVLM, sample: Sample, work: Work) -> Job:
     """A turn of ours, with the number of threads that the product computes with."""
     import torch
 
@@ -148,7 +156,7 @@ def our_job(vlm: TempoVLM, work: Work, sample: Sample) -> Job:
     return decode
 
 
-def peer_job(peer: Peer, vlm: TempoVLM, work: Work, sample: Sample) -> Job:
+def peer_job(peer: Peer, vlm: TempoVLM, sample: Sample, work: Work) -> Job:
     """A turn of a peer that shares the process."""
     import torch
 
@@ -231,9 +239,10 @@ def take_turns(jobs: Sequence[Job], limit_ms: float, repeats: int) -> list[list[
         turns[chosen] += 1
 
 
-def llama_job(process: Any, files: dict[Plan, Path], work: Work) -> Job:
-    """A turn of llama.cpp, by its own clock."""
-    assert work.plan is not None
+def llama_job(process: Any, files: dict[Plan, Path], work: Work) -> Job | None:
+    """A turn of llama.cpp, by its own clock; it has no picture's stages."""
+    if work.plan is None:
+        return None
     path, tokens = files[work.plan], tokens_of(work.size)
     if work.stage == "prefill":
         return lambda: [process.ask(path, tokens, 1)["prompt_ms"]]

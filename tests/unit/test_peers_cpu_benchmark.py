@@ -73,9 +73,9 @@ def test_table_has_the_best_that_counts(benchmark: Any) -> None:
 
 def test_in_company_one_type_is_left_for_each_number_of_threads(benchmark: Any) -> None:
     contender, main = benchmark("peers_cpu_stages").Contender, benchmark("peers_cpu")
-    ours = contender("ours_torch", "tempovlm", "f32", 2)
-    exact, fast = (contender("openvino", "openvino", kind, 2) for kind in ("f32", "bf16"))
-    single = contender("openvino", "openvino", "f32", 1)
+    ours = contender("ours_torch", "tempovlm", "f32", 2, lambda _: None)
+    exact, fast = (contender("openvino", "openvino", kind, 2, lambda _: None) for kind in ("f32", "bf16"))
+    single = contender("openvino", "openvino", "f32", 1, lambda _: None)
     rows = [
         row(one.label, one.threads, 0, p50, p50)
         for one, p50 in ((ours, 9.0), (exact, 3.0), (fast, 2.0), (single, 4.0))
