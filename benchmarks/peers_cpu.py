@@ -313,7 +313,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_flags() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
@@ -332,7 +332,7 @@ def read_flags() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Measure and write, or print a table."""
-    parser = read_flags()
+    parser = make_parser()
     args = parser.parse_args()
     for flag, least in (("accuracy", 0), ("minutes", 0.0)):
         if getattr(args, flag) < least:
