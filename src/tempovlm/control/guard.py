@@ -71,7 +71,7 @@ class Choice:
 
     Attributes:
         predicted: for the whole answer; None without a calibration. step_ms: a decode step; 0 without one.
-        margin: the factor on calibrated bounds.
+        margin: the factor on calibrated bounds, without what this answer's picture tells.
     """
 
     knobs: KnobConfig
@@ -385,7 +385,7 @@ class Guard:
             p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
             upper_ms=elapsed_ms + factor * profile.upper_remainder_ms(index),
         )
-        return Choice(knobs, feasible, predicted, profile.step_ms(index), policy, factor)
+        return Choice(knobs, feasible, predicted, profile.step_ms(index), policy, self._factor)
 
     @cached_property
     def _unbounded(self) -> int:

@@ -42,10 +42,10 @@ SUSPECTS, SUSPECT = 4, 2
 """So many of the last few answers beyond their bounds are company."""
 
 RECURS = 1000
-"""Company that returns within so many answers comes again and again."""
+"""Company that returns within this number of answers comes again and again."""
 
 SUSPICIOUS = 0.1
-"""Where it does, logarithm by which half an answer exceeds its bound before the next is expected to do so too."""
+"""Logarithm by which half an answer then exceeds its bound before the next is expected to do so too."""
 
 FORGET = 24
 """Answers within their ordinary bounds after which company is gone."""
@@ -106,7 +106,7 @@ class OnlineMargin:
             company = max(company, min(slower, math.log(MOST_COMPANY)))
         elif slower > NOT_ENCODED:
             company = min(company, max(slower, 0.0) + NARROW)
-        return math.exp(self._ordinary + company)
+        return self.factor * math.exp(company - self._company)
 
     def observe(self, took_ms: float, bound_ms: float, expected_ms: float, half: float = 0.0) -> None:
         """Learn from one answer.

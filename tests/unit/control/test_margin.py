@@ -188,7 +188,9 @@ def test_the_second_choice_goes_by_what_the_picture_took() -> None:
     assert chosen(None, tier) == most
     assert PROFILE.p50_remainder_ms(SPACE.index(least.knobs)) < PROFILE.p50_remainder_ms(SPACE.index(most.knobs))
     assert least.knobs.tier == most.knobs.tier
-    assert (most.margin, least.margin) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert least.predicted is not None
+    upper_ms = PROFILE.upper_remainder_ms(SPACE.index(least.knobs))
+    assert least.predicted.upper_ms == pytest.approx(2 * usual_ms + 2 * upper_ms)
     for _ in range(2):
         guard.margin.observe(2.0, 1.0, 1.0)
     assert PROFILE.p50_remainder_ms(SPACE.index(chosen(1.0, tier).knobs)) > PROFILE.p50_remainder_ms(
