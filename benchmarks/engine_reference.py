@@ -114,6 +114,7 @@ def engine_without_end(loaded: Engine, decode_dtype: DecodeDtype) -> Engine:
         name=loaded.name,
         exact=run.exact,
         decode_dtype=decode_dtype,
+        precision=None if run.stages is None else run.stages.precision,
     )
 
 

@@ -8,7 +8,8 @@ A policy that glances makes its first choice later. The tables include cutting a
 tier needs the global crop. So only the excess over an ordinary look at the lowest tier is charged, plus the two
 measured costs that the tables lack: the policy's own time, and the cost of encoding in two passes.
 
-After every answer the guard adapts its bounds (the margin) if the machine is slower or faster than calibrated.
+After every answer the guard adapts its bounds (the margin) if the machine is slower or faster than calibrated, and
+at the second choice by how long the picture took.
 
 Shapes: `K` settings of the knob space.
 """
@@ -70,7 +71,7 @@ class Choice:
 
     Attributes:
         predicted: for the whole answer; None without a calibration. step_ms: a decode step; 0 without one.
-        margin: the factor on calibrated bounds.
+        margin: the factor on calibrated bounds, without what this answer's picture tells.
     """
 
     knobs: KnobConfig
@@ -135,8 +136,9 @@ class Guard:
         """Compute the cached tables now; otherwise the first answer of a process would pay for it."""
         _ = self._totals_ms, self._remainders_ms, self._cheapest
         if self.profile is not None:
+            _ = self.profile.usual_picture
             self.profile.p50_prefix_ms(0)
-            self._choice(self._cheapest, None, 0.0, "")
+            self._choice(self._cheapest, None, 0.0, "", self._factor)
 
     def budgets_ms(self) -> Floats:
         """(K,) the least budget that lets each setting run, where the picture opens in the usual time."""
@@ -218,14 +220,29 @@ class Guard:
         index = int(best(scores, fits, self._costs_ms, request.price_per_ms, self.policy.tie))
         return self._tier_choice(index, question, feasible, scores)
 
-    def choose_compute(self, request: Request, chosen: TierChoice, sight: Sight, elapsed_ms: float) -> Choice:
-        """Choose top-k and depth, `elapsed_ms` after acceptance, when the picture is encoded."""
-        budget_ms = request.budget_ms
+    def choose_compute(
+        self,
+        request: Request,
+        chosen: TierChoice,
+        sight: Sight,
+        elapsed_ms: float,
+        picture_ms: float | None = None,
+    ) -> Choice:
+        """Choose top-k and depth when the picture is encoded.
+
+        Args:
+            request: the request.
+            chosen: the first choice.
+            sight: the encoded picture.
+            elapsed_ms: time since acceptance.
+            picture_ms: time since the first choice, for the whole picture; None if it was seen in part before.
+        """
+        budget_ms, factor = request.budget_ms, self._rest_factor(chosen, picture_ms)
         if budget_ms is None:
-            return self._choice(self._unbounded, None, elapsed_ms, FIXED)
+            return self._choice(self._unbounded, None, elapsed_ms, FIXED, factor)
         left_ms = budget_ms - elapsed_ms - (self.control_ms if self.second_ms is None else self.second_ms)
         of_tier = self._of_tier[chosen.tier]
-        fits = self._remainders_ms[of_tier] <= left_ms / self._factor
+        fits = self._remainders_ms[of_tier] <= left_ms / factor
         first, last = _ends(fits)
         if first != last:
             scores = self._settled(chosen, sight, left_ms)[of_tier]
@@ -233,7 +250,7 @@ class Guard:
         else:
             place = first if first >= 0 else int(self._costs_ms[of_tier].argmin())
         feasible = chosen.feasible and first >= 0
-        return self._choice(of_tier.start + place, feasible, elapsed_ms, self.policy.name)
+        return self._choice(of_tier.start + place, feasible, elapsed_ms, self.policy.name, factor)
 
     def least_ms(self, tier: TierChoice | None = None) -> float:
         """Return the cheapest setting's upper bound: of a whole answer, or of the rest once a tier was seen."""
@@ -255,10 +272,15 @@ class Guard:
         times_ms, profile, index = answer.timings_ms, self.profile, self.space.index(answer.knobs)
         took_ms = sum(times_ms[stage] for stage in STAGES if stage not in ("queue", "control")) - opened_ms
         longer_ms = (answer.num_output_tokens - profile.output.mean) * profile.step_ms(index)
+        rest_ms = times_ms["prefill"] + times_ms["decode"]
+        halves = [rest_ms / float(self._remainders_ms[index])]
+        if not self.policy.sees_glance:
+            halves.append(self._picture_ratio(index, took_ms - rest_ms) / profile.usual_picture)
         self.margin.observe(
             took_ms,
             float(self._totals_ms[self.policy.sees_glance][index]),
             profile.p50_total_ms(index) - profile.open_ms + longer_ms,
+            max(halves),
         )
 
     def _settled(self, chosen: TierChoice, sight: Sight, left_ms: float) -> Floats:
@@ -319,6 +341,19 @@ class Guard:
     def _factor(self) -> float:
         return 1.0 if self.margin is None else self.margin.factor
 
+    def _rest_factor(self, chosen: TierChoice, picture_ms: float | None) -> float:
+        """Return the factor on remainders, once a picture took `picture_ms`."""
+        if self.margin is None or self.profile is None or picture_ms is None:
+            return self._factor
+        ratio = self._picture_ratio(chosen.index, picture_ms)
+        return self.margin.rest_factor(ratio, self.profile.usual_picture) if ratio > 0 else self._factor
+
+    def _picture_ratio(self, index: int, picture_ms: float) -> float:
+        """Return the time from the opened picture to the second choice over its median; 0 where there is none."""
+        assert self.profile is not None
+        usual_ms = self.profile.p50_picture_ms(index)
+        return picture_ms / usual_ms if usual_ms > 0 else 0.0
+
     def _left_ms(self, budget_ms: float, elapsed_ms: float, *, glanced: bool) -> float:
         """Return the rest of the budget for a whole answer, which includes opening the picture and the glance."""
         left_ms, profile = budget_ms - elapsed_ms - self.control_ms, self.profile
@@ -341,14 +376,14 @@ class Guard:
             return first != last
         return first // self._per_tier != last // self._per_tier
 
-    def _choice(self, index: int, feasible: bool | None, elapsed_ms: float, policy: str) -> Choice:
-        """Return the whole setting, with the elapsed time and the predicted rest."""
+    def _choice(self, index: int, feasible: bool | None, elapsed_ms: float, policy: str, factor: float) -> Choice:
+        """Return the whole setting, with the elapsed time and the predicted rest, whose bound has a `factor`."""
         knobs, profile = self.space.settings[index], self.profile
         if profile is None:
             return Choice(knobs, feasible, None, 0.0, policy)
         predicted = Prediction(
             p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
-            upper_ms=elapsed_ms + self._factor * profile.upper_remainder_ms(index),
+            upper_ms=elapsed_ms + factor * profile.upper_remainder_ms(index),
         )
         return Choice(knobs, feasible, predicted, profile.step_ms(index), policy, self._factor)
 

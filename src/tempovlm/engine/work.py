@@ -55,6 +55,7 @@ class Work:
         tier, glance = self._choose_tier(image)
         self._tier = tier
         clock.mark("control")
+        chosen_at_ms = now_ms()
         if request.on_deadline == "reject" and tier.feasible is False:
             raise Interrupted("rejected", "control")
         with watch.piece("preprocess", run.num_crops(image, tier.tier)):
@@ -72,7 +73,9 @@ class Work:
         sight = run.see(ready, tier.tier, self.vision, pool=self._guard.pools(request))
         if clock.is_device_busy():
             self._guard.rehearse(request, tier)
-        self._choice = choice = self._guard.choose_compute(request, tier, sight, self._passed_ms())
+        passed_ms = self._passed_ms()  # waits for the device
+        picture_ms = None if image is None or glance else now_ms() - chosen_at_ms
+        self._choice = choice = self._guard.choose_compute(request, tier, sight, passed_ms, picture_ms)
         clock.mark("control")
         return choice, ready
 

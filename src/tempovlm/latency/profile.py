@@ -160,6 +160,17 @@ class LatencyProfile:
         """Return the median from acceptance to the choice of top-k and depth."""
         return self._p50_prefixes[index]
 
+    def p50_picture_ms(self, index: int) -> float:
+        """Return the median from the opened picture to the choice of top-k and depth."""
+        return self._p50_prefixes[index] - self.open_ms
+
+    @cached_property
+    def usual_picture(self) -> float:
+        """Ratio to `p50_picture_ms` that `UPPER_LEVEL` of measurements keep; 1 where nothing is done before."""
+        medians_ms = [self.p50_picture_ms(i) for i in range(len(self.space))]
+        samples_ms = [[m.prefix_ms - m.open_ms for m in group] for group in self._by_setting]
+        return float(np.quantile(residual_ratios(samples_ms, medians_ms), UPPER_LEVEL))
+
     def step_ms(self, index: int) -> float:
         """Return the median decode step after the first token."""
         return self._steps[index]

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tiny_model
-from tempovlm.control.guard import Guard
+from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.control.margin import (
     FORGET,
     HEADROOM,
+    HEADROOM_MISS_RATE,
     LEAST,
     MISS_RATE,
     MOST,
     MOST_COMPANY,
+    NARROW,
+    RECURS,
     STEP,
     SUSPECT,
     SUSPECTS,
+    SUSPICIOUS,
     OnlineMargin,
 )
 from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
@@ -85,11 +91,12 @@ def test_one_miss_by_hand() -> None:
     margin.observe(9.0, 10.0, 8.0)
     assert margin.factor == pytest.approx(np.exp(-STEP * MISS_RATE))
     margin.observe(11.0, 10.0, 8.0)
-    assert margin.factor == pytest.approx(np.exp(STEP * (1 - 2 * MISS_RATE)))
+    tail = np.exp(STEP * (1 - 2 * MISS_RATE))
+    assert margin.factor == pytest.approx(tail)
     assert not margin.has_company
     margin.observe(16.0, 10.0, 8.0)
     assert margin.has_company
-    assert margin.factor == pytest.approx(np.exp(HEADROOM) * 1.6 / np.exp(STEP * (1 - 2 * MISS_RATE)))
+    assert margin.factor == pytest.approx(np.exp(HEADROOM) * 1.6 / tail)
     for _ in range(FORGET + SUSPECTS):
         margin.observe(9.0, 10.0, 8.0)
     assert not margin.has_company
@@ -98,6 +105,118 @@ def test_one_miss_by_hand() -> None:
         for _ in range(4000):
             margin.observe(took_ms, 10.0, 8.0)
         assert margin.factor == pytest.approx(factor)
+
+
+def spell(margin: OnlineMargin) -> None:
+    """Company that comes and goes."""
+    for took_ms in (16.0, 16.0, *[8.0] * (2 * FORGET)):
+        margin.observe(took_ms, 10.0, 8.0)
+    assert not margin.has_company
+
+
+def test_one_slow_half_makes_one_answer_careful_where_company_comes_again_and_again() -> None:
+    margin = OnlineMargin()
+    spell(margin)
+    margin.observe(9.0, 10.0, 8.0, 1.5)
+    assert margin.factor < 1.01, "company came once: a stall"
+    spell(margin)
+    usual = margin.factor
+    margin.observe(9.0, 10.0, 8.0, 1.5)
+    assert margin.factor > 1.5
+    margin.observe(9.0, 10.0, 8.0, 0.9)
+    assert margin.factor == pytest.approx(usual, rel=0.01)
+    margin.observe(9.0, 10.0, 8.0, usual * (1 + SUSPICIOUS / 2))
+    assert margin.factor == pytest.approx(usual, rel=0.01), "one in fifty is as slow"
+    for _ in range(RECURS):
+        margin.observe(9.0, 10.0, 8.0, 0.9)
+    usual = margin.factor
+    margin.observe(9.0, 10.0, 8.0, 1.5)
+    assert margin.factor == pytest.approx(usual, rel=0.01), "it has been away for long"
+
+
+def test_company_that_returns_is_taken_to_be_as_slow_as_before() -> None:
+    margin = OnlineMargin()
+    for took_ms in (16.0, 30.0, *[8.0] * (2 * FORGET)):
+        margin.observe(took_ms, 10.0, 8.0)
+    assert not margin.has_company
+    assert margin.factor < 1.1
+    margin.observe(12.0, 10.0, 8.0)
+    assert margin.factor < 1.4
+    margin.observe(12.0, 10.0, 8.0)
+    assert margin.factor > 2.8
+
+
+def test_bounds_in_company_keep_up_with_a_wide_spread() -> None:
+    rng = np.random.default_rng(0)
+    margin, missed = OnlineMargin(), []
+    for took in 2.0 * rng.lognormal(sigma=0.3, size=3000):
+        missed.append(took > BOUND * margin.factor)
+        margin.observe(float(took), BOUND, 1.0)
+    assert np.mean(missed[1000:]) <= HEADROOM_MISS_RATE + 0.005
+    assert margin.has_company
+
+
+def test_what_a_picture_took_tells_how_fast_the_machine_is() -> None:
+    margin = OnlineMargin()
+    assert margin.rest_factor(1.1, 1.2) == pytest.approx(1.0)
+    assert margin.rest_factor(1.9, 1.2) == pytest.approx(1.9), "company came within the answer"
+    assert margin.rest_factor(1e9, 1.2) == pytest.approx(MOST_COMPANY)
+    for took_ms in (25.0, 25.0):
+        margin.observe(took_ms, 10.0, 8.0)
+    company = margin.factor
+    assert company == pytest.approx(2.5 * np.exp(HEADROOM))
+    assert margin.rest_factor(1.0, 1.2) == pytest.approx(np.exp(NARROW)), "it left"
+    assert margin.rest_factor(1.15, 1.2) == pytest.approx(1.15 * np.exp(NARROW))
+    assert margin.rest_factor(4.0, 1.2) == pytest.approx(4.0)
+    assert margin.rest_factor(0.1, 1.2) == pytest.approx(company), "a cached picture tells nothing"
+
+
+def test_the_second_choice_goes_by_what_the_picture_took() -> None:
+    guard = Guard.around(TablePolicy(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE)
+    assert guard.margin is not None
+    usual_ms = PROFILE.p50_picture_ms(SPACE.index(SPACE.native))
+    budget_ms = 2 * usual_ms + 1.3 * PROFILE.upper_remainder_ms(SPACE.index(SPACE.native))
+    request = Request(images=(), question="what?", budget_ms=budget_ms)
+
+    def chosen(slower: float | None, tier: TierChoice) -> Choice:
+        picture_ms = None if slower is None else slower * usual_ms
+        return guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 2 * usual_ms, picture_ms)
+
+    tier = guard.choose_tier(request, None, 0.0)
+    assert tier.tier == SPACE.native.tier
+    most, least = chosen(1.0, tier), chosen(2.0, tier)
+    assert chosen(None, tier) == most
+    assert PROFILE.p50_remainder_ms(SPACE.index(least.knobs)) < PROFILE.p50_remainder_ms(SPACE.index(most.knobs))
+    assert least.knobs.tier == most.knobs.tier
+    assert least.predicted is not None
+    upper_ms = PROFILE.upper_remainder_ms(SPACE.index(least.knobs))
+    assert least.predicted.upper_ms == pytest.approx(2 * usual_ms + 2 * upper_ms)
+    for _ in range(2):
+        guard.margin.observe(2.0, 1.0, 1.0)
+    assert PROFILE.p50_remainder_ms(SPACE.index(chosen(1.0, tier).knobs)) > PROFILE.p50_remainder_ms(
+        SPACE.index(chosen(None, tier).knobs)
+    )
+
+
+def test_an_engine_says_what_the_picture_took(engine: Engine, picture: Image.Image) -> None:
+    told: list[float | None] = []
+
+    class Telling(Guard):
+        def choose_compute(self, *args: Any, **more: Any) -> Choice:
+            told.append(args[4])
+            return super().choose_compute(*args, **more)
+
+    policy = FixedPolicy(SPACE.cheapest, SPACE)
+    guard = Telling(policy, SPACE, tuple(range(len(SPACE))), PROFILE)
+    answers = [engine.answer(Request(images=some, question="what?"), guard) for some in ((), (picture,))]
+    assert told[0] is None
+    assert told[1] is not None
+    times_ms = answers[1].timings_ms
+    assert (
+        0
+        < told[1]
+        <= times_ms["preprocess"] + times_ms["vision_encoder"] + times_ms["projector"] + times_ms["control"]
+    )
 
 
 def test_the_guard_lets_less_through_after_answers_beyond_their_bounds(engine: Engine) -> None:
@@ -109,7 +228,14 @@ def test_the_guard_lets_less_through_after_answers_beyond_their_bounds(engine: E
     usual_ms = PROFILE.upper_total_ms(SPACE.index(answer.knobs))
 
     def took(total_ms: float, opened_ms: float = 0.0, **fields: object) -> Answer:
-        stages_ms = {"queue": 3.0, "control": 2.0, "preprocess": opened_ms, "prefill": total_ms - opened_ms}
+        half_ms = (total_ms - opened_ms) / 2  # as in the profile
+        stages_ms = {
+            "queue": 3.0,
+            "control": 2.0,
+            "preprocess": opened_ms,
+            "vision_encoder": half_ms,
+            "prefill": half_ms,
+        }
         timings_ms = {**dict.fromkeys(answer.timings_ms, 0.0), **stages_ms, "total": total_ms + 5.0}
         return replace(answer, timings_ms=timings_ms, **fields)  # type: ignore[arg-type]
 
@@ -131,7 +257,7 @@ def test_an_engine_tells_its_guard(engine: Engine) -> None:
     told: list[float] = []
 
     class Listening(OnlineMargin):
-        def observe(self, took_ms: float, bound_ms: float, expected_ms: float) -> None:  # noqa: ARG002 - the base's
+        def observe(self, took_ms: float, *others: float) -> None:  # noqa: ARG002 - the base's
             told.append(took_ms)
 
     guard = replace(Guard.around(FixedPolicy(SPACE.cheapest, SPACE), SPACE, PROFILE), margin=Listening())

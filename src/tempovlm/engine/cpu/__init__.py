@@ -1,1 +1,1 @@
-"""A CPU's own way to run a model: its stages as graphs that OpenVINO compiles for the processor."""
+"""A CPU's own way to run a model: all stages by kernels in C, compiled once for the processor."""

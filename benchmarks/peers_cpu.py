@@ -1,0 +1,357 @@
+"""Times the stages of answers on a CPU beside other runtimes on the same weights, alone and beside busy processes.
+
+The peers (extra `peers`) are OpenVINO, ONNX Runtime and llama.cpp; the weights are converted at run time. Rows are
+prompts of several lengths, tokens, pictures of several numbers of crops, and whole answers at the native setting,
+in which a peer runs all stages after our preparation of the picture. Contenders take turns in one process; but
+llama.cpp has its own, which are stopped while others run. Busy processes start and stop together every second.
+
+First `--accuracy` validation questions are answered with each type of products: a type counts whose accuracy is
+within 0.2 points of torch's in float32 (of llama.cpp: all but 0.2 points of whose first tokens are the same).
+Beside busy processes only the fastest type that counts is timed, for each number of threads.
+
+    pip install 'tempovlm[peers]'
+    python benchmarks/peers_cpu.py --json benchmarks/results/peers_cpu.json
+    python benchmarks/peers_cpu.py --backends torch openvino openvino:float32 --peers openvino --quick
+    python benchmarks/peers_cpu.py --table benchmarks/results/peers_cpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import peers_cpu_llama as llama
+from peers_cpu_stages import Contender, Work, llama_job, our_job, peer_job, take_turns
+from tempovlm import api
+from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.paths import read_json, write_whole
+from tempovlm.core.plan import Plan
+from tempovlm.data.catalog import load_mixed
+from tempovlm.data.registry import GENERATED
+from tempovlm.data.sample import Sample
+from tempovlm.engine.threads import start_torch
+
+MODULES = {
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    llama.NAME: (llama.PACKAGE, "gguf"),
+}
+"""Peer → the modules that it needs."""
+
+CLASSES = {"openvino": ("peers_cpu_openvino", "OpenVino"), "onnxruntime": ("peers_cpu_onnx", "OnnxRuntime")}
+"""Peer that shares the process → module here, and class."""
+
+TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
+SETTINGS = {"k8_b16": (8, 16), "k4_b8": (4, 8)}
+LENGTHS, CONTEXTS, CROPS = (289, 336, 700), (300, 700), (2, 7, 13)
+README_ROWS = {
+    "prefill_289_k8_b16": "prompt of 289 tokens, k8/b16",
+    "prefill_700_k8_b16": "prompt of 700 tokens, k8/b16",
+    "decode_300_k8_b16": "a token after 300, k8/b16",
+    "vision_13": "vision transformer, 13 crops",
+    "answer": "whole answer, high/k8/b16",
+}
+COMPANY = ("alone", "beside one", "beside two")
+
+BUSY = """
+import time
+while True:
+    if time.time() % 2 < 1: sum(i * i for i in range(2000))
+    else: time.sleep(0.002)
+"""
+"""A process that is busy in every other second, the same for all such processes."""
+
+TIMED_MS, QUICK_MS = 360e3, 15e3
+ROUNDS = 200
+
+
+def missing(peers: Sequence[str]) -> str | None:
+    """Return a message if a peer's package is not installed."""
+    for peer in peers:
+        lacking = [name for name in MODULES[peer] if find_spec(name) is None]
+        if lacking:
+            return f"--peers {peer}: {lacking[0]} is not installed; pip install 'tempovlm[peers]', or leave it out"
+    return None
+
+
+def load_ours(model: str, backends: Sequence[str], threads: Sequence[int]) -> dict[tuple[str, int], api.TempoVLM]:
+    """Load each back end, `NAME` or `NAME:float32`, with each number of threads."""
+    start_torch(max(threads))  # before torch is imported, which fixes how threads wait
+    import torch
+
+    quick: dict[str, Any] = {"calibrate": False, "progress": False, "device": "cpu"}
+    loaded = {}
+    for name in backends:
+        backend, _, kind = name.partition(":")
+        dtype = None if not kind else getattr(torch, kind, None)
+        if kind and not isinstance(dtype, torch.dtype):
+            raise UserError(f"--backends {name}: {kind} is no type of torch; give float32, or the name alone")
+        given: dict[str, Any] = {"backend": backend, "dtype": dtype}
+        for count in threads:
+            loaded[name, count] = api.load(model, threads=count, **given, **quick)
+    return loaded
+
+
+def works_of(vlm: api.TempoVLM) -> list[Work]:
+    """All rows."""
+    shape, ranking = vlm.engine.runner.model.config.shape, vlm.engine.ranking
+    plans = {
+        name: Plan.build(KnobConfig(tier="low", top_k=top_k, num_blocks=blocks), ranking, shape)
+        for name, (top_k, blocks) in SETTINGS.items()
+    }
+    sized = (("prefill", LENGTHS), ("decode", CONTEXTS))
+    works = [
+        Work(f"{stage}_{size}_{name}", stage, size, plan)
+        for stage, sizes in sized
+        for size in sizes
+        for name, plan in plans.items()
+    ]
+    return [*works, *(Work(f"vision_{count}", "vision", count) for count in CROPS), Work("answer", "answer")]
+
+
+def our_contenders(ours: dict[tuple[str, int], api.TempoVLM], sample: Sample) -> list[Contender]:
+    """Ours, a contender for each back end and number of threads."""
+    found = []
+    for (name, threads), vlm in ours.items():
+        stages = getattr(vlm.engine.runner, "stages", None)
+        precision = {"float32": "f32", "bfloat16": "bf16"}[getattr(stages, "precision", None) or "float32"]
+        backend = name.partition(":")[0]
+        make = partial(our_job, vlm, sample)
+        found.append(Contender(f"ours_{backend}", "tempovlm", precision, threads, make))
+    return found
+
+
+def peer_contenders(
+    names: Sequence[str], vlm: api.TempoVLM, sample: Sample, threads: Sequence[int]
+) -> Iterator[tuple[Contender, Any]]:
+    """The peers that share the process, each with its runtime."""
+    for name in names:
+        module, kind = CLASSES[name]
+        make = getattr(importlib.import_module(module), kind)
+        for precision in filter(make.can_run, make.precisions):
+            for count in threads:
+                peer = make(vlm.engine.runner.model, precision, count)
+                yield (
+                    Contender(name, MODULES[name][0], precision, count, partial(peer_job, peer, vlm, sample)),
+                    peer,
+                )
+
+
+def llama_contenders(
+    vlm: api.TempoVLM, works: Sequence[Work], threads: Sequence[int], folder: Path, stack: contextlib.ExitStack
+) -> list[Contender]:
+    """llama.cpp, with several threads both as they sleep and as they spin while they wait."""
+    found = []
+    files: dict[str, dict[Plan, Path]] = {precision: {} for precision in llama.PRECISIONS}
+    for precision, paths in files.items():
+        for plan in {work.plan for work in works if work.plan is not None}:
+            paths[plan] = folder / f"b{len(plan.steps)}_{precision}.gguf"
+            llama.write_gguf(paths[plan], vlm.engine.runner.model, plan, precision)
+    for count, is_spinning in [(count, spins) for count in threads for spins in (False, True)]:
+        if is_spinning and count == 1:
+            continue
+        process = llama.Llama(count, is_spinning=is_spinning)
+        stack.callback(process.close)
+        for precision, paths in files.items():
+            make = partial(llama_job, process, paths)
+            found.append(Contender(llama.NAME, llama.PACKAGE, precision, count, make, is_spinning))
+    return found
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Run some processes that are busy in the same seconds."""
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in others:
+            one.kill()
+            one.wait()
+
+
+def measure(
+    contenders: Sequence[Contender], works: Sequence[Work], counting: set[str], limit_ms: float, repeats: int
+) -> list[dict[str, Any]]:
+    """Time all rows in each company; what a row needs is made for it and freed after it."""
+    rows: list[dict[str, Any]] = []
+    total = sum(work.weight for work in works) * len(COMPANY)
+    for work in works:
+        made = [(one, one.make(work)) for one in contenders]
+        jobs = {one: job for one, job in made if job is not None}
+        for company, words in enumerate(COMPANY):
+            those = fastest_types([*jobs], rows, work.name, counting) if company else [*jobs]
+            with busy(company):
+                own_ms = limit_ms * work.weight / total
+                times_ms = take_turns([jobs[one] for one in those], own_ms, repeats)
+            rows += [row_of(work.name, company, *pair) for pair in zip(those, times_ms, strict=True)]
+            print(f"{work.name}, {words}", file=sys.stderr, flush=True)
+    return rows
+
+
+def fastest_types(
+    contenders: Sequence[Contender], rows: Sequence[dict[str, Any]], name: str, counting: set[str]
+) -> list[Contender]:
+    """Of contenders that differ in the type of products only, the fastest when alone of those that count."""
+    alone = {
+        (row["who"], row["threads"]): row["p50"] for row in rows if row["name"] == name and not row["company"]
+    }
+    groups: dict[Any, list[Contender]] = {}
+    for one in contenders:
+        if one.package == "tempovlm":
+            groups[one.label, one.threads] = [one]
+        elif f"{one.who}_{one.precision}" in counting:
+            groups.setdefault((one.who, one.threads, one.is_spinning), []).append(one)
+    return [min(some, key=lambda one: alone[one.label, one.threads]) for some in groups.values()]
+
+
+def row_of(name: str, company: int, contender: Contender, times_ms: list[float]) -> dict[str, Any]:
+    """One result."""
+    quantiles = zip(("p50", "p95", "p99"), np.percentile(times_ms, (50, 95, 99)), strict=True)
+    known = {"name": name, "company": company, "who": contender.label, "threads": contender.threads}
+    return known | {key: round(float(value), 3) for key, value in quantiles} | {"times": len(times_ms)}
+
+
+def best(rows: Sequence[dict[str, Any]], counting: set[str], who: str) -> dict[str, Any] | None:
+    """Of the rows of one work and company the best by a contender: by the median alone, by p99 in company."""
+    own = [row for row in rows if who == who_of(row) and row["who"].removesuffix("_spinning") in counting]
+    return min(own, key=lambda row: row["p99" if row["company"] else "p50"], default=None)
+
+
+def who_of(row: dict[str, Any]) -> str:
+    """The contender of a row, without its type of products."""
+    return str(row["who"]).removesuffix("_spinning").rpartition("_")[0]
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the table of the README, in Markdown: for each contender its best number of threads and type."""
+    unfit = {row["who"] for row in record["accuracy"] if not (row["counts"] or row["who"].startswith("ours_"))}
+    counting = {row["who"].removesuffix("_spinning") for row in record["rows"]} - unfit
+    contenders = list(dict.fromkeys(map(who_of, record["rows"])))
+    titles = [TITLES.get(who, who.replace("ours_", "TempoVLM, ")) for who in contenders]
+    lines = [f"| p50 / p99, ms | | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
+    for name, title in README_ROWS.items():
+        for company, words in enumerate(COMPANY):
+            rows = [row for row in record["rows"] if (row["name"], row["company"]) == (name, company)]
+            cells = [cell(best(rows, counting, who)) for who in contenders]
+            if rows:
+                lines.append(f"| {'' if company else title} | {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Median and p99 with threads and type, such as `13.6 / 15.0 (2, bf16)`."""
+    if row is None:
+        return "–"
+    kind = row["who"].removesuffix("_spinning").rpartition("_")[2]
+    return f"{row['p50']:.3g} / {row['p99']:.3g} ({row['threads']}, {kind})"
+
+
+def peers_of(contenders: Sequence[Contender]) -> dict[str, dict[str, Any]]:
+    """Version, type and numbers of threads of each variant."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in contenders:
+        own = {"version": version(one.package), "precision": one.precision, "is_spinning": one.is_spinning}
+        found.setdefault(one.label, own | {"threads": []})["threads"].append(one.threads)
+    return found
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything."""
+    limit_ms = QUICK_MS if args.quick else args.minutes * 60e3
+    questions = min(args.accuracy, 8) if args.quick else args.accuracy
+    ours = load_ours(args.model, args.backends, args.threads)
+    import torch
+
+    from peers_cpu_accuracy import measure as measure_accuracy
+    from peers_cpu_accuracy import our_reader, peer_reader
+
+    plain: dict[str, Any] = {"device": "cpu", "dtype": torch.float32, "backend": "torch", "progress": False}
+    reference = api.load(args.model, calibrate=False, threads=max(args.threads), **plain)
+    runner, plan = reference.engine.runner, reference.engine.plan(reference.space.native)
+    samples, works = load_mixed(GENERATED, max(questions, 1)), works_of(reference)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        contenders = our_contenders(ours, samples[0])
+        readers = {
+            one.label: our_reader(vlm.engine.runner, plan)
+            for one, vlm in zip(contenders, ours.values(), strict=True)
+            if one.label != "ours_torch_f32"
+        }
+        shared = [name for name in args.peers if name in CLASSES]
+        for one, peer in peer_contenders(shared, reference, samples[0], args.threads):
+            contenders.append(one)
+            if questions and one.threads == max(args.threads):
+                readers[one.label] = peer_reader(peer, runner, plan)
+        folder = Path(name) if llama.NAME in args.peers else None
+        if folder is not None:
+            contenders += llama_contenders(reference, works, args.threads, folder, stack)
+        accuracy = measure_accuracy(reference, readers, samples, folder) if questions else []
+        unfit = {row["who"] for row in accuracy if not row["counts"]}
+        counting = {f"{one.who}_{one.precision}" for one in contenders} - unfit
+        readers.clear()  # and with them their graphs
+        rows = measure(contenders, works, counting, limit_ms, 2 if args.quick else ROUNDS)
+    return {
+        "stamp": reference.stamp("synthetic").to_json(),
+        "peers": peers_of(contenders),
+        "rows": rows,
+        "accuracy": accuracy,
+    }
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
+    parser.add_argument("--backends", nargs="+", default=["torch"], help="ours: NAME, or NAME:float32")
+    parser.add_argument("--peers", nargs="*", choices=list(MODULES), default=list(MODULES))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of ours and of each peer")
+    parser.add_argument(
+        "--accuracy", type=int, default=300, metavar="N", help="questions; 0 for none, 7244 for figures"
+    )
+    parser.add_argument("--minutes", type=float, default=TIMED_MS / 60e3, help="for timing; more for p99")
+    parser.add_argument("--quick", action="store_true", help="8 questions and 2 turns: not for figures")
+    parser.add_argument("--json", type=Path, help="file to write; standard output without it")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print a result's table and measure nothing")
+    return parser
+
+
+def main() -> None:
+    """Measure and write, or print a table."""
+    parser = make_parser()
+    args = parser.parse_args()
+    for flag, least in (("accuracy", 0), ("minutes", 0.0)):
+        if getattr(args, flag) < least:
+            parser.error(f"--{flag} {getattr(args, flag)}: must be at least {least:g}")
+    try:
+        if args.table is not None:
+            print(table(read_json(args.table, "measure it with --json")))
+            return
+        fault = missing(args.peers)
+        if fault is not None:
+            parser.error(fault)
+        text = json.dumps(run(args), indent=1)
+    except UserError as error:
+        parser.error(error.flagged)
+    if args.json is None:
+        print(text)
+    else:
+        write_whole(args.json, text + "\n")
+
+
+if __name__ == "__main__":
+    main()
