@@ -159,3 +159,43 @@ class OnlineMargin:
         # The first of them looked like chance.
         self._tail -= sum(self._moves)
         self._moves.clear()
+
+
+class MachineMargin:
+    """A margin for the machine alone and one for it in company, where that can be seen before an answer.
+
+    Company that comes and goes is then met and forgotten at once. An answer during which it came or went is no
+    evidence of either. Where nobody looks, the machine counts as alone.
+    """
+
+    def __init__(self) -> None:
+        """Factors of 1, alone."""
+        self._alone, self._crowded = OnlineMargin(), OnlineMargin()
+        self._now, self._is_mixed = self._alone, False
+
+    def see(self, *, crowded: bool, begins: bool) -> None:
+        """Take the margin of what is seen as an answer begins, or later in it."""
+        seen = self._crowded if crowded else self._alone
+        if begins:
+            self._now, self._is_mixed = seen, False
+        elif seen is not self._now:
+            self._now, self._is_mixed = self._crowded, True
+
+    @property
+    def factor(self) -> float:
+        """By which calibrated bounds are multiplied."""
+        return self._now.factor
+
+    @property
+    def has_company(self) -> bool:
+        """Whether something else seems to use the machine."""
+        return self._now is self._crowded or self._now.has_company
+
+    def rest_factor(self, seen: float, usual: float) -> float:
+        """Return the factor for the rest of an answer, as `OnlineMargin.rest_factor`."""
+        return self._now.rest_factor(seen, usual)
+
+    def observe(self, took_ms: float, bound_ms: float, expected_ms: float, half: float = 0.0) -> None:
+        """Learn from one answer, as `OnlineMargin.observe`."""
+        if not self._is_mixed:
+            self._now.observe(took_ms, bound_ms, expected_ms, half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import threading
@@ -255,9 +256,12 @@ class TestOnOtherProcessors(Nowhere):
 def test_two_looks_must_see_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.engine.cpu.neighbours.cpus", lambda: 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    cores, seen = FreeCores(), iter([1, 3, 1, 3, 4, 9, 9, 1])
+    cores, seen, time_ms = FreeCores(), iter([1, 3, 1, 3, 4, 9, 9, 1]), itertools.count(10.0, 0.5)
     monkeypatch.setattr(os, "pread", lambda *_: b"0.5 0.5 0.5 %d/99 7\n" % next(seen))
-    assert [cores.look() for _ in range(8)] == [4, 4, 4, 4, 2, 1, 1, 4]
+    monkeypatch.setattr("tempovlm.engine.cpu.neighbours.now_ms", lambda: next(time_ms))
+    found = [cores.look() for _ in range(16)]
+    assert found[::2] == [4, 4, 4, 4, 2, 1, 1, 4]
+    assert found[1::2] == found[::2], "half a millisecond later it is the same look"
 
 
 def test_a_part_of_the_cores_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
