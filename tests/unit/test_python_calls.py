@@ -147,12 +147,16 @@ def test_a_record_says_when_who_and_by_what(model: TempoVLM, picture: Image.Imag
     assert all(one.accepted_at for one in blind)
 
 
-def test_the_margin_of_the_record_is_that_of_the_choice(
-    model: TempoVLM, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_margin_of_the_record_is_that_of_the_choice(model: TempoVLM, picture: Image.Image) -> None:
     model.answer(picture, "what?", AMPLE_MS)
-    monkeypatch.setattr(type(model._policy_guard().margin), "factor", 1.5)
-    assert model.answer(picture, "what?", AMPLE_MS).margin == pytest.approx(1.5)
+    margin = model._policy_guard().margin
+    assert margin is not None
+    before = margin.factor
+    margin.factor = 1.5
+    try:
+        assert model.answer(picture, "what?", AMPLE_MS).margin == pytest.approx(1.5)
+    finally:
+        margin.factor = before
 
 
 def test_each_answer_is_a_line_of_the_log(

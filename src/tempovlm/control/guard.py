@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.control.margin import MachineMargin, OnlineMargin
+from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
 from tempovlm.control.select import Floats, Mask, best
@@ -105,7 +105,7 @@ class Guard:
     control_ms: float = 0.0
     second_ms: float | None = None
     split_ms: Mapping[str, float] = field(default_factory=dict)
-    margin: OnlineMargin | MachineMargin | None = None
+    margin: OnlineMargin | None = None
 
     @classmethod
     def around(
@@ -128,7 +128,7 @@ class Guard:
         everything = tuple(range(len(space)))
         first_ms, second_ms = measure_control_ms(policy, space, glance)
         own_ms = first_ms + second_ms
-        guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, MachineMargin())
+        guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, OnlineMargin())
         guard._make_tables()
         return guard
 
@@ -192,11 +192,6 @@ class Guard:
         """
         if self.pools(request) and self.second_ms is not None and self.second_ms <= QUICK_MS:
             self.choose_compute(request, chosen, Sight(chosen.tier, None, 0, 0), 0.0)
-
-    def see(self, *, crowded: bool, begins: bool) -> None:
-        """Hear whether other processes use the cores, as an answer begins or later in it."""
-        if isinstance(self.margin, MachineMargin):
-            self.margin.see(crowded=crowded, begins=begins)
 
     def choose_tier(
         self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None

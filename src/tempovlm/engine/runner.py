@@ -139,10 +139,6 @@ class Runner:
             every = run(patches) if self.features is None else self.features.features(patches, run)
             return only_live(every, live)
 
-    def is_crowded(self) -> bool:
-        """Whether other processes use cores that a stage could use; False where nobody can see."""
-        return self.stages is not None and self.stages.is_crowded()
-
     def see_crops(self, patches: Tensor, live: Tensor | None = None, tick: Tick | None = None) -> Tensor:
         """Return the features (U, P, features) of patches (U, P, values), zeros for those False in `live` (U,)."""
         if self.stages is None:

@@ -73,7 +73,6 @@ class Work:
         sight = run.see(ready, tier.tier, self.vision, pool=self._guard.pools(request))
         if clock.is_device_busy():
             self._guard.rehearse(request, tier)
-        self._guard.see(crowded=run.is_crowded(), begins=False)
         passed_ms = self._passed_ms()  # waits for the device
         picture_ms = None if image is None or glance else now_ms() - chosen_at_ms
         self._choice = choice = self._guard.choose_compute(request, tier, sight, passed_ms, picture_ms)
@@ -96,7 +95,6 @@ class Work:
     def _choose_tier(self, image: np.ndarray | None) -> tuple[TierChoice, Glance | None]:
         """The first choice, after a glance at the picture where the policy needs one to choose by."""
         request, guard, engine = self._request, self._guard, self._engine
-        guard.see(crowded=engine.runner.is_crowded(), begins=True)
         size, elapsed_ms = image_size(image), self._passed_ms()
         if image is None or not guard.wants_glance(request, elapsed_ms):
             return guard.choose_tier(request, size, elapsed_ms), None

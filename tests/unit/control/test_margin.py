@@ -25,7 +25,6 @@ from tempovlm.control.margin import (
     SUSPECT,
     SUSPECTS,
     SUSPICIOUS,
-    MachineMargin,
     OnlineMargin,
 )
 from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
@@ -281,45 +280,3 @@ def test_a_machine_that_is_faster_than_calibrated_is_used() -> None:
     for _ in range(1000):
         guard.margin.observe(0.5 * bound_ms, bound_ms, 0.9 * bound_ms)
     assert chosen() == SPACE.native
-
-
-def crowd(margin: MachineMargin, *, crowded: bool, took_ms: float, later: bool | None = None) -> None:
-    """One answer whose bound is 1 ms, seen as it begins and later."""
-    margin.see(crowded=crowded, begins=True)
-    margin.see(crowded=crowded if later is None else later, begins=False)
-    margin.observe(took_ms, 1.0, 0.9)
-
-
-def test_company_that_is_seen_is_met_and_forgotten_at_once() -> None:
-    margin = MachineMargin()
-    for _ in range(2):
-        for _ in range(30):
-            crowd(margin, crowded=False, took_ms=0.9)
-        for _ in range(30):
-            crowd(margin, crowded=True, took_ms=2.0)
-    assert margin.has_company
-    assert margin.factor > 1.9
-    margin.see(crowded=False, begins=True)
-    assert not margin.has_company
-    assert margin.factor < 1.1
-    margin.see(crowded=True, begins=True)
-    assert margin.factor > 1.9
-
-
-def test_an_answer_in_which_company_came_teaches_nothing() -> None:
-    margin = MachineMargin()
-    for _ in range(10):
-        crowd(margin, crowded=False, took_ms=2.0, later=True)
-        crowd(margin, crowded=True, took_ms=3.0, later=False)
-    for crowded in (False, True):
-        margin.see(crowded=crowded, begins=True)
-        assert margin.factor == pytest.approx(1.0)
-
-
-def test_an_answer_goes_by_the_company_that_came_in_it() -> None:
-    margin = MachineMargin()
-    for _ in range(30):
-        crowd(margin, crowded=True, took_ms=2.0)
-    margin.see(crowded=False, begins=True)
-    margin.see(crowded=True, begins=False)
-    assert margin.factor > 1.9

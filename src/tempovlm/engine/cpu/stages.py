@@ -158,10 +158,6 @@ class CpuStages:
         _checked(self._kernels.decode(*map(_passed, (self._decoder, *_steps(plan), *values))))
         return logits[:, : self._model.decoder.head.out_features]
 
-    def is_crowded(self) -> bool:
-        """Whether other processes use cores that a stage could use."""
-        return self._cores.look() < min(self.threads, self._cores.count)
-
     def _free(self) -> int:
         """Return the threads for the next stage."""
         return min(FORKS.threads(self.threads), self._cores.look())
