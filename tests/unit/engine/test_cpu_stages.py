@@ -214,9 +214,12 @@ class Nowhere:
 
 
 class TestWithoutACompiler(Nowhere):
-    def test_torch_answers(self, model: Molmo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_torch_answers_and_the_log_tells_the_remedy(
+        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(libraries, "_compilers", list)
         assert pick_precision("auto", None, model) is None
+        assert "needs a C compiler; pip install 'tempovlm[cpu]'" in caplog.text
         with pytest.raises(UserError, match=r"needs a C compiler; pip install 'tempovlm\[cpu\]'"):
             pick_precision("kernels", None, model)
 

@@ -7,6 +7,7 @@ are. A forked child may compute too: the kernels start threads of its own.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from typing import Any, cast, get_args
 
@@ -25,6 +26,8 @@ from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
 from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.vlm import Molmo
+
+_log = logging.getLogger("tempovlm")
 
 _Ticker = ctypes.CFUNCTYPE(ctypes.c_int)
 _NO_TICKER = _Ticker()
@@ -66,6 +69,8 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
             why = f"could not be compiled: {' '.join(str(error).split())}"
     if backend == "kernels":
         raise wrong_argument("backend", backend, why)
+    if instructions() is not None and _unfit(model) is None:
+        _log.warning("torch runs the model, four times slower than the kernels: backend kernels %s", why)
     return None
 
 
