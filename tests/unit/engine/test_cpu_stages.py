@@ -230,6 +230,13 @@ class TestWithoutACompiler(Nowhere):
             pick_precision("kernels", None, model)
 
 
+class TestWhereNothingCanBeWritten(Nowhere):
+    def test_they_run_all_the_same(self, model: Molmo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TEMPOVLM_KERNELS_DIR", str(tmp_path / "file" / "kernels"))
+        assert pick_precision("kernels", None, model) == best_precision()
+
+
 class TestOnOtherProcessors(Nowhere):
     def test_older_ones_compute_in_torch(self, model: Molmo, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
