@@ -134,6 +134,18 @@ def test_values_that_are_no_numbers_reach_the_logits(model: Molmo) -> None:
 
 
 @torch.inference_mode()
+def test_no_token_goes_beyond_the_cache_or_the_positions(model: Molmo) -> None:
+    stages, plan = CpuStages(model, "float32", 1), plan_of(2, 6)
+    for tokens, capacity in ((9, 8), (CONFIG.max_sequence_length + 1, CONFIG.max_sequence_length + 1)):
+        x = torch.randn(1, tokens, CONFIG.width)
+        cache = KVCache.allocate(CONFIG, 6, 1, capacity, x)
+        with pytest.raises(IndexError, match=f"{tokens} tokens"):
+            stages.prefill(x, plan, cache)
+        with pytest.raises(IndexError):
+            stages.decode(3, plan, cache, capacity)
+
+
+@torch.inference_mode()
 def test_stages_can_be_stopped_between_blocks(model: Molmo) -> None:
     stages, ticks = CpuStages(model, "float32", 2), []
     patches, x = patches_of(5), torch.randn(1, 200, CONFIG.width)
