@@ -143,6 +143,10 @@ def test_no_token_goes_beyond_the_cache_or_the_positions(model: Molmo) -> None:
             stages.prefill(x, plan, cache)
         with pytest.raises(IndexError):
             stages.decode(3, plan, cache, capacity)
+    for length in (0, 10):
+        x = torch.randn(1, 9, CONFIG.width)
+        with pytest.raises(IndexError, match="lengths"):
+            stages.prefill(x, plan, KVCache.allocate(CONFIG, 6, 1, 12, x), torch.tensor([length]))
 
 
 @torch.inference_mode()

@@ -153,6 +153,8 @@ class CpuStages:
         B, T, _ = x.shape
         self._check(T, cache)
         ends = torch.full((B,), T) if lengths is None else lengths.to(torch.int64).contiguous()
+        if not 1 <= int(ends.min()) <= int(ends.max()) <= T:
+            raise IndexError(f"lengths {ends.tolist()}, of 1 to {T}")
         logits = self._room(B)
         states = x.clone(memory_format=torch.contiguous_format)
         values = (states, B, T, ends, cache.keys, cache.values, cache.capacity, logits, self._free())
