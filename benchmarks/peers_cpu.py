@@ -40,6 +40,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import read_json, write_whole
 from tempovlm.core.plan import Plan
+from tempovlm.core.stamp import __version__
 from tempovlm.data.catalog import load_mixed
 from tempovlm.data.registry import GENERATED
 from tempovlm.data.sample import Sample
@@ -239,7 +240,7 @@ def who_of(row: dict[str, Any]) -> str:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Return the table of the README, in Markdown: for each contender its best number of threads and type."""
+    """Return a table in Markdown: for each contender its best variant, by the median alone, by p99 in company."""
     unfit = {row["who"] for row in record["accuracy"] if not (row["counts"] or row["who"].startswith("ours_"))}
     counting = {row["who"].removesuffix("_spinning") for row in record["rows"]} - unfit
     contenders = list(dict.fromkeys(map(who_of, record["rows"])))
@@ -266,7 +267,8 @@ def peers_of(contenders: Sequence[Contender]) -> dict[str, dict[str, Any]]:
     """Version, type and numbers of threads of each variant."""
     found: dict[str, dict[str, Any]] = {}
     for one in contenders:
-        own = {"version": version(one.package), "precision": one.precision, "is_spinning": one.is_spinning}
+        known = __version__ if one.package == "tempovlm" else version(one.package)
+        own = {"version": known, "precision": one.precision, "is_spinning": one.is_spinning}
         found.setdefault(one.label, own | {"threads": []})["threads"].append(one.threads)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import threading
@@ -133,6 +134,22 @@ def test_values_that_are_no_numbers_reach_the_logits(model: Molmo) -> None:
 
 
 @torch.inference_mode()
+def test_no_token_goes_beyond_the_cache_or_the_positions(model: Molmo) -> None:
+    stages, plan = CpuStages(model, "float32", 1), plan_of(2, 6)
+    for tokens, capacity in ((9, 8), (CONFIG.max_sequence_length + 1, CONFIG.max_sequence_length + 1)):
+        x = torch.randn(1, tokens, CONFIG.width)
+        cache = KVCache.allocate(CONFIG, 6, 1, capacity, x)
+        with pytest.raises(IndexError, match=f"{tokens} tokens"):
+            stages.prefill(x, plan, cache)
+        with pytest.raises(IndexError):
+            stages.decode(3, plan, cache, capacity)
+    for length in (0, 10):
+        x = torch.randn(1, 9, CONFIG.width)
+        with pytest.raises(IndexError, match="lengths"):
+            stages.prefill(x, plan, KVCache.allocate(CONFIG, 6, 1, 12, x), torch.tensor([length]))
+
+
+@torch.inference_mode()
 def test_stages_can_be_stopped_between_blocks(model: Molmo) -> None:
     stages, ticks = CpuStages(model, "float32", 2), []
     patches, x = patches_of(5), torch.randn(1, 200, CONFIG.width)
@@ -213,9 +230,12 @@ class Nowhere:
 
 
 class TestWithoutACompiler(Nowhere):
-    def test_torch_answers(self, model: Molmo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_torch_answers_and_the_log_tells_the_remedy(
+        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         monkeypatch.setattr(libraries, "_compilers", list)
         assert pick_precision("auto", None, model) is None
+        assert "needs a C compiler; pip install 'tempovlm[cpu]'" in caplog.text
         with pytest.raises(UserError, match=r"needs a C compiler; pip install 'tempovlm\[cpu\]'"):
             pick_precision("kernels", None, model)
 
@@ -224,6 +244,13 @@ class TestWithoutACompiler(Nowhere):
         assert pick_precision("auto", None, model) is None
         with pytest.raises(UserError, match="could not be compiled: /no/such/cc"):
             pick_precision("kernels", None, model)
+
+
+class TestWhereNothingCanBeWritten(Nowhere):
+    def test_they_run_all_the_same(self, model: Molmo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TEMPOVLM_KERNELS_DIR", str(tmp_path / "file" / "kernels"))
+        assert pick_precision("kernels", None, model) == best_precision()
 
 
 class TestOnOtherProcessors(Nowhere):
@@ -255,9 +282,12 @@ class TestOnOtherProcessors(Nowhere):
 def test_two_looks_must_see_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.engine.cpu.neighbours.cpus", lambda: 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    cores, seen = FreeCores(), iter([1, 3, 1, 3, 4, 9, 9, 1])
+    cores, seen, time_ms = FreeCores(), iter([1, 3, 1, 3, 4, 9, 9, 1]), itertools.count(10.0, 0.5)
     monkeypatch.setattr(os, "pread", lambda *_: b"0.5 0.5 0.5 %d/99 7\n" % next(seen))
-    assert [cores.look() for _ in range(8)] == [4, 4, 4, 4, 2, 1, 1, 4]
+    monkeypatch.setattr("tempovlm.engine.cpu.neighbours.now_ms", lambda: next(time_ms))
+    found = [cores.look() for _ in range(16)]
+    assert found[::2] == [4, 4, 4, 4, 2, 1, 1, 4]
+    assert found[1::2] == found[::2], "half a millisecond later it is the same look"
 
 
 def test_a_part_of_the_cores_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:

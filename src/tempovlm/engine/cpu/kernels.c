@@ -291,6 +291,21 @@ static void layer_norm(const float *x, long width, const float *weight, const fl
     }
 }
 
+/* y = exp(x - the largest x), of `width` floats; return their sum. y may be x. */
+static float exponentials(const float *x, long width, float *y)
+{
+    vec high = load(x), total = spread(0.0f);
+    for (long d = LANES; d < width; d += LANES)
+        high = maximum(high, load(x + d));
+    high = spread(max_of(high));
+    for (long d = 0; d < width; d += LANES) {
+        vec v = exponential(load(x + d) - high);
+        total += v;
+        store(y + d, v);
+    }
+    return sum_of(total);
+}
+
 static void to_factors(const float *x, long width, elem *z)
 {
     for (long d = 0; d < width; d += LANES)
@@ -812,16 +827,7 @@ static void visit_experts(const decoder *m, const block *b, long rows, float *x,
         }
         for (long e = E; e < wide; e++)
             scores[e] = -INFINITY;
-        vec high = load(scores), total = spread(0.0f);
-        for (long e = LANES; e < wide; e += LANES)
-            high = maximum(high, load(scores + e));
-        high = spread(max_of(high));
-        for (long e = 0; e < wide; e += LANES) {
-            vec v = exponential(load(scores + e) - high);
-            total += v;
-            store(weights + i * wide + e, v);
-        }
-        const float sum = 1.0f / sum_of(total);
+        const float sum = 1.0f / exponentials(scores, wide, weights + i * wide);
         for (long e = 0; e < E; e++) { /* those that fewer than top_k beat: of equals the first wins */
             int better = 0;
             vec mine = spread(scores[e]);
@@ -1027,16 +1033,7 @@ EXPORT int decode(const decoder *m, const int32_t *steps, const int32_t *top_k, 
             }
             for (long t = end; t < up_to(end, LANES); t++)
                 shares[t] = -INFINITY;
-            vec high = load(shares), total = spread(0.0f);
-            for (long t = LANES; t < end; t += LANES)
-                high = maximum(high, load(shares + t));
-            high = spread(max_of(high));
-            for (long t = 0; t < end; t += LANES) {
-                vec v = exponential(load(shares + t) - high);
-                total += v;
-                store(shares + t, v);
-            }
-            const float scale = 1.0f / sum_of(total);
+            const float scale = 1.0f / exponentials(shares, up_to(end, LANES), shares);
             for (long d = 0; d < W; d += LANES) {
                 vec even = spread(0.0f), odd = spread(0.0f);
                 long t = 0;

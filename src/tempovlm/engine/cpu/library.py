@@ -21,7 +21,8 @@ from pathlib import Path
 from shutil import which
 from typing import Literal
 
-from tempovlm.core.paths import cache_dir, expanded
+from tempovlm.core.errors import UserError
+from tempovlm.core.paths import cache_dir, expanded, write_whole
 
 Precision = Literal["float32", "bfloat16"]
 """Type of the factors of products; sums are float32."""
@@ -126,14 +127,12 @@ def library(precision: Precision) -> ctypes.CDLL:
 
 
 def _compiled(path: Path, flags: list[str]) -> ctypes.CDLL:
-    """Compile to a path that several processes may write at once; load from elsewhere if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place = path.parent if os.access(path.parent, os.W_OK) else None
-    except OSError:
-        place = None
+    """Compile, keep the library at a path that several processes may write at once, and load it.
+
+    Where the path cannot be written, the library is loaded from a folder that goes with it.
+    """
     message = "no C compiler"
-    with tempfile.TemporaryDirectory(dir=place, prefix=".compiling-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tempovlm-") as folder:
         source, made = Path(folder, "kernels.c"), Path(folder, "kernels.so")
         source.write_bytes(_source())
         for compiler in _compilers():
@@ -142,10 +141,16 @@ def _compiled(path: Path, flags: list[str]) -> ctypes.CDLL:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=False)
                 message = f"{shlex.join(compiler)}: {done.stderr.strip()[-300:]}"
                 if done.returncode == 0:
-                    loaded = ctypes.CDLL(str(made))
-                    if place is not None:
-                        made.replace(path)
-                    return loaded
+                    return ctypes.CDLL(str(_kept(made, path)))
             except (OSError, subprocess.TimeoutExpired) as error:
                 message = f"{shlex.join(compiler)}: {error}"
     raise OSError(message)
+
+
+def _kept(made: Path, path: Path) -> Path:
+    """Return the path of a copy that stays, or of the library itself where none can be written."""
+    try:
+        write_whole(path, made.read_bytes())
+        return path
+    except UserError:
+        return made

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 
+from tempovlm.core.units import now_ms
 from tempovlm.engine.threads import cpus
 
 _LOAD = "/proc/loadavg"
+
+APART_MS = 1.0
+"""Least time between two looks."""
 
 
 class FreeCores:
     """Looks, at each stage, at how many threads of all processes run or want to.
 
-    A process that runs for a moment is no neighbour: two looks in turn must see it. Where the count says nothing
-    of the cores that this process may use, or there is none, all are free.
+    A process that runs for a moment is no neighbour: two looks, a millisecond apart, must see it. Where the count
+    says nothing of the cores that this process may use, or there is none, all are free.
     """
 
     def __init__(self) -> None:
-        self._before = self._cores = cpus()
+        self.count = self._before = self._now = cpus()
+        self._looked_ms = 0.0
         try:
             self._file = os.open(_LOAD, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._file = -1
-        if self._cores != os.cpu_count():
+        if self.count != os.cpu_count():
             self.close()
 
     def close(self) -> None:
@@ -36,10 +41,11 @@ class FreeCores:
     def look(self) -> int:
         """Return the cores that the caller may fill, itself counted; at least one."""
         if self._file < 0:
-            return self._cores
-        running = running_in(os.pread(self._file, 128, 0))
-        before, self._before = self._before, self._cores - (running - 1)
-        return max(1, before, self._before)
+            return self.count
+        if (time_ms := now_ms()) >= self._looked_ms + APART_MS:
+            running = running_in(os.pread(self._file, 128, 0))
+            self._before, self._now, self._looked_ms = self._now, self.count - (running - 1), time_ms
+        return max(1, self._before, self._now)
 
 
 def running_in(load: bytes) -> int:

@@ -16,6 +16,9 @@ from tempovlm.model.vision.encoder import Projector, VisionBlock, VisionTransfor
 LANES = 16
 """Widths are multiples of it."""
 
+MOST_EXPERTS = 256
+"""Of a block."""
+
 
 class _Struct(ctypes.Structure):
     """A structure that keeps alive what its pointers point to: tensors, and lists of structures as arrays."""

@@ -7,6 +7,7 @@ are. A forked child may compute too: the kernels start threads of its own.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from typing import Any, cast, get_args
 
@@ -18,13 +19,15 @@ from tempovlm.core.decode_dtype import Backend
 from tempovlm.core.plan import Plan
 from tempovlm.engine.cpu.library import Precision, best_precision, fault, instructions, is_compiled, library
 from tempovlm.engine.cpu.neighbours import FreeCores
-from tempovlm.engine.cpu.packing import LANES, Packer, pack_decoder, pack_projector, pack_vision
+from tempovlm.engine.cpu.packing import LANES, MOST_EXPERTS, Packer, pack_decoder, pack_projector, pack_vision
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
 from tempovlm.model.family import VisionLanguageModel
 from tempovlm.model.vlm import Molmo
+
+_log = logging.getLogger("tempovlm")
 
 _Ticker = ctypes.CFUNCTYPE(ctypes.c_int)
 _NO_TICKER = _Ticker()
@@ -66,6 +69,8 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
             why = f"could not be compiled: {' '.join(str(error).split())}"
     if backend == "kernels":
         raise wrong_argument("backend", backend, why)
+    if instructions() is not None and _unfit(model) is None:
+        _log.warning("torch runs the model, four times slower than the kernels: backend kernels %s", why)
     return None
 
 
@@ -85,6 +90,8 @@ def _unfit(model: VisionLanguageModel) -> str | None:
     widths = (config.width, config.head_width, config.vision.width, config.vision.width // config.vision.num_heads)
     if any(width % LANES for width in (*widths, config.vision.patch_values, config.vision.mlp_width)):
         return f"needs widths that are multiples of {LANES}; leave it out for this model"
+    if config.num_experts > MOST_EXPERTS:
+        return f"has at most {MOST_EXPERTS} experts; leave it out for this model"
     return None
 
 
@@ -144,7 +151,10 @@ class CpuStages:
         Keys and values go to the cache's first places. `tick` is called before each block, and may raise.
         """
         B, T, _ = x.shape
+        self._check(T, cache)
         ends = torch.full((B,), T) if lengths is None else lengths.to(torch.int64).contiguous()
+        if not 1 <= int(ends.min()) <= int(ends.max()) <= T:
+            raise IndexError(f"lengths {ends.tolist()}, of 1 to {T}")
         logits = self._room(B)
         states = x.clone(memory_format=torch.contiguous_format)
         values = (states, B, T, ends, cache.keys, cache.values, cache.capacity, logits, self._free())
@@ -153,10 +163,17 @@ class CpuStages:
 
     def decode(self, token: int, plan: Plan, cache: KVCache, start: int) -> Tensor:
         """Return logits (1, V) after one more token, which is written to a cache of one row at `start`."""
+        self._check(start + 1, cache)
         x, logits = self._embedding[token].clone(), self._room(1)
         values = (x, cache.keys, cache.values, cache.capacity, start, logits)
         _checked(self._kernels.decode(*map(_passed, (self._decoder, *_steps(plan), *values))))
         return logits[:, : self._model.decoder.head.out_features]
+
+    def _check(self, tokens: int, cache: KVCache) -> None:
+        """Refuse more tokens than there are positions or places: the kernels would write beyond them."""
+        most = min(cache.capacity, len(self._model.decoder.rotary.cos))
+        if not 1 <= tokens <= most:
+            raise IndexError(f"{tokens} tokens, of 1 to {most}")
 
     def _free(self) -> int:
         """Return the threads for the next stage."""
