@@ -159,8 +159,8 @@ def recorded_experts() -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     route = MoE.route
 
-    def record(self: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        weights, experts = route(self, x, top_k)
+    def record(self: MoE, x: Tensor, top_k: int, limits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        weights, experts = route(self, x, top_k, limits)
         seen.append(experts)
         return weights, experts
 
@@ -176,8 +176,9 @@ class ForcedExperts:
         self.visits = 0
         self.differing = 0
 
-    def route(self, layer: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """Weights (tokens, top-k) and experts of (tokens, width)."""
+    def route(self, layer: MoE, x: Tensor, top_k: int, limits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights (tokens, top-k) and experts of (tokens, width); no token has a limit of its own."""
+        assert limits is None
         scores, forced = layer.scores(x), next(self._rest)
         own = best(scores, top_k)
         self.visits += len(own)
@@ -195,7 +196,7 @@ def logits_with_experts(
     kernels compute.
     """
     experts, plain = ForcedExperts(recorded), Runner(fast.model, fast.tokenizer, exact=True)
-    with patch.object(MoE, "route", lambda layer, x, top_k: experts.route(layer, x, top_k)):
+    with patch.object(MoE, "route", lambda *given: experts.route(*given)):
         features = plain.project(plain.encode(ready.crops), ready.crops)
         state = plain.prefill(ready.prompt, features, plan, STEPS + 1)
         rows, cache = [state.logits.float()], KVCache(state.cache.keys.float(), state.cache.values.float())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +146,45 @@ def test_nothing_is_captured_while_somebody_waits(pocket: TempoVLM, monkeypatch:
     assert not any(waiting)
     engine.answer(*pairs[-1])
     assert waiting, "alone, it is captured behind"
+
+
+def test_a_model_whose_heads_rows_do_not_take_answers_without_them(tmp_path: Path) -> None:
+    folder = tiny_model.save_folder(tmp_path / "tiny")
+    engine = load(str(folder), device="cuda", calibrate=False, progress=False).engine
+    assert engine.runner.dtype == torch.bfloat16
+    assert engine.runner.graphs is not None
+    assert engine.runner.graphs.rows is None
+    pairs = [(request, guard) for request, guard in asked(engine, 16) if request.temperature == 0]
+    assert all(one.tokens for one in by_threads(engine, pairs, 8))
+
+
+ENDS = """
+import threading
+import numpy as np
+from tempovlm.api import load
+
+model = load("pocket", device="cuda", calibrate=False, progress=False)
+picture, answered = np.zeros((84, 112, 3), dtype=np.uint8), threading.Semaphore(0)
+
+def ask():
+    while True:
+        model.answer(picture, "what is the sign?")
+        answered.release()
+
+for _ in range(6):
+    threading.Thread(target=ask, daemon=True).start()
+for _ in range(60):
+    answered.acquire()
+model.engine.door.line_up(1e15)  # it is busy from here on: all callers join others
+for _ in range(12):
+    answered.acquire()
+"""
+
+
+def test_a_process_ends_in_good_order_while_requests_are_in_flight() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "terminate" not in done.stderr
 
 
 def test_streams_and_callers_share_the_lane(tiny: Engine) -> None:

@@ -81,6 +81,19 @@ def test_kernels_are_forced_token_by_token(runs: Any, monkeypatch: pytest.Monkey
     assert not torch.equal(expected.argmax(-1)[:-1], forced)
 
 
+def test_routes_are_recorded_and_forced_where_a_caller_names_its_limits(runs: Any) -> None:
+    """As `MoE.add_to` calls them, with None for no limits."""
+    layer, x = runs.random_model(CONFIG, CPU, torch.float32).decoder.block(0).moe, torch.randn(5, CONFIG.width)
+    with runs.recorded_experts() as seen:
+        weights, experts = layer.route(x, 2, None)
+    assert torch.equal(seen[0], experts)
+    forced = runs.ForcedExperts(seen)
+    again = forced.route(layer, x, 2, None)
+    torch.testing.assert_close(again[0], weights)
+    assert torch.equal(again[1], experts)
+    assert (forced.visits, forced.differing) == (5, 0)
+
+
 def test_a_wrong_token_at_a_clear_position_is_counted(runs: Any) -> None:
     exact = torch.tensor([[0.0, 4.0, 1.0], [5.0, 4.9, 0.0], [0.0, 1.0, 8.0]])
     ours = exact + torch.tensor([0.0, 0.2, 0.0])

@@ -22,8 +22,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tempovlm.core.plan import Plan, Step
 from tempovlm.model.attention import Span
 from tempovlm.model.cache import KVCache
+from tempovlm.model.config import ModelConfig
 from tempovlm.model.decoder import Decoder
 from tempovlm.model.layers import has_kernels
+
+WITHOUT_PLANS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+"""Ways to attend that plan nothing for a new length; cuDNN would, for tens of milliseconds."""
+
+HEAD_MULTIPLE, WIDEST_HEAD = 8, 256
+"""Flash attention takes heads whose width is a multiple of the first and at most the second number."""
+
+
+def can_run_rows(config: ModelConfig) -> bool:
+    """Whether the attention of `run_rows` takes a model's heads."""
+    return config.head_width % HEAD_MULTIPLE == 0 and config.head_width <= WIDEST_HEAD
 
 
 def read_packed(decoder: Decoder, prompts: Sequence[Tensor], plan: Plan, caches: Sequence[KVCache]) -> Tensor:
@@ -46,8 +58,7 @@ def read_packed(decoder: Decoder, prompts: Sequence[Tensor], plan: Plan, caches:
         attention = block.attention
         parts = attention.qkv(attention.norm(x)).split(lengths, dim=1)
         of_each = zip(parts, spans, caches, strict=True)
-        # cuDNN would plan every new length anew, for tens of milliseconds.
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if is_fused else nullcontext():
+        with sdpa_kernel(list(WITHOUT_PLANS)) if is_fused else nullcontext():
             mixed = torch.cat([attention.gather(*one, step) for one in of_each], dim=1)
         if is_fused:
             attention.add_product(x, mixed)
@@ -86,7 +97,9 @@ class Pack:
 def run_rows(
     decoder: Decoder, x: Tensor, steps: Sequence[Step], pack: Pack, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Run steps over embeddings (N, D) in place, if `has_kernels`; return hidden states before the final norm.
+    """Run steps over embeddings (N, D) in place; return hidden states before the final norm.
+
+    Only if `has_kernels` and `can_run_rows`.
 
     Args:
         decoder: runs the blocks.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +34,8 @@ from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.model.cache import KVCache
-from tempovlm.model.packed import read_packed
+from tempovlm.model.config import MOLMOE_1B, POCKET
+from tempovlm.model.packed import can_run_rows, read_packed
 
 QUESTIONS = ("what is the sign?", "stop", "is there a dog there?", "how many are there?")
 
@@ -142,6 +147,7 @@ class PlainRows:
     def leave(self, row: int) -> None:
         del self._rows[row]
 
+    @torch.inference_mode()
     def advance(self) -> Arriving:
         tokens = torch.full((4,), -1)
         for row, state in self._rows.items():
@@ -193,6 +199,16 @@ def test_broken_logits_leave_the_other_rows(
     assert isinstance(found[2], UserError)
     assert [found[i].tokens for i in (0, 1, 3)] == [expected[i] for i in (0, 1, 3)]
     assert rows.free == [0, 1, 2, 3]
+
+
+def test_rows_are_for_heads_that_their_attention_takes() -> None:
+    assert can_run_rows(MOLMOE_1B)
+    assert can_run_rows(POCKET)
+    tiny = tiny_model.CONFIG
+    assert tiny.head_width % 8, "the small model of the tests is one that reads and decodes without rows"
+    assert not can_run_rows(tiny)
+    assert can_run_rows(replace(tiny, width=64))
+    assert not can_run_rows(replace(tiny, width=4 * 264))
 
 
 def test_a_pack_reads_each_prompt_as_itself(engine: Engine) -> None:
@@ -323,6 +339,76 @@ def test_batches_with_company(engine: Engine, crowded: Engine) -> None:
     answers = answer_batch(crowded, requests, lambda one: guards[id(one)])
     assert [one.tokens for one in answers] == [engine.answer(*pair).tokens for pair in pairs]
     assert not crowded.door.is_busy
+
+
+ENDS = """
+import sys, threading
+from pathlib import Path
+import tiny_model
+from tempovlm.control.guard import Guard
+from tempovlm.core.errors import UserError
+from tempovlm.core.request import Request
+from tempovlm.core.units import now_ms
+from tempovlm.engine.company.company import Company
+from tempovlm.engine.engine import Engine
+from tempovlm.model.prompt import Tokenizer
+
+engine = Engine(tiny_model.build_model(), Tokenizer.load(Path(sys.argv[1])))
+engine.company = Company(engine)
+request = Request(images=(tiny_model.picture(),), question="stop", max_new_tokens=8)
+answered = threading.Event()
+
+def ask():
+    try:
+        while True:
+            engine.company.answer(request, engine.native, now_ms())
+            answered.set()
+    except UserError:
+        pass
+
+for _ in range(3):
+    threading.Thread(target=ask, daemon=True).start()
+answered.wait()
+"""
+
+
+def test_a_process_ends_in_good_order_while_requests_are_in_flight(tiny_folder: Path) -> None:
+    command = [sys.executable, "-c", ENDS, str(tiny_folder / "tokenizer.json")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(tiny_model.__file__).parent), *sys.path])}
+    for _ in range(3):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_who_waits_when_the_process_ends_gets_an_error(
+    engine: Engine, crowded: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company, ending = company_of(crowded), threading.Event()
+    encode = companies.encode_together
+
+    def encoding(*pair: Any) -> Any:
+        ending.set()
+        while not company._is_over:
+            time.sleep(0.001)
+        return encode(*pair)
+
+    monkeypatch.setattr(companies, "encode_together", encoding)
+    monkeypatch.setattr(companies, "MOST_TOGETHER", 1)
+    pairs = asked(engine, 3)
+    found: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: found.extend(together([lambda pair=pair: company.answer(*pair, 0.0) for pair in pairs]))
+    )
+    thread.start()
+    ending.wait()
+    while len(company._pending) < 2:
+        time.sleep(0.001)
+    companies.end_all()
+    thread.join()
+    assert sum(isinstance(one, Answer) for one in found) == 1, "the one that was at work"
+    assert sum("process ends" in str(one) for one in found if isinstance(one, UserError)) == 2
+    with pytest.raises(UserError, match="process ends"):
+        company.answer(*pairs[0], 0.0)
 
 
 def test_there_is_none_on_a_cpu(engine: Engine) -> None:

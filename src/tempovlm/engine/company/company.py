@@ -12,7 +12,10 @@ A request that comes while nobody is in flight is not answered here: alone it is
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from tempovlm.control.guard import Guard
 from tempovlm.control.queue import check_waiting
+from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
@@ -59,6 +63,12 @@ LINGER_S = 1.0
 """Time after which the device's thread ends if nobody comes, seconds."""
 
 
+EXIT_S = 10.0
+"""Most time that the end of the process waits for the piece of work that the device's thread is at, seconds."""
+
+ENDING = "the process ends, and with it the answers that others wait for"
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """A member whose picture is encoded, (C, G, D); its prompt too, if it was read in a pack.
@@ -80,9 +90,15 @@ class Company:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._changed, self._preparing = threading.Condition(), threading.Lock()
+        self._changed, self._called, self._preparing = (
+            threading.Condition(),
+            threading.Condition(),
+            threading.Lock(),
+        )
         self._pending: deque[Member] = deque()
         self._thread: threading.Thread | None = None
+        self._is_over, self._num_callers, self._process = False, 0, os.getpid()
+        _OPEN.add(self)
         graphs = engine.runner.graphs
         self._side = torch.cuda.Stream(engine.device) if engine.device.type == "cuda" else None
         self._seats = None if graphs is None or graphs.rows is None else Seats(graphs.rows)
@@ -95,13 +111,17 @@ class Company:
 
     def answer(self, request: Request, guard: Guard, accepted_ms: float) -> Answer:
         """Answer one request among others; it was accepted at `accepted_ms`."""
-        return self._join(request, guard, accepted_ms).answer()
+        with self._calling():
+            return self._join(request, guard, accepted_ms).answer()
 
     def answer_all(self, requests: Iterable[tuple[Request, Guard]]) -> list[Answer]:
         """Answer several requests together, each decided about by its guard; in their order."""
         accepted_ms = now_ms()
-        members = [self._join(one, guard, accepted_ms - one.waited_ms) for one, guard in requests]
-        return [member.answer() for member in members]
+        with self._calling():
+            members = [self._join(one, guard, accepted_ms - one.waited_ms) for one, guard in requests]
+            answers = [member.answer() for member in members]
+            members.clear()
+        return answers
 
     def _join(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
         """Prepare a request, and pass it to the device's thread."""
@@ -109,12 +129,41 @@ class Company:
         with self._engine.computing(), torch.cuda.stream(self._side):
             member = Member(self._engine, request, guard, accepted_ms, self._preparing)
         with self._changed:
+            if self._is_over:
+                member.fail(UserError(ENDING))
+                return member
             self._pending.append(member)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="tempovlm-device", daemon=True)
                 self._thread.start()
             self._changed.notify()
         return member
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Context of a caller, from the preparation of its requests to their answers."""
+        with self._called:
+            if self._is_over:
+                raise UserError(ENDING)
+            self._num_callers += 1
+        try:
+            yield
+        finally:
+            with self._called:
+                self._num_callers -= 1
+                self._called.notify_all()
+
+    def end(self) -> None:
+        """Fail those who wait; return when neither the device's thread nor a caller is here."""
+        if os.getpid() != self._process:  # a fork's child: neither is there
+            return
+        with self._changed:
+            self._is_over, thread = True, self._thread
+            self._changed.notify()
+        if thread is not None:
+            thread.join(EXIT_S)
+        with self._called:
+            self._called.wait_for(lambda: not self._num_callers, EXIT_S)
 
     def _serve(self) -> None:
         """Answer until nobody comes."""
@@ -140,14 +189,24 @@ class Company:
         return MOST_TOGETHER if self._seats is None else len(self._seats.rows.free)
 
     def _has_work(self) -> bool:
+        if self._is_over:
+            self._dismiss()
+            return False
         if self._seats is not None and self._seats.members:
             return True
         with self._changed:
-            if not self._pending:
-                self._changed.wait(LINGER_S)
+            self._changed.wait_for(lambda: self._pending or self._is_over, LINGER_S)
             if not self._pending:
                 self._thread = None
             return bool(self._pending)
+
+    def _dismiss(self) -> None:
+        """Fail all who are here."""
+        seated = [] if self._seats is None else self._seats.clear()
+        with self._changed:
+            for member in [*seated, *self._pending]:
+                member.fail(UserError(ENDING))
+            self._pending.clear()
 
     def _take(self) -> list[Member]:
         """Take those that are ready, in their order, for one turn: one at least, and what else it has room for."""
@@ -262,6 +321,20 @@ class Company:
             made = next(steps)
             transcript.add(made.token)
             clock.mark("decode", made.event)
+
+
+_OPEN: weakref.WeakSet[Company] = weakref.WeakSet()
+
+
+@atexit.register
+def end_all() -> None:
+    """End the threads of all devices before the interpreter does.
+
+    A thread that takes Python's lock after that is ended where it is; within torch, as when a tensor is freed,
+    that ends the whole process (`std::terminate`).
+    """
+    for company in list(_OPEN):
+        company.end()
 
 
 def packs(reads: Iterable[Read]) -> list[list[Read]]:

@@ -90,9 +90,11 @@ class Member:
         self._done.set()
 
     def fail(self, error: BaseException) -> None:
-        """Wake the caller with an error."""
-        self._error = error
-        self._done.set()
+        """Wake a caller that waits by an error; what was prepared is freed here, not where that is caught."""
+        if not self._done.is_set():
+            self._error = error
+            del self.ready, self._prepared
+            self._done.set()
 
     def answer(self) -> Answer:
         """Wait for the last token, and return the answer.

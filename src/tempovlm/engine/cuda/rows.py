@@ -25,7 +25,7 @@ from tempovlm.engine.sampling import greedy
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.layers import has_kernels
-from tempovlm.model.packed import Pack, run_rows
+from tempovlm.model.packed import Pack, can_run_rows, run_rows
 from tempovlm.model.vlm import Molmo
 
 ROWS = 8
@@ -112,9 +112,9 @@ class Rows:
 
     @classmethod
     def of(cls, model: Molmo, recorder: Recorder | None, *, is_limited: bool = False) -> Rows | None:
-        """Return rows for a model with kernels on CUDA; None for others."""
-        like, config = model.decoder.embedding, model.config
-        is_fit = has_kernels(like.detach(), like.detach()) and config.kv_heads == config.num_heads
+        """Return rows for a model with kernels on CUDA whose heads they take; None for others."""
+        like = model.decoder.embedding
+        is_fit = has_kernels(like.detach(), like.detach()) and can_run_rows(model.config)
         return cls(model, recorder, is_limited=is_limited) if is_fit and recorder is not None else None
 
     @property
