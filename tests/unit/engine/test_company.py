@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import STAGES, Answer, Request
-from tempovlm.core.units import now_ms
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.company import company as companies
 from tempovlm.engine.company.company import Company
@@ -160,12 +158,12 @@ class PlainRows:
 def at_once(company: Company, engine: Engine, pairs: list[tuple[Request, Guard]]) -> list[Any]:
     """What callers get who are all ready before the first one is answered."""
     found: list[Any] = []
-    calls = [lambda pair=pair: company.answer(*pair, now_ms()) for pair in pairs]
+    calls = [lambda pair=pair: company.answer(*pair, 0.0) for pair in pairs]
     thread = threading.Thread(target=lambda: found.extend(together(calls)))
     with engine.door.enter(engine.door.line_up(0.0)):
         thread.start()
         while len(company._pending) < len(pairs):
-            time.sleep(0.001)
+            pass
     thread.join()
     return found
 
@@ -389,7 +387,7 @@ def test_who_waits_when_the_process_ends_gets_an_error(
     def encoding(*pair: Any) -> Any:
         ending.set()
         while not company._is_over:
-            time.sleep(0.001)
+            pass
         return encode(*pair)
 
     monkeypatch.setattr(companies, "encode_together", encoding)
@@ -402,7 +400,7 @@ def test_who_waits_when_the_process_ends_gets_an_error(
     thread.start()
     ending.wait()
     while len(company._pending) < 2:
-        time.sleep(0.001)
+        pass
     companies.end_all()
     thread.join()
     assert sum(isinstance(one, Answer) for one in found) == 1, "the one that was at work"
