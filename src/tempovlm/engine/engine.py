@@ -25,7 +25,7 @@ from tempovlm.core.units import now_ms
 from tempovlm.engine.company.company import Company
 from tempovlm.engine.cpu.library import Precision
 from tempovlm.engine.cpu.stages import CpuStages
-from tempovlm.engine.cuda.capture import usual_buckets
+from tempovlm.engine.cuda.capture import Recorder, usual_buckets
 from tempovlm.engine.cuda.graphs import Advance, graph_decoder
 from tempovlm.engine.cuda.vision_graphs import vision_graphs
 from tempovlm.engine.feature_cache import FeatureCache
@@ -67,14 +67,15 @@ class Engine:
         weights_hash: str = "",
     ) -> None:
         shape = model.config.shape
+        recorder = Recorder.on(model.decoder.embedding.device)  # stages run in turn, so that they share memory
         rules = OpenAnswers.of(tokenizer, option_letters, model.decoder.embedding)
         self.runner = Runner(
             model,
             tokenizer,
             exact,
             NarrowDecoder.of(model.decoder),
-            graph_decoder(model, decode_dtype, is_limited=rules is not None),
-            vision_graphs(model),
+            graph_decoder(model, decode_dtype, is_limited=rules is not None, recorder=recorder),
+            vision_graphs(model, recorder),
             FeatureCache.of(feature_cache_mb),
             rules,
             None if precision is None else CpuStages(cast(Molmo, model), precision, torch.get_num_threads()),
@@ -144,13 +145,16 @@ class Engine:
 
         Prompts are captured for questions of the usual length about pictures of any shape.
         """
+        usual = [self.plan(one) for one in knobs or (self.space.native, self.space.cheapest)]
         plans, captured = [self.plan(one) for one in knobs or self.space], 0
         with self.door.enter(self.door.line_up(now_ms())), self.computing():
             if self.runner.vision is not None:
                 captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
             if self.runner.graphs is not None:
                 lengths = usual_buckets({plan.knobs.tier for plan in plans}, self.runner.model.config.vision)
-                captured += self.runner.graphs.warmup(plans, advance, lengths)
+                captured += self.runner.graphs.warmup(plans, advance, lengths, usual)
+            if captured:
+                torch.cuda.empty_cache()  # of the runs before the captures: as much as the graphs themselves have
         return captured
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
@@ -246,4 +250,8 @@ class Engine:
         guard.observe(answer, next((lap.duration_ms for lap in reading.laps if lap.stage == "preprocess"), 0.0))
         yield answer
         if work.stopped_at is None:  # a request that ended at the door has no turn to capture in
-            run.settle(lambda: not self.door.waiting)
+            run.settle(self._is_quiet)
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody waits for this engine, at the door or among others."""
+        return not self.door.waiting and (self.company is None or not self.company.callers)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.engine.cuda.capture import GRAPH_LIMIT
+from tempovlm.engine.cuda.rows import ROWS, row_tokens
 from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
 from tempovlm.model.config import ModelConfig
+from tempovlm.model.packed import can_run_rows
 
 VALUE_BYTES = 2
 """Of a bfloat16 number."""
-
-CACHES = 2
-"""Of the lane, and of a request that is set aside while another one has it."""
 
 FIXED_BYTES = 140_000_000
 """Workspaces of matrix products, whatever the model."""
@@ -35,9 +34,10 @@ def serving_bytes(config: ModelConfig, parameters: int) -> dict[str, int]:
         parameters: number of weights.
     """
     a_token = 2 * config.num_blocks * config.kv_heads * config.head_width * VALUE_BYTES
+    in_rows = ROWS * row_tokens(config) if can_run_rows(config) else 0
     return {
         "weights": parameters * VALUE_BYTES,
-        "cache": CACHES * config.max_sequence_length * a_token,
+        "cache": (config.max_sequence_length + in_rows) * a_token,
         "graphs_and_activations": FIXED_BYTES + round(POOLS * _activation_bytes(config)),
         "cuda_context": CONTEXT_BYTES,
     }

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tempovlm.cli import main as cli
+from tempovlm.engine.cuda.rows import ROWS, row_tokens
+from tempovlm.model.config import PRESETS
 from tempovlm.model.weights import read_config
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
@@ -37,12 +39,16 @@ def test_the_memory_of_serving_is_that_measured(capsys: pytest.CaptureFixture[st
     for model, name in (("molmoe-1b", "molmoe"), ("pocket", "pocket")):
         found = json.loads(run(capsys, "info", model, "--json")[1])["serving_bytes"]
         measured = json.loads((RESULTS / f"memory_{name}_h100.json").read_text())["steps"]["answers"]
-        reserved = sum(found.values()) - found["cuda_context"]
-        assert reserved == pytest.approx(1e9 * measured["reserved_gb"], rel=0.02)
-        assert sum(found.values()) == pytest.approx(1e9 * measured["device_gb"], rel=0.07)
+        config = PRESETS[model]
+        lanes = 2 * config.max_sequence_length * 4 * config.num_blocks * config.width  # when it was measured
+        rest = sum(found.values()) - found["cuda_context"] - found["cache"]
+        assert rest + lanes == pytest.approx(1e9 * measured["reserved_gb"], rel=0.02)
+        assert rest + lanes + found["cuda_context"] == pytest.approx(1e9 * measured["device_gb"], rel=0.07)
+        in_rows = ROWS * row_tokens(config)
+        assert found["cache"] == pytest.approx(lanes / 2 * (1 + in_rows / config.max_sequence_length))
     out = run(capsys, "info", "molmoe-1b")[1]
-    assert "GPU memory  18.4 GB to serve it in bfloat16 (estimate): weights 14.4 GB" in out
-    assert "cache 1.07 GB (131 kB a token)" in out
+    assert "GPU memory  19.6 GB to serve it in bfloat16 (estimate): weights 14.4 GB" in out
+    assert "cache 2.28 GB (131 kB a token)" in out
     assert "FLOP, bytes read" in out
 
 

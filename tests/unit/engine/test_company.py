@@ -125,6 +125,9 @@ class PlainRows:
     def fits(self, length: int, max_new_tokens: int) -> bool:
         return length < 250 and max_new_tokens > 0
 
+    def reads_at_once(self, plan: Plan, total: int) -> bool:  # noqa: ARG002
+        return total < 300
+
     def read(self, prompts: Sequence[Tensor], rows: Sequence[int], plan: Plan) -> Tensor:
         made = []
         for x, row in zip(prompts, rows, strict=True):

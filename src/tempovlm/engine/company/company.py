@@ -123,6 +123,11 @@ class Company:
             members.clear()
         return answers
 
+    @property
+    def callers(self) -> int:
+        """Callers whose requests are prepared, wait or run."""
+        return self._num_callers
+
     def _join(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
         """Prepare a request, and pass it to the device's thread."""
         check_waiting(len(self._pending))
@@ -247,7 +252,10 @@ class Company:
         are_few = len(reads) <= FEW and not self._pending and not self._seats.members
         can_sit = [not are_few and self._seats.fits(one.member) for one in reads]
         for pack in packs(compress(reads, can_sit)):
-            self._seat(pack, self._seats)
+            plan, total = pack[0].member.plan, sum(len(one.member) for one in pack)
+            is_one = len(pack) == 1 or self._seats.rows.reads_at_once(plan, total)
+            for part in [pack] if is_one else [[one] for one in pack]:
+                self._seat(part, self._seats)
         self._seats.collect()
         return [one for one, sits in zip(reads, can_sit, strict=True) if not sits]
 

@@ -308,6 +308,7 @@ class GraphDecoder:
             then wastes a step, but no time is lost between steps.
         tiling: tiling of the kernels, for measurements.
         is_limited: True if some tokens can be forbidden for a step.
+        recorder: captures the graphs; by default one of its own.
         weights: weights that steps read; other than `bf16`, copies of the decoder's matrices beside the original.
 
     Attributes:
@@ -323,8 +324,9 @@ class GraphDecoder:
         tiling: Tiling | None = None,
         decode_dtype: DecodeDtype = "bf16",
         is_limited: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
-        recorder = Recorder.on(model.decoder.embedding.device)
+        recorder = recorder or Recorder.on(model.decoder.embedding.device)
         self.ahead, self.decode_dtype = ahead, decode_dtype
         decoder = model.decoder if decode_dtype == "bf16" else QuantisedDecoder.of(model.decoder, decode_dtype)
         self._lane = Lane(model, decoder, recorder, tiling, is_limited=is_limited)
@@ -365,16 +367,23 @@ class GraphDecoder:
         if self.rows is not None:
             self.rows.settle(is_quiet)
 
-    def warmup(self, plans: Iterable[Plan], advance: Advance | None = None, lengths: Collection[int] = ()) -> int:
+    def warmup(
+        self,
+        plans: Iterable[Plan],
+        advance: Advance | None = None,
+        lengths: Collection[int] = (),
+        usual: Collection[Plan] = (),
+    ) -> int:
         """Capture greedy steps of all plans, and prompts of some lengths; return how many graphs.
 
-        Plans with equal steps, which differ only in their vision tier, share a graph.
+        Plans with equal steps, which differ only in their vision tier, share a graph. In rows the `usual` plans
+        have graphs of their own.
         """
         distinct, lane, rows = list({plan.steps: plan for plan in plans}.values()), self._lane, self.rows
         jobs: list[Callable[[], None]] = [partial(lane.capture, plan) for plan in distinct]
         jobs += [partial(lane.capture_prompt, plan, length) for length in lengths for plan in distinct]
         if rows is not None:
-            jobs += [partial(rows.capture, key) for key in rows.jobs(distinct)]
+            jobs += [partial(rows.capture, key) for key in rows.jobs(distinct, usual)]
         for done, job in enumerate(jobs, 1):
             job()
             if advance is not None:
@@ -383,7 +392,11 @@ class GraphDecoder:
 
 
 def graph_decoder(
-    model: VisionLanguageModel, decode_dtype: DecodeDtype = "bf16", *, is_limited: bool = False
+    model: VisionLanguageModel,
+    decode_dtype: DecodeDtype = "bf16",
+    *,
+    is_limited: bool = False,
+    recorder: Recorder | None = None,
 ) -> GraphDecoder | None:
     """A decoder for a model on CUDA; None on a CPU, where Triton is not installed and for other families.
 
@@ -400,7 +413,7 @@ def graph_decoder(
         return None
     if device.type != "cuda" or not HAS_TRITON:
         return None
-    return GraphDecoder(model, decode_dtype=decode_dtype, is_limited=is_limited)
+    return GraphDecoder(model, decode_dtype=decode_dtype, is_limited=is_limited, recorder=recorder)
 
 
 def check_decode_dtype(decode_dtype: str, device: torch.device) -> None:

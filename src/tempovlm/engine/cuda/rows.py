@@ -2,16 +2,16 @@
 
 Prompts of one plan are read in a pass without padding between them, into free rows. A decode step advances all
 rows together, whatever their plans: it runs the blocks that any of them needs, each with the most experts that any
-of them visits there, and a row adds nothing in blocks that its plan skips. Steps are captured for 2, 4 and 8 rows
-and every plan; several plans share the cheapest graph that covers them. A row is joined and left between two
-steps.
+of them visits there, and a row adds nothing in blocks that its plan skips. Steps are captured for 2, 4 and 8 rows.
+A warm-up captures what serves all plans: those without a graph of their own share the cheapest one that covers
+them, until their own is captured while nobody waits. A row is joined and left between two steps.
 
 Shapes: `R` rows, `N` tokens of all prompts, `D` width, `V` vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.plan import Plan, Step
-from tempovlm.engine.cuda.capture import GRAPH_LIMIT, Recorder
+from tempovlm.engine.cuda.capture import Recorder, usual_buckets
 from tempovlm.engine.sampling import greedy
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
@@ -35,7 +36,7 @@ ROW_BUCKETS = (2, 4, ROWS)
 """Numbers of rows that a captured step has."""
 
 ROOM = 128
-"""Entries of a row beside those of the longest prompt that is captured: for the answer."""
+"""Entries of a row beside those of the longest usual prompt: for the answer, or a longer question."""
 
 PACK_BUCKETS = (512, 768, 1024, 1536, 2048, 2560, 3072)
 """Tokens of packs that are captured; of more, the device is busier than the host that feeds it."""
@@ -76,8 +77,9 @@ def arriving(tokens: Tensor) -> Arriving:
 
 
 def row_tokens(config: ModelConfig) -> int:
-    """Return the tokens that a row has room for."""
-    return min(config.max_sequence_length, GRAPH_LIMIT + ROOM)
+    """Return the tokens that a row has room for: longer prompts decode alone."""
+    longest = usual_buckets(KnobSpace.for_model(config.shape).tiers, config.vision)[-1]
+    return min(config.max_sequence_length, longest + ROOM)
 
 
 class Rows:
@@ -125,6 +127,16 @@ class Rows:
     def fits(self, length: int, max_new_tokens: int) -> bool:
         """Whether a row has room for a prompt and its answer; a step more than needed may run."""
         return length + max_new_tokens + 1 <= self.capacity
+
+    def reads_at_once(self, plan: Plan, total: int) -> bool:
+        """Whether prompts of `total` tokens can be read in one pass without waiting for the host.
+
+        By a graph, or because no graph would help; otherwise a graph is captured later, while nobody waits.
+        """
+        size = next((one for one in PACK_BUCKETS if one >= total), None)
+        if size is not None and ("prompts", plan.steps, size) not in self._graphs:
+            self._wanted["prompts", plan.steps, size] = None
+        return size is None or any(one >= total for one in self._captured(plan.steps))
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Tensor], rows: Sequence[int], plan: Plan) -> Tensor:
@@ -215,10 +227,14 @@ class Rows:
     @torch.inference_mode()
     def advance(self) -> Arriving:
         """Start a step of all rows in use; return their tokens, by row."""
-        used = [plan for plan in self._plans if plan is not None]
+        of_plans = {plan.steps for plan in self._plans if plan is not None}
         highest = max(row for row, plan in enumerate(self._plans) if plan is not None)
         size = next(bucket for bucket in ROW_BUCKETS if bucket > highest)
-        self._start(("step", self._cover(union(plan.steps for plan in used), size), size))
+        needed = union(of_plans)
+        steps = self._cover(needed, size)
+        if steps != needed and needed in of_plans:
+            self._wanted["step", needed, size] = None
+        self._start(("step", steps, size))
         return arriving(self._token[:size])
 
     def _cover(self, steps: Steps, size: int) -> Steps:
@@ -228,7 +244,7 @@ class Rows:
             needed = dict(steps)
             captured = [key[1] for key in self._graphs if key[0] == "step" and key[2] == size]
             fit = [one for one in captured if all(dict(one).get(i, 0) >= top_k for i, top_k in needed.items())]
-            found = min(fit, key=lambda one: sum(top_k for _, top_k in one), default=steps)
+            found = min(fit, key=cost, default=steps)
             if fit:
                 self._covers[steps, size] = found
         return found
@@ -268,16 +284,33 @@ class Rows:
             self._covers.clear()
 
     def settle(self, is_quiet: Callable[[], bool]) -> None:
-        """Capture the steps that ran without a graph, one after the other, while it is quiet."""
+        """Capture what lacked a graph of its own, one after the other, while it is quiet."""
         for key in list(self._wanted):
             if is_quiet():
                 self.capture(key)
 
-    def jobs(self, plans: Iterable[Plan]) -> list[tuple[str, Steps, int]]:
-        """Return all that plans may need, the largest first."""
-        distinct = {plan.steps for plan in plans}
-        sizes = [("prompts", size) for size in reversed(PACK_BUCKETS)] + [("step", size) for size in ROW_BUCKETS]
-        return [(kind, steps, size) for kind, size in sizes for steps in distinct]
+    def jobs(self, plans: Collection[Plan], usual: Collection[Plan]) -> list[tuple[str, Steps, int]]:
+        """Return what a warm-up for some plans captures, the largest first.
+
+        Packs and steps of the `usual` plans, and steps that serve all others: of each depth, those of the plan
+        with the most experts.
+        """
+        most: dict[tuple[int, ...], Steps] = {}
+        for steps in sorted({plan.steps for plan in plans}, key=cost):
+            most[tuple(index for index, _ in steps)] = steps
+        own = {plan.steps: None for plan in usual}
+        all_steps = {**own, **dict.fromkeys(most.values())}
+        packs = [("prompts", steps, size) for size in reversed(PACK_BUCKETS) for steps in own]
+        return packs + [("step", steps, size) for size in ROW_BUCKETS for steps in all_steps]
+
+
+def cost(steps: Steps) -> tuple[int, int]:
+    """Return the blocks, and the experts that a token visits in all of them.
+
+    A block more than a row needs takes its whole time; experts beyond a row's own number hardly any, because they
+    are those that are visited anyway.
+    """
+    return len(steps), sum(top_k for _, top_k in steps)
 
 
 def union(every: Iterable[Steps]) -> Steps:

@@ -150,7 +150,7 @@ class VisionGraphs:
         return len(jobs)
 
 
-def vision_graphs(model: VisionLanguageModel) -> VisionGraphs | None:
-    """Graphs for a model on CUDA; None on a CPU."""
-    recorder = Recorder.on(model.decoder.embedding.device)
+def vision_graphs(model: VisionLanguageModel, recorder: Recorder | None = None) -> VisionGraphs | None:
+    """Graphs for a model on CUDA, captured by `recorder`, by default one of its own; None on a CPU."""
+    recorder = recorder or Recorder.on(model.decoder.embedding.device)
     return None if recorder is None else VisionGraphs(model, recorder)
