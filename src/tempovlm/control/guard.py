@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.control.joining import UNKNOWN_MS, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
@@ -32,7 +33,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import STAGES, Answer, Prediction, Request
 from tempovlm.core.units import now_ms
-from tempovlm.latency.profile import LatencyProfile, OutputLength
+from tempovlm.latency.profile import LatencyProfile, OutputLength, Sharing
 
 CONTROL_REPEATS = 20
 """Number of measurements of a policy's own time."""
@@ -96,6 +97,7 @@ class Guard:
         second_ms: the second choice's part of it; None charges all of it at both choices.
         split_ms: by tier, extra time to encode the global crop first and the tiles later.
         margin: the factor on the bounds, learned from answers; None keeps the calibrated bounds.
+        spread: another factor on them, of answers among others.
     """
 
     policy: Policy
@@ -106,6 +108,7 @@ class Guard:
     second_ms: float | None = None
     split_ms: Mapping[str, float] = field(default_factory=dict)
     margin: OnlineMargin | None = None
+    spread: float = 1.0
 
     @classmethod
     def around(
@@ -168,6 +171,30 @@ class Guard:
     @cached_property
     def _others(self) -> dict[OutputLength, Guard]:
         return {}
+
+    def among(self, in_flight: int) -> Guard | None:
+        """The same guard of answers of which so many are in flight together; None if that was not measured."""
+        sharing = None if self.profile is None else self.profile.sharing(in_flight)
+        if self.profile is None or sharing is None or sharing.most < in_flight:
+            return None
+        if sharing not in self._crowds:
+            profile = self.profile.in_company(sharing)
+            self._crowds[sharing] = replace(self, profile=profile, spread=sharing.spread)
+            self._crowds[sharing]._make_tables()
+        return self._crowds[sharing]
+
+    @cached_property
+    def _crowds(self) -> dict[Sharing, Guard]:
+        return {}
+
+    def need(self, knobs: KnobConfig, max_new_tokens: int, deadline_ms: float) -> Need:
+        """Return what an answer at a setting needs, at the margin that holds now."""
+        if self.profile is None:
+            return Need(UNKNOWN_MS, UNKNOWN_MS, max_new_tokens - 1, deadline_ms)
+        index, factor = self.space.index(knobs), self._factor
+        steps = min(max_new_tokens, self.profile.output.upper) - 1
+        reading_ms, step_ms = self.profile.p50_reading_ms(index), self.profile.step_ms(index)
+        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms)
 
     def only(self, choices: Iterable[int]) -> Guard:
         """Return the same guard over fewer settings."""
@@ -339,14 +366,16 @@ class Guard:
 
     @property
     def _factor(self) -> float:
-        return 1.0 if self.margin is None else self.margin.factor
+        return self.spread * (1.0 if self.margin is None else self.margin.factor)
 
     def _rest_factor(self, chosen: TierChoice, picture_ms: float | None) -> float:
         """Return the factor on remainders, once a picture took `picture_ms`."""
         if self.margin is None or self.profile is None or picture_ms is None:
             return self._factor
         ratio = self._picture_ratio(chosen.index, picture_ms)
-        return self.margin.rest_factor(ratio, self.profile.usual_picture) if ratio > 0 else self._factor
+        if ratio <= 0:
+            return self._factor
+        return self.spread * self.margin.rest_factor(ratio, self.profile.usual_picture)
 
     def _picture_ratio(self, index: int, picture_ms: float) -> float:
         """Return the time from the opened picture to the second choice over its median; 0 where there is none."""

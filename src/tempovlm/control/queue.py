@@ -84,6 +84,11 @@ class Door:
         """Whether this thread is inside."""
         return threading.get_ident() in self._inside
 
+    def strangers(self, thread: int | None) -> int:
+        """Return how many threads but this one are inside or wait."""
+        with self._lock:
+            return len({*self._inside, *(one.thread for one in self._waiting)} - {thread})
+
     @property
     def is_busy(self) -> bool:
         """Whether anybody is inside or waits."""

@@ -29,7 +29,14 @@ from tempovlm.core.units import now_ms
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import fingerprint
 from tempovlm.latency.clock import stage_clock
-from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength, load_profile
+from tempovlm.latency.profile import (
+    IN_FLIGHT,
+    LatencyProfile,
+    Measurement,
+    OutputLength,
+    SharedMeasurement,
+    load_profile,
+)
 
 PASSES = 4
 """Timed answers for each setting."""
@@ -41,6 +48,9 @@ MIN_PASSES = 2
 """Fewer passes leave no residuals to compute a quantile of."""
 
 WARM_UP_ROUNDS = 2
+
+SHARED_BURSTS = 4
+"""Timed bursts of each number of requests at once."""
 
 PICTURE_SIZES = ((448, 336), (336, 448), (448, 336), (448, 448), (512, 384), (448, 256))
 """Widths and heights of the test bed's pictures, and of typical pictures from phones and the web."""
@@ -82,7 +92,9 @@ def obtain_profile(
         )
         with progress_bar("measuring what each setting takes on this machine", show=progress) as advance:
             measurements = measure(engine, output, advance=advance, pictures=pictures)
-        profile = LatencyProfile(fingerprint(stamp), engine.space, output, measurements, busy, stamp.to_json())
+        shared = measure_shared(engine, output, pictures=pictures)
+        body = fingerprint(stamp), engine.space, output, measurements, busy, stamp.to_json(), shared
+        profile = LatencyProfile(*body)
         try:
             profile.save(profile_path(stamp))
         except UserError as error:
@@ -162,6 +174,31 @@ def measure_once(engine: Engine, request: Request, index: int) -> Measurement:
         step_ms=answer.step_ms,
         num_output_tokens=answer.num_output_tokens,
     )
+
+
+def measure_shared(
+    engine: Engine, output: OutputLength, *, seed: int = 0, pictures: Sequence[Any] = ()
+) -> tuple[SharedMeasurement, ...]:
+    """Time requests that are answered at once, at the cheapest and the native setting; nothing without rows."""
+    company, space = engine.company, engine.space
+    if company is None or not company.has_rows:
+        return ()
+    requests, found = sample_requests(seed, max(output.upper, 2), pictures), []
+    for knobs in dict.fromkeys((space.cheapest, space.native)):
+        for in_flight in IN_FLIGHT * (SHARED_BURSTS + 1):
+            guard = Guard.fixed(knobs, space)
+            with engine.runner.measured():
+                answers = company.answer_all([(next(requests), guard) for _ in range(in_flight)])
+            steps_ms = [step for one in answers for step in one.step_ms]
+            first_ms = max(one.ttft_ms or 0.0 for one in answers) / in_flight
+            step_ms = float(np.median(steps_ms)) if steps_ms else 0.0
+            found.append(
+                SharedMeasurement(
+                    setting=space.index(knobs), in_flight=in_flight, first_ms=first_ms, step_ms=step_ms
+                )
+            )
+    per_setting = len(IN_FLIGHT) * (SHARED_BURSTS + 1)
+    return tuple(one for i, one in enumerate(found) if i % per_setting >= len(IN_FLIGHT))  # the first ones warm up
 
 
 def warm_up(engine: Engine, *, progress: bool = False) -> None:

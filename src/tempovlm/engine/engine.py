@@ -48,7 +48,7 @@ class Engine:
 
     Attributes:
         whole: all settings of the model. space: those that may run.
-        company: answers requests without a budget together while several are in flight; None on a CPU.
+        company: answers requests together while several are in flight; None on a CPU.
     """
 
     def __init__(
@@ -159,18 +159,24 @@ class Engine:
 
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
         """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard."""
-        guard = guard or self.native
-        if self.company is None or request.budget_ms is not None or self.door.is_inside or not self.door.is_busy:
-            return self.answer_in_turn(request, guard, self.line_up(request))
-        return self.company.answer(request, guard, now_ms() - request.waited_ms)
+        guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
+        answer: Answer | None = None
+        if self.company is not None and self.door.is_busy and not self.door.is_inside:
+            ask = self.company.answer if request.budget_ms is None else self.company.try_to_answer
+            answer = ask(request, guard, accepted_ms)
+        return (
+            answer
+            if answer is not None
+            else self.answer_in_turn(request, guard, self.line_up(request, accepted_ms))
+        )
 
-    def line_up(self, request: Request) -> Ticket:
-        """Take the request's place at the door, from now on on its clock.
+    def line_up(self, request: Request, accepted_ms: float | None = None) -> Ticket:
+        """Take the request's place at the door; its clock began at `accepted_ms`, by default now.
 
         Raises:
             UserError: too many wait.
         """
-        accepted_ms = now_ms() - request.waited_ms
+        accepted_ms = now_ms() - request.waited_ms if accepted_ms is None else accepted_ms
         budget_ms = math.inf if request.budget_ms is None else request.budget_ms
         return self.door.line_up(accepted_ms, accepted_ms + budget_ms)
 

@@ -35,6 +35,9 @@ UPPER_LEVEL = 0.98
 MOST_LENGTHS = 12
 """Lengths of answers that a bound tells apart."""
 
+IN_FLIGHT = (2, 4, 8, 16)
+"""Numbers of requests at once that are measured where answers share a device."""
+
 SINGLE_PASS_SPREAD = 1.3
 """Assumed quantile of residuals if every setting was measured once, so that there are none."""
 
@@ -98,6 +101,38 @@ class Measurement:
     num_output_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedMeasurement:
+    """Requests of one setting that were answered at once.
+
+    Attributes:
+        setting: index in the knob space. in_flight: number of requests.
+        first_ms: from their start to the last one's first token, for each of them.
+        step_ms: median from one token to the next.
+    """
+
+    setting: int
+    in_flight: int
+    first_ms: float
+    step_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Times of requests in flight together, as factors on their times alone.
+
+    Attributes:
+        most: requests in flight that the factors hold for.
+        reading: on the time from the opened picture to the first token, which those of all requests add up to.
+        step: on the time of a token, which all share. spread: on both, for a bound.
+    """
+
+    most: int
+    reading: float
+    step: float
+    spread: float
+
+
 @dataclass(frozen=True)
 class LatencyProfile:
     """The measurements of a machine and the tables made from them.
@@ -108,6 +143,7 @@ class LatencyProfile:
         output: answer lengths that predictions assume.
         busy_cores: cores that others used when the measurement began; None if unknown.
         stamp: where and when it was measured, for readers.
+        shared: measurements of requests in flight together; none where each is answered alone.
     """
 
     fingerprint: str
@@ -116,6 +152,7 @@ class LatencyProfile:
     measurements: tuple[Measurement, ...]
     busy_cores: float | None
     stamp: Mapping[str, Any]
+    shared: tuple[SharedMeasurement, ...] = ()
 
     def __post_init__(self) -> None:
         measured = {m.setting for m in self.measurements}
@@ -138,7 +175,55 @@ class LatencyProfile:
         """The measurements of a subset of the settings."""
         places = {self.space.index(knobs): i for i, knobs in enumerate(space)}
         kept = (replace(m, setting=places[m.setting]) for m in self.measurements if m.setting in places)
-        return replace(self, space=space, measurements=tuple(kept))
+        shared = (replace(m, setting=places[m.setting]) for m in self.shared if m.setting in places)
+        return replace(self, space=space, measurements=tuple(kept), shared=tuple(shared))
+
+    def sharing(self, in_flight: int) -> Sharing | None:
+        """Return the factors for a number of requests in flight; None if none were measured.
+
+        They are those of the next larger number that was measured; beyond, of the largest.
+        """
+        return next((one for one in self._sharings if one.most >= in_flight), (self._sharings or (None,))[-1])
+
+    @cached_property
+    def _sharings(self) -> tuple[Sharing, ...]:
+        """Factors by number in flight: of the setting that sharing costs most."""
+        found = []
+        for most in sorted({m.in_flight for m in self.shared}):
+            ratios: dict[int, list[tuple[float, float]]] = {}
+            for m in self.shared:
+                if m.in_flight == most:
+                    step = m.step_ms / self._steps[m.setting] if self._steps[m.setting] > 0 else 1.0
+                    ratios.setdefault(m.setting, []).append((m.first_ms / self.p50_reading_ms(m.setting), step))
+            medians = [np.median(of_setting, axis=0) for of_setting in ratios.values()]
+            spreads = [np.max(np.divide(*pair)) for pair in zip(ratios.values(), medians, strict=True)]
+            reading, step = np.max(medians, axis=0).tolist()
+            found.append(Sharing(most, reading, step, float(max(spreads))))
+        return tuple(found)
+
+    def in_company(self, sharing: Sharing) -> LatencyProfile:
+        """The measurements as if each answer had been given among others."""
+        if sharing not in self._companies:
+
+            def slower(m: Measurement) -> Measurement:
+                steps_ms = sum(m.step_ms)
+                first_ms, prefix_ms = (
+                    sharing.reading * (t - m.open_ms) for t in (m.total_ms - steps_ms, m.prefix_ms)
+                )
+                return replace(
+                    m,
+                    total_ms=m.open_ms + first_ms + sharing.step * steps_ms,
+                    prefix_ms=m.open_ms + prefix_ms,
+                    step_ms=tuple(sharing.step * one for one in m.step_ms),
+                )
+
+            measurements = tuple(map(slower, self.measurements))
+            self._companies[sharing] = replace(self, measurements=measurements, shared=())
+        return self._companies[sharing]
+
+    @cached_property
+    def _companies(self) -> dict[Sharing, LatencyProfile]:
+        return {}
 
     def upper_total_ms(self, index: int) -> float:
         """Return the upper bound from acceptance to last token: covers `UPPER_LEVEL` of answers of any length."""
@@ -155,6 +240,10 @@ class LatencyProfile:
     def p50_remainder_ms(self, index: int) -> float:
         """Return the median of prefill and decode, at the mean output length."""
         return self._p50_remainders[index]
+
+    def p50_reading_ms(self, index: int) -> float:
+        """Return the median from the opened picture to the first token."""
+        return self._p50_totals[index] - (self.output.mean - 1) * self._steps[index] - self.open_ms
 
     def p50_prefix_ms(self, index: int) -> float:
         """Return the median from acceptance to the choice of top-k and depth."""
@@ -288,7 +377,7 @@ class LatencyProfile:
             ]
             for m in self.measurements
         ]
-        body = {
+        body: dict[str, Any] = {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
             "knob_space": self.space.fingerprint,
@@ -298,6 +387,11 @@ class LatencyProfile:
             "columns": ["setting", "total_ms", "prefix_ms", "open_ms", "num_output_tokens", "step_ms"],
             "measurements": rows,
         }
+        if self.shared:
+            body["shared_columns"] = ["setting", "in_flight", "first_ms", "step_ms"]
+            body["shared"] = [
+                [m.setting, m.in_flight, round(m.first_ms, 4), round(m.step_ms, 4)] for m in self.shared
+            ]
         return {**body, "digest": _digest(body)}
 
     @classmethod
@@ -323,8 +417,14 @@ class LatencyProfile:
             )
             for setting, total_ms, prefix_ms, open_ms, length, steps in record["measurements"]
         )
+        shared = tuple(
+            SharedMeasurement(setting=setting, in_flight=in_flight, first_ms=first_ms, step_ms=step_ms)
+            for setting, in_flight, first_ms, step_ms in record.get("shared", ())
+        )
         output = OutputLength(tuple(record["output"]["counts"]))
-        return cls(record["fingerprint"], space, output, measurements, record["busy_cores"], record["stamp"])
+        return cls(
+            record["fingerprint"], space, output, measurements, record["busy_cores"], record["stamp"], shared
+        )
 
     def save(self, path: Path) -> None:
         """Write the profile atomically.

@@ -16,6 +16,7 @@ from tempovlm.latency.profile import (
     LatencyProfile,
     Measurement,
     OutputLength,
+    SharedMeasurement,
     load_profile,
     residual_ratios,
     weighted_quantile,
@@ -202,3 +203,47 @@ def test_another_machines_profile_is_not_used(tmp_path: Path, caplog: pytest.Log
     tiny_model.make_profile().save(path)
     assert load_profile(path, SPACE, "other", OUTPUT) is None
     assert not caplog.messages
+
+
+def in_flight(setting: int, number: int, first_ms: float, step_ms: float) -> SharedMeasurement:
+    return SharedMeasurement(setting=setting, in_flight=number, first_ms=first_ms, step_ms=step_ms)
+
+
+def test_requests_in_flight_together_have_factors_of_the_setting_that_sharing_costs_most() -> None:
+    profile = tiny_model.make_profile()
+    last = len(SPACE) - 1
+    first, largest = profile.p50_reading_ms(0), profile.p50_reading_ms(last)
+    rows = [
+        *(in_flight(0, 2, ratio * first, 0.6) for ratio in (0.9, 1.0, 1.2)),
+        *(in_flight(last, 2, ratio * largest, 0.5) for ratio in (0.7, 0.8, 0.8)),
+        in_flight(0, 8, 0.5 * first, 1.5),
+    ]
+    shared = replace(profile, shared=tuple(rows))
+    two, eight = shared.sharing(2), shared.sharing(3)
+    assert two is not None
+    assert eight is not None
+    assert (two.most, eight.most) == (2, 8)
+    assert (two.reading, two.step, two.spread) == pytest.approx((1.0, 1.2, 1.2))
+    assert (eight.reading, eight.step, eight.spread) == pytest.approx((0.5, 3.0, 1.0))
+    assert shared.sharing(1) == two
+    assert shared.sharing(99) == eight
+    assert profile.sharing(2) is None
+    slower = shared.in_company(eight)
+    assert slower.step_ms(last) == pytest.approx(3 * profile.step_ms(last))
+    assert slower.p50_reading_ms(last) == pytest.approx(0.5 * largest)
+    assert slower.open_ms == pytest.approx(profile.open_ms)
+    assert slower.p50_picture_ms(last) == pytest.approx(0.5 * profile.p50_picture_ms(last))
+    assert shared.in_company(eight) is slower
+    half = shared.part(SPACE.subset({"tier": [SPACE.tiers[-1]]}))
+    assert {one.setting for one in half.shared} == {len(half.space) - 1}
+
+
+def test_they_are_stored_and_a_profile_without_them_looks_as_ever(tmp_path: Path) -> None:
+    profile = tiny_model.make_profile()
+    assert not any("shared" in name for name in profile.to_json())
+    assert LatencyProfile.from_json(profile.to_json(), SPACE).shared == ()
+    shared = replace(profile, shared=(in_flight(1, 4, 12.5, 0.75), in_flight(1, 16, 10.25, 1.5)))
+    shared.save(tmp_path / "profile.json")
+    found = load_profile(tmp_path / "profile.json", SPACE, "test", shared.output)
+    assert found is not None
+    assert found.shared == shared.shared

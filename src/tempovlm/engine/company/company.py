@@ -1,4 +1,4 @@
-"""Requests without a budget that are in flight together: one thread feeds the device with the work of them all.
+"""Requests that are in flight together: one thread feeds the device with the work of them all.
 
 Callers prepare their requests in their own threads, on a stream beside the one that answers, and wait. One thread
 takes those that are ready, encodes their pictures together, reads the prompts of equal plans in one pass, and
@@ -7,12 +7,17 @@ drawn, or too long for a row, are decoded one after the other. Between these pie
 again, so that a request with a deadline waits for one piece at most. Nothing is captured here, and nothing waits
 for Python's lock while the device computes.
 
+A request with a budget joins if it and all others are expected in time, by what a calibration measured of requests
+in flight together (`control/joining.py`); otherwise it passes the door alone. One without a budget waits while it
+would make others late.
+
 A request that comes while nobody is in flight is not answered here: alone it is faster on its caller's thread.
 """
 
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import threading
 import weakref
@@ -27,7 +32,8 @@ import torch
 from torch import Tensor
 
 from tempovlm.control.guard import Guard
-from tempovlm.control.queue import check_waiting
+from tempovlm.control.joining import Need, ahead_ms, may_join, slack_ms
+from tempovlm.control.queue import PATIENCE_MS, check_waiting
 from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
@@ -96,6 +102,7 @@ class Company:
             threading.Lock(),
         )
         self._pending: deque[Member] = deque()
+        self._taken: list[Member] = []
         self._thread: threading.Thread | None = None
         self._is_over, self._num_callers, self._process = False, 0, os.getpid()
         _OPEN.add(self)
@@ -114,6 +121,14 @@ class Company:
         with self._calling():
             return self._join(request, guard, accepted_ms).answer()
 
+    def try_to_answer(self, request: Request, guard: Guard, accepted_ms: float) -> Answer | None:
+        """Answer a request with a budget among others; None if it, or another one, would be late."""
+        if not self._may_ask(request, guard, accepted_ms):
+            return None
+        with self._calling():
+            member = self._prepare(request, guard, accepted_ms)
+            return member.answer() if self._admit(member) else None
+
     def answer_all(self, requests: Iterable[tuple[Request, Guard]]) -> list[Answer]:
         """Answer several requests together, each decided about by its guard; in their order."""
         accepted_ms = now_ms()
@@ -124,6 +139,11 @@ class Company:
         return answers
 
     @property
+    def has_rows(self) -> bool:
+        """Whether answers are decoded together."""
+        return self._seats is not None
+
+    @property
     def callers(self) -> int:
         """Callers whose requests are prepared, wait or run."""
         return self._num_callers
@@ -131,18 +151,83 @@ class Company:
     def _join(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
         """Prepare a request, and pass it to the device's thread."""
         check_waiting(len(self._pending))
-        with self._engine.computing(), torch.cuda.stream(self._side):
-            member = Member(self._engine, request, guard, accepted_ms, self._preparing)
+        member = self._prepare(request, guard, accepted_ms)
         with self._changed:
-            if self._is_over:
-                member.fail(UserError(ENDING))
-                return member
-            self._pending.append(member)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="tempovlm-device", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._append(member)
         return member
+
+    def _prepare(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
+        with self._engine.computing(), torch.cuda.stream(self._side):
+            return Member(self._engine, request, guard, accepted_ms, self._preparing, self._outlook)
+
+    def _append(self, member: Member) -> None:
+        """Pass a member to the device's thread: before those without a deadline, if it has one."""
+        if self._is_over:
+            member.fail(UserError(ENDING))
+            return
+        place = len(self._pending)
+        while member.has_deadline and place and not self._pending[place - 1].has_deadline:
+            place -= 1
+        self._pending.insert(place, member)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="tempovlm-device", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _in_flight(self, *, everybody: bool = False) -> list[Need]:
+        """What those need who are taken, and those who wait and may not be put off, or all who wait."""
+        with self._changed:
+            self._taken = [one for one in self._taken if not one.is_done]
+            waiting = [one for one in self._pending if everybody or one.has_deadline]
+            return [one.need for one in (*self._taken, *waiting)]
+
+    def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float]:
+        """Return who decides about a request that joins now, and how long it waits for others; 0 if unknown.
+
+        Who is at the door alone may take as long as the native setting does.
+        """
+        needs, profile = self._in_flight(everybody=request.budget_ms is None), guard.profile
+        among = guard.among(len(needs) + 1)
+        sharing = None if profile is None else profile.sharing(len(needs) + 1)
+        if among is None or sharing is None or profile is None:
+            return guard, 0.0
+        thread = self._thread
+        strangers = self._engine.door.strangers(None if thread is None else thread.ident)
+        alone_ms = profile.upper_total_ms(guard.space.index(guard.space.native))
+        return among, ahead_ms(needs, sharing) + strangers * alone_ms
+
+    def _may_ask(self, request: Request, guard: Guard, accepted_ms: float) -> bool:
+        """Whether it makes sense to prepare a request with a budget: it may stand beside others, if in time."""
+        is_plain = request.on_deadline == "finish" and request.temperature == 0
+        if self._seats is None or not is_plain or guard.policy.sees_picture or guard.policy.sees_glance:
+            return False
+        among, waits_ms = self._outlook(request, guard)
+        assert request.budget_ms is not None
+        return among is not guard and now_ms() - accepted_ms + waits_ms + among.least_ms() <= request.budget_ms
+
+    def _admit(self, member: Member) -> bool:
+        """Pass a member to the device's thread, if nobody is late by that."""
+        with self._changed:
+            is_welcome = member.is_expected and self._seats is not None and self._seats.fits(member)
+            if is_welcome and not self._makes_late(member):
+                self._append(member)
+                return True
+        return False
+
+    def _makes_late(self, member: Member) -> bool:
+        """Whether a member that is not counted yet would be late, or make others late."""
+        needs, profile = self._in_flight(), member.profile
+        before, after = (None if profile is None else profile.sharing(len(needs) + more) for more in (0, 1))
+        if before is None or after is None:
+            return any(one.deadline_ms < math.inf for one in (*needs, member.need))
+        return not may_join(needs, member.need, before, after, now_ms())
+
+    def _slack_ms(self) -> float:
+        """Return how long the work may rest before a member is late; infinite where none has a deadline."""
+        needs = self._in_flight()
+        profile = next((one.profile for one in (*self._taken, *self._pending) if one.has_deadline), None)
+        sharing = None if profile is None else profile.sharing(len(needs))
+        return math.inf if sharing is None else slack_ms(needs, sharing, now_ms())
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
@@ -190,8 +275,18 @@ class Company:
                     member.fail(error)
 
     def _room(self) -> int:
-        """Requests that can be read now."""
+        """Requests that can be read now; none while the next one would make others late."""
+        with self._changed:
+            if self._pending and self._is_put_off(self._pending[0]):
+                return 0
         return MOST_TOGETHER if self._seats is None else len(self._seats.rows.free)
+
+    def _is_put_off(self, member: Member) -> bool:
+        """Whether a member without a deadline waits, for some time at most, for those that have one."""
+        seated = [] if self._seats is None else self._seats.members
+        if member.has_deadline or not any(one.has_deadline for one in seated):
+            return False
+        return now_ms() - member.accepted_ms < PATIENCE_MS and self._makes_late(member)
 
     def _has_work(self) -> bool:
         if self._is_over:
@@ -221,13 +316,15 @@ class Company:
                 if group and sum(map(len, [*group, self._pending[0]])) > TURN_TOKENS:
                     break
                 group.append(self._pending.popleft())
+                self._taken.append(group[-1])
         return group
 
     @contextmanager
     def _turn(self, member: Member) -> Iterator[None]:
         """Context of a piece of work, at the door as urgent as a member."""
         door = self._engine.door
-        with door.enter(door.line_up(member.accepted_ms)), self._engine.computing():
+        ticket = door.line_up(member.accepted_ms, now_ms() + self._slack_ms())
+        with door.enter(ticket), self._engine.computing():
             yield
 
     @torch.inference_mode()

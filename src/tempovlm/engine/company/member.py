@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from tempovlm.control.guard import Guard
+from tempovlm.control.joining import Need
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
@@ -22,21 +26,29 @@ if TYPE_CHECKING:
 
 
 class Member:
-    """A request without a budget that is answered with others.
+    """A request that is answered with others.
 
     It is made in its caller's thread, where the picture is opened and cut and the prompt written, while the device
     works for others.
 
     Attributes:
         plan: of its setting. ready: its crops and prompt. transcript: its tokens so far. sample: chooses them.
+        profile: the calibration that its setting was chosen by.
     """
 
     def __init__(
-        self, engine: Engine, request: Request, guard: Guard, accepted_ms: float, turn: threading.Lock
+        self,
+        engine: Engine,
+        request: Request,
+        guard: Guard,
+        accepted_ms: float,
+        turn: threading.Lock,
+        outlook: Callable[[Request, Guard], tuple[Guard, float]],
     ) -> None:
         """Prepare a request, whose clock began at `accepted_ms`; all but opening the picture in its `turn`.
 
-        More than one at a time would hold Python's lock while the device waits for its thread.
+        More than one at a time would hold Python's lock while the device waits for its thread. The `outlook` says
+        who decides about it among others, and how long it waits for them.
 
         Raises:
             UserError: the picture cannot be read, or the prompt is too long.
@@ -46,12 +58,17 @@ class Member:
         opened_ms = now_ms()
         with turn:
             begun_ms = now_ms()
-            tier = guard.choose_tier(request, image_size(image), 0.0)
-            self._choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 0.0)
+            among, ahead_ms = outlook(request, guard)
+            passed_ms = 0.0 if among.profile is None else begun_ms - accepted_ms + ahead_ms
+            tier = among.choose_tier(request, image_size(image), passed_ms)
+            self._choice = among.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), passed_ms)
             chosen_ms = now_ms()
             self.ready = run.prepare(image, tier.tier, request)
             ready_ms = now_ms()
         self.request, self.accepted_ms = request, accepted_ms
+        self.profile, budget_ms = guard.profile, request.budget_ms
+        deadline_ms = math.inf if budget_ms is None else accepted_ms + budget_ms
+        self._need = guard.need(self._choice.knobs, request.max_new_tokens, deadline_ms)
         self.plan: Plan = engine.plan(self._choice.knobs)
         self.transcript, self.sample = Transcript(request, run.tokenizer), sampler_for(request, run.device)
         self._engine, self._done = engine, threading.Event()
@@ -66,6 +83,29 @@ class Member:
     def __len__(self) -> int:
         """Tokens of the prompt."""
         return len(self.ready.prompt.tokens)
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether it has a budget."""
+        return self.request.budget_ms is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its answer is whole, or it failed."""
+        return self._done.is_set()
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether its setting fits the budget, if it has one."""
+        return self._choice.feasible is not False
+
+    @property
+    def need(self) -> Need:
+        """What is left of its work."""
+        made = len(self.transcript.tokens)
+        if not made:
+            return self._need
+        return replace(self._need, reading_ms=0.0, steps=max(self._need.steps + 1 - made, 0))
 
     def hand_over(self) -> None:
         """Let the current stream use what another one prepared."""

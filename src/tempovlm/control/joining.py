@@ -1,0 +1,68 @@
+"""Whether a request may join others that are in flight: by what that costs itself, and those who run.
+
+Pictures and prompts of all who came are read before anybody's next step, and a step makes a token for all. So one
+that joins delays each of the others by its own picture and prompt, and by what a step for more of them takes
+longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tempovlm.latency.profile import Sharing
+
+UNKNOWN_MS = 1e9
+"""Stands for a time that was not measured: beside it nobody is expected in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request in flight still needs, by its times alone.
+
+    Attributes:
+        reading_ms: from the opened picture to the first token; 0 once it is there.
+        step_ms: of a later token. steps: so many may still come.
+        deadline_ms: when it must have ended; infinite without a deadline.
+    """
+
+    reading_ms: float
+    step_ms: float
+    steps: int
+    deadline_ms: float = math.inf
+
+
+def ahead_ms(needs: Sequence[Need], sharing: Sharing) -> float:
+    """Return how long one that joins waits until those before it are read."""
+    return sharing.reading * sum(one.reading_ms for one in needs)
+
+
+def ends_ms(needs: Sequence[Need], sharing: Sharing, now_ms: float) -> list[float]:
+    """Return when each of some requests has ended at the latest, if no other one joins."""
+    read_ms = ahead_ms(needs, sharing)
+    step_ms = sharing.step * max((one.step_ms for one in needs), default=0.0)
+    return [now_ms + sharing.spread * (read_ms + one.steps * step_ms) for one in needs]
+
+
+def may_join(others: Sequence[Need], joiner: Need, before: Sharing, after: Sharing, now_ms: float) -> bool:
+    """Return whether a request that joins is in time, and makes none late that is in time without it.
+
+    Args:
+        others: those in flight.
+        joiner: the one that would join.
+        before: the factors for the others.
+        after: with one more.
+        now_ms: on the clock of the deadlines.
+    """
+    without, (*ends, own_ms) = ends_ms(others, before, now_ms), ends_ms([*others, joiner], after, now_ms)
+    is_late = any(
+        alone_ms <= one.deadline_ms < end_ms for one, alone_ms, end_ms in zip(others, without, ends, strict=True)
+    )
+    return own_ms <= joiner.deadline_ms and not is_late
+
+
+def slack_ms(needs: Sequence[Need], sharing: Sharing, now_ms: float) -> float:
+    """Return how long the work for some requests may rest before one is late; infinite without deadlines."""
+    ends = ends_ms(needs, sharing, now_ms)
+    return min((one.deadline_ms - end_ms for one, end_ms in zip(needs, ends, strict=True)), default=math.inf)

@@ -1,0 +1,115 @@
+"""What joining costs oneself and those who run: requests in flight add up their reading and share their steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+import tiny_model
+from tempovlm.control.guard import Guard
+from tempovlm.control.joining import UNKNOWN_MS, Need, ahead_ms, ends_ms, may_join, slack_ms
+from tempovlm.control.margin import OnlineMargin
+from tempovlm.control.policy import Sight
+from tempovlm.core.request import Request
+from tempovlm.latency.profile import SharedMeasurement, Sharing
+
+SPACE = tiny_model.SPACE
+TWO, FOUR = Sharing(2, 0.8, 1.5, 1.0), Sharing(4, 0.8, 2.0, 1.0)
+RUNNING = Need(0.0, 1.0, 10, 1030.0)
+NATIVE = SPACE.index(SPACE.native)
+
+
+def test_all_are_read_before_a_step_that_serves_all() -> None:
+    needs = [RUNNING, Need(20.0, 3.0, 4)]
+    assert ahead_ms(needs, TWO) == pytest.approx(16.0)
+    assert ends_ms(needs, TWO, 1000.0) == pytest.approx([1016.0 + 10 * 4.5, 1016.0 + 4 * 4.5])
+    wide = replace(TWO, spread=1.5)
+    assert ends_ms(needs, wide, 1000.0) == pytest.approx([1000 + 1.5 * 61.0, 1000 + 1.5 * 34.0])
+    assert ends_ms([], TWO, 1000.0) == []
+
+
+@pytest.mark.parametrize(
+    ("joiner", "may"),
+    [
+        (Need(5.0, 1.0, 2), True),  # 4 ms to be read, then 10 steps of 2 ms: 1024
+        (Need(15.0, 1.0, 2), False),  # the running one ends at 1032
+        (Need(5.0, 2.0, 2), False),  # its steps take twice as long for all: 1044
+        (Need(5.0, 1.0, 2, 1008.0), True),
+        (Need(5.0, 1.0, 3, 1008.0), False),  # it ends itself at 1010
+    ],
+)
+def test_nobody_joins_who_is_late_or_makes_another_one_late(joiner: Need, may: bool) -> None:
+    assert may_join([RUNNING], joiner, TWO, FOUR, 1000.0) is may
+
+
+def test_one_that_is_late_anyway_keeps_nobody_out() -> None:
+    late = replace(RUNNING, deadline_ms=1010.0)
+    assert may_join([late], Need(15.0, 1.0, 2), TWO, FOUR, 1000.0)
+    assert not may_join([late, RUNNING], Need(15.0, 1.0, 2), TWO, FOUR, 1000.0)
+
+
+def test_beside_unknown_times_nobody_is_expected_in_time() -> None:
+    unknown = Need(UNKNOWN_MS, UNKNOWN_MS, 3)
+    assert not may_join([unknown], replace(RUNNING, reading_ms=1.0), TWO, FOUR, 1000.0)
+    assert not may_join([RUNNING], unknown, TWO, FOUR, 1000.0)
+    assert may_join([unknown], unknown, TWO, FOUR, 1000.0), "neither has a deadline"
+
+
+def test_work_may_rest_until_the_first_would_be_late() -> None:
+    assert slack_ms([RUNNING, Need(0.0, 1.0, 2, 1004.0)], TWO, 1000.0) == pytest.approx(1.0)
+    assert slack_ms([Need(0.0, 1.0, 2)], TWO, 1000.0) == math.inf
+    assert slack_ms([], TWO, 1000.0) == math.inf
+
+
+def shared(in_flight: int, reading: float, step: float) -> SharedMeasurement:
+    profile = tiny_model.make_profile()
+    first_ms = reading * profile.p50_reading_ms(NATIVE)
+    return SharedMeasurement(setting=NATIVE, in_flight=in_flight, first_ms=first_ms, step_ms=step * 0.5)
+
+
+PROFILE = replace(
+    tiny_model.make_profile(),
+    shared=(shared(2, 0.9, 1.2), shared(2, 0.9, 1.2), shared(2, 1.08, 1.2), shared(4, 0.7, 3.0)),
+)
+
+
+def test_the_guard_predicts_an_answer_among_others_by_what_was_measured() -> None:
+    guard = Guard.fixed(SPACE.native, SPACE, PROFILE)
+    among, more = guard.among(2), guard.among(3)
+    assert among is not None
+    assert more is not None
+    assert guard.among(5) is None, "more were never measured"
+    assert Guard.fixed(SPACE.native, SPACE, tiny_model.make_profile()).among(1) is None
+    request = Request(images=(), question="what?", budget_ms=1e6)
+    found = []
+    for one in (guard, among, more):
+        tier = one.choose_tier(request, None, 5.0)
+        found.append(one.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 5.0))
+    alone, two, four = (one.predicted for one in found)
+    assert alone is not None
+    assert two is not None
+    assert four is not None
+    total_ms = tiny_model.nominal_ms(SPACE, NATIVE)
+    rest_ms = total_ms / 2 - 3 * 0.5
+    assert alone.p50_ms == pytest.approx(5 + rest_ms + 3 * 0.5)
+    assert two.p50_ms == pytest.approx(5 + 0.9 * rest_ms + 3 * 0.6)
+    assert four.p50_ms == pytest.approx(5 + 0.7 * rest_ms + 3 * 1.5)
+    spread = two.upper_ms - 5, 0.9 * (alone.upper_ms - 5)
+    assert spread[0] > 1.15 * spread[1], "the slowest burst was a fifth slower"
+
+
+def test_what_an_answer_needs_is_at_the_margin_that_holds() -> None:
+    margin = OnlineMargin()
+    guard = replace(Guard.fixed(SPACE.native, SPACE, PROFILE), margin=margin)
+    usual = guard.need(SPACE.native, 3, 50.0)
+    assert (usual.steps, usual.deadline_ms) == (2, 50.0)
+    assert usual.reading_ms == pytest.approx(tiny_model.nominal_ms(SPACE, NATIVE) - 3 * 0.5 - 1.0)
+    assert usual.step_ms == pytest.approx(0.5)
+    assert guard.need(SPACE.native, 100, 50.0).steps == 3, "answers have at most 4 tokens"
+    for _ in range(8):
+        margin.observe(30.0, 10.0, 10.0)
+    assert guard.need(SPACE.native, 3, 50.0).reading_ms > 2 * usual.reading_ms
+    unknown = Guard.fixed(SPACE.native, SPACE).need(SPACE.native, 3, 50.0)
+    assert unknown.reading_ms >= UNKNOWN_MS
