@@ -58,6 +58,18 @@ def test_a_thread_that_is_inside_enters_again() -> None:
         assert door.waiting == 0
 
 
+def test_strangers_are_the_other_threads() -> None:
+    door, order = Door(), list[str]()
+    assert door.strangers(None) == 0
+    with door.enter(door.line_up(0.0)):
+        waiting = [elsewhere(door, door.line_up(1.0 + i), order, str(i)) for i in range(2)]
+        assert door.strangers(threading.get_ident()) == 1, "both tickets say that they are of one thread"
+        assert door.strangers(None) == 2
+    for thread in waiting:
+        thread.join(SOON_S)
+    assert door.strangers(None) == 0
+
+
 def test_lanes() -> None:
     door, order = Door(lanes=2), []
     with door.enter(door.line_up(0.0)):

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import tiny_model
+from company_fakes import PlainRows, at_once, company_of, together
 from recorders import Again
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
-from tempovlm.core.plan import Plan
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.company import company as companies
 from tempovlm.engine.company.company import Company
 from tempovlm.engine.company.seats import Seat, Seats
-from tempovlm.engine.cuda.rows import Arriving, arriving
 from tempovlm.engine.cuda.vision_graphs import VisionGraphs
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
-from tempovlm.engine.sampling import greedy
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import MOLMOE_1B, POCKET
 from tempovlm.model.packed import can_run_rows, read_packed
@@ -57,11 +53,6 @@ def asked(engine: Engine, count: int = 9) -> list[tuple[Request, Guard]]:
         request = Request(images=pictures, question=QUESTIONS[i % 4], max_new_tokens=1 + i % 5, **drawn)  # type: ignore[arg-type]
         found.append((request, Guard.fixed(settings[i % len(settings)], space)))
     return found
-
-
-def company_of(engine: Engine) -> Company:
-    assert engine.company is not None
-    return engine.company
 
 
 def check(answers: list[Answer], expected: list[Answer]) -> None:
@@ -107,68 +98,6 @@ def test_so_it_is_on_the_lane(engine: Engine, crowded: Engine) -> None:
     crowded.runner = replace(crowded.runner, graphs=GraphDecoder(engine.runner.model, tiling=tiling))
     pairs = [(replace(request, max_new_tokens=2), guard) for request, guard in asked(engine, 5)]
     check(company_of(crowded).answer_all(pairs), [engine.answer(*pair) for pair in pairs])
-
-
-class PlainRows:
-    """Rows of the plain model: each with a cache of its own."""
-
-    def __init__(self, run: Runner) -> None:
-        self._run = run
-        self._rows: dict[int, list[Any]] = {}
-        self._read: dict[int, tuple[Plan, KVCache]] = {}
-        self.most = 0
-
-    @property
-    def free(self) -> list[int]:
-        return [row for row in range(4) if row not in self._rows]
-
-    def fits(self, length: int, max_new_tokens: int) -> bool:
-        return length < 250 and max_new_tokens > 0
-
-    def reads_at_once(self, plan: Plan, total: int) -> bool:  # noqa: ARG002
-        return total < 300
-
-    def read(self, prompts: Sequence[Tensor], rows: Sequence[int], plan: Plan) -> Tensor:
-        made = []
-        for x, row in zip(prompts, rows, strict=True):
-            cache = KVCache.allocate(self._run.model.config, len(plan.steps), 1, len(x) + 8, x)
-            made.append(self._run.read(x.unsqueeze(0), plan, cache))
-            self._read[row] = plan, cache
-        return torch.cat(made)
-
-    def copy_in(self, row: int, cache: KVCache, plan: Plan, length: int) -> None:  # noqa: ARG002
-        self._read[row] = plan, cache
-
-    def join(self, row: int, plan: Plan, length: int, first: Tensor, limit: Tensor | None = None) -> None:
-        assert limit is None
-        assert self._read[row][0] is plan
-        self._rows[row] = [first, length]
-        self.most = max(self.most, len(self._rows))
-
-    def leave(self, row: int) -> None:
-        del self._rows[row]
-
-    @torch.inference_mode()
-    def advance(self) -> Arriving:
-        tokens = torch.full((4,), -1)
-        for row, state in self._rows.items():
-            logits = self._run.model.decode(state[0], *self._read[row], state[1])
-            state[0], state[1] = greedy(logits), state[1] + 1
-            tokens[row] = state[0]
-        return arriving(tokens)
-
-
-def at_once(company: Company, engine: Engine, pairs: list[tuple[Request, Guard]]) -> list[Any]:
-    """What callers get who are all ready before the first one is answered."""
-    found: list[Any] = []
-    calls = [lambda pair=pair: company.answer(*pair, 0.0) for pair in pairs]
-    thread = threading.Thread(target=lambda: found.extend(together(calls)))
-    with engine.door.enter(engine.door.line_up(0.0)):
-        thread.start()
-        while len(company._pending) < len(pairs):
-            pass
-    thread.join()
-    return found
 
 
 def test_so_it_is_in_rows_that_are_joined_and_left_at_any_step(engine: Engine, crowded: Engine) -> None:
@@ -227,24 +156,6 @@ def test_a_pack_reads_each_prompt_as_itself(engine: Engine) -> None:
     for ours, plain in zip(packed, apart, strict=True):
         torch.testing.assert_close(ours.keys, plain.keys, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(ours.values, plain.values, rtol=1e-4, atol=1e-4)
-
-
-def together(calls: list[Any]) -> list[Any]:
-    """What calls return or raise that are made by threads at once."""
-    found: dict[int, Any] = {}
-
-    def run(place: int) -> None:
-        try:
-            found[place] = calls[place]()
-        except UserError as error:
-            found[place] = error
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[place] for place in range(len(calls))]
 
 
 def test_callers_join_who_is_there_and_one_that_fails_fails_alone(engine: Engine, crowded: Engine) -> None:

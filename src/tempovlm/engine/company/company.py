@@ -283,8 +283,7 @@ class Company:
 
     def _is_put_off(self, member: Member) -> bool:
         """Whether a member without a deadline waits, for some time at most, for those that have one."""
-        seated = [] if self._seats is None else self._seats.members
-        if member.has_deadline or not any(one.has_deadline for one in seated):
+        if member.has_deadline or not any(one.has_deadline for one in self._taken if not one.is_done):
             return False
         return now_ms() - member.accepted_ms < PATIENCE_MS and self._makes_late(member)
 

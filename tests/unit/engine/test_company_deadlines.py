@@ -1,0 +1,236 @@
+"""Requests with a budget among others: they join if nobody is late by that, and are answered as alone."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import tiny_model
+from company_fakes import PlainRows, company_of, together
+from tempovlm.control.guard import Guard
+from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.request import Answer, Request
+from tempovlm.engine import calibration
+from tempovlm.engine.company.company import Company
+from tempovlm.engine.company.member import Member
+from tempovlm.engine.company.seats import Seats
+from tempovlm.engine.engine import Engine
+from tempovlm.latency.profile import LatencyProfile, OutputLength, SharedMeasurement
+
+SCALE = 1e4
+"""Answers are said to take so much longer than they do that what this machine takes does not count."""
+
+READING, STEP = 0.9, 1.5
+
+
+@pytest.fixture
+def crowded(engine: Engine) -> Engine:
+    """An engine whose company has rows although it is on a CPU."""
+    other = Engine(engine.runner.model, engine.runner.tokenizer, name="crowded")
+    other.company = Company(other)
+    other.company._seats = Seats(PlainRows(other.runner))  # type: ignore[arg-type]
+    return other
+
+
+@pytest.fixture
+def profile(engine: Engine) -> LatencyProfile:
+    """Of answers of six tokens, alone and among others."""
+    plain = tiny_model.make_profile(engine.space, OutputLength.exactly(6), spread=0.0)
+    slow = tuple(
+        replace(
+            m,
+            total_ms=SCALE * m.total_ms,
+            prefix_ms=SCALE * m.prefix_ms,
+            step_ms=tuple(SCALE * one for one in m.step_ms),
+        )
+        for m in plain.measurements
+    )
+    alone = replace(plain, measurements=slow)
+    shared = [
+        SharedMeasurement(
+            setting=i, in_flight=n, first_ms=READING * alone.p50_reading_ms(i), step_ms=STEP * alone.step_ms(i)
+        )
+        for i in range(len(engine.space))
+        for n in (2, 4, 8)
+    ]
+    return replace(alone, shared=tuple(shared))
+
+
+def asked(budget_ms: float | None, seed: int = 0, **options: Any) -> Request:
+    named = {"request_id": f"request {seed}", "max_new_tokens": 6, **options}
+    return Request(images=(tiny_model.picture(seed),), question="stop", budget_ms=budget_ms, **named)
+
+
+def slower(engine: Engine) -> KnobConfig:
+    """The native setting with as few crops as the cheapest: the prompt fits a row."""
+    return replace(engine.space.native, tier=engine.space.cheapest.tier)
+
+
+def needed_ms(profile: LatencyProfile, knobs: KnobConfig) -> tuple[float, float]:
+    """Times for the first token and the five others, among others."""
+    index = profile.space.index(knobs)
+    return READING * profile.p50_reading_ms(index), 5 * STEP * profile.step_ms(index)
+
+
+class Arrivals:
+    """Callers who come one after the other while the device is busy: who joins, and who stays alone."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.company = engine, company_of(engine)
+        self.joined: list[str | None] = []
+        self.alone: list[str | None] = []
+        append, line_up = Company._append, Engine.line_up
+
+        def appending(company: Company, member: Member) -> None:
+            append(company, member)
+            self.joined.append(member.request.request_id)
+
+        def lining_up(engine: Engine, request: Request, *rest: Any) -> Any:
+            ticket = line_up(engine, request, *rest)
+            self.alone.append(request.request_id)
+            return ticket
+
+        monkeypatch.setattr(Company, "_append", appending)
+        monkeypatch.setattr(Engine, "line_up", lining_up)
+
+    def come(self, pairs: list[tuple[Request, Guard]]) -> list[Any]:
+        """Return the answers, in the order of the requests."""
+        found: dict[int, Any] = {}
+        threads = []
+        with self.engine.door.enter(self.engine.door.line_up(0.0)):
+            for place, pair in enumerate(pairs):
+                call = [lambda pair=pair: self.engine.answer(*pair)]
+                run = lambda place=place, call=call: found.update({place: together(call)[0]})  # noqa: E731
+                threads.append(threading.Thread(target=run))
+                threads[-1].start()
+                while len(self.joined) + len(self.alone) <= place:
+                    pass
+        for thread in threads:
+            thread.join()
+        return [found[place] for place in range(len(pairs))]
+
+
+def test_budgets_join_and_are_answered_as_alone(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = engine.space
+    settings = (slower(engine), space.cheapest, slower(engine), space.cheapest)
+    pairs = [
+        (asked(1e8 if i % 3 else None, i), Guard.fixed(knobs, space, profile)) for i, knobs in enumerate(settings)
+    ]
+    expected = [engine.answer(*pair) for pair in pairs]
+    arrivals = Arrivals(crowded, monkeypatch)
+    answers = arrivals.come(pairs)
+    assert len(arrivals.joined) == len(pairs)
+    assert [one.tokens for one in answers] == [one.tokens for one in expected]
+    assert [one.budget_met for one in answers] == [None, True, True, None]
+
+
+def test_the_predicted_time_is_that_among_others(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = engine.space
+    guard = Guard.fixed(slower(engine), space, profile)
+    first, second = Arrivals(crowded, monkeypatch).come([(asked(1e8), guard), (asked(1e8, 1), guard)])
+    reading_ms, steps_ms = needed_ms(profile, slower(engine))
+    index = space.index(slower(engine))
+    at_the_door_ms = profile.upper_total_ms(space.index(space.native))  # by who is inside, alone
+    rest_ms = READING * (profile.p50_reading_ms(index) - profile.p50_picture_ms(index)) + steps_ms
+    assert first.predicted.p50_ms == pytest.approx(at_the_door_ms + rest_ms, rel=0.01)
+    assert second.predicted.p50_ms == pytest.approx(at_the_door_ms + reading_ms + rest_ms, rel=0.01)
+
+
+@pytest.mark.parametrize(("spare", "joins"), [(1.2, True), (0.8, False)])
+def test_one_that_would_make_a_running_request_late_stays_alone(
+    engine: Engine,
+    crowded: Engine,
+    profile: LatencyProfile,
+    monkeypatch: pytest.MonkeyPatch,
+    spare: float,
+    joins: bool,
+) -> None:
+    space = engine.space
+    cheap, native = (Guard.fixed(one, space, profile) for one in (space.cheapest, slower(engine)))
+    (cheap_ms, cheap_steps_ms), (native_ms, native_steps_ms) = (
+        needed_ms(profile, one) for one in (space.cheapest, slower(engine))
+    )
+    budget_ms = cheap_ms + max(native_steps_ms, cheap_steps_ms) + spare * native_ms
+    pairs = [(asked(budget_ms), cheap), (asked(1e9, 1), native)]
+    expected = [engine.answer(*pair).tokens for pair in pairs]
+    arrivals = Arrivals(crowded, monkeypatch)
+    monkeypatch.setattr(type(crowded.door), "strangers", lambda *_: 0)
+    answers = arrivals.come(pairs)
+    assert ("request 1" in arrivals.joined) is joins
+    assert ("request 1" in arrivals.alone) is not joins
+    assert [one.tokens for one in answers] == expected
+
+
+def test_one_without_a_budget_waits_while_it_would_make_another_one_late(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step that takes less than was expected gains time for it."""
+    space, order, made = engine.space, list[str | None](), list[int]()
+    join = Seats.join
+
+    def joining(seats: Seats, taken: Any, *rest: Any) -> None:
+        order.extend([one.member.request.request_id for one in taken])
+        made.extend([len(one.transcript.tokens) for one in seats.members])
+        join(seats, taken, *rest)
+
+    monkeypatch.setattr(Seats, "join", joining)
+    monkeypatch.setattr(type(crowded.door), "strangers", lambda *_: 0)
+    cheap, native = (Guard.fixed(one, space, profile) for one in (space.cheapest, slower(engine)))
+    budget_ms = sum(needed_ms(profile, space.cheapest)) + 0.5 * needed_ms(profile, slower(engine))[0]
+    pairs = [(asked(None, 1), native), (asked(budget_ms), cheap)]
+    expected = [engine.answer(*pair).tokens for pair in pairs]
+    monkeypatch.setattr("tempovlm.engine.company.company.FEW", 0)
+    answers = Arrivals(crowded, monkeypatch).come(pairs)
+    assert order == ["request 0", "request 1"]
+    assert made, "the other one is still there"
+    assert made[0] > 0, "and has its first token"
+    assert [one.tokens for one in answers] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "is_calibrated", "budget_ms"),
+    [
+        ({"on_deadline": "stop"}, True, 1e8),
+        ({"temperature": 1.0}, True, 1e8),
+        ({}, False, 1e8),
+        ({}, True, 10.0),
+    ],
+)
+def test_those_whose_time_among_others_is_not_known_stay_alone(
+    engine: Engine,
+    crowded: Engine,
+    profile: LatencyProfile,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    is_calibrated: bool,
+    budget_ms: float,
+) -> None:
+    guard = Guard.fixed(engine.space.native, engine.space, profile if is_calibrated else None)
+    arrivals = Arrivals(crowded, monkeypatch)
+    answers = arrivals.come([(asked(budget_ms, **options), guard)])
+    assert isinstance(answers[0], Answer)
+    assert (len(arrivals.joined), len(arrivals.alone)) == (0, 1)
+
+
+def test_a_calibration_measures_requests_at_once(
+    engine: Engine, crowded: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "SHARED_BURSTS", 1)
+    output = OutputLength.exactly(3)
+    found = calibration.measure_shared(crowded, output)
+    space = engine.space
+    cheapest, native = space.index(space.cheapest), space.index(space.native)
+    assert [(one.setting, one.in_flight) for one in found] == [
+        (i, n) for i in (cheapest, native) for n in (2, 4, 8, 16)
+    ]
+    assert all(one.first_ms > 0 for one in found)
+    assert calibration.measure_shared(engine, output) == ()
+    profile = replace(tiny_model.make_profile(space, output), shared=found)
+    assert profile.sharing(16) is not None
