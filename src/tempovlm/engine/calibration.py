@@ -105,7 +105,7 @@ def stored_profile(engine: Engine, stamp: Stamp, output: OutputLength) -> Latenc
         larger = load_profile(profile_path(of_whole), whole, fingerprint(of_whole), output)
         found = None if larger is None else larger.part(space)
     if found is not None and engine.runner.stages is not None:
-        engine.runner.stages.crew.counts = found.threads
+        engine.runner.stages.crew.use(found.threads)
     return found
 
 

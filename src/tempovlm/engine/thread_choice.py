@@ -51,7 +51,7 @@ def choose_threads(engine: Engine, requests: Iterator[Request]) -> Counts:
             faster = all(again) and _median(again[1], "total") < WORTH * _median(again[0], "total")
             chosen = either[faster]
     finally:
-        crew.counts = chosen
+        crew.use(chosen)
     return chosen
 
 
@@ -72,7 +72,7 @@ def _answers(
             request = next(requests)
             shuffle(order)
             for option in order:
-                crew.counts, crew.held_back = options[option], False
+                crew.use(options[option])
                 timings_ms = engine.answer(request, guard).timings_ms
                 if not crew.held_back:
                     found[option].append(_Timed(timings_ms, dict(crew.sizes)))

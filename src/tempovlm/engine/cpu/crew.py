@@ -38,6 +38,10 @@ class Crew:
         """The most threads that have a core each where no other process runs."""
         return min(FORKS.threads(self.most), self._cores.count)
 
+    def use(self, counts: Counts) -> None:
+        """Have these numbers of threads from now on, and have been held back by nobody."""
+        self.counts, self.held_back = counts, False
+
     def threads(self, stage: str, size: int) -> int:
         """Return the threads for a stage's next work of this size: no more than there are free cores."""
         wanted = FORKS.threads(self._measured(stage, size))
