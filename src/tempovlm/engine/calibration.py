@@ -25,9 +25,9 @@ from tempovlm.core.progress import Advance, progress_bar, silent
 from tempovlm.core.request import Request
 from tempovlm.core.stamp import Stamp
 from tempovlm.core.units import now_ms
+from tempovlm.engine.cpu.thread_choice import choose_threads
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import fingerprint
-from tempovlm.engine.thread_choice import choose_threads
 from tempovlm.latency.clock import stage_clock
 from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength, load_profile
 

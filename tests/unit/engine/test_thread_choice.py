@@ -15,10 +15,10 @@ import pytest
 import tiny_model
 from tempovlm.engine.calibration import profile_path, stored_profile
 from tempovlm.engine.cpu.crew import STAGES, Counts, Crew
+from tempovlm.engine.cpu.thread_choice import choose_threads
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp, fingerprint
 from tempovlm.engine.forks import FORKS
-from tempovlm.engine.thread_choice import choose_threads
 
 SPACE = tiny_model.make_profile().space
 REQUESTS: Any = itertools.repeat(None)
