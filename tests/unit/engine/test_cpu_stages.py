@@ -170,8 +170,12 @@ def test_stages_can_be_stopped_between_blocks(model: Molmo) -> None:
 
 @torch.inference_mode()
 def test_a_copy_packs_for_itself(model: Molmo) -> None:
-    stages = CpuStages(model, "float32", 2)
+    stages = CpuStages(model, "float32", 2, 4)
+    stages.crew.use({"vision_encoder": ((1, 1),)})
     again = pickle.loads(pickle.dumps(stages))
+    assert (again.crew.most, again.crew.counts) == (4, stages.crew.counts), (
+        "threads of a calibration that it has too"
+    )
     assert off(again.encode(patches_of(2)), stages.encode(patches_of(2))) < 1e-6
 
 

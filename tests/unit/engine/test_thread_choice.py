@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import tiny_model
+from tempovlm.cli.calibrate import threads_text
 from tempovlm.engine.calibration import profile_path, stored_profile
 from tempovlm.engine.cpu.crew import STAGES, Counts, Crew
 from tempovlm.engine.cpu.thread_choice import choose_threads
@@ -31,7 +32,7 @@ def threads_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def crew_of(cores: int, most: int, free: Callable[[], int] | None = None) -> Crew:
-    crew = Crew(2, most)
+    crew = Crew(2, most, {})
     crew._cores = SimpleNamespace(count=cores, look=free or (lambda: cores))  # type: ignore[assignment]
     return crew
 
@@ -127,3 +128,8 @@ def test_a_stored_calibration_gives_its_threads(
         found = stored_profile(engine, stamp, made.output)
     assert found is not None
     assert found.threads == threads == crew.counts
+
+
+def test_a_calibration_is_told_with_its_threads() -> None:
+    threads = {"vision_encoder": ((2, 2), (13, 8)), "prefill": ((100, 4), (700, 4))}
+    assert threads_text(threads) == "vision_encoder 2 to 8, prefill 4"

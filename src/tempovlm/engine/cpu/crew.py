@@ -26,9 +26,8 @@ class Crew:
         held_back: set when a stage got fewer threads than it was to have.
     """
 
-    def __init__(self, usual: int, most: int) -> None:
-        self.usual, self.most = usual, max(usual, most)
-        self.counts: Counts = {}
+    def __init__(self, usual: int, most: int, counts: Counts) -> None:
+        self.usual, self.most, self.counts = usual, max(usual, most), counts
         self.sizes: dict[str, int] = {}
         self.held_back = False
         self._cores = FreeCores()

@@ -17,7 +17,7 @@ from torch import Tensor
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.decode_dtype import Backend
 from tempovlm.core.plan import Plan
-from tempovlm.engine.cpu.crew import Crew
+from tempovlm.engine.cpu.crew import Counts, Crew
 from tempovlm.engine.cpu.library import Precision, best_precision, fault, instructions, is_compiled, library
 from tempovlm.engine.cpu.packing import LANES, MOST_EXPERTS, Packer, pack_decoder, pack_projector, pack_vision
 from tempovlm.engine.watch import Tick
@@ -102,7 +102,14 @@ class CpuStages:
         crew: the threads of each stage; a token has one.
     """
 
-    def __init__(self, model: Molmo, precision: Precision, threads: int, most_threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Molmo,
+        precision: Precision,
+        threads: int,
+        most_threads: int = 1,
+        counts: Counts | None = None,
+    ) -> None:
         """Pack a model's weights.
 
         Args:
@@ -110,8 +117,9 @@ class CpuStages:
             precision: type of the factors of products.
             threads: of a stage that was not measured.
             most_threads: that a measurement may find.
+            counts: that it found.
         """
-        self._model, self.precision, self.crew = model, precision, Crew(threads, most_threads)
+        self._model, self.precision, self.crew = model, precision, Crew(threads, most_threads, counts or {})
         self._kernels = library(precision)
         packer = Packer(self._kernels.panel_columns(), self._kernels.panel_pair())
         self._vision = pack_vision(model.vision, packer)
@@ -119,9 +127,9 @@ class CpuStages:
         self._decoder = pack_decoder(model.decoder, packer)
         self._embedding = model.decoder.embedding.detach()
 
-    def __reduce__(self) -> tuple[Callable[..., CpuStages], tuple[Molmo, Precision, int, int]]:
+    def __reduce__(self) -> tuple[Callable[..., CpuStages], tuple[Any, ...]]:
         """Copies and other processes pack the weights again."""
-        return CpuStages, (self._model, self.precision, self.crew.usual, self.crew.most)
+        return CpuStages, (self._model, self.precision, self.crew.usual, self.crew.most, self.crew.counts)
 
     @property
     def name(self) -> str:
