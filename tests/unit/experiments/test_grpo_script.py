@@ -116,6 +116,7 @@ def test_wrong_flags_are_named(bed: Path, results: Path, tmp_path: Path, flags: 
         script(SCRIPT).main(words(bed, results, tmp_path, *flags))
 
 
+@pytest.mark.usefixtures("results")  # which load the pocket: nothing is left to say of its kernels
 def test_a_failure_is_one_line_and_code_two(tmp_path: Path, preloaded: Preloaded) -> None:
     path = ROOT / "experiments" / f"{SCRIPT}.py"
     done = preloaded.run(path, *words(tmp_path, tmp_path / "nowhere", tmp_path), cwd=tmp_path)
