@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# llama.cpp reads the key that says whether the chosen experts' weights sum to 1 for some architectures, not for OLMoE or
-# Qwen3 MoE.
+# llama.cpp reads the key that says whether the weights of chosen experts sum to 1 for some architectures, but not for
+# OLMoE or Qwen3 MoE.
 #
 # Versions: xllamacpp 2026.10.11549 (a llama.cpp of October 2026), gguf 0.19.0.
 # Behaviour: ARCH.expert_weights_norm, GGUF's place for norm_topk_prob, is loaded without a word and then ignored where
