@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from run_report import pytest_configure, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tempovlm.engine.threads import prepare
+
+if TYPE_CHECKING:
+    from preloaded import Preloaded
 
 # Before any test module imports torch: spinning threads would make tests slow beside other processes.
 prepare()
@@ -54,3 +58,17 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setitem(os.environ, "TEMPOVLM_KERNELS_DIR", str(_of_all_workers(tmp_path_factory) / "kernels"))
         patch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
         yield folder
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
+    """Runs scripts as processes of their own, with the environment of a user who has set nothing."""
+    from preloaded import Preloaded
+
+    # Of the make that runs the tests.
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONSTRAINTS", "OMP_NUM_THREADS")
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    process = Preloaded(tmp_path_factory.mktemp("preloaded"), env)
+    yield process
+    process.close()

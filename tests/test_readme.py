@@ -7,17 +7,19 @@ or fetch weights are left out.
 from __future__ import annotations
 
 import json
-import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from preloaded import Preloaded
 from tempovlm.data.styles import STYLES
 from tempovlm.testbed.make import make_testbed
 
@@ -78,51 +80,74 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(command: list[str], cwd: Path, given: str | None = None) -> None:
-    # Of the make that runs the tests.
-    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONSTRAINTS", "OMP_NUM_THREADS")
-    env = {name: value for name, value in os.environ.items() if name not in outer}
-    env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
-    done = subprocess.run(
-        command, cwd=cwd, env=env, input=given, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+SHELL = set("|&;<>$`")
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """Runs commands as they are typed, in a folder."""
+
+    folder: Path
+    preloaded: Preloaded
+
+    def run(self, command: str, env: Mapping[str, str] | None = None) -> None:
+        """By a shell where it takes one; else a script's path and its words are all there is to know."""
+        name, *words = shlex.split(command)
+        scripts = {"tempovlm": [BIN / "tempovlm"], "python": []}
+        if name in scripts and not SHELL & set(command):
+            script, *words = [*scripts[name], *words]
+            done = self.preloaded.run(self.folder / script, *words, cwd=self.folder, env=env)
+        else:
+            outer = self.preloaded.env | (env or {})
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=self.folder, env=outer, capture_output=True, text=True, timeout=600
+            )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.fixture(scope="module")
+def shell(folder: Path, preloaded: Preloaded) -> Shell:
+    return Shell(folder, preloaded)
 
 
 @pytest.mark.parametrize("command", commands(README))
-def test_command(command: str, folder: Path) -> None:
+def test_command(command: str, shell: Shell) -> None:
     if command == "make demo":
         # -o takes the environment as set up: the demo itself runs, its installation does not.
-        words = f"make -C {ROOT} -o .venv/.installed demo BIN={BIN} DEMO_DIR={folder / 'demo'}".split()
-        run(words, folder)
-        assert (folder / "demo" / "report.html").is_file()
+        demo = shell.folder / "demo"
+        shell.run(
+            f"make -C {ROOT} -o .venv/.installed demo BIN={BIN} DEMO_DIR={demo} DEMO_FLAGS='--num_samples 8'"
+        )
+        assert (demo / "report.html").is_file()
     else:
-        run(["bash", "-c", command], folder)
+        shell.run(command)
 
 
 RUN_ALL = """\
 import json, sys
+from pathlib import Path
 
-for example in json.load(sys.stdin):
+for example in json.loads(Path("examples.json").read_text()):
     print(example)
     exec(compile(example, "example", "exec"), {"__name__": "__main__"})
 """
 
 
-def test_python_examples(folder: Path) -> None:
+def test_python_examples(folder: Path, shell: Shell) -> None:
     """All in one process, each with names of its own."""
     assert len(EXAMPLES) > 8
-    run([sys.executable, "-c", RUN_ALL], folder, json.dumps(EXAMPLES))
+    (folder / "examples.json").write_text(json.dumps(EXAMPLES))
+    (folder / "run_all.py").write_text(RUN_ALL)
+    shell.run("python run_all.py")
 
 
-def test_commands_of_fewer_settings_and_own_policies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_fewer_settings_and_own_policies(folder: Path, shell: Shell) -> None:
     data = make_testbed(folder / "bed", 8, 8, progress=False)
-    monkeypatch.setenv("TEMPOVLM_DATA_DIR", str(data))
     (folder / "experiments").symlink_to(ROOT / "experiments")
     found = commands(ADDED)
     assert len(found) == 8
     for command in found:
-        run(["bash", "-c", command], folder)
+        shell.run(command, {"TEMPOVLM_DATA_DIR": str(data)})
     judged = json.loads((folder / "results" / "evaluate" / "judge.json").read_text())
     assert list(judged["policies"]) == ["few_blocks.py:FewBlocks", "table"]
     assert judged["knob_space"]["tier"] == ["low", "high"]

@@ -33,7 +33,7 @@ from tempovlm.core.request import (
 from tempovlm.core.units import now_ms
 from tempovlm.data.styles import check_style
 from tempovlm.engine.forks import ProcessLock
-from tempovlm.engine.threads import pick_device, pick_dtype, start_torch
+from tempovlm.engine.threads import most_of_a_stage, pick_device, pick_dtype, start_torch
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def load(
         weights: what decode steps read: `bf16`, as loaded, or (CUDA only) one-byte copies, `fp8` or `int8`.
         policy: `auto` (the model's own controller for this kind of device, else the table), `table` (the most
             accurate that fits), `table:my` (tuned on my.csv), `fixed`, a path, `file.py:Class`, or an object.
-        threads: of a CPU operation. Default: `TEMPOVLM_THREADS`, else torch's or OpenMP's, else two at most.
+        threads: the most of a stage on a CPU (docs/design.md has the default); a calibration finds the fastest.
         exact: True prepares pictures in float32, as published; False (the pocket's default) in uint8, much faster
             on a CPU and within about one of 255 levels. On CUDA True adds the published padding rule.
         calibrate: measure this machine at the first budget if no profile is stored.
@@ -109,7 +109,7 @@ def load(
 
     where = pick_device(device)
     given |= {"exact": name != "pocket" if exact is None else exact, "decode_dtype": weights, "name": name}
-    given |= {"backend": check_backend(backend), "dtype": dtype}
+    given |= {"backend": check_backend(backend), "dtype": dtype, "most_threads": most_of_a_stage(threads)}
     engine, card = _load_engine(folder, where, space, ranking, given, progress=progress)
     chosen = _find_policy(policy, engine, card, folder)
     vlm = TempoVLM(engine, card, policy=chosen, may_calibrate=calibrate, progress=progress, budget_ms=budget_ms)
@@ -166,8 +166,7 @@ class TempoVLM:
                 from tempovlm.engine.calibration import stored_profile
 
                 self._profiled_threads, self._guard = self.engine.threads, None
-                about = (self.stamp(), self.space, self.output_length)
-                self._profile = stored_profile(*about, self.engine.whole)
+                self._profile = stored_profile(self.engine, self.stamp(), self.output_length)
             return self._profile
 
     @property

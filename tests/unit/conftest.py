@@ -39,6 +39,12 @@ def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_ink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are composed but not rendered, which is matplotlib's work and half the time of a report."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
 def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
     """A clock that no machine drives, for requests and policies."""
     return Ticks.everywhere(monkeypatch)

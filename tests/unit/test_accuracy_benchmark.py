@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from preloaded import Preloaded
 from tempovlm.api import model_folder
 
 BACKENDS = ("torch:float32", "torch:auto")
 SCRIPT = Path("benchmarks/accuracy_cpu.py")
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(repo_root: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(repo_root / SCRIPT), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> Run:
+    return partial(preloaded.run, repo_root / SCRIPT, cwd=tmp_path)
 
 
 def question(right: str, reference: str, fast: str, dataset: str = "okvqa") -> dict[str, Any]:
@@ -43,9 +46,9 @@ def shards(tmp_path: Path) -> list[Path]:
     return [shard(tmp_path, 0, 2, first), shard(tmp_path, 1, 2, [question("a", "a", "a", "science_qa_img")])]
 
 
-def test_a_shard_answers_the_questions_of_its_pictures(repo_root: Path, tmp_path: Path) -> None:
+def test_a_shard_answers_the_questions_of_its_pictures(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "shard.json"
-    done = run(repo_root, "--backends", *BACKENDS, "--shard", "300/2048", "--json", out)
+    done = run("--backends", *BACKENDS, "--shard", "300/2048", "--json", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["shard"] == [300, 2048]
@@ -75,9 +78,9 @@ def test_the_pictures_are_those_of_the_card(monkeypatch: pytest.MonkeyPatch, rep
         assert len(scene.questions) == batch.segments[row].max()
 
 
-def test_a_merge_counts_the_answers_that_differ(repo_root: Path, tmp_path: Path, shards: list[Path]) -> None:
+def test_a_merge_counts_the_answers_that_differ(run: Run, tmp_path: Path, shards: list[Path]) -> None:
     out = tmp_path / "result.json"
-    done = run(repo_root, "--merge", *shards, "--json", out)
+    done = run("--merge", *shards, "--json", out)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert result["num_questions"] == 4
@@ -116,7 +119,7 @@ def test_the_card_has_the_figures(
     assert after.replace(added, "") == before
 
 
-def test_wrong_input_is_told_in_a_line(repo_root: Path, tmp_path: Path, shards: list[Path]) -> None:
+def test_wrong_input_is_told_in_a_line(run: Run, tmp_path: Path, shards: list[Path]) -> None:
     other = tmp_path / "other"
     other.mkdir()
     plain = [shard(other, 0, 1, [question("red", "red", "red")], fast="float32")]
@@ -131,6 +134,6 @@ def test_wrong_input_is_told_in_a_line(repo_root: Path, tmp_path: Path, shards: 
         (("--merge", *shards, "--card", model_folder("pocket")), "of other weights or questions"),
         (("--card", tmp_path), "only with --merge"),
     ):
-        done = run(repo_root, *words)
+        done = run(*words)
         assert done.returncode != 0
         assert named in done.stderr.splitlines()[-1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from preloaded import Preloaded
 
 NAMES = (
     "decode_k8_b16_ctx700",
@@ -29,10 +29,10 @@ NAMES = (
 )
 
 
-def test_quick_run_on_the_pocket(repo_root: Path, tmp_path: Path) -> None:
+def test_quick_run_on_the_pocket(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     script, out = repo_root / "benchmarks" / "engine.py", tmp_path / "engine.json"
     words = ["--model", "pocket", "--device", "cpu", "--quick", "--random-weights", "--json", str(out)]
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+    done = preloaded.run(script, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["stamp"]["weights"] == "random"
@@ -53,10 +53,10 @@ def test_quick_run_on_the_pocket(repo_root: Path, tmp_path: Path) -> None:
         assert name in done.stdout
 
 
-def test_rows_that_time_leaves_out_say_so(repo_root: Path, tmp_path: Path) -> None:
+def test_rows_that_time_leaves_out_say_so(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     script, out = repo_root / "benchmarks" / "engine.py", tmp_path / "engine.json"
     words = ["--device", "cpu", "--quick", "--random-weights", "--peers", "--max_minutes", "0", "--json", str(out)]
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+    done = preloaded.run(script, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert tuple(row["name"] for row in record["rows"]) == NAMES
@@ -81,10 +81,8 @@ def test_a_row_that_fails_leaves_the_others(repo_root: Path, monkeypatch: pytest
     assert bench.failures == ["kept", "lost"]
 
 
-def test_other_models_have_no_weights_of_their_own(repo_root: Path) -> None:
+def test_other_models_have_no_weights_of_their_own(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     script = repo_root / "benchmarks" / "engine.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--model", "molmoe-1b"], capture_output=True, text=True, check=False
-    )
+    done = preloaded.run(script, "--model", "molmoe-1b", cwd=tmp_path)
     assert done.returncode == 2
     assert "--random-weights" in done.stderr

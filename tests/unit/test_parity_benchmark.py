@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 
 import tiny_model
+from preloaded import Preloaded
 
 CPU = torch.device("cpu")
 CONFIG = replace(tiny_model.CONFIG, num_blocks=3)
@@ -137,11 +136,10 @@ def test_the_published_implementation_on_the_same_memory(runs: Any) -> None:
 
 
 def test_golden_numbers_on_a_cpu_and_the_reason_without_a_reference(
-    runs: Any, repo_root: Path, tmp_path: Path
+    runs: Any, repo_root: Path, tmp_path: Path, preloaded: Preloaded
 ) -> None:
     out = tmp_path / "parity.json"
-    words = [str(repo_root / "benchmarks" / "parity.py"), "--device", "cpu", "--json", str(out)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    done = preloaded.run(repo_root / "benchmarks" / "parity.py", "--device", "cpu", "--json", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert 0 < record["max_relative_logit_error"] < 1e-4

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 import tiny_model
+from preloaded import Preloaded
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.cache import KVCache
 from tempovlm.model.vlm import Molmo
@@ -91,7 +90,9 @@ def test_shares_of_our_tokens_sum_to_one(benchmark: Any) -> None:
     assert found[0] - found[1] == pytest.approx(1.0)
 
 
-def test_wrong_input_is_told_in_a_line(repo_root: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_input_is_told_in_a_line(
+    repo_root: Path, tmp_path: Path, benchmark: Any, preloaded: Preloaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main = benchmark("peers_cpu")
     monkeypatch.setattr(main, "find_spec", lambda name: None if name == "gguf" else name)
     assert main.missing(["openvino", "onnxruntime"]) is None
@@ -101,8 +102,7 @@ def test_wrong_input_is_told_in_a_line(repo_root: Path, benchmark: Any, monkeypa
         (("--peers", "--backends", "torch:half8"), "--backends torch:half8"),
         (("--table", "nowhere.json"), "nowhere.json"),
     ):
-        command = [sys.executable, str(repo_root / "benchmarks" / "peers_cpu.py"), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = preloaded.run(repo_root / "benchmarks" / "peers_cpu.py", *words, cwd=tmp_path)
         assert done.returncode == 2
         assert named in done.stderr.splitlines()[-1]
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from preloaded import Preloaded
 from tempovlm.core.cost import plan_cost
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.config import POCKET
 
-
-def run(repo_root: Path, script: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(repo_root / "benchmarks" / script), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_errors_and_accuracy_of_each_kind(repo_root: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def run(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> Run:
+    return lambda script, *words: preloaded.run(repo_root / "benchmarks" / script, *words, cwd=tmp_path)
+
+
+def test_errors_and_accuracy_of_each_kind(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "quantised.json"
-    done = run(repo_root, "quantised.py", "--num_samples", "4", "--json", str(out))
+    done = run("quantised.py", "--num_samples", "4", "--json", str(out))
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["stamp"]["data_source"] == "synthetic"
@@ -35,12 +38,12 @@ def test_errors_and_accuracy_of_each_kind(repo_root: Path, tmp_path: Path) -> No
         assert row["memory_mb"] == pytest.approx(record["decoder_mb_bf16"] / 2, rel=0.1)
 
 
-def test_wrong_input_is_told_in_a_line(repo_root: Path) -> None:
+def test_wrong_input_is_told_in_a_line(run: Run) -> None:
     for script, words, named in (
         ("quantised.py", ("--model", "nowhere"), "--model nowhere"),
         ("engine.py", ("--weights", "fp8", "--device", "cpu"), "--weights fp8: only for decoding on CUDA"),
     ):
-        done = run(repo_root, script, *words)
+        done = run(script, *words)
         assert done.returncode != 0
         assert named in done.stderr.splitlines()[-1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,6 +94,8 @@ def main(argv: list[str]) -> None:
         f"median ms (least budget in ms) of an answer with {_profile(guard).output.mean:.1f} tokens "
         f"on average; measured {stamp['created']} on {stamp['hardware']}, {stamp['device']}"
     )
+    if profile.threads:
+        out.print(f"threads: {threads_text(profile.threads)}")
     measured = bool(model.card.accuracy)
     show_budgets(guard, "accuracy" if measured else "accuracy (assumed)")
     known = "measured with the model" if measured else "assumed, not measured"
@@ -159,9 +161,16 @@ def summary(guard: Guard, model: TempoVLM) -> dict[str, Any]:
         "accuracy_measured": bool(model.card.accuracy),
         "budgets": choices(guard),
         "output_tokens": round(profile.output.mean, 3),
+        "threads": {stage: dict(pairs) for stage, pairs in profile.threads.items()},
         "busy_cores": profile.busy_cores,
         "stamp": dict(profile.stamp),
     }
+
+
+def threads_text(threads: Mapping[str, Sequence[tuple[int, int]]]) -> str:
+    """Return the threads of each stage, from the least to the largest of its measured works."""
+    counts = {stage: [str(count) for _, count in pairs] for stage, pairs in threads.items()}
+    return ", ".join(f"{stage} {' to '.join(dict.fromkeys(some))}" for stage, some in counts.items())
 
 
 def table(guard: Guard) -> Table:

@@ -18,7 +18,7 @@ class Stamp:
 
     Attributes:
         hardware: name of the processor that ran the model. device: `cpu` or `cuda`.
-        threads: threads of a CPU operation.
+        threads: the most of a stage on a CPU.
         commit: that contains the package's source, with `+` if that had changes; None if no commit does.
         weights: hash of the weights. knob_space: fingerprint of the legal settings.
         ranking: digest of the order of the blocks, where it is not the model's own.

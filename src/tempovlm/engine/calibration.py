@@ -19,13 +19,13 @@ from PIL import Image
 
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.machine import machine_lock, warn_if_busy
 from tempovlm.core.paths import cache_dir
 from tempovlm.core.progress import Advance, progress_bar, silent
 from tempovlm.core.request import Request
 from tempovlm.core.stamp import Stamp
 from tempovlm.core.units import now_ms
+from tempovlm.engine.cpu.thread_choice import choose_threads
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import fingerprint
 from tempovlm.latency.clock import stage_clock
@@ -80,21 +80,21 @@ def obtain_profile(
 
     One process measures at a time; one that waited uses the stored result, unless it measures on own `pictures`.
     """
-    stored = None if force else stored_profile(stamp, engine.space, output, engine.whole)
+    stored = None if force else stored_profile(engine, stamp, output)
     if stored is not None:
         return stored
     with machine_lock() as waited:
-        stored = stored_profile(stamp, engine.space, output, engine.whole) if waited and not pictures else None
+        stored = stored_profile(engine, stamp, output) if waited and not pictures else None
         if stored is not None:
             return stored
         busy = warn_if_busy(
             "the calibration will be slow and wide, run `tempovlm calibrate --force` when it is idle"
         )
         with progress_bar("measuring what each setting takes on this machine", show=progress) as advance:
+            threads = choose_threads(engine, sample_requests(0, output.upper, pictures))
             measurements = measure(engine, output, advance=advance, pictures=pictures)
-        shared = measure_shared(engine, output, pictures=pictures)
-        body = fingerprint(stamp), engine.space, output, measurements, busy, stamp.to_json(), shared
-        profile = LatencyProfile(*body)
+        about = (busy, stamp.to_json(), threads, measure_shared(engine, output, pictures=pictures))
+        profile = LatencyProfile(fingerprint(stamp), engine.space, output, measurements, *about)
         try:
             profile.save(profile_path(stamp))
         except UserError as error:
@@ -102,20 +102,21 @@ def obtain_profile(
     return profile
 
 
-def stored_profile(
-    stamp: Stamp, space: KnobSpace, output: OutputLength, whole: KnobSpace | None = None
-) -> LatencyProfile | None:
+def stored_profile(engine: Engine, stamp: Stamp, output: OutputLength) -> LatencyProfile | None:
     """Load the profile in the cache, with tables for an output length; None if there is none to use.
 
-    For a subset that was not measured by itself, its part of the profile of the `whole` space is taken.
+    The engine has its threads from then on. For a subset of the settings that was not measured by itself, its part
+    of the profile of all is taken.
     """
+    space, whole = engine.space, engine.whole
     found = load_profile(profile_path(stamp), space, fingerprint(stamp), output)
-    if found is not None or whole in (None, space):
-        return found
-    assert whole is not None
-    of_whole = replace(stamp, knob_space=whole.fingerprint)
-    larger = load_profile(profile_path(of_whole), whole, fingerprint(of_whole), output)
-    return None if larger is None else larger.part(space)
+    if found is None and whole != space:
+        of_whole = replace(stamp, knob_space=whole.fingerprint)
+        larger = load_profile(profile_path(of_whole), whole, fingerprint(of_whole), output)
+        found = None if larger is None else larger.part(space)
+    if found is not None and engine.runner.stages is not None:
+        engine.runner.stages.crew.use(found.threads)
+    return found
 
 
 def profile_path(stamp: Stamp) -> Path:

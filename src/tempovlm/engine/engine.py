@@ -64,9 +64,10 @@ class Engine:
         decode_dtype: DecodeDtype = "bf16",
         option_letters: str = "",
         precision: Precision | None = None,
+        most_threads: int = 1,
         weights_hash: str = "",
     ) -> None:
-        shape = model.config.shape
+        shape, self._threads = model.config.shape, torch.get_num_threads()
         recorder = Recorder.on(model.decoder.embedding.device)  # stages run in turn, so that they share memory
         rules = OpenAnswers.of(tokenizer, option_letters, model.decoder.embedding)
         self.runner = Runner(
@@ -78,7 +79,7 @@ class Engine:
             vision_graphs(model, recorder),
             FeatureCache.of(feature_cache_mb),
             rules,
-            None if precision is None else CpuStages(cast(Molmo, model), precision, torch.get_num_threads()),
+            None if precision is None else CpuStages(cast(Molmo, model), precision, self._threads, most_threads),
         )
         self.whole = KnobSpace.for_model(shape)
         self.space = space or self.whole
@@ -88,7 +89,7 @@ class Engine:
         self.door = Door()
         self.company = Company.of(self)
         self._pieces = Pieces()
-        self._threads, self._process = torch.get_num_threads(), os.getpid()
+        self._process = os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,8 +112,9 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """Threads of an operation on a CPU."""
-        return FORKS.threads(self._threads)
+        """The most threads of a stage on a CPU."""
+        stages = self.runner.stages
+        return FORKS.threads(self._threads if stages is None else stages.crew.most)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -125,7 +127,7 @@ class Engine:
             raise UserError(NO_CUDA_IN_CHILD)
         with FORKS.computing():
             before = torch.get_num_threads()
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(FORKS.threads(self._threads))
             try:
                 yield
             finally:

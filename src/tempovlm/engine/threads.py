@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_THREADS = 2
 """Default maximum of threads: the pocket's matrices are too small for more."""
 
+MOST_OF_A_STAGE = 16
+"""Threads of a stage of the CPU's kernels that a calibration tries, where the user set none."""
+
 MOST_THREADS = 1024
 """If OpenMP cannot start as many threads as asked, it ends the process without a message."""
 
@@ -119,6 +122,28 @@ def default_threads() -> int:
     Raises:
         UserError: `TEMPOVLM_THREADS` is not a number from 1 to 1024.
     """
+    told = _chosen()
+    if told is not None:
+        return told
+    if sys.modules.get("torch") is not None and not any(name in os.environ for name in _PASSIVE):
+        return 1
+    return min(DEFAULT_THREADS, _own_cores())
+
+
+def most_of_a_stage(threads: int | None = None) -> int:
+    """Return the most threads of a stage of the CPU's kernels, whose threads never spin for long.
+
+    Those that the user set, here or as `prepare` says; else the available cores, at most `MOST_OF_A_STAGE`.
+    """
+    return threads or _chosen() or min(MOST_OF_A_STAGE, _own_cores())
+
+
+def _chosen() -> int | None:
+    """Return the threads that the user set; None if there are none.
+
+    Raises:
+        UserError: `TEMPOVLM_THREADS` is not a number from 1 to 1024.
+    """
     named = os.environ.get("TEMPOVLM_THREADS", "")
     if named:
         count = int(named) if named.isdecimal() and len(named) <= len(str(MOST_THREADS)) else 0
@@ -130,14 +155,15 @@ def default_threads() -> int:
     if chosen is not None:
         return chosen
     told = [count for count in map(_told, _COUNTS) if count]
-    if told:
-        return min(MOST_THREADS, *told)
-    if torch is not None and not any(name in os.environ for name in _PASSIVE):
-        return 1
+    return min(MOST_THREADS, *told) if told else None
+
+
+def _own_cores() -> int:
+    """Return the cores that this process may fill; at least one. Processes of `torchrun` share a machine's."""
     cores, quota = physical_cores(), cpu_quota()
     beside = os.environ.get("LOCAL_WORLD_SIZE", "")
     sharers = max(1, int(beside)) if beside.isdecimal() else 1
-    return max(1, min(DEFAULT_THREADS, (cores if quota is None else min(cores, int(quota))) // sharers))
+    return max(1, (cores if quota is None else min(cores, int(quota))) // sharers)
 
 
 def _told(name: str) -> int | None:

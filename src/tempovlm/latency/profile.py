@@ -16,7 +16,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
 
-SCHEMA = "tempovlm.profile/2"
+SCHEMA = "tempovlm.profile/3"
 
 UPPER_LEVEL = 0.98
 """Share of answers that a bound should cover."""
@@ -143,6 +143,7 @@ class LatencyProfile:
         output: answer lengths that predictions assume.
         busy_cores: cores that others used when the measurement began; None if unknown.
         stamp: where and when it was measured, for readers.
+        threads: of each stage on a CPU, pairs of a size of its work and the threads from that size on.
         shared: measurements of requests in flight together; none where each is answered alone.
     """
 
@@ -152,6 +153,7 @@ class LatencyProfile:
     measurements: tuple[Measurement, ...]
     busy_cores: float | None
     stamp: Mapping[str, Any]
+    threads: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     shared: tuple[SharedMeasurement, ...] = ()
 
     def __post_init__(self) -> None:
@@ -384,6 +386,7 @@ class LatencyProfile:
             "output": asdict(self.output),
             "busy_cores": self.busy_cores,
             "stamp": dict(self.stamp),
+            "threads": {stage: [list(pair) for pair in pairs] for stage, pairs in self.threads.items()},
             "columns": ["setting", "total_ms", "prefix_ms", "open_ms", "num_output_tokens", "step_ms"],
             "measurements": rows,
         }
@@ -422,9 +425,9 @@ class LatencyProfile:
             for setting, in_flight, first_ms, step_ms in record.get("shared", ())
         )
         output = OutputLength(tuple(record["output"]["counts"]))
-        return cls(
-            record["fingerprint"], space, output, measurements, record["busy_cores"], record["stamp"], shared
-        )
+        threads = {stage: tuple((size, n) for size, n in pairs) for stage, pairs in record["threads"].items()}
+        about = (record["busy_cores"], record["stamp"], threads, shared)
+        return cls(record["fingerprint"], space, output, measurements, *about)
 
     def save(self, path: Path) -> None:
         """Write the profile atomically.

@@ -73,6 +73,7 @@ def argv(tiny_folder: Path, bed: Path, checkout: Path, tmp_path: Path) -> list[s
     return words(tiny_folder, bed, checkout, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_the_whole_chain(
     tiny_folder: Path,
     bed: Path,

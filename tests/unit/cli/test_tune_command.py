@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,22 @@ from tempovlm.cli import bench, calibrate, tune
 from tempovlm.cli import main as cli
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.request import Request
 from tempovlm.data import registry
 from tempovlm.engine import calibration
 from tempovlm.lab import tune as lab
 from timings import Ticks
 
-SPACE = tiny_model.SPACE
+CONFIG = replace(tiny_model.CONFIG, num_blocks=4, num_experts=4, top_k=2)
+SPACE = KnobSpace.for_model(CONFIG.shape)
+PROFILE = tiny_model.make_profile(SPACE)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 27 settings: every question is answered at each."""
+    return tiny_model.save_folder(tmp_path_factory.mktemp("model") / "tiny", CONFIG)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +42,7 @@ def _any_machine(ticks: Ticks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     del ticks
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("tempovlm.lab.drawing.can_draw", lambda: False)
-    monkeypatch.setattr(calibration, "measure", lambda *_, **__: tiny_model.make_profile().measurements)
+    monkeypatch.setattr(calibration, "measure", lambda *_, **__: PROFILE.measurements)
     registry._own.clear()
     yield
     registry._own.clear()
@@ -153,14 +163,14 @@ def test_tables_that_do_not_fit_are_told(
     low: dict[str, Any] = {"space": {"tier": ["low"]}, "warmup": False, "progress": False}
     assert load(str(tiny_folder), device="cpu", policy="table:signs", **low).space.tiers == ("low",)
     with pytest.raises(UserError, match=r"field ranking is another one: its accuracies do not hold"):
-        load(str(tiny_folder), device="cpu", policy="table:signs", ranking=[4, 3, 2, 1], **low)
+        load(str(tiny_folder), device="cpu", policy="table:signs", ranking=[2, 1], **low)
     signs.write_text(signs.read_text().replace("sign say", "sign read"))
     with pytest.raises(UserError, match="has changed since it was tuned"):
         quick(tiny_folder, f"table:{signs}")
     with pytest.raises(UserError, match=r"or choose from signs$"):
         quick(tiny_folder, "table:shops")
     path = Path(record["path"])
-    for name, value in (("weights", "0" * 12), ("settings", [{}]), ("ranking", [5, 0, 1, 2, 3, 4])):
+    for name, value in (("weights", "0" * 12), ("settings", [{}]), ("ranking", [3, 0, 1, 2])):
         broken = Path(shutil.copy(path, tmp_path / "broken.json"))
         broken.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
         with pytest.raises(UserError, match=r"broken\.json: (field|damaged)"):
@@ -192,9 +202,8 @@ def test_calibrate_ends_with_budgets(
     expected = [row["accuracy"] for row in record["budgets"]]
     assert expected == sorted(expected)
     seen: list[Any] = []
-    profile = tiny_model.make_profile()
     monkeypatch.setattr(
-        calibration, "measure", lambda *_, **given: seen.append(given["pictures"]) or profile.measurements
+        calibration, "measure", lambda *_, **given: seen.append(given["pictures"]) or PROFILE.measurements
     )
     Image.fromarray(tiny_model.picture()).save(tmp_path / "mine.png")
     calibrate.main([*words, "--images", str(tmp_path)])

@@ -15,7 +15,15 @@ import torch
 
 from tempovlm.core.errors import UserError
 from tempovlm.engine import threads
-from tempovlm.engine.threads import cpu_quota, default_threads, keep_memory, physical_cores, pick_device, prepare
+from tempovlm.engine.threads import (
+    cpu_quota,
+    default_threads,
+    keep_memory,
+    most_of_a_stage,
+    physical_cores,
+    pick_device,
+    prepare,
+)
 
 SCRIPT = """
 import resource, sys
@@ -260,3 +268,19 @@ def test_without_mkl_a_count_that_torch_would_not_take_is_the_users(monkeypatch:
     for count, chosen in ((1, 1), (2, None), (4, None), (7, 7)):
         torch = SimpleNamespace(get_num_threads=lambda count=count: count, _C=SimpleNamespace(__file__="/absent"))
         assert threads._chosen_in(torch) == chosen  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "count"),
+    [({}, None, 12), ({}, 3, 3), ({"TEMPOVLM_THREADS": "20"}, None, 20), ({"OMP_NUM_THREADS": "2"}, None, 2)],
+)
+def test_a_stage_may_have_all_cores_unless_the_user_sets_a_number(
+    alone: dict[str, str], monkeypatch: pytest.MonkeyPatch, env: dict[str, str], given: int | None, count: int
+) -> None:
+    monkeypatch.setattr(threads, "physical_cores", lambda: 12)
+    monkeypatch.setattr(threads, "cpu_quota", lambda: None)
+    alone |= env
+    assert most_of_a_stage(given) == count
+    if not env:
+        monkeypatch.setattr(threads, "physical_cores", lambda: 40)
+        assert most_of_a_stage(given) == (given or 16)

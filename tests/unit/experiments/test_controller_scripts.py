@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from scripts import ROOT, script
 import stamps
 import sweep_rows
 import tiny_model
+from preloaded import Preloaded
 from tempovlm.api import TempoVLM
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned.policies import policy_from_checkpoint
@@ -211,15 +210,10 @@ def test_wrong_input_is_named(
     assert message in str(caught.value)
 
 
-def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "experiments" / f"{SUPERVISED}.py"),
-        "--profiling_results",
-        "absent.json",
-    ]
-    command += ["--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def test_a_failure_is_one_line_and_code_two(tmp_path: Path, preloaded: Preloaded) -> None:
+    path = ROOT / "experiments" / f"{SUPERVISED}.py"
+    words = ("--profiling_results", "absent.json", "--output_dir", tmp_path / "out")
+    done = preloaded.run(path, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "absent.json: missing; profiling_with_importance.py" in done.stderr

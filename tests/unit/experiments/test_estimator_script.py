@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from estimator_fakes import GPU, RATES, SPACE, make_rows
 from scripts import ROOT, script
 
 import stamps
+from preloaded import Preloaded
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.records import SweepRow
@@ -146,9 +145,9 @@ def test_wrong_flags_are_named(tmp_path: Path, flags: list[str], message: str) -
     assert not (tmp_path / "out").exists(), "told before the training"
 
 
-def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "experiments" / f"{SCRIPT}.py"), *words(tmp_path, tmp_path / "nowhere")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def test_a_failure_is_one_line_and_code_two(tmp_path: Path, preloaded: Preloaded) -> None:
+    path = ROOT / "experiments" / f"{SCRIPT}.py"
+    done = preloaded.run(path, *words(tmp_path, tmp_path / "nowhere"), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no such results directory" in done.stderr

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from scripts import ROOT, script
 import stamps
 import sweep_rows
 import tempovlm
+from preloaded import Preloaded
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
@@ -117,10 +116,10 @@ def test_wrong_flags_are_named(bed: Path, results: Path, tmp_path: Path, flags: 
         script(SCRIPT).main(words(bed, results, tmp_path, *flags))
 
 
-def test_a_failure_is_one_line_and_code_two(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "experiments" / f"{SCRIPT}.py")]
-    command += words(tmp_path, tmp_path / "nowhere", tmp_path)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+@pytest.mark.usefixtures("results")  # which load the pocket: nothing is left to say of its kernels
+def test_a_failure_is_one_line_and_code_two(tmp_path: Path, preloaded: Preloaded) -> None:
+    path = ROOT / "experiments" / f"{SCRIPT}.py"
+    done = preloaded.run(path, *words(tmp_path, tmp_path / "nowhere", tmp_path), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no such results directory" in done.stderr

@@ -95,6 +95,7 @@ def policy(kind: str, folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.usefixtures("no_ink")
 @pytest.mark.parametrize("kind", [*NAMES, "own", *PARTS])
 def test_every_policy_is_served_and_judged(
     kind: str,
@@ -167,6 +168,7 @@ def test_bench_takes_fewer_settings(
     assert fresh[0][-5:] == ["--tier", "low", "medium", "--num_blocks", "4"]
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_what_evaluate_fitted_is_what_it_judges_from_its_file(
     tiny_folder: Path, results: list[str], tmp_path: Path
 ) -> None:

@@ -17,10 +17,9 @@ from torch import Tensor
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.decode_dtype import Backend
 from tempovlm.core.plan import Plan
+from tempovlm.engine.cpu.crew import Counts, Crew
 from tempovlm.engine.cpu.library import Precision, best_precision, fault, instructions, is_compiled, library
-from tempovlm.engine.cpu.neighbours import FreeCores
 from tempovlm.engine.cpu.packing import LANES, MOST_EXPERTS, Packer, pack_decoder, pack_projector, pack_vision
-from tempovlm.engine.forks import FORKS
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
@@ -100,21 +99,37 @@ class CpuStages:
 
     Attributes:
         precision: type of the factors of products.
-        threads: that a stage may use; beside busy processes it uses fewer, and a token always one.
+        crew: the threads of each stage; a token has one.
     """
 
-    def __init__(self, model: Molmo, precision: Precision, threads: int) -> None:
-        self._model, self.precision, self.threads = model, precision, threads
-        self._kernels, self._cores = library(precision), FreeCores()
+    def __init__(
+        self,
+        model: Molmo,
+        precision: Precision,
+        threads: int,
+        most_threads: int = 1,
+        counts: Counts | None = None,
+    ) -> None:
+        """Pack a model's weights.
+
+        Args:
+            model: in float32, on a CPU.
+            precision: type of the factors of products.
+            threads: of a stage that was not measured.
+            most_threads: that a measurement may find.
+            counts: that it found.
+        """
+        self._model, self.precision, self.crew = model, precision, Crew(threads, most_threads, counts or {})
+        self._kernels = library(precision)
         packer = Packer(self._kernels.panel_columns(), self._kernels.panel_pair())
         self._vision = pack_vision(model.vision, packer)
         self._projector = pack_projector(model.projector, packer)
         self._decoder = pack_decoder(model.decoder, packer)
         self._embedding = model.decoder.embedding.detach()
 
-    def __reduce__(self) -> tuple[Callable[..., CpuStages], tuple[Molmo, Precision, int]]:
+    def __reduce__(self) -> tuple[Callable[..., CpuStages], tuple[Any, ...]]:
         """Copies and other processes pack the weights again."""
-        return CpuStages, (self._model, self.precision, self.threads)
+        return CpuStages, (self._model, self.precision, self.crew.usual, self.crew.most, self.crew.counts)
 
     @property
     def name(self) -> str:
@@ -127,14 +142,16 @@ class CpuStages:
         `tick` is called before each block, and may raise.
         """
         C, P, _ = patches.shape
+        threads = self.crew.threads("vision_encoder", C)
         features = torch.empty(C, P, self._vision.num_kept * self._vision.width)
-        self._run(self._kernels.encode, tick, self._vision, patches.contiguous(), C, features, self._free())
+        self._run(self._kernels.encode, tick, self._vision, patches.contiguous(), C, features, threads)
         return features
 
     def project(self, features: Tensor, masks: Tensor) -> Tensor:
         """Return the tokens (C, G, D) of features (C, P, F) and shares of real pixels (C, P)."""
+        threads = self.crew.threads("projector", len(features))
         tokens = torch.empty(len(features), self._projector.side**2, self._projector.out_width)
-        values = (features.contiguous(), masks.float().contiguous(), len(features), tokens, self._free())
+        values = (features.contiguous(), masks.float().contiguous(), len(features), tokens, threads)
         _checked(self._kernels.project(*map(_passed, (self._projector, *values))))
         return tokens
 
@@ -155,9 +172,9 @@ class CpuStages:
         ends = torch.full((B,), T) if lengths is None else lengths.to(torch.int64).contiguous()
         if not 1 <= int(ends.min()) <= int(ends.max()) <= T:
             raise IndexError(f"lengths {ends.tolist()}, of 1 to {T}")
-        logits = self._room(B)
+        logits, threads = self._room(B), self.crew.threads("prefill", B * T)
         states = x.clone(memory_format=torch.contiguous_format)
-        values = (states, B, T, ends, cache.keys, cache.values, cache.capacity, logits, self._free())
+        values = (states, B, T, ends, cache.keys, cache.values, cache.capacity, logits, threads)
         self._run(self._kernels.read_prompts, tick, self._decoder, *_steps(plan), *values)
         return logits[:, : self._model.decoder.head.out_features]
 
@@ -174,10 +191,6 @@ class CpuStages:
         most = min(cache.capacity, len(self._model.decoder.rotary.cos))
         if not 1 <= tokens <= most:
             raise IndexError(f"{tokens} tokens, of 1 to {most}")
-
-    def _free(self) -> int:
-        """Return the threads for the next stage."""
-        return min(FORKS.threads(self.threads), self._cores.look())
 
     def _room(self, rows: int) -> Tensor:
         return torch.empty(rows, self._decoder.head.rows)

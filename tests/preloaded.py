@@ -1,0 +1,94 @@
+"""A process that has imported what is slow to import, and runs Python scripts in forks of itself.
+
+A script finds what it would find in a process of its own, but for the modules: nothing has computed in that
+process and no thread was started, so that nothing is shared that a script could change. Each saves the second or
+two of processor time that torch takes to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+MODULES = (
+    "tempovlm.api",
+    "tempovlm.engine.calibration",
+    "tyro",
+    "rich.table",
+    "matplotlib.figure",
+    "pyarrow.parquet",
+)
+LONGEST_S = 600
+
+
+class Preloaded:
+    """Runs scripts one after the other.
+
+    Args:
+        folder: for what scripts print.
+        env: the environment of all of them. How OpenMP's threads wait is read once, when torch is imported.
+    """
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.env = dict(env)
+        self._files = folder / "out", folder / "err"
+        command = [sys.executable, __file__, *map(str, self._files)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.env
+        )
+
+    def run(
+        self, script: Path, *words: object, cwd: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script; `env` is added to the environment."""
+        line = json.dumps([str(script), list(map(str, words)), str(cwd), dict(env or {})])
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        out, err = (path.read_text(encoding="utf-8") for path in self._files)
+        return subprocess.CompletedProcess([script, *words], code, out, err)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def serve(files: list[str]) -> None:
+    """Fork for each line of stdin; print the exit code of each fork."""
+    from tempovlm.engine.threads import start_torch
+
+    start_torch()
+    for name in MODULES:
+        importlib.import_module(name)
+    while line := sys.stdin.readline():
+        child = os.fork()
+        if not child:
+            become(files, *json.loads(line))
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201 - the answer
+
+
+def become(files: list[str], script: str, words: list[str], cwd: str, env: dict[str, str]) -> None:
+    """Run a script as `python SCRIPT WORDS` would."""
+    signal.alarm(LONGEST_S)
+    for number, path in enumerate([os.devnull, *files]):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
+        os.dup2(os.open(path, flags), number)
+    os.chdir(cwd)
+    os.environ.update(env)
+    sys.argv = [script, *words]
+    sys.path[0] = str(Path(script).parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])
