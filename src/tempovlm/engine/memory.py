@@ -15,15 +15,15 @@ VALUE_BYTES = 2
 FIXED_BYTES = 140_000_000
 """Workspaces of matrix products, whatever the model."""
 
-POOLS = 7.0
+POOLS = 3.0
 """Memory of the graphs' pool and buffers in multiples of the activations of the largest prompt and picture.
 
-This and `FIXED_BYTES` solve reserved = weights + cache + FIXED_BYTES + POOLS * activations for the two models that
-were measured, MolmoE-1B and the pocket (`benchmarks/results/memory_molmoe_h100.json`, `memory_pocket_h100.json`).
+It solves reserved = weights + cache + FIXED_BYTES + POOLS * activations for MolmoE-1B
+(`benchmarks/results/memory_molmoe_h200.json`).
 """
 
 CONTEXT_BYTES = 400_000_000
-"""CUDA context and kernels, which torch does not count: `device_gb` - `reserved_gb` of the same files."""
+"""CUDA context and kernels, which torch does not count: `device_gb` - `reserved_gb` of the same file."""
 
 
 def serving_bytes(config: ModelConfig, parameters: int) -> dict[str, int]:

@@ -279,7 +279,7 @@ class Company:
         with self._changed:
             if self._pending and self._is_put_off(self._pending[0]):
                 return 0
-        return MOST_TOGETHER if self._seats is None else len(self._seats.rows.free)
+        return MOST_TOGETHER if self._seats is None else min(len(self._seats.rows.free), MOST_TOGETHER)
 
     def _is_put_off(self, member: Member) -> bool:
         """Whether a member without a deadline waits, for some time at most, for those that have one."""
