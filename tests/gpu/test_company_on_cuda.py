@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ from tempovlm.control.guard import Guard
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.batching import answer_batch
+from tempovlm.engine.company.company import Company
+from tempovlm.engine.company.member import Member
 from tempovlm.engine.cuda.capture import Recorder
 from tempovlm.engine.cuda.rows import Rows
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.sampling import greedy
+from tempovlm.latency.profile import IN_FLIGHT
 from tempovlm.model.cache import KVCache
 
 pytestmark = [
@@ -195,3 +199,29 @@ def test_streams_and_callers_share_the_lane(tiny: Engine) -> None:
     assert [one.tokens for one in by_threads(tiny, pairs)] == alone
     rest = [iter([first, *stream]) for first, stream in zip(begun, streams, strict=True)]
     assert [one.tokens for one in taking_turns(rest)] == alone[:4]
+
+
+def test_requests_with_a_budget_join_and_are_answered_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("pocket", device="cuda", progress=False)
+    engine, profile = model.engine, model.calibrate()
+    assert {one.in_flight for one in profile.shared} == set(IN_FLIGHT)
+    assert all(one.first_ms > 0 and one.step_ms > 0 for one in profile.shared)
+    joined, append = [], Company._append
+
+    def appending(company: Company, member: Member) -> None:
+        joined.append(member.has_deadline)
+        append(company, member)
+
+    monkeypatch.setattr(Company, "_append", appending)
+    pairs = [
+        (replace(request, budget_ms=2000.0), Guard.fixed(engine.space.native, engine.space, profile))
+        for request, _ in asked(engine, 48)
+        if request.temperature == 0
+    ]
+    alone = [engine.answer(*pair) for pair in pairs]
+    assert not joined
+    among = by_threads(engine, pairs, 8)
+    assert sum(joined) >= len(pairs) // 4
+    assert all(one.budget_met for one in among)
+    same = [ours.tokens == own.tokens for ours, own in zip(among, alone, strict=True)]
+    assert sum(same) >= 0.9 * len(same)
