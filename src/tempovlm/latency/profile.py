@@ -16,7 +16,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -204,23 +204,10 @@ class LatencyProfile:
         return tuple(found)
 
     def in_company(self, sharing: Sharing) -> LatencyProfile:
-        """The measurements as if each answer had been given among others."""
+        """Return the profile of answers that are given among others."""
         if sharing not in self._companies:
-
-            def slower(m: Measurement) -> Measurement:
-                steps_ms = sum(m.step_ms)
-                first_ms, prefix_ms = (
-                    sharing.reading * (t - m.open_ms) for t in (m.total_ms - steps_ms, m.prefix_ms)
-                )
-                return replace(
-                    m,
-                    total_ms=m.open_ms + first_ms + sharing.step * steps_ms,
-                    prefix_ms=m.open_ms + prefix_ms,
-                    step_ms=tuple(sharing.step * one for one in m.step_ms),
-                )
-
-            measurements = tuple(map(slower, self.measurements))
-            self._companies[sharing] = replace(self, measurements=measurements, shared=())
+            given = {one.name: getattr(self, one.name) for one in fields(LatencyProfile)}
+            self._companies[sharing] = ProfileInCompany(**given, alone=self, factors=sharing)
         return self._companies[sharing]
 
     @cached_property
@@ -436,6 +423,80 @@ class LatencyProfile:
             UserError: the folder cannot be written to.
         """
         write_whole(path, json.dumps(self.to_json()) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileInCompany(LatencyProfile):
+    """The tables of answers among others: medians by the factors, and bounds in proportion to their medians.
+
+    They are made from tables that are there already, because a request may need them while others wait.
+
+    Attributes:
+        alone: the profile of answers alone. factors: on its times.
+    """
+
+    alone: LatencyProfile
+    factors: Sharing
+
+    def for_lengths(self, output: OutputLength) -> LatencyProfile:
+        """As the profile of answers alone."""
+        return self.alone.for_lengths(output).in_company(self.factors)
+
+    @cached_property
+    def usual_picture(self) -> float:
+        """As that of answers alone."""
+        return self.alone.usual_picture
+
+    @cached_property
+    def open_ms(self) -> float:
+        """As that of answers alone: a caller opens its picture."""
+        return self.alone.open_ms
+
+    @cached_property
+    def _steps(self) -> tuple[float, ...]:
+        return tuple(self.factors.step * one_ms for one_ms in self._of_alone(self.alone.step_ms))
+
+    @cached_property
+    def _p50_prefixes(self) -> tuple[float, ...]:
+        pictures_ms = self._of_alone(self.alone.p50_picture_ms)
+        return tuple(self.open_ms + self.factors.reading * one_ms for one_ms in pictures_ms)
+
+    @cached_property
+    def _p50_totals(self) -> tuple[float, ...]:
+        later, reading = self.output.mean - 1, self._of_alone(self.alone.p50_reading_ms)
+        return tuple(
+            self.open_ms + self.factors.reading * first_ms + later * step_ms
+            for first_ms, step_ms in zip(reading, self._steps, strict=True)
+        )
+
+    @cached_property
+    def _p50_remainders(self) -> tuple[float, ...]:
+        return tuple(total - prefix for total, prefix in zip(self._p50_totals, self._p50_prefixes, strict=True))
+
+    @cached_property
+    def _upper_totals(self) -> tuple[float, ...]:
+        alone, open_ms = self.alone, self.open_ms
+        return tuple(
+            open_ms
+            + in_proportion(alone.upper_total_ms(i) - open_ms, own_ms - open_ms, alone.p50_total_ms(i) - open_ms)
+            for i, own_ms in enumerate(self._p50_totals)
+        )
+
+    @cached_property
+    def _upper_remainders(self) -> tuple[float, ...]:
+        alone = self.alone
+        return tuple(
+            in_proportion(alone.upper_remainder_ms(i), own_ms, alone.p50_remainder_ms(i))
+            for i, own_ms in enumerate(self._p50_remainders)
+        )
+
+    def _of_alone(self, table: Callable[[int], float]) -> list[float]:
+        return [table(i) for i in range(len(self.space))]
+
+
+def in_proportion(bound_ms: float, median_ms: float, of_ms: float) -> float:
+    """Return the bound that is to one median as `bound_ms` is to the median `of_ms`."""
+    return bound_ms * median_ms / of_ms if of_ms > 0 else bound_ms
 
 
 def load_profile(path: Path, space: KnobSpace, fingerprint: str, output: OutputLength) -> LatencyProfile | None:

@@ -186,10 +186,12 @@ class Company:
 
         Who is at the door alone may take as long as the native setting does.
         """
-        needs, profile = self._in_flight(everybody=request.budget_ms is None), guard.profile
-        among = guard.among(len(needs) + 1)
-        sharing = None if profile is None else profile.sharing(len(needs) + 1)
-        if among is None or sharing is None or profile is None:
+        profile = guard.profile
+        if profile is None or not profile.shared:
+            return guard, 0.0
+        needs = self._in_flight(everybody=request.budget_ms is None)
+        among, sharing = guard.among(len(needs) + 1), profile.sharing(len(needs) + 1)
+        if among is None or sharing is None:
             return guard, 0.0
         thread = self._thread
         strangers = self._engine.door.strangers(None if thread is None else thread.ident)
@@ -224,9 +226,12 @@ class Company:
 
     def _slack_ms(self) -> float:
         """Return how long the work may rest before a member is late; infinite where none has a deadline."""
+        with self._changed:
+            profile = next((one.profile for one in (*self._taken, *self._pending) if one.has_deadline), None)
+        if profile is None:
+            return math.inf
         needs = self._in_flight()
-        profile = next((one.profile for one in (*self._taken, *self._pending) if one.has_deadline), None)
-        sharing = None if profile is None else profile.sharing(len(needs))
+        sharing = profile.sharing(len(needs))
         return math.inf if sharing is None else slack_ms(needs, sharing, now_ms())
 
     @contextmanager
@@ -311,6 +316,7 @@ class Company:
         """Take those that are ready, in their order, for one turn: one at least, and what else it has room for."""
         group: list[Member] = []
         with self._changed:
+            self._taken = [one for one in self._taken if not one.is_done]
             while self._pending and len(group) < self._room():
                 if group and sum(map(len, [*group, self._pending[0]])) > TURN_TOKENS:
                     break
