@@ -3,7 +3,7 @@
 `allocated` counts tensors, `reserved` what the process has asked the driver for, `device` everything that the
 process takes of the GPU, with the CUDA context and the kernels. With random weights nothing but memory counts.
 
-    python benchmarks/memory.py --model molmoe-1b --json benchmarks/results/memory_molmoe_h100.json
+    python benchmarks/memory.py --model molmoe-1b --json benchmarks/results/memory_molmoe_h200.json
 """
 
 # ruff: noqa: E402 - threads are set before torch is imported

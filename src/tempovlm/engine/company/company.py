@@ -127,7 +127,9 @@ class Company:
             return None
         with self._calling():
             member = self._prepare(request, guard, accepted_ms)
-            return member.answer() if self._admit(member) else None
+            answer = member.answer() if self._admit(member) else None
+            del member  # what it prepared is freed before the process may end
+        return answer
 
     def answer_all(self, requests: Iterable[tuple[Request, Guard]]) -> list[Answer]:
         """Answer several requests together, each decided about by its guard; in their order."""
@@ -268,7 +270,7 @@ class Company:
                 if self._pending and self._room():
                     with self._turn(self._pending[0]):
                         group = self._take()
-                        reads = self._read(group)
+                        reads = self._read(group) if group else []
                     for one in reads:
                         self._finish(one)
                 elif self._seats is not None:
