@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,6 +96,8 @@ def main(argv: list[str]) -> None:
     )
     if profile.threads:
         out.print(f"threads: {threads_text(profile.threads)}")
+    if profile.shared:
+        out.print(f"in flight together, times those alone: {sharing_text(profile)}")
     measured = bool(model.card.accuracy)
     show_budgets(guard, "accuracy" if measured else "accuracy (assumed)")
     known = "measured with the model" if measured else "assumed, not measured"
@@ -162,6 +164,7 @@ def summary(guard: Guard, model: TempoVLM) -> dict[str, Any]:
         "budgets": choices(guard),
         "output_tokens": round(profile.output.mean, 3),
         "threads": {stage: dict(pairs) for stage, pairs in profile.threads.items()},
+        "in_flight": [asdict(one) for one in profile.shared],
         "busy_cores": profile.busy_cores,
         "stamp": dict(profile.stamp),
     }
@@ -171,6 +174,14 @@ def threads_text(threads: Mapping[str, Sequence[tuple[int, int]]]) -> str:
     """Return the threads of each stage, from the least to the largest of its measured works."""
     counts = {stage: [str(count) for _, count in pairs] for stage, pairs in threads.items()}
     return ", ".join(f"{stage} {' to '.join(dict.fromkeys(some))}" for stage, some in counts.items())
+
+
+def sharing_text(profile: LatencyProfile) -> str:
+    """Return the factors of requests in flight together, by their number."""
+    found = (profile.sharing(count) for count in sorted({one.in_flight for one in profile.shared}))
+    return ", ".join(
+        f"{one.most} requests: reading {one.reading:.2f} each, a token {one.step:.2f}" for one in found if one
+    )
 
 
 def table(guard: Guard) -> Table:

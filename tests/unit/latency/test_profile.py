@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tiny_model
+from tempovlm.cli.calibrate import sharing_text
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.latency.profile import (
@@ -236,6 +237,12 @@ def test_requests_in_flight_together_have_factors_of_the_setting_that_sharing_co
     assert shared.in_company(eight) is slower
     half = shared.part(SPACE.subset({"tier": [SPACE.tiers[-1]]}))
     assert {one.setting for one in half.shared} == {len(half.space) - 1}
+    told = "2 requests: reading 1.00 each, a token 1.20, 8 requests: reading 0.50 each, a token 3.00"
+    assert sharing_text(shared) == told
+    other = slower.for_lengths(OutputLength.exactly(2))
+    assert other.p50_total_ms(last) == pytest.approx(slower.p50_total_ms(last) - 2 * 3 * profile.step_ms(last))
+    ratio = (slower.p50_total_ms(last) - 1.0) / (profile.p50_total_ms(last) - 1.0)
+    assert slower.upper_total_ms(last) == pytest.approx(1.0 + ratio * (profile.upper_total_ms(last) - 1.0))
 
 
 def test_they_are_stored_and_a_profile_without_them_looks_as_ever(tmp_path: Path) -> None:
