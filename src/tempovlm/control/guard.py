@@ -173,7 +173,7 @@ class Guard:
         return {}
 
     def among(self, in_flight: int) -> Guard | None:
-        """The same guard of answers of which so many are in flight together; None if that was not measured."""
+        """Return the guard of answers given while `in_flight` requests are; None if that was not measured."""
         sharing = None if self.profile is None else self.profile.sharing(in_flight)
         if self.profile is None or sharing is None or sharing.most < in_flight:
             return None

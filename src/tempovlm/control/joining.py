@@ -19,11 +19,11 @@ UNKNOWN_MS = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a request in flight still needs, by its times alone.
+    """The rest of a request in flight, by its times alone.
 
     Attributes:
         reading_ms: from the opened picture to the first token; 0 once it is there.
-        step_ms: of a later token. steps: so many may still come.
+        step_ms: of a later token. steps: number of those that may still come.
         deadline_ms: when it must have ended; infinite without a deadline.
     """
 

@@ -177,7 +177,7 @@ class Company:
         self._changed.notify()
 
     def _in_flight(self, *, everybody: bool = False) -> list[Need]:
-        """What those need who are taken, and those who wait and may not be put off, or all who wait."""
+        """Return the needs of those taken, and of those who wait: all of them, or who may not be put off."""
         with self._changed:
             self._taken = [one for one in self._taken if not one.is_done]
             waiting = [one for one in self._pending if everybody or one.has_deadline]

@@ -101,7 +101,7 @@ class Member:
 
     @property
     def need(self) -> Need:
-        """What is left of its work."""
+        """The rest of its work."""
         made = len(self.transcript.tokens)
         if not made:
             return self._need
