@@ -19,6 +19,7 @@ from company_fakes import PlainRows, at_once, company_of, together
 from recorders import Again
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
+from tempovlm.core.plan import Plan
 from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.company import company as companies
@@ -139,6 +140,23 @@ def test_rows_are_for_heads_that_their_attention_takes() -> None:
     assert not can_run_rows(tiny)
     assert can_run_rows(replace(tiny, width=64))
     assert not can_run_rows(replace(tiny, width=4 * 264))
+
+
+def test_packs_have_equal_plans_and_no_more_tokens_than_a_graph(engine: Engine) -> None:
+    native, cheapest = (engine.plan(one) for one in (engine.space.native, engine.space.cheapest))
+
+    class Prompt:
+        def __init__(self, length: int, plan: Plan) -> None:
+            self.length, self.plan = length, plan
+
+        def __len__(self) -> int:
+            return self.length
+
+    lengths = [(1250, native), (300, cheapest), (1250, native), (1250, native), (2000, native), (300, cheapest)]
+    reads = [companies.Read(Prompt(*one), None, ()) for one in lengths]  # type: ignore[arg-type]
+    found = [[reads.index(one) for one in pack] for pack in companies.packs(reads)]
+    assert found == [[0, 2], [1, 5], [3], [4]]
+    assert companies.packs([]) == []
 
 
 def test_a_pack_reads_each_prompt_as_itself(engine: Engine) -> None:

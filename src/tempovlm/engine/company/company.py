@@ -40,6 +40,7 @@ from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.company.member import Member
 from tempovlm.engine.company.seats import Seat, Seats
+from tempovlm.engine.cuda.rows import PACK_BUCKETS
 from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
 from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.engine.sampling import greedy
@@ -59,8 +60,8 @@ MOST_TOGETHER = 4
 TURN_TOKENS = 4096
 """Tokens of a turn's prompts: beyond, the experts' products are bound by arithmetic, and more only delay."""
 
-LONG_TOKENS = 1024
-"""Longer prompts keep the device busy alone: to read them together gains nothing."""
+LONG_TOKENS = PACK_BUCKETS[-1] // 2
+"""Longer prompts are read alone: two of them have no graph."""
 
 FEW = 2
 """So many answers are decoded faster one after the other on the lane than in rows."""
@@ -450,15 +451,20 @@ def end_all() -> None:
 
 
 def packs(reads: Iterable[Read]) -> list[list[Read]]:
-    """Sort members by the steps of their plans; long prompts stay apart."""
+    """Sort members by the steps of their plans, into packs that a graph can have; long prompts stay apart."""
     of_steps: dict[tuple[Step, ...], list[Read]] = {}
     found = []
     for one in reads:
+        steps = one.member.plan.steps
+        pack = of_steps.get(steps, [])
         if len(one.member) > LONG_TOKENS:
             found.append([one])
+        elif pack and sum(len(other.member) for other in pack) + len(one.member) <= PACK_BUCKETS[-1]:
+            pack.append(one)
         else:
-            of_steps.setdefault(one.member.plan.steps, []).append(one)
-    return [*found, *of_steps.values()]
+            of_steps[steps] = [one]
+            found.append(of_steps[steps])
+    return found
 
 
 def embed(run: Runner, one: Read) -> Tensor:
