@@ -191,6 +191,8 @@ class Engine:
             for item in items:
                 answer = item
         assert isinstance(answer, Answer)
+        if self.company is not None:
+            self.company.learn(answer.timings_ms["total"] - answer.timings_ms["queue"])
         return answer
 
     def stream(

@@ -143,6 +143,18 @@ def test_the_predicted_time_is_that_among_others(
     assert second.predicted.p50_ms == pytest.approx(at_the_door_ms + reading_ms + rest_ms, rel=0.01)
 
 
+def test_who_is_at_the_door_is_expected_to_take_as_long_as_the_last_ones(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard.fixed(slower(engine), engine.space, profile)
+    assert crowded.answer(asked(None), guard).tokens
+    (answer,) = Arrivals(crowded, monkeypatch).come([(asked(1e8), guard)])
+    index = engine.space.index(slower(engine))
+    rest_ms = READING * (profile.p50_reading_ms(index) - profile.p50_picture_ms(index))
+    expected_ms = rest_ms + needed_ms(profile, slower(engine))[1]
+    assert answer.predicted.p50_ms == pytest.approx(expected_ms, rel=0.01), "it took next to nothing"
+
+
 @pytest.mark.parametrize(("spare", "joins"), [(1.2, True), (0.8, False)])
 def test_one_that_would_make_a_running_request_late_stays_alone(
     engine: Engine,

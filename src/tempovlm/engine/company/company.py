@@ -70,6 +70,9 @@ LINGER_S = 1.0
 """Time after which the device's thread ends if nobody comes, seconds."""
 
 
+LAST_ALONE = 16
+"""Answers given alone by which the waiting for others of them is estimated."""
+
 EXIT_S = 10.0
 """Most time that the end of the process waits for the piece of work that the device's thread is at, seconds."""
 
@@ -104,6 +107,7 @@ class Company:
         )
         self._pending: deque[Member] = deque()
         self._taken: list[Member] = []
+        self._alone_ms: deque[float] = deque(maxlen=LAST_ALONE)
         self._thread: threading.Thread | None = None
         self._is_over, self._num_callers, self._process = False, 0, os.getpid()
         _OPEN.add(self)
@@ -140,6 +144,10 @@ class Company:
             answers = [member.answer() for member in members]
             members.clear()
         return answers
+
+    def learn(self, alone_ms: float) -> None:
+        """Remember how long an answer alone took, without its waiting."""
+        self._alone_ms.append(alone_ms)
 
     @property
     def has_rows(self) -> bool:
@@ -187,7 +195,7 @@ class Company:
     def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float]:
         """Return who decides about a request that joins now, and how long it waits for others; 0 if unknown.
 
-        Who is at the door alone may take as long as the native setting does.
+        Who is at the door alone may take as long as the slowest of the last ones did, at first as the native setting.
         """
         profile = guard.profile
         if profile is None or not profile.shared:
@@ -198,7 +206,7 @@ class Company:
             return guard, 0.0
         thread = self._thread
         strangers = self._engine.door.strangers(None if thread is None else thread.ident)
-        alone_ms = profile.upper_total_ms(guard.space.index(guard.space.native))
+        alone_ms = max(self._alone_ms, default=profile.upper_total_ms(guard.space.index(guard.space.native)))
         return among, ahead_ms(needs, sharing) + strangers * alone_ms
 
     def _may_ask(self, request: Request, guard: Guard, accepted_ms: float) -> bool:
