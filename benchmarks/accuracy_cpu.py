@@ -11,13 +11,13 @@ thread, so that many run at once; `--merge` joins their files, and `--card` writ
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from output import write_json
 from tempovlm import api
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import read_json
@@ -186,18 +186,8 @@ def update_card(folder: Path, result: dict[str, Any]) -> None:
         if name == fast
     ]
     record["cpu_bfloat16"] = {"hardware": stamps[fast]["hardware"], "num_samples": count, "tiers": tiers}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, path)
     write_card(folder)
-
-
-def write(result: dict[str, Any], path: Path | None) -> None:
-    """Write JSON to a file, or to standard output."""
-    text = json.dumps(result, indent=1)
-    if path is None:
-        print(text)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -238,7 +228,7 @@ def main() -> None:
         parser.error(f"--card {flags.card}: only with --merge")
     try:
         result = merge(flags.merge) if flags.merge else answer_shard(flags.model, flags.backends, *flags.shard)
-        write(result, flags.json)
+        write_json(result, flags.json)
         if flags.card:
             update_card(flags.card, result)
     except UserError as error:

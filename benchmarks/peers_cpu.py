@@ -5,17 +5,18 @@ prompts of several lengths, tokens, pictures of several numbers of crops, and wh
 in which a peer runs all stages after our preparation of the picture. Contenders take turns in one process; but
 llama.cpp has its own, which are stopped while others run. Busy processes start and stop together every second.
 
-First `--accuracy` of the model card's validation questions are answered with each type of products: a type counts
-whose accuracy is within 0.2 points of torch's in float32. Beside busy processes only the fastest type that counts is
-timed, for each number of threads. Answers are kept beside the result; `--only_accuracy` goes on with them, in
-several processes at once if each has its shard, and puts the accuracies into the result.
+First `--accuracy` of the model card's validation questions are answered with each type of products: a type
+counts whose accuracy is within 0.2 points of torch's in float32. Beside busy processes only the fastest type that
+counts is timed, for each number of threads. Answers are kept beside the result; `--only_accuracy` goes on with
+them, in several processes at once if each has its shard, and puts the accuracies into the result.
 
     pip install 'tempovlm[peers]'
     python benchmarks/peers_cpu.py --json benchmarks/results/peers_cpu.json
     python benchmarks/peers_cpu.py --backends torch openvino openvino:float32 --peers openvino --quick
     python benchmarks/peers_cpu.py --table benchmarks/results/peers_cpu.json
-    for i in 0 1; do python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --threads 1 --shard $i/2 \\
-        --json benchmarks/results/peers_cpu.json & done; wait
+    python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json benchmarks/results/peers_cpu.json
+    python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json OUT --threads 1 --shard 0/2 &
+    python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json OUT --threads 1 --shard 1/2
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -38,11 +38,12 @@ import numpy as np
 
 import peers_cpu_llama as llama
 from accuracy_cpu import shard_of
+from output import write_json
 from peers_cpu_stages import Contender, Work, llama_job, our_job, peer_job, take_turns
 from tempovlm import api
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.paths import read_json, write_whole
+from tempovlm.core.paths import read_json
 from tempovlm.core.plan import Plan
 from tempovlm.core.stamp import __version__
 from tempovlm.data.catalog import load_mixed
@@ -318,7 +319,7 @@ def accuracies(
         folder = args.answers or (args.json and args.json.with_suffix(".answers"))
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        versions = {label: f"{__version__} {stamp.commit}" for label in ours} | {REFERENCE: stamp.torch}
+        versions = dict.fromkeys(ours, f"{__version__} {stamp.commit}") | {REFERENCE: stamp.torch}
         for label in readers.keys() - ours.keys():
             versions[label] = version(MODULES[label.rpartition("_")[0]][0])
         make = partial(Kept, folder, {"weights": stamp.weights, "hardware": stamp.hardware}, versions)
@@ -382,7 +383,9 @@ def read_result(path: Path) -> dict[str, Any]:
     for name, fields in RESULT.items():
         rows = record.get(name) if isinstance(record, dict) else None
         if not (isinstance(rows, list) and all(isinstance(row, dict) and fields <= row.keys() for row in rows)):
-            raise UserError(f"{path}: no result of peers_cpu.py: no {name} with {', '.join(sorted(fields))}; {remedy}")
+            raise UserError(
+                f"{path}: no result of peers_cpu.py: no {name} with {', '.join(sorted(fields))}; {remedy}"
+            )
     return dict(record)
 
 
@@ -425,13 +428,9 @@ def main() -> None:
         fault = missing(args.peers)
         if fault is not None:
             parser.error(fault)
-        text = json.dumps(run(args), indent=1)
+        write_json(run(args), args.json)
     except UserError as error:
         parser.error(error.flagged)
-    if args.json is None:
-        print(text)
-    else:
-        write_whole(args.json, text + "\n")
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ class Kept:
             own.update({name: value for name, value in new.items() if name in who})
 
     def lacks(self, picture: int, who: str) -> bool:
-        """Whether the first question of a picture lacks an answer."""
+        """Whether a picture's first question, which is written last, lacks an answer."""
         question = self.questions.get((picture, 0))
         return question is None or who not in question["texts"]["all"]
 
@@ -204,7 +204,7 @@ class Kept:
         """Take the answers to questions, and append them to this run's file."""
         head = "" if self._path.exists() else json.dumps({"about": self._about, "versions": self._versions}) + "\n"
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(head + "".join(json.dumps(question) + "\n" for question in questions))
+            file.write(head + "".join(json.dumps(question) + "\n" for question in reversed(questions)))
         for question in questions:
             self._take(question, question["texts"]["all"])
 
