@@ -39,10 +39,9 @@ import numpy as np
 import peers_cpu_llama as llama
 from accuracy_cpu import shard_of
 from output import write_json
-from peers_cpu_stages import Contender, Work, llama_job, our_job, peer_job, take_turns
+from peers_cpu_stages import Contender, Work, llama_job, our_job, peer_job, take_turns, works_of
 from tempovlm import api
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.paths import read_json
 from tempovlm.core.plan import Plan
 from tempovlm.core.stamp import __version__
@@ -69,8 +68,6 @@ TYPES = ("f32", "bf16", "f16")
 RESULT = {"rows": {"name", "company", "who", "threads", "p50", "p99"}, "accuracy": {"who", "counts"}}
 """Lists of a result, with the fields that the table reads."""
 
-SETTINGS = {"k8_b16": (8, 16), "k4_b8": (4, 8)}
-LENGTHS, CONTEXTS, CROPS = (289, 336, 700), (300, 700), (2, 7, 13)
 README_ROWS = {
     "prefill_289_k8_b16": "prompt of 289 tokens, k8/b16",
     "prefill_700_k8_b16": "prompt of 700 tokens, k8/b16",
@@ -117,23 +114,6 @@ def load_ours(model: str, backends: Sequence[str], threads: Sequence[int]) -> di
         for count in threads:
             loaded[name, count] = api.load(model, threads=count, **given, **quick)
     return loaded
-
-
-def works_of(vlm: api.TempoVLM) -> list[Work]:
-    """All rows."""
-    shape, ranking = vlm.engine.runner.model.config.shape, vlm.engine.ranking
-    plans = {
-        name: Plan.build(KnobConfig(tier="low", top_k=top_k, num_blocks=blocks), ranking, shape)
-        for name, (top_k, blocks) in SETTINGS.items()
-    }
-    sized = (("prefill", LENGTHS), ("decode", CONTEXTS))
-    works = [
-        Work(f"{stage}_{size}_{name}", stage, size, plan)
-        for stage, sizes in sized
-        for size in sizes
-        for name, plan in plans.items()
-    ]
-    return [*works, *(Work(f"vision_{count}", "vision", count) for count in CROPS), Work("answer", "answer")]
 
 
 def our_contenders(ours: dict[tuple[str, int], api.TempoVLM], sample: Sample) -> list[Contender]:
