@@ -35,6 +35,9 @@ TOKENS = 8
 
 MAX_NEW_TOKENS = 16
 
+SIGMOID_SLOPE = 1.702
+"""Of CLIP's activation (Radford et al. 2021)."""
+
 
 class Peer(Protocol):
     """A runtime that shares the process, and has every stage of a model."""
