@@ -1,4 +1,4 @@
-"""Where a benchmark's result goes."""
+"""Writes a benchmark's result."""
 
 from __future__ import annotations
 

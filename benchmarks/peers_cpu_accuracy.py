@@ -237,7 +237,7 @@ class Kept:
 
 
 def pictures_of(folder: Path, num_samples: int) -> list[int]:
-    """Return the pictures that have about so many validation questions, in the order in which they are asked."""
+    """Return the pictures of about `num_samples` validation questions, in the order in which they are asked."""
     card = card_of(folder)
     every, questions = num_pictures(card), card["settings"][0]["num_samples"]
     order = sorted(range(every), key=lambda number: number * GOLDEN % 1)
