@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
+import gc
 import itertools
 import os
 import pickle
 import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +174,25 @@ def test_stages_can_be_stopped_between_blocks(model: Molmo) -> None:
 
 
 @torch.inference_mode()
+def test_what_stopped_a_stage_does_not_keep_its_tensors(model: Molmo) -> None:
+    stages, x = CpuStages(model, "float32", 1), torch.randn(1, 9, CONFIG.width)
+    cache = KVCache.allocate(CONFIG, 6, 1, 9, x)
+    keys = weakref.ref(cache.keys)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    gc.disable()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            stages.prefill(x, plan_of(2, 6), cache, tick=stop)
+        del cache
+        assert keys() is None
+    finally:
+        gc.enable()
+
+
+@torch.inference_mode()
 def test_a_copy_packs_for_itself(model: Molmo) -> None:
     stages = CpuStages(model, "float32", 2)
     again = pickle.loads(pickle.dumps(stages))
@@ -205,7 +229,15 @@ def test_only_a_model_that_they_know_is_computed(model: Molmo) -> None:
     class Other(Molmo):
         pass
 
-    for other, why in ((copy.deepcopy(model).to(torch.bfloat16), "in float32"), (Other(CONFIG), "Molmo's models")):
+    wide = replace(VISION, pool=12, margins=(0, 0))
+    twice = replace(VISION, feature_layers=(-1, 2))
+    others = (
+        (copy.deepcopy(model).to(torch.bfloat16), "in float32"),
+        (Other(CONFIG), "Molmo's models"),
+        (tiny_model.build_model(config=replace(CONFIG, vision=wide)), "at most 64 patches"),
+        (tiny_model.build_model(config=replace(CONFIG, vision=twice)), "each layer of the pictures once"),
+    )
+    for other, why in others:
         with pytest.raises(UserError, match=f"backend='kernels': .*{why}"):
             pick_precision("kernels", None, other)
         assert pick_precision("auto", None, other) is None
@@ -251,6 +283,50 @@ class TestWhereNothingCanBeWritten(Nowhere):
         (tmp_path / "file").touch()
         monkeypatch.setenv("TEMPOVLM_KERNELS_DIR", str(tmp_path / "file" / "kernels"))
         assert pick_precision("kernels", None, model) == best_precision()
+
+
+SHORT_OF_MEMORY = """
+#include <pthread.h>
+#include <stdlib.h>
+__attribute__((visibility("default"))) int is_short; /* 1: of workers, 2: of the caller too */
+static pthread_t caller; /* the last to allocate while there was memory */
+static void *sometimes(size_t boundary, size_t size)
+{
+    if (!is_short)
+        caller = pthread_self();
+    return is_short > !!pthread_equal(pthread_self(), caller) ? NULL : aligned_alloc(boundary, size);
+}
+#define aligned_alloc sometimes
+"""
+
+
+class TestWithoutMemory(Nowhere):
+    @torch.inference_mode()
+    def test_the_caller_works_alone_or_is_told(
+        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "short.h").write_text(SHORT_OF_MEMORY)
+        compiler = libraries._compilers()[0]
+        monkeypatch.setattr(libraries, "_compilers", lambda: [[*compiler, "-include", str(tmp_path / "short.h")]])
+        stages, patches, plan = CpuStages(model, "float32", 2), patches_of(6), plan_of(2, 6)
+        state = ctypes.c_int.in_dll(stages._kernels, "is_short")
+        features = stages.encode(patches)
+        masks, x = torch.ones(features.shape[:2]), torch.randn(1, 200, CONFIG.width)
+        cache = KVCache.allocate(CONFIG, 6, 1, 201, x)
+
+        calls: list[Callable[[], torch.Tensor]] = [
+            lambda: stages.encode(patches),
+            lambda: stages.project(features, masks),
+            lambda: stages.prefill(x, plan, cache),
+            lambda: stages.decode(3, plan, cache, 200),
+        ]
+        wanted = [call() for call in calls]
+        state.value = 2
+        for call in calls:
+            with pytest.raises(MemoryError):
+                call()
+        for state.value in (0, 1):
+            assert all(torch.equal(call(), found) for call, found in zip(calls, wanted, strict=True))
 
 
 class TestOnOtherProcessors(Nowhere):

@@ -19,7 +19,15 @@ from tempovlm.core.decode_dtype import Backend
 from tempovlm.core.plan import Plan
 from tempovlm.engine.cpu.library import Precision, best_precision, fault, instructions, is_compiled, library
 from tempovlm.engine.cpu.neighbours import FreeCores
-from tempovlm.engine.cpu.packing import LANES, MOST_EXPERTS, Packer, pack_decoder, pack_projector, pack_vision
+from tempovlm.engine.cpu.packing import (
+    LANES,
+    MOST_EXPERTS,
+    MOST_POOLED,
+    Packer,
+    pack_decoder,
+    pack_projector,
+    pack_vision,
+)
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
@@ -92,6 +100,10 @@ def _unfit(model: VisionLanguageModel) -> str | None:
         return f"needs widths that are multiples of {LANES}; leave it out for this model"
     if config.num_experts > MOST_EXPERTS:
         return f"has at most {MOST_EXPERTS} experts; leave it out for this model"
+    if config.vision.pool**2 > MOST_POOLED:
+        return f"pools at most {MOST_POOLED} patches into a token; leave it out for this model"
+    if len(set(config.vision.feature_blocks)) < len(config.vision.feature_blocks):
+        return "keeps each layer of the pictures once; leave it out for this model"
     return None
 
 
@@ -196,7 +208,7 @@ class CpuStages:
 
         ended = function(*map(_passed, values), _NO_TICKER if tick is None else _Ticker(call))
         if raised:
-            raise raised[0]
+            raise raised.pop()  # else it holds this frame, and its tensors, until garbage is collected
         _checked(ended)
 
 
