@@ -25,7 +25,7 @@ import tiny_model
 from tempovlm.api import load
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.plan import Plan, Ranking
+from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.engine.cpu import library as libraries
 from tempovlm.engine.cpu.library import Precision, best_precision, fault
 from tempovlm.engine.cpu.neighbours import FreeCores, running_in
@@ -49,6 +49,12 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without neighbours, so that stages have all their threads."""
+    monkeypatch.setattr(FreeCores, "look", lambda _: 64)
+
+
 @pytest.fixture(scope="module")
 def model() -> Molmo:
     return tiny_model.build_model(config=CONFIG)
@@ -64,6 +70,7 @@ def patches_of(count: int) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+@pytest.mark.usefixtures("idle")
 @ALL
 @torch.inference_mode()
 @pytest.mark.parametrize(("count", "threads"), [(1, 1), (2, 2), (7, 2), (13, 3)])
@@ -75,6 +82,7 @@ def test_crops_become_the_same_tokens(model: Molmo, precision: Precision, count:
     assert off(stages.project(wanted, masks), model.projector(wanted, masks)) < CLOSE[precision]
 
 
+@pytest.mark.usefixtures("idle")
 @ALL
 @torch.inference_mode()
 @pytest.mark.parametrize(("top_k", "num_blocks"), [(4, 6), (2, 3), (6, 4)])
@@ -154,6 +162,67 @@ def test_no_token_goes_beyond_the_cache_or_the_positions(model: Molmo) -> None:
             stages.prefill(x, plan, KVCache.allocate(CONFIG, 6, 1, 12, x), torch.tensor([length]))
 
 
+SIX = CONFIG.num_blocks
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"shape": (SIX - 1, 1, 3, 12, 16)}, r"keys \(5, 1, 3, 12, 16\)"),
+        ({"shape": (SIX, 2, 3, 12, 16)}, r"keys .*, not \(6, 1, 3, 12, 16\)"),
+        ({"shape": (SIX, 1, 2, 12, 16)}, "keys"),
+        ({"shape": (SIX, 1, 3, 12, 8)}, "keys"),
+        ({"values": (SIX, 1, 3, 11, 16)}, "values"),
+        ({"dtype": torch.bfloat16}, "keys .* in torch.bfloat16"),
+        ({"step": Step(SIX, 2)}, r"step \(6, 2\): the model has 6 blocks of 8 experts"),
+        ({"step": Step(-1, 2)}, "step"),
+        ({"step": Step(5, 9)}, "step"),
+        ({"step": Step(5, 0)}, "step"),
+    ],
+)
+@torch.inference_mode()
+def test_no_cache_and_no_plan_of_another_model(model: Molmo, change: dict[str, Any], why: str) -> None:
+    stages, plan = CpuStages(model, "float32", 1), plan_of(2, SIX)
+    shape, dtype = change.get("shape", (SIX, 1, 3, 12, 16)), change.get("dtype", torch.float32)
+    plan = replace(plan, steps=(*plan.steps[:-1], change.get("step", plan.steps[-1])))
+    cache = KVCache(torch.zeros(shape, dtype=dtype), torch.zeros(change.get("values", shape), dtype=dtype))
+    with pytest.raises((IndexError, ValueError), match=why):
+        stages.prefill(torch.randn(1, 9, CONFIG.width), plan, cache)
+    with pytest.raises((IndexError, ValueError), match=why):
+        stages.decode(3, plan, cache, 9)
+    assert not cache.keys.any()
+
+
+@torch.inference_mode()
+def test_a_cache_in_pieces_is_refused(model: Molmo) -> None:
+    room = torch.zeros(SIX, 1, 3, 16, 12).transpose(3, 4)
+    with pytest.raises(ValueError, match="keys are not contiguous"):
+        CpuStages(model, "float32", 1).decode(3, plan_of(2, SIX), KVCache(room, room), 9)
+
+
+@torch.inference_mode()
+def test_no_tensors_of_other_shapes_or_types(model: Molmo) -> None:
+    stages, patches, plan = CpuStages(model, "float32", 1), patches_of(2), plan_of(2, SIX)
+    for wrong in (patches[:, 1:], patches[..., 1:], patches[0], patches.double()):
+        with pytest.raises(ValueError, match=r"patches .* not \(\d+, 144, 192\) in torch.float32 on cpu"):
+            stages.encode(wrong)
+    features, masks = stages.encode(patches), torch.ones(2, VISION.num_patches)
+    for wrong in (features[:, 1:], features[..., 1:], features.half()):
+        with pytest.raises(ValueError, match="features"):
+            stages.project(wrong, masks)
+    for wrong in (masks[:1], masks[:, 1:]):
+        with pytest.raises(ValueError, match="masks"):
+            stages.project(features, wrong)
+    x = torch.randn(2, 9, CONFIG.width)
+    cache = KVCache.allocate(CONFIG, SIX, 2, 9, x)
+    for wrong in (x[..., 1:], x.double()):
+        with pytest.raises(ValueError, match="x "):
+            stages.prefill(wrong, plan, cache)
+    with pytest.raises(IndexError, match=r"lengths \[9\], of 2 from 1 to 9"):
+        stages.prefill(x, plan, cache, torch.tensor([9]))
+
+
+@pytest.mark.usefixtures("idle")
 @torch.inference_mode()
 def test_stages_can_be_stopped_between_blocks(model: Molmo) -> None:
     stages, ticks = CpuStages(model, "float32", 2), []
@@ -199,6 +268,7 @@ def test_a_copy_packs_for_itself(model: Molmo) -> None:
     assert off(again.encode(patches_of(2)), stages.encode(patches_of(2))) < 1e-6
 
 
+@pytest.mark.usefixtures("idle")
 @torch.inference_mode()
 def test_callers_in_threads_share_the_workers(model: Molmo) -> None:
     stages, patches = CpuStages(model, "float32", 2), patches_of(6)
@@ -216,6 +286,7 @@ def test_callers_in_threads_share_the_workers(model: Molmo) -> None:
     assert all(torch.equal(one, wanted) for one in found)
 
 
+@pytest.mark.usefixtures("idle")
 def test_a_forked_child_computes_too(model: Molmo) -> None:
     stages, patches = CpuStages(model, "float32", 2), patches_of(6)
     wanted = stages.encode(patches)
@@ -300,6 +371,7 @@ static void *sometimes(size_t boundary, size_t size)
 """
 
 
+@pytest.mark.usefixtures("idle")
 class TestWithoutMemory(Nowhere):
     @torch.inference_mode()
     def test_the_caller_works_alone_or_is_told(
@@ -308,7 +380,7 @@ class TestWithoutMemory(Nowhere):
         (tmp_path / "short.h").write_text(SHORT_OF_MEMORY)
         compiler = libraries._compilers()[0]
         monkeypatch.setattr(libraries, "_compilers", lambda: [[*compiler, "-include", str(tmp_path / "short.h")]])
-        stages, patches, plan = CpuStages(model, "float32", 2), patches_of(6), plan_of(2, 6)
+        stages, patches, plan = CpuStages(model, "float32", 2), patches_of(20), plan_of(2, 6)
         state = ctypes.c_int.in_dll(stages._kernels, "is_short")
         features = stages.encode(patches)
         masks, x = torch.ones(features.shape[:2]), torch.randn(1, 200, CONFIG.width)
@@ -325,7 +397,7 @@ class TestWithoutMemory(Nowhere):
         for call in calls:
             with pytest.raises(MemoryError):
                 call()
-        for state.value in (0, 1):
+        for state.value in (0, *[1] * 20):  # a worker may come too late to matter
             assert all(torch.equal(call(), found) for call, found in zip(calls, wanted, strict=True))
 
 
@@ -371,6 +443,17 @@ def test_a_part_of_the_cores_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "pread", lambda *_: b"0.5 0.5 0.5 64/99 7\n")
     assert FreeCores().look() == 3
+
+
+def test_a_load_that_cannot_be_read_leaves_all_cores_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError("no such process")
+
+    monkeypatch.setattr("tempovlm.engine.cpu.neighbours.cpus", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    cores = FreeCores()
+    monkeypatch.setattr(os, "pread", fails)
+    assert [cores.look(), cores.look()] == [4, 4]
 
 
 @pytest.mark.parametrize(("load", "count"), [(b"0.1 0.2 0.3 2/80 11", 2), (b"0 0 0 0/0 0", 1), (b"", 1)])

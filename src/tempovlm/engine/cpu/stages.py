@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast, get_args
 
 import torch
@@ -138,15 +139,19 @@ class CpuStages:
 
         `tick` is called before each block, and may raise.
         """
+        patches = _fit("patches", patches, (len(patches), self._vision.tokens - 1, self._vision.patch_values))
         C, P, _ = patches.shape
         features = torch.empty(C, P, self._vision.num_kept * self._vision.width)
-        self._run(self._kernels.encode, tick, self._vision, patches.contiguous(), C, features, self._free())
+        self._run(self._kernels.encode, tick, self._vision, patches, C, features, self._free())
         return features
 
     def project(self, features: Tensor, masks: Tensor) -> Tensor:
         """Return the tokens (C, G, D) of features (C, P, F) and shares of real pixels (C, P)."""
+        sizes = (len(features), self._vision.tokens - 1)
+        features = _fit("features", features, (*sizes, self._projector.features))
+        masks = _fit("masks", masks.float(), sizes)
         tokens = torch.empty(len(features), self._projector.side**2, self._projector.out_width)
-        values = (features.contiguous(), masks.float().contiguous(), len(features), tokens, self._free())
+        values = (features, masks, len(features), tokens, self._free())
         _checked(self._kernels.project(*map(_passed, (self._projector, *values))))
         return tokens
 
@@ -162,30 +167,39 @@ class CpuStages:
 
         Keys and values go to the cache's first places. `tick` is called before each block, and may raise.
         """
+        x = _fit("x", x, (*x.shape[:2], self._decoder.width))
         B, T, _ = x.shape
-        self._check(T, cache)
+        self._check(plan, cache, B, T)
         ends = torch.full((B,), T) if lengths is None else lengths.to(torch.int64).contiguous()
-        if not 1 <= int(ends.min()) <= int(ends.max()) <= T:
-            raise IndexError(f"lengths {ends.tolist()}, of 1 to {T}")
+        if ends.shape != (B,) or not 1 <= int(ends.min()) <= int(ends.max()) <= T:
+            raise IndexError(f"lengths {ends.tolist()}, of {B} from 1 to {T}")
         logits = self._room(B)
-        states = x.clone(memory_format=torch.contiguous_format)
+        states = x.clone()
         values = (states, B, T, ends, cache.keys, cache.values, cache.capacity, logits, self._free())
         self._run(self._kernels.read_prompts, tick, self._decoder, *_steps(plan), *values)
         return logits[:, : self._model.decoder.head.out_features]
 
     def decode(self, token: int, plan: Plan, cache: KVCache, start: int) -> Tensor:
         """Return logits (1, V) after one more token, which is written to a cache of one row at `start`."""
-        self._check(start + 1, cache)
+        self._check(plan, cache, 1, start + 1)
         x, logits = self._embedding[token].clone(), self._room(1)
         values = (x, cache.keys, cache.values, cache.capacity, start, logits)
         _checked(self._kernels.decode(*map(_passed, (self._decoder, *_steps(plan), *values))))
         return logits[:, : self._model.decoder.head.out_features]
 
-    def _check(self, tokens: int, cache: KVCache) -> None:
-        """Refuse more tokens than there are positions or places: the kernels would write beyond them."""
-        most = min(cache.capacity, len(self._model.decoder.rotary.cos))
+    def _check(self, plan: Plan, cache: KVCache, rows: int, tokens: int) -> None:
+        """Refuse what the kernels would read or write beyond: they check nothing."""
+        config, most = self._model.config, min(cache.capacity, len(self._model.decoder.rotary.cos))
         if not 1 <= tokens <= most:
             raise IndexError(f"{tokens} tokens, of 1 to {most}")
+        blocks, experts = config.num_blocks, config.num_experts
+        for block, top_k in plan.steps:
+            if not (0 <= block < blocks and 1 <= top_k <= experts):
+                raise IndexError(f"step {(block, top_k)}: the model has {blocks} blocks of {experts} experts")
+        shape = (len(plan.steps), rows, config.kv_heads, cache.capacity, config.head_width)
+        for name, kept in (("keys", cache.keys), ("values", cache.values)):
+            if _fit(name, kept, shape) is not kept:
+                raise ValueError(f"{name} are not contiguous")
 
     def _free(self) -> int:
         """Return the threads for the next stage."""
@@ -212,6 +226,15 @@ class CpuStages:
         _checked(ended)
 
 
+def _fit(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return contiguous values for the kernels, which go by the shape and read float32."""
+    if values.shape != shape or values.dtype != torch.float32 or not values.is_cpu:
+        found = f"{tuple(values.shape)} in {values.dtype} on {values.device}"
+        raise ValueError(f"{name} {found}, not {shape} in torch.float32 on cpu")
+    return values.contiguous()
+
+
+@lru_cache(maxsize=256)
 def _steps(plan: Plan) -> tuple[Any, Any, int]:
     kind = ctypes.c_int32 * len(plan.steps)
     return kind(*(block for block, _ in plan.steps)), kind(*(top_k for _, top_k in plan.steps)), len(plan.steps)
