@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 import pickle
+import shlex
 import threading
 import weakref
 from collections.abc import Callable
@@ -322,6 +323,10 @@ def test_what_a_back_end_computes_in(model: Molmo) -> None:
         pick_precision("tensorrt", None, model)  # type: ignore[arg-type]
 
 
+QUICK = [*libraries._COMMON, "-O0"]
+"""Flags for libraries that are compiled to see whether they can be."""
+
+
 class Nowhere:
     """A cache folder without libraries, and libraries that are not loaded yet."""
 
@@ -347,6 +352,47 @@ class TestWithoutACompiler(Nowhere):
         assert pick_precision("auto", None, model) is None
         with pytest.raises(UserError, match="could not be compiled: /no/such/cc"):
             pick_precision("kernels", None, model)
+
+    def test_one_of_cc_that_fails_is_named_before_another_compiles(
+        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(libraries, "_COMMON", QUICK)
+        monkeypatch.setattr(libraries, "_kept", lambda made, _: made)
+        for named in ("false -x", "/no/such/cc", '"b'):
+            caplog.clear()
+            monkeypatch.setenv("CC", named)
+            assert pick_precision("auto", torch.float32, model) == "float32"
+            (line,) = caplog.messages
+            assert "CC cannot compile the kernels" in line
+            assert "correct CC or unset it: " in line
+            assert named in line
+
+    def test_none_is_there_though_cc_names_one(self, model: Molmo, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CC", "/no/such/cc")
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.setattr(libraries, "find_spec", lambda _: None)
+        with pytest.raises(UserError, match="needs a C compiler"):
+            pick_precision("kernels", None, model)
+
+
+class TestWithAnOldCompiler(Nowhere):
+    def test_the_kernels_run_in_float32(
+        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        compiler, old = shlex.join(libraries._compilers()[0]), tmp_path / "old"
+        old.write_text(
+            f'#!/bin/sh\nfor word; do [ "$word" = -mavx512bf16 ] && echo "what is $word?" >&2 && exit 1; done\n'
+            f'exec {compiler} "$@"\n'
+        )
+        old.chmod(0o755)
+        monkeypatch.setattr(libraries, "_compilers", lambda: [[str(old)]])
+        monkeypatch.setattr("tempovlm.engine.cpu.stages.best_precision", lambda: "bfloat16")
+        monkeypatch.setattr(libraries, "instructions", lambda: "avx512-bf16")
+        monkeypatch.setattr(libraries, "_COMMON", QUICK)
+        monkeypatch.setattr("ctypes.CDLL", lambda path: path)
+        assert pick_precision("auto", None, model) == "float32"
+        assert "run in float32, slower than in bfloat16" in caplog.text
+        assert "what is -mavx512bf16?" in caplog.text
 
 
 class TestWhereNothingCanBeWritten(Nowhere):

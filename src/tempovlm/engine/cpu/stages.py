@@ -60,7 +60,7 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
 
     Args:
         backend: `auto` takes the kernels where they can run this model.
-        dtype: that the caller asked for. Default: bfloat16 where the processor has instructions for it.
+        dtype: that the caller asked for. Default: bfloat16 where processor and compiler have instructions for it.
         model: as loaded.
 
     Raises:
@@ -70,12 +70,16 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
     if backend == "torch":
         return None
     if (why := fault() or _unfit(model)) is None:
-        precision = best_precision() if dtype is None else "float32"
-        try:
-            library(precision)
+        wanted: Precision = best_precision() if dtype is None else "float32"
+        for precision in dict.fromkeys((wanted, cast(Precision, "float32"))):  # old compilers lack bfloat16
+            try:
+                library(precision)
+            except OSError as error:
+                why = f"could not be compiled: {' '.join(str(error).split())}"
+                continue
+            if precision != wanted:
+                _log.warning("the kernels run in float32, slower than in %s: that %s", wanted, why)
             return precision
-        except OSError as error:
-            why = f"could not be compiled: {' '.join(str(error).split())}"
     if backend == "kernels":
         raise wrong_argument("backend", backend, why)
     if instructions() is not None and _unfit(model) is None:
