@@ -30,7 +30,7 @@ from tempovlm.core.plan import Plan, Ranking, Step
 from tempovlm.engine.cpu import library as libraries
 from tempovlm.engine.cpu.library import Precision, best_precision, fault
 from tempovlm.engine.cpu.neighbours import FreeCores, running_in
-from tempovlm.engine.cpu.stages import CpuStages, pick_precision
+from tempovlm.engine.cpu.stages import CpuStages, pick_precision, to_compile
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.vlm import Molmo
@@ -395,6 +395,16 @@ class TestWithAnOldCompiler(Nowhere):
         assert "what is -mavx512bf16?" in caplog.text
 
 
+class TestBeforeTheFirstLoad(Nowhere):
+    def test_only_what_will_run_is_to_be_compiled(self, model: Molmo, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(libraries, "_COMMON", QUICK)
+        assert to_compile("auto", None, model)
+        assert not to_compile("torch", None, model)
+        assert not to_compile("auto", None, tiny_model.build_model()), "whose heads are too narrow"
+        pick_precision("auto", torch.float32, model)
+        assert not to_compile("auto", torch.float32, model)
+
+
 class TestWhereNothingCanBeWritten(Nowhere):
     def test_they_run_all_the_same(self, model: Molmo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
@@ -519,3 +529,6 @@ def test_a_loaded_model_answers_by_them(tmp_path: Path, picture: Image.Image) ->
         assert [answer.tokens for answer in batch] == wanted
     assert fast.stamp().device.startswith("cpu/float32/float32-avx")
     assert plain.stamp().device == "cpu/float32"
+    for one, backend in ((plain, "torch"), (fast, f"kernels (float32-{libraries.instructions()})")):
+        assert one.answer(None, "what?", max_new_tokens=1).to_json()["backend"] == backend
+        assert f", float32, backend {backend}, " in repr(one)

@@ -69,17 +69,19 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
     check_backend(backend)
     if backend == "torch":
         return None
-    if (why := fault() or _unfit(model)) is None:
-        wanted: Precision = best_precision() if dtype is None else "float32"
-        for precision in dict.fromkeys((wanted, cast(Precision, "float32"))):  # old compilers lack bfloat16
-            try:
-                library(precision)
-            except OSError as error:
-                why = f"could not be compiled: {' '.join(str(error).split())}"
-                continue
-            if precision != wanted:
-                _log.warning("the kernels run in float32, slower than in %s: that %s", wanted, why)
-            return precision
+    why = fault() or _unfit(model) or ""
+    tried: tuple[Precision, ...] = ("float32",)
+    if _wanted(dtype) == "bfloat16":
+        tried = ("bfloat16", "float32")  # old compilers know no bfloat16
+    for precision in () if why else tried:
+        try:
+            library(precision)
+        except OSError as error:
+            why = f"could not be compiled: {' '.join(str(error).split())}"
+            continue
+        if why:
+            _log.warning("the kernels run in float32, slower than in bfloat16, which %s", why)
+        return precision
     if backend == "kernels":
         raise wrong_argument("backend", backend, why)
     if instructions() is not None and _unfit(model) is None:
@@ -87,9 +89,13 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
     return None
 
 
-def to_compile(backend: Backend) -> bool:
-    """Whether the kernels may have to be compiled before they run, which takes seconds."""
-    return backend != "torch" and fault() is None and not is_compiled(best_precision())
+def to_compile(backend: Backend, dtype: torch.dtype | None, model: VisionLanguageModel) -> bool:
+    """Whether the kernels may have to be compiled before they run a model, which takes seconds."""
+    return backend != "torch" and (fault() or _unfit(model)) is None and not is_compiled(_wanted(dtype))
+
+
+def _wanted(dtype: torch.dtype | None) -> Precision:
+    return best_precision() if dtype is None else "float32"
 
 
 def _unfit(model: VisionLanguageModel) -> str | None:
