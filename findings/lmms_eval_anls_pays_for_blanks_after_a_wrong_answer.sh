@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# DocVQA's score of a wrong answer rises with the blanks and line ends after it: "cat" for "dog" is worth up to 0.99.
+# DocVQA's score of a wrong answer rises with the blanks and line ends after it: "cat" for "dog" is worth nearly 1.
 #
 # Versions: lmms-eval 0.7.3 (its scoring function alone), anls_star 1.0.1.
 # Behaviour: ANLS is 1 less edits over length, or 0 below one half. Edits are counted between the stripped texts, with
