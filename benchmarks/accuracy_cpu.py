@@ -11,13 +11,13 @@ thread, so that many run at once; `--merge` joins their files, and `--card` writ
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from output import write_json
 from tempovlm import api
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import read_json
@@ -51,15 +51,26 @@ def load_all(model: str, backends: Sequence[str]) -> dict[str, api.TempoVLM]:
     return loaded
 
 
-def validation_scenes(folder: Path, first: int, step: int) -> Iterator[tuple[str, Scene]]:
-    """Every `step`-th validation picture of the recipe in `accuracy.json`, with the name of its data set."""
+def card_of(folder: Path) -> dict[str, Any]:
+    """Return a pocket model's `accuracy.json`."""
+    card: dict[str, Any] = read_json(folder / "accuracy.json", "give the folder of a pocket model")
+    return card
+
+
+def num_pictures(card: dict[str, Any]) -> int:
+    """Return the number of validation pictures."""
+    return int(card["recipe"]["batch"] * card["recipe"]["validation_batches"])
+
+
+def validation_scenes(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[str, Scene]]:
+    """Draw validation pictures of the recipe in `accuracy.json`, each with the name of its data set."""
     from tempovlm.training.pictures import Pictures
 
-    recipe = read_json(folder / "accuracy.json", "give the folder of a pocket model")["recipe"]
+    recipe = card_of(folder)["recipe"]
     batch, count = recipe["batch"], recipe["validation_batches"]
     pictures = Pictures(folder / "tokenizer.json", "val", batch, recipe["validation_seed"], 0, count)
     names = [pictures.mixture(index)[1] for index in range(count)]
-    for number in range(first, batch * count, step):
+    for number in numbers:
         index, row = divmod(number, batch)
         yield names[index][row], pictures.scene(index, row, names[index][row])
 
@@ -71,7 +82,8 @@ def answer_shard(model: str, backends: Sequence[str], first: int, step: int) -> 
 
     tiers = next(iter(loaded.values())).space.tiers
     questions = []
-    scenes = list(validation_scenes(api.model_folder(model), first, step))
+    folder = api.model_folder(model)
+    scenes = list(validation_scenes(folder, range(first, num_pictures(card_of(folder)), step)))
     with progress_bar("answering questions") as advance:
         for done, (dataset, scene) in enumerate(scenes, 1):
             for item in scene.questions:
@@ -155,7 +167,7 @@ def update_card(folder: Path, result: dict[str, Any]) -> None:
     from tempovlm.training.model_card import write_card
 
     path = folder / "accuracy.json"
-    record = read_json(path, "give the folder of a pocket model")
+    record = card_of(folder)
     stamps, count = result["stamps"], result["num_questions"]
     reference, fast = next(iter(stamps)), next((n for n, s in stamps.items() if "bfloat16" in s["device"]), None)
     if fast is None or fast == reference:
@@ -174,18 +186,8 @@ def update_card(folder: Path, result: dict[str, Any]) -> None:
         if name == fast
     ]
     record["cpu_bfloat16"] = {"hardware": stamps[fast]["hardware"], "num_samples": count, "tiers": tiers}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, path)
     write_card(folder)
-
-
-def write(result: dict[str, Any], path: Path | None) -> None:
-    """Write JSON to a file, or to standard output."""
-    text = json.dumps(result, indent=1)
-    if path is None:
-        print(text)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -226,7 +228,7 @@ def main() -> None:
         parser.error(f"--card {flags.card}: only with --merge")
     try:
         result = merge(flags.merge) if flags.merge else answer_shard(flags.model, flags.backends, *flags.shard)
-        write(result, flags.json)
+        write_json(result, flags.json)
         if flags.card:
             update_card(flags.card, result)
     except UserError as error:

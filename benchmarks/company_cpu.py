@@ -3,13 +3,15 @@
 One process: it calibrates, takes the median of the native setting on an idle machine, and then asks the same
 questions under every budget, alone and beside 2 and 3 busy processes, which work for 5 seconds and rest for 5. For
 each of these rows the result has the share on time, the mean score, the median and p99, and how often each setting
-ran. It is written after each row; the same command continues a run that was ended.
+ran. It is written after each row; the same command continues a run that was ended. With `--cheapest` every
+question under a budget runs the cheapest setting: no policy can be more often on time.
 
 It uses only what the first version has too, so that both can be measured in the same company:
 
     python benchmarks/company_cpu.py --cpus 0,1 --json new.json
     PYTHONPATH=OLD_CHECKOUT/src python benchmarks/company_cpu.py --cpus 2,3 --json old.json
     python benchmarks/company_cpu.py --busy_calibration 2 --num_samples 400 --json busy.json
+    python benchmarks/company_cpu.py --cheapest --json most_on_time.json
 
 The calibration is kept in a folder beside the result, so that runs on other cores have their own.
 """
@@ -42,7 +44,7 @@ START_S = 1.0
 
 NATIVE_SAMPLES = 40
 
-FIXED = ("model", "backend", "policy", "threads", "num_samples", "busy_calibration", "cpus")
+FIXED = ("model", "backend", "policy", "threads", "num_samples", "busy_calibration", "cpus", "cheapest")
 """Flags that a run which is continued must share; others add rows."""
 
 BUSY = """
@@ -92,9 +94,9 @@ def questions(num_samples: int, data_dir: Path | None) -> tuple[list[Any], Calla
     return [sample for row in zip(*columns, strict=True) for sample in row][:num_samples], score
 
 
-def ask(vlm: Any, sample: Any, budget_ms: float | None = None) -> Any:
-    """Answer a question of a data set."""
-    return vlm.answer(sample.image_path, sample.question, budget_ms, style=sample.style)
+def ask(vlm: Any, sample: Any, budget_ms: float | None = None, knobs: Any = None) -> Any:
+    """Answer a question of a data set, by the policy or at a setting."""
+    return vlm.answer(sample.image_path, sample.question, budget_ms, knobs=knobs, style=sample.style)
 
 
 def row_of(
@@ -104,13 +106,14 @@ def row_of(
     count: int,
     share: float,
     native_ms: float,
+    knobs: Any = None,
 ) -> dict[str, Any]:
-    """Ask all questions under one budget, beside `count` processes that come and go."""
+    """Ask all questions under one budget, beside `count` processes that come and go; `knobs` fixes the setting."""
     budget_ms, answers, beside = round(share * native_ms, 2), [], []
     with busy(count) as are_at_work:
         for sample in samples:
             began = are_at_work()
-            answers.append(ask(vlm, sample, budget_ms))
+            answers.append(ask(vlm, sample, budget_ms, knobs))
             beside.append(began or are_at_work())
     took_ms = np.array([a.timings_ms["total"] for a in answers])
     late, p50_p99 = took_ms > budget_ms, np.percentile(took_ms, [50, 99])
@@ -152,7 +155,8 @@ def measure(args: argparse.Namespace, write: Callable[[dict[str, Any]], None], r
         for share in args.shares:
             if (count, share) in done:
                 continue
-            row = row_of(vlm, samples, score, count, share, result["native_ms"])
+            knobs = vlm.space.cheapest if args.cheapest else None
+            row = row_of(vlm, samples, score, count, share, result["native_ms"], knobs)
             result["rows"].append(row)
             write(result)
             print(
@@ -167,6 +171,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
     parser.add_argument("--backend", help="back end of the stages; by default that of the product")
     parser.add_argument("--policy", default="auto", help="what chooses the setting")
+    parser.add_argument("--cheapest", action="store_true", help="the cheapest setting in place of the policy's")
     parser.add_argument("--threads", type=int, help="of an operation; by default those of the product")
     parser.add_argument("--num_samples", type=int, default=400, help="questions a row")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 2, 3], help="busy processes beside")
@@ -192,7 +197,7 @@ def main() -> None:
     result: dict[str, Any] = {"flags": flags, "rows": []}
     if args.json.is_file():
         result = json.loads(args.json.read_text(encoding="utf-8"))
-        if result["flags"] != flags:
+        if {"cheapest": False} | result["flags"] != flags:  # files of before the flag lack it
             sys.exit(f"{args.json}: made with other flags ({result['flags']}); give another file, or remove it")
 
     from tempovlm.core.paths import write_whole

@@ -17,13 +17,13 @@ share on time of the cheapest setting, which no guard can exceed.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from company_cpu import SHARES
+from output import write_json
 from tempovlm.api import model_folder
 from tempovlm.control.guard import Guard
 from tempovlm.control.margin import OnlineMargin
@@ -291,11 +291,7 @@ def main() -> None:
     args = parser.parse_args()
     pocket = Pocket()
     result = {name: simulate(pocket, world, args.num_samples, args.seeds) for name, world in WORLDS.items()}
-    text = json.dumps({"flags": {"num_samples": args.num_samples, "seeds": args.seeds}, "rows": result}, indent=1)
-    if args.json is None:
-        print(text)
-    else:
-        args.json.write_text(text + "\n", encoding="utf-8")
+    write_json({"flags": {"num_samples": args.num_samples, "seeds": args.seeds}, "rows": result}, args.json)
 
 
 if __name__ == "__main__":

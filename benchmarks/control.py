@@ -13,7 +13,6 @@ An older commit is measured by its own source: `PYTHONPATH=OLD/src python benchm
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from output import write_json
 from tempovlm import api
 from tempovlm.core.request import Answer
 from tempovlm.core.units import now_ms
@@ -121,10 +121,7 @@ def main() -> None:
     for name, policy in policies.items():
         rows[name] = measure(policy, flags.device, samples, flags.budgets_ms)
         stamp = rows[name].pop("stamp")
-    text = json.dumps({"stamp": stamp, **rows}, indent=1)
-    if flags.json:
-        flags.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    write_json({"stamp": stamp, **rows}, flags.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Each part asks one model of this machine, whose clock is the caller's:
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from output import write_json
 from tempovlm import api
 from tempovlm.core.request import Answer
 from tempovlm.data.catalog import load_samples
@@ -177,11 +177,7 @@ def main() -> None:
     request = api.request_of(samples[0].image_path, samples[0].question, 1.0, {})
     enough_ms = vlm.guard_for(request).budgets_ms()[vlm.space.index(vlm.space.native)]
     result["burst"] = burst(vlm, samples, round(1.2 * float(enough_ms), 1))
-    text = json.dumps(result, indent=1)
-    if args.json is None:
-        print(text)
-    else:
-        args.json.write_text(text + "\n", encoding="utf-8")
+    write_json(result, args.json)
 
 
 if __name__ == "__main__":

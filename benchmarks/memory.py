@@ -11,7 +11,6 @@ process takes of the GPU, with the CUDA context and the kernels. With random wei
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ import numpy as np
 import torch
 
 from engine_reference import engine_of, fill
+from output import write_json
 from tempovlm.control.guard import Guard
-from tempovlm.core.paths import write_whole
 from tempovlm.core.request import Request
 from tempovlm.engine.environment import collect_stamp
 from tempovlm.model.config import PRESETS
@@ -51,7 +50,7 @@ def main() -> None:
     """Build an engine part by part, ask it, and write what each part took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(PRESETS), default="molmoe-1b")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--json", type=Path, help="file to write; standard output without it")
     flags = parser.parse_args()
     device = pick_device("cuda")
     free, total = torch.cuda.mem_get_info(device)
@@ -75,9 +74,7 @@ def main() -> None:
         "parameters": sum(one.numel() for one in model.parameters()),
         "steps": steps,
     }
-    print(json.dumps(record, indent=1))
-    if flags.json:
-        write_whole(flags.json, json.dumps(record, indent=1) + "\n")
+    write_json(record, flags.json)
 
 
 if __name__ == "__main__":

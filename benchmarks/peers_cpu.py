@@ -5,14 +5,18 @@ prompts of several lengths, tokens, pictures of several numbers of crops, and wh
 in which a peer runs all stages after our preparation of the picture. Contenders take turns in one process; but
 llama.cpp has its own, which are stopped while others run. Busy processes start and stop together every second.
 
-First `--accuracy` validation questions are answered with each type of products: a type counts whose accuracy is
-within 0.2 points of torch's in float32 (of llama.cpp: all but 0.2 points of whose first tokens are the same).
-Beside busy processes only the fastest type that counts is timed, for each number of threads.
+First `--accuracy` of the model card's validation questions are answered with each type of products: a type
+counts whose accuracy is within 0.2 points of torch's in float32. Beside busy processes only the fastest type that
+counts is timed, for each number of threads. Answers are kept beside the result; `--only_accuracy` goes on with
+them, in several processes at once if each has its shard, and puts the accuracies into the result.
 
     pip install 'tempovlm[peers]'
     python benchmarks/peers_cpu.py --json benchmarks/results/peers_cpu.json
     python benchmarks/peers_cpu.py --backends torch openvino openvino:float32 --peers openvino --quick
     python benchmarks/peers_cpu.py --table benchmarks/results/peers_cpu.json
+    python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json benchmarks/results/peers_cpu.json
+    python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json OUT --threads 1 --shard 0/2 &
+    python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json OUT --threads 1 --shard 1/2
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -29,22 +32,26 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import peers_cpu_llama as llama
-from peers_cpu_stages import Contender, Work, llama_job, our_job, peer_job, take_turns
+from accuracy_cpu import shard_of
+from output import write_json
+from peers_cpu_stages import Contender, Work, llama_job, our_job, peer_job, take_turns, works_of
 from tempovlm import api
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.paths import read_json, write_whole
+from tempovlm.core.paths import read_json
 from tempovlm.core.plan import Plan
 from tempovlm.core.stamp import __version__
 from tempovlm.data.catalog import load_mixed
 from tempovlm.data.registry import GENERATED
 from tempovlm.data.sample import Sample
 from tempovlm.engine.threads import start_torch
+
+if TYPE_CHECKING:
+    from peers_cpu_accuracy import Reader
 
 MODULES = {
     "openvino": ("openvino",),
@@ -56,10 +63,11 @@ MODULES = {
 CLASSES = {"openvino": ("peers_cpu_openvino", "OpenVino"), "onnxruntime": ("peers_cpu_onnx", "OnnxRuntime")}
 """Peer that shares the process → module here, and class."""
 
-TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime, not spinning"}
+TYPES = ("f32", "bf16", "f16")
+RESULT = {"rows": {"name", "company", "who", "threads", "p50", "p99"}, "accuracy": {"who", "counts"}}
+"""Lists of a result, with the fields that the table reads."""
 
-SETTINGS = {"k8_b16": (8, 16), "k4_b8": (4, 8)}
-LENGTHS, CONTEXTS, CROPS = (289, 336, 700), (300, 700), (2, 7, 13)
 README_ROWS = {
     "prefill_289_k8_b16": "prompt of 289 tokens, k8/b16",
     "prefill_700_k8_b16": "prompt of 700 tokens, k8/b16",
@@ -108,23 +116,6 @@ def load_ours(model: str, backends: Sequence[str], threads: Sequence[int]) -> di
     return loaded
 
 
-def works_of(vlm: api.TempoVLM) -> list[Work]:
-    """All rows."""
-    shape, ranking = vlm.engine.runner.model.config.shape, vlm.engine.ranking
-    plans = {
-        name: Plan.build(KnobConfig(tier="low", top_k=top_k, num_blocks=blocks), ranking, shape)
-        for name, (top_k, blocks) in SETTINGS.items()
-    }
-    sized = (("prefill", LENGTHS), ("decode", CONTEXTS))
-    works = [
-        Work(f"{stage}_{size}_{name}", stage, size, plan)
-        for stage, sizes in sized
-        for size in sizes
-        for name, plan in plans.items()
-    ]
-    return [*works, *(Work(f"vision_{count}", "vision", count) for count in CROPS), Work("answer", "answer")]
-
-
 def our_contenders(ours: dict[tuple[str, int], api.TempoVLM], sample: Sample) -> list[Contender]:
     """Ours, a contender for each back end and number of threads."""
     found = []
@@ -138,14 +129,14 @@ def our_contenders(ours: dict[tuple[str, int], api.TempoVLM], sample: Sample) ->
 
 
 def peer_contenders(
-    names: Sequence[str], vlm: api.TempoVLM, sample: Sample, threads: Sequence[int]
+    args: argparse.Namespace, vlm: api.TempoVLM, sample: Sample
 ) -> Iterator[tuple[Contender, Any]]:
     """The peers that share the process, each with its runtime."""
-    for name in names:
+    for name in (name for name in args.peers if name in CLASSES):
         module, kind = CLASSES[name]
         make = getattr(importlib.import_module(module), kind)
-        for precision in filter(make.can_run, make.precisions):
-            for count in threads:
+        for precision in (one for one in make.precisions if one in args.types and make.can_run(one)):
+            for count in args.threads:
                 peer = make(vlm.engine.runner.model, precision, count)
                 yield (
                     Contender(name, MODULES[name][0], precision, count, partial(peer_job, peer, vlm, sample)),
@@ -154,16 +145,16 @@ def peer_contenders(
 
 
 def llama_contenders(
-    vlm: api.TempoVLM, works: Sequence[Work], threads: Sequence[int], folder: Path, stack: contextlib.ExitStack
+    args: argparse.Namespace, vlm: api.TempoVLM, works: Sequence[Work], folder: Path, stack: contextlib.ExitStack
 ) -> list[Contender]:
     """llama.cpp, with several threads both as they sleep and as they spin while they wait."""
     found = []
-    files: dict[str, dict[Plan, Path]] = {precision: {} for precision in llama.PRECISIONS}
+    files: dict[str, dict[Plan, Path]] = {one: {} for one in llama.PRECISIONS if one in args.types}
     for precision, paths in files.items():
         for plan in {work.plan for work in works if work.plan is not None}:
             paths[plan] = folder / f"b{len(plan.steps)}_{precision}.gguf"
             llama.write_gguf(paths[plan], vlm.engine.runner.model, plan, precision)
-    for count, is_spinning in [(count, spins) for count in threads for spins in (False, True)]:
+    for count, is_spinning in [(count, spins) for count in args.threads for spins in (False, True)]:
         if is_spinning and count == 1:
             continue
         process = llama.Llama(count, is_spinning=is_spinning)
@@ -256,10 +247,11 @@ def table(record: dict[str, Any]) -> str:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """Median and p99 with threads and type, such as `13.6 / 15.0 (2, bf16)`."""
+    """Median and p99 with threads and type, such as `13.6 / 15.0 (2, bf16)`, and whether threads spin."""
     if row is None:
         return "–"
-    kind = row["who"].removesuffix("_spinning").rpartition("_")[2]
+    name, spinning, _ = row["who"].partition("_spinning")
+    kind = name.rpartition("_")[2] + spinning.replace("_", ", ")
     return f"{row['p50']:.3g} / {row['p99']:.3g} ({row['threads']}, {kind})"
 
 
@@ -273,46 +265,108 @@ def peers_of(contenders: Sequence[Contender]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything."""
-    limit_ms = QUICK_MS if args.quick else args.minutes * 60e3
-    questions = min(args.accuracy, 8) if args.quick else args.accuracy
-    ours = load_ours(args.model, args.backends, args.threads)
-    import torch
+@contextlib.contextmanager
+def readers_of(
+    args: argparse.Namespace, ours: dict[str, api.TempoVLM], peers: dict[str, Any], reference: api.TempoVLM
+) -> Iterator[dict[str, Reader]]:
+    """Make all ways to answer questions but the reference, by label."""
+    from peers_cpu_accuracy import REFERENCE, llama_reader, our_reader, peer_reader
 
-    from peers_cpu_accuracy import measure as measure_accuracy
-    from peers_cpu_accuracy import our_reader, peer_reader
+    run, plan = reference.engine.runner, reference.engine.plan(reference.space.native)
+    readers = {label: our_reader(vlm.engine.runner, plan) for label, vlm in ours.items() if label != REFERENCE}
+    readers |= {label: peer_reader(peer, run, plan) for label, peer in peers.items()}
+    with contextlib.ExitStack() as stack:
+        if llama.NAME in args.peers:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            process = llama.Llama(max(args.threads))
+            stack.callback(process.close)
+            for precision in (one for one in llama.PRECISIONS if one in args.types):
+                readers[f"{llama.NAME}_{precision}"] = llama_reader(process, precision, run, plan, folder)
+        yield readers
+
+
+def accuracies(
+    args: argparse.Namespace, ours: dict[str, api.TempoVLM], peers: dict[str, Any], reference: api.TempoVLM
+) -> list[dict[str, Any]]:
+    """Answer the questions that have no kept answer, and return a row for each way to answer."""
+    from peers_cpu_accuracy import REFERENCE, Kept, answer, pictures_of
+
+    stamp, model = reference.stamp("synthetic"), api.model_folder(args.model)
+    pictures = pictures_of(model, min(args.accuracy, 8) if args.quick else args.accuracy)
+    first, step = args.shard
+    with contextlib.ExitStack() as stack:
+        readers = stack.enter_context(readers_of(args, ours, peers, reference))
+        folder = args.answers or (args.json and args.json.with_suffix(".answers"))
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        versions = dict.fromkeys(ours, f"{__version__} {stamp.commit}") | {REFERENCE: stamp.torch}
+        for label in readers.keys() - ours.keys():
+            versions[label] = version(MODULES[label.rpartition("_")[0]][0])
+        make = partial(Kept, folder, {"weights": stamp.weights, "hardware": stamp.hardware}, versions)
+        answer(reference, model, readers, pictures[first::step], make())
+        kept = make()  # with what others answered meanwhile
+        return [row for who in readers if (row := kept.row(who, set(pictures))) is not None]
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything, or only answer questions."""
+    ours = load_ours(args.model, args.backends, [max(args.threads)] if args.only_accuracy else args.threads)
+    import torch
 
     plain: dict[str, Any] = {"device": "cpu", "dtype": torch.float32, "backend": "torch", "progress": False}
     reference = api.load(args.model, calibrate=False, threads=max(args.threads), **plain)
-    runner, plan = reference.engine.runner, reference.engine.plan(reference.space.native)
-    samples, works = load_mixed(GENERATED, max(questions, 1)), works_of(reference)
+    (sample,), works = load_mixed(GENERATED, 1), works_of(reference)
+    contenders = our_contenders(ours, sample)
+    answering = {one.label: vlm for one, vlm in zip(contenders, ours.values(), strict=True)}
+    peers = {}
+    for one, peer in peer_contenders(args, reference, sample):
+        contenders.append(one)
+        if one.threads == max(args.threads):
+            peers[one.label] = peer
+    accuracy = accuracies(args, answering, peers, reference) if args.accuracy else []
+    stamp = reference.stamp("synthetic").to_json()
+    if args.only_accuracy:
+        return with_accuracy(args.json, stamp, accuracy)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        contenders = our_contenders(ours, samples[0])
-        readers = {
-            one.label: our_reader(vlm.engine.runner, plan)
-            for one, vlm in zip(contenders, ours.values(), strict=True)
-            if one.label != "ours_torch_f32"
-        }
-        shared = [name for name in args.peers if name in CLASSES]
-        for one, peer in peer_contenders(shared, reference, samples[0], args.threads):
-            contenders.append(one)
-            if questions and one.threads == max(args.threads):
-                readers[one.label] = peer_reader(peer, runner, plan)
-        folder = Path(name) if llama.NAME in args.peers else None
-        if folder is not None:
-            contenders += llama_contenders(reference, works, args.threads, folder, stack)
-        accuracy = measure_accuracy(reference, readers, samples, folder) if questions else []
+        if llama.NAME in args.peers:
+            contenders += llama_contenders(args, reference, works, Path(name), stack)
         unfit = {row["who"] for row in accuracy if not row["counts"]}
         counting = {f"{one.who}_{one.precision}" for one in contenders} - unfit
-        readers.clear()  # and with them their graphs
+        limit_ms = QUICK_MS if args.quick else args.minutes * 60e3
         rows = measure(contenders, works, counting, limit_ms, 2 if args.quick else ROUNDS)
-    return {
-        "stamp": reference.stamp("synthetic").to_json(),
-        "peers": peers_of(contenders),
-        "rows": rows,
-        "accuracy": accuracy,
-    }
+    return {"stamp": stamp, "peers": peers_of(contenders), "rows": rows, "accuracy": accuracy}
+
+
+def with_accuracy(path: Path, stamp: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the result in a file with these accuracies in place of earlier ones; without a file nothing else.
+
+    Raises:
+        UserError: the file is no result, or of other weights.
+    """
+    record = {"stamp": stamp, "peers": {}, "rows": [], "accuracy": []}
+    if path.exists():
+        record = read_result(path)
+    if record["stamp"]["weights"] != stamp["weights"]:
+        raise UserError(f"{path}: of other weights than --model; give another file")
+    known = {row["who"] for row in rows}
+    return record | {"accuracy": [*(row for row in record["accuracy"] if row["who"] not in known), *rows]}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return a result of this benchmark.
+
+    Raises:
+        UserError: the file is none.
+    """
+    remedy = "measure it with --json"
+    record = read_json(path, remedy)
+    for name, fields in RESULT.items():
+        rows = record.get(name) if isinstance(record, dict) else None
+        if not (isinstance(rows, list) and all(isinstance(row, dict) and fields <= row.keys() for row in rows)):
+            raise UserError(
+                f"{path}: no result of peers_cpu.py: no {name} with {', '.join(sorted(fields))}; {remedy}"
+            )
+    return dict(record)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -321,10 +375,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
     parser.add_argument("--backends", nargs="+", default=["torch"], help="ours: NAME, or NAME:float32")
     parser.add_argument("--peers", nargs="*", choices=list(MODULES), default=list(MODULES))
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES), help="of the peers' products")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of ours and of each peer")
     parser.add_argument(
         "--accuracy", type=int, default=300, metavar="N", help="questions; 0 for none, 7244 for figures"
     )
+    parser.add_argument("--only_accuracy", action="store_true", help="time nothing; put accuracies into --json")
+    parser.add_argument("--shard", type=shard_of, default=(0, 1), metavar="I/N", help="of the pictures, to answer")
+    parser.add_argument("--answers", type=Path, help="folder of kept answers; by default --json, as .answers")
     parser.add_argument("--minutes", type=float, default=TIMED_MS / 60e3, help="for timing; more for p99")
     parser.add_argument("--quick", action="store_true", help="8 questions and 2 turns: not for figures")
     parser.add_argument("--json", type=Path, help="file to write; standard output without it")
@@ -339,20 +397,20 @@ def main() -> None:
     for flag, least in (("accuracy", 0), ("minutes", 0.0)):
         if getattr(args, flag) < least:
             parser.error(f"--{flag} {getattr(args, flag)}: must be at least {least:g}")
+    if args.only_accuracy and not (args.json and args.accuracy):
+        parser.error("--only_accuracy: needs --json, the result that gets the accuracies, and --accuracy above 0")
+    if args.shard != (0, 1) and not args.only_accuracy:
+        parser.error("--shard: only with --only_accuracy")
     try:
         if args.table is not None:
-            print(table(read_json(args.table, "measure it with --json")))
+            print(table(read_result(args.table)))
             return
         fault = missing(args.peers)
         if fault is not None:
             parser.error(fault)
-        text = json.dumps(run(args), indent=1)
+        write_json(run(args), args.json)
     except UserError as error:
         parser.error(error.flagged)
-    if args.json is None:
-        print(text)
-    else:
-        write_whole(args.json, text + "\n")
 
 
 if __name__ == "__main__":

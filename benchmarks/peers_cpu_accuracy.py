@@ -1,10 +1,21 @@
-"""The answers of the CPU's peers: their logits and accuracy beside those of torch in float32."""
+"""The answers of the CPU's peers to the card's validation questions, beside those of torch in float32.
+
+Every way to compute encodes the pictures and reads the prompts of the native setting. Ours and llama.cpp make the
+tokens after the first one too; after OpenVINO and ONNX Runtime, whose graphs for a token are of one length, torch
+makes them. A picture is encoded once for all of its questions.
+
+Answers are kept in a folder, a line for each question and run, so that a run can be ended and continued, and
+several can share the pictures. Pictures are in an order in which every beginning is spread over all of them.
+"""
 
 from __future__ import annotations
 
+import json
+import secrets
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +23,63 @@ import torch
 from torch import Tensor
 
 import peers_cpu_llama as llama
-from peers_cpu_stages import MAX_NEW_TOKENS, Peer
+from accuracy_cpu import MAX_NEW_TOKENS, card_of, num_pictures, row_of, validation_scenes
+from peers_cpu_stages import Peer
 from tempovlm import api
 from tempovlm.core.plan import Plan
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import Request
-from tempovlm.data.sample import Sample
-from tempovlm.data.scoring import score
+from tempovlm.data.registry import DATASETS
 from tempovlm.engine.runner import Decoding, Prepared, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.engine.transcript import Transcript
 from tempovlm.model.cache import KVCache
+from tempovlm.training.pictures import full_question
 
 POINTS = 0.2
 """Loss of accuracy, in points of a hundred, up to which a precision counts."""
 
-_ROWS = 4096
-"""Rows of the embedding that a file for llama.cpp gets for prompts."""
+REFERENCE = "ours_torch_f32"
+TOGETHER = 4
+"""Pictures whose questions each way answers in turn, before they are kept."""
 
-Reader = Callable[[Prepared], Decoding]
-"""Encodes a picture and reads a prompt."""
+GOLDEN = 0.6180339887498949
 
 
-@dataclass(slots=True)
-class Outcome:
-    """Sums for one way to compute, over the questions so far."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about a picture, ready for the model, and the picture's tokens (C, G, D) as torch sees them."""
 
-    largest: list[float] = field(default_factory=list)
-    mean: list[float] = field(default_factory=list)
-    is_first_equal: list[bool] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    differ: int = 0
+    key: tuple[int, int]
+    dataset: str
+    right: str
+    request: Request
+    ready: Prepared
+    vision: Tensor
 
-    def compare(self, logits: Tensor, meant: Tensor) -> None:
-        """Take the logits (1, V) of a first token."""
-        error = (logits - meant).abs()
-        self.largest.append(float(error.max()))
-        self.mean.append(float(error.mean()))
-        self.is_first_equal.append(bool(logits.argmax() == meant.argmax()))
 
-    def row(self, who: str, reference: Outcome) -> dict[str, Any]:
-        """Return the result; accuracies are None where only first tokens were made."""
-        points = 100 * (statistics.mean(self.scores) - statistics.mean(reference.scores)) if self.scores else None
-        equal = statistics.mean(self.is_first_equal)
-        counts = 100 * (1 - equal) <= POINTS if points is None else abs(points) <= POINTS
-        return {
-            "who": who,
-            "num_samples": len(self.mean),
-            "logit_error_max": max(self.largest),
-            "logit_error_mean": statistics.mean(self.mean),
-            "equal_first_tokens": equal,
-            "accuracy_points": points,
-            "answers_that_differ": self.differ if self.scores else None,
-            "counts": counts,
-        }
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt that was read: logits (1, V) of its first token, and of the one after the tokens made so far."""
+
+    logits: Tensor
+    after: Callable[[list[int]], Tensor]
+
+
+Reader = Callable[[Sequence[Asked]], Iterator[Read]]
+"""Reads the prompts of questions in turn; those of a picture follow each other."""
 
 
 def our_reader(run: Runner, plan: Plan) -> Reader:
-    """Read by a runner."""
+    """Read and decode by a runner."""
 
-    def read(ready: Prepared) -> Decoding:
-        vision = run.project(run.encode(ready.crops), ready.crops)
-        return run.prefill(ready.prompt, vision, plan, MAX_NEW_TOKENS)
+    def read(questions: Sequence[Asked]) -> Iterator[Read]:
+        crops = vision = None
+        for asked in questions:
+            if asked.ready.crops is not crops:
+                crops = asked.ready.crops
+                vision = run.project(run.encode(crops), crops)
+            yield _decoded(run, run.prefill(asked.ready.prompt, vision, plan, MAX_NEW_TOKENS))
 
     return read
 
@@ -82,104 +88,218 @@ def peer_reader(peer: Peer, run: Runner, plan: Plan) -> Reader:
     """Read by a peer, to a cache of ours; its picture stages are made once for each number of crops."""
     prefill, stages = peer.prefill(plan, None), {}
 
-    def read(ready: Prepared) -> Decoding:
+    def see(ready: Prepared) -> Tensor:
         crops = ready.crops
         assert crops is not None
         for count in {len(crops.patches), len(crops.index)} - stages.keys():
             stages[count] = peer.encode(count), peer.project(count)
         features = peer.numbers(stages[len(crops.patches)][0](crops.patches)[0])[crops.index]
-        tokens = peer.numbers(stages[len(crops.index)][1](features, crops.masks)[0])
-        x = run.model.embed(ready.prompt.tokens[None], tokens, ready.prompt.slots)
-        logits, *past = map(peer.numbers, prefill(x))
-        length = len(ready.prompt.tokens)
-        cache = KVCache.allocate(run.model.config, len(plan.steps), 1, length + MAX_NEW_TOKENS, x)
-        for i, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.write(i, 0, keys, values)
-        return Decoding(logits, plan, cache, length)
+        return peer.numbers(stages[len(crops.index)][1](features, crops.masks)[0])
+
+    def read(questions: Sequence[Asked]) -> Iterator[Read]:
+        crops = vision = None
+        for asked in questions:
+            if asked.ready.crops is not crops:
+                crops, vision = asked.ready.crops, see(asked.ready)
+            prompt = asked.ready.prompt
+            x = run.model.embed(prompt.tokens[None], vision, prompt.slots)
+            logits, *past = map(peer.numbers, prefill(x))
+            length = len(prompt.tokens)
+            cache = KVCache.allocate(run.model.config, len(plan.steps), 1, length + MAX_NEW_TOKENS, x)
+            for i, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
+                cache.write(i, 0, keys, values)
+            yield _decoded(run, Decoding(logits, plan, cache, length))
 
     return read
 
 
-def _text(run: Runner, state: Decoding, request: Request) -> str:
-    """The greedy answer of a prompt that was read."""
-    transcript, token = Transcript(request, run.tokenizer), greedy(run.limits([request])(state.logits))
+def llama_reader(process: llama.Llama, precision: str, run: Runner, plan: Plan, folder: Path) -> Reader:
+    """Read and decode by llama.cpp, whose logits are logarithms of shares; pictures are torch's.
+
+    A picture's tokens are words of a file, made for the questions at hand; a prompt that begins as the one before
+    is read from there on.
+    """
+    size = run.model.config.embedding_size
+
+    def read(questions: Sequence[Asked]) -> Iterator[Read]:
+        path, words, prompts = folder / f"{questions[0].key[0]}_{precision}.gguf", [], []
+        begins: dict[int, int] = {}
+        for asked in questions:
+            prompt = asked.ready.prompt
+            assert prompt.slots is not None
+            places = prompt.slots[prompt.slots >= 0].sort().values
+            if asked.key[0] not in begins:
+                begins[asked.key[0]] = size + sum(map(len, words))
+                words.append(run.model.embed(prompt.tokens[None], asked.vision, prompt.slots)[0, places])
+            tokens, begin = prompt.tokens.clone(), begins[asked.key[0]]
+            tokens[places] = torch.arange(begin, begin + len(places))
+            prompts.append(tokens.tolist())
+        llama.write_gguf(path, run.model, plan, precision, torch.cat(words))
+        rows = size + sum(map(len, words))
+
+        def after(tokens: list[int], made: list[int]) -> Tensor:
+            answer = process.ask(path, [*tokens, *made], 1, rows, reuse=True)
+            return torch.tensor([llama.log_softmax(answer["log_probs"], size)])
+
+        try:
+            for tokens in prompts:
+                yield Read(after(tokens, []), partial(after, tokens))
+        finally:
+            path.unlink()
+
+    return read
+
+
+def _decoded(run: Runner, state: Decoding) -> Read:
+    return Read(state.logits, lambda made: run.decode(torch.tensor(made[-1:]), state, len(made)))
+
+
+def _text(run: Runner, read: Read, request: Request) -> str:
+    """Return the greedy answer."""
+    limits, transcript = run.limits([request]), Transcript(request, run.tokenizer)
+    token = greedy(limits(read.logits))
     transcript.add(int(token))
-    steps = run.steps(token, state, greedy, request)
     while not transcript.finish:
-        transcript.add(next(steps).token)
+        token = greedy(limits(read.after(transcript.tokens), token, len(transcript.tokens)))
+        transcript.add(int(token))
     return transcript.text
 
 
+class Kept:
+    """The answers in a folder that were made by the same versions, with the same weights on the same processor.
+
+    Attributes:
+        questions: by picture and place, as `accuracy_cpu.row_of` reads them, with `errors` of the first logits.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, str], versions: dict[str, str]) -> None:
+        self._about, self._versions = about, versions
+        self.questions: dict[tuple[int, int], dict[str, Any]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("*.jsonl")):
+            self._read(path)
+        self._path = folder / f"{secrets.token_hex(4)}.jsonl"
+
+    def _read(self, path: Path) -> None:
+        first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or ["{}"]
+        head = json.loads(first)
+        if head.get("about") != self._about:
+            return
+        same = {who for who, version in head["versions"].items() if self._versions.get(who) == version}
+        for line in lines:
+            self._take(json.loads(line), same)
+
+    def _take(self, question: dict[str, Any], who: Collection[str]) -> None:
+        empty = {**question, "texts": {"all": {}}, "errors": {}}
+        whole = self.questions.setdefault(tuple(question["key"]), empty)
+        for new, own in ((question["texts"]["all"], whole["texts"]["all"]), (question["errors"], whole["errors"])):
+            own.update({name: value for name, value in new.items() if name in who})
+
+    def lacks(self, picture: int, who: str) -> bool:
+        """Whether a picture's first question, which is written last, lacks an answer."""
+        question = self.questions.get((picture, 0))
+        return question is None or who not in question["texts"]["all"]
+
+    def add(self, questions: Sequence[dict[str, Any]]) -> None:
+        """Take the answers to questions, and append them to this run's file."""
+        head = "" if self._path.exists() else json.dumps({"about": self._about, "versions": self._versions}) + "\n"
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(head + "".join(json.dumps(question) + "\n" for question in reversed(questions)))
+        for question in questions:
+            self._take(question, question["texts"]["all"])
+
+    def row(self, who: str, pictures: set[int]) -> dict[str, Any] | None:
+        """Return the result of one way to compute on some pictures; None without an answer."""
+        some = [
+            question
+            for (picture, _), question in self.questions.items()
+            if picture in pictures and {who, REFERENCE} <= question["texts"]["all"].keys()
+        ]
+        if not some:
+            return None
+        own, meant = (row_of(some, "all", name, REFERENCE) for name in (who, REFERENCE))
+        largest, mean, is_equal = zip(*(question["errors"][who] for question in some), strict=True)
+        points = 100 * (own["accuracy"] - meant["accuracy"])
+        return {
+            "who": who,
+            "version": self._versions[who],
+            "num_samples": len(some),
+            "logit_error_max": max(largest),
+            "logit_error_mean": statistics.fmean(mean),
+            "equal_first_tokens": statistics.fmean(is_equal),
+            "accuracy": own["accuracy"],
+            "accuracy_points": points,
+            "answers_that_differ": own["disagreements"],
+            "right_to_wrong": own["right_to_wrong"],
+            "wrong_to_right": own["wrong_to_right"],
+            "counts": abs(points) <= POINTS,
+        }
+
+
+def pictures_of(folder: Path, num_samples: int) -> list[int]:
+    """Return the pictures of about `num_samples` validation questions, in the order in which they are asked."""
+    card = card_of(folder)
+    every, questions = num_pictures(card), card["settings"][0]["num_samples"]
+    order = sorted(range(every), key=lambda number: number * GOLDEN % 1)
+    return order[: min(every, -(-num_samples * every // questions))]
+
+
+def questions_of(vlm: api.TempoVLM, folder: Path, pictures: Sequence[int]) -> list[Asked]:
+    """Prepare all questions of some pictures for the native setting."""
+    run, tier, asked = vlm.engine.runner, vlm.space.native.tier, []
+    for picture, (dataset, scene) in zip(pictures, validation_scenes(folder, pictures), strict=True):
+        crops = vision = None
+        for number, item in enumerate(scene.questions):
+            given: dict[str, Any] = {"style": DATASETS[dataset].style, "max_new_tokens": MAX_NEW_TOKENS}
+            request = Request(images=(scene.image,), question=full_question(item), **given)
+            ready = run.prepare(scene.image, tier, request)
+            if crops is None:
+                crops = ready.crops
+                vision = run.project(run.encode(crops), crops)
+            assert vision is not None
+            ready = Prepared(crops, ready.prompt)
+            asked.append(Asked((picture, number), dataset, item.answer, request, ready, vision))
+    return asked
+
+
 @torch.inference_mode()
-def measure(
-    vlm: api.TempoVLM, readers: dict[str, Reader], samples: Sequence[Sample], folder: Path | None
-) -> list[dict[str, Any]]:
-    """Answer questions at the native setting by torch in float32 and in each other way.
+def answer(
+    vlm: api.TempoVLM, folder: Path, readers: dict[str, Reader], pictures: Sequence[int], kept: Kept
+) -> None:
+    """Answer the questions of pictures at the native setting, as far as answers are lacking.
 
     Args:
-        vlm: torch in float32, which decodes after every reader.
-        readers: others, by name.
-        samples: the questions.
-        folder: for files of llama.cpp, whose first tokens are compared; None leaves it out.
+        vlm: torch in float32, the reference.
+        folder: of the model.
+        readers: all other ways, by name.
+        pictures: numbers of validation pictures.
+        kept: takes the answers.
     """
     run, plan = vlm.engine.runner, vlm.engine.plan(vlm.space.native)
-    reference, found = Outcome(), {name: Outcome() for name in readers}
-    prompts: list[tuple[Tensor, Tensor]] = []
+    pictures = [number for number in pictures if any(kept.lacks(number, who) for who in (REFERENCE, *readers))]
     with progress_bar("answering questions") as advance, vlm.engine.computing():
-        for done, sample in enumerate(samples, 1):
-            given: dict[str, Any] = {"style": sample.style, "max_new_tokens": MAX_NEW_TOKENS}
-            request = Request(images=(sample.image_path,), question=sample.question, **given)
-            ready = run.prepare(run.open(request), plan.knobs.tier, request)
-            vision = run.project(run.encode(ready.crops), ready.crops)
-            state = run.prefill(ready.prompt, vision, plan, MAX_NEW_TOKENS)
-            prompts.append(
-                (run.model.embed(ready.prompt.tokens[None], vision, ready.prompt.slots)[0], state.logits)
-            )
-            meant = _text(run, state, request)
-            reference.compare(state.logits, state.logits)
-            reference.scores.append(score(sample, meant))
-            for name, read in readers.items():
-                other = read(ready)
-                found[name].compare(other.logits, state.logits)
-                text = _text(run, other, request)
-                found[name].scores.append(score(sample, text))
-                found[name].differ += text != meant
-            advance(done, len(samples))
-    if folder is not None:
-        found |= _first_tokens(vlm, plan, prompts, folder)
-    return [outcome.row(name, reference) for name, outcome in found.items()]
+        for begin in range(0, len(pictures), TOGETHER):
+            some = pictures[begin : begin + TOGETHER]
+            asked = questions_of(vlm, folder, some)
+            states = [run.prefill(one.ready.prompt, one.vision, plan, MAX_NEW_TOKENS) for one in asked]
+            found: list[dict[str, Any]] = [
+                {"key": one.key, "dataset": one.dataset, "right": one.right, "errors": {}}
+                | {"texts": {"all": {REFERENCE: _text(run, _decoded(run, state), one.request)}}}
+                for one, state in zip(asked, states, strict=True)
+            ]
+            for who, reader in readers.items():
+                if not any(kept.lacks(number, who) for number in some):
+                    continue
+                for one, state, read, into in zip(asked, states, reader(asked), found, strict=True):
+                    into["texts"]["all"][who] = _text(run, read, one.request)
+                    into["errors"][who] = _errors(who, read.logits, state.logits)
+            kept.add(found)
+            advance(begin + len(some), len(pictures))
 
 
-def _first_tokens(
-    vlm: api.TempoVLM, plan: Plan, prompts: Sequence[tuple[Tensor, Tensor]], folder: Path
-) -> dict[str, Outcome]:
-    """The shares of first tokens by llama.cpp, as logarithms, beside those of torch."""
-    model, size = vlm.engine.runner.model, vlm.engine.runner.model.config.embedding_size
-    found = {f"{llama.NAME}_{precision}": Outcome() for precision in llama.PRECISIONS}
-    process = llama.Llama(1)
-    try:
-        for number, part in enumerate(_parts(prompts)):
-            for precision, outcome in zip(llama.PRECISIONS, found.values(), strict=True):
-                path = folder / f"words_{number}_{precision}.gguf"
-                llama.write_gguf(path, model, plan, precision, torch.cat([x for x, _ in part]))
-                start, rows = size, size + sum(len(x) for x, _ in part)
-                for x, logits in part:
-                    answer = process.ask(path, range(start, start + len(x)), 1, rows)
-                    outcome.compare(
-                        torch.tensor([llama.log_softmax(answer["log_probs"], size)]), logits.log_softmax(-1)
-                    )
-                    start += len(x)
-                path.unlink()
-    finally:
-        process.close()
-    return found
-
-
-def _parts(prompts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    part: list[tuple[Tensor, Tensor]] = []
-    for prompt in prompts:
-        if part and sum(len(x) for x, _ in [*part, prompt]) > _ROWS:
-            yield part
-            part = []
-        part.append(prompt)
-    yield part
+def _errors(who: str, logits: Tensor, meant: Tensor) -> tuple[float, float, bool]:
+    """Largest and mean error of a first token's logits (1, V), and whether the token is the same."""
+    if who.startswith(llama.NAME):
+        meant = meant.log_softmax(-1)
+    error = (logits - meant).abs()
+    return float(error.max()), float(error.mean()), bool(logits.argmax() == meant.argmax())

@@ -140,8 +140,17 @@ class Llama:
         self._process.stdout.readline()  # it ends with this process from now on
         self._process.send_signal(signal.SIGSTOP)
 
-    def ask(self, path: Path, tokens: Sequence[int], count: int, probs: int = 0) -> dict[str, Any]:
+    def ask(
+        self, path: Path, tokens: Sequence[int], count: int, probs: int = 0, *, reuse: bool = False
+    ) -> dict[str, Any]:
         """Read a prompt and make some tokens.
+
+        Args:
+            path: of the GGUF file.
+            tokens: of the prompt.
+            count: tokens to make.
+            probs: the most probable tokens to return, of the first one; the rows of the file return all.
+            reuse: keep what the prompt begins with, as far as the last one began so.
 
         Returns:
             `prompt_ms`, `token_ms` of each token after the first, and `log_probs` of the first one by token.
@@ -149,7 +158,8 @@ class Llama:
         Raises:
             RuntimeError: the process ended or could not answer.
         """
-        request = {"path": str(path), "tokens": list(tokens), "count": count, "probs": probs}
+        request = {"path": str(path), "tokens": list(tokens), "count": count}
+        request |= {"probs": probs, "reuse": reuse}
         with self.awake():
             assert self._process.stdin is not None
             assert self._process.stdout is not None
@@ -203,7 +213,7 @@ def _answered(server: Any, request: dict[str, Any]) -> dict[str, Any]:
         "n_probs": request["probs"],
         "temperature": 0.0,
         "ignore_eos": True,
-        "cache_prompt": False,
+        "cache_prompt": request["reuse"],
         "stream": True,
         "timings_per_token": True,
     }

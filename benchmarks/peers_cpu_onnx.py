@@ -16,15 +16,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from peers_cpu_stages import Stage
+from peers_cpu_stages import SIGMOID_SLOPE, Stage
 from tempovlm.core.plan import Plan
 from tempovlm.model.decoder import Block
 from tempovlm.model.layers import RMSNorm
 from tempovlm.model.vision.encoder import VisionBlock
 from tempovlm.model.vlm import Molmo
-
-SIGMOID_SLOPE = 1.702
-"""Of CLIP's activation (Radford et al. 2021)."""
 
 OPSET = 21
 CONTRIBUTED = "com.microsoft"
@@ -34,7 +31,7 @@ CONTRIBUTED = "com.microsoft"
 class OnnxRuntime:
     """The stages of one model in sessions with a number of threads."""
 
-    name, package, precisions = "onnxruntime", "onnxruntime", ("f32",)
+    precisions = ("f32",)
 
     def __init__(self, model: Molmo, precision: str, threads: int) -> None:
         assert precision in self.precisions
@@ -148,6 +145,27 @@ class Graph:
         """Reshape; 0 keeps a size."""
         return self.add("Reshape", x, self.constant(np.array(shape, dtype=np.int64)))
 
+    def split(self, x: str, count: int) -> list[str]:
+        """Split the last dimension into equal parts."""
+        parts: list[str] = self.add("Split", x, results=count, axis=-1, num_outputs=count)
+        return parts
+
+    def sum(self, x: str, axis: int = -1) -> str:
+        """Sum over a dimension, which stays with size 1."""
+        return self.add("ReduceSum", x, self.constant(np.array([axis])), keepdims=1)
+
+    def softmax(self, x: str, axis: int = -1) -> str:
+        """Return shares along a dimension."""
+        return self.add("Softmax", x, axis=axis)
+
+    def joined(self, *parts: str, axis: int = -1) -> str:
+        """Join along a dimension, by default the last."""
+        return self.add("Concat", *parts, axis=axis)
+
+    def attention(self, *qkv: str, heads: int, **options: Any) -> str:
+        """Attend from (B, T, D) queries to keys and values."""
+        return self.add("MultiHeadAttention", *qkv, domain=CONTRIBUTED, num_heads=heads, **options)
+
     def gate(self, x: str, slope: float = 1.0) -> str:
         """Return x times the sigmoid of `slope` times x."""
         return self.add("QuickGelu", x, domain=CONTRIBUTED, alpha=slope)
@@ -162,8 +180,8 @@ class Graph:
 
 
 def _rotated(graph: Graph, x: str, cos: str, sin: str) -> str:
-    first, second = graph.add("Split", x, results=2, axis=-1, num_outputs=2)
-    turned = graph.add("Concat", graph.add("Neg", second), first, axis=-1)
+    first, second = graph.split(x, 2)
+    turned = graph.joined(graph.add("Neg", second), first)
     return graph.add("Add", graph.add("Mul", x, cos), graph.add("Mul", turned, sin))
 
 
@@ -178,7 +196,7 @@ def _attended(
         return graph.add("Transpose", graph.shaped(y, 0, 0, H, D // H), perm=[0, 2, 1, 3])
 
     qkv = graph.product(graph.rms_norm(x, attention.norm), attention.qkv.weight)
-    query, key, value = graph.add("Split", qkv, results=3, axis=-1, num_outputs=3)
+    query, key, value = graph.split(qkv, 3)
     query = _rotated(graph, heads(graph.rms_norm(query, attention.q_norm)), *tables)
     key = _rotated(graph, heads(graph.rms_norm(key, attention.k_norm)), *tables)
     value = heads(value)
@@ -188,17 +206,15 @@ def _attended(
         mixed = graph.shaped(graph.add("Transpose", mixed, perm=[0, 2, 1, 3]), 0, 0, D)
     else:
         rows = graph.shaped(graph.add("Transpose", query, perm=[0, 2, 1, 3]), 0, 0, D)
-        mixed = graph.add(
-            "MultiHeadAttention", rows, key, value, domain=CONTRIBUTED, num_heads=H, unidirectional=1
-        )
+        mixed = graph.attention(rows, key, value, heads=H, unidirectional=1)
     return graph.add("Add", x, graph.product(mixed, attention.out.weight)), key, value
 
 
 def _looked_back(graph: Graph, query: str, key: str, value: str, keys: str, values: str, context: int) -> str:
     """Attend from a scaled query to a context and itself; joining the scores copies less than joining the keys."""
-    own = graph.add("ReduceSum", graph.add("Mul", query, key), graph.constant(np.array([-1])), keepdims=1)
+    own = graph.sum(graph.add("Mul", query, key))
     scores = graph.add("MatMul", query, graph.add("Transpose", keys, perm=[0, 1, 3, 2]))
-    shares = graph.add("Softmax", graph.add("Concat", scores, own, axis=-1), axis=-1)
+    shares = graph.softmax(graph.joined(scores, own))
     before, at = graph.add("Split", shares, graph.constant(np.array([context, 1])), results=2, axis=-1)
     return graph.add("Add", graph.add("MatMul", before, values), graph.add("Mul", at, value))
 
@@ -210,7 +226,7 @@ def _visited(graph: Graph, block: Block, x: str, top_k: int) -> str:
     normed = graph.rms_norm(x, moe.norm)
     scores = graph.product(normed, moe.router.weight)
     _, places = graph.add("TopK", scores, graph.constant(np.array([top_k])), results=2, axis=-1)
-    shares = graph.add("Softmax", scores, axis=-1)
+    shares = graph.softmax(scores)
     none = graph.add("Mul", shares, graph.constant(np.float32(0)))
     chosen = graph.add("GatherElements", shares, places, axis=-1)
     weights = graph.add("ScatterElements", none, places, chosen, axis=-1)
@@ -254,20 +270,19 @@ def _vision_graph(model: Molmo, crops: int) -> Graph:
     width, places = vision.patch_embedding.out_features, vision.positions.shape[0]
     patches = graph.input("patches", [crops, places - 1, vision.patch_embedding.in_features])
     first = graph.constant(vision.class_embedding.expand(crops, 1, width))
-    x = graph.add("Concat", first, graph.linear(patches, vision.patch_embedding), axis=1)
+    x = graph.joined(first, graph.linear(patches, vision.patch_embedding), axis=1)
     x = graph.layer_norm(graph.add("Add", x, graph.constant(vision.positions)), vision.pre_norm)
     kept = {}
     for i in range(max(vision.keep) + 1):
         block = cast(VisionBlock, vision.blocks[i])
         qkv = graph.linear(graph.layer_norm(x, block.attention_norm), block.qkv)
-        parts = graph.add("Split", qkv, results=3, axis=-1, num_outputs=3)
-        mixed = graph.add("MultiHeadAttention", *parts, domain=CONTRIBUTED, num_heads=block.num_heads)
+        mixed = graph.attention(*graph.split(qkv, 3), heads=block.num_heads)
         x = graph.add("Add", x, graph.linear(mixed, block.out))
         hidden = graph.gate(graph.linear(graph.layer_norm(x, block.mlp_norm), block.up), SIGMOID_SLOPE)
         x = graph.add("Add", x, graph.linear(hidden, block.down))
         bounds = (graph.constant(np.array([at])) for at in (1, places, 1))
         kept[i] = graph.add("Slice", x, *bounds)
-    graph.output(graph.add("Concat", *(kept[i] for i in vision.keep), axis=-1))
+    graph.output(graph.joined(*(kept[i] for i in vision.keep)))
     return graph
 
 
@@ -289,13 +304,12 @@ def _projector_graph(model: Molmo, crops: int) -> Graph:
     windows = graph.shaped(split, count, p * p, wide)
     mean = graph.add("ReduceMean", windows, graph.constant(np.array([1])), keepdims=1)
     query = graph.shaped(graph.linear(mean, projector.query), count, 1, H, width // H)
-    parts = graph.add("Split", graph.linear(windows, projector.key_value), results=2, axis=-1, num_outputs=2)
+    parts = graph.split(graph.linear(windows, projector.key_value), 2)
     key, value = (graph.shaped(part, count, p * p, H, width // H) for part in parts)
-    scores = graph.add("ReduceSum", graph.add("Mul", query, key), graph.constant(np.array([-1])), keepdims=1)
+    scores = graph.sum(graph.add("Mul", query, key))
     scores = graph.add("Mul", scores, graph.constant(np.float32((width // H) ** -0.5)))
-    mixed = graph.add("Mul", graph.add("Softmax", scores, axis=1), value)
-    mixed = graph.add("ReduceSum", mixed, graph.constant(np.array([1])), keepdims=0)
+    mixed = graph.sum(graph.add("Mul", graph.softmax(scores, axis=1), value), axis=1)
     pooled = graph.linear(graph.shaped(mixed, crops, s * s, width), projector.out)
-    gate, up = graph.add("Split", graph.linear(pooled, projector.gate_up), results=2, axis=-1, num_outputs=2)
+    gate, up = graph.split(graph.linear(pooled, projector.gate_up), 2)
     graph.output(graph.linear(graph.add("Mul", graph.gate(gate), up), projector.down))
     return graph

@@ -20,7 +20,7 @@ from openvino import Model, Type
 from openvino import opset15 as op
 from torch import Tensor, nn
 
-from peers_cpu_stages import Stage
+from peers_cpu_stages import SIGMOID_SLOPE, Stage
 from tempovlm.core.plan import Plan
 from tempovlm.model.decoder import Block
 from tempovlm.model.layers import RMSNorm
@@ -30,9 +30,6 @@ from tempovlm.model.vlm import Molmo
 Node = Any
 """An output of a node of a graph."""
 
-SIGMOID_SLOPE = np.float32(1.702)
-"""Of CLIP's activation (Radford et al. 2021)."""
-
 LAST = np.int64(-1)
 _TYPES = {"f32": Type.f32, "bf16": Type.bf16}
 
@@ -40,7 +37,7 @@ _TYPES = {"f32": Type.f32, "bf16": Type.bf16}
 class OpenVino:
     """The stages of one model, compiled for a number of threads and a type of products."""
 
-    name, package, precisions = "openvino", "openvino", ("f32", "bf16")
+    precisions = ("f32", "bf16")
 
     def __init__(self, model: Molmo, precision: str, threads: int) -> None:
         self._model, self._kind = model, _TYPES[precision]
@@ -109,13 +106,32 @@ def _constant(value: Any) -> Node:
     return op.constant(np.asarray(value))
 
 
-def _product(x: Node, weight: np.ndarray) -> Node:
+def _product(x: Node, weight: Tensor) -> Node:
     """Return (..., in) times the transpose of (out, in)."""
-    return op.matmul(x, _constant(weight), False, True)
+    return _times_transposed(x, _constant(_array(weight)))
+
+
+def _times_transposed(x: Node, y: Node) -> Node:
+    return op.matmul(x, y, False, True)
+
+
+def _shaped(x: Node, *shape: int, keeps: bool = False) -> Node:
+    """Reshape; with `keeps`, 0 keeps a size."""
+    return op.reshape(x, _constant(shape), keeps)
+
+
+def _sum(x: Node, axis: int = -1) -> Node:
+    """Sum over a dimension, which stays with size 1."""
+    return op.reduce_sum(x, _constant([axis]), keep_dims=True)
+
+
+def _mean(x: Node, axis: int = -1) -> Node:
+    """Return the mean over a dimension, which stays with size 1."""
+    return op.reduce_mean(x, _constant([axis]), keep_dims=True)
 
 
 def _linear(x: Node, layer: nn.Linear) -> Node:
-    y = _product(x, _array(layer.weight))
+    y = _product(x, layer.weight)
     return y if layer.bias is None else op.add(y, _constant(_array(layer.bias)))
 
 
@@ -125,19 +141,19 @@ def _layer_norm(x: Node, norm: nn.LayerNorm) -> Node:
 
 
 def _rms_norm(x: Node, norm: RMSNorm) -> Node:
-    square = op.reduce_mean(op.multiply(x, x), _constant([LAST]), keep_dims=True)
+    square = _mean(op.multiply(x, x))
     scaled = op.divide(x, op.sqrt(op.add(square, _constant(np.float32(norm.eps)))))
     return op.multiply(scaled, _constant(_array(norm.weight)))
 
 
 def _heads(x: Node, count: int, width: int) -> Node:
     """Split (B, T, D) into (B, H, T, W)."""
-    return op.transpose(op.reshape(x, _constant([0, -1, count, width]), True), _constant([0, 2, 1, 3]))
+    return op.transpose(_shaped(x, 0, -1, count, width, keeps=True), _constant([0, 2, 1, 3]))
 
 
 def _merged(x: Node, width: int) -> Node:
     """Merge (B, H, T, W) into (B, T, D)."""
-    return op.reshape(op.transpose(x, _constant([0, 2, 1, 3])), _constant([0, 0, width]), True)
+    return _shaped(op.transpose(x, _constant([0, 2, 1, 3])), 0, 0, width, keeps=True)
 
 
 def _parts(x: Node, count: int) -> list[Node]:
@@ -153,7 +169,7 @@ def _attended(block: Block, x: Node, tables: Sequence[Node], past: Sequence[Node
     """Return (1, T, D) after attention, and the keys and values (1, H, T, W) of its tokens."""
     attention = block.attention
     width, count = attention.out.out_features, attention.num_heads
-    query, key, value = _parts(_product(_rms_norm(x, attention.norm), _array(attention.qkv.weight)), 3)
+    query, key, value = _parts(_product(_rms_norm(x, attention.norm), attention.qkv.weight), 3)
     query = _rotated(_heads(_rms_norm(query, attention.q_norm), count, width // count), *tables)
     key = _rotated(_heads(_rms_norm(key, attention.k_norm), count, width // count), *tables)
     value = _heads(value, count, width // count)
@@ -161,15 +177,15 @@ def _attended(block: Block, x: Node, tables: Sequence[Node], past: Sequence[Node
         mixed = _looked_back(query, key, value, *past)
     else:
         mixed = op.scaled_dot_product_attention(query, key, value, causal=True)
-    return op.add(x, _product(_merged(mixed, width), _array(attention.out.weight))), key, value
+    return op.add(x, _product(_merged(mixed, width), attention.out.weight)), key, value
 
 
 def _looked_back(query: Node, key: Node, value: Node, keys: Node, values: Node) -> Node:
     """Attend from one token to a context and itself; joining the scores copies less than joining the keys."""
     _, _, context, width = keys.shape
     query = op.multiply(query, _constant(np.float32(width**-0.5)))
-    own = op.reduce_sum(op.multiply(query, key), _constant([LAST]), keep_dims=True)
-    shares = op.softmax(op.concat([op.matmul(query, keys, False, True), own], -1), -1)
+    own = _sum(op.multiply(query, key))
+    shares = op.softmax(op.concat([_times_transposed(query, keys), own], -1), -1)
     before, at = op.variadic_split(shares, _constant(LAST), _constant([context, 1])).outputs()
     return op.add(op.matmul(before, values, False, False), op.multiply(at, value))
 
@@ -179,17 +195,17 @@ def _visited(block: Block, x: Node, top_k: int) -> Node:
     moe = block.moe
     E, F2, D = moe.gate_up.shape
     normed = _rms_norm(x, moe.norm)
-    scores = _product(normed, _array(moe.router.weight))
+    scores = _product(normed, moe.router.weight)
     places = op.topk(scores, _constant(np.int64(top_k)), -1, "max", "value").output(1)
     shares = op.softmax(scores, -1)
     none = op.multiply(shares, _constant(np.float32(0)))
     weights = op.scatter_elements_update(none, places, op.gather_elements(shares, places, -1), _constant(LAST))
-    gate, up = (_array(part.reshape(-1, D)) for part in moe.gate_up.chunk(2, dim=1))
+    gate, up = (part.reshape(-1, D) for part in moe.gate_up.chunk(2, dim=1))
     hidden = op.multiply(op.swish(_product(normed, gate)), _product(normed, up))
-    by_expert = op.reshape(hidden, _constant([0, 0, E, F2 // 2]), True)
+    by_expert = _shaped(hidden, 0, 0, E, F2 // 2, keeps=True)
     weighted = op.multiply(by_expert, op.unsqueeze(weights, _constant([LAST])))
-    down = _array(moe.down.permute(1, 0, 2).reshape(D, -1))
-    return op.add(x, _product(op.reshape(weighted, _constant([0, 0, -1]), True), down))
+    down = moe.down.permute(1, 0, 2).reshape(D, -1)
+    return op.add(x, _product(_shaped(weighted, 0, 0, -1, keeps=True), down))
 
 
 def _decoder_graph(model: Molmo, plan: Plan, length: int | None, context: int | None, kind: Type) -> Model:
@@ -233,7 +249,7 @@ def _vision_graph(model: Molmo, crops: int) -> Model:
         qkv = _parts(_linear(_layer_norm(x, block.attention_norm), block.qkv), 3)
         mixed = op.scaled_dot_product_attention(*(_heads(part, *heads) for part in qkv))
         x = op.add(x, _linear(_merged(mixed, width), block.out))
-        hidden = op.swish(_linear(_layer_norm(x, block.mlp_norm), block.up), _constant(SIGMOID_SLOPE))
+        hidden = op.swish(_linear(_layer_norm(x, block.mlp_norm), block.up), _constant(np.float32(SIGMOID_SLOPE)))
         x = op.add(x, _linear(hidden, block.down))
         kept[i] = op.slice(x, _constant([1]), _constant([places]), _constant([1]), _constant([1]))
     return Model([op.result(op.concat([kept[i] for i in vision.keep], -1))], [patches], "vision")
@@ -251,18 +267,16 @@ def _projector_graph(model: Molmo, crops: int) -> Model:
     x = features
     for row, where in zip(projector.pad_embedding, kinds, strict=True):
         x = op.add(x, op.multiply(_constant(_array(row)), op.convert(where, Type.f32)))
-    split = op.transpose(op.reshape(x, _constant([-1, s, p, s, p, wide]), False), _constant([0, 1, 3, 2, 4, 5]))
-    windows = op.reshape(split, _constant([count, p * p, wide]), False)
-    mean = op.reduce_mean(windows, _constant([1]), keep_dims=True)
-    query = op.reshape(_linear(mean, projector.query), _constant([count, 1, H, -1]), False)
+    split = op.transpose(_shaped(x, -1, s, p, s, p, wide), _constant([0, 1, 3, 2, 4, 5]))
+    windows = _shaped(split, count, p * p, wide)
+    query = _shaped(_linear(_mean(windows, axis=1), projector.query), count, 1, H, -1)
     key, value = (
-        op.reshape(part, _constant([count, p * p, H, width // H]), False)
-        for part in _parts(_linear(windows, projector.key_value), 2)
+        _shaped(part, count, p * p, H, width // H) for part in _parts(_linear(windows, projector.key_value), 2)
     )
-    scores = op.reduce_sum(op.multiply(query, key), _constant([LAST]), keep_dims=True)
+    scores = _sum(op.multiply(query, key))
     scores = op.multiply(scores, _constant(np.float32((width // H) ** -0.5)))
-    mixed = op.reduce_sum(op.multiply(op.softmax(scores, 1), value), _constant([1]), keep_dims=False)
-    pooled = _linear(op.reshape(mixed, _constant([crops, s * s, width]), False), projector.out)
+    mixed = _sum(op.multiply(op.softmax(scores, 1), value), axis=1)
+    pooled = _linear(_shaped(mixed, crops, s * s, width), projector.out)
     gate, up = _parts(_linear(pooled, projector.gate_up), 2)
     down = _linear(op.multiply(op.swish(gate), up), projector.down)
     return Model([op.result(down)], [features, masks], "projector")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tempovlm.core.knobs import KnobConfig
+from tempovlm.core.plan import Plan
 from tempovlm.core.units import now_ms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tempovlm.api import TempoVLM
-    from tempovlm.core.plan import Plan
     from tempovlm.data.sample import Sample
     from tempovlm.model.vision.tiling import Crops
 
 Stage = Callable[..., list[Any]]
 """A stage that is ready to run: its inputs, tensors or outputs of other stages, to its outputs."""
+
+SETTINGS = {"k8_b16": (8, 16), "k4_b8": (4, 8)}
+LENGTHS, CONTEXTS, CROPS = (289, 336, 700), (300, 700), (2, 7, 13)
 
 Job = Callable[[], list[float]]
 """One turn at a row: its times in ms."""
@@ -29,6 +34,9 @@ TOKENS = 8
 """Tokens of one turn at a row of decode."""
 
 MAX_NEW_TOKENS = 16
+
+SIGMOID_SLOPE = 1.702
+"""Of CLIP's activation (Radford et al. 2021)."""
 
 
 class Peer(Protocol):
@@ -90,6 +98,23 @@ class Contender:
         return f"{self.who}_{self.precision}" + "_spinning" * self.is_spinning
 
 
+def works_of(vlm: TempoVLM) -> list[Work]:
+    """Return all rows."""
+    shape, ranking = vlm.engine.runner.model.config.shape, vlm.engine.ranking
+    plans = {
+        name: Plan.build(KnobConfig(tier="low", top_k=top_k, num_blocks=blocks), ranking, shape)
+        for name, (top_k, blocks) in SETTINGS.items()
+    }
+    sized = (("prefill", LENGTHS), ("decode", CONTEXTS))
+    works = [
+        Work(f"{stage}_{size}_{name}", stage, size, plan)
+        for stage, sizes in sized
+        for size in sizes
+        for name, plan in plans.items()
+    ]
+    return [*works, *(Work(f"vision_{count}", "vision", count) for count in CROPS), Work("answer", "answer")]
+
+
 def timed(run: Callable[[], Any], count: int = 1) -> list[float]:
     """Return the times in ms of some calls."""
     times_ms = []
@@ -119,21 +144,23 @@ def crops_of(vlm: TempoVLM, count: int) -> Crops:
     return Crops(patches, torch.arange(count), masks, Grid(1, count - 1))
 
 
-def our_job(vlm: TempoVLM, sample: Sample, work: Work) -> Job:
-    """A turn of ours, with the number of threads that the product computes with."""
+def our_job(vlm: TempoVLM, sample: Sample | None, work: Work) -> Job:
+    """A turn of ours, with the number of threads that the product computes with; answers need a sample."""
     import torch
 
     from tempovlm.model.prompt import Prompt
 
     engine, run = vlm.engine, vlm.engine.runner
+    computing = getattr(engine, "computing", contextlib.nullcontext)  # the first version lacks it
     if work.stage == "answer":
+        assert sample is not None
         given: dict[str, Any] = {"style": sample.style, "max_new_tokens": MAX_NEW_TOKENS}
         return lambda: [vlm.answer(sample.image_path, sample.question, **given).timings_ms["total"]]
     if work.stage == "vision":
         crops = crops_of(vlm, work.size)
 
         def encode() -> list[float]:
-            with engine.computing():
+            with computing():
                 return timed(lambda: run.encode(crops))
 
         return encode
@@ -141,7 +168,7 @@ def our_job(vlm: TempoVLM, sample: Sample, work: Work) -> Job:
     plan, prompt = work.plan, Prompt(torch.tensor(tokens_of(work.size)), None, 0)
 
     def prefill() -> list[float]:
-        with engine.computing():
+        with computing():
             return timed(lambda: run.prefill(prompt, None, plan, MAX_NEW_TOKENS))
 
     if work.stage == "prefill":
@@ -149,7 +176,7 @@ def our_job(vlm: TempoVLM, sample: Sample, work: Work) -> Job:
     state, token = run.prefill(prompt, None, plan, MAX_NEW_TOKENS), torch.tensor([16])
 
     def decode() -> list[float]:
-        with engine.computing():
+        with computing():
             run.decode(token, state, 1)
             return timed(lambda: run.decode(token, state, 1), TOKENS)
 

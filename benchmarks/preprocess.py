@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import statistics
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from output import write_json
 from tempovlm import api
 from tempovlm.core.units import now_ms
 from tempovlm.data.catalog import load_samples
@@ -110,10 +110,7 @@ def main() -> None:
     effect = accuracy_effect(flags.num_samples)
     stamp = effect.pop("stamp")
     record = {"stamp": stamp, "rows": speed(flags.repeats), "fast_pixel_error": pixel_error(), "pocket": effect}
-    text = json.dumps(record, indent=1)
-    if flags.json:
-        flags.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    write_json(record, flags.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ answer of the weights as loaded.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ prepare()
 import torch
 from torch import Tensor
 
+from output import write_json
 from tempovlm import api
 from tempovlm.core.cost import Cost, active_parameters
 from tempovlm.core.errors import UserError
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--weights", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--num_samples", type=int, default=200, help="questions of all data sets together")
-    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--json", type=Path, help="file to write; standard output without it")
     flags = parser.parse_args()
     if flags.num_samples < 1:
         parser.error(f"--num_samples {flags.num_samples}: must be at least 1")
@@ -192,11 +192,7 @@ def main() -> None:
         record = quality(flags.model, flags.num_samples, flags.weights)
     except UserError as error:
         sys.exit(f"error: {error.flagged}")
-    text = json.dumps(record, indent=1)
-    print(text)
-    if flags.json:
-        flags.json.parent.mkdir(parents=True, exist_ok=True)
-        flags.json.write_text(text + "\n", encoding="utf-8")
+    write_json(record, flags.json)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ class TempoVLM:
         policy = wanted if isinstance(wanted, str | Path) else wanted.name
         budget = "no budget" if self.budget_ms is None else f"budget {self.budget_ms:g} ms"
         where = f"{run.device}, {str(run.dtype).removeprefix('torch.')}"
+        where += "" if run.backend is None else f", backend {run.backend}"
         return f"TempoVLM({self.engine.name}, {where}, {len(self.space)} settings, policy {policy}, {budget})"
 
     @property
@@ -501,7 +502,8 @@ def _load_engine(
     tokenizer = read_tokenizer(folder, config)
     backend, dtype = options.pop("backend"), options.pop("dtype")
     network = _load_weights(folder, device, pick_dtype(dtype, device), options["name"], progress=progress)
-    with progress_bar("compiling the kernels for this processor, once", show=progress and to_compile(backend)):
+    compiles = progress and to_compile(backend, dtype, network)
+    with progress_bar("compiling the kernels for this processor, once", show=compiles):
         options["precision"] = pick_precision(backend, dtype, network)
     given = {"space": part, "ranking": order, "option_letters": card.option_letters, **options}
     engine = Engine(network, tokenizer, weights_hash=weights_hash(folder), **given)

@@ -72,7 +72,7 @@ def test_the_pictures_are_those_of_the_card(monkeypatch: pytest.MonkeyPatch, rep
     recipe = json.loads((folder / "accuracy.json").read_text())["recipe"]
     small = Pictures(folder / "tokenizer.json", "val", recipe["batch"], recipe["validation_seed"], 0, 1)
     batch = small.make(0, Tokenizer.load(folder / "tokenizer.json"))
-    for row, (name, scene) in zip((0, 128), validation_scenes(folder, 0, 128), strict=False):
+    for row, (name, scene) in zip((0, 128), validation_scenes(folder, (0, 128)), strict=True):
         assert (scene.image == batch.images[row].numpy()).all()
         assert name == GENERATED[batch.datasets[row]]
         assert len(scene.questions) == batch.segments[row].max()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +74,11 @@ class _Answers:
 
     asked: list[tuple[float | None, str]] = field(default_factory=list)
 
-    def answer(self, _: object, question: str, budget_ms: float | None, *, style: str) -> Any:
+    def answer(
+        self, _: object, question: str, budget_ms: float | None, *, style: str, knobs: KnobConfig | None
+    ) -> Any:
         self.asked.append((budget_ms, style))
-        knobs = KnobConfig(tier="low", top_k=4, num_blocks=8)
+        knobs = knobs or KnobConfig(tier="low", top_k=4, num_blocks=8)
         return _Answer({"total": float(question)}, "yes", knobs, float(question) < 15)
 
 
@@ -105,3 +110,23 @@ def test_a_row_counts_what_came_late() -> None:
     assert row["late_by"] == [pytest.approx(2.0)]
     assert (row["num_beside"], row["late_beside"]) == (0, 0)
     assert row["settings"] == {"low/k4/b8": 3}
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_row_of_the_cheapest_setting_asks_no_policy() -> None:
+    bench, knobs = importlib.import_module("company_cpu"), KnobConfig(tier="high", top_k=8, num_blocks=16)
+    row = bench.row_of(_Answers(), [_Sample("5"), _Sample("10")], lambda *_: 0.5, 0, 0.5, 20.0, knobs)
+    assert row["settings"] == {"high/k8/b16": 2}
+
+
+def test_a_run_at_the_cheapest_setting_continues_no_other(repo_root: Path, tmp_path: Path) -> None:
+    path, flags = tmp_path / "rows.json", {"model": "pocket", "backend": None, "policy": "auto", "threads": None}
+    flags |= {"num_samples": 4, "busy_calibration": 0, "cpus": None}
+    for made, given in ((flags, ["--cheapest"]), (flags | {"cheapest": True}, [])):
+        path.write_text(json.dumps({"flags": made, "rows": []}))
+        command = [sys.executable, str(repo_root / "benchmarks" / "company_cpu.py"), *given]
+        command += ["--num_samples", "4", "--json", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert f"{path}: made with other flags" in done.stderr
+        assert json.loads(path.read_text())["rows"] == []

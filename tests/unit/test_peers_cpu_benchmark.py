@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 import tiny_model
 from preloaded import Preloaded
+from tempovlm.api import model_folder
+from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.cache import KVCache
 from tempovlm.model.vlm import Molmo
@@ -66,7 +69,7 @@ def test_table_has_the_best_that_counts(benchmark: Any) -> None:
     }
     lines = benchmark("peers_cpu").table(record).splitlines()
     assert [part.strip() for part in lines[0].split("|")[3:-1]] == ["TempoVLM, torch", "OpenVINO", "llama.cpp"]
-    assert lines[2].split("|")[3:-1] == [" 60 / 70 (2, f32) ", " 30 / 31 (2, f32) ", " 9 / 12 (2, f16) "]
+    assert lines[2].split("|")[3:-1] == [" 60 / 70 (2, f32) ", " 30 / 31 (2, f32) ", " 9 / 12 (2, f16, spinning) "]
     assert lines[3].split("|")[3:-1] == [" – ", " 50 / 55 (1, f32) ", " – "]
 
 
@@ -90,10 +93,75 @@ def test_shares_of_our_tokens_sum_to_one(benchmark: Any) -> None:
     assert found[0] - found[1] == pytest.approx(1.0)
 
 
+def kept_question(picture: int, texts: dict[str, str], right: str = "red") -> dict[str, Any]:
+    errors = {who: [0.5 * (picture + 1), 0.1, True] for who in texts if not who.startswith("ours")}
+    texts = {"ours_torch_f32": "red"} | texts
+    return {"key": [picture, 0], "dataset": "okvqa", "right": right, "texts": {"all": texts}, "errors": errors}
+
+
+def test_runs_share_the_answers_that_they_keep(benchmark: Any, tmp_path: Path) -> None:
+    kept = benchmark("peers_cpu_accuracy").Kept
+    versions = {"ours_torch_f32": "2.13", "openvino_f32": "1", "openvino_bf16": "1"}
+    about = {"weights": "bfa549c23ae1"}
+    first, second = kept(tmp_path, about, versions), kept(tmp_path, about, versions)
+    first.add([kept_question(0, {"openvino_f32": "red", "openvino_bf16": "red"})])
+    second.add([kept_question(1, {"openvino_f32": "red"}), kept_question(2, {"openvino_f32": "blue"}, "blue")])
+    third = kept(tmp_path, about, versions)
+    third.add([kept_question(1, {"openvino_bf16": "blue"})])
+    every = kept(tmp_path, about, versions)
+    assert [every.lacks(picture, "openvino_bf16") for picture in range(4)] == [False, False, True, True]
+    row = every.row("openvino_f32", {0, 1, 2})
+    assert (row["num_samples"], row["answers_that_differ"], row["counts"]) == (3, 1, False)
+    assert (row["accuracy_points"], row["logit_error_max"]) == pytest.approx((100 / 3, 1.5))
+    assert every.row("openvino_f32", {0, 1})["counts"]
+    assert every.row("openvino_bf16", {0, 1, 2})["right_to_wrong"] == 1
+    newer = kept(tmp_path, about, versions | {"openvino_bf16": "2"})
+    assert newer.lacks(0, "openvino_bf16")
+    assert not newer.lacks(0, "openvino_f32")
+    assert kept(tmp_path, {"weights": "0123456789ab"}, versions).lacks(0, "openvino_f32")
+
+
+def test_a_line_that_was_cut_is_answered_again(benchmark: Any, tmp_path: Path) -> None:
+    kept = benchmark("peers_cpu_accuracy").Kept
+    versions = {"ours_torch_f32": "2.13", "openvino_f32": "1"}
+    kept(tmp_path, {}, versions).add([kept_question(n, {"openvino_f32": "red"}) for n in range(2)])
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text()[:-9])
+    again = kept(tmp_path, {}, versions)
+    assert [again.lacks(picture, "openvino_f32") for picture in range(2)] == [True, False]
+
+
+def test_fewer_questions_are_spread_over_all_pictures(benchmark: Any) -> None:
+    pictures_of = benchmark("peers_cpu_accuracy").pictures_of
+    folder = model_folder("pocket")
+    some, more, every = (pictures_of(folder, count) for count in (300, 1000, 10**6))
+    assert more[: len(some)] == some
+    assert sorted(every) == list(range(2048))
+    assert every[: len(more)] == more
+    eighths = [sum(number // 256 == part for number in some) for part in range(8)]
+    assert max(eighths) - min(eighths) <= 2
+    assert len(some) == pytest.approx(300 / 7244 * 2048, abs=1)
+
+
+def test_accuracies_replace_those_of_a_result(benchmark: Any, tmp_path: Path) -> None:
+    main, path = benchmark("peers_cpu"), tmp_path / "result.json"
+    old = [{"who": "openvino_f32", "counts": False}, {"who": "llama.cpp_f16", "counts": True}]
+    rows = [row("openvino_f32", 2, 0, 30.0, 31.0)]
+    path.write_text(json.dumps({"stamp": {"weights": "a"}, "peers": {}, "rows": rows, "accuracy": old}))
+    new = [{"who": "openvino_f32", "counts": True}]
+    found = main.with_accuracy(path, {"weights": "a"}, new)
+    assert found["rows"] == rows
+    assert found["accuracy"] == [old[1], *new]
+    with pytest.raises(UserError, match="of other weights"):
+        main.with_accuracy(path, {"weights": "b"}, new)
+    assert main.with_accuracy(tmp_path / "none.json", {"weights": "a"}, new)["accuracy"] == new
+
+
 def test_wrong_input_is_told_in_a_line(
-    repo_root: Path, tmp_path: Path, benchmark: Any, preloaded: Preloaded, monkeypatch: pytest.MonkeyPatch
+    repo_root: Path, benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, preloaded: Preloaded
 ) -> None:
-    main = benchmark("peers_cpu")
+    main, other = benchmark("peers_cpu"), tmp_path / "other.json"
+    other.write_text('{"rows": [{"name": "low"}]}')
     monkeypatch.setattr(main, "find_spec", lambda name: None if name == "gguf" else name)
     assert main.missing(["openvino", "onnxruntime"]) is None
     assert main.missing(["llama.cpp"]).startswith("--peers llama.cpp: gguf is not installed; pip install")
@@ -101,6 +169,10 @@ def test_wrong_input_is_told_in_a_line(
         (("--accuracy", "-1"), "--accuracy -1"),
         (("--peers", "--backends", "torch:half8"), "--backends torch:half8"),
         (("--table", "nowhere.json"), "nowhere.json"),
+        (("--table", str(other)), f"{other}: no result of peers_cpu.py"),
+        (("--only_accuracy",), "--only_accuracy: needs --json"),
+        (("--shard", "0/2"), "--shard: only with --only_accuracy"),
+        (("--shard", "2/2"), "--shard: 2/2: must be I/N"),
     ):
         done = preloaded.run(repo_root / "benchmarks" / "peers_cpu.py", *words, cwd=tmp_path)
         assert done.returncode == 2

@@ -124,7 +124,9 @@ def test_an_answer_is_shown_on_one_short_line(model: TempoVLM, picture: Image.Im
 
 
 def test_a_model_is_shown_on_one_short_line(model: TempoVLM, default: TempoVLM) -> None:
-    assert repr(model).startswith(f"TempoVLM({model.engine.name}, cpu, float32, {len(model.space)} settings, ")
+    assert repr(model).startswith(
+        f"TempoVLM({model.engine.name}, cpu, float32, backend torch, {len(model.space)} settings, "
+    )
     assert repr(model).endswith("no budget)")
     assert repr(default).endswith("policy fixed, budget 100000 ms)")
 
@@ -138,6 +140,7 @@ def test_a_record_says_when_who_and_by_what(model: TempoVLM, picture: Image.Imag
     assert timedelta(0) <= accepted - (before - timedelta(seconds=1)) < timedelta(seconds=30)
     assert record["request_id"] == "page 7"
     assert record["weights_hash"] == model.weights_hash
+    assert record["backend"] == "torch"
     assert record["margin"] == pytest.approx(answer.margin, abs=1e-4)
     rows, columns = answer.tiling or (0, 0)
     assert record["tiling"] == {"rows": rows, "columns": columns}

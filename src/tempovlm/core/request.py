@@ -231,6 +231,7 @@ class Answer:
         accepted_at: date and time of acceptance. request_id: the request's, or a made one.
         margin: the factor on calibrated bounds when the setting was chosen.
         weights_hash: of the model; None where it is not known.
+        backend: that ran it on a CPU, `torch` or `kernels (TYPE-INSTRUCTIONS)`; None elsewhere.
     """
 
     text: str
@@ -257,6 +258,7 @@ class Answer:
     request_id: str = ""
     margin: float = 1.0
     weights_hash: str | None = None
+    backend: str | None = None
     schema: str = SCHEMA
 
     def __repr__(self) -> str:
@@ -303,6 +305,7 @@ class Answer:
             "model": self.model,
             "weights_hash": self.weights_hash,
             "device": self.device,
+            "backend": self.backend,
             "schema": self.schema,
         }
 

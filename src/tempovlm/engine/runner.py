@@ -94,6 +94,13 @@ class Runner:
         return self.model.decoder.embedding.dtype
 
     @property
+    def backend(self) -> str | None:
+        """Name of the back end on a CPU, `torch` or `kernels (TYPE-INSTRUCTIONS)`; None elsewhere."""
+        if self.device.type != "cpu":
+            return None
+        return "torch" if self.stages is None else f"kernels ({self.stages.name})"
+
+    @property
     def decode_dtype(self) -> DecodeDtype:
         """Weights that decode steps read; `bf16` stands for the weights as loaded."""
         return "bf16" if self.graphs is None else self.graphs.decode_dtype

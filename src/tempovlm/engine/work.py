@@ -164,4 +164,5 @@ def build_answer(
         request_id=uuid.uuid4().hex if request.request_id is None else request.request_id,
         margin=choice.margin,
         weights_hash=engine.weights_hash or None,
+        backend=engine.runner.backend,
     )

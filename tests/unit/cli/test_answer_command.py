@@ -36,6 +36,7 @@ KEYS = {
     "num_output_tokens",
     "model",
     "device",
+    "backend",
     "schema",
 }
 

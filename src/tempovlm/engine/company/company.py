@@ -195,7 +195,7 @@ class Company:
     def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float]:
         """Return who decides about a request that joins now, and how long it waits for others; 0 if unknown.
 
-        Who is at the door alone may take as long as the slowest of the last ones did, at first as the native setting.
+        Each at the door may take as long as the slowest of the last ones did; at first, as the native setting.
         """
         profile = guard.profile
         if profile is None or not profile.shared:

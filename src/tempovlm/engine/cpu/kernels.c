@@ -375,7 +375,7 @@ INLINE void attend_of(const int rows, const packed *kv, long h, const elem *cons
         most = ends[i] > most ? ends[i] : most;
     const long padded = up_to(most, PANEL), deep = up_to(most, PAIR);
     vec sums[2 * ROWS];
-    for (long t = 0; t < padded; t += PANEL) {
+    for (long t = 0; t < padded; t += PANEL) { /* keys that no row sees, too: another thread may be packing them */
         tile_of(rows, q, kv->keys + (h * room + t) * width, width, sums);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
@@ -516,7 +516,7 @@ static void take_tasks(job *j, int me)
             break;
         j->run(j, task, scratch);
     }
-    if (!scratch)
+    if (!scratch && me == 0) /* else the caller does without this worker */
         atomic_store(&j->over, 2);
     atomic_store(&j->current[me], INT64_MAX);
     free(scratch);
@@ -704,6 +704,8 @@ typedef struct {
     int32_t side, pool, heads, features, width, out_width;
 } projector;
 
+enum { MOST_POOLED = 64 /* patches of a window */ };
+
 typedef struct {
     const projector *model;
     const float *features, *masks;
@@ -742,7 +744,7 @@ static void project_task(const job *j, long task, char *scratch)
     const float scale = 1.0f / sqrtf((float)W);
     for (long w = 0; w < s; w++)
         for (long h = 0; h < m->heads; h++) {
-            float share[64], high = -INFINITY, total = 0.0f;
+            float share[MOST_POOLED], high = -INFINITY, total = 0.0f;
             for (long n = 0; n < keys; n++) {
                 float sum = 0.0f;
                 for (long d = h * W; d < (h + 1) * W; d++)

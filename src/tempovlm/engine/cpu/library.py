@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -23,6 +24,8 @@ from typing import Literal
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import cache_dir, expanded, write_whole
+
+_log = logging.getLogger("tempovlm")
 
 Precision = Literal["float32", "bfloat16"]
 """Type of the factors of products; sums are float32."""
@@ -77,7 +80,7 @@ def fault() -> str | None:
     """Return why the kernels cannot run here; None if they can."""
     if instructions() is None:
         return "needs Linux on a processor with AVX2; leave it out"
-    if not _compilers() and not is_compiled(best_precision()):
+    if not any(which(command[0]) for command in _compilers()) and not is_compiled(best_precision()):
         return "needs a C compiler; pip install 'tempovlm[cpu]'"
     return None
 
@@ -90,10 +93,19 @@ def is_compiled(precision: Precision) -> bool:
 
 def _compilers() -> list[list[str]]:
     """Return the commands that may compile C, in order: the user's, the system's, the one of the extra."""
-    named = shlex.split(os.environ.get("CC", ""))
+    named = _named()
     found = [[path] for name in ("cc", "gcc", "clang") if (path := which(name))]
     own = [[sys.executable, "-m", "ziglang", "cc"]] if find_spec("ziglang") else []
-    return [*([named] if named and which(named[0]) else []), *found, *own]
+    return [*([named] if named else []), *found, *own]
+
+
+def _named() -> list[str]:
+    """Return the command that `CC` holds, in words; as one word where its quotes do not match."""
+    text = os.environ.get("CC", "")
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return [text]
 
 
 def _source() -> bytes:
@@ -144,6 +156,11 @@ def _compiled(path: Path, flags: list[str]) -> ctypes.CDLL:
                     return ctypes.CDLL(str(_kept(made, path)))
             except (OSError, subprocess.TimeoutExpired) as error:
                 message = f"{shlex.join(compiler)}: {error}"
+            if compiler == _named():
+                told = (
+                    "the compiler of CC cannot compile the kernels, others are tried; correct CC or unset it: %s"
+                )
+                _log.warning(told, " ".join(message.split()))
     raise OSError(message)
 
 

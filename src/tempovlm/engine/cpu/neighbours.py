@@ -17,7 +17,7 @@ class FreeCores:
     """Looks, at each stage, at how many threads of all processes run or want to.
 
     A process that runs for a moment is no neighbour: two looks, a millisecond apart, must see it. Where the count
-    says nothing of the cores that this process may use, or there is none, all are free.
+    says nothing of the cores that this process may use, or cannot be read, all are free.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,11 @@ class FreeCores:
         if self._file < 0:
             return self.count
         if (time_ms := now_ms()) >= self._looked_ms + APART_MS:
-            running = running_in(os.pread(self._file, 128, 0))
+            try:
+                running = running_in(os.pread(self._file, 128, 0))
+            except OSError:
+                self.close()
+                return self.count
             self._before, self._now, self._looked_ms = self._now, self.count - (running - 1), time_ms
         return max(1, self._before, self._now)
 

@@ -19,6 +19,9 @@ LANES = 16
 MOST_EXPERTS = 256
 """Of a block."""
 
+MOST_POOLED = 64
+"""Patches of a window that becomes one token."""
+
 
 class _Struct(ctypes.Structure):
     """A structure that keeps alive what its pointers point to: tensors, and lists of structures as arrays."""

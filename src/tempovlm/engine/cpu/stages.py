@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast, get_args
 
 import torch
@@ -19,7 +20,15 @@ from tempovlm.core.decode_dtype import Backend
 from tempovlm.core.plan import Plan
 from tempovlm.engine.cpu.crew import Counts, Crew
 from tempovlm.engine.cpu.library import Precision, best_precision, fault, instructions, is_compiled, library
-from tempovlm.engine.cpu.packing import LANES, MOST_EXPERTS, Packer, pack_decoder, pack_projector, pack_vision
+from tempovlm.engine.cpu.packing import (
+    LANES,
+    MOST_EXPERTS,
+    MOST_POOLED,
+    Packer,
+    pack_decoder,
+    pack_projector,
+    pack_vision,
+)
 from tempovlm.engine.watch import Tick
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
@@ -50,7 +59,7 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
 
     Args:
         backend: `auto` takes the kernels where they can run this model.
-        dtype: that the caller asked for. Default: bfloat16 where the processor has instructions for it.
+        dtype: that the caller asked for. Default: bfloat16 where processor and compiler have instructions for it.
         model: as loaded.
 
     Raises:
@@ -59,13 +68,19 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
     check_backend(backend)
     if backend == "torch":
         return None
-    if (why := fault() or _unfit(model)) is None:
-        precision = best_precision() if dtype is None else "float32"
+    why = fault() or _unfit(model) or ""
+    tried: tuple[Precision, ...] = ("float32",)
+    if _wanted(dtype) == "bfloat16":
+        tried = ("bfloat16", "float32")  # old compilers know no bfloat16
+    for precision in () if why else tried:
         try:
             library(precision)
-            return precision
         except OSError as error:
             why = f"could not be compiled: {' '.join(str(error).split())}"
+            continue
+        if why:
+            _log.warning("the kernels run in float32, slower than in bfloat16, which %s", why)
+        return precision
     if backend == "kernels":
         raise wrong_argument("backend", backend, why)
     if instructions() is not None and _unfit(model) is None:
@@ -73,9 +88,13 @@ def pick_precision(backend: Backend, dtype: torch.dtype | None, model: VisionLan
     return None
 
 
-def to_compile(backend: Backend) -> bool:
-    """Whether the kernels may have to be compiled before they run, which takes seconds."""
-    return backend != "torch" and fault() is None and not is_compiled(best_precision())
+def to_compile(backend: Backend, dtype: torch.dtype | None, model: VisionLanguageModel) -> bool:
+    """Whether the kernels may have to be compiled before they run a model, which takes seconds."""
+    return backend != "torch" and (fault() or _unfit(model)) is None and not is_compiled(_wanted(dtype))
+
+
+def _wanted(dtype: torch.dtype | None) -> Precision:
+    return best_precision() if dtype is None else "float32"
 
 
 def _unfit(model: VisionLanguageModel) -> str | None:
@@ -91,6 +110,10 @@ def _unfit(model: VisionLanguageModel) -> str | None:
         return f"needs widths that are multiples of {LANES}; leave it out for this model"
     if config.num_experts > MOST_EXPERTS:
         return f"has at most {MOST_EXPERTS} experts; leave it out for this model"
+    if config.vision.pool**2 > MOST_POOLED:
+        return f"pools at most {MOST_POOLED} patches into a token; leave it out for this model"
+    if len(set(config.vision.feature_blocks)) < len(config.vision.feature_blocks):
+        return "keeps each layer of the pictures once; leave it out for this model"
     return None
 
 
@@ -141,17 +164,21 @@ class CpuStages:
 
         `tick` is called before each block, and may raise.
         """
+        patches = _fit("patches", patches, (len(patches), self._vision.tokens - 1, self._vision.patch_values))
         C, P, _ = patches.shape
         threads = self.crew.threads("vision_encoder", C)
         features = torch.empty(C, P, self._vision.num_kept * self._vision.width)
-        self._run(self._kernels.encode, tick, self._vision, patches.contiguous(), C, features, threads)
+        self._run(self._kernels.encode, tick, self._vision, patches, C, features, threads)
         return features
 
     def project(self, features: Tensor, masks: Tensor) -> Tensor:
         """Return the tokens (C, G, D) of features (C, P, F) and shares of real pixels (C, P)."""
         threads = self.crew.threads("projector", len(features))
+        sizes = (len(features), self._vision.tokens - 1)
+        features = _fit("features", features, (*sizes, self._projector.features))
+        masks = _fit("masks", masks.float(), sizes)
         tokens = torch.empty(len(features), self._projector.side**2, self._projector.out_width)
-        values = (features.contiguous(), masks.float().contiguous(), len(features), tokens, threads)
+        values = (features, masks, len(features), tokens, threads)
         _checked(self._kernels.project(*map(_passed, (self._projector, *values))))
         return tokens
 
@@ -167,30 +194,39 @@ class CpuStages:
 
         Keys and values go to the cache's first places. `tick` is called before each block, and may raise.
         """
+        x = _fit("x", x, (*x.shape[:2], self._decoder.width))
         B, T, _ = x.shape
-        self._check(T, cache)
+        self._check(plan, cache, B, T)
         ends = torch.full((B,), T) if lengths is None else lengths.to(torch.int64).contiguous()
-        if not 1 <= int(ends.min()) <= int(ends.max()) <= T:
-            raise IndexError(f"lengths {ends.tolist()}, of 1 to {T}")
+        if ends.shape != (B,) or not 1 <= int(ends.min()) <= int(ends.max()) <= T:
+            raise IndexError(f"lengths {ends.tolist()}, of {B} from 1 to {T}")
         logits, threads = self._room(B), self.crew.threads("prefill", B * T)
-        states = x.clone(memory_format=torch.contiguous_format)
+        states = x.clone()
         values = (states, B, T, ends, cache.keys, cache.values, cache.capacity, logits, threads)
         self._run(self._kernels.read_prompts, tick, self._decoder, *_steps(plan), *values)
         return logits[:, : self._model.decoder.head.out_features]
 
     def decode(self, token: int, plan: Plan, cache: KVCache, start: int) -> Tensor:
         """Return logits (1, V) after one more token, which is written to a cache of one row at `start`."""
-        self._check(start + 1, cache)
+        self._check(plan, cache, 1, start + 1)
         x, logits = self._embedding[token].clone(), self._room(1)
         values = (x, cache.keys, cache.values, cache.capacity, start, logits)
         _checked(self._kernels.decode(*map(_passed, (self._decoder, *_steps(plan), *values))))
         return logits[:, : self._model.decoder.head.out_features]
 
-    def _check(self, tokens: int, cache: KVCache) -> None:
-        """Refuse more tokens than there are positions or places: the kernels would write beyond them."""
-        most = min(cache.capacity, len(self._model.decoder.rotary.cos))
+    def _check(self, plan: Plan, cache: KVCache, rows: int, tokens: int) -> None:
+        """Refuse what the kernels would read or write beyond: they check nothing."""
+        config, most = self._model.config, min(cache.capacity, len(self._model.decoder.rotary.cos))
         if not 1 <= tokens <= most:
             raise IndexError(f"{tokens} tokens, of 1 to {most}")
+        blocks, experts = config.num_blocks, config.num_experts
+        for block, top_k in plan.steps:
+            if not (0 <= block < blocks and 1 <= top_k <= experts):
+                raise IndexError(f"step {(block, top_k)}: the model has {blocks} blocks of {experts} experts")
+        shape = (len(plan.steps), rows, config.kv_heads, cache.capacity, config.head_width)
+        for name, kept in (("keys", cache.keys), ("values", cache.values)):
+            if _fit(name, kept, shape) is not kept:
+                raise ValueError(f"{name} are not contiguous")
 
     def _room(self, rows: int) -> Tensor:
         return torch.empty(rows, self._decoder.head.rows)
@@ -209,10 +245,19 @@ class CpuStages:
 
         ended = function(*map(_passed, values), _NO_TICKER if tick is None else _Ticker(call))
         if raised:
-            raise raised[0]
+            raise raised.pop()  # else it holds this frame, and its tensors, until garbage is collected
         _checked(ended)
 
 
+def _fit(name: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return contiguous values for the kernels, which go by the shape and read float32."""
+    if values.shape != shape or values.dtype != torch.float32 or not values.is_cpu:
+        found = f"{tuple(values.shape)} in {values.dtype} on {values.device}"
+        raise ValueError(f"{name} {found}, not {shape} in torch.float32 on cpu")
+    return values.contiguous()
+
+
+@lru_cache(maxsize=256)
 def _steps(plan: Plan) -> tuple[Any, Any, int]:
     kind = ctypes.c_int32 * len(plan.steps)
     return kind(*(block for block, _ in plan.steps)), kind(*(top_k for _, top_k in plan.steps)), len(plan.steps)
