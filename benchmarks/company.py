@@ -202,17 +202,15 @@ def read_flags() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, and print or write."""
+    from output import write_json  # an older checkout, measured by its own source, may lack it
+
     flags = read_flags()
     if flags.once:
         print(json.dumps(measure(flags)))
         return
     baseline = None if flags.baseline is None else measure_tree(flags.baseline.resolve(), flags)
     found = measure_tree(Path(__file__).resolve().parents[1], flags)
-    text = json.dumps(with_baseline(found, found if baseline is None else baseline), indent=1)
-    if flags.json is None:
-        print(text)
-    else:
-        flags.json.write_text(text + "\n", encoding="utf-8")
+    write_json(with_baseline(found, found if baseline is None else baseline), flags.json)
 
 
 if __name__ == "__main__":
