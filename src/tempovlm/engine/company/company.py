@@ -54,7 +54,7 @@ from tempovlm.model.vision.tiling import Crops
 if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
 
-MOST_TOGETHER = 4
+MOST_TOGETHER = 8
 """Requests whose pictures and prompts are read in one turn; others wait for the next one."""
 
 TURN_TOKENS = 4096
