@@ -153,7 +153,7 @@ def test_bench_takes_fewer_settings(
     tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile_of = "tempovlm.engine.calibration.stored_profile"
-    monkeypatch.setattr(profile_of, lambda _, space, *__: tiny_model.make_profile(space))
+    monkeypatch.setattr(profile_of, lambda engine, *_: tiny_model.make_profile(engine.space))
     fresh: list[list[str]] = []
     monkeypatch.setattr("tempovlm.lab.bench.bench.measure_fresh", lambda *given: fresh.append(given[-1]) or [])
     few = ["--num_samples", "2", "--max_new_tokens", "2", "--data_dir", str(small_bed), "--dataset", DATASET]
