@@ -12,7 +12,7 @@ them, in several processes at once if each has its shard, and puts the accuracie
 
     pip install 'tempovlm[peers]'
     python benchmarks/peers_cpu.py --json benchmarks/results/peers_cpu.json
-    python benchmarks/peers_cpu.py --backends torch openvino openvino:float32 --peers openvino --quick
+    python benchmarks/peers_cpu.py --backends torch kernels --peers openvino --quick
     python benchmarks/peers_cpu.py --table benchmarks/results/peers_cpu.json
     python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json benchmarks/results/peers_cpu.json
     python benchmarks/peers_cpu.py --only_accuracy --accuracy 7244 --json OUT --threads 1 --shard 0/2 &
@@ -373,7 +373,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
-    parser.add_argument("--backends", nargs="+", default=["torch"], help="ours: NAME, or NAME:float32")
+    parser.add_argument(
+        "--backends", nargs="+", default=["kernels", "kernels:float32"], help="ours: NAME, or NAME:float32"
+    )
     parser.add_argument("--peers", nargs="*", choices=list(MODULES), default=list(MODULES))
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES), help="of the peers' products")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of ours and of each peer")
