@@ -40,7 +40,7 @@ def repo_root() -> Path:
 
 
 def _of_all_workers(factory: pytest.TempPathFactory) -> Path:
-    """A folder of this run that its workers share: the kernels are compiled once."""
+    """A folder of this run that its workers share."""
     base = factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -49,13 +49,14 @@ def _of_all_workers(factory: pytest.TempPathFactory) -> Path:
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One cache directory for the whole run, inherited by subprocesses.
 
-    Tests neither read nor write the user's calibration and data; one calibration serves every test that
-    answers questions. Nothing is fetched from a model hub.
+    Tests neither read nor write the user's calibration and data; one calibration, one test bed and one compiled
+    library serve every test of all workers. Nothing is fetched from a model hub.
     """
-    folder = tmp_path_factory.mktemp("cache")
+    folder = _of_all_workers(tmp_path_factory) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_CACHE_HOME", str(folder))
-        patch.setitem(os.environ, "TEMPOVLM_KERNELS_DIR", str(_of_all_workers(tmp_path_factory) / "kernels"))
+        patch.setitem(os.environ, "TEMPOVLM_KERNELS_DIR", str(folder / "kernels"))
         patch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
         yield folder
 
