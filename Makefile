@@ -1,7 +1,7 @@
 # One environment, .venv at the root, made once and again when its inputs change.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test pytest lint clean look-again
+.PHONY: help demo test lint clean look-again
 
 comma := ,
 PYTHON ?= python3
@@ -50,12 +50,8 @@ lint: $(STAMP)  ## ruff, mypy and the import contracts
 	@echo "mypy" && $(BIN)/mypy --no-error-summary
 	@echo "import contracts" && $(BIN)/lint-imports --no-logo
 
-# Beside the tests, because mypy takes one core for half a minute where it has no cache.
-test:  ## lint, and all tests that need no GPU, two at a time
-	@$(MAKE) --no-print-directory --jobs=2 lint pytest
-
 # One thread for each of the two workers: two workers of two threads each take a tenth longer on two cores.
-pytest: $(STAMP)
+test: lint  ## lint, then all tests that need no GPU, two at a time
 	@echo "pytest" && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(PYTEST_FLAGS)
 
 clean:  ## remove the environments, caches and the demo's output

@@ -63,11 +63,11 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
-    """Runs scripts as processes of their own, with the environment of a user who has set nothing."""
+    """Runs scripts as processes of their own, in the environment of a user who has set the workers' threads."""
     from preloaded import Preloaded
 
     # Of the make that runs the tests.
-    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONSTRAINTS", "OMP_NUM_THREADS")
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONSTRAINTS")
     env = {name: value for name, value in os.environ.items() if name not in outer}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     process = Preloaded(tmp_path_factory.mktemp("preloaded"), env)

@@ -1,28 +1,33 @@
-"""The benchmark of company on a pocket of random weights, as short as it gets, beside itself as the baseline."""
+"""The benchmark of company, as short as it gets, beside itself as the baseline."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from preloaded import Preloaded
 
-def run(repo_root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    script = repo_root / "benchmarks" / "company.py"
-    return subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+SCRIPT = Path("benchmarks", "company.py")
 
 
-def test_rows_beside_a_baseline(repo_root: Path, tmp_path: Path) -> None:
+def test_random_weights(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
+    words = ["--model", "pocket", "--random_weights", "--device", "cpu", "--names", "cheapest", "--in_flight", "1"]
+    done = preloaded.run(repo_root / SCRIPT, *words, "--batches", "--seconds", "0.1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["stamp"]["weights"] == "random"
+    assert [(row["name"], row["in_flight"]) for row in record["rows"]] == [("cheapest", 1)]
+
+
+def test_rows_beside_a_baseline(repo_root: Path, tiny_folder: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     out = tmp_path / "company.json"
-    words = ["--model", "pocket", "--random_weights", "--device", "cpu", "--names", "cheapest", "mixed"]
+    words = ["--model", str(tiny_folder), "--device", "cpu", "--names", "cheapest", "mixed"]
     words += ["--in_flight", "1", "2", "--batches", "2", "--seconds", "0.1", "--json", str(out)]
-    done = run(repo_root, *words, "--baseline", str(repo_root))
+    done = preloaded.run(repo_root / SCRIPT, *words, "--baseline", repo_root, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
-    assert record["stamp"]["weights"] == "random"
     assert [(row["name"], row["in_flight"]) for row in record["rows"]] == [
         ("cheapest", 1),
         ("cheapest", 2),
@@ -37,11 +42,11 @@ def test_rows_beside_a_baseline(repo_root: Path, tmp_path: Path) -> None:
     assert [(one["name"], one["size"]) for one in record["batches"]] == [("cheapest", 2), ("mixed", 2)]
 
 
-def test_wrong_flags_are_named(repo_root: Path, tmp_path: Path) -> None:
+def test_wrong_flags_are_named(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     for words, said in (
         (["--baseline", str(tmp_path)], "no checkout of this repository"),
         (["--random_weights", "--model", "none"], "must be one of"),
     ):
-        done = run(repo_root, *words)
+        done = preloaded.run(repo_root / SCRIPT, *words, cwd=tmp_path)
         assert done.returncode == 2
         assert said in done.stderr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ from PIL import Image
 
 import tiny_model
 from company_fakes import PlainRows, at_once, company_of, together
+from preloaded import Preloaded
 from recorders import Again
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
@@ -274,6 +272,7 @@ def test_batches_with_company(engine: Engine, crowded: Engine) -> None:
 ENDS = """
 import sys, threading
 from pathlib import Path
+sys.path.append(sys.argv[2])
 import tiny_model
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
@@ -302,11 +301,14 @@ answered.wait()
 """
 
 
-def test_a_process_ends_in_good_order_while_requests_are_in_flight(tiny_folder: Path) -> None:
-    command = [sys.executable, "-c", ENDS, str(tiny_folder / "tokenizer.json")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(tiny_model.__file__).parent), *sys.path])}
+def test_a_process_ends_in_good_order_while_requests_are_in_flight(
+    tiny_folder: Path, tmp_path: Path, preloaded: Preloaded
+) -> None:
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS, encoding="utf-8")
+    words = tiny_folder / "tokenizer.json", Path(tiny_model.__file__).parent
     for _ in range(3):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        done = preloaded.run(script, *words, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
 
 
