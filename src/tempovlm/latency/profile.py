@@ -392,7 +392,9 @@ class LatencyProfile:
             UserError: it belongs to another knob space, or its content is damaged.
         """
         body = {name: value for name, value in record.items() if name != "digest"}
-        if record.get("schema") != SCHEMA or record.get("digest") != _digest(body):
+        if record.get("schema") != SCHEMA:
+            raise UserError("the profile is of another version")
+        if record.get("digest") != _digest(body):
             raise UserError("the profile's content is damaged")
         if record["knob_space"] != space.fingerprint:
             raise UserError("the profile belongs to another knob space")

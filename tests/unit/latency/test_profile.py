@@ -196,6 +196,7 @@ def test_damage_is_reported_and_no_profile(damage: str, tmp_path: Path, caplog: 
     (line,) = caplog.messages
     assert str(path) in line
     assert "measuring again" in line
+    assert ("of another version" in line) == (damage == "other version")
 
 
 def test_another_machines_profile_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
