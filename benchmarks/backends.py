@@ -20,8 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 
 import backends_turns
 from backends_turns import ROWS, jobs_of, load
+from beside import beside
 from deadlines import samples_of
 from output import write_json
 from peers_cpu_stages import take_turns
@@ -166,18 +166,6 @@ def decoder_rows(model: Path, threads: int | None, before: Before | None) -> dic
     return found
 
 
-@contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Run processes that are always busy."""
-    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for one in others:
-            one.kill()
-            one.wait()
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything."""
     before = None if args.before is None else Before(args.before, args.model, args.threads)
@@ -192,7 +180,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             result["stamps"]["before"] = before("stamp")
         samples = samples_of(args.num_samples)
         for count in args.neighbours:
-            with busy(count):
+            with beside(count, BUSY):
                 answers = in_turn(asks, samples)
             texts = [text for text, _ in answers["torch"]]
             result[f"beside_{count}"] = {name: summary(some, texts) for name, some in answers.items()}

@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -32,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from beside import beside
 
 SHARES = (0.4, 0.6, 0.8, 1.0, 1.5)
 """Budgets, as multiples of the native setting's median."""
@@ -68,15 +69,9 @@ def busy(count: int, spell_s: float = SPELL_S) -> Iterator[Callable[[], bool]]:
         Says whether they are at work now.
     """
     begins_s = time.monotonic() + START_S
-    command = [sys.executable, "-c", BUSY, str(begins_s), str(spell_s)]
-    others = [subprocess.Popen(command) for _ in range(count)]
-    try:
+    with beside(count, BUSY, str(begins_s), str(spell_s)):
         time.sleep(START_S if count else 0.0)
         yield lambda: count > 0 and (time.monotonic() - begins_s) / spell_s % 2 < 1
-    finally:
-        for one in others:
-            one.kill()
-            one.wait()
 
 
 def questions(num_samples: int, data_dir: Path | None) -> tuple[list[Any], Callable[[Any, str], float]]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ import numpy as np
 
 import peers_cpu_llama as llama
 from accuracy_cpu import shard_of
+from beside import beside
 from output import write_json
 from peers_cpu_stages import Contender, Work, llama_job, our_job, peer_job, take_turns, works_of
 from tempovlm import api
@@ -165,18 +165,6 @@ def llama_contenders(
     return found
 
 
-@contextlib.contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Run some processes that are busy in the same seconds."""
-    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for one in others:
-            one.kill()
-            one.wait()
-
-
 def measure(
     contenders: Sequence[Contender], works: Sequence[Work], counting: set[str], limit_ms: float, repeats: int
 ) -> list[dict[str, Any]]:
@@ -188,7 +176,7 @@ def measure(
         jobs = {one: job for one, job in made if job is not None}
         for company, words in enumerate(COMPANY):
             those = fastest_types([*jobs], rows, work.name, counting) if company else [*jobs]
-            with busy(company):
+            with beside(company, BUSY):
                 own_ms = limit_ms * work.weight / total
                 times_ms = take_turns([jobs[one] for one in those], own_ms, repeats)
             rows += [row_of(work.name, company, *pair) for pair in zip(those, times_ms, strict=True)]

@@ -162,15 +162,12 @@ class Engine:
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
         """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard."""
         guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
-        answer: Answer | None = None
         if self.company is not None and self.door.is_busy and not self.door.is_inside:
             ask = self.company.answer if request.budget_ms is None else self.company.try_to_answer
             answer = ask(request, guard, accepted_ms)
-        return (
-            answer
-            if answer is not None
-            else self.answer_in_turn(request, guard, self.line_up(request, accepted_ms))
-        )
+            if answer is not None:
+                return answer
+        return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms))
 
     def line_up(self, request: Request, accepted_ms: float | None = None) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.

@@ -12,18 +12,18 @@ from tempovlm.model.packed import can_run_rows
 VALUE_BYTES = 2
 """Of a bfloat16 number."""
 
-FIXED_BYTES = 140_000_000
+FIXED_BYTES = 77_000_000
 """Workspaces of matrix products, whatever the model."""
 
-POOLS = 3.0
+POOLS = 3.19
 """Memory of the graphs' pool and buffers in multiples of the activations of the largest prompt and picture.
 
-It solves reserved = weights + cache + FIXED_BYTES + POOLS * activations for MolmoE-1B
-(`benchmarks/results/memory_molmoe_h200.json`).
+This and `FIXED_BYTES` solve reserved = weights + cache + FIXED_BYTES + POOLS * activations for the two models that
+were measured, MolmoE-1B and the pocket (`benchmarks/results/memory_molmoe_h200.json`, `memory_pocket_h200.json`).
 """
 
 CONTEXT_BYTES = 400_000_000
-"""CUDA context and kernels, which torch does not count: `device_gb` - `reserved_gb` of the same file."""
+"""CUDA context and kernels, which torch does not count: `device_gb` - `reserved_gb` of the same files."""
 
 
 def serving_bytes(config: ModelConfig, parameters: int) -> dict[str, int]:

@@ -69,7 +69,6 @@ FEW = 2
 LINGER_S = 1.0
 """Time after which the device's thread ends if nobody comes, seconds."""
 
-
 LAST_ALONE = 16
 """Answers given alone by which the waiting for others of them is estimated."""
 
@@ -100,11 +99,8 @@ class Company:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._changed, self._called, self._preparing = (
-            threading.Condition(),
-            threading.Condition(),
-            threading.Lock(),
-        )
+        self._changed, self._called = threading.Condition(), threading.Condition()
+        self._preparing = threading.Lock()
         self._pending: deque[Member] = deque()
         self._taken: list[Member] = []
         self._alone_ms: deque[float] = deque(maxlen=LAST_ALONE)
