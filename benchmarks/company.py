@@ -124,19 +124,20 @@ def batch(engine: Engine, ask: Ask, size: int, seconds: float) -> dict[str, Any]
     return {"answers_per_s": size * count / passed_s}
 
 
+def engine_for(model: str, device: torch.device, *, is_random: bool) -> tuple[Engine, str]:
+    """Return an engine that is warmed up, and the hash of its weights; with random ones of a preset's sizes."""
+    if not is_random:
+        loaded = api.load(model, device=str(device), progress=False)
+        return loaded.engine, loaded.weights_hash
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    engine = engine_of(fill(empty_model(PRESETS[model], device, dtype)), f"{model}, random weights")
+    engine.warmup()
+    return engine, "random"
+
+
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Measure the package that is imported."""
-    device = pick_device(flags.device)
-    if flags.random_weights:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        engine = engine_of(
-            fill(empty_model(PRESETS[flags.model], device, dtype)), f"{flags.model}, random weights"
-        )
-        engine.warmup()
-        weights_hash = "random"
-    else:
-        loaded = api.load(flags.model, device=flags.device, progress=False)
-        engine, weights_hash = loaded.engine, loaded.weights_hash
+    engine, weights_hash = engine_for(flags.model, pick_device(flags.device), is_random=flags.random_weights)
     run = engine.runner
     stamp = collect_stamp(
         model=engine.name, weights_hash=weights_hash, space=engine.space, device=run.device, dtype=run.dtype

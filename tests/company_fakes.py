@@ -56,10 +56,13 @@ class PlainRows:
     def copy_in(self, row: int, cache: KVCache, plan: Plan, length: int) -> None:  # noqa: ARG002
         self._read[row] = plan, cache
 
-    def join(self, row: int, plan: Plan, length: int, first: Tensor, limit: Tensor | None = None) -> None:
+    def join(
+        self, rows: Sequence[int], plan: Plan, lengths: Sequence[int], first: Tensor, limit: Tensor | None = None
+    ) -> None:
         assert limit is None
-        assert self._read[row][0] is plan
-        self._rows[row] = [first, length]
+        for row, length, token in zip(rows, lengths, first.split(1), strict=True):
+            assert self._read[row][0] is plan
+            self._rows[row] = [token, length]
         self.most = max(self.most, len(self._rows))
 
     def leave(self, row: int) -> None:

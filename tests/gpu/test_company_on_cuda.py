@@ -92,7 +92,7 @@ def margins(rows: Rows, engine: Engine, knobs: list[KnobConfig], steps: int) -> 
     for i, plan in enumerate(plans):
         logits = rows.read([prompts[i]], [i], plan)
         assert (logits - alone[i]).float().norm() <= 3e-2 * alone[i].float().norm()
-        rows.join(i, plan, len(prompts[i]), greedy(alone[i]))
+        rows.join([i], plan, [len(prompts[i])], greedy(alone[i]))
     equal, found = 0, list[float]()
     tokens = [greedy(one) for one in alone]
     for step in range(steps):

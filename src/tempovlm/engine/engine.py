@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from tempovlm.control.guard import Guard
@@ -151,6 +152,8 @@ class Engine:
         plans, captured = [self.plan(one) for one in knobs or self.space], 0
         with self.door.enter(self.door.line_up(now_ms())), self.computing():
             if self.runner.vision is not None:
+                blank = np.zeros((64, 64, 3), np.uint8)  # what cuts a picture is compiled by any
+                self.runner.prepare(blank, self.space.native.tier, Request(images=(blank,), question="what?"))
                 captured += self.runner.vision.warmup({plan.knobs.tier for plan in plans}, advance)
             if self.runner.graphs is not None:
                 lengths = usual_buckets({plan.knobs.tier for plan in plans}, self.runner.model.config.vision)
@@ -162,12 +165,18 @@ class Engine:
     def answer(self, request: Request, guard: Guard | None = None) -> Answer:
         """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard."""
         guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
-        if self.company is not None and self.door.is_busy and not self.door.is_inside:
+        if self._has_company and not self.door.is_inside:
+            assert self.company is not None
             ask = self.company.answer if request.budget_ms is None else self.company.try_to_answer
             answer = ask(request, guard, accepted_ms)
             if answer is not None:
                 return answer
         return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms))
+
+    @property
+    def _has_company(self) -> bool:
+        """Whether a request that comes now is one of several; between two pieces of work nobody is at the door."""
+        return self.company is not None and (self.door.is_busy or self.company.callers > 0)
 
     def line_up(self, request: Request, accepted_ms: float | None = None) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.

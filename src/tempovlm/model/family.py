@@ -9,6 +9,7 @@ from __future__ import annotations
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from tempovlm.model.cache import KVCache
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.files.fields import Fields
 from tempovlm.model.prompt import Tokenizer
+from tempovlm.model.vision.device_crops import stream_of
 
 FAMILIES: dict[str, str] = {"molmo": "tempovlm.model.vlm:Molmo"}
 """`model_type` of `config.json` → the class, as module:name. Nothing else is ever imported for a checkpoint."""
@@ -96,16 +98,18 @@ class VisionLanguageModel(nn.Module, ABC):
 
         `slots` holds, for each of the (C·G) feature rows, a flat index into B·T, or -1 for a feature that has
         no place. Features are added to, and do not replace, the embedding of the patch token. Slots on the host
-        are looked through there, and a GPU is not waited for.
+        are looked through there once, and a GPU is not waited for.
         """
         x = self.decoder.embed(tokens)
         if features is None or slots is None:
             return x
-        used = (slots >= 0).nonzero().squeeze(1)
-        places = slots.index_select(0, used).to(x.device, non_blocking=True)
+        if torch.is_inference_mode_enabled() and not slots.is_cuda:
+            used, places = _kept_used(slots, x.device, stream_of(x.device))
+        else:
+            used, places = _used(slots, x.device)
         flat = x.reshape(-1, x.shape[-1])
         rows = features.reshape(-1, features.shape[-1])
-        rows = rows.index_select(0, used.to(x.device, non_blocking=True)).to(x.dtype)
+        rows = rows.index_select(0, used).to(x.dtype)
         return flat.index_add(0, places, rows).view_as(x)
 
     def prefill(
@@ -148,6 +152,20 @@ class VisionLanguageModel(nn.Module, ABC):
         x = self.decoder.embed(tokens.unsqueeze(1))
         hidden = self.decoder(x, positions.unsqueeze(1), plan, cache, start, mask)
         return self.decoder.logits(hidden[:, -1])
+
+
+def _used(slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the rows of features that have a place, and their places, on a device."""
+    used = (slots >= 0).nonzero().squeeze(1)
+    places = slots.index_select(0, used).to(device, non_blocking=True)
+    return used.to(device, non_blocking=True), places
+
+
+@lru_cache(maxsize=64)
+def _kept_used(slots: Tensor, device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+    """Return `_used`, kept for prompts with the same tensor of slots, as all about pictures of one grid have."""
+    del stream  # part of the key only
+    return _used(slots, device)
 
 
 def class_of(model_type: str) -> type[VisionLanguageModel]:

@@ -6,9 +6,11 @@ Stream: begin token, global crop, tiles, text. Text that a user types is never r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
@@ -105,8 +107,7 @@ class Tokenizer:
         text = self.encode(prompt_text(question, style))
         if grid is None:
             return [self.end, *text], None
-        slots = feature_slots(grid, vision)
-        return [self.end, *image_tokens(grid, vision, self), *text], torch.where(slots >= 0, slots + 1, slots)
+        return [self.end, *image_tokens(grid, vision, self), *text], _slots_after_begin(grid, vision)
 
     @staticmethod
     def picture_length(grid: Grid, vision: VisionConfig) -> int:
@@ -189,7 +190,7 @@ def build_prompt(
             f"the question: {length} tokens with the image and {reserve} for the answer exceed the context "
             f"of {limit}; shorten the question or lower max_new_tokens"
         )
-    return Prompt(torch.tensor(stream), slots, 0 if slots is None else int((slots >= 0).sum()))
+    return Prompt(torch.from_numpy(np.array(stream)), slots, 0 if slots is None else int((slots >= 0).sum()))
 
 
 def glance_tokens(question: str, style: str, config: ModelConfig, tokenizer: Tokenizer) -> Tensor:
@@ -255,6 +256,14 @@ def feature_slots(grid: Grid, vision: VisionConfig) -> Tensor:
             place = offset + (window * i + cell[:, None]) * row_length + (window * j + cell[None, :])
             slots.append(torch.where(keep_rows[:, None] & keep_cols[None, :], place, -1))
     return torch.stack(slots).flatten()
+
+
+@lru_cache(maxsize=64)
+def _slots_after_begin(grid: Grid, vision: VisionConfig) -> Tensor:
+    """Return `feature_slots` in a stream that has one token before the image."""
+    with torch.inference_mode(mode=False):
+        slots = feature_slots(grid, vision)
+        return torch.where(slots >= 0, slots + 1, slots)
 
 
 def _kept(cell: Tensor, index: int, count: int, first: int, last: int) -> Tensor:

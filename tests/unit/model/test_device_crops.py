@@ -10,8 +10,8 @@ from torch import Tensor
 import tiny_model
 from tempovlm.model.config import MOLMOE_1B, POCKET, VisionConfig
 from tempovlm.model.vision import device_crops
-from tempovlm.model.vision.device_crops import cut_on_device, resize, taps
-from tempovlm.model.vision.tiling import CROPS_OF_TIER, Crops, cut_canvases, cut_crops
+from tempovlm.model.vision.device_crops import cut_by_kernels, cut_on_device, resize, taps
+from tempovlm.model.vision.tiling import CROPS_OF_TIER, Crops, Grid, cut_batch, cut_canvases, cut_crops
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -65,6 +65,16 @@ def test_taps_are_the_weights_of_torch(size: int, length: int) -> None:
     """What interpolating single lit pixels gives, to the bit."""
     table = F.interpolate(torch.eye(size)[None, None], (size, length), mode="bilinear", antialias=True)[0, 0].T
     assert torch.equal(taps(size, (length,), CPU).apply(torch.eye(size)), table)
+
+
+@pytest.mark.parametrize(("shape", "grid"), [((60, 45), Grid(2, 1)), ((5, 90), Grid(1, 1))], ids=str)
+def test_the_kernels_cut_as_the_plain_operations(shape: tuple[int, int], grid: Grid) -> None:
+    pytest.importorskip("triton")
+    vision, device = tiny_model.CONFIG.vision, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    image = tiny_model.picture(4, *shape)
+    found = cut_by_kernels(image, grid, vision, device)
+    exact = cut_batch(torch.from_numpy(image).unsqueeze(0), grid, vision, exact=True).patches[0]
+    torch.testing.assert_close(found.cpu(), exact, rtol=0, atol=TOLERANCE)
 
 
 def test_strips_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:

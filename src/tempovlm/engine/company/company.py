@@ -69,6 +69,12 @@ FEW = 2
 LINGER_S = 1.0
 """Time after which the device's thread ends if nobody comes, seconds."""
 
+PREPARING = 2
+"""Requests that are prepared at a time: more would hold Python's lock while the device waits for its thread."""
+
+LOOK_S = 0.001
+"""Time between two looks at whether tokens are there while requests may come, seconds."""
+
 LAST_ALONE = 16
 """Answers given alone by which the waiting for others of them is estimated."""
 
@@ -100,7 +106,7 @@ class Company:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed, self._called = threading.Condition(), threading.Condition()
-        self._preparing = threading.Lock()
+        self._preparing = threading.Semaphore(PREPARING)
         self._pending: deque[Member] = deque()
         self._taken: list[Member] = []
         self._alone_ms: deque[float] = deque(maxlen=LAST_ALONE)
@@ -134,8 +140,8 @@ class Company:
 
     def answer_all(self, requests: Iterable[tuple[Request, Guard]]) -> list[Answer]:
         """Answer several requests together, each decided about by its guard; in their order."""
-        accepted_ms = now_ms()
-        with self._calling():
+        accepted_ms, requests = now_ms(), list(requests)
+        with self._calling(len(requests)):
             members = [self._join(one, guard, accepted_ms - one.waited_ms) for one, guard in requests]
             answers = [member.answer() for member in members]
             members.clear()
@@ -152,7 +158,7 @@ class Company:
 
     @property
     def callers(self) -> int:
-        """Callers whose requests are prepared, wait or run."""
+        """Requests that are prepared, wait or run."""
         return self._num_callers
 
     def _join(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
@@ -242,17 +248,17 @@ class Company:
         return math.inf if sharing is None else slack_ms(needs, sharing, now_ms())
 
     @contextmanager
-    def _calling(self) -> Iterator[None]:
-        """Context of a caller, from the preparation of its requests to their answers."""
+    def _calling(self, count: int = 1) -> Iterator[None]:
+        """Context of a caller of some requests, from their preparation to their answers."""
         with self._called:
             if self._is_over:
                 raise UserError(ENDING)
-            self._num_callers += 1
+            self._num_callers += count
         try:
             yield
         finally:
             with self._called:
-                self._num_callers -= 1
+                self._num_callers -= count
                 self._called.notify_all()
 
     def end(self) -> None:
@@ -278,13 +284,27 @@ class Company:
                         reads = self._read(group) if group else []
                     for one in reads:
                         self._finish(one)
-                elif self._seats is not None:
+                elif self._seats is not None and self._seats.may_start:
                     with self._turn(self._seats.members[0]):
-                        self._seats.advance()
+                        self._seats.start()
+                else:
+                    self._rest()
             except BaseException as error:  # noqa: BLE001 - the callers raise it
                 seated = [] if self._seats is None else self._seats.clear()
                 for member in [*group, *seated] or self._take():
                     member.fail(error)
+
+    def _rest(self) -> None:
+        """Read the tokens that are there; otherwise wait for some, or a while if somebody may come."""
+        seats = self._seats
+        if seats is not None and seats.collect():
+            return
+        is_one_prepared = not self._pending and self._num_callers > (0 if seats is None else len(seats.members))
+        if seats is not None and not is_one_prepared:
+            seats.wait()
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._is_over, LOOK_S)
 
     def _room(self) -> int:
         """Requests that can be read now; none while the next one would make others late."""
@@ -358,14 +378,13 @@ class Company:
         reads = [Read(member, seen, (clock,)) for member, seen in zip(group, vision, strict=True)]
         if self._seats is None:
             return [one for pack in packs(reads) for one in (self._read_pack(pack) if len(pack) > 1 else pack)]
-        are_few = len(reads) <= FEW and not self._pending and not self._seats.members
+        are_few = self._num_callers <= FEW and not self._seats.members
         can_sit = [not are_few and self._seats.fits(one.member) for one in reads]
         for pack in packs(compress(reads, can_sit)):
             plan, total = pack[0].member.plan, sum(len(one.member) for one in pack)
             is_one = len(pack) == 1 or self._seats.rows.reads_at_once(plan, total)
             for part in [pack] if is_one else [[one] for one in pack]:
                 self._seat(part, self._seats)
-        self._seats.collect()
         return [one for one, sits in zip(reads, can_sit, strict=True) if not sits]
 
     def _seat(self, pack: Sequence[Read], seats: Seats) -> None:

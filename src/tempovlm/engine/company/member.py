@@ -42,13 +42,12 @@ class Member:
         request: Request,
         guard: Guard,
         accepted_ms: float,
-        turn: threading.Lock,
+        turn: threading.Semaphore,
         outlook: Callable[[Request, Guard], tuple[Guard, float]],
     ) -> None:
         """Prepare a request, whose clock began at `accepted_ms`; all but opening the picture in its `turn`.
 
-        More than one at a time would hold Python's lock while the device waits for its thread. The `outlook` says
-        who decides about it among others, and how long it waits for them.
+        The `outlook` says who decides about it among others, and how long it waits for them.
 
         Raises:
             UserError: the picture cannot be read, or the prompt is too long.

@@ -1,4 +1,4 @@
-"""Members whose answers are decoded together, a row each; while the host reads a step, the next is under way."""
+"""Members whose answers are decoded together, a row each; while the host reads a step, the next one runs."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """Tokens on their way to the host, and whose they are, by their place."""
+    """Tokens on their way to the host, and whose they are, by their place; of a step, or of prompts."""
 
     tokens: Arriving
     seats: dict[int, Seat]
+    is_step: bool = False
 
 
 class Seats:
@@ -86,26 +87,34 @@ class Seats:
 
     def join(self, seats: Sequence[Seat], first: Tensor, limit: Tensor | None) -> None:
         """Begin the answers of equal plans whose prompts are in their rows, with the `first` tokens (B,)."""
-        for i, seat in enumerate(seats):
-            own = None if limit is None else limit[i : i + 1]
-            self.rows.join(seat.row, seat.member.plan, len(seat.member), first[i : i + 1], own)
-            self._seats.append(seat)
+        lengths = [len(seat.member) for seat in seats]
+        self.rows.join([seat.row for seat in seats], seats[0].member.plan, lengths, first, limit)
+        self._seats += seats
         self._under_way.append(UnderWay(arriving(first), dict(enumerate(seats))))
 
-    def advance(self) -> None:
-        """Start a step of all who need one; read the tokens of those before it."""
-        going = {seat.row: seat for seat in self._seats if seat.goes_on}
-        if going:
-            made = self.rows.advance()
-            for seat in going.values():
-                seat.start()
-            self._under_way.append(UnderWay(made, going))
-        while len(self._under_way) > bool(going):
-            self._read()
+    @property
+    def may_start(self) -> bool:
+        """Whether somebody needs a step, and no two are under way: the host reads one while the next one runs."""
+        return sum(one.is_step for one in self._under_way) < 2 and any(seat.goes_on for seat in self._seats)
 
-    def collect(self) -> None:
-        """Read the tokens that are there already."""
+    def start(self) -> None:
+        """Start a step of all who need one."""
+        going = {seat.row: seat for seat in self._seats if seat.goes_on}
+        made = self.rows.advance()
+        for seat in going.values():
+            seat.start()
+        self._under_way.append(UnderWay(made, going, is_step=True))
+
+    def collect(self) -> bool:
+        """Read the tokens that are there already; whether there were any."""
+        before = len(self._under_way)
         while self._under_way and self._under_way[0].tokens.are_there:
+            self._read()
+        return len(self._under_way) < before
+
+    def wait(self) -> None:
+        """Wait for the next tokens, and read them."""
+        if self._under_way:
             self._read()
 
     def _read(self) -> None:

@@ -91,6 +91,7 @@ class Rows:
         self.capacity = row_tokens(config)
         self._decoder, self._recorder = model.decoder, recorder
         self._plans: list[Plan | None] = [None] * ROWS
+        self._are_left = False
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -204,29 +205,44 @@ class Rows:
                 own[index].copy_(entry)
 
     @torch.inference_mode()
-    def join(self, row: int, plan: Plan, length: int, first: Tensor, limit: Tensor | None = None) -> None:
-        """Take a row whose prompt of `length` tokens was read; its answer begins with `first` (1,).
+    def join(
+        self, rows: Sequence[int], plan: Plan, lengths: Sequence[int], first: Tensor, limit: Tensor | None = None
+    ) -> None:
+        """Take `B` rows whose prompts of some `lengths` were read; their answers begin with `first` (B,).
 
-        A `limit` (1, V) is added to the logits of the token after that.
+        A `limit` (B, V) is added to the logits of the tokens after those.
         """
+        self._forget()
         experts = dict(plan.steps)
-        state = [length, 1, *(experts.get(block, 0) for block in range(len(self._state) - 2))]
-        column = torch.tensor(state, dtype=torch.int32, pin_memory=True)
-        self._state[:, row].copy_(column, non_blocking=True)
-        self._token[row : row + 1].copy_(first)
+        column = [1, *(experts.get(block, 0) for block in range(len(self._state) - 2))]
+        state = torch.tensor([[length, *column] for length in lengths], dtype=torch.int32, pin_memory=True)
+        device = self._state.device
+        places = torch.tensor(rows, pin_memory=True).to(device, non_blocking=True)
+        self._state.index_copy_(1, places, state.to(device, non_blocking=True).t())
+        self._token.index_copy_(0, places, first)
         if self._limit is not None:
-            self._limit[row].copy_(torch.zeros(()) if limit is None else limit[0])
-        self._plans[row] = plan
+            self._limit.index_fill_(0, places, 0.0)
+            if limit is not None:
+                self._limit.index_copy_(0, places, limit)
+        for row in rows:
+            self._plans[row] = plan
 
-    @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Give a row up."""
         self._plans[row] = None
-        self._state[:, row].zero_()
+        self._are_left = True
+
+    def _forget(self) -> None:
+        """Clear the states of the rows that were given up."""
+        if self._are_left:
+            used = torch.tensor([plan is not None for plan in self._plans], dtype=torch.int32, pin_memory=True)
+            self._state.mul_(used.to(self._state.device, non_blocking=True))
+            self._are_left = False
 
     @torch.inference_mode()
     def advance(self) -> Arriving:
         """Start a step of all rows in use; return their tokens, by row."""
+        self._forget()
         of_plans = {plan.steps for plan in self._plans if plan is not None}
         highest = max(row for row, plan in enumerate(self._plans) if plan is not None)
         size = next(bucket for bucket in ROW_BUCKETS if bucket > highest)

@@ -87,6 +87,7 @@ def grids_of(tier: str) -> list[Grid]:
     return [Grid(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if r * c >= least]
 
 
+@lru_cache(maxsize=1024)
 def choose_grid(tier: str, height: int, width: int, vision: VisionConfig) -> Grid:
     """Return the grid of the tier whose canvas is closest to the picture in log ratio; ties go to fewer crops.
 
@@ -228,12 +229,12 @@ def on_canvas(fitted: Tensor, height: int, width: int) -> Tensor:
     top, left = (height - rows) // 2, (width - cols) // 2
     canvas = torch.zeros(fitted.shape[0], height, width, 3, device=fitted.device)
     canvas[:, top : top + rows, left : left + cols] = fitted
-    mean, std = _mean_and_std(fitted.device)
+    mean, std = mean_and_std(fitted.device)
     return canvas.sub_(mean).div_(std)
 
 
 @lru_cache(maxsize=16)
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+def mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the channels' means and deviations; cached, because copying them to a device waits for it."""
     with torch.inference_mode(mode=False):
         return torch.tensor(CLIP_MEAN, device=device), torch.tensor(CLIP_STD, device=device)
