@@ -1,8 +1,9 @@
 """Several requests at once, each answered as if alone: padded on the right, with positions and masks.
 
 Requests are grouped by plan, because one forward pass runs one plan. Times in these answers are those of the
-request's group, from the moment the group starts. On CUDA the engine's company answers them instead. Shapes: `B`
-rows, `T` tokens, `V` vocabulary.
+request's group, from the moment the group starts. On CUDA the engine's company answers them instead. By a CPU's
+kernels, which are as fast for one request as for several, they are answered one after another. Shapes: `B` rows,
+`T` tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def answer_batch(
     """Answer every request; the answers are in the order of the requests.
 
     Requests with a budget are answered alone, one after another, the earliest deadline first: their clocks all run
-    from this call on, and each leaves the others their share of the time. Then those without one, in groups.
+    from this call on, and each leaves the others their share of the time. Then those without one, in groups; by a
+    CPU's kernels alone, too.
 
     Args:
         engine: the engine.
@@ -62,16 +64,18 @@ def answer_batch(
     """
     guard = guard or engine.native
     guards = [guard if isinstance(guard, Guard) else guard(one) for one in requests]
-    hurried = [place for place, one in enumerate(requests) if one.budget_ms is not None]
-    together = [place for place, one in enumerate(requests) if one.budget_ms is None]
+    has_groups = engine.runner.stages is None
+    alone = [place for place, one in enumerate(requests) if one.budget_ms is not None or not has_groups]
+    together = [place for place, one in enumerate(requests) if one.budget_ms is None and has_groups]
     company = None if engine.door.is_inside else engine.company
-    places = [*hurried, *together[: company is None]]
+    places = [*alone, *together[: company is None]]
     tickets = {place: engine.line_up(requests[place]) for place in places}
     answers: dict[int, Answer] = {}
     try:
-        hurried.sort(key=lambda place: tickets[place].urgency)
+        alone.sort(key=lambda place: tickets[place].urgency)
+        hurried = [place for place in alone if requests[place].budget_ms is not None]
         _warn_of_budgets([requests[place] for place in hurried], [guards[place] for place in hurried])
-        for place in hurried:
+        for place in alone:
             answers[place] = engine.answer_in_turn(requests[place], guards[place], tickets.pop(place))
         if together and company is not None:
             done = company.answer_all((requests[place], guards[place]) for place in together)

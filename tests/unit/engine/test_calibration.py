@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import tiny_model
+from tempovlm.control.guard import Guard
 from tempovlm.core import machine
 from tempovlm.core.machine import _busy_ticks, busy_cores, machine_lock
+from tempovlm.core.request import Answer, Request
 from tempovlm.core.stamp import Stamp
 from tempovlm.engine import calibration
 from tempovlm.engine.calibration import PICTURE_SIZES, measure, obtain_profile, profile_path, sample_requests
@@ -64,6 +66,22 @@ def test_every_setting_is_measured_in_shuffled_order(engine: Engine) -> None:
         assert 0 < row.prefix_ms < row.total_ms
         assert row.open_ms > 0
         assert len(row.step_ms) == row.num_output_tokens - 1 <= 1
+
+
+def test_it_waits_where_an_answer_with_a_deadline_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets_ms: list[float | None] = []
+    answer = Engine.answer
+
+    def asked(self: Engine, request: Request, guard: Guard | None = None) -> Answer:
+        budgets_ms.append(request.budget_ms)
+        found = answer(self, request, guard)
+        assert found.budget_met
+        return found
+
+    monkeypatch.setattr(Engine, "answer", asked)
+    measure(engine, OutputLength.exactly(1), passes=1)
+    assert budgets_ms
+    assert None not in budgets_ms
 
 
 def test_a_slow_machine_gets_fewer_passes(engine: Engine) -> None:
