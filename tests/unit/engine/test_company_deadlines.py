@@ -118,8 +118,10 @@ def test_budgets_join_and_are_answered_as_alone(
 ) -> None:
     space = engine.space
     settings = (slower(engine), space.cheapest, slower(engine), space.cheapest)
+    refusing: dict[str, Any] = {"on_deadline": "reject"}  # where they could not be in time
     pairs = [
-        (asked(1e8 if i % 3 else None, i), Guard.fixed(knobs, space, profile)) for i, knobs in enumerate(settings)
+        (asked(1e8 if i % 3 else None, i, **(refusing if i == 1 else {})), Guard.fixed(knobs, space, profile))
+        for i, knobs in enumerate(settings)
     ]
     expected = [engine.answer(*pair) for pair in pairs]
     arrivals = Arrivals(crowded, monkeypatch)
@@ -213,6 +215,7 @@ def test_one_without_a_budget_waits_while_it_would_make_another_one_late(
         ({"temperature": 1.0}, True, 1e8),
         ({}, False, 1e8),
         ({}, True, 10.0),
+        ({"on_deadline": "reject"}, True, 10.0),
     ],
 )
 def test_those_whose_time_among_others_is_not_known_stay_alone(

@@ -213,7 +213,7 @@ class Company:
 
     def _may_ask(self, request: Request, guard: Guard, accepted_ms: float) -> bool:
         """Whether it makes sense to prepare a request with a budget: it may stand beside others, if in time."""
-        is_plain = request.on_deadline == "finish" and request.temperature == 0
+        is_plain = request.on_deadline != "stop" and request.temperature == 0
         if self._seats is None or not is_plain or guard.policy.sees_picture or guard.policy.sees_glance:
             return False
         among, waits_ms = self._outlook(request, guard)
@@ -300,7 +300,7 @@ class Company:
         if seats is not None and seats.collect():
             return
         is_one_prepared = not self._pending and self._num_callers > (0 if seats is None else len(seats.members))
-        if seats is not None and not is_one_prepared:
+        if seats is not None and seats.members and not is_one_prepared:
             seats.wait()
             return
         with self._changed:
