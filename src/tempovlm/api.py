@@ -239,6 +239,7 @@ class TempoVLM:
         tier: str | None = None,
         top_k: int | None = None,
         num_blocks: int | None = None,
+        cancel: Callable[[], bool] | None = None,
         **options: Any,
     ) -> Answer:
         """Answer a question about a picture within a budget.
@@ -252,13 +253,15 @@ class TempoVLM:
             tier: fixes this knob. The policy chooses the others if there is a budget; else they are native.
             top_k: fixes this knob.
             num_blocks: fixes this knob.
+            cancel: called while waiting and between pieces of work; if it returns True, the answer ends there.
             **options: other fields of `Request`: style, max_new_tokens, on_deadline, temperature and others.
 
         Raises:
             UserError: invalid input; the message names it.
         """
+        _check_cancel(cancel)
         request = request_of(image, question, self._budget_ms(budget_ms), options)
-        answer = self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
+        answer = self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks), cancel)
         return self._learn(request, answer)
 
     async def answer_async(
@@ -293,8 +296,7 @@ class TempoVLM:
 
         `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
         """
-        if cancel is not None and not callable(cancel):
-            raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
+        _check_cancel(cancel)
         request = request_of(image, question, self._budget_ms(budget_ms), options)
         guard = self.guard_for(request, knobs, tier, top_k, num_blocks)
         return self._heard(request, self.engine.stream(request, guard, cancel))
@@ -433,6 +435,11 @@ class TempoVLM:
         what = "%s: accuracies are assumed, not measured: more compute is taken to be better; %s"
         _log.warning(what, self.engine.name, hint)
         return assumed_table(self.space)
+
+
+def _check_cancel(cancel: object) -> None:
+    if cancel is not None and not callable(cancel):
+        raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
 
 
 def _check_types(given: dict[str, Any]) -> None:

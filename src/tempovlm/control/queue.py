@@ -8,14 +8,22 @@ the thread that feeds the device.
 
 Whoever is inside can ask how long it may stay, so that those who wait keep their deadlines too: each of them gets
 the same share of the time until the latest moment at which all before it must have ended.
+
+A server asks its `Schedule` before it lets a request line up:
+
+    admit ── too many wait, or somebody would be late ──> refused, with the time after which to ask again
+      │
+      └──> waits, the most urgent first ──> a lane is free: began ──> end, which the next one begins at
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +37,11 @@ MOST_WAITING = 256
 """Requests that may wait; another one is refused."""
 
 LOOK_S = 0.002
-"""Time between two looks at whether a request that waits is over, seconds."""
+"""Time between two looks at whether the first request that waits is over, seconds; the one at place `i` (from 0)
+looks `i + 1` times more seldom, so that a long queue does not take the processor from whoever is inside."""
+
+RECENT_STAYS = 8
+"""Ended requests whose times say how long those stay that are inside."""
 
 
 def check_waiting(count: int, most: int = MOST_WAITING) -> None:
@@ -125,13 +137,14 @@ class Door:
         """Wait for the ticket's turn, and be inside while the block runs; whoever is inside enters at once.
 
         Yields:
-            True; False, outside and without a lane, where `is_over`, asked every `LOOK_S`, ended the waiting.
+            True; False, outside and without a lane, where `is_over`, asked again and again, ended the waiting.
         """
         me, is_waiting = threading.get_ident(), True
         with self._lock:
             try:
                 while is_waiting and not self._may_enter(ticket, me):
-                    ticket.turn.wait(None if is_over is None else LOOK_S)
+                    place = self._waiting.index(ticket)
+                    ticket.turn.wait(None if is_over is None else LOOK_S * (place + 1))
                     is_waiting = is_over is None or not is_over()
                 if is_waiting:
                     self._inside[me] = self._inside.get(me, 0) + 1
@@ -181,3 +194,116 @@ class Door:
             if one.deadline_ms > now_ms
         ]
         return min(shares, default=math.inf)
+
+
+@dataclass(eq=False, slots=True)
+class Stay:
+    """One request that a schedule admitted.
+
+    Attributes:
+        accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
+        need_ms: the time inside that it is expected to need at least.
+        owner: who asked. began_ms: when it is taken to have been let in; None while it waits.
+    """
+
+    accepted_ms: float
+    deadline_ms: float
+    need_ms: float
+    owner: str = ""
+    began_ms: float | None = None
+
+
+class Schedule:
+    """Says who may line up, by the times that are expected. It has neither a clock nor threads.
+
+    It follows the door by its rule alone: a lane that becomes free is taken by the most urgent request.
+    """
+
+    def __init__(
+        self, lanes: int = 1, most_waiting: int = MOST_WAITING, most_of_owner: int = MOST_WAITING
+    ) -> None:
+        """Admit requests to a door of `lanes`; at most `most_waiting` wait, and `most_of_owner` of one owner."""
+        self._lanes, self._most_waiting, self._most_of_owner = lanes, most_waiting, most_of_owner
+        self._stays: list[Stay] = []
+        self._recent_ms: deque[float] = deque(maxlen=RECENT_STAYS)
+
+    def __len__(self) -> int:
+        """Return how many are admitted and have not ended."""
+        return len(self._stays)
+
+    @property
+    def running(self) -> int:
+        """Requests that are taken to be inside."""
+        return len(self._stays) - self.waiting
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are taken to wait."""
+        return sum(stay.began_ms is None for stay in self._stays)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may wait."""
+        return self.waiting >= self._most_waiting
+
+    @property
+    def last_deadline_ms(self) -> float:
+        """The latest deadline of those that have one; minus infinity for none."""
+        ends_ms = (stay.deadline_ms for stay in self._stays if stay.deadline_ms < math.inf)
+        return max(ends_ms, default=-math.inf)
+
+    def admit(self, stay: Stay, now_ms: float) -> bool:
+        """Admit a request unless too many wait, or it or another one that is in time now would be late by that."""
+        of_owner = sum(one.owner == stay.owner and one.began_ms is None for one in self._stays)
+        if self.is_full or of_owner >= self._most_of_owner:
+            return False
+        with_it = sorted([*self._stays, stay], key=_urgency_ms)
+        if self._late(with_it, now_ms) - self._late(self._stays, now_ms):
+            return False
+        self._stays = with_it
+        self._let_in(now_ms)
+        return True
+
+    def end(self, stay: Stay, now_ms: float) -> None:
+        """Say that a request has ended, or that nobody wants its answer."""
+        self._stays.remove(stay)
+        if stay.began_ms is not None:
+            self._recent_ms.append(now_ms - stay.began_ms)
+        self._let_in(now_ms)
+
+    def drain_ms(self, now_ms: float) -> float:
+        """Return the time until all that are here are expected to have ended, at the pace of the last ones."""
+        recent_ms = self._recent_ms
+        turns_ms = [sum(recent_ms) / len(recent_ms) if recent_ms else one.need_ms for one in self._stays]
+        begun_ms = [now_ms - one.began_ms for one in self._stays if one.began_ms is not None]
+        return max(0.0, sum(turns_ms) - sum(begun_ms)) / self._lanes
+
+    def _let_in(self, now_ms: float) -> None:
+        free = self._lanes - self.running
+        for stay in [one for one in self._stays if one.began_ms is None][: max(free, 0)]:
+            stay.began_ms = now_ms
+
+    def _late(self, stays: Sequence[Stay], now_ms: float) -> set[int]:
+        """Return the identities of those that wait and would end after their deadlines, most urgent first."""
+        usual_ms = max(self._recent_ms, default=0.0)
+        free_ms = [
+            max(now_ms, min(one.began_ms + max(usual_ms, one.need_ms), one.deadline_ms))
+            for one in stays
+            if one.began_ms is not None
+        ]
+        free_ms += [now_ms] * (self._lanes - len(free_ms))
+        heapq.heapify(free_ms)
+        late = set[int]()
+        for stay in (one for one in stays if one.began_ms is None):
+            begin_ms = heapq.heappop(free_ms)
+            end_ms = begin_ms + stay.need_ms
+            if end_ms > stay.deadline_ms:
+                late.add(id(stay))
+                end_ms = max(begin_ms, stay.deadline_ms)  # where it is cut
+            heapq.heappush(free_ms, end_ms)
+        return late
+
+
+def _urgency_ms(stay: Stay) -> float:
+    """Return the time by which requests are let in, lowest first, as the door does."""
+    return min(stay.deadline_ms, stay.accepted_ms + PATIENCE_MS)
