@@ -196,21 +196,19 @@ class Door:
         return min(shares, default=math.inf)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stay:
     """One request that a schedule admitted.
 
     Attributes:
         accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
-        need_ms: the time inside that it is expected to need at least.
-        owner: who asked. began_ms: when it is taken to have been let in; None while it waits.
+        need_ms: the time inside that it is expected to need at least. owner: who asked.
     """
 
     accepted_ms: float
     deadline_ms: float
     need_ms: float
     owner: str = ""
-    began_ms: float | None = None
 
 
 class Schedule:
@@ -224,7 +222,8 @@ class Schedule:
     ) -> None:
         """Admit requests to a door of `lanes`; at most `most_waiting` wait, and `most_of_owner` of one owner."""
         self._lanes, self._most_waiting, self._most_of_owner = lanes, most_waiting, most_of_owner
-        self._stays: list[Stay] = []
+        self._stays: list[Stay] = []  # the most urgent first
+        self._began_ms: dict[Stay, float] = {}  # of those that are taken to be inside
         self._recent_ms: deque[float] = deque(maxlen=RECENT_STAYS)
 
     def __len__(self) -> int:
@@ -234,12 +233,12 @@ class Schedule:
     @property
     def running(self) -> int:
         """Requests that are taken to be inside."""
-        return len(self._stays) - self.waiting
+        return len(self._began_ms)
 
     @property
     def waiting(self) -> int:
         """Requests that are taken to wait."""
-        return sum(stay.began_ms is None for stay in self._stays)
+        return len(self._stays) - len(self._began_ms)
 
     @property
     def is_full(self) -> bool:
@@ -254,7 +253,7 @@ class Schedule:
 
     def admit(self, stay: Stay, now_ms: float) -> bool:
         """Admit a request unless too many wait, or it or another one that is in time now would be late by that."""
-        of_owner = sum(one.owner == stay.owner and one.began_ms is None for one in self._stays)
+        of_owner = sum(one.owner == stay.owner for one in self._outside(self._stays))
         if self.is_full or of_owner >= self._most_of_owner:
             return False
         with_it = sorted([*self._stays, stay], key=_urgency_ms)
@@ -267,38 +266,39 @@ class Schedule:
     def end(self, stay: Stay, now_ms: float) -> None:
         """Say that a request has ended, or that nobody wants its answer."""
         self._stays.remove(stay)
-        if stay.began_ms is not None:
-            self._recent_ms.append(now_ms - stay.began_ms)
+        if stay in self._began_ms:
+            self._recent_ms.append(now_ms - self._began_ms.pop(stay))
         self._let_in(now_ms)
 
     def drain_ms(self, now_ms: float) -> float:
         """Return the time until all that are here are expected to have ended, at the pace of the last ones."""
         recent_ms = self._recent_ms
         turns_ms = [sum(recent_ms) / len(recent_ms) if recent_ms else one.need_ms for one in self._stays]
-        begun_ms = [now_ms - one.began_ms for one in self._stays if one.began_ms is not None]
-        return max(0.0, sum(turns_ms) - sum(begun_ms)) / self._lanes
+        inside_ms = sum(now_ms - began_ms for began_ms in self._began_ms.values())
+        return max(0.0, sum(turns_ms) - inside_ms) / self._lanes
 
     def _let_in(self, now_ms: float) -> None:
         free = self._lanes - self.running
-        for stay in [one for one in self._stays if one.began_ms is None][: max(free, 0)]:
-            stay.began_ms = now_ms
+        self._began_ms |= dict.fromkeys(self._outside(self._stays)[:free], now_ms)
 
-    def _late(self, stays: Sequence[Stay], now_ms: float) -> set[int]:
-        """Return the identities of those that wait and would end after their deadlines, most urgent first."""
+    def _outside(self, stays: Sequence[Stay]) -> list[Stay]:
+        return [stay for stay in stays if stay not in self._began_ms]
+
+    def _late(self, stays: Sequence[Stay], now_ms: float) -> set[Stay]:
+        """Return those that wait, the most urgent first, and would end after their deadlines."""
         usual_ms = max(self._recent_ms, default=0.0)
         free_ms = [
-            max(now_ms, min(one.began_ms + max(usual_ms, one.need_ms), one.deadline_ms))
-            for one in stays
-            if one.began_ms is not None
+            max(now_ms, min(began_ms + max(usual_ms, one.need_ms), one.deadline_ms))
+            for one, began_ms in self._began_ms.items()
         ]
         free_ms += [now_ms] * (self._lanes - len(free_ms))
         heapq.heapify(free_ms)
-        late = set[int]()
-        for stay in (one for one in stays if one.began_ms is None):
+        late = set[Stay]()
+        for stay in self._outside(stays):
             begin_ms = heapq.heappop(free_ms)
             end_ms = begin_ms + stay.need_ms
             if end_ms > stay.deadline_ms:
-                late.add(id(stay))
+                late.add(stay)
                 end_ms = max(begin_ms, stay.deadline_ms)  # where it is cut
             heapq.heappush(free_ms, end_ms)
         return late
