@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from PIL import Image
 
 NEEDS = "the server needs its extra: pip install 'tempovlm[serve]' (make test installs it)"
 
@@ -44,9 +48,13 @@ async def ask(
     headers: dict[str, str] | None = None,
     method: str = "POST",
     leave: asyncio.Event | None = None,
+    leave_at: bytes | None = None,
     stall: bool = False,
 ) -> Reply:
-    """Return the response; the client goes away when `leave` is set, and with `stall` it never ends its body."""
+    """Return the response; the client goes away when `leave` is set or when it reads `leave_at`.
+
+    With `stall` it never ends its body.
+    """
     given = {"content-type": "application/json", **(headers or {})}
     scope = {
         "type": "http",
@@ -77,6 +85,8 @@ async def ask(
             reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
         else:
             reply.body += message.get("body", b"")
+            if leave_at is not None and leave_at in reply.body:
+                left.set()
 
     await app(scope, receive, send)
     return reply
@@ -103,3 +113,15 @@ def question(*parts: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def chat(app: Any, *parts: dict[str, Any], headers: dict[str, str] | None = None, **more: Any) -> Reply:
     return post(app, CHAT, question(*parts, **more), headers)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    """The bytes of a picture's file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def url_of(data: bytes, kind: str = "image/png") -> str:
+    """A data URL."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

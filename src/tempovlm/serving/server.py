@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tempovlm.core.checks import checked_integer
 from tempovlm.core.errors import UserError
 from tempovlm.core.units import s_from_ms
 from tempovlm.serving.desk import Desk
@@ -26,6 +27,7 @@ IDLE_S = 65
 """Seconds that a connection may be idle: longer than the minute after which usual proxies close theirs."""
 
 MOST_HEADER_BYTES = 1 << 16
+MOST_PORT = 65_535
 GRACE_MS = 2_000.0
 """Time after the last deadline for a response to be sent."""
 
@@ -106,13 +108,14 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         UserError: it is taken, or not of this machine.
     """
+    checked_integer("port", port, 0, MOST_PORT)  # the look-up would take a larger one for its remainder
     try:
         kind, way, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(kind, way, number)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         raise UserError(
             f"--host {host} --port {port}: {reason}; choose another port, or 0 for a free one"
         ) from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ import pytest
 from PIL import Image
 
 import tiny_model
+from asgi import encoded, url_of
 from tempovlm.api import TempoVLM, load
 from tempovlm.engine import calibration
 
@@ -43,16 +42,6 @@ def app_of(served: TempoVLM, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
 def app(app_of: Callable[..., Any]) -> Any:
     """An app as it is by default."""
     return app_of()
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
-
-
-def url_of(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 @pytest.fixture
