@@ -22,6 +22,7 @@ from tempovlm.serving.desk import Answering, Desk
 from tempovlm.serving.errors import ApiError
 from tempovlm.serving.gate import ANSWER, ARRIVED, ASK, CODE, OWNER, REQUEST_ID, Gate, error_response, headers_of
 from tempovlm.serving.options import Options
+from tempovlm.serving.responses import ResponsesReply, ResponsesRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +111,8 @@ class Service:
     def add_routes(self, app: FastAPI) -> None:
         """Add all routes to an app."""
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], openapi_extra=_body(ChatRequest))
+        responses = _body(ResponsesRequest)
+        app.add_api_route("/v1/responses", self.responses, methods=["POST"], openapi_extra=responses)
         app.add_api_route("/v1/models", self.models)
         app.add_api_route("/v1/models/{name:path}", self.model)
         for path in ("/health", "/ready", "/version", "/metrics"):
@@ -120,6 +123,10 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answer a question about a picture as a chat completion."""
         return await self._answer(request, ChatRequest, ChatReply)
+
+    async def responses(self, request: Request) -> Response:
+        """Answer a question about a picture as a response."""
+        return await self._answer(request, ResponsesRequest, ResponsesReply)
 
     async def models(self) -> dict[str, Any]:
         """List the model, and aliases of it with budgets; other budgets work too."""

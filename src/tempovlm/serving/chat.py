@@ -75,6 +75,19 @@ class Common(Model):
     price_per_ms: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Expected accuracy, as a share of 1, that a millisecond must gain."""
 
+    def common(self) -> dict[str, Any]:
+        """Return the values of `Fields` that both APIs name alike."""
+        return {
+            "model": self.model,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "budget": self.latency_budget_ms,
+            "style": self.style,
+            "on_deadline": self.on_deadline,
+            "price_per_ms": self.price_per_ms,
+            "stream": bool(self.stream),
+        }
+
 
 class ChatRequest(Common):
     """The body of `POST /v1/chat/completions`."""
@@ -111,19 +124,12 @@ class ChatRequest(Common):
             turns.append((message.role, "\n".join(texts)))
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return Fields(
-            model=self.model,
+            **self.common(),
             turns=turns,
             images=images,
             max_tokens=most,
-            temperature=self.temperature,
-            top_p=self.top_p,
             seed=self.seed,
             stop=stops,
-            budget=self.latency_budget_ms,
-            style=self.style,
-            on_deadline=self.on_deadline,
-            price_per_ms=self.price_per_ms,
-            stream=bool(self.stream),
             include_usage=bool(self.stream_options and self.stream_options.include_usage),
         )
 
