@@ -286,6 +286,10 @@ class Guard:
         own_ms = self.control_ms if self.second_ms is None else self.second_ms
         return own_ms + self._factor * float(self._remainders_ms[self._of_tier[tier.tier]].min())
 
+    def calibrated_ms(self) -> float:
+        """Return the cheapest setting's bound of a whole answer as calibrated, without the margin."""
+        return self.control_ms + self.spread * float(self._totals_ms[0].min())
+
     def choice_of(self, tier: TierChoice | None) -> Choice:
         """A request's setting that ended before it was chosen: the first choice's, else the cheapest."""
         index = self._cheapest if tier is None else tier.index

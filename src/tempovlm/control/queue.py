@@ -272,10 +272,12 @@ class Schedule:
 
     def drain_ms(self, now_ms: float) -> float:
         """Return the time until all that are here are expected to have ended, at the pace of the last ones."""
-        recent_ms = self._recent_ms
-        turns_ms = [sum(recent_ms) / len(recent_ms) if recent_ms else one.need_ms for one in self._stays]
         inside_ms = sum(now_ms - began_ms for began_ms in self._began_ms.values())
-        return max(0.0, sum(turns_ms) - inside_ms) / self._lanes
+        return max(0.0, sum(self._usual_ms(one.need_ms) for one in self._stays) - inside_ms) / self._lanes
+
+    def _usual_ms(self, unknown_ms: float) -> float:
+        """Return the mean time inside of the last ones; `unknown_ms` where none has ended."""
+        return sum(self._recent_ms) / len(self._recent_ms) if self._recent_ms else unknown_ms
 
     def _let_in(self, now_ms: float) -> None:
         free = self._lanes - self.running
@@ -286,7 +288,7 @@ class Schedule:
 
     def _late(self, stays: Sequence[Stay], now_ms: float) -> set[Stay]:
         """Return those that wait, the most urgent first, and would end after their deadlines."""
-        usual_ms = max(self._recent_ms, default=0.0)
+        usual_ms = self._usual_ms(0.0)
         free_ms = [
             max(now_ms, min(began_ms + max(usual_ms, one.need_ms), one.deadline_ms))
             for one, began_ms in self._began_ms.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 import re
@@ -57,8 +56,8 @@ def from_data_url(url: str, param: str) -> bytes:
     if found["kind"] and not found["kind"].lower().startswith(("image/", "application/octet-stream")):
         raise invalid(f"{found['kind']}: no picture; send an image", param, "invalid_image_url")
     try:
-        return base64.b64decode(memoryview(url.encode("ascii"))[found.end() :], validate=True)
-    except (binascii.Error, UnicodeEncodeError):
+        return binascii.a2b_base64(url[found.end() :], strict_mode=True)
+    except ValueError:
         raise invalid("the picture's data URL is not valid base64", param, "invalid_image_url") from None
 
 

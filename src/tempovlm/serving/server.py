@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -28,6 +29,10 @@ IDLE_S = 65
 
 MOST_HEADER_BYTES = 1 << 16
 MOST_PORT = 65_535
+SWITCH_S = 0.0005
+"""Time after which a thread of Python lets another one on: by default ten times as long, in which a request would
+wait to be read while another one is answered."""
+
 GRACE_MS = 2_000.0
 """Time after the last deadline for a response to be sent."""
 
@@ -139,4 +144,5 @@ def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None]) -> N
     )
     host, number = port.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{number}"
+    sys.setswitchinterval(SWITCH_S)
     Server(config, app.state.desk, lambda: on_start(address)).run([port])

@@ -17,6 +17,7 @@ from asgi import CHAT, NEEDS, Reply, ask, chat, encoded, get, question
 pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
+from tempovlm.control.guard import Guard
 from tempovlm.serving import desk
 from tempovlm.serving.pictures import OpeningTimes, look
 
@@ -217,3 +218,19 @@ def test_a_failure_tells_no_more_than_that(
     assert b"secret" not in reply.body
     assert "secret" in caplog.text
     assert len(app.state.desk.schedule) == 0
+
+
+def test_an_idle_server_lets_one_in_that_is_late_only_by_the_margin(
+    app: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a server that was slow once would refuse everybody for good: only answers say that it is over."""
+    monkeypatch.setattr(Guard, "least_ms", lambda *_: 1e6)
+
+    async def talk() -> None:
+        first = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        assert (await send(app, latency_budget_ms=60_000)).code == "queue_full"
+        gate.opened.set()
+        assert (await first).status == 200
+
+    asyncio.run(talk())
