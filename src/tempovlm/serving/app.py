@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from tempovlm import __version__
@@ -18,6 +18,7 @@ from tempovlm.serving.asks import Ask, Intake
 from tempovlm.serving.body import Gone, Receive, parse, read_body
 from tempovlm.serving.budget import split_alias
 from tempovlm.serving.chat import ChatReply, ChatRequest, event
+from tempovlm.serving.described import asking, described, errors
 from tempovlm.serving.desk import Answering, Desk
 from tempovlm.serving.errors import ApiError
 from tempovlm.serving.gate import ANSWER, ARRIVED, ASK, CODE, OWNER, REQUEST_ID, Gate, error_response, headers_of
@@ -66,7 +67,8 @@ def create_app(model: TempoVLM, options: Options | None = None) -> FastAPI:
     """
     service = Service(model, options or Options())
     given = service.options
-    app = FastAPI(title="TempoVLM", version=__version__, docs_url=None, redoc_url=None, root_path=given.root_path)
+    about: dict[str, Any] = {"title": "TempoVLM", "version": __version__, "root_path": given.root_path}
+    app = FastAPI(**about, openapi_url=None)
     app.state.desk = service.desk
     app.add_middleware(Gate, options=given, refused=service.desk.metrics.refused)
     if given.allow_origins:
@@ -110,15 +112,19 @@ class Service:
 
     def add_routes(self, app: FastAPI) -> None:
         """Add all routes to an app."""
-        app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], openapi_extra=_body(ChatRequest))
-        responses = _body(ResponsesRequest)
-        app.add_api_route("/v1/responses", self.responses, methods=["POST"], openapi_extra=responses)
-        app.add_api_route("/v1/models", self.models)
-        app.add_api_route("/v1/models/{name:path}", self.model)
-        for path in ("/health", "/ready", "/version", "/metrics"):
-            app.add_api_route(path, getattr(self, path[1:]))
+        add = app.add_api_route
+        add("/v1/chat/completions", self.chat, methods=["POST"], **asking(ChatRequest, stream=True))
+        add("/v1/responses", self.responses, methods=["POST"], **asking(ResponsesRequest, stream=True))
+        add("/v1/models", self.models, responses=errors(401))
+        add("/v1/models/{name:path}", self.model, responses=errors(401, 404))
+        for path in ("/health", "/version"):
+            add(path, getattr(self, path[1:]))
+        add("/ready", self.ready, responses={503: {"description": "not ready"}})
+        add("/metrics", self.metrics, response_class=PlainTextResponse)
         if self.options.allow_calibrate:
-            app.add_api_route("/calibrate", self.calibrate, methods=["POST"])
+            add("/calibrate", self.calibrate, methods=["POST"], responses=errors(401, 503))
+        description = described(app, ChatRequest, ResponsesRequest)
+        add("/openapi.json", lambda: JSONResponse(description), include_in_schema=False)
 
     async def chat(self, request: Request) -> Response:
         """Answer a question about a picture as a chat completion."""
@@ -158,7 +164,7 @@ class Service:
 
     async def metrics(self) -> Response:
         """Return the metrics in Prometheus's text format."""
-        return Response(self.desk.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(self.desk.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def calibrate(self) -> dict[str, float]:
         """Measure the machine anew; no question is taken meanwhile."""
@@ -200,7 +206,13 @@ class Service:
         name = request.scope["state"][REQUEST_ID]
 
         def ask() -> Ask:
-            return self._intake.ask(parse(data, kind).fields(), headers, name)
+            size = len(data)
+            fields = parse(data, kind).fields()
+            data.clear()
+            found = self._intake.ask(fields, headers, name)
+            del fields
+            self.desk.trim.count(size)
+            return found
 
         may_block = len(data) > _LARGE_BYTES or options.allow_remote_images
         return await asyncio.to_thread(ask) if may_block else ask()
@@ -252,9 +264,3 @@ async def _events(
     state[ANSWER] = item
     for text in reply.closing(item):
         yield text
-
-
-def _body(kind: type[Any]) -> dict[str, Any]:
-    """Describe a body that is read and checked by hand, for `/openapi.json`."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

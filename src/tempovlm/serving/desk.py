@@ -23,6 +23,7 @@ from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.transcript import Token
 from tempovlm.serving.asks import Ask
 from tempovlm.serving.errors import ApiError, infeasible, invalid, later
+from tempovlm.serving.memory import Trim
 from tempovlm.serving.metrics import Metrics
 from tempovlm.serving.options import Options
 from tempovlm.serving.pictures import OpeningTimes
@@ -78,6 +79,7 @@ class Desk:
         schedule: those that are admitted.
         is_draining: whether no more questions are taken, since the server ends.
         is_calibrating: whether none is taken while the machine is measured anew.
+        trim: told what was freed.
     """
 
     def __init__(self, model: TempoVLM, options: Options) -> None:
@@ -88,6 +90,7 @@ class Desk:
         self.schedule = Schedule(lanes, options.max_queue, share)
         self._pool = ThreadPoolExecutor(options.max_queue + lanes, thread_name_prefix="answer")
         self.is_draining = self.is_calibrating = False
+        self.trim = Trim()
         self.metrics = Metrics(
             model.engine.name,
             {
@@ -181,6 +184,8 @@ class Desk:
         except Exception:  # noqa: BLE001 - its text goes to the log alone
             _log.exception("%s: the server failed to answer", answering.ask.request.request_id)
         in_loop(self._end, answering, outcome)
+        picture = answering.ask.picture
+        self.trim.count(0 if picture is None else picture.num_bytes)
 
     def _items(self, answering: Answering) -> Iterable[Token | Answer]:
         ask, model = answering.ask, self._model
@@ -197,10 +202,15 @@ class Desk:
         """Free the place, count the answer and hand it over."""
         self.schedule.end(answering.stay, now_ms())
         if isinstance(outcome, Answer):
-            self.metrics.observe(outcome, answering.ask.request.price_per_ms)
+            self._learn(answering.ask, outcome)
             if outcome.finish_reason == "rejected":
                 outcome = infeasible("no setting fits the time that was left after waiting")
         answering.put(outcome)
+
+    def _learn(self, ask: Ask, answer: Answer) -> None:
+        self.metrics.observe(answer, ask.request.price_per_ms)
+        if ask.picture is not None and answer.timings_ms["vision_encoder"]:
+            self._opening.observe(ask.picture, answer.timings_ms["preprocess"])
 
     async def drained(self, grace_ms: float) -> None:
         """Wait until all have ended, at most until the last deadline and for a grace after that."""

@@ -6,8 +6,10 @@ import binascii
 import io
 import re
 import warnings
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
+from statistics import median
 
 from PIL import Image
 
@@ -20,8 +22,10 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _DATA_URL = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[\w-]+)*;base64,", re.IGNORECASE)
 
-_MEGAPIXEL = 1_000_000
+_MEGA = 1_000_000
 _SIDE = 1024
+_ROUGHNESS = 32
+_RECENT = 8
 _TIMED = ("JPEG", "PNG", "WEBP")
 
 
@@ -35,9 +39,14 @@ class Picture:
     height: int
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of its pixels, once it is decoded."""
+        return 3 * self.width * self.height
+
+    @property
     def megapixels(self) -> float:
         """Millions of pixels."""
-        return self.width * self.height / _MEGAPIXEL
+        return self.width * self.height / _MEGA
 
 
 def from_data_url(url: str, param: str) -> bytes:
@@ -92,28 +101,49 @@ def _readable() -> tuple[str, ...]:
 
 
 def _too_large(param: str) -> ApiError:
-    most = f"{MAX_PIXELS / _MEGAPIXEL:.0f} million pixels"
+    most = f"{MAX_PIXELS / _MEGA:.0f} million pixels"
     return ApiError(400, "image_too_large", f"the picture has more than {most}; scale it down first", param)
 
 
 class OpeningTimes:
-    """Says how long a picture takes to be decoded, from its header: by format, what a megapixel took here."""
+    """Says how long a picture takes to be decoded, from its header and its bytes.
+
+    By format, a decoder takes a time for each pixel and one for each byte. Both are measured on a smooth and a
+    rough picture of a megapixel; answers about larger ones correct them.
+    """
 
     def __init__(self) -> None:
-        """Measure this machine, in about a tenth of a second."""
-        whole = Image.linear_gradient("L").resize((_SIDE, _SIDE)).convert("RGB")
-        self._per_megapixel_ms = {kind: _opening_ms(whole, kind) for kind in _TIMED}
-        self._least_ms = min(self._per_megapixel_ms.values())
+        """Measure this machine, in a few tenths of a second."""
+        smooth = Image.linear_gradient("L").resize((_SIDE, _SIDE)).convert("RGB")
+        rough = Image.merge("RGB", [Image.effect_noise((_SIDE, _SIDE), _ROUGHNESS)] * 3)
+        self._costs_ms = {kind: _costs_ms(smooth, rough, kind) for kind in _TIMED}
+        self._ratios: deque[float] = deque(maxlen=_RECENT)
 
     def of(self, picture: Picture | None) -> float:
-        """Return the least milliseconds in which a picture is decoded; 0 without one."""
+        """Return the expected milliseconds; 0 without a picture."""
         if picture is None:
             return 0.0
-        return picture.megapixels * self._per_megapixel_ms.get(picture.format, self._least_ms)
+        return self._plain_ms(picture) * max(1.0, median(self._ratios) if self._ratios else 1.0)
+
+    def observe(self, picture: Picture, took_ms: float) -> None:
+        """Learn from an answer, whose picture took so long to be decoded and cut."""
+        if picture.megapixels >= 1:
+            self._ratios.append(took_ms / self._plain_ms(picture))
+
+    def _plain_ms(self, picture: Picture) -> float:
+        of_pixels_ms, of_bytes_ms = self._costs_ms.get(picture.format) or min(self._costs_ms.values())
+        return picture.megapixels * of_pixels_ms + len(picture.data) / _MEGA * of_bytes_ms
 
 
-def _opening_ms(image: Image.Image, kind: str) -> float:
-    """Return what a megapixel takes at least: a smooth picture, the faster of two runs."""
+def _costs_ms(smooth: Image.Image, rough: Image.Image, kind: str) -> tuple[float, float]:
+    """Return what a megapixel and a megabyte take."""
+    (small, least_ms), (large, most_ms) = (_opening(one, kind) for one in (smooth, rough))
+    of_bytes_ms = max(0.0, most_ms - least_ms) / (large - small)
+    return max(0.0, least_ms - small * of_bytes_ms) * _MEGA / _SIDE**2, of_bytes_ms
+
+
+def _opening(image: Image.Image, kind: str) -> tuple[float, float]:
+    """Return the megabytes of a picture's file, and how long it takes to open: the faster of two runs."""
     file = io.BytesIO()
     image.save(file, kind)
     taken_ms = []
@@ -121,4 +151,4 @@ def _opening_ms(image: Image.Image, kind: str) -> float:
         start_ms = now_ms()
         open_image(file.getvalue())
         taken_ms.append(now_ms() - start_ms)
-    return min(taken_ms) * _MEGAPIXEL / _SIDE**2
+    return len(file.getvalue()) / _MEGA, min(taken_ms)

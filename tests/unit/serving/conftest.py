@@ -34,7 +34,7 @@ def app_of(served: TempoVLM, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
     from tempovlm.serving.app import create_app
     from tempovlm.serving.options import Options
 
-    monkeypatch.setattr(desk, "OpeningTimes", lambda: SimpleNamespace(of=lambda _: 0.0))
+    monkeypatch.setattr(desk, "OpeningTimes", lambda: SimpleNamespace(of=lambda _: 0.0, observe=lambda *_: None))
     return lambda **options: create_app(served, Options(**options))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -80,9 +81,17 @@ def test_requests_have_names(app: Any) -> None:
 def test_probes(app: Any) -> None:
     assert [get(app, path).status for path in ("/health", "/ready", "/version")] == [200] * 3
     assert get(app, "/version").json == {"version": __version__}
-    paths = get(app, "/openapi.json").json["paths"]
-    assert "messages" in json.dumps(paths["/v1/chat/completions"]["post"]["requestBody"])
-    assert "/calibrate" not in paths
+
+
+def test_the_description_is_whole(app: Any) -> None:
+    text = get(app, "/openapi.json").body.decode()
+    found = json.loads(text)
+    schemas = found["components"]["schemas"]
+    assert {"messages", "latency_budget_ms", "stream"} <= set(schemas["ChatRequest"]["properties"])
+    used = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert {"ChatRequest", "ResponsesRequest", "Error"} <= used <= set(schemas)
+    assert "429" in found["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert "/calibrate" not in found["paths"]
 
 
 def test_pages_of_other_origins_are_kept_out_unless_named(app_of: Callable[..., Any]) -> None:

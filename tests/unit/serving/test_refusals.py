@@ -94,9 +94,15 @@ def test_a_picture_that_takes_the_budget_is_refused(
 
 def test_larger_pictures_are_expected_to_open_later() -> None:
     times = OpeningTimes()
-    small, large = (look(encoded(Image.new("RGB", (side, side)), "JPEG"), "") for side in (100, 1000))
-    assert 0 < times.of(small) < times.of(large) == pytest.approx(100 * times.of(small))
+    small, large = (look(encoded(Image.new("RGB", (side, side)), "JPEG"), "") for side in (200, 2000))
+    assert 0 < times.of(small) < times.of(large)
     assert times.of(None) == 0
+    expected_ms = times.of(large)
+    times.observe(small, 1e6)
+    assert times.of(large) == pytest.approx(expected_ms), "small ones say little"
+    for _ in range(3):
+        times.observe(large, 3 * expected_ms)
+    assert times.of(large) == pytest.approx(3 * expected_ms)
 
 
 def test_a_full_queue_says_when_to_come_back(app_of: Callable[..., Any], gate: Gate) -> None:
