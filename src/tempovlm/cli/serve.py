@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     if default_ms is not None:
         check_budget_ms(default_ms, "default_budget_ms")
     from tempovlm.serving.app import create_app
-    from tempovlm.serving.asks import USUAL_TOKENS
+    from tempovlm.serving.intake.asks import USUAL_TOKENS
     from tempovlm.serving.options import Options
     from tempovlm.serving.server import bind, run
 

@@ -14,22 +14,22 @@ from starlette.exceptions import HTTPException
 from tempovlm import __version__
 from tempovlm.core.request import Answer
 from tempovlm.engine.transcript import Token
-from tempovlm.serving.asks import Ask, Intake
-from tempovlm.serving.body import Gone, Receive, parse, read_body
-from tempovlm.serving.budget import split_alias
-from tempovlm.serving.chat import ChatReply, ChatRequest, event
-from tempovlm.serving.described import asking, described, errors
 from tempovlm.serving.desk import Answering, Desk
 from tempovlm.serving.errors import ApiError
 from tempovlm.serving.gate import ANSWER, ARRIVED, ASK, CODE, OWNER, REQUEST_ID, Gate, error_response, headers_of
+from tempovlm.serving.intake.asks import Ask, Intake
+from tempovlm.serving.intake.body import Gone, Receive, parse, read_body
+from tempovlm.serving.intake.budget import split_alias
+from tempovlm.serving.openai.chat import ChatReply, ChatRequest, event
+from tempovlm.serving.openai.described import asking, described, errors
+from tempovlm.serving.openai.responses import ResponsesReply, ResponsesRequest
 from tempovlm.serving.options import Options
-from tempovlm.serving.responses import ResponsesReply, ResponsesRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tempovlm.api import TempoVLM
-    from tempovlm.serving.asks import Fields
+    from tempovlm.serving.intake.asks import Fields
 
 _LARGE_BYTES = 1 << 18
 """A larger body is parsed beside the event loop."""

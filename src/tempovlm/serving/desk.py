@@ -21,12 +21,12 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.transcript import Token
-from tempovlm.serving.asks import Ask
 from tempovlm.serving.errors import ApiError, infeasible, invalid, later
+from tempovlm.serving.intake.asks import Ask
+from tempovlm.serving.intake.pictures import OpeningTimes
 from tempovlm.serving.memory import Trim
 from tempovlm.serving.metrics import Metrics
 from tempovlm.serving.options import Options
-from tempovlm.serving.pictures import OpeningTimes
 
 if TYPE_CHECKING:
     from tempovlm.api import TempoVLM

@@ -16,9 +16,9 @@ from starlette.responses import JSONResponse
 from tempovlm.core.checks import shown
 from tempovlm.core.request import Answer
 from tempovlm.core.units import now_ms
-from tempovlm.serving.asks import Ask
-from tempovlm.serving.body import Receive, discard
 from tempovlm.serving.errors import ApiError
+from tempovlm.serving.intake.asks import Ask
+from tempovlm.serving.intake.body import Receive, discard
 from tempovlm.serving.options import Options
 
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"

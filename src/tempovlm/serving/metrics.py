@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from tempovlm.core.request import Answer
 from tempovlm.core.units import s_from_ms
-from tempovlm.serving.account import FINISH, deadline_of
+from tempovlm.serving.openai.account import FINISH, deadline_of
 
 _BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 _TIMES = {

@@ -11,8 +11,8 @@ from asgi import NEEDS
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
-from tempovlm.serving.budget import BODY_FIELD, CAP, HEADER, PLACES, find_budget, split_alias
 from tempovlm.serving.errors import ApiError
+from tempovlm.serving.intake.budget import BODY_FIELD, CAP, HEADER, PLACES, find_budget, split_alias
 
 ALL = {
     HEADER: "20",

@@ -11,7 +11,7 @@ from asgi import CHAT, NEEDS, chat, get, post, question
 pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
-from tempovlm.serving.asks import question_of
+from tempovlm.serving.intake.asks import question_of
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}
 

@@ -19,7 +19,7 @@ pytest.importorskip("fastapi", reason=NEEDS)
 from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
 from tempovlm.serving import desk
-from tempovlm.serving.pictures import OpeningTimes, look
+from tempovlm.serving.intake.pictures import OpeningTimes, look
 
 SOON_S = 10.0
 """Seconds that nothing here takes unless it hangs."""

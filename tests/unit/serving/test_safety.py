@@ -24,10 +24,10 @@ from asgi import CHAT, NEEDS, ask, chat, encoded, get, post, question, url_of
 pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
-from tempovlm.serving import remote
-from tempovlm.serving.body import MOST_DEPTH, MOST_ITEMS
 from tempovlm.serving.errors import ApiError, scrubbed
 from tempovlm.serving.gate import Keys
+from tempovlm.serving.intake import remote
+from tempovlm.serving.intake.body import MOST_DEPTH, MOST_ITEMS
 
 HOSTS = ("images.example.com",)
 PUBLIC = "93.184.216.34"
@@ -298,5 +298,5 @@ def test_nothing_is_unpickled_or_run() -> None:
 
     (folder,) = map(Path, tempovlm.serving.__path__)
     words = ("pickle", "eval(", "exec(", "torch.load", "subprocess", "jinja2", "yaml")
-    found = [(path.name, word) for path in folder.glob("*.py") for word in words if word in path.read_text()]
+    found = [(path.name, word) for path in folder.rglob("*.py") for word in words if word in path.read_text()]
     assert not found

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tempovlm.core.request import Answer
-from tempovlm.serving.account import FINISH, metrics, told, usage
-from tempovlm.serving.asks import Ask, Fields, ImageField
-from tempovlm.serving.chat import MOST_TURNS, Common, Model, event
 from tempovlm.serving.errors import invalid
+from tempovlm.serving.intake.asks import Ask, Fields, ImageField
+from tempovlm.serving.openai.account import FINISH, metrics, told, usage
+from tempovlm.serving.openai.chat import MOST_TURNS, Common, Model, event
 
 
 class InputText(Model):

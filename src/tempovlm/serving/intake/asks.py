@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
 from tempovlm.data.styles import check_style
-from tempovlm.serving import remote
-from tempovlm.serving.budget import Budget, find_budget, split_alias
 from tempovlm.serving.errors import ApiError, invalid
+from tempovlm.serving.intake import remote
+from tempovlm.serving.intake.budget import Budget, find_budget, split_alias
+from tempovlm.serving.intake.pictures import Picture, from_data_url, look
 from tempovlm.serving.options import Options
-from tempovlm.serving.pictures import Picture, from_data_url, look
 
 if TYPE_CHECKING:
     from tempovlm.api import TempoVLM

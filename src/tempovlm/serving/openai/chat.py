@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tempovlm.core.request import Answer
-from tempovlm.serving.account import FINISH, metrics, told, usage
-from tempovlm.serving.asks import Ask, Fields, ImageField
 from tempovlm.serving.errors import invalid
+from tempovlm.serving.intake.asks import Ask, Fields, ImageField
+from tempovlm.serving.openai.account import FINISH, metrics, told, usage
 
 MOST_TURNS = 256
 MOST_STOPS = 16

@@ -6,7 +6,7 @@ from typing import Any
 
 from tempovlm.core.request import Answer
 from tempovlm.core.units import s_from_ms
-from tempovlm.serving.asks import Ask
+from tempovlm.serving.intake.asks import Ask
 
 FINISH = {"stop": "stop", "length": "length", "deadline": "length", "cancelled": "stop", "rejected": "stop"}
 """OpenAI's reasons for an end, by ours; an answer that was cut also says so in `tempovlm.deadline`."""
