@@ -185,14 +185,21 @@ class Engine:
         return self.door.line_up(accepted_ms, accepted_ms + budget_ms)
 
     def answer_in_turn(
-        self, request: Request, guard: Guard, ticket: Ticket, cancel: Callable[[], bool] | None = None
+        self,
+        request: Request,
+        guard: Guard,
+        ticket: Ticket,
+        cancel: Callable[[], bool] | None = None,
+        on_token: Callable[[Token], object] | None = None,
     ) -> Answer:
-        """Answer a request when its ticket's turn comes."""
+        """Answer a request when its ticket's turn comes; `on_token` gets its tokens as they come, inside."""
         watch = Watch(request, ticket.accepted_ms, self._pieces, cancel)
         items = self._run(request, guard, watch)
         answer = None
         with self._inside(ticket, watch):
             for item in items:
+                if on_token is not None and isinstance(item, Token):
+                    on_token(item)
                 answer = item
         assert isinstance(answer, Answer)
         if self.company is not None:

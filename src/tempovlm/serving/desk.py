@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -174,11 +174,7 @@ class Desk:
     def _work(self, answering: Answering, in_loop: Callable[..., object]) -> None:
         outcome: Answer | ApiError = ApiError(500, "internal_error", "the server failed to answer")
         try:
-            for item in self._items(answering):
-                if isinstance(item, Answer):
-                    outcome = item
-                else:
-                    in_loop(answering.put, item)
+            outcome = self._ask(answering, in_loop)
         except UserError as error:
             outcome = invalid(str(error).replace("the picture's bytes", "the picture"))
         except Exception:  # noqa: BLE001 - its text goes to the log alone
@@ -187,16 +183,19 @@ class Desk:
         picture = answering.ask.picture
         self.trim.count(0 if picture is None else picture.num_bytes)
 
-    def _items(self, answering: Answering) -> Iterable[Token | Answer]:
-        ask, model = answering.ask, self._model
-        request = ask.request
+    def _ask(self, answering: Answering, in_loop: Callable[..., object]) -> Answer:
+        ask, request = answering.ask, answering.ask.request
         options = {name: getattr(request, name) for name in _OPTIONS}
-        options["waited_ms"] = now_ms() - answering.stay.accepted_ms
-        given = {"budget_ms": request.budget_ms, "tier": ask.tier, "cancel": answering.is_left, **options}
-        image = request.images[0] if request.images else None
-        if ask.stream:
-            return model.stream(image, request.question, **given)
-        return [model.answer(image, request.question, **given)]
+        return self._model.answer(
+            request.images[0] if request.images else None,
+            request.question,
+            budget_ms=request.budget_ms,
+            tier=ask.tier,
+            cancel=answering.is_left,
+            on_token=(lambda token: in_loop(answering.put, token)) if ask.stream else None,
+            waited_ms=now_ms() - answering.stay.accepted_ms,
+            **options,
+        )
 
     def _end(self, answering: Answering, outcome: Answer | ApiError) -> None:
         """Free the place, count the answer and hand it over."""

@@ -84,7 +84,7 @@ class Gate:
         state[ARRIVED] = now_ms()
         state[REQUEST_ID] = given if _NAME.fullmatch(given) else uuid.uuid4().hex
         state[OWNER] = self._keys.owner(headers)
-        exchange = _Exchange(scope, headers, receive, send, self._options.max_body_bytes)
+        exchange = _Exchange(scope, headers, receive, send)
         try:
             if state[OWNER] is None and scope["path"].startswith(_LOCKED):
                 error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
@@ -111,11 +111,9 @@ class Gate:
 class _Exchange:
     """One request and its response: names the response; lets a client that is refused end its sending."""
 
-    def __init__(
-        self, scope: Mapping[str, Any], headers: Mapping[str, str], receive: Receive, send: Send, most_bytes: int
-    ) -> None:
+    def __init__(self, scope: Mapping[str, Any], headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         self.status = 499  # as proxies call it: the client left before there was a response
-        self._receive, self._send, self._most_bytes = receive, send, most_bytes
+        self._receive, self._send = receive, send
         self._name = ("x-request-id", scope["state"][REQUEST_ID])
         self._has_body = scope["method"] not in ("GET", "HEAD", "OPTIONS") and "expect" not in headers
 
@@ -134,7 +132,7 @@ class _Exchange:
             self._has_body = self._has_body and self.status != 408
         elif self._has_body and self.status >= 400 and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await discard(self.receive, self._most_bytes)
+            await discard(self.receive)
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 

@@ -59,13 +59,12 @@ async def read_body(receive: Receive, headers: Mapping[str, str], most_bytes: in
         raise ApiError(408, "request_timeout", "the body came too slowly", None, {"connection": "close"}) from None
 
 
-async def discard(receive: Receive, most_bytes: int) -> None:
+async def discard(receive: Receive) -> None:
     """Read on for a moment and forget it: a client that still sends would not see an early refusal."""
     try:
         async with asyncio.timeout(s_from_ms(_DISCARD_MS)):
-            while most_bytes > 0:
+            while True:
                 message = await receive()
-                most_bytes -= len(message.get("body", b""))
                 if message["type"] != "http.request" or not message.get("more_body", False):
                     return
     except TimeoutError:
