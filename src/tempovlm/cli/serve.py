@@ -76,7 +76,7 @@ class Flags:
     allow_calibrate: bool = False
     """Let POST /calibrate measure the machine anew; other requests are refused meanwhile."""
     root_path: str = ""
-    """Path under which a proxy shows the server."""
+    """Path under which a proxy shows the server, and which it takes off."""
     log_json: bool = False
     """Write the access log as a JSON object a line."""
 
@@ -94,11 +94,12 @@ def main(argv: list[str]) -> None:
     from tempovlm.serving.app import create_app
     from tempovlm.serving.intake.asks import USUAL_TOKENS
     from tempovlm.serving.options import Options
-    from tempovlm.serving.server import bind, run
+    from tempovlm.serving.server import bind, check_root_path, run
 
     given = {name: getattr(flags, name) for name in _SAME}
     keys = (*flags.api_key, *filter(None, [os.environ.get(KEY_VARIABLE)]))
     options = Options(default_budget_ms=default_ms, api_keys=keys, **given)
+    check_root_path(flags.root_path)
     port = bind(flags.host, flags.port)
     _log_to_stderr()
     kind: dict[str, Any] = {"device": flags.device, "weights": flags.weights, "backend": flags.backend}
@@ -116,12 +117,12 @@ def main(argv: list[str]) -> None:
         name = model.engine.name
         _log.info("%s serves %s; feasible budgets: %s; default budget: %s", address, name, fits, default)
 
-    run(app, port, on_start)
+    run(app, port, on_start, flags.root_path)
 
 
 _SAME = (
     "max_queue", "max_body_mb", "body_timeout_ms", "allow_remote_images", "allow_origins", "allow_calibrate",
-    "root_path", "log_json",
+    "log_json",
 )  # fmt: skip
 """Flags that are options of the server by the same name."""
 

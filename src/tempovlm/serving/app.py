@@ -67,8 +67,7 @@ def create_app(model: TempoVLM, options: Options | None = None) -> FastAPI:
     """
     service = Service(model, options or Options())
     given = service.options
-    about: dict[str, Any] = {"title": "TempoVLM", "version": __version__, "root_path": given.root_path}
-    app = FastAPI(**about, openapi_url=None)
+    app = FastAPI(title="TempoVLM", version=__version__, openapi_url=None)
     app.state.desk = service.desk
     app.add_middleware(Gate, options=given, refused=service.desk.metrics.refused)
     if given.allow_origins:

@@ -125,7 +125,7 @@ class Desk:
         """
         drain_ms = self.schedule.drain_ms(now_ms())
         if self.is_draining:
-            raise later(503, "draining", "this server ends; ask another one", drain_ms)
+            raise later(503, "draining", "this server ends; ask another one", drain_ms, closes=True)
         if self.is_calibrating:
             raise later(503, "calibrating", "the machine is being measured; ask again later", _CALIBRATION_MS)
         if self.schedule.is_full:

@@ -49,11 +49,11 @@ def infeasible(message: str) -> ApiError:
     return ApiError(429, "budget_infeasible", message, "latency_budget_ms", headers)
 
 
-def later(status: int, code: str, message: str, drain_ms: float) -> ApiError:
-    """Return a refusal that holds for `drain_ms`; clients ask again after that."""
+def later(status: int, code: str, message: str, drain_ms: float, *, closes: bool = False) -> ApiError:
+    """Return a refusal that holds for `drain_ms`; clients ask again then, elsewhere if the connection closes."""
     wait_ms = max(drain_ms, _LEAST_RETRY_MS)
-    seconds = str(math.ceil(s_from_ms(wait_ms)))
-    return ApiError(status, code, message, None, {"Retry-After": seconds, "retry-after-ms": f"{wait_ms:.0f}"})
+    headers = {"Retry-After": str(math.ceil(s_from_ms(wait_ms))), "retry-after-ms": f"{wait_ms:.0f}"}
+    return ApiError(status, code, message, None, headers | ({"connection": "close"} if closes else {}))
 
 
 def scrubbed(message: str) -> str:

@@ -24,7 +24,9 @@ from tempovlm.serving.options import Options
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
 """Names in a request's state: set here are the first three, and by those who answer it the others."""
 
-_LOCKED = ("/v1/", "/calibrate")
+OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json")
+"""Paths that need no key; every other one does, known or not."""
+
 _NAME = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -62,6 +64,12 @@ class Keys:
         return str(same.index(True)) if any(same) else None
 
 
+def _path(scope: Mapping[str, Any]) -> str:
+    """Return the path below the one under which a proxy shows the server."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
@@ -86,7 +94,7 @@ class Gate:
         state[OWNER] = self._keys.owner(headers)
         exchange = _Exchange(scope, headers, receive, send)
         try:
-            if state[OWNER] is None and scope["path"].startswith(_LOCKED):
+            if state[OWNER] is None and _path(scope) not in OPEN:
                 error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
                 state[CODE] = error.code
                 await error_response(error)(scope, exchange.receive, exchange.send)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tempovlm.core.checks import checked_integer, checked_number, checked_texts, wrong_argument
+from tempovlm.core.checks import checked_integer, checked_number, checked_texts
 from tempovlm.core.request import check_budget_ms
 
 BYTES_OF_MB = 1_000_000
@@ -28,7 +28,6 @@ class Options:
     allow_origins: tuple[str, ...] = ()
     allow_calibrate: bool = False
     log_json: bool = False
-    root_path: str = ""
     aliases_ms: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -44,8 +43,6 @@ class Options:
             checked_number(name, getattr(self, name), "a positive number", lambda number: number > 0)
         for name, plural in (("api_key", "api_keys"), *((one, one) for one in _HOSTS)):
             checked_texts(name, getattr(self, plural))
-        if self.root_path and not self.root_path.startswith("/"):
-            raise wrong_argument("root_path", self.root_path, "must begin with a slash, such as /tempovlm")
 
     @property
     def max_body_bytes(self) -> int:

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tempovlm.core.checks import checked_integer
+from tempovlm.core.checks import checked_integer, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.units import s_from_ms
 from tempovlm.serving.desk import Desk
@@ -127,8 +127,22 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None]) -> None:
-    """Serve an app until a signal ends it; `on_start` is called with the address once the port is open."""
+def check_root_path(path: str) -> None:
+    """Raise a `UserError` unless the path under which a proxy shows the server is empty or begins with a slash."""
+    if path and not path.startswith("/"):
+        raise wrong_argument("root_path", path, "must begin with a slash, such as /tempovlm")
+
+
+def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None], root_path: str = "") -> None:
+    """Serve an app until a signal ends it.
+
+    Args:
+        app: with its desk at `app.state.desk`.
+        port: bound, and not listened at.
+        on_start: called with the address once the port is open.
+        root_path: path under which a proxy shows the server, and which it takes off.
+    """
+    check_root_path(root_path)
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -137,7 +151,7 @@ def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None]) -> N
         log_config=None,
         access_log=False,
         server_header=False,
-        root_path=app.root_path,
+        root_path=root_path,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=int(s_from_ms(GRACE_MS)),
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,

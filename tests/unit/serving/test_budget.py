@@ -87,7 +87,7 @@ def test_a_wrong_budget_of_ours_is_an_error(value: Any) -> None:
 def test_aliases() -> None:
     assert split_alias("pocket@150ms") == ("pocket", pytest.approx(150.0))
     assert split_alias("pocket@0.5ms")[1] == pytest.approx(0.5)
-    for name in ("pocket", "pocket@150", "pocket@fastms", "@5ms"):
+    for name in ("pocket", "pocket@150", "pocket@fastms", "@5ms", "pocket@0ms", f"pocket@{'9' * 400}ms"):
         assert split_alias(name) == (name, None)
 
 

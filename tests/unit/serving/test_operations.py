@@ -126,7 +126,6 @@ def test_the_machine_is_measured_anew_where_that_is_allowed(
         ({"default_budget_ms": 0}, "--default_budget_ms"),
         ({"max_queue": 0}, "--max_queue"),
         ({"max_body_mb": -1}, "--max_body_mb"),
-        ({"root_path": "x"}, "--root_path"),
         ({"api_keys": ("",)}, "--api_key"),
     ],
 )

@@ -25,7 +25,7 @@ pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
 from tempovlm.serving.errors import ApiError, scrubbed
-from tempovlm.serving.gate import Keys
+from tempovlm.serving.gate import OPEN, Keys
 from tempovlm.serving.intake import remote
 from tempovlm.serving.intake.body import MOST_DEPTH, MOST_ITEMS
 
@@ -274,7 +274,10 @@ def test_keys(app_of: Callable[..., Any]) -> None:
         assert (reply.status, reply.code) == (401, "invalid_api_key")
     for key in ("right", "other"):
         assert post(app, CHAT, question(), {"authorization": f"Bearer {key}"}).status == 200
-    assert (get(app, "/v1/models").status, get(app, "/health").status) == (401, 200)
+    for path in ("/v1/models", "/v1", "//v1/models", "/V1/models", "/nothing", "/calibrate", "/docs"):
+        assert get(app, path).status == 401
+    for path in OPEN:
+        assert get(app, path).status == 200
 
 
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ SOON_S = 10.0
 class Running:
     """A server in a thread, which gets signals by calls."""
 
-    def __init__(self, app: Any, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, app: Any, patch: pytest.MonkeyPatch, root_path: str = "") -> None:
         self.started, made = threading.Event(), []
 
         class Kept(server.Server):
@@ -43,7 +43,7 @@ class Running:
         self._port = server.bind("127.0.0.1", 0)
         self.address = self._port.getsockname()
         started = lambda _: self.started.set()  # noqa: E731 - one line
-        self.thread = threading.Thread(target=server.run, args=(app, self._port, started), daemon=True)
+        self.thread = threading.Thread(target=server.run, args=(app, self._port, started, root_path), daemon=True)
         self.thread.start()
         assert self.started.wait(SOON_S)
         (self.server,) = made
@@ -79,6 +79,24 @@ def test_a_connection_answers_again_and_again(running: Running) -> None:
         reply = post(client)
         assert (reply.status, json.load(reply)["tempovlm"]["deadline"]) == (200, "met")
         assert reply.getheader("server") is None
+
+
+def test_keys_are_asked_for_below_the_path_of_a_proxy(
+    app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Running(app_of(api_keys=("right",)), monkeypatch, "/tempovlm")
+    statuses = list[int]()
+    for headers in ({}, {"Authorization": "Bearer right"}):
+        for path in ("/v1/models", "/health"):
+            client = running.client()
+            client.request("GET", path, headers=headers)
+            statuses.append(client.getresponse().status)
+            client.close()
+    running.signal()
+    running.thread.join()
+    assert statuses == [401, 200, 200, 200]
+    with pytest.raises(UserError, match="must begin with a slash"):
+        server.check_root_path("tempovlm")
 
 
 @pytest.mark.parametrize("said", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-"])

@@ -41,7 +41,7 @@ async def read_body(receive: Receive, headers: Mapping[str, str], most_bytes: in
         Gone: the client went away.
     """
     length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most_bytes:
+    if length.isdecimal() and (len(length) > len(str(most_bytes)) or int(length) > most_bytes):
         raise _too_large(most_bytes)
     data = bytearray()
     try:

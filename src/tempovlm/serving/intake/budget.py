@@ -92,9 +92,10 @@ PLACES = (
 
 
 def split_alias(model: str) -> tuple[str, float | None]:
-    """Return a model's name and the budget after it, None where there is none."""
+    """Return a model's name and the budget after it; the whole name and None where there is none."""
     found = ALIAS.match(model)
-    return (model, None) if found is None else (found["model"], _positive(found["budget"]))
+    budget_ms = None if found is None else _positive(found["budget"])
+    return (model, None) if found is None or budget_ms is None else (found["model"], budget_ms)
 
 
 def find_budget(

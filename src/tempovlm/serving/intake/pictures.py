@@ -17,7 +17,7 @@ from tempovlm.core.units import now_ms
 from tempovlm.model.vision.image import MAX_PIXELS, open_image
 from tempovlm.serving.errors import ApiError, invalid
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Formats that are read; each further decoder is more code that strangers reach."""
 
 _DATA_URL = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[\w-]+)*;base64,", re.IGNORECASE)
@@ -84,8 +84,8 @@ def look(data: bytes, param: str) -> Picture:
     except Image.DecompressionBombError:
         raise _too_large(param) from None
     except Exception:  # noqa: BLE001 - decoders raise many kinds on damaged headers; their texts hold addresses
-        formats = ", ".join(one for one in FORMATS if one != "MPO")
-        raise invalid(f"not an image that can be read; send {formats}", param, "invalid_image") from None
+        message = f"not an image that can be read; send {', '.join(FORMATS)}"
+        raise invalid(message, param, "invalid_image") from None
     if picture.width * picture.height > MAX_PIXELS:
         raise _too_large(param)
     if not picture.width * picture.height:
