@@ -74,7 +74,8 @@ class Flags:
     allow_origins: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN [ORIGIN ...]")] = ()
     """Origins of web pages that may ask (CORS); by default none."""
     allow_calibrate: bool = False
-    """Let POST /calibrate measure the machine anew; other requests are refused meanwhile."""
+    """Let POST /calibrate measure the machine anew, and the server by itself once it is idle and answers have
+    taken other times than calibrated; requests are refused meanwhile."""
     root_path: str = ""
     """Path under which a proxy shows the server, and which it takes off."""
     log_json: bool = False

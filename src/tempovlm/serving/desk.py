@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tempovlm.control.guard import Guard
 from tempovlm.control.queue import Schedule, Stay
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
 _CALIBRATION_MS = 30_000.0
 """The time after which to ask again while the machine is measured."""
 
+IDLE_MS = 60_000.0
+"""A server whose last answer is that long ago is idle."""
+
+DRIFT = 1.25
+"""The machine is measured anew where answers take so many times as long as calibrated, or as short."""
+
 _LOOK_S = 0.02
+_TEND_S = 10.0
 
 _OPTIONS = tuple(
     one.name for one in fields(Request) if one.name not in ("images", "question", "budget_ms", "waited_ms")
@@ -84,7 +92,7 @@ class Desk:
 
     def __init__(self, model: TempoVLM, options: Options) -> None:
         """Measure what is not known yet of this machine, which takes long on a new one, and make the tables."""
-        self._model = model
+        self._model, self._may_calibrate, self._ended_ms = model, options.allow_calibrate, now_ms()
         share = -(-options.max_queue // max(1, len(options.api_keys)))
         lanes = model.engine.door.lanes
         self.schedule = Schedule(lanes, options.max_queue, share)
@@ -112,10 +120,12 @@ class Desk:
 
     def least_ms(self) -> tuple[float, float]:
         """Return the least budget that some setting fits, and the least that every one does."""
-        request = Request(images=(), question="what?", budget_ms=1.0)
-        budgets_ms = self._model.guard_for(request).budgets_ms()
+        budgets_ms = self._guard().budgets_ms()
         fit_ms = budgets_ms[np.isfinite(budgets_ms)]
         return (float(fit_ms.min()), float(fit_ms.max())) if len(fit_ms) else (0.0, 0.0)
+
+    def _guard(self) -> Guard:
+        return self._model.guard_for(Request(images=(), question="what?", budget_ms=1.0))
 
     def check_open(self) -> None:
         """Refuse where every question is, before a body is read.
@@ -199,7 +209,8 @@ class Desk:
 
     def _end(self, answering: Answering, outcome: Answer | ApiError) -> None:
         """Free the place, count the answer and hand it over."""
-        self.schedule.end(answering.stay, now_ms())
+        self._ended_ms = now_ms()
+        self.schedule.end(answering.stay, self._ended_ms)
         if isinstance(outcome, Answer):
             self._learn(answering.ask, outcome)
             if outcome.finish_reason == "rejected":
@@ -232,3 +243,18 @@ class Desk:
             return await asyncio.to_thread(self.least_ms)
         finally:
             self.is_calibrating = False
+
+    async def tend(self) -> None:
+        """Measure the machine anew whenever it is due, as long as the server lives, where that is allowed."""
+        while self._may_calibrate:
+            await asyncio.sleep(_TEND_S)
+            if self.is_due(now_ms()):
+                _log.info("answers take other times than calibrated; measuring the machine anew")
+                await self.calibrate()
+
+    def is_due(self, time_ms: float) -> bool:
+        """Whether nobody has asked for a while, and answers take other times than calibrated."""
+        if not self.is_ready or len(self.schedule) or time_ms - self._ended_ms < IDLE_MS:
+            return False
+        margin = self._guard().margin
+        return margin is not None and not 1 / DRIFT < margin.factor < DRIFT

@@ -83,11 +83,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._desk, self._on_start = desk, on_start
         self._drain: asyncio.Task[None] | None = None
+        self._tend: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
         """Open the port, and say where."""
         await super().startup(sockets)
         if self.started:
+            self._tend = asyncio.create_task(self._desk.tend())
             self._on_start()
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:

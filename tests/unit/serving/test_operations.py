@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +119,20 @@ def test_the_machine_is_measured_anew_where_that_is_allowed(
     assert reply.json["feasible_from_ms"] < reply.json["everything_fits_from_ms"]
     assert codes == ["calibrating"]
     assert chat(app).status == 200
+
+
+def test_measuring_is_due_where_an_idle_server_has_drifted(
+    app: Any, served: TempoVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ms, margin = 1e15, SimpleNamespace(factor=1.0)
+    monkeypatch.setattr(served, "guard_for", lambda *_, **__: SimpleNamespace(margin=margin))
+    found = app.state.desk
+    assert not found.is_due(now_ms)
+    for margin.factor in (1.5, 0.7):
+        assert found.is_due(now_ms)
+    assert not found.is_due(0.0), "somebody has asked just now"
+    found.is_draining = True
+    assert not found.is_due(now_ms)
 
 
 @pytest.mark.parametrize(
