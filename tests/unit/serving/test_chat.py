@@ -11,6 +11,7 @@ from asgi import CHAT, NEEDS, chat, get, post, question
 pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
+from tempovlm.serving import desk, gate
 from tempovlm.serving.intake.asks import question_of
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}
@@ -76,7 +77,11 @@ def test_detail_bounds_the_tier(app: Any, part: dict[str, Any], detail: str, tie
     assert chat(app, part, latency_budget_ms=60_000).json["tempovlm"]["knobs"]["tier"] == tier
 
 
-def test_the_budget_chooses_the_setting(app: Any, served: TempoVLM, part: dict[str, Any]) -> None:
+def test_the_budget_chooses_the_setting(
+    app: Any, served: TempoVLM, part: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (gate, desk):
+        monkeypatch.setattr(module, "now_ms", lambda: 0.0)  # no time for the body, whatever the machine does
     told = chat(app, part, model="tiny@33ms", on_deadline="finish").json["tempovlm"]
     assert (told["budget_ms"], told["budget_source"]) == (33, "model")
     assert told["knobs"] != served.space.native.as_dict()

@@ -40,6 +40,7 @@ class Running:
                 await super().startup(sockets)
 
         patch.setattr(server, "Server", Kept)
+        patch.setattr(server.sys, "setswitchinterval", lambda _: None)  # of the whole process
         self._port = server.bind("127.0.0.1", 0)
         self.address = self._port.getsockname()
         started = lambda _: self.started.set()  # noqa: E731 - one line
@@ -60,7 +61,6 @@ class Running:
 
 @pytest.fixture
 def running(app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    monkeypatch.setattr(server, "HEADERS_MS", 50.0)
     found = Running(app_of(), monkeypatch)
     yield found
     if found.thread.is_alive():
@@ -100,7 +100,8 @@ def test_keys_are_asked_for_below_the_path_of_a_proxy(
 
 
 @pytest.mark.parametrize("said", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-"])
-def test_slow_headers_are_closed(running: Running, said: bytes) -> None:
+def test_slow_headers_are_closed(running: Running, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    monkeypatch.setattr(server, "HEADERS_MS", 20.0)
     with running.connect() as connection:
         connection.sendall(said)
         assert connection.recv(100) == b""
