@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml Makefile $(or $(CONSTRAINTS),look-again)
 	@echo "  installing torch"
 	@$(INSTALL) $(TORCH)
 	@echo "  installing tempovlm and what its experiments and tests need"
-	@$(INSTALL) $(TORCH) -e '.[experiments,dev$(COMPILER)]'
+	@$(INSTALL) $(TORCH) -e '.[experiments,serve,dev$(COMPILER)]'
 	@touch $@
 
 demo: $(STAMP)  ## answer example pictures at three budgets; leaves demo/report.html

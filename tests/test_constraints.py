@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINS = dict(line.split("==") for line in LINES)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EXTRAS = ("", "experiments", "dev")
+EXTRAS = ("", "experiments", "serve", "dev")
 
 
 def needed(requirements: list[str], extras: tuple[str, ...]) -> Iterator[Requirement]:
@@ -36,6 +36,7 @@ def declared() -> list[Requirement]:
     texts = [
         *project["dependencies"],
         *optional["experiments"],
+        *optional["serve"],
         *optional["dev"],
         *PROJECT["build-system"]["requires"],
     ]
@@ -85,7 +86,7 @@ def test_torch_comes_first_by_its_exact_version(word: str, folder: str) -> None:
     torch = f"torch=={PINS['torch']}"
     assert installs[0].endswith(f" {torch}")
     compiler = "" if any(map(shutil.which, ("cc", "gcc", "clang"))) else ",cpu"
-    assert installs[1].endswith(f" {torch} -e '.[experiments,dev{compiler}]'")
+    assert installs[1].endswith(f" {torch} -e '.[experiments,serve,dev{compiler}]'")
     for line in installs:
         assert f"{folder}/bin/pip install" in line
         assert ("PIP_CONSTRAINT=constraints.txt" in line) is (folder == ".venv")

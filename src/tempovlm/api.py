@@ -239,6 +239,8 @@ class TempoVLM:
         tier: str | None = None,
         top_k: int | None = None,
         num_blocks: int | None = None,
+        cancel: Callable[[], bool] | None = None,
+        on_token: Callable[[Token], object] | None = None,
         **options: Any,
     ) -> Answer:
         """Answer a question about a picture within a budget.
@@ -252,13 +254,22 @@ class TempoVLM:
             tier: fixes this knob. The policy chooses the others if there is a budget; else they are native.
             top_k: fixes this knob.
             num_blocks: fixes this knob.
+            cancel: called while waiting and between pieces of work; if it returns True, the answer ends there.
+            on_token: called with each token as it comes, while others wait: it must return at once. `stream` lets
+                others pass between two tokens.
             **options: other fields of `Request`: style, max_new_tokens, on_deadline, temperature and others.
 
         Raises:
             UserError: invalid input; the message names it.
         """
+        _check_callable("cancel", cancel, "without arguments")
+        _check_callable("on_token", on_token, "of a token")
         request = request_of(image, question, self._budget_ms(budget_ms), options)
-        answer = self.engine.answer(request, self.guard_for(request, knobs, tier, top_k, num_blocks))
+        guard, engine = self.guard_for(request, knobs, tier, top_k, num_blocks), self.engine
+        if on_token is None:
+            answer = engine.answer(request, guard, cancel)
+        else:
+            answer = engine.answer_in_turn(request, guard, engine.line_up(request), cancel, on_token)
         return self._learn(request, answer)
 
     async def answer_async(
@@ -293,8 +304,7 @@ class TempoVLM:
 
         `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
         """
-        if cancel is not None and not callable(cancel):
-            raise UserError(f"cancel: must be a function without arguments, not {type(cancel).__name__}")
+        _check_callable("cancel", cancel, "without arguments")
         request = request_of(image, question, self._budget_ms(budget_ms), options)
         guard = self.guard_for(request, knobs, tier, top_k, num_blocks)
         return self._heard(request, self.engine.stream(request, guard, cancel))
@@ -433,6 +443,11 @@ class TempoVLM:
         what = "%s: accuracies are assumed, not measured: more compute is taken to be better; %s"
         _log.warning(what, self.engine.name, hint)
         return assumed_table(self.space)
+
+
+def _check_callable(name: str, value: object, kind: str) -> None:
+    if value is not None and not callable(value):
+        raise UserError(f"{name}: must be a function {kind}, not {type(value).__name__}")
 
 
 def _check_types(given: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from tempovlm.engine import calibration
 from tempovlm.engine.environment import fingerprint
 from tempovlm.engine.forks import FORKS
 from tempovlm.engine.threads import pick_device
+from tempovlm.engine.transcript import Token
 from tempovlm.latency.profile import LatencyProfile
 from tempovlm.model.vision.tiling import grids_of
 
@@ -46,6 +47,19 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "measure", made_up)
     return calls
+
+
+def test_tokens_are_told_as_they_come_and_answers_cancelled(model: TempoVLM, picture: Image.Image) -> None:
+    told = list[Token]()
+    answer = model.answer(picture, "what?", max_new_tokens=6, on_token=told.append)
+    *tokens, _ = model.stream(picture, "what?", max_new_tokens=6)
+    assert told == tokens
+    assert "".join(token.text for token in told) == answer.text
+    assert model.answer(picture, "what?", cancel=lambda: True).finish_reason == "cancelled"
+    assert model.answer(picture, "what?", cancel=lambda: bool(told)).finish_reason == "cancelled"
+    for name in ("cancel", "on_token"):
+        with pytest.raises(UserError, match=f"{name}: must be a function"):
+            model.answer(picture, "what?", **{name: 5})
 
 
 def test_calibration_waits_for_the_first_budget(

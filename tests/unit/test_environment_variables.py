@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*")
-NO_VARIABLES = {"PASSIVE", "HEAD", "SC_CLK_TCK", "PATH", "NUMBER", "AVX2", "AVX512"}
+NO_VARIABLES = {"MS", "PASSIVE", "HEAD", "SC_CLK_TCK", "PATH", "NUMBER", "AVX2", "AVX512"}
 """Words in capitals beside variables: values, a commit, a setting of the system, names of values in the help."""
 READ_BY_LIBRARIES = {"HF_HUB_CACHE", "HF_HUB_OFFLINE"}
 

@@ -19,6 +19,7 @@ from tempovlm.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError, did_yo
 
 COMMANDS = {
     "answer": "answer a question about a picture within a budget in milliseconds",
+    "serve": "serve the model over HTTP as OpenAI's API, with a deadline for each request",
     "bench": "run a data set at several budgets: accuracy, adherence, latency quantiles",
     "calibrate": "measure what each knob setting costs on this machine and store it",
     "tune": "measure how accurate the settings are on your own questions and store it",
@@ -41,6 +42,7 @@ commands:
 examples:
   tempovlm answer street.png "what does the sign say?" --budget_ms 150
   tempovlm answer street.png "what does the sign say?" --budget_ms 150 --json
+  tempovlm serve --default_budget_ms 300
   tempovlm bench --dataset text_vqa --budgets 60 100 200 --num_samples 100
   tempovlm calibrate --force
   tempovlm tune my.csv

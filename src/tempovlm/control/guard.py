@@ -286,6 +286,10 @@ class Guard:
         own_ms = self.control_ms if self.second_ms is None else self.second_ms
         return own_ms + self._factor * float(self._remainders_ms[self._of_tier[tier.tier]].min())
 
+    def calibrated_ms(self) -> float:
+        """Return the cheapest setting's bound of a whole answer as calibrated, without the margin."""
+        return self.control_ms + self.spread * float(self._totals_ms[0].min())
+
     def choice_of(self, tier: TierChoice | None) -> Choice:
         """A request's setting that ended before it was chosen: the first choice's, else the cheapest."""
         index = self._cheapest if tier is None else tier.index
@@ -293,21 +297,30 @@ class Guard:
         return Choice(self.space.settings[index], feasible, None, 0.0, self.policy.name, self._factor)
 
     def observe(self, answer: Answer, opened_ms: float) -> None:
-        """Learn from a whole answer, whose picture took `opened_ms` to open, what bounds are worth by now."""
-        if self.margin is None or self.profile is None or answer.stopped_at is not None:
+        """Learn from an answer, whose picture took `opened_ms` to open, what bounds are worth by now.
+
+        One that was cut at its deadline although its setting was expected to fit counts as long as it had time:
+        without it, a machine on which the slow answers are cut would seem to be as fast as ever.
+        """
+        is_cut = answer.stopped_at is not None
+        is_late = answer.finish_reason == "deadline" and answer.budget_feasible
+        if self.margin is None or self.profile is None or (is_cut and not is_late):
             return
         times_ms, profile, index = answer.timings_ms, self.profile, self.space.index(answer.knobs)
         took_ms = sum(times_ms[stage] for stage in STAGES if stage not in ("queue", "control")) - opened_ms
         longer_ms = (answer.num_output_tokens - profile.output.mean) * profile.step_ms(index)
         rest_ms = times_ms["prefill"] + times_ms["decode"]
-        halves = [rest_ms / float(self._remainders_ms[index])]
-        if not self.policy.sees_glance:
+        halves = [] if is_cut else [rest_ms / float(self._remainders_ms[index])]
+        if not is_cut and not self.policy.sees_glance:
             halves.append(self._picture_ratio(index, took_ms - rest_ms) / profile.usual_picture)
+        if is_cut and answer.budget_ms is not None:
+            waited_ms = times_ms["queue"] + times_ms["control"] + opened_ms
+            took_ms, longer_ms = max(took_ms, answer.budget_ms - waited_ms), max(0.0, longer_ms)
         self.margin.observe(
             took_ms,
             float(self._totals_ms[self.policy.sees_glance][index]),
             profile.p50_total_ms(index) - profile.open_ms + longer_ms,
-            max(halves),
+            max(halves, default=0.0),
         )
 
     def _settled(self, chosen: TierChoice, sight: Sight, left_ms: float) -> Floats:

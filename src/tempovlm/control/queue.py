@@ -8,14 +8,22 @@ the thread that feeds the device.
 
 Whoever is inside can ask how long it may stay, so that those who wait keep their deadlines too: each of them gets
 the same share of the time until the latest moment at which all before it must have ended.
+
+A server asks its `Schedule` before it lets a request line up:
+
+    admit ── too many wait, or somebody would be late ──> refused, with the time after which to ask again
+      │
+      └──> waits, the most urgent first ──> a lane is free: began ──> end, which the next one begins at
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +37,11 @@ MOST_WAITING = 256
 """Requests that may wait; another one is refused."""
 
 LOOK_S = 0.002
-"""Time between two looks at whether a request that waits is over, seconds."""
+"""Time between two looks at whether the first request that waits is over, seconds; the one at place `i` (from 0)
+looks `i + 1` times more seldom, so that a long queue does not take the processor from whoever is inside."""
+
+RECENT_STAYS = 8
+"""Ended requests whose times say how long those stay that are inside."""
 
 
 def check_waiting(count: int, most: int = MOST_WAITING) -> None:
@@ -125,13 +137,14 @@ class Door:
         """Wait for the ticket's turn, and be inside while the block runs; whoever is inside enters at once.
 
         Yields:
-            True; False, outside and without a lane, where `is_over`, asked every `LOOK_S`, ended the waiting.
+            True; False, outside and without a lane, where `is_over`, asked again and again, ended the waiting.
         """
         me, is_waiting = threading.get_ident(), True
         with self._lock:
             try:
                 while is_waiting and not self._may_enter(ticket, me):
-                    ticket.turn.wait(None if is_over is None else LOOK_S)
+                    place = self._waiting.index(ticket)
+                    ticket.turn.wait(None if is_over is None else LOOK_S * (place + 1))
                     is_waiting = is_over is None or not is_over()
                 if is_waiting:
                     self._inside[me] = self._inside.get(me, 0) + 1
@@ -181,3 +194,118 @@ class Door:
             if one.deadline_ms > now_ms
         ]
         return min(shares, default=math.inf)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stay:
+    """One request that a schedule admitted.
+
+    Attributes:
+        accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
+        need_ms: the time inside that it is expected to need at least. owner: who asked.
+    """
+
+    accepted_ms: float
+    deadline_ms: float
+    need_ms: float
+    owner: str = ""
+
+
+class Schedule:
+    """Says who may line up, by the times that are expected. It has neither a clock nor threads.
+
+    It follows the door by its rule alone: a lane that becomes free is taken by the most urgent request.
+    """
+
+    def __init__(
+        self, lanes: int = 1, most_waiting: int = MOST_WAITING, most_of_owner: int = MOST_WAITING
+    ) -> None:
+        """Admit requests to a door of `lanes`; at most `most_waiting` wait, and `most_of_owner` of one owner."""
+        self._lanes, self._most_waiting, self._most_of_owner = lanes, most_waiting, most_of_owner
+        self._stays: list[Stay] = []  # the most urgent first
+        self._began_ms: dict[Stay, float] = {}  # of those that are taken to be inside
+        self._recent_ms: deque[float] = deque(maxlen=RECENT_STAYS)
+
+    def __len__(self) -> int:
+        """Return how many are admitted and have not ended."""
+        return len(self._stays)
+
+    @property
+    def running(self) -> int:
+        """Requests that are taken to be inside."""
+        return len(self._began_ms)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are taken to wait."""
+        return len(self._stays) - len(self._began_ms)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may wait."""
+        return self.waiting >= self._most_waiting
+
+    @property
+    def last_deadline_ms(self) -> float:
+        """The latest deadline of those that have one; minus infinity for none."""
+        ends_ms = (stay.deadline_ms for stay in self._stays if stay.deadline_ms < math.inf)
+        return max(ends_ms, default=-math.inf)
+
+    def admit(self, stay: Stay, now_ms: float) -> bool:
+        """Admit a request unless too many wait, or it or another one that is in time now would be late by that."""
+        of_owner = sum(one.owner == stay.owner for one in self._outside(self._stays))
+        if self.is_full or of_owner >= self._most_of_owner:
+            return False
+        with_it = sorted([*self._stays, stay], key=_urgency_ms)
+        if self._late(with_it, now_ms) - self._late(self._stays, now_ms):
+            return False
+        self._stays = with_it
+        self._let_in(now_ms)
+        return True
+
+    def end(self, stay: Stay, now_ms: float) -> None:
+        """Say that a request has ended, or that nobody wants its answer."""
+        self._stays.remove(stay)
+        if stay in self._began_ms:
+            self._recent_ms.append(now_ms - self._began_ms.pop(stay))
+        self._let_in(now_ms)
+
+    def drain_ms(self, now_ms: float) -> float:
+        """Return the time until all that are here are expected to have ended, at the pace of the last ones."""
+        inside_ms = sum(now_ms - began_ms for began_ms in self._began_ms.values())
+        return max(0.0, sum(self._usual_ms(one.need_ms) for one in self._stays) - inside_ms) / self._lanes
+
+    def _usual_ms(self, unknown_ms: float) -> float:
+        """Return the mean time inside of the last ones; `unknown_ms` where none has ended."""
+        return sum(self._recent_ms) / len(self._recent_ms) if self._recent_ms else unknown_ms
+
+    def _let_in(self, now_ms: float) -> None:
+        free = self._lanes - self.running
+        self._began_ms |= dict.fromkeys(self._outside(self._stays)[:free], now_ms)
+
+    def _outside(self, stays: Sequence[Stay]) -> list[Stay]:
+        return [stay for stay in stays if stay not in self._began_ms]
+
+    def _late(self, stays: Sequence[Stay], now_ms: float) -> set[Stay]:
+        """Return those that wait, the most urgent first, and would end after their deadlines."""
+        usual_ms = self._usual_ms(0.0)
+        free_ms = [
+            max(now_ms, min(began_ms + max(usual_ms, one.need_ms), one.deadline_ms))
+            for one, began_ms in self._began_ms.items()
+        ]
+        free_ms += [now_ms] * (self._lanes - len(free_ms))
+        heapq.heapify(free_ms)
+        late = set[Stay]()
+        for stay in self._outside(stays):
+            begin_ms = heapq.heappop(free_ms)
+            end_ms = begin_ms + stay.need_ms
+            if end_ms > stay.deadline_ms:
+                late.add(stay)
+                end_ms = max(begin_ms, stay.deadline_ms)  # where it is cut
+            heapq.heappush(free_ms, end_ms)
+        return late
+
+
+def _urgency_ms(stay: Stay) -> float:
+    """Return the time by which requests are let in, lowest first, as the door does."""
+    return min(stay.deadline_ms, stay.accepted_ms + PATIENCE_MS)

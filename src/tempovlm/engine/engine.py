@@ -162,8 +162,13 @@ class Engine:
                 torch.cuda.empty_cache()  # of the runs before the captures: as much as the graphs themselves have
         return captured
 
-    def answer(self, request: Request, guard: Guard | None = None) -> Answer:
-        """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard."""
+    def answer(
+        self, request: Request, guard: Guard | None = None, cancel: Callable[[], bool] | None = None
+    ) -> Answer:
+        """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard.
+
+        `cancel` is called while waiting and between pieces of work; who is answered in company is not asked.
+        """
         guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
         if self._has_company and not self.door.is_inside:
             assert self.company is not None
@@ -171,7 +176,7 @@ class Engine:
             answer = ask(request, guard, accepted_ms)
             if answer is not None:
                 return answer
-        return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms))
+        return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms), cancel)
 
     @property
     def _has_company(self) -> bool:
@@ -188,13 +193,22 @@ class Engine:
         budget_ms = math.inf if request.budget_ms is None else request.budget_ms
         return self.door.line_up(accepted_ms, accepted_ms + budget_ms)
 
-    def answer_in_turn(self, request: Request, guard: Guard, ticket: Ticket) -> Answer:
-        """Answer a request when its ticket's turn comes."""
-        watch = Watch(request, ticket.accepted_ms, self._pieces)
+    def answer_in_turn(
+        self,
+        request: Request,
+        guard: Guard,
+        ticket: Ticket,
+        cancel: Callable[[], bool] | None = None,
+        on_token: Callable[[Token], object] | None = None,
+    ) -> Answer:
+        """Answer a request when its ticket's turn comes; `on_token` gets its tokens as they come, inside."""
+        watch = Watch(request, ticket.accepted_ms, self._pieces, cancel)
         items = self._run(request, guard, watch)
         answer = None
         with self._inside(ticket, watch):
             for item in items:
+                if on_token is not None and isinstance(item, Token):
+                    on_token(item)
                 answer = item
         assert isinstance(answer, Answer)
         if self.company is not None:
@@ -224,7 +238,7 @@ class Engine:
         """The items; only while one is being made is a stream inside the door, and computes."""
         with closing(items):
             while True:
-                with self._inside(self.line_up(request), watch):
+                with self._inside(self.line_up(request, watch.accepted_ms), watch):
                     item = next(items, None)
                 if item is None:
                     return

@@ -245,6 +245,15 @@ def test_the_guard_lets_less_through_after_answers_beyond_their_bounds(engine: E
         took(1.5 * usual_ms, 0.6 * usual_ms), 0.6 * usual_ms
     )  # what opening took is not the machine's pace
     assert 0.99 < guard.margin.factor < 1
+    cut = {"finish_reason": "deadline", "stopped_at": "vision_encoder", "budget_ms": 3 * usual_ms}
+    for _ in range(3):
+        guard.observe(took(0.5 * usual_ms, **cut, budget_feasible=False), 0.0)
+    assert 0.99 < guard.margin.factor < 1, "nothing was expected to fit"
+    for _ in range(3):
+        guard.observe(took(0.5 * usual_ms, **cut, budget_feasible=True), 0.0)
+    assert guard.margin.factor > 2, "each would have taken more than three times as long"
+    for _ in range(30):
+        guard.observe(took(0.9 * usual_ms), 0.0)
     for _ in range(8):
         guard.observe(took(2 * usual_ms), 0.0)
     after = guard.choose_tier(request, None, 0.0).index

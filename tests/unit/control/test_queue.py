@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tempovlm.control.queue import PATIENCE_MS, Door, Ticket
+from tempovlm.control.queue import PATIENCE_MS, Door, Schedule, Stay, Ticket
 from tempovlm.core.errors import UserError
 
 SOON_S = 5.0
@@ -141,3 +141,85 @@ def test_who_leaves_wakes_only_the_next_one() -> None:
         thread.join(SOON_S)
     assert order == [str(i) for i in range(count)]
     assert door.looks <= 1 + 2 * count
+
+
+def stay(deadline_ms: float, need_ms: float = 10.0, accepted_ms: float = 0.0, owner: str = "") -> Stay:
+    return Stay(accepted_ms, deadline_ms, need_ms, owner)
+
+
+def test_who_would_be_late_is_not_admitted() -> None:
+    schedule = Schedule()
+    first = stay(30.0)
+    assert schedule.admit(first, 0.0)
+    assert (schedule.running, schedule.waiting) == (1, 0)
+    assert not schedule.admit(stay(15.0), 0.0), "10 for the one inside, 10 of its own"
+    assert schedule.admit(stay(20.0), 0.0)
+    assert not schedule.admit(stay(25.0), 0.0), "its turn ends at 30"
+    assert not schedule.admit(stay(19.0, need_ms=1.0), 0.0), "the one that waits would end at 21"
+    assert schedule.admit(stay(math.inf), 0.0)
+    assert schedule.last_deadline_ms == pytest.approx(30.0)
+    schedule.end(first, 5.0)
+    assert (schedule.running, schedule.waiting) == (1, 1)
+    assert schedule.admit(stay(25.0), 5.0), "from 5 to 15, and from 15 to 25, before the one without a deadline"
+
+
+def test_who_is_late_already_keeps_nobody_out() -> None:
+    schedule = Schedule()
+    schedule.admit(stay(100.0, need_ms=50.0), 0.0)
+    schedule.admit(stay(61.0), 0.0)
+    assert schedule.admit(stay(200.0), 80.0), "the second one is cut at its deadline, whoever comes"
+
+
+def test_how_long_stays_take_is_measured() -> None:
+    schedule = Schedule()
+    for begin_ms in (0.0, 40.0):
+        one = stay(1000.0, accepted_ms=begin_ms)
+        schedule.admit(one, begin_ms)
+        schedule.end(one, begin_ms + 40.0)
+    running = stay(1000.0)
+    schedule.admit(running, 80.0)
+    assert not schedule.admit(stay(125.0), 80.0), "the one inside is expected to stay until 120"
+    assert schedule.admit(stay(135.0), 80.0)
+    assert schedule.drain_ms(80.0) == pytest.approx(80.0)
+    assert schedule.drain_ms(100.0) == pytest.approx(60.0)
+    schedule.end(running, 100.0)
+    assert schedule.drain_ms(1000.0) == pytest.approx(0.0)
+
+
+def test_places_are_bounded_and_shared() -> None:
+    schedule = Schedule(most_waiting=3, most_of_owner=2)
+    assert schedule.admit(stay(1e6), 0.0)
+    assert [schedule.admit(stay(1e6, owner="a"), 0.0) for _ in range(3)] == [True, True, False]
+    assert schedule.admit(stay(1e6, owner="b"), 0.0)
+    assert schedule.is_full
+    assert not schedule.admit(stay(1e6, owner="c"), 0.0)
+    assert len(schedule) == 4
+
+
+def test_lanes_are_taken_side_by_side() -> None:
+    schedule = Schedule(lanes=2)
+    assert [schedule.admit(stay(20.0), 0.0) for _ in range(5)] == [True] * 4 + [False]
+
+
+def test_who_waits_far_behind_looks_seldom() -> None:
+    door, looks = Door(), dict[str, int]()
+    over = threading.Event()
+
+    def wait(name: str, deadline_ms: float) -> None:
+        def is_over() -> bool:
+            looks[name] = looks.get(name, 0) + 1
+            return over.is_set()
+
+        with door.enter(door.line_up(0.0, deadline_ms), is_over):
+            pass
+
+    threads = [threading.Thread(target=wait, args=(str(i), 100.0 + i), daemon=True) for i in range(12)]
+    with door.enter(door.line_up(-1.0)):
+        for thread in threads:
+            thread.start()
+        while looks.get("0", 0) < 100:
+            pass
+        over.set()
+        for thread in threads:
+            thread.join(SOON_S)
+    assert looks["11"] < looks["0"] / 2

@@ -1,0 +1,177 @@
+"""The outermost layer: starts a request's clock, names it, checks its key, and writes the access log."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from tempovlm.core.checks import shown
+from tempovlm.core.request import Answer
+from tempovlm.core.units import now_ms
+from tempovlm.serving.errors import ApiError
+from tempovlm.serving.intake.asks import Ask
+from tempovlm.serving.intake.body import Receive, discard
+from tempovlm.serving.options import Options
+
+ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
+"""Names in a request's state: set here are the first three, and by those who answer it the others."""
+
+OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json")
+"""Paths that need no key; every other one does, known or not."""
+
+_NAME = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("tempovlm.access")
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """Return an error as a response."""
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers by their names in small letters; of several with one name the first."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+    return found
+
+
+class Keys:
+    """The keys that are let in, compared in constant time."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def owner(self, headers: Mapping[str, str]) -> str | None:
+        """Return the number of a request's key, empty where none is needed; None for a wrong one."""
+        if not self._digests:
+            return ""
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        given = _digest(key.strip() if kind.lower() == "bearer" else "")
+        same = [hmac.compare_digest(given, one) for one in self._digests]  # all of them, whichever is right
+        return str(same.index(True)) if any(same) else None
+
+
+def _path(scope: Mapping[str, Any]) -> str:
+    """Return the path below the one under which a proxy shows the server."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class Gate:
+    """ASGI middleware around everything that is served."""
+
+    def __init__(self, app: App, options: Options, refused: Callable[[str], None]) -> None:
+        """Wrap an app; `refused` counts errors by their code."""
+        self._app, self._options, self._refused = app, options, refused
+        self._keys = Keys(options.api_keys)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it before its body is read."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, state = headers_of(scope), scope.setdefault("state", {})
+        given = headers.get("x-request-id", "")
+        state[ARRIVED] = now_ms()
+        state[REQUEST_ID] = given if _NAME.fullmatch(given) else uuid.uuid4().hex
+        state[OWNER] = self._keys.owner(headers)
+        exchange = _Exchange(scope, headers, receive, send)
+        try:
+            if state[OWNER] is None and _path(scope) not in OPEN:
+                error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
+                state[CODE] = error.code
+                await error_response(error)(scope, exchange.receive, exchange.send)
+            else:
+                await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            if CODE in state:
+                self._refused(state[CODE])
+            self._write(scope, exchange.status)
+
+    def _write(self, scope: Mapping[str, Any], status: int) -> None:
+        if not _log.isEnabledFor(logging.INFO):
+            return
+        record = access_record(scope, status)
+        if self._options.log_json:
+            line = json.dumps(record)
+        else:
+            line = " ".join(f"{name}={_plain(value)}" for name, value in record.items() if value is not None)
+        _log.info("%s", line, extra={"access": record})
+
+
+class _Exchange:
+    """One request and its response: names the response; lets a client that is refused end its sending."""
+
+    def __init__(self, scope: Mapping[str, Any], headers: Mapping[str, str], receive: Receive, send: Send) -> None:
+        self.status = 499  # as proxies call it: the client left before there was a response
+        self._receive, self._send = receive, send
+        self._name = ("x-request-id", scope["state"][REQUEST_ID])
+        self._has_body = scope["method"] not in ("GET", "HEAD", "OPTIONS") and "expect" not in headers
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """Return the next message of the client."""
+        message = await self._receive()
+        self._has_body = self._has_body and message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Send a message to the client."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            name, value = self._name
+            message["headers"] = [*message.get("headers", ()), (name.encode(), value.encode())]
+            self._has_body = self._has_body and self.status != 408
+        elif self._has_body and self.status >= 400 and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await discard(self.receive)
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+
+def access_record(scope: Mapping[str, Any], status: int) -> dict[str, Any]:
+    """Return a request's line in the access log, as an object; texts of users are left out."""
+    state = scope["state"]
+    ask: Ask | None = state.get(ASK)
+    answer: Answer | None = state.get(ANSWER)
+    record: dict[str, Any] = {
+        "request_id": state[REQUEST_ID],
+        "method": scope["method"],
+        "path": shown(scope["path"]),
+        "status": status,
+        "code": state.get(CODE),
+        "took_ms": round(now_ms() - state[ARRIVED], 3),
+    }
+    if ask is not None:
+        record |= {"model": ask.model, "budget_ms": ask.budget.budget_ms, "budget_from": ask.budget.source or None}
+    if answer is not None:
+        record |= {
+            "setting": str(answer.knobs),
+            "verdict": answer.outcome,
+            "stages_ms": {name: round(value, 1) for name, value in answer.timings_ms.items() if name != "total"},
+            "tokens": answer.num_output_tokens,
+        }
+    return record
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{one:g}" for name, one in value.items())
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text) if " " in text else text

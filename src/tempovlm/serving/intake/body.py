@@ -1,0 +1,112 @@
+"""The body of a request: read within limits of size and time, then parsed within limits of depth and number."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tempovlm.core.units import s_from_ms
+from tempovlm.serving.errors import ApiError, invalid
+
+MOST_DEPTH = 32
+"""Lists and objects within one another."""
+
+MOST_ITEMS = 20_000
+"""Lists, objects and commas: a body of empty lists would take a hundred times its size in memory."""
+
+_DISCARD_MS = 2_000.0
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Gone(Exception):  # noqa: N818 - nobody is left to be told
+    """The client went away before its request was whole."""
+
+
+def _too_large(most_bytes: int) -> ApiError:
+    message = f"the body has more than {most_bytes} bytes; send a smaller picture"
+    return ApiError(413, "request_too_large", message, None, {"connection": "close"})
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], most_bytes: int, timeout_ms: float) -> bytearray:
+    """Read a body.
+
+    Raises:
+        ApiError: it is too large, which its header says or its bytes do, or comes too slowly.
+        Gone: the client went away.
+    """
+    length = headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > len(str(most_bytes)) or int(length) > most_bytes):
+        raise _too_large(most_bytes)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(s_from_ms(timeout_ms)):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise Gone
+                data += message.get("body", b"")
+                if len(data) > most_bytes:
+                    raise _too_large(most_bytes)
+                if not message.get("more_body", False):
+                    return data
+    except TimeoutError:
+        raise ApiError(408, "request_timeout", "the body came too slowly", None, {"connection": "close"}) from None
+
+
+async def discard(receive: Receive) -> None:
+    """Read on for a moment and forget it: a client that still sends would not see an early refusal."""
+    try:
+        async with asyncio.timeout(s_from_ms(_DISCARD_MS)):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+def parse(data: bytes | bytearray, kind: type[Body]) -> Body:
+    """Return the object that a body is.
+
+    Raises:
+        ApiError: it is no JSON, too deep or of too many items, or a field is invalid; names the field.
+    """
+    if sum(map(data.count, (b"[", b"{", b","))) > MOST_ITEMS:
+        raise invalid(f"the body has more than {MOST_ITEMS} items", code="invalid_json")
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise invalid("the body is not valid JSON in UTF-8", code="invalid_json") from None
+    if _depth(value) > MOST_DEPTH:
+        raise invalid(f"the body is nested deeper than {MOST_DEPTH}", code="invalid_json")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        # Of the alternatives for a value the last one is the richest, and its name is no part of the field's.
+        last = error.errors(include_url=False, include_input=False, include_context=False)[-1]
+        param = ".".join(str(part) for part in last["loc"] if "[" not in str(part)) or None
+        raise invalid(f"{param or 'the body'}: {last['msg']}", param) from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects are, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        level = [
+            inner
+            for one in level
+            if isinstance(one, list | dict)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        depth += 1
+    return depth - 1

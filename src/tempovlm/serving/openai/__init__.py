@@ -1,0 +1,1 @@
+"""OpenAI's API: the fields of its requests, and its answers whole and streamed."""

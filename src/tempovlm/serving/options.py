@@ -1,0 +1,53 @@
+"""The options of a server, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tempovlm.core.checks import checked_integer, checked_number, checked_texts
+from tempovlm.core.request import check_budget_ms
+
+BYTES_OF_MB = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of a server; `tempovlm serve --help` explains them.
+
+    Attributes:
+        aliases_ms: budgets whose aliases `/v1/models` lists; any other one works too.
+        body_timeout_ms: in which a request's body must have come.
+    """
+
+    default_budget_ms: float | None = None
+    max_queue: int = 64
+    api_keys: tuple[str, ...] = ()
+    max_body_mb: float = 32.0
+    body_timeout_ms: float = 30_000.0
+    allow_remote_images: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    allow_calibrate: bool = False
+    log_json: bool = False
+    aliases_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: a value is invalid; names its flag.
+        """
+        if self.default_budget_ms is not None:
+            check_budget_ms(self.default_budget_ms, "default_budget_ms")
+        checked_integer("max_queue", self.max_queue, 1, 100_000)
+        for name in ("max_body_mb", "body_timeout_ms"):
+            checked_number(name, getattr(self, name), "a positive number", lambda number: number > 0)
+        for name, plural in (("api_key", "api_keys"), *((one, one) for one in _HOSTS)):
+            checked_texts(name, getattr(self, plural))
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The most bytes of a request's body."""
+        return int(self.max_body_mb * BYTES_OF_MB)
+
+
+_HOSTS = ("allow_remote_images", "allow_origins")

@@ -1,0 +1,164 @@
+"""Runs an app on uvicorn: closes connections that send slowly, and drains before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tempovlm.core.checks import checked_integer, wrong_argument
+from tempovlm.core.errors import UserError
+from tempovlm.core.units import s_from_ms
+from tempovlm.serving.desk import Desk
+
+HEADERS_MS = 10_000.0
+"""The most time for a request's headers, from the connection or from their first byte on."""
+
+IDLE_S = 65
+"""Seconds that a connection may be idle: longer than the minute after which usual proxies close theirs."""
+
+MOST_HEADER_BYTES = 1 << 16
+MOST_PORT = 65_535
+SWITCH_S = 0.0005
+"""Time after which a thread of Python lets another one on: by default ten times as long, in which a request would
+wait to be read while another one is answered."""
+
+GRACE_MS = 2_000.0
+"""Time after the last deadline for a response to be sent."""
+
+_log = logging.getLogger("tempovlm.serving")
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 with a limit on the time of a request's headers, which uvicorn lacks."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for headers."""
+        super().connection_made(transport)
+        self._watch_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; wait for the rest of the headers where they are not whole."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._timer is None:
+            self._watch_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch_headers(self) -> None:
+        self._timer = self.loop.call_later(s_from_ms(HEADERS_MS), self._close_slow)
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _close_slow(self) -> None:
+        self._timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """On the first signal it refuses new requests and ends when the admitted ones have; a second one ends it."""
+
+    def __init__(self, config: uvicorn.Config, desk: Desk, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._desk, self._on_start = desk, on_start
+        self._drain: asyncio.Task[None] | None = None
+        self._tend: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Open the port, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            self._tend = asyncio.create_task(self._desk.tend())
+            self._on_start()
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """Drain, or end at once where that has begun."""
+        if self._drain is None:
+            self._desk.is_draining = True
+            self._drain = asyncio.get_running_loop().create_task(self._end_drained())
+            if sig == signal.SIGINT:
+                self._captured_signals.append(sig)
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _end_drained(self) -> None:
+        waiting = len(self._desk.schedule)
+        _log.info("ending: %d requests are answered first, new ones are refused", waiting)
+        await self._desk.drained(GRACE_MS)
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take a port, which nobody can connect to before the server listens.
+
+    Raises:
+        UserError: it is taken, or not of this machine.
+    """
+    checked_integer("port", port, 0, MOST_PORT)  # the look-up would take a larger one for its remainder
+    try:
+        kind, way, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(kind, way, number)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"--host {host} --port {port}: {reason}; choose another port, or 0 for a free one"
+        ) from None
+    return found
+
+
+def check_root_path(path: str) -> None:
+    """Raise a `UserError` unless the path under which a proxy shows the server is empty or begins with a slash."""
+    if path and not path.startswith("/"):
+        raise wrong_argument("root_path", path, "must begin with a slash, such as /tempovlm")
+
+
+def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None], root_path: str = "") -> None:
+    """Serve an app until a signal ends it.
+
+    Args:
+        app: with its desk at `app.state.desk`.
+        port: bound, and not listened at.
+        on_start: called with the address once the port is open.
+        root_path: path under which a proxy shows the server, and which it takes off.
+    """
+    check_root_path(root_path)
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        root_path=root_path,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=int(s_from_ms(GRACE_MS)),
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+    )
+    host, number = port.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{number}"
+    sys.setswitchinterval(SWITCH_S)
+    Server(config, app.state.desk, lambda: on_start(address)).run([port])

@@ -1,0 +1,245 @@
+"""Refusals: who is told what, when, and at which cost; and answers that nobody waits for any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from asgi import CHAT, NEEDS, Reply, ask, chat, encoded, get, question
+
+pytest.importorskip("fastapi", reason=NEEDS)
+
+from tempovlm.api import TempoVLM
+from tempovlm.control.guard import Guard
+from tempovlm.serving import desk
+from tempovlm.serving.intake.pictures import OpeningTimes, look
+
+SOON_S = 10.0
+"""Seconds that nothing here takes unless it hangs."""
+
+
+@pytest.fixture
+def nothing_is_decoded(served: TempoVLM, part: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert part  # is made before
+
+    def fail(*_: Any, **__: Any) -> None:
+        pytest.fail("a pixel was decoded, or the model asked")
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    monkeypatch.setattr(served, "answer", fail)
+
+
+class Gate:
+    """Keeps the model from answering until it is opened."""
+
+    def __init__(self, served: TempoVLM, patch: pytest.MonkeyPatch) -> None:
+        self.opened, self.entered = threading.Event(), threading.Semaphore(0)
+        real = served.answer
+
+        def answer(*given: Any, cancel: Callable[[], bool], **options: Any) -> Any:
+            self.entered.release()
+            while not (self.opened.wait(0.001) or cancel()):
+                pass
+            return real(*given, cancel=cancel, **options)
+
+        patch.setattr(served, "answer", answer)
+
+    async def inside(self, count: int = 1) -> None:
+        """Wait until so many requests have come to the model."""
+        for _ in range(count):
+            await asyncio.to_thread(self.entered.acquire, timeout=SOON_S)
+
+
+@pytest.fixture
+def gate(served: TempoVLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    found = Gate(served, monkeypatch)
+    yield found
+    found.opened.set()
+
+
+def send(app: Any, key: str = "", **more: Any) -> asyncio.Task[Reply]:
+    headers = {"authorization": f"Bearer {key}"} if key else None
+    return asyncio.create_task(ask(app, CHAT, [json.dumps(question(**more)).encode()], headers))
+
+
+@pytest.mark.usefixtures("nothing_is_decoded")
+def test_a_budget_that_nothing_fits_is_refused_at_once(app: Any, part: dict[str, Any]) -> None:
+    reply = chat(app, part, latency_budget_ms=5)
+    assert (reply.status, reply.code) == (429, "budget_infeasible")
+    assert reply.headers["x-should-retry"] == "false"
+    assert "retry-after" not in reply.headers
+    assert "no setting fits 5 ms" in reply.json["error"]["message"]
+    fixed = {"type": "image_url", "image_url": part["image_url"] | {"detail": "high"}}
+    assert chat(app, fixed, latency_budget_ms=25).code == "budget_infeasible", "the high tier takes longer"
+
+
+@pytest.mark.usefixtures("nothing_is_decoded")
+def test_a_picture_that_takes_the_budget_is_refused(
+    app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]
+) -> None:
+    app = app_of()
+    monkeypatch.setattr(app.state.desk, "_opening", SimpleNamespace(of=lambda one: 1e4 * one.megapixels))
+    reply = chat(app, part, latency_budget_ms=60)
+    assert reply.code == "budget_infeasible"
+    assert "to open the picture" in reply.json["error"]["message"]
+
+
+def test_larger_pictures_are_expected_to_open_later() -> None:
+    times = OpeningTimes()
+    small, large = (look(encoded(Image.new("RGB", (side, side)), "JPEG"), "") for side in (200, 2000))
+    assert 0 < times.of(small) < times.of(large)
+    assert times.of(None) == 0
+    expected_ms = times.of(large)
+    times.observe(small, 1e6)
+    assert times.of(large) == pytest.approx(expected_ms), "small ones say little"
+    for _ in range(3):
+        times.observe(large, 3 * expected_ms)
+    assert times.of(large) == pytest.approx(3 * expected_ms)
+
+
+def test_a_full_queue_says_when_to_come_back(app_of: Callable[..., Any], gate: Gate) -> None:
+    app = app_of(max_queue=1)
+
+    async def talk() -> None:
+        first = send(app)
+        await gate.inside()
+        second = send(app)
+        await gate.inside()
+        assert (app.state.desk.schedule.running, app.state.desk.schedule.waiting) == (1, 1)
+        refused = await send(app)
+        assert (refused.status, refused.code) == (429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert float(refused.headers["retry-after-ms"]) > 0
+        assert "x-should-retry" not in refused.headers
+        gate.opened.set()
+        assert [(await one).status for one in (first, second)] == [200, 200]
+        assert len(app.state.desk.schedule) == 0
+
+    asyncio.run(talk())
+
+
+def test_who_would_be_late_is_not_let_in(app: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("least_ms", "calibrated_ms"):
+        monkeypatch.setattr(Guard, name, lambda *_: 20_000.0)
+
+    async def talk() -> None:
+        first = send(app)
+        await gate.inside()
+        refused = await send(app, latency_budget_ms=35_000)
+        assert (refused.status, refused.code) == (429, "queue_full"), "20 s behind 20 of the one inside"
+        patient = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        gate.opened.set()
+        assert [(await one).status for one in (first, patient)] == [200, 200]
+
+    asyncio.run(talk())
+
+
+def test_a_key_takes_its_share_of_the_places(app_of: Callable[..., Any], gate: Gate) -> None:
+    app = app_of(max_queue=2, api_keys=("mine", "yours"))
+
+    async def talk() -> None:
+        tasks = [send(app, "mine")]
+        await gate.inside()
+        tasks.append(send(app, "mine"))
+        await gate.inside()
+        assert (await send(app, "mine")).code == "queue_full"
+        tasks.append(send(app, "yours"))
+        await gate.inside()
+        gate.opened.set()
+        assert [(await one).status for one in tasks] == [200] * 3
+
+    asyncio.run(talk())
+
+
+def test_draining_refuses_and_ends_what_it_has(app: Any, gate: Gate) -> None:
+    async def talk() -> None:
+        first = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        app.state.desk.is_draining = True
+        refused = await send(app)
+        assert (refused.status, refused.code) == (503, "draining")
+        assert "retry-after" in refused.headers
+        ending = asyncio.create_task(app.state.desk.drained(1e5))
+        gate.opened.set()
+        assert (await first).status == 200
+        await ending
+
+    asyncio.run(talk())
+    assert (get(app, "/ready").status, get(app, "/health").status) == (503, 200)
+
+
+def test_an_answer_ends_when_its_client_goes(app: Any, gate: Gate) -> None:
+    async def talk() -> Reply:
+        leave = asyncio.Event()
+        task = asyncio.create_task(ask(app, CHAT, [json.dumps(question()).encode()], leave=leave))
+        await gate.inside()
+        leave.set()
+        return await task
+
+    assert asyncio.run(talk()).status == 499
+    assert 'finished_reason="abort"' in get(app, "/metrics").body.decode()
+    assert len(app.state.desk.schedule) == 0
+
+
+def test_a_stream_ends_within_a_token_of_its_client(app: Any) -> None:
+    body = json.dumps(question(stream=True, temperature=2.0, seed=1) | {"max_tokens": 300}).encode()
+    whole = asyncio.run(ask(app, CHAT, [body]))
+    assert len(whole.events) > 20
+    left = asyncio.run(ask(app, CHAT, [body], leave_at=b'"role"'))
+    assert left.events[-1]["tempovlm"]["stopped_at"] == "decode"
+    assert len(left.events) < len(whole.events)
+
+
+def test_what_does_not_fit_after_waiting_can_be_refused(
+    app: Any, served: TempoVLM, monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]
+) -> None:
+    real = served.answer
+    monkeypatch.setattr(served, "answer", lambda *given, **more: real(*given, **more | {"waited_ms": 1e6}))
+    reply = chat(app, part, latency_budget_ms=1000, on_deadline="reject")
+    assert (reply.status, reply.code) == (429, "budget_infeasible")
+
+
+def test_a_body_that_comes_too_late_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "now_ms", lambda: 1e15)
+    reply = chat(app, latency_budget_ms=1000)
+    assert (reply.status, reply.code) == (429, "budget_infeasible")
+    assert "when the body was whole" in reply.json["error"]["message"]
+
+
+def test_a_failure_tells_no_more_than_that(
+    app: Any, served: TempoVLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret at /srv/models/tiny")
+
+    monkeypatch.setattr(served, "answer", fail)
+    reply = chat(app)
+    assert (reply.status, reply.code) == (500, "internal_error")
+    assert b"secret" not in reply.body
+    assert "secret" in caplog.text
+    assert len(app.state.desk.schedule) == 0
+
+
+def test_an_idle_server_lets_one_in_that_is_late_only_by_the_margin(
+    app: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a server that was slow once would refuse everybody for good: only answers say that it is over."""
+    monkeypatch.setattr(Guard, "least_ms", lambda *_: 1e6)
+
+    async def talk() -> None:
+        first = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        assert (await send(app, latency_budget_ms=60_000)).code == "queue_full"
+        gate.opened.set()
+        assert (await first).status == 200
+
+    asyncio.run(talk())

@@ -1,0 +1,148 @@
+"""The server on a socket: its limits on connections, and its end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from asgi import CHAT, NEEDS, question
+
+pytest.importorskip("uvicorn", reason=NEEDS)
+
+from tempovlm.api import TempoVLM
+from tempovlm.core.errors import UserError
+from tempovlm.serving import server
+
+SOON_S = 10.0
+"""Seconds that nothing here takes unless it hangs."""
+
+
+class Running:
+    """A server in a thread, which gets signals by calls."""
+
+    def __init__(self, app: Any, patch: pytest.MonkeyPatch, root_path: str = "") -> None:
+        self.started, made = threading.Event(), []
+
+        class Kept(server.Server):
+            def __init__(self, *given: Any) -> None:
+                super().__init__(*given)
+                made.append(self)
+
+            async def startup(self, sockets: Any = None) -> None:
+                self.loop = server.asyncio.get_running_loop()
+                await super().startup(sockets)
+
+        patch.setattr(server, "Server", Kept)
+        patch.setattr(server.sys, "setswitchinterval", lambda _: None)  # of the whole process
+        self._port = server.bind("127.0.0.1", 0)
+        self.address = self._port.getsockname()
+        started = lambda _: self.started.set()  # noqa: E731 - one line
+        self.thread = threading.Thread(target=server.run, args=(app, self._port, started, root_path), daemon=True)
+        self.thread.start()
+        assert self.started.wait(SOON_S)
+        (self.server,) = made
+
+    def signal(self) -> None:
+        self.server.loop.call_soon_threadsafe(self.server.handle_exit, signal.SIGTERM, None)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, SOON_S)
+
+    def client(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(*self.address, timeout=SOON_S)
+
+
+@pytest.fixture
+def running(app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    found = Running(app_of(), monkeypatch)
+    yield found
+    if found.thread.is_alive():
+        found.signal()
+    found.thread.join()
+
+
+def post(client: http.client.HTTPConnection) -> http.client.HTTPResponse:
+    client.request("POST", CHAT, json.dumps(question(latency_budget_ms=60_000)))
+    return client.getresponse()
+
+
+def test_a_connection_answers_again_and_again(running: Running) -> None:
+    client = running.client()
+    for _ in range(2):
+        reply = post(client)
+        assert (reply.status, json.load(reply)["tempovlm"]["deadline"]) == (200, "met")
+        assert reply.getheader("server") is None
+
+
+def test_keys_are_asked_for_below_the_path_of_a_proxy(
+    app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Running(app_of(api_keys=("right",)), monkeypatch, "/tempovlm")
+    statuses = list[int]()
+    for headers in ({}, {"Authorization": "Bearer right"}):
+        for path in ("/v1/models", "/health"):
+            client = running.client()
+            client.request("GET", path, headers=headers)
+            statuses.append(client.getresponse().status)
+            client.close()
+    running.signal()
+    running.thread.join()
+    assert statuses == [401, 200, 200, 200]
+    with pytest.raises(UserError, match="must begin with a slash"):
+        server.check_root_path("tempovlm")
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-"])
+def test_slow_headers_are_closed(running: Running, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    monkeypatch.setattr(server, "HEADERS_MS", 20.0)
+    with running.connect() as connection:
+        connection.sendall(said)
+        assert connection.recv(100) == b""
+
+
+def test_long_headers_are_refused(running: Running) -> None:
+    """CVE-2025-48956: headers of any length were kept."""
+    with running.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * (server.MOST_HEADER_BYTES + 1))
+        assert b" 400 " in connection.recv(1000).splitlines()[0]
+
+
+def test_on_a_signal_it_answers_what_it_has_and_ends(
+    running: Running, served: TempoVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, opened, real = threading.Event(), threading.Event(), served.answer
+
+    def answer(*given: Any, **options: Any) -> Any:
+        entered.set()
+        opened.wait(SOON_S)
+        return real(*given, **options)
+
+    monkeypatch.setattr(served, "answer", answer)
+    first, second = running.client(), running.client()
+    first.request("POST", CHAT, json.dumps(question(latency_budget_ms=60_000)))
+    assert entered.wait(SOON_S)
+    running.signal()
+    refused = post(second)
+    assert (refused.status, json.load(refused)["error"]["code"]) == (503, "draining")
+    assert running.thread.is_alive()
+    opened.set()
+    assert first.getresponse().status == 200
+    first.close()
+    second.close()
+    running.thread.join()
+
+
+def test_a_port_that_is_taken_is_an_error_of_one_line(running: Running) -> None:
+    with pytest.raises(UserError, match="--port") as caught:
+        server.bind(*running.address)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        server.bind("127.0.0.1", 70_000)
+    assert caught.value.flagged == "--port 70000: must be from 0 to 65535"
