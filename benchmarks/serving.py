@@ -114,7 +114,7 @@ async def one_by_one(client: Client, bodies: Sequence[bytes]) -> list[Reply]:
 
 
 async def closed_loop(client: Client, bodies: Sequence[bytes], callers: int, seconds: float) -> float:
-    """Return the answers a second of so many callers, each of whom asks again at once."""
+    """Return the answers a second that some callers get who ask again at once."""
     count, end_ms, begin_ms = 0, now_ms() + 1e3 * seconds, now_ms()
 
     async def call(first: int) -> None:
