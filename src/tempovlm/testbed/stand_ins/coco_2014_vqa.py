@@ -6,40 +6,19 @@ Objects are 16 to 110 px wide, so that some questions need only the low tier and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
 
 from tempovlm.testbed.coco import coco_places, coco_writer
+from tempovlm.testbed.content.things import Thing, alike, ask_steps, ask_yes_no, count_answer, lone
 from tempovlm.testbed.drawing.canvas import Canvas
 from tempovlm.testbed.drawing.layout import choose_color, clear_direction, region, scatter
 from tempovlm.testbed.lexicon import PLAIN_SHAPES, article, held_out_pair, plural
 from tempovlm.testbed.scene import Quiz
 from tempovlm.testbed.stand_in import StandIn
 
-_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 _RARE = 0.11
 """Share of held-out pairs among validation objects; a question often speaks of several objects."""
 _COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-
-
-@dataclass(frozen=True, slots=True)
-class Thing:
-    """An object of the scene: name, colour, middle, and half its extent in pixels."""
-
-    shape: str
-    color: str
-    place: tuple[float, float]
-    half: float
-
-    @property
-    def held(self) -> bool:
-        """Whether training never shows this object in this colour."""
-        return held_out_pair(self.shape, self.color)
-
-    @property
-    def name(self) -> str:
-        """Colour and shape."""
-        return f"{self.color} {self.shape}"
 
 
 def _halves(rng: Random, count: int) -> list[float]:
@@ -88,34 +67,23 @@ def _draw_things(canvas: Canvas, split: str) -> list[Thing]:
     return things
 
 
-def _count(quiz: Quiz, template: str, question: str, number: int, held: bool) -> None:
-    quiz.ask(template, question, str(number), (_NUMBER_WORDS[number],), held_out=held)
-
-
 def _ask_counts(quiz: Quiz, things: list[Thing]) -> None:
     """Ask how many there are of a shape, of a colour, of both."""
     rng = quiz.rng
-    by_shape: dict[str, list[Thing]] = {}
-    by_color: dict[str, list[Thing]] = {}
-    for thing in things:
-        by_shape.setdefault(thing.shape, []).append(thing)
-        by_color.setdefault(thing.color, []).append(thing)
+    by_shape, by_color = alike(things, "shape"), alike(things, "color")
     group = max(by_shape.values(), key=len) if rng.random() < 0.6 else rng.choice(list(by_shape.values()))
     if len(group) <= 6 and rng.random() < 0.85:
         held = any(thing.held for thing in group)
-        _count(quiz, "count_shape", f"how many {plural(group[0].shape)} are there?", len(group), held)
+        count_answer(quiz, "count_shape", f"how many {plural(group[0].shape)} are there?", len(group), held)
     group = max(by_color.values(), key=len) if rng.random() < 0.5 else rng.choice(list(by_color.values()))
     if len(group) <= 6 and rng.random() < 0.4:
         held = any(thing.held for thing in group)
-        _count(quiz, "count_color", f"how many {group[0].color} objects are there?", len(group), held)
+        count_answer(quiz, "count_color", f"how many {group[0].color} objects are there?", len(group), held)
 
 
 def _ask_single(quiz: Quiz, things: list[Thing], size: tuple[int, int]) -> None:
     """Ask about one object that its shape or colour names."""
-    shapes = [thing.shape for thing in things]
-    colors = [thing.color for thing in things]
-    lone_shapes = [thing for thing in things if shapes.count(thing.shape) == 1]
-    lone_colors = [thing for thing in things if colors.count(thing.color) == 1]
+    lone_shapes, lone_colors = lone(things, "shape"), lone(things, "color")
     rng = quiz.rng
     if lone_shapes:
         thing = rng.choice(lone_shapes)
@@ -150,9 +118,9 @@ def _ask_extremes(quiz: Quiz, things: list[Thing], size: tuple[int, int]) -> Non
     corners: dict[str, list[Thing]] = {}
     for thing in things:
         corners.setdefault(_quarter(thing, size), []).append(thing)
-    lone = [(name, found[0]) for name, found in corners.items() if len(found) == 1]
-    lone = [(name, thing) for name, thing in lone if region(thing.place, size) == name]
-    for name, thing in rng.sample(lone, min(2, len(lone))):
+    single = [(name, found[0]) for name, found in corners.items() if len(found) == 1]
+    single = [(name, thing) for name, thing in single if region(thing.place, size) == name]
+    for name, thing in rng.sample(single, min(2, len(single))):
         quiz.ask("what_is_at", f"what is in the {name}?", thing.name, (thing.shape,), held_out=thing.held)
 
 
@@ -176,13 +144,10 @@ def _ask_yes_no(quiz: Quiz, things: list[Thing], size: tuple[int, int], split: s
     if rng.random() < 0.45:
         ask = f"is there {article(color)} {color} {shape}?"
         quiz.ask("exists", ask, answer, held_out=held_out_pair(shape, color))
-    lone = [t for t in things if sum(o.shape == t.shape for o in things) == 1]
-    if len(lone) < 2:
+    single = _ask_colors(quiz, things)
+    if len(single) < 2:
         return
-    _ask_two(quiz, lone[:2])
-    if len(lone) >= 4:
-        _ask_two(quiz, lone[2:4])
-    first, second = rng.sample(lone, 2)
+    first, second = rng.sample(single, 2)
     held = first.held or second.held
     where = clear_direction(first.place, second.place, size)
     if where:
@@ -200,6 +165,15 @@ def _ask_yes_no(quiz: Quiz, things: list[Thing], size: tuple[int, int], split: s
     if same or rng.random() < 0.2:
         ask = f"do the {first.shape} and the {second.shape} have the same color?"
         quiz.ask("same_color", ask, "yes" if same else "no", held_out=held)
+
+
+def _ask_colors(quiz: Quiz, things: list[Thing]) -> list[Thing]:
+    """Ask for the colours of two pairs of objects that their shapes single out; return all that they do."""
+    single = lone(things, "shape")
+    for pair in (single[:2], single[2:4]):
+        if len(pair) == 2:
+            _ask_two(quiz, pair)
+    return single
 
 
 def _ask_two(quiz: Quiz, pair: list[Thing]) -> None:
@@ -245,9 +219,14 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     _ask_counts(quiz, things)
     _ask_single(quiz, things, size)
     _ask_extremes(quiz, things, size)
-    _ask_yes_no(quiz, things, size, split)
+    if quiz.edition == 1:
+        _ask_yes_no(quiz, things, size, split)
+    else:
+        _ask_colors(quiz, things)
+        ask_steps(quiz, things)
+        ask_yes_no(quiz, things, size, split)
     _ask_pair(quiz, things)
     return 5 if quiz.rng.random() < 0.5 else 4
 
 
-STAND_IN = StandIn(paint=paint, places=coco_places, write=coco_writer("v2_", raw=False), weight=0.15)
+STAND_IN = StandIn(paint=paint, places=coco_places, write=coco_writer("v2_", raw=False), weight=0.15, yes_no=0.38)

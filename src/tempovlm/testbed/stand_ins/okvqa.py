@@ -12,10 +12,11 @@ from random import Random
 from tempovlm.testbed.coco import coco_places, coco_writer
 from tempovlm.testbed.content import company_signs
 from tempovlm.testbed.content.companies import (
-    COMPANIES,
     COMPANY_CLAUSES,
     COMPANY_FACTS,
     COMPANY_QUESTIONS,
+    draw_names,
+    facts_of,
     said_otherwise,
 )
 from tempovlm.testbed.content.facts import ANIMALS, FACTS, FLAGS, QUESTIONS, SYNONYMS
@@ -93,7 +94,8 @@ def _draw_scene(canvas: Canvas, quiz: Quiz, split: str) -> list[Seen]:
     tall = canvas.height > canvas.width
     layout = rng.choice(("grid", "grid", "column2", "column3") if tall else ("grid", "grid", "row2", "row3"))
     spots = _LAYOUTS[layout]
-    names, flags, companies = (rng.sample(list(table), len(spots)) for table in (FACTS, FLAGS, COMPANIES))
+    names, flags = (rng.sample(list(table), len(spots)) for table in (FACTS, FLAGS))
+    companies = draw_names(rng, len(spots), quiz.edition)
     free = canvas.visible(_COLOR_NAMES)
     seen = []
     for (where, fx, fy), name, country, company in zip(spots, names, flags, companies, strict=True):
@@ -175,7 +177,7 @@ def _ask_company(quiz: Quiz, thing: Seen) -> None:
     """Ask for two facts about a company."""
     rng = quiz.rng
     for fact in rng.sample(COMPANY_FACTS, 2):
-        answer = COMPANIES[thing.name][fact]
+        answer = facts_of(thing.name)[fact]
         ask = rng.choice(COMPANY_QUESTIONS[fact]).format(ref=_refer(rng, thing))
         quiz.ask(f"fact_company_{fact}", ask, answer, said_otherwise(fact, answer), held_out=thing.held)
 
@@ -188,8 +190,8 @@ def _ask_which_company(quiz: Quiz, seen: list[Seen]) -> None:
     if len(signs) < 2:
         return
     thing, fact = rng.choice(signs), rng.choice(COMPANY_FACTS)
-    answer = COMPANIES[thing.name][fact]
-    if sum(COMPANIES[other.name][fact] == answer for other in seen if other.company) == 1:
+    answer = facts_of(thing.name)[fact]
+    if sum(facts_of(other.name)[fact] == answer for other in seen if other.company) == 1:
         clause = COMPANY_CLAUSES[fact].format(answer=answer)
         ask = f"what color is the {thing.kind} of the company {clause}?"
         quiz.ask("color_by_company", ask, thing.color, held_out=thing.held)
@@ -212,6 +214,69 @@ def _ask_inverse(quiz: Quiz, seen: list[Seen]) -> None:
             return
 
 
+_DECADES = ("thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties")
+_SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+"""Words to axis and direction of an object that lies there from another, in its row or column."""
+
+
+def _noun(thing: Seen) -> str:
+    """Return the word for a thing that is not a flag, without naming it."""
+    return thing.kind if thing.company else "animal" if thing.name in ANIMALS else "object"
+
+
+def _spot_of(thing: Seen) -> tuple[int, int]:
+    """Return column and row, -1 to 1, of the place that the words name."""
+    words = thing.where.split()
+    return ("right" in words) - ("left" in words), ("bottom" in words) - ("top" in words)
+
+
+def _beside(thing: Seen, seen: list[Seen]) -> list[tuple[str, Seen]]:
+    """Return the sides of a thing on which one other thing lies in its row or column, each with that one."""
+    found = []
+    own = _spot_of(thing)
+    for side, (axis, sign) in _SIDES.items():
+        places = [(other, _spot_of(other)) for other in seen]
+        there = [o for o, at in places if at[1 - axis] == own[1 - axis] and sign * (at[axis] - own[axis]) > 0]
+        if len(there) == 1:
+            found.append((side, there[0]))
+    return found
+
+
+def _ask_steps(quiz: Quiz, seen: list[Seen]) -> None:
+    """Ask for facts about what is beside something, which of two companies is older, and for mere looks."""
+    rng = quiz.rng
+    known = [thing for thing in seen if thing.kind != "flag"]
+    pairs = [(thing, side, other) for thing in known for side, other in _beside(thing, seen) if other in known]
+    for thing, side, other in rng.sample(pairs, min(2, len(pairs))):
+        what = "company" if other.company else _noun(other)
+        ref, held = f"{what} {side} the {thing.color} {_noun(thing)}", thing.held or other.held
+        if other.company:
+            fact = rng.choice(COMPANY_FACTS)
+            answer = facts_of(other.name)[fact]
+            ask = COMPANY_QUESTIONS[fact][0].format(ref=ref)
+            quiz.ask("beside_company", ask, answer, said_otherwise(fact, answer), held_out=held)
+        else:
+            fact = rng.choice(list(FACTS[other.name]))
+            answer = FACTS[other.name][fact]
+            ask = QUESTIONS[fact][0].format(ref=ref)
+            quiz.ask("beside_object", ask, answer, SYNONYMS.get(answer, ()), held_out=held)
+    firms = [thing for thing in seen if thing.company]
+    if len(firms) > 1:
+        first, second = rng.sample(firms, 2)
+        since = [_DECADES.index(facts_of(firm.name)["decade"]) for firm in (first, second)]
+        if since[0] != since[1]:
+            older = first if since[0] < since[1] else second
+            ask = f"which company is older, the {first.color} or the {second.color} one?"
+            quiz.ask("older_company", ask, older.color, held_out=first.held or second.held)
+    if known and rng.random() < 0.7:
+        thing = rng.choice(known)
+        quiz.ask("color_at", f"what color is the {_noun(thing)} {thing.where}?", thing.color, held_out=thing.held)
+    animals = [thing for thing in known if thing.name in ANIMALS]
+    if rng.random() < 0.15 * (1 + 2 * bool(animals)):
+        held = any(thing.held for thing in known)
+        quiz.ask("count_animals", "how many animals are there?", str(len(animals)), held_out=held)
+
+
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     """Place things and ask for facts about them.
 
@@ -224,6 +289,8 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
         ask(quiz, thing)
     _ask_inverse(quiz, seen)
     _ask_which_company(quiz, seen)
+    if quiz.edition > 1:
+        _ask_steps(quiz, seen)
     return 4
 
 
