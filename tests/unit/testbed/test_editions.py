@@ -1,4 +1,4 @@
-"""Both editions of the test bed: the first stays as the shipped pocket learned it, the second costs differently."""
+"""Both editions of the test bed: the first stays as the shipped pocket learned it, the second asks for more."""
 
 from __future__ import annotations
 

@@ -371,12 +371,13 @@ _BUILDERS: tuple[Callable[[Job], None], ...] = (
 )  # fmt: skip
 
 
-def _em_size(rng: Random) -> int:
+def _em_size(rng: Random, edition: int) -> int:
     """Return the em size: large, middle or small print, about a third each."""
+    large, middle = (0.38, 0.74) if edition == 1 else (0.3, 0.64)
     draw = rng.random()
-    if draw < 0.38:
+    if draw < large:
         return rng.randrange(36, 65, 2)
-    if draw < 0.74:
+    if draw < middle:
         return rng.randrange(19, 34)
     return rng.randrange(12, 19)
 
@@ -390,7 +391,7 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     rng = canvas.rng
     count = rng.choice((3, 3, 4, 4, 5))
     cells = split_cells(rng, (canvas.height, canvas.width), count)
-    sizes = sorted((_em_size(rng) for _ in range(count)), reverse=True)
+    sizes = sorted((_em_size(rng, quiz.edition) for _ in range(count)), reverse=True)
     builders = list(dict.fromkeys(rng.sample(_BUILDERS, len(_BUILDERS))))[:count]
     for slot in range(count):
         draw = rng.random()
