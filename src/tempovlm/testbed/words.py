@@ -31,7 +31,7 @@ left right light lamp open closed food hot cold north south east west pet pets v
 ticket picture best you can have kind thing belong season need would use uses find grow live eat like sound make
 legs wheels made why an company
 cost together than older one signs menu nearest regions animals higher leftmost rightmost dearest cheapest cheaper
-smaller three four five six different be hour"""
+smaller three four five six different be hour owns"""
 
 
 def split_words(text: str) -> list[str]:

@@ -93,27 +93,22 @@ def bars(canvas: Canvas, quiz: Quiz, split: str) -> None:
     else:
         _ask_bars(quiz, topic, pairs)
     if quiz.edition > 1:
-        _ask_bar_steps(quiz, pairs, topic == _SALES)
+        _ask_bar_steps(quiz, pairs)
 
 
-def _which(rng: Random, bar: tuple[int, str, str], named: bool) -> str:
-    """Refer to a bar by its label or by its colour; by colour alone where names are no words."""
-    _, label, color = bar
-    return f"the {color} bar" if named or rng.random() < 0.5 else label
+def _ask_bar_steps(quiz: Quiz, pairs: list[tuple[int, str, str]]) -> None:
+    """Questions about two bars or all of them: sum, difference, rank, count with a condition.
 
-
-def _ask_bar_steps(quiz: Quiz, pairs: list[tuple[int, str, str]], named: bool) -> None:
-    """Questions about two bars or all of them: sum, difference, rank, count with a condition."""
+    They name colours, which no small print hides.
+    """
     rng = quiz.rng
     held = any(held_out_pair(label, color) for _, label, color in pairs)
     first, second = rng.sample(pairs, 2)
-    one, two = _which(rng, first, named), _which(rng, second, named)
-    _choose_number(
-        quiz, "bar_sum", f"what is the value of {one} and {two} together?", first[0] + second[0], 21, held
-    )
+    ask = f"what is the value of the {first[2]} and the {second[2]} bar together?"
+    _choose_number(quiz, "bar_sum", ask, first[0] + second[0], 21, held)
     high, low = max(first, second), min(first, second)
-    one, two = _which(rng, high, named), _which(rng, low, named)
-    _choose_number(quiz, "bar_difference", f"how much more is {one} than {two}?", high[0] - low[0], 10, held)
+    ask = f"how much more is the {high[2]} bar than the {low[2]} bar?"
+    _choose_number(quiz, "bar_difference", ask, high[0] - low[0], 10, held)
     ordered = sorted(pairs, reverse=True)
     rest = [color for _, _, color in pairs if color != ordered[1][2]]
     quiz.choose("bar_second", "what color is the second tallest bar?", ordered[1][2], rest, held_out=held)

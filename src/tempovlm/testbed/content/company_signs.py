@@ -23,10 +23,14 @@ _DRIFT = 0.5
 """Share of the free room that a sign may use, so that it stays clearly in its cell."""
 
 
-def em_size(rng: Random) -> int:
-    """Em size in pixels: large, middle or small print, about a third each."""
+def em_size(rng: Random, edition: int) -> int:
+    """Em size in pixels: large, middle or small print, about a third each; mostly large in the second edition.
+
+    There what is asked takes memory, and not crops too.
+    """
+    large, middle = (0.36, 0.68) if edition == 1 else (0.75, 0.9)
     draw = rng.random()
-    low, high = (36, 61) if draw < 0.36 else (19, 33) if draw < 0.68 else (13, 19)
+    low, high = (36, 61) if draw < large else (19, 33) if draw < middle else (13, 19)
     return rng.randrange(low, high)
 
 
@@ -42,7 +46,7 @@ def draw_company(canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], c
         split: 'train' or 'val'.
     """
     kind, color = look
-    job = Job(canvas, cell, em_size(canvas.rng), split, quiz)
+    job = Job(canvas, cell, em_size(canvas.rng, quiz.edition), split, quiz)
     if kind == "shop":
         _draw_shop(job, name.upper(), color)
     else:

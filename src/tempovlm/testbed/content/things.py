@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from math import dist, log
 from random import Random
+from zlib import crc32
 
+from tempovlm.testbed.content.companies import fact_values, said_otherwise
 from tempovlm.testbed.content.facts import FACTS, QUESTIONS, SYNONYMS
 from tempovlm.testbed.drawing.layout import clear_direction
 from tempovlm.testbed.lexicon import PLAIN_SHAPES, article, held_out_pair, plural
@@ -108,12 +110,13 @@ def beside(thing: Thing, things: list[Thing], side: str) -> list[Thing] | None:
 
 
 def ask_steps(quiz: Quiz, things: list[Thing]) -> None:
-    """Ask open questions that take two or three steps, and one that takes a fact."""
+    """Ask open questions that take two or three steps, and some that take a fact."""
     _ask_extreme_of_group(quiz, things)
     _ask_nearest(quiz, things)
     _ask_conditions(quiz, things)
     _ask_two_groups(quiz, things)
     _ask_use(quiz, things)
+    _ask_invented(quiz, things)
 
 
 def _ask_extreme_of_group(quiz: Quiz, things: list[Thing]) -> None:
@@ -205,6 +208,27 @@ def _ask_use(quiz: Quiz, things: list[Thing]) -> None:
         answer = FACTS[thing.shape][fact]
         ask = rng.choice(QUESTIONS[fact]).format(ref=f"{thing.color} object")
         quiz.ask(f"fact_{fact}", ask, answer, SYNONYMS.get(answer, ()), held_out=thing.held)
+
+
+def invented(thing: Thing, fact: str) -> str:
+    """Return what is known of an object in its colour: its owner, a `founder`, or where it is from, a `city`.
+
+    Nothing tells but memory, as with companies, and there is nothing to read.
+    """
+    values = fact_values(fact)
+    return values[crc32(f"{thing.name}|{fact}".encode()) % len(values)]
+
+
+def _ask_invented(quiz: Quiz, things: list[Thing]) -> None:
+    """Ask for invented facts about two objects; those that training never shows cannot be known."""
+    rng = quiz.rng
+    known = [thing for thing in lone(things, "shape") if not thing.held]
+    for thing in rng.sample(known, min(2, len(known))):
+        if rng.random() < 0.5:
+            quiz.ask("fact_owner", f"who owns the {thing.shape}?", invented(thing, "founder"))
+        else:
+            city = invented(thing, "city")
+            quiz.ask("fact_home", f"which city is the {thing.shape} from?", city, said_otherwise("city", city))
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,23 +439,27 @@ def _a(thing: Thing) -> str:
     return f"{article(thing.name)} {thing.name}"
 
 
-def ask_yes_no(quiz: Quiz, things: list[Thing], size: tuple[int, int], split: str) -> None:
-    """Ask yes or no questions of all kinds that the scene allows.
+def ask_yes_no(quiz: Quiz, things: list[Thing], size: tuple[int, int], split: str, *, steps: bool) -> None:
+    """Ask yes or no questions of the kinds that the scene allows.
 
     Args:
         quiz: takes the questions.
         things: the objects.
         size: height and width of the picture in pixels.
         split: 'train' or 'val'.
+        steps: ask for several steps, and for a mere look; else for what has to be seen well.
     """
     rng = quiz.rng
     maker = _YesNo(rng, things, size, split)
-    for make in (
-        maker.shape_exists, maker.shape_exists, maker.exists, maker.exists, maker.both_exist,
-        maker.is_color, maker.is_color,
-        maker.extreme_is, maker.extreme_is, maker.nearest_is, maker.more, maker.number,
-        maker.relation, maker.bigger, maker.same_color,
-    ):  # fmt: skip
+    seen = (
+        maker.exists, maker.exists, maker.exists, maker.number, maker.relation, maker.relation, maker.is_color,
+        maker.is_color,
+    )  # fmt: skip
+    thought = (
+        maker.both_exist, maker.extreme_is, maker.extreme_is, maker.nearest_is, maker.more, maker.bigger,
+        maker.same_color, maker.is_color,
+    )  # fmt: skip
+    for make in (maker.shape_exists, *(thought if steps else seen)):
         pair = make()
         if pair:
             template, *sayings = pair

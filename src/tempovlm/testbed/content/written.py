@@ -16,6 +16,8 @@ from tempovlm.testbed.scene import Quiz
 _COLORED = ("bus", "shop", "jersey", "book", "bottle", "sign")
 """Objects with one colour that shows."""
 
+_LARGE = 45.0
+"""Height in pixels of a plate with large print."""
 _SPOKEN = {"speed": "speed limit", "tag": "menu"}
 """Classes to their names in questions, where these differ."""
 
@@ -34,6 +36,11 @@ class Written:
     box: Box
     text: str
     held: bool
+
+
+def _is_large(one: Written) -> bool:
+    """Whether the print is legible at the low tier, so that the steps of a question cost more than its crops."""
+    return one.box[3] - one.box[1] >= _LARGE
 
 
 def ask_about_written(quiz: Quiz, written: list[Written], size: tuple[int, int]) -> None:
@@ -72,7 +79,7 @@ def _ask_beside(quiz: Quiz, written: list[Written], single: list[Written], size:
         by_side: dict[str, list[Written]] = {}
         for other in written:
             where = other is not ref and clear_direction(center_of(other.box), center_of(ref.box), size)
-            if where and other.kind == "sign" and other.text:
+            if where and other.kind == "sign" and other.text and _is_large(other):
                 by_side.setdefault(f"{where} of" if where in ("left", "right") else where, []).append(other)
         found += [
             (ref, side, signs[0]) for side, signs in by_side.items() if len(signs) == 1 and ref.kind != "sign"
@@ -89,7 +96,7 @@ def _ask_beside(quiz: Quiz, written: list[Written], single: list[Written], size:
 def _ask_two_texts(quiz: Quiz, written: list[Written], single: list[Written]) -> None:
     """Compare two prices; tell the time in an hour."""
     rng = quiz.rng
-    priced = [one for one in written if one.text.startswith("$")]
+    priced = [one for one in written if one.text.startswith("$") and _is_large(one)]
     if len(priced) > 1:
         first, second = rng.sample(priced, 2)
         costs = [float(one.text[1:]) for one in (first, second)]
@@ -98,8 +105,8 @@ def _ask_two_texts(quiz: Quiz, written: list[Written], single: list[Written]) ->
             cheap = first if costs[0] < costs[1] else second
             ask = f"which is cheaper, the {first.kind} or the {second.kind}?"
             quiz.ask("cheaper", ask, cheap.kind, held_out=held)
-    clocks = [one for one in single if one.kind == "clock" and one.text]
-    if clocks and rng.random() < 0.7:
+    clocks = [one for one in single if one.kind == "clock" and one.text and _is_large(one)]
+    if clocks:
         hour, minute = clocks[0].text.split(":")
         later = f"{int(hour) % 12 + 1}:{minute}"
         quiz.ask("hour_later", "what time will it be in one hour?", later, (f"{later} am", f"{later} pm"))

@@ -108,11 +108,11 @@ def _draw_scene(canvas: Canvas, quiz: Quiz, split: str) -> list[Seen]:
             company_signs.draw_company(canvas, quiz, company, (kind, color), cell, split)
             seen.append(Seen(kind, company, color, where))
         elif draw < _COMPANIES + _FLAGS:
-            _draw_flag(canvas, country, *_spot(canvas, layout, middle))
+            _draw_flag(canvas, country, *_spot(canvas, layout, middle, quiz.edition))
             seen.append(Seen("flag", country, "mixed", where))
         else:
             color = choose_color(rng, split, name, free, _RARE)
-            center, half = _spot(canvas, layout, middle)
+            center, half = _spot(canvas, layout, middle, quiz.edition)
             canvas.icon(name, color, center, half, flip=rng.random() < 0.5)
             seen.append(Seen("object", name, color, where))
         free = [other for other in free if other != seen[-1].color]
@@ -125,21 +125,24 @@ def _cell(canvas: Canvas, layout: str, middle: tuple[float, float]) -> Box:
     return middle[0] - wide / 2, middle[1] - high / 2, middle[0] + wide / 2, middle[1] + high / 2
 
 
-def _spot(canvas: Canvas, layout: str, middle: tuple[float, float]) -> tuple[tuple[float, float], float]:
+def _spot(
+    canvas: Canvas, layout: str, middle: tuple[float, float], edition: int
+) -> tuple[tuple[float, float], float]:
     """Return the place of an object or flag, a little off the middle, and half its extent, in pixels."""
     rng = canvas.rng
     along = min(canvas.width, canvas.height) if layout == "grid" else max(canvas.width, canvas.height)
     room = min(along * (0.155 if layout.endswith("3") else 0.23), min(canvas.width, canvas.height) * 0.3)
-    half = _half(rng, room)
+    half = _half(rng, room, edition)
     slack = max(0.0, room - half) * 0.5
     x, y = (value + rng.uniform(-slack, slack) for value in middle)
     return (x, y), min(half, x - 2, y - 2, canvas.width - x - 2, canvas.height - y - 2 + PAD)
 
 
-def _half(rng: Random, room: float) -> float:
-    """Return half the extent in pixels: large, middle or small, about a third each."""
+def _half(rng: Random, room: float, edition: int) -> float:
+    """Return half the extent in pixels: large, middle or small, about a third each, or half of them small."""
+    large, middle = (0.35, 0.7) if edition == 1 else (0.2, 0.5)
     draw = rng.random()
-    low, high = (0.75, 1.0) if draw < 0.35 else (0.45, 0.7) if draw < 0.7 else (0.22, 0.4)
+    low, high = (0.75, 1.0) if draw < large else (0.45, 0.7) if draw < middle else (0.22, 0.4)
     return max(15.0, room * rng.uniform(low, high))
 
 

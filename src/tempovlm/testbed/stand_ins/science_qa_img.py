@@ -50,7 +50,7 @@ def _map(canvas: Canvas, quiz: Quiz, split: str) -> None:
     ys = [y0 + (y1 - y0) * k / rows for k in range(rows + 1)]
     wobble = min((x1 - x0) / cols, (y1 - y0) / rows) * 0.14
     knots = [[(x + rng.uniform(-wobble, wobble), y + rng.uniform(-wobble, wobble)) for x in xs] for y in ys]
-    size, face = max(16, label_size(rng)), label_face(rng)
+    size, face = max(16 if quiz.edition == 1 else 28, label_size(rng)), label_face(rng)
     colors: dict[str, str] = {}
     for row in range(rows):
         for col in range(cols):
