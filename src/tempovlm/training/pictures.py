@@ -24,9 +24,16 @@ from tempovlm.testbed import EDITION, stand_ins
 from tempovlm.testbed.generate import make_scene
 from tempovlm.testbed.scene import SIZES, Scene, SceneQuestion
 
-_WEIGHTS = np.array([stand_ins.find(name).weight for name in GENERATED])
-MIXTURE = _WEIGHTS / _WEIGHTS.sum()
-"""Share of each stand-in among the training pictures, in the order of `GENERATED`."""
+
+def mixture_of(edition: int) -> np.ndarray:
+    """Return the share of each stand-in among the pictures of an edition, in the order of `GENERATED`."""
+    declared = [stand_ins.find(name) for name in GENERATED]
+    weights = np.array([one.weight if edition == 1 else one.later_weight or one.weight for one in declared])
+    return weights / weights.sum()
+
+
+MIXTURE = mixture_of(EDITION)
+"""The shares in the default edition."""
 
 OPEN_STYLE = DATASETS["coco_2014_vqa"].style
 GENERAL_STYLE = 0.25
@@ -134,7 +141,8 @@ class Pictures(IterableDataset[PictureBatch]):
     def mixture(self, index: int) -> tuple[np.random.Generator, list[str]]:
         """Return the data set of each picture of batch `index`, and the numbers that word its questions."""
         rng = np.random.default_rng((self.seed, index))
-        return rng, [str(name) for name in rng.choice(GENERATED, size=self.batch, p=MIXTURE)]
+        shares = mixture_of(self.edition)
+        return rng, [str(name) for name in rng.choice(GENERATED, size=self.batch, p=shares)]
 
     def scene(self, index: int, row: int, name: str) -> Scene:
         """Draw picture `row` of batch `index`, a scene of data set `name`."""

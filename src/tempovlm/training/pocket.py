@@ -297,7 +297,9 @@ class Trainer:
         )  # fmt: skip
         sums: dict[str, Tensor] = {}
         mark, since = self.began_ms, self.step
+        waiting_ms, ready = 0.0, mark
         for made in picture_loader(pictures, workers):
+            waiting_ms += now_ms() - ready
             batch, self.teacher = made.to(self.device), None
             for _ in range(recipe.passes):
                 self.advance(batch, sums)
@@ -305,11 +307,13 @@ class Trainer:
             if self.step - since >= log_every or over:
                 now = now_ms()
                 rate = (self.step - since) * recipe.batch / s_from_ms(now - mark)
-                self.log({name: value.item() for name, value in sums.items()}, rate, now - self.began_ms)
+                figures = {name: value.item() for name, value in sums.items()}
+                self.log(figures | {"waiting": waiting_ms / (now - mark)}, rate, now - self.began_ms)
                 sums.clear()
-                mark, since = now, self.step
+                mark, since, waiting_ms = now, self.step, 0.0
                 if over or s_from_ms(now - self.began_ms) > max_minutes * 60:
                     break
+            ready = now_ms()
         done = self.place >= recipe.steps
         self.spent_ms, self.began_ms = self.spent_ms + now_ms() - self.began_ms, now_ms()
         self.save()
@@ -336,7 +340,7 @@ class Trainer:
             sums[name] = value.detach() if name not in sums else 0.9 * sums[name] + 0.1 * value.detach()
 
     def log(self, figures: dict[str, float], rate: float, elapsed_ms: float) -> None:
-        """Append a line to `log.jsonl` and show it."""
+        """Append a line to `log.jsonl` and show it; `waiting` is the share of time without a batch to train on."""
         left = (self.recipe.steps - self.step) * self.recipe.batch / max(rate, 1e-9)
         if self.recipe.total_minutes:
             left = self.recipe.total_minutes * 60 * (1 - self.place / self.recipe.steps)

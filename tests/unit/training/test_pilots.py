@@ -160,6 +160,7 @@ def test_a_run_that_teaches_logs_how_far_the_answers_are(tmp_path: Path) -> None
     assert taught
     assert min(taught) > 0
     assert all(line["spread"] >= 1 for line in lines if "spread" in line)
+    assert all(0 <= line["waiting"] <= 1 for line in lines)
 
 
 def test_training_pictures_have_as_many_questions_as_asked(batch: PictureBatch) -> None:

@@ -238,4 +238,11 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
 
 
 # Some scenes allow fewer than is asked for, so that 0.4 makes the 38 % of VQAv2.
-STAND_IN = StandIn(paint=paint, places=coco_places, write=coco_writer("v2_", raw=False), weight=0.15, yes_no=0.4)
+STAND_IN = StandIn(
+    paint=paint,
+    places=coco_places,
+    write=coco_writer("v2_", raw=False),
+    weight=0.15,
+    later_weight=0.24,
+    yes_no=0.4,
+)
