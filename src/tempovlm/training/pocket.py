@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -33,7 +33,7 @@ from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.data.registry import DATASETS, GENERATED
 from tempovlm.engine.threads import pick_device
 from tempovlm.lab.options import DeviceFlags
-from tempovlm.lab.script import FlagParser, flag, options_from, required, run
+from tempovlm.lab.script import FlagParser, flag, required, run
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
@@ -48,6 +48,9 @@ from tempovlm.training.pocket_eval import Outcome, outcomes, tabulate, validatio
 from tempovlm.training.recipes import MAX_SIZE_MB, RECIPES, RUN_MINUTES, Recipe, find_recipe
 from tempovlm.training.report import make_report, summary
 from tempovlm.training.tokenizer import build_tokenizer
+
+NO_LIMIT = 1e9
+"""Minutes of a piece that is a whole run."""
 
 ENDLESS = 1 << 40
 """More batches than a run whose length is in minutes can draw."""
@@ -455,8 +458,12 @@ class Flags(DeviceFlags, Recipe):
         (), f"candidates, each with a run in a folder of its own name: {', '.join(RECIPES)}"
     )
     workers: int = flag(2, "processes that draw pictures")
-    max_minutes: float = flag(1e9, "minutes after which to stop, to go on later", "--minutes", "--max_minutes")
-    resume: bool = flag(False, f"with --recipe: a piece of a run of --total_minutes, by default {RUN_MINUTES:.0f}")
+    max_minutes: float = flag(
+        NO_LIMIT, "minutes after which to stop, to go on later", "--minutes", "--max_minutes"
+    )
+    resume: bool = flag(
+        False, f"a piece of a run of --total_minutes, by default {RUN_MINUTES:.0f}; --minutes ends it"
+    )
     vision_from: Path | None = flag(None, "folder of an earlier run; a new one starts with its vision side")
     log_every: int = flag(50, "steps between two lines of the log")
     export: bool = flag(False, "write the model even if steps are left, or the run is a pilot")
@@ -474,9 +481,11 @@ def main(argv: list[str]) -> None:
         UserError: a flag makes no sense, or the folder cannot be written or has a run of another recipe.
     """
     args = flags().parse_args(argv)
-    given = options_from(Recipe, vars(args))
-    if args.recipe and not given.total_minutes and (args.resume or args.max_minutes < 1e9):
-        given = replace(given, total_minutes=RUN_MINUTES if args.resume else args.max_minutes)
+    words = {word.partition("=")[0] for word in argv}
+    options = {one.name: getattr(args, one.name) for one in fields(Recipe) if f"--{one.name}" in words}
+    pilot = bool(args.recipe) and not args.resume and args.max_minutes < NO_LIMIT
+    if pilot or args.resume:
+        options.setdefault("total_minutes", args.max_minutes if pilot else RUN_MINUTES)
     torch.set_float32_matmul_precision("high")
     device = pick_device(args.device)
     if device.type == "cuda":  # else the thread that pins pictures would take memory of the first device
@@ -486,11 +495,11 @@ def main(argv: list[str]) -> None:
         if name and not args.resume and (folder / "state.pt").exists():
             raise UserError(f"--output_dir {folder}: holds a run; --resume goes on with it")
         with writing_to(folder):
-            _run(folder, find_recipe(name, given), device, args)
+            _run(folder, find_recipe(name, options), device, args, pilot)
 
 
-def _run(folder: Path, recipe: Recipe, device: torch.device, args: Any) -> None:
-    """Train one recipe, write its report, and export it if it is done or that is wished."""
+def _run(folder: Path, recipe: Recipe, device: torch.device, args: Any, pilot: bool) -> None:
+    """Train one recipe, write its report, and export it if that is wished, or if it is done and no pilot."""
     trainer = Trainer(folder, recipe, recipe.config, device)
     if args.vision_from and not trainer.step:
         trainer.see_with(args.vision_from)
@@ -499,7 +508,7 @@ def _run(folder: Path, recipe: Recipe, device: torch.device, args: Any) -> None:
         report = make_report(trainer, done)
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
         show(summary(report))
-        if args.export or (done and (args.resume or not args.recipe)):
+        if args.export or (done and not pilot):
             trainer.export()
 
 

@@ -9,7 +9,8 @@ to the same pictures.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tempovlm.core.errors import UserError
@@ -77,19 +78,15 @@ RECIPES: dict[str, Recipe] = {
 """Candidates by name: number and width of the experts, all top-8, and how they are trained."""
 
 
-def find_recipe(name: str | None, given: Recipe) -> Recipe:
-    """Return a named recipe in which options that are given otherwise than by default replace its own.
+def find_recipe(name: str | None, options: Mapping[str, Any]) -> Recipe:
+    """Return a named recipe, or the default one without a name, in which some options are others.
 
     Raises:
         UserError: there is none of this name.
     """
-    if name is None:
-        return given
-    if name not in RECIPES:
+    if name is not None and name not in RECIPES:
         raise UserError(f"--recipe {name}: choose from {', '.join(RECIPES)}")
-    defaults = Recipe()
-    options = {one.name: getattr(given, one.name) for one in fields(Recipe)}
-    return replace(RECIPES[name], **{k: v for k, v in options.items() if v != getattr(defaults, k)})
+    return replace(Recipe() if name is None else RECIPES[name], **options)
 
 
 def name_of(recipe: Recipe) -> str:

@@ -71,11 +71,11 @@ def test_candidates_fit_the_package_and_keep_the_shapes_that_a_cpu_is_fast_at() 
 
 
 def test_given_options_replace_those_of_a_named_recipe() -> None:
-    found = find_recipe("32x16-taught", Recipe(seed=3, batch=8))
-    assert found == replace(RECIPES["32x16-taught"], seed=3, batch=8)
-    assert find_recipe(None, RECIPE) is RECIPE
+    found = find_recipe("32x16-taught", {"seed": 3, "elastic_share": 0.18})
+    assert found == replace(RECIPES["32x16-taught"], seed=3, elastic_share=0.18)
+    assert find_recipe(None, {"batch": 8}) == Recipe(batch=8)
     with pytest.raises(UserError, match="--recipe 32x8: choose from 16x48"):
-        find_recipe("32x8", Recipe())
+        find_recipe("32x8", {})
 
 
 def test_the_share_of_smaller_settings_is_as_asked() -> None:
