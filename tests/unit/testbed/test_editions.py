@@ -27,14 +27,14 @@ KINDS = {
         "none": {"color_of_carrier", "count_signs"},
     },
     "coco_2014_vqa": {
-        "tier": {"smallest", "what_is_at"},
+        "tier": {"smallest", "what_is_at", "number_on"},
         "depth": {"nearest_to_extreme", "count_side", "count_more", "extreme_is", "both_exist"},
         "experts": {"fact_owner", "fact_home"},
         "none": {"shape_exists", "is_color", "largest"},
     },
     "okvqa": {
-        "tier": {"fact_company_founder"},
-        "depth": {"beside_company", "older_company", "color_by_company"},
+        "tier": {"note_says"},
+        "depth": {"beside_company", "older_company", "beside_object"},
         "experts": {"fact_company_city", "fact_company_decade"},
         "none": {"color_at", "count_animals"},
     },

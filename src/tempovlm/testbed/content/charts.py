@@ -58,7 +58,7 @@ def frame(canvas: Canvas, share: float = 0.8) -> tuple[float, float, float, floa
 def bars(canvas: Canvas, quiz: Quiz, split: str) -> None:
     """A bar chart: most, least, value of a bar, comparison."""
     rng = canvas.rng
-    topic = rng.choice([*TOPICS, _SALES, _SALES] if quiz.edition > 1 else list(TOPICS))
+    topic = rng.choice([*TOPICS, *[_SALES] * len(TOPICS)] if quiz.edition > 1 else list(TOPICS))
     count = rng.choice((3, 3, 4))
     labels = draw_names(rng, count, quiz.edition) if topic == _SALES else rng.sample(TOPICS[topic], count)
     values = rng.sample(range(1, 11), len(labels))

@@ -28,13 +28,15 @@ def em_size(rng: Random, edition: int) -> int:
 
     There what is asked takes memory, and not crops too.
     """
-    large, middle = (0.36, 0.68) if edition == 1 else (0.75, 0.9)
+    large, middle = (0.36, 0.68) if edition == 1 else (0.65, 0.85)
     draw = rng.random()
     low, high = (36, 61) if draw < large else (19, 33) if draw < middle else (13, 19)
     return rng.randrange(low, high)
 
 
-def draw_company(canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], cell: Box, split: str) -> None:
+def draw_company(
+    canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], cell: Box, split: str, size: int | None = None
+) -> None:
     """Draw and label the sign of a company.
 
     Args:
@@ -44,9 +46,10 @@ def draw_company(canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], c
         look: Object class, one of `KINDS`, and the name of its colour.
         cell: x0, y0, x1, y1 in pixels; the sign stays inside.
         split: 'train' or 'val'.
+        size: Em size in pixels; None draws one.
     """
     kind, color = look
-    job = Job(canvas, cell, em_size(canvas.rng, quiz.edition), split, quiz)
+    job = Job(canvas, cell, size or em_size(canvas.rng, quiz.edition), split, quiz)
     if kind == "shop":
         _draw_shop(job, name.upper(), color)
     else:

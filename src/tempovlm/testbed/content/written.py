@@ -62,11 +62,11 @@ def _ask_looks(quiz: Quiz, written: list[Written], single: list[Written]) -> Non
     """Ask for a colour and for a count."""
     rng = quiz.rng
     colored = [one for one in single if one.kind in _COLORED]
-    if colored:
+    if colored and rng.random() < 0.7:
         one = rng.choice(colored)
         quiz.ask("color_of_carrier", f"what color is the {one.kind}?", one.color, held_out=one.held)
     signs = [one for one in written if one.kind == "sign"]
-    if signs and rng.random() < 0.4:
+    if signs and rng.random() < 0.3:
         held = any(one.held for one in signs)
         quiz.ask("count_signs", f"how many {plural('sign')} are there?", str(len(signs)), held_out=held)
 

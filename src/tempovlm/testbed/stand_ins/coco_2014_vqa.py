@@ -11,6 +11,7 @@ from random import Random
 from tempovlm.testbed.coco import coco_places, coco_writer
 from tempovlm.testbed.content.things import Thing, alike, ask_steps, ask_yes_no, count_answer, lone
 from tempovlm.testbed.drawing.canvas import Canvas
+from tempovlm.testbed.drawing.fonts import SMALL_FACES
 from tempovlm.testbed.drawing.layout import choose_color, clear_direction, region, scatter
 from tempovlm.testbed.lexicon import PLAIN_SHAPES, article, held_out_pair, plural
 from tempovlm.testbed.scene import Quiz
@@ -21,6 +22,8 @@ _RARE = 0.11
 _CLEAR = 0.55
 """Share of scenes in the second edition without small objects: their questions take steps and no crops, and those
 of the other scenes crops and no steps."""
+_PLATE = 24.0
+"""Half extent in pixels from which an object may carry a number."""
 _COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
 
@@ -211,6 +214,19 @@ def _ask_pair(quiz: Quiz, things: list[Thing]) -> None:
     )
 
 
+def _number_some(canvas: Canvas, quiz: Quiz, things: list[Thing]) -> None:
+    """Put a small plate with a number on up to two large objects, and ask for it."""
+    rng = canvas.rng
+    large = [thing for thing in lone(things, "shape") if thing.half >= _PLATE]
+    for thing in rng.sample(large, min(2, len(large))):
+        number, size = str(rng.randrange(10, 100)), rng.randrange(12, 18)
+        x, y = thing.place
+        canvas.rect((x - size * 0.85, y - size * 0.65, x + size * 0.85, y + size * 0.65), (234, 234, 226))
+        canvas.text(thing.place, number, rng.choice(SMALL_FACES), size, (22, 22, 30))
+        ask = f"what number is on the {thing.shape}?"
+        quiz.ask("number_on", ask, number, (f"number {number}",), held_out=thing.held)
+
+
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     """Scatter objects over the canvas and ask about them.
 
@@ -231,6 +247,7 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     if quiz.edition == 1:
         _ask_yes_no(quiz, things, size, split)
     else:
+        _number_some(canvas, quiz, things)
         _ask_colors(quiz, things)
         ask_yes_no(quiz, things, size, split, steps=False)
     _ask_pair(quiz, things)

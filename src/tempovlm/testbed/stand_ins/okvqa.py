@@ -22,15 +22,16 @@ from tempovlm.testbed.content.companies import (
 from tempovlm.testbed.content.facts import ANIMALS, FACTS, FLAGS, QUESTIONS, SYNONYMS
 from tempovlm.testbed.drawing.canvas import PAD, Box, Canvas
 from tempovlm.testbed.drawing.layout import choose_color
-from tempovlm.testbed.lexicon import COLOR_RGB, held_out_pair
+from tempovlm.testbed.lexicon import COLOR_RGB, SIGN_WORDS, held_out_pair
 from tempovlm.testbed.scene import Quiz
 from tempovlm.testbed.stand_in import StandIn
 
 _RARE = 0.3
 """Share of held-out pairs among validation objects that have one in a colour that shows."""
 _COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-_COMPANIES, _FLAGS = 0.42, 0.1
-"""Shares of company signs and of flags among the things of a scene; the others are objects."""
+_COMPANIES, _FLAGS, _NOTES = 0.42, 0.1, 0.16
+"""Shares of company signs, of flags, and in the second edition of notes in small print, among all things; the rest
+are objects."""
 _LAYOUTS: dict[str, tuple[tuple[str, float, float], ...]] = {
     "row2": (("on the left", 0.27, 0.5), ("on the right", 0.73, 0.5)),
     "column2": (("at the top", 0.5, 0.27), ("at the bottom", 0.5, 0.73)),
@@ -50,8 +51,8 @@ class Seen:
     """One thing in a scene.
 
     Attributes:
-        kind: 'object', 'flag', or of a company 'sign' or 'shop'.
-        name: The object's class, the flag's country or the company's name.
+        kind: 'object', 'flag', 'note', or of a company 'sign' or 'shop'.
+        name: The object's class, the flag's country, the note's word or the company's name.
         color: Name of its colour, unlike that of every other thing in the scene; 'mixed' for a flag.
         where: Its place in words.
     """
@@ -69,7 +70,8 @@ class Seen:
     @property
     def held(self) -> bool:
         """Whether training never shows such a thing in this colour."""
-        return self.kind != "flag" and held_out_pair(self.kind if self.company else self.name, self.color)
+        shape = "sign" if self.kind == "note" else self.kind if self.company else self.name
+        return self.kind != "flag" and held_out_pair(shape, self.color)
 
 
 def _draw_flag(canvas: Canvas, country: str, center: tuple[float, float], half: float) -> None:
@@ -110,6 +112,12 @@ def _draw_scene(canvas: Canvas, quiz: Quiz, split: str) -> list[Seen]:
         elif draw < _COMPANIES + _FLAGS:
             _draw_flag(canvas, country, *_spot(canvas, layout, middle, quiz.edition))
             seen.append(Seen("flag", country, "mixed", where))
+        elif quiz.edition > 1 and draw < _COMPANIES + _FLAGS + _NOTES:
+            color = choose_color(rng, split, "sign", free, _RARE)
+            word, look = rng.choice(SIGN_WORDS), ("sign", color)
+            cell, size = _cell(canvas, layout, middle), rng.randrange(12, 20)
+            company_signs.draw_company(canvas, quiz, word, look, cell, split, size)
+            seen.append(Seen("note", word, color, where))
         else:
             color = choose_color(rng, split, name, free, _RARE)
             center, half = _spot(canvas, layout, middle, quiz.edition)
@@ -174,6 +182,11 @@ def _ask_flag(quiz: Quiz, thing: Seen) -> None:
     else:
         ask = f"what is the capital of the country with the {_refer(quiz.rng, thing)}?"
         quiz.ask("flag_capital", ask, FLAGS[thing.name][0], (thing.name,))
+
+
+def _ask_note(quiz: Quiz, thing: Seen) -> None:
+    """Ask for the word on a note."""
+    quiz.ask("note_says", f"what does the {thing.color} sign say?", thing.name, held_out=thing.held)
 
 
 def _ask_company(quiz: Quiz, thing: Seen) -> None:
@@ -248,7 +261,7 @@ def _beside(thing: Seen, seen: list[Seen]) -> list[tuple[str, Seen]]:
 def _ask_steps(quiz: Quiz, seen: list[Seen]) -> None:
     """Ask for facts about what is beside something, which of two companies is older, and for mere looks."""
     rng = quiz.rng
-    known = [thing for thing in seen if thing.kind != "flag"]
+    known = [thing for thing in seen if thing.kind not in ("flag", "note")]
     pairs = [(thing, side, other) for thing in known for side, other in _beside(thing, seen) if other in known]
     for thing, side, other in rng.sample(pairs, min(2, len(pairs))):
         what = "company" if other.company else _noun(other)
@@ -288,12 +301,13 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     """
     seen = _draw_scene(canvas, quiz, split)
     for thing in seen:
-        ask = _ask_company if thing.company else _ask_flag if thing.kind == "flag" else _ask_fact
-        ask(quiz, thing)
+        asks = {"flag": _ask_flag, "note": _ask_note, "object": _ask_fact}
+        asks.get(thing.kind, _ask_company)(quiz, thing)
     _ask_inverse(quiz, seen)
-    _ask_which_company(quiz, seen)
     if quiz.edition > 1:
         _ask_steps(quiz, seen)
+    else:
+        _ask_which_company(quiz, seen)
     return 4
 
 

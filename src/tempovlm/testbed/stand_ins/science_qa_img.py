@@ -287,9 +287,11 @@ def _circuit(canvas: Canvas, quiz: Quiz, split: str) -> None:
     quiz.choose("circuit_color", "what color is the lamp in the circuit?", color, wrong, held_out=held)
 
 
-_DIAGRAMS: tuple[tuple[Callable[[Canvas, Quiz, str], None], int], ...] = (
-    (bars, 4), (_map, 4), (_chain, 3), (heat, 2), (_magnets, 2), (_beakers, 2), (line_chart, 2), (_circuit, 1),
+_DIAGRAMS: tuple[tuple[Callable[[Canvas, Quiz, str], None], int, int], ...] = (
+    (bars, 4, 4), (_map, 4, 3), (_chain, 3, 3), (heat, 2, 3), (_magnets, 2, 2), (_beakers, 2, 2),
+    (line_chart, 2, 3), (_circuit, 1, 2),
 )  # fmt: skip
+"""Diagrams with their weights in both editions."""
 
 
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
@@ -298,8 +300,8 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     Returns:
         The most questions to keep.
     """
-    kinds, weights = zip(*_DIAGRAMS, strict=True)
-    canvas.rng.choices(kinds, weights)[0](canvas, quiz, split)
+    kinds, *weights = zip(*_DIAGRAMS, strict=True)
+    canvas.rng.choices(kinds, weights[quiz.edition - 1])[0](canvas, quiz, split)
     return 3
 
 

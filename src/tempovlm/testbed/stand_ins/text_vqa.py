@@ -371,8 +371,8 @@ _BUILDERS: tuple[Callable[[Job], None], ...] = (
 
 
 def _em_size(rng: Random, edition: int) -> int:
-    """Return the em size: large, middle or small print, about a third each."""
-    large, middle = (0.38, 0.74) if edition == 1 else (0.3, 0.64)
+    """Return the em size: large, middle or small print, about a third each, or more of the small."""
+    large, middle = (0.38, 0.74) if edition == 1 else (0.24, 0.58)
     draw = rng.random()
     if draw < large:
         return rng.randrange(36, 65, 2)
