@@ -20,26 +20,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from output import write_json
 from tempovlm.api import model_folder
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.lab.core_exp.store import read_results
+from tempovlm.lab.judge.headroom import Floats, Scored, Texts, budgets_up_to, headroom_at
 from tempovlm.lab.statistics import Resamples, percentile_interval
 from tempovlm.lab.table import Table, table_of
 from tempovlm.model.weights import read_config
 
-Floats = NDArray[np.float64]
-Texts = NDArray[np.str_]
-
-QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Places of the budgets among the upper times of settings that take no more than the native one."""
-
 UPPER_LEVEL = 0.99
-SMOOTHING = 20.0
-"""Questions of all kinds that are added to those of each kind."""
 
 KINDS = ("dataset", "template")
 
@@ -55,51 +47,28 @@ def kinds_of(frame: pd.DataFrame, table: Table, kind: str) -> Texts:
     return np.array([f"{dataset}/{names[dataset, number]}" for dataset, number in table.questions])
 
 
-def weights_of(table: Table) -> Floats:
-    """Return weights (N,) under which the mean over questions is the mean of the data sets' means."""
-    names, place, counts = np.unique(table.dataset, return_inverse=True, return_counts=True)
-    return len(table) / (len(names) * counts[place].astype(float))
-
-
-def choose(train: Table, kinds: Texts, fits: NDArray[np.bool_]) -> tuple[int, dict[str, int]]:
-    """Choose among settings that fit, (K,), the best for all training questions and the best for each kind."""
-    weights = weights_of(train)
-    overall = np.average(train.accuracy, axis=0, weights=weights)
-    chosen = {}
-    for kind in np.unique(kinds):
-        own = train.accuracy[kinds == kind]
-        smoothed = (own.sum(axis=0) + SMOOTHING * overall) / (len(own) + SMOOTHING)
-        chosen[str(kind)] = int(np.where(fits, smoothed, -1.0).argmax())
-    return int(np.where(fits, overall, -1.0).argmax()), chosen
+def scored(frame: pd.DataFrame, table: Table, kind: str) -> Scored:
+    """Return the questions of a table by kind."""
+    return Scored(table.accuracy, table.dataset, kinds_of(frame, table, kind))
 
 
 def row_of(
-    train: Table, test: Table, kinds: tuple[Texts, Texts], budget_ms: float, upper_ms: Floats
+    train: Scored, test: Scored, pictures: Sequence[str], space: KnobSpace, budget_ms: float, upper_ms: Floats
 ) -> dict[str, Any]:
-    """Return the headroom at a budget; `kinds` are those of the training and of the test questions."""
-    single, chosen = choose(train, kinds[0], upper_ms <= budget_ms)
-    settings = np.array([chosen.get(kind, single) for kind in kinds[1].tolist()])
-    every = np.arange(len(test))
-    weights = weights_of(test)
-    gains = 100 * weights * (test.accuracy[every, settings] - test.accuracy[:, single])
-    pictures = [f"{dataset}/{image}" for dataset, image in zip(test.dataset, test.image_id, strict=True)]
-    low, high = percentile_interval(Resamples(pictures).means(gains[:, None])[1:, 0])
-    names = setting_names(train)
+    """Return the headroom at a budget; `pictures` are those of the test questions."""
+    fits = upper_ms <= budget_ms
+    found = headroom_at(train, test, fits)
+    low, high = percentile_interval(Resamples(pictures).means(found.gains[:, None])[1:, 0])
     return {
         "budget_ms": round(budget_ms, 3),
-        "settings": int((upper_ms <= budget_ms).sum()),
-        "single": names[single],
-        "accuracy_single": round(100 * float(np.average(test.accuracy[:, single], weights=weights)), 2),
-        "accuracy_by_kind": round(100 * float(np.average(test.accuracy[every, settings], weights=weights)), 2),
-        "headroom": round(float(gains.mean()), 2),
+        "settings": int(fits.sum()),
+        "single": str(space.settings[found.single]),
+        "accuracy_single": round(test.mean(found.single), 2),
+        "accuracy_by_kind": round(test.mean(found.settings), 2),
+        "headroom": round(float(found.gains.mean()), 2),
         "interval": [round(float(low), 2), round(float(high), 2)],
-        "chosen": {kind: names[index] for kind, index in chosen.items()},
+        "chosen": {kind: str(space.settings[index]) for kind, index in found.chosen.items()},
     }
-
-
-def setting_names(table: Table) -> list[str]:
-    """Return the settings' texts."""
-    return [str(knobs) for knobs in table.space]
 
 
 def headroom(folders: Sequence[Path], model: str, budgets_ms: Sequence[float]) -> dict[str, Any]:
@@ -108,7 +77,7 @@ def headroom(folders: Sequence[Path], model: str, budgets_ms: Sequence[float]) -
     Args:
         folders: results directories of the core experiment.
         model: the model that they are of.
-        budgets_ms: in milliseconds; without any, at `QUANTILES` of the upper times.
+        budgets_ms: in milliseconds; without any, five quantiles of the upper times.
 
     Raises:
         UserError: results cannot be read, a split or a setting's time is missing.
@@ -119,15 +88,16 @@ def headroom(folders: Sequence[Path], model: str, budgets_ms: Sequence[float]) -
     upper_ms = train.usual_ms(UPPER_LEVEL)
     native_ms = upper_ms[space.index(space.native)]
     if not budgets_ms:
-        budgets_ms = np.quantile(upper_ms[upper_ms <= native_ms], QUANTILES).tolist()
+        budgets_ms = budgets_up_to(upper_ms, native_ms)
     if min(budgets_ms) < upper_ms.min():
         raise UserError(
             f"--budgets {min(budgets_ms)}: no setting fits; the cheapest takes {upper_ms.min():.1f} ms"
         )
+    pictures = [f"{dataset}/{image}" for dataset, image in zip(test.dataset, test.image_id, strict=True)]
     rows: dict[str, Any] = {}
     for kind in KINDS:
-        kinds = kinds_of(frame, train, kind), kinds_of(frame, test, kind)
-        rows[kind] = [row_of(train, test, kinds, budget_ms, upper_ms) for budget_ms in budgets_ms]
+        parts = scored(frame, train, kind), scored(frame, test, kind)
+        rows[kind] = [row_of(*parts, pictures, space, budget_ms, upper_ms) for budget_ms in budgets_ms]
     return {
         "model": model,
         "results": [str(folder) for folder in folders],

@@ -1,7 +1,8 @@
 """The report of a run: accuracy overall, by data set and by template, and what each knob's lower values lose.
 
 One knob at a time is changed and the others stay native. All settings answer the same questions, so what a setting
-loses is a mean of paired differences, and its standard error is that of the pairs.
+loses is a mean of paired differences, and its standard error is that of the pairs. Headroom is told at equal
+operations, since a run knows no times: half of the questions choose and the others are scored, and the other way.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempovlm.core.cost import plan_cost
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
+from tempovlm.core.plan import Plan
 from tempovlm.core.units import s_from_ms
 from tempovlm.data.registry import GENERATED
+from tempovlm.lab.judge.headroom import Scored, budgets_up_to, headroom_at
+from tempovlm.model.prompt import image_tokens
+from tempovlm.model.vision.tiling import choose_grid
+from tempovlm.testbed.scene import SIZES
 from tempovlm.training.pocket_eval import Outcome
 from tempovlm.training.recipes import name_of
 
@@ -45,13 +52,16 @@ class Answers:
         right: dict[KnobConfig, list[NDArray[np.bool_]]] = defaultdict(list)
         datasets: dict[KnobConfig, list[NDArray[np.int64]]] = defaultdict(list)
         templates: dict[KnobConfig, list[str]] = defaultdict(list)
+        halves: dict[KnobConfig, list[NDArray[np.int64]]] = defaultdict(list)
         for one in results:
+            halves[one.knobs].append(np.full(len(one.right), len(halves[one.knobs]) % 2))
             right[one.knobs].append(one.right.numpy())
             datasets[one.knobs].append(one.datasets.numpy())
             templates[one.knobs] += one.templates
         self.right = {knobs: np.concatenate(parts).astype(float) for knobs, parts in right.items()}
         first = next(iter(self.right))
         self.datasets, self.templates = np.concatenate(datasets[first]), np.array(templates[first])
+        self.halves = np.concatenate(halves[first])
 
     def mean(self, values: NDArray[np.float64]) -> tuple[float, float]:
         """Return the mean of the data sets' means of (N,) values, and its standard error, in per cent."""
@@ -79,7 +89,7 @@ def make_report(trainer: Trainer, done: bool) -> dict[str, Any]:
     """Measure a run on its validation questions."""
     space, recipe = trainer.space, trainer.recipe
     axes = axes_settings(space)
-    wished = dict.fromkeys([*(knobs for settings in axes.values() for knobs in settings), space.cheapest])
+    wished = dict.fromkeys([*(knobs for settings in axes.values() for knobs in settings), *grid(space)])
     answers = Answers(trainer.answered(wished, recipe.validation_batches))
     native = space.native
     corners = {
@@ -108,10 +118,50 @@ def make_report(trainer: Trainer, done: bool) -> dict[str, Any]:
         "accuracy_error": round(error, 2),
         "by_dataset": by_dataset,
         "knobs": knobs,
+        "headroom": headroom(answers, trainer),
         "by_template": answers.rows(answers.templates, corners),
         "options": asdict(recipe),
     }
     return report | {"missed": missed(report)}
+
+
+def grid(space: KnobSpace) -> list[KnobConfig]:
+    """Return the settings between which headroom is told: no top-k but the lowest and the native one."""
+    top_ks = (space.cheapest.top_k, space.native.top_k)
+    return [knobs for knobs in space if knobs.top_k in top_ks]
+
+
+def operations(trainer: Trainer, knobs: KnobConfig) -> float:
+    """Return the operations of a short answer about a usual picture, as a share of the native setting's."""
+    config, space = trainer.config, trainer.space
+    found = []
+    for one in (knobs, space.native):
+        cut = choose_grid(one.tier, *SIZES[0], config.vision)
+        tokens = len(image_tokens(cut, config.vision, trainer.tokenizer))
+        plan = Plan.build(one, trainer.ranking, config.shape)
+        found.append(plan_cost(plan, config.shape, cut.num_crops, tokens, 20, 3).total_flops)
+    return found[0] / found[1]
+
+
+def headroom(answers: Answers, trainer: Trainer) -> list[dict[str, Any]]:
+    """Return at five shares of the native setting's operations what a setting for each template gains."""
+    settings = grid(trainer.space)
+    taken = np.array([operations(trainer, knobs) for knobs in settings])
+    accuracy = np.stack([answers.right[knobs] for knobs in settings], axis=1)
+    names = np.array(GENERATED)[answers.datasets]
+    kinds = np.char.add(np.char.add(names, "/"), answers.templates)
+    halves = [
+        Scored(accuracy[here], names[here], kinds[here]) for here in (answers.halves == 0, answers.halves == 1)
+    ]
+    rows = []
+    if all(len(half.kinds) for half in halves):
+        for budget in budgets_up_to(taken, 1.0):
+            both = [headroom_at(one, other, taken <= budget) for one, other in (halves, halves[::-1])]
+            gained = float(np.mean([found.gains.mean() for found in both]))
+            rows.append(
+                {"operations": round(budget, 3), "single": str(settings[both[0].single]), "gain": round(gained, 2)}
+            )
+    return rows
 
 
 def _step(answers: Answers, native: KnobConfig, knobs: KnobConfig, value: Any) -> dict[str, Any]:
@@ -152,4 +202,6 @@ def summary(report: dict[str, Any]) -> str:
             f"  {name}: "
             + ", ".join(f"{one['value']} {one['accuracy']} ({0 - one['lost']:+.2f})" for one in steps)
         )
+    rows = (f"{row['gain']:+.2f} at {row['operations']:.2f} ({row['single']})" for row in report["headroom"])
+    lines.append("  headroom by template at equal operations: " + ", ".join(rows))
     return "\n".join([*lines, *(f"  missed: {line}" for line in report["missed"])])

@@ -35,7 +35,7 @@ TINY = replace(
 )
 RECIPE = Recipe(
     steps=8, decay_steps=2, vision_steps=2, batch=2, passes=2, warmup=2, elastic_after=2, edition=2, questions=6,
-    taught_weight=1.0, elastic_share=0.5, spread_weight=0.01, validation_batches=3,
+    taught_weight=1.0, elastic_share=0.5, spread_weight=0.01, validation_batches=2,
 )  # fmt: skip
 
 
@@ -195,6 +195,10 @@ def test_a_report_has_every_figure_that_a_choice_needs(trainer: Trainer) -> None
         assert [step["value"] for step in steps] == [one.as_dict()[name] for one in settings]
         own = [step["lost"] for step in steps if step["value"] == trainer.space.native.as_dict()[name]]
         assert own == pytest.approx([0.0])
+    shares = [row["operations"] for row in report["headroom"]]
+    assert len(shares) == 5
+    assert sorted(shares) == shares
+    assert 0 < shares[0] < shares[-1] <= 1
     asked = [row["questions"] for row in report["by_template"].values()]
     assert sum(asked) == report["questions"] == sum(row["questions"] for row in report["by_dataset"].values())
     assert report["size_mb"] == pytest.approx(report["parameters"] * 2e-6, abs=0.01)
