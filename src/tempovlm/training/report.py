@@ -2,7 +2,8 @@
 
 One knob at a time is changed and the others stay native. All settings answer the same questions, so what a setting
 loses is a mean of paired differences, and its standard error is that of the pairs. Headroom is told at equal
-operations, since a run knows no times: half of the questions choose and the others are scored, and the other way.
+operations, since a training measures no answer's time: half of the questions choose and the others are scored, and
+the other way round.
 """
 
 from __future__ import annotations

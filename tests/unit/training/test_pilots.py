@@ -61,11 +61,12 @@ def test_candidates_fit_the_package_and_keep_the_shapes_that_a_cpu_is_fast_at() 
         check_size(replace(one.config, embedding_size=896))
         assert name_of(replace(one, seed=4, total_minutes=8.0)) == name
         assert (one.config.top_k, one.edition) == (8, 2)
-        settings = {
-            sample_setting(KnobSpace.for_model(POCKET.shape), torch.rand(4), one.elastic_share)
-            for _ in range(9999)
-        }
-        assert len(settings) == 75, "a setting that is never trained"
+    space, draws = (
+        KnobSpace.for_model(POCKET.shape),
+        torch.rand(9999, 4, generator=torch.Generator().manual_seed(0)),
+    )
+    for share in {one.elastic_share for one in RECIPES.values()}:
+        assert {sample_setting(space, draw, share) for draw in draws} == set(space), "each setting is trained"
     with pytest.raises(UserError, match=r"--num_experts 64 --expert_width 48: makes .* MB; at most 24"):
         check_size(replace(POCKET, num_experts=64))
 
