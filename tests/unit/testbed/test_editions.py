@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tempovlm.data.registry import GENERATED
 from tempovlm.testbed.content import things
 from tempovlm.testbed.content.companies import COMPANIES, rare_companies
 from tempovlm.testbed.content.things import Thing, ask_steps, ask_yes_no
+from tempovlm.testbed.content.written import Written, ask_about_written
 from tempovlm.testbed.generate import make_scene
 from tempovlm.testbed.lexicon import COLORS, PLAIN_SHAPES, SHAPES, plural
 from tempovlm.testbed.scene import Quiz, Scene, SceneQuestion
@@ -191,8 +193,6 @@ def test_what_is_not_clear_is_not_asked() -> None:
 
 
 def test_one_object_of_each_asks_without_failing() -> None:
-    from random import Random
-
     for seed in range(50):
         rng = Random(seed)
         quiz = Quiz(rng, 2)
@@ -225,3 +225,27 @@ def test_open_questions_have_no_letter_and_no_empty_answer(name: str, second: di
         if not item.options:
             assert item.answer.strip()
             assert not (len(item.answer) == 1 and item.answer.isalpha())
+
+
+def _sign(color: str, x: float, text: str, high: float = 60.0) -> Written:
+    return Written("sign", color, (x, 100.0, x + 80, 100.0 + high), text, False)
+
+
+def test_a_sign_beside_something_is_the_only_one_there() -> None:
+    menu = Written("tag", "white", (150.0, 90.0, 230.0, 170.0), "", False)
+
+    def asked(*signs: Written) -> set[tuple[str, str]]:
+        said = set()
+        for seed in range(20):
+            quiz = Quiz(Random(seed), 2)
+            ask_about_written(quiz, [menu, *signs], (300, 400))
+            said |= {(item.question, item.answer) for item in quiz.items if "beside" in item.template}
+        return said
+
+    both = {
+        ("what does the sign left of the menu say?", "open"),
+        ("what color is the sign left of the menu?", "red"),
+    }
+    assert asked(_sign("red", 10.0, "open")) == both
+    assert asked(_sign("red", 10.0, "open"), _sign("blue", 30.0, "")) == set(), "two signs on the left"
+    assert asked(_sign("red", 10.0, "open", high=20.0)) == set(), "small print costs crops, not steps"

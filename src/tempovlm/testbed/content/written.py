@@ -79,11 +79,10 @@ def _ask_beside(quiz: Quiz, written: list[Written], single: list[Written], size:
         by_side: dict[str, list[Written]] = {}
         for other in written:
             where = other is not ref and clear_direction(center_of(other.box), center_of(ref.box), size)
-            if where and other.kind == "sign" and other.text and _is_large(other):
+            if where and other.kind == "sign":
                 by_side.setdefault(f"{where} of" if where in ("left", "right") else where, []).append(other)
-        found += [
-            (ref, side, signs[0]) for side, signs in by_side.items() if len(signs) == 1 and ref.kind != "sign"
-        ]
+        only = [(side, signs[0]) for side, signs in by_side.items() if len(signs) == 1 and ref.kind != "sign"]
+        found += [(ref, side, sign) for side, sign in only if sign.text and _is_large(sign)]
     for ref, side, sign in rng.sample(found, min(2, len(found))):
         if rng.random() < 0.7:
             ask = f"what does the sign {side} the {_SPOKEN.get(ref.kind, ref.kind)} say?"

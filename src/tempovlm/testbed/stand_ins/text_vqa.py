@@ -402,7 +402,7 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
         for slot in range(count):
             if rng.random() < 0.17:
                 builders[slot] = _company
-        if rng.random() < 0.35:
+        if rng.random() < 0.42:
             builders[0], sizes[0] = _menu, rng.randrange(38, 50)
     written: list[Written] = []
     for cell, size, builder in zip(cells, sizes, builders, strict=True):
