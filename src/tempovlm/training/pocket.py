@@ -31,7 +31,7 @@ from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.data.registry import DATASETS, GENERATED
-from tempovlm.engine.threads import pick_device
+from tempovlm.engine.threads import physical_cores, pick_device
 from tempovlm.lab.options import DeviceFlags
 from tempovlm.lab.script import FlagParser, flag, required, run
 from tempovlm.model.config import ModelConfig
@@ -51,6 +51,9 @@ from tempovlm.training.tokenizer import build_tokenizer
 
 NO_LIMIT = 1e9
 """Minutes of a piece that is a whole run."""
+
+MOST_WORKERS = 8
+"""Processes that draw pictures unless told otherwise: more take time from the one that starts the kernels."""
 
 ENDLESS = 1 << 40
 """More batches than a run whose length is in minutes can draw."""
@@ -457,7 +460,7 @@ class Flags(DeviceFlags, Recipe):
     recipe: Sequence[str] = flag(
         (), f"candidates, each with a run in a folder of its own name: {', '.join(RECIPES)}"
     )
-    workers: int = flag(2, "processes that draw pictures")
+    workers: int | None = flag(None, "processes that draw pictures (default: one for each core, at most 8)")
     max_minutes: float = flag(
         NO_LIMIT, "minutes after which to stop, to go on later", "--minutes", "--max_minutes"
     )
@@ -503,7 +506,8 @@ def _run(folder: Path, recipe: Recipe, device: torch.device, args: Any, pilot: b
     trainer = Trainer(folder, recipe, recipe.config, device)
     if args.vision_from and not trainer.step:
         trainer.see_with(args.vision_from)
-    done = trainer.train(args.workers, args.max_minutes, args.log_every)
+    workers = min(physical_cores(), MOST_WORKERS) if args.workers is None else args.workers
+    done = trainer.train(workers, args.max_minutes, args.log_every)
     if trainer.place > recipe.vision_steps:
         report = make_report(trainer, done)
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
