@@ -55,7 +55,8 @@ def test_twin_has_other_pixels_and_the_same_questions(dataset: str) -> None:
         assert scene.questions == twin.questions
         assert scene.image.shape == twin.image.shape
         assert (scene.image != twin.image).mean() > 0.005
-        moved = (scene.shape_boxes - twin.shape_boxes)[0]
+        both = (scene.shape_boxes - twin.shape_boxes, scene.char_boxes - twin.char_boxes)
+        moved = np.concatenate(both)[0]
         assert 0 < abs(moved[0]) < 8
         assert 0 < abs(moved[1]) < 8
 
