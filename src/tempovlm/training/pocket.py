@@ -53,7 +53,7 @@ NO_LIMIT = 1e9
 """Minutes of a piece that is a whole run."""
 
 MOST_WORKERS = 8
-"""Processes that draw pictures unless told otherwise: more take time from the one that starts the kernels."""
+"""Most processes that draw pictures by default: more of them take time from the one that starts the kernels."""
 
 ENDLESS = 1 << 40
 """More batches than a run whose length is in minutes can draw."""
