@@ -70,12 +70,13 @@ def test_the_pictures_are_those_of_the_card(monkeypatch: pytest.MonkeyPatch, rep
 
     folder = model_folder("pocket")
     recipe = json.loads((folder / "accuracy.json").read_text())["recipe"]
-    small = Pictures(folder / "tokenizer.json", "val", recipe["batch"], recipe["validation_seed"], 0, 1)
-    batch = small.make(0, Tokenizer.load(folder / "tokenizer.json"))
+    batch, seed, edition = recipe["batch"], recipe["validation_seed"], recipe.get("edition", 1)
+    small = Pictures(folder / "tokenizer.json", "val", batch, seed, 0, 1, edition=edition)
+    drawn = small.make(0, Tokenizer.load(folder / "tokenizer.json"))
     for row, (name, scene) in zip((0, 128), validation_scenes(folder, (0, 128)), strict=True):
-        assert (scene.image == batch.images[row].numpy()).all()
-        assert name == GENERATED[batch.datasets[row]]
-        assert len(scene.questions) == batch.segments[row].max()
+        assert (scene.image == drawn.images[row].numpy()).all()
+        assert name == GENERATED[drawn.datasets[row]]
+        assert len(scene.questions) == drawn.segments[row].max()
 
 
 def test_a_merge_counts_the_answers_that_differ(run: Run, tmp_path: Path, shards: list[Path]) -> None:

@@ -6,6 +6,7 @@ Some of them are held out of training.
 from __future__ import annotations
 
 import zlib
+from functools import cache
 
 CHARSET = "abcdefghijklmnopqrstuvwxyz0123456789$.:-"
 """Character classes of the dense labels; the class of a rendered letter is that of its lower-case form."""
@@ -80,6 +81,7 @@ HELD_OUT_WORDS: tuple[str, ...] = tuple(_HELD_OUT_TEXT.split())
 """Words on signs in the validation split only; the pocket model must spell them."""
 
 
+@cache
 def held_out_pair(shape: str, color: str) -> bool:
     """Whether this object in this colour is held out for validation (about one pair in nine)."""
     return zlib.crc32(f"{shape}|{color}".encode()) % 9 == 0

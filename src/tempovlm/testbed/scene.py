@@ -69,9 +69,14 @@ class Scene:
 
 @dataclass(slots=True)
 class Quiz:
-    """Collects the questions of a scene while it is drawn."""
+    """Collects the questions of a scene while it is drawn.
+
+    Attributes:
+        rng: random numbers of the scene. edition: one of `testbed.EDITIONS`. items: the questions so far.
+    """
 
     rng: Random
+    edition: int = 1
     items: list[SceneQuestion] = field(default_factory=list)
 
     def ask(
@@ -113,9 +118,22 @@ class Quiz:
         if all(item.question != other.question for other in self.items):
             self.items.append(item)
 
-    def pick(self, most: int) -> tuple[SceneQuestion, ...]:
-        """Return at most `most` of the questions, in random order."""
-        return tuple(self.rng.sample(self.items, min(most, len(self.items))))
+    def pick(self, most: int, yes_no: float | None = None) -> tuple[SceneQuestion, ...]:
+        """Return at most `most` of the questions, in random order.
+
+        Args:
+            most: the most questions to keep.
+            yes_no: expected share of questions with the answer yes or no; None takes them as they come.
+        """
+        items, rng = self.items, self.rng
+        if yes_no is not None:
+            rng.shuffle(items)
+            wished = sum(rng.random() < yes_no for _ in range(most))
+            closed = [item for item in items if item.answer in ("yes", "no")]
+            others = [item for item in items if item.answer not in ("yes", "no")]
+            chosen = closed[:wished] + others[: most - wished]
+            items = chosen + [item for item in items if item not in chosen][: most - len(chosen)]
+        return tuple(rng.sample(items, min(most, len(items))))
 
 
 def _humans(rng: Random, answer: str, variants: tuple[str, ...]) -> tuple[str, ...]:

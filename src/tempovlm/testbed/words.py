@@ -29,7 +29,9 @@ feel mild tallest shortest most got lowest circuit switch warmer colder it see b
 not how many what which who where when is in the of on to does do did show player wear drive fast may for used with
 left right light lamp open closed food hot cold north south east west pet pets votes rain fruit bus car shop book
 ticket picture best you can have kind thing belong season need would use uses find grow live eat like sound make
-legs wheels made why an company"""
+legs wheels made why an company
+cost together than older one signs menu nearest regions animals higher leftmost rightmost dearest cheapest cheaper
+smaller three four five six different be hour owns"""
 
 
 def split_words(text: str) -> list[str]:

@@ -59,7 +59,7 @@ def see(model: Molmo, batch: PictureBatch, tier: str) -> Vision:
 def read(
     model: Molmo, batch: PictureBatch, seen: Vision, plan: Plan, tokenizer: Tokenizer
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return logits (A, V), targets (A,) and mask (B, S) of the answers' places, and the balance term."""
+    """Return logits (A, V), targets (A,) and mask (B, S) of the answers' places, and the router's terms (2,)."""
     B, S = batch.tokens.shape
     device, vision = batch.tokens.device, model.config.vision
     image = torch.tensor([tokenizer.end, *image_tokens(seen.grid, vision, tokenizer)], device=device)
@@ -77,9 +77,9 @@ def read(
     padding = torch.arange(width, device=device) >= length
     segments = torch.where(padding & (segments == 0), -1, segments)
     mask = torch.zeros((), dtype=x.dtype, device=device).where(packed_mask(segments), -torch.inf)
-    hidden, balance = forward_elastic(model.decoder, x, positions, plan, mask)
+    hidden, terms = forward_elastic(model.decoder, x, positions, plan, mask)
     answers = batch.targets != IGNORE
-    return model.decoder.logits(hidden[:, length : length + S][answers]), batch.targets[answers], answers, balance
+    return model.decoder.logits(hidden[:, length : length + S][answers]), batch.targets[answers], answers, terms
 
 
 def packed_mask(segments: Tensor) -> Tensor:
@@ -93,39 +93,49 @@ def packed_mask(segments: Tensor) -> Tensor:
 def forward_elastic(
     decoder: Decoder, x: Tensor, positions: Tensor, plan: Plan, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return hidden states (B, T, D) and the load-balance term (Fedus et al. 2021, arXiv 2101.03961) of a plan."""
+    """Return hidden states (B, T, D) and the router's terms (2,), of which `moe_elastic` tells, over a plan."""
     cos, sin = decoder.rotary(positions)
-    balance = x.new_zeros((), dtype=torch.float32)
+    total = x.new_zeros(2, dtype=torch.float32)
     for block, top_k in plan.steps:
-        x, term = block_elastic(cast(Block, decoder.blocks[block]), x, Span(0, cos, sin, mask), top_k)
-        balance = balance + term
-    return x, balance / len(plan.steps)
+        x, terms = block_elastic(cast(Block, decoder.blocks[block]), x, Span(0, cos, sin, mask), top_k)
+        total = total + terms
+    return x, total / len(plan.steps)
 
 
 def block_elastic(block: Block, x: Tensor, span: Span, top_k: int) -> tuple[Tensor, Tensor]:
-    """Run one block over (B, T, D); also return its balance term."""
+    """Run one block over (B, T, D); also return its router's terms (2,)."""
     x = x + block.attention(x, span, None, 0)
-    added, balance = moe_elastic(block.moe, x, top_k)
-    return x + added, balance
+    added, terms = moe_elastic(block.moe, x, top_k)
+    return x + added, terms
 
 
 def moe_elastic(moe: MoE, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Return the experts' sum for (B, T, D), all experts computed; and the balance term, 1 if all share alike."""
+    """Return the experts' sum for (B, T, D), all experts computed; and two terms of the router, float32 (2,).
+
+    The first is the load balance (Fedus et al. 2021, arXiv 2101.03961), 1 if all experts share alike. The second
+    is the number of experts times the sum of a token's squared probabilities: 1 if they are all the same, and the
+    number of experts if one has all. Its logarithm is what the router's collision entropy lacks to the highest.
+    """
     flat = moe.norm(x).flatten(0, 1)
     scores = moe.scores(flat)
     probabilities, experts = scores.softmax(dim=-1), best(scores, top_k)
     weights = probabilities.gather(-1, experts)
     chosen = F.one_hot(experts, probabilities.shape[-1]).sum(1, dtype=torch.float32).mean(0) / top_k
-    balance = probabilities.shape[-1] * (chosen * probabilities.mean(0)).sum()
-    return moe.dense(flat, weights.to(flat.dtype), experts).view_as(x), balance
+    balance, collision = (chosen * probabilities.mean(0)).sum(), probabilities.square().sum(-1).mean()
+    terms = probabilities.shape[-1] * torch.stack((balance, collision))
+    return moe.dense(flat, weights.to(flat.dtype), experts).view_as(x), terms
 
 
-def sample_setting(space: KnobSpace, draw: Tensor) -> KnobConfig:
-    """Draw a setting from uniform numbers: often native, largest or cheapest, else any other."""
+def sample_setting(space: KnobSpace, draw: Tensor, share: float = 0.18) -> KnobConfig:
+    """Draw a setting from uniform numbers: often native, largest or cheapest, else any other.
+
+    `share` is that of settings with another top-k or depth than the native ones.
+    """
     kind, size, *places = draw.tolist()
     tier = "high" if size < 0.5 else "medium" if size < 0.75 else "low"
-    if kind < 0.9:
-        knobs = space.native if kind < 0.82 else space.cheapest if kind < 0.85 else space.largest
+    above = (kind - (1 - share)) / share if share else -1.0
+    if above < 4 / 9:
+        knobs = space.native if above < 0 else space.cheapest if above < 1 / 6 else space.largest
     else:
         _, *others = space.axes.values()
         drawn = (legal[int(place * len(legal))] for legal, place in zip(others, places, strict=True))

@@ -7,9 +7,10 @@ Shapes: `B` pictures, `S` text tokens of a row, `N` boxes of a picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,20 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tempovlm.data.registry import DATASETS, GENERATED
 from tempovlm.data.sample import choice_question
 from tempovlm.model.prompt import Tokenizer, prompt_text
-from tempovlm.testbed import stand_ins
+from tempovlm.testbed import EDITION, stand_ins
 from tempovlm.testbed.generate import make_scene
 from tempovlm.testbed.scene import SIZES, Scene, SceneQuestion
 
-_WEIGHTS = np.array([stand_ins.find(name).weight for name in GENERATED])
-MIXTURE = _WEIGHTS / _WEIGHTS.sum()
-"""Share of each stand-in among the training pictures, in the order of `GENERATED`."""
+
+def mixture_of(edition: int) -> np.ndarray:
+    """Return the share of each stand-in among the pictures of an edition, in the order of `GENERATED`."""
+    declared = [stand_ins.find(name) for name in GENERATED]
+    weights = np.array([one.weight if edition == 1 else one.later_weight or one.weight for one in declared])
+    return weights / weights.sum()
+
+
+MIXTURE = mixture_of(EDITION)
+"""The shares in the default edition."""
 
 OPEN_STYLE = DATASETS["coco_2014_vqa"].style
 GENERAL_STYLE = 0.25
@@ -48,6 +56,7 @@ class PictureBatch:
         tokens: (B, S) ids, padded. segments: (B, S) question number from 1, 0 for padding.
         offsets: (B, S) place within its question. targets: (B, S) next token where it is part of an answer.
         datasets: (B,) index into GENERATED.
+        templates: of each picture, the template of each of its questions.
         char_boxes, char_ids, shape_boxes, shape_ids, color_ids: (B, N, 4) and (B, N); ids of -1 are padding.
     """
 
@@ -62,23 +71,52 @@ class PictureBatch:
     shape_boxes: Tensor
     shape_ids: Tensor
     color_ids: Tensor
+    templates: tuple[tuple[str, ...], ...]
 
     def to(self, device: torch.device) -> PictureBatch:
         """Return the same batch on another device."""
-        moved = (getattr(self, f.name).to(device, non_blocking=True) for f in fields(self))
-        return PictureBatch(*moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> PictureBatch:
         """Return the same batch in page-locked memory; called by the loader."""
-        return PictureBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PictureBatch:
+        """Return a batch of changed tensors."""
+        values = ((one.name, getattr(self, one.name)) for one in fields(self))
+        changed: dict[str, Any] = {name: change(value) for name, value in values if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 class Pictures(IterableDataset[PictureBatch]):
     """An endless, seeded stream of batches; batch `i` is the same whichever worker makes it."""
 
-    def __init__(self, tokenizer: Path, split: str, batch: int, seed: int, first: int, count: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Path,
+        split: str,
+        batch: int,
+        seed: int,
+        first: int,
+        count: int,
+        *,
+        edition: int = EDITION,
+        questions: int | None = None,
+    ) -> None:
+        """Describe a stream; nothing is drawn yet.
+
+        Args:
+            tokenizer: Its file.
+            split: 'train' or 'val'.
+            batch: Pictures of a batch.
+            seed: Seed of all pictures.
+            first: Number of the first batch.
+            count: Batches from there on.
+            edition: Edition of the questions.
+            questions: The most of a picture; None leaves it to its data set.
+        """
         self.tokenizer, self.split, self.batch, self.seed = tokenizer, split, batch, seed
-        self.first, self.count = first, count
+        self.first, self.count, self.edition, self.questions = first, count, edition, questions
 
     def __iter__(self) -> Iterator[PictureBatch]:
         worker = get_worker_info()
@@ -97,17 +135,22 @@ class Pictures(IterableDataset[PictureBatch]):
         asked = [[self.word(q, s, rng) for q in scene.questions] for scene, s in zip(scenes, styles, strict=True)]
         rows = [pack_questions(prompts, tokenizer) for prompts in asked]
         datasets = torch.tensor([GENERATED.index(name) for name in names])
-        return collate(scenes, rows, datasets)
+        templates = tuple(tuple(item.template for item in scene.questions) for scene in scenes)
+        return collate(scenes, rows, datasets, templates)
 
     def mixture(self, index: int) -> tuple[np.random.Generator, list[str]]:
         """Return the data set of each picture of batch `index`, and the numbers that word its questions."""
         rng = np.random.default_rng((self.seed, index))
-        return rng, [str(name) for name in rng.choice(GENERATED, size=self.batch, p=MIXTURE)]
+        shares = mixture_of(self.edition)
+        return rng, [str(name) for name in rng.choice(GENERATED, size=self.batch, p=shares)]
 
     def scene(self, index: int, row: int, name: str) -> Scene:
         """Draw picture `row` of batch `index`, a scene of data set `name`."""
         size = SIZES[index % len(SIZES)]
-        return make_scene(name, self.split, index * self.batch + row, seed=self.seed, size=size)
+        number = index * self.batch + row
+        return make_scene(
+            name, self.split, number, seed=self.seed, size=size, edition=self.edition, most=self.questions
+        )
 
     def word(self, item: SceneQuestion, style: str, rng: np.random.Generator) -> tuple[str, str]:
         """Return a question's prompt and its answer; in training a choice may be asked as an open question."""
@@ -146,7 +189,9 @@ def pack_questions(asked: list[tuple[str, str]], tokenizer: Tokenizer) -> np.nda
     return np.concatenate(parts, axis=1)
 
 
-def collate(scenes: list[Scene], rows: list[np.ndarray], datasets: Tensor) -> PictureBatch:
+def collate(
+    scenes: list[Scene], rows: list[np.ndarray], datasets: Tensor, templates: tuple[tuple[str, ...], ...]
+) -> PictureBatch:
     """Stack scenes of one size, padding rows and boxes."""
     length = max(row.shape[1] for row in rows)
     packed = np.zeros((4, len(rows), length), dtype=np.int64)
@@ -168,6 +213,7 @@ def collate(scenes: list[Scene], rows: list[np.ndarray], datasets: Tensor) -> Pi
         torch.from_numpy(np.stack([s[0] for s in shapes])),
         torch.from_numpy(np.stack([s[1] for s in shapes])),
         torch.from_numpy(np.stack([s[2] for s in shapes])),
+        templates,
     )
 
 

@@ -1,18 +1,22 @@
 """Train the pocket model on scenes that are generated while it trains.
 
 First the vision side alone on dense labels, then everything, under a random tier, top-k and depth at each step.
-Resumable: a run that stops, by a limit or a kill, continues from its last state when it is started again.
+Resumable: a run that stops, by a limit or a kill, continues from its last state when it is started again. Each
+piece of a run leaves `report.json`: accuracy by data set and by template, and what lower knobs lose, step by step.
 
+Examples:
     python -m tempovlm.training.pocket --output_dir runs/pocket --device cuda
+    python -m tempovlm.training.pocket --output_dir runs/pilots --recipe 32x24 32x16-taught --minutes 3
+    python -m tempovlm.training.pocket --output_dir runs/seed0 --recipe 32x16-taught --minutes 8 --resume
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -27,10 +31,10 @@ from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.core.plan import Ranking
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.data.registry import DATASETS, GENERATED
-from tempovlm.engine.threads import pick_device
+from tempovlm.engine.threads import physical_cores, pick_device
 from tempovlm.lab.options import DeviceFlags
-from tempovlm.lab.script import FlagParser, flag, options_from, required, run
-from tempovlm.model.config import POCKET, ModelConfig
+from tempovlm.lab.script import FlagParser, flag, required, run
+from tempovlm.model.config import ModelConfig
 from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import load_model, save_model, weights_hash
@@ -40,28 +44,19 @@ from tempovlm.training.elastic import read, sample_plan, sample_setting, see
 from tempovlm.training.model_card import write_card
 from tempovlm.training.muon import Muon
 from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures, picture_loader
-from tempovlm.training.pocket_eval import outcomes, tabulate, validation_batches
+from tempovlm.training.pocket_eval import Outcome, outcomes, tabulate, validation_batches
+from tempovlm.training.recipes import MAX_SIZE_MB, RECIPES, RUN_MINUTES, Recipe, find_recipe
+from tempovlm.training.report import make_report, summary
 from tempovlm.training.tokenizer import build_tokenizer
 
+NO_LIMIT = 1e9
+"""Minutes of a piece that is a whole run."""
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All options of a run; written beside its results."""
+MOST_WORKERS = 8
+"""Most processes that draw pictures by default: more of them take time from the one that starts the kernels."""
 
-    steps: int = flag(9700, "steps in all")
-    decay_steps: int = flag(3000, "last steps, in which the learning rate falls to zero")
-    vision_steps: int = flag(1000, "first steps, which train the vision side alone")
-    batch: int = flag(256, "pictures of a step")
-    passes: int = flag(2, "steps on each batch of pictures")
-    lr: float = flag(1.2e-3, "learning rate of Muon")
-    decay: float = flag(0.05, "weight decay")
-    warmup: int = flag(300, "steps in which the learning rate rises")
-    dense_weight: float = flag(0.25, "weight of the loss of dense labels")
-    balance_weight: float = flag(0.01, "weight of the loss that balances the experts")
-    elastic_after: int = flag(5000, "step from which settings are drawn at random")
-    seed: int = flag(0, "seed of the weights and of the training pictures")
-    validation_seed: int = flag(20_000, "seed of the validation pictures")
-    validation_batches: int = flag(8, "batches of a validation")
+ENDLESS = 1 << 40
+"""More batches than a run whose length is in minutes can draw."""
 
 
 class Pupil(nn.Module):
@@ -135,13 +130,13 @@ def optimisers(pupil: Pupil, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...
     )
 
 
-def learning_rate(step: int, late: bool, recipe: Recipe) -> float:
+def learning_rate(step: float, late: bool, recipe: Recipe, start: int = 0) -> float:
     """Return the rate's factor: warm-up, plateau, linear fall to zero (Hu et al. 2024, arXiv 2404.06395).
 
-    `late` parts warm up when the joint phase begins. Before the fall begins nothing depends on `steps`, so a run
-    may be made longer or shorter until then.
+    `late` parts warm up when the joint phase begins, the others at `start`. Before the fall begins nothing depends
+    on `steps`, so a run may be made longer or shorter until then.
     """
-    begin = recipe.vision_steps if late else 0
+    begin = recipe.vision_steps if late else start
     warm = min(max((step - begin + 1) / recipe.warmup, 0.0), 1.0)
     return recipe.lr * warm * min((recipe.steps - step) / recipe.decay_steps, 1.0)
 
@@ -158,6 +153,7 @@ class Trainer:
         config = replace(config, embedding_size=-(-size // 64) * 64)
         build_tokenizer(words, letters, config.embedding_size).save(str(out / "tokenizer.json"))
         keep_recipe(out / "recipe.json", recipe)
+        check_size(config)
         self.tokenizer = Tokenizer.load(out / "tokenizer.json")
         self.pupil = Pupil(config)
         initialise(self.pupil.model, recipe.seed)
@@ -168,7 +164,8 @@ class Trainer:
         self.ranking = Ranking.evenly_spaced(config.num_blocks)
         self.optimisers = optimisers(self.pupil, recipe)
         self.draws = torch.Generator().manual_seed(recipe.seed)
-        self.step = 0
+        self.step, self.start, self.spent_ms, self.began_ms = 0, 0, 0.0, now_ms()
+        self.teacher: tuple[str, Tensor] | None = None
         self.resume()
 
     def resume(self) -> None:
@@ -180,7 +177,7 @@ class Trainer:
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
             self.draws.set_state(state["draws"].cpu())
-            self.step = state["step"]
+            self.step, self.start, self.spent_ms = state["step"], state["start"], state["spent_ms"]
             if state["steps"] != self.recipe.steps and self.step > state["steps"] - self.recipe.decay_steps:
                 raise UserError(
                     f"--steps {self.recipe.steps}: the rate is already falling to {state['steps']} steps"
@@ -194,23 +191,69 @@ class Trainer:
             "draws": self.draws.get_state(),
             "step": self.step,
             "steps": self.recipe.steps,
+            "start": self.start,
+            "spent_ms": self.spent_ms,
         }
         torch.save(state, self.out / "state.tmp")
         (self.out / "state.tmp").replace(self.out / "state.pt")
 
+    def see_with(self, other: Path) -> None:
+        """Start with the vision side of an earlier run, where this one's own vision steps end.
+
+        Raises:
+            UserError: there is no state of a run of the same vision side.
+        """
+        path = other / "state.pt"
+        if not path.is_file():
+            raise UserError(f"--vision_from {other}: holds no state.pt; give the folder of an earlier run")
+        theirs = torch.load(path, map_location=self.device, weights_only=True)["pupil"]
+        seen = {name: tensor for name, tensor in theirs.items() if ".decoder." not in name}
+        seen = {name: tensor for name, tensor in seen.items() if "embedding" not in name}
+        ours = self.pupil.state_dict()
+        if wrong := [name for name in seen if name not in ours or ours[name].shape != seen[name].shape]:
+            raise UserError(
+                f"--vision_from {other}: {wrong[0]} has another shape; give a run of the same vision side"
+            )
+        self.pupil.load_state_dict(seen, strict=False)
+        self.step = self.start = self.recipe.vision_steps
+
+    @property
+    def place(self) -> float:
+        """Return how far the course has come, in steps of the recipe: by the clock if it has a length in time."""
+        total_ms = self.recipe.total_minutes * 60_000
+        if not total_ms:
+            return self.step
+        spent = (self.spent_ms + now_ms() - self.began_ms) / total_ms
+        return self.start + min(spent, 1.0) * (self.recipe.steps - self.start)
+
     def setting(self) -> KnobConfig:
-        """Return the setting of this step: native depth and top-k until the decoder has learned enough."""
-        knobs = sample_setting(self.space, torch.rand(1 + len(KNOBS), generator=self.draws))
-        if self.step < self.recipe.elastic_after:
+        """Return the setting of this step: native depth and top-k until the decoder has learned enough.
+
+        Where small settings are taught, the first step on each batch of pictures is at the native setting, whose
+        answers teach, and the others make up for it.
+        """
+        recipe = self.recipe
+        share = (
+            recipe.elastic_share * recipe.passes / max(recipe.passes - 1, 1)
+            if self.teaches
+            else recipe.elastic_share
+        )
+        knobs = sample_setting(self.space, torch.rand(1 + len(KNOBS), generator=self.draws), min(share, 1.0))
+        if self.place < recipe.elastic_after or (self.teaches and self.teacher is None):
             native = self.space.native
             return replace(native, tier=knobs.tier)
         return knobs
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the native setting's answers teach smaller ones."""
+        return self.recipe.taught_weight > 0 and self.recipe.passes > 1 and self.place >= self.recipe.elastic_after
 
     def losses(self, batch: PictureBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one batch and the figures to log."""
         knobs = self.setting()
         seen = see(self.working.model, batch, knobs.tier)
-        alone = self.step < self.recipe.vision_steps
+        alone = self.place < self.recipe.vision_steps
         # Once the answers teach too, labels of every fourth picture are enough, and much cheaper.
         every = 1 if alone else min(4, len(batch.images))
         some = slice(int(torch.randint(every, (), generator=self.draws)), None, every)
@@ -221,39 +264,72 @@ class Trainer:
         if alone:
             return patch + pooled, figures
         plan = sample_plan(knobs, self.ranking, self.config, self.draws)
-        logits, targets, _, balance = read(self.working.model, batch, seen, plan, self.tokenizer)
+        logits, targets, _, (balance, spread) = read(self.working.model, batch, seen, plan, self.tokenizer)
         answer = F.cross_entropy(logits.float(), targets)
-        figures |= {"answer": answer, "balance": balance, "tokens": (logits.argmax(-1) == targets).float().mean()}
-        dense = self.recipe.dense_weight * (patch + pooled)
-        return answer + dense + self.recipe.balance_weight * balance, figures
+        right = (logits.argmax(-1) == targets).float().mean()
+        figures |= {"answer": answer, "balance": balance, "spread": spread, "tokens": right}
+        loss = answer + self.recipe.dense_weight * (patch + pooled)
+        loss = loss + self.recipe.balance_weight * balance + self.recipe.spread_weight * spread
+        if self.teaches:
+            told = self.told(knobs, logits)
+            if told is not None:
+                figures["taught"] = told
+                loss = loss + self.recipe.taught_weight * told
+        return loss, figures
+
+    def told(self, knobs: KnobConfig, logits: Tensor) -> Tensor | None:
+        """Return the divergence of answers (A, V) from the teacher's on the same pictures, or become the teacher.
+
+        In-place distillation (Yu and Huang 2019, arXiv 1903.05134). A teacher that saw less of the picture than
+        the setting does teaches nothing.
+        """
+        if self.teacher is None:
+            self.teacher = knobs.tier, logits.detach().float().log_softmax(-1)
+            return None
+        tier, taught = self.teacher
+        small = replace(knobs, tier=self.space.native.tier) != self.space.native
+        if not small or self.space.tiers.index(tier) < self.space.tiers.index(knobs.tier):
+            return None
+        return F.kl_div(logits.float().log_softmax(-1), taught, reduction="batchmean", log_target=True)
 
     def train(self, workers: int, max_minutes: float, log_every: int) -> bool:
         """Run until the steps are done or the time is over; return True when all steps are done."""
-        recipe, began = self.recipe, now_ms()
-        first, last = self.step // recipe.passes, -(-recipe.steps // recipe.passes)
-        pictures = Pictures(self.out / "tokenizer.json", "train", recipe.batch, recipe.seed, first, last - first)
+        recipe, self.began_ms = self.recipe, now_ms()
+        first = self.step // recipe.passes
+        last = ENDLESS if recipe.total_minutes else -(-recipe.steps // recipe.passes)
+        pictures = Pictures(
+            self.out / "tokenizer.json", "train", recipe.batch, recipe.seed, first, last - first,
+            edition=recipe.edition, questions=recipe.questions or None,
+        )  # fmt: skip
         sums: dict[str, Tensor] = {}
-        mark, since = began, self.step
+        mark, since = self.began_ms, self.step
+        waiting_ms, ready = 0.0, mark
         for made in picture_loader(pictures, workers):
-            batch = made.to(self.device)
+            waiting_ms += now_ms() - ready
+            batch, self.teacher = made.to(self.device), None
             for _ in range(recipe.passes):
                 self.advance(batch, sums)
-            if self.step - since >= log_every:
+            over = self.place >= recipe.steps
+            if self.step - since >= log_every or over:
                 now = now_ms()
                 rate = (self.step - since) * recipe.batch / s_from_ms(now - mark)
-                self.log({name: value.item() for name, value in sums.items()}, rate, now - began)
+                figures = {name: value.item() for name, value in sums.items()}
+                self.log(figures | {"waiting": waiting_ms / (now - mark)}, rate, now - self.began_ms)
                 sums.clear()
-                mark, since = now, self.step
-                if s_from_ms(now - began) > max_minutes * 60:
+                mark, since, waiting_ms = now, self.step, 0.0
+                if over or s_from_ms(now - self.began_ms) > max_minutes * 60:
                     break
+            ready = now_ms()
+        done = self.place >= recipe.steps
+        self.spent_ms, self.began_ms = self.spent_ms + now_ms() - self.began_ms, now_ms()
         self.save()
-        return self.step >= recipe.steps
+        return done
 
     def advance(self, batch: PictureBatch, sums: dict[str, Tensor]) -> None:
         """Take one optimiser step; running means of its figures go to `sums`, without waiting for the device."""
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(self.step, group["late"], self.recipe)
+                group["lr"] = learning_rate(self.place, group["late"], self.recipe, self.start)
         self.working.zero_grad(set_to_none=True)
         if self.working is not self.pupil:
             with torch.no_grad():
@@ -270,10 +346,13 @@ class Trainer:
             sums[name] = value.detach() if name not in sums else 0.9 * sums[name] + 0.1 * value.detach()
 
     def log(self, figures: dict[str, float], rate: float, elapsed_ms: float) -> None:
-        """Append a line to `log.jsonl` and show it."""
+        """Append a line to `log.jsonl` and show it; `waiting` is the share of time without a batch to train on."""
         left = (self.recipe.steps - self.step) * self.recipe.batch / max(rate, 1e-9)
+        if self.recipe.total_minutes:
+            left = self.recipe.total_minutes * 60 * (1 - self.place / self.recipe.steps)
         line = {
             "step": self.step,
+            "place": round(self.place),
             **{name: round(value, 4) for name, value in figures.items()},
             "pictures_per_s": round(rate, 1),
             "elapsed_ms": round(elapsed_ms),
@@ -284,11 +363,17 @@ class Trainer:
 
     def evaluate(self, settings: Iterable[KnobConfig], batches: int) -> list[dict[str, Any]]:
         """Measure accuracy on validation scenes, the same ones at every call."""
-        recipe = self.recipe
-        pictures = Pictures(self.out / "tokenizer.json", "val", recipe.batch, recipe.validation_seed, 0, batches)
-        scenes = validation_batches(pictures, batches, self.device)
-        results = outcomes(self.model, scenes, settings, self.ranking, self.tokenizer)
-        return tabulate(results, self.space)
+        return tabulate(self.answered(settings, batches), self.space)
+
+    def answered(self, settings: Iterable[KnobConfig], batches: int) -> Iterator[Outcome]:
+        """Answer validation questions at some settings, the same ones at every call."""
+        scenes = validation_batches(self.validation(self.recipe.batch, batches), batches, self.device)
+        return outcomes(self.model, scenes, settings, self.ranking, self.tokenizer)
+
+    def validation(self, batch: int, batches: int) -> Pictures:
+        """Describe the validation pictures."""
+        path, recipe = self.out / "tokenizer.json", self.recipe
+        return Pictures(path, "val", batch, recipe.validation_seed, 0, batches, edition=recipe.edition)
 
     def export(self) -> None:
         """Write weights in bfloat16 and the accuracy of every setting, measured on those weights."""
@@ -315,7 +400,7 @@ class Trainer:
 
     def output_tokens(self) -> dict[str, Any]:
         """Return the lengths of the validation answers with the end token; `counts` starts at one token."""
-        pictures = Pictures(self.out / "tokenizer.json", "val", 128, self.recipe.validation_seed, 0, 4)
+        pictures = self.validation(128, 4)
         lengths, datasets = [], []
         for batch in validation_batches(pictures, 4, torch.device("cpu")):
             places = batch.targets != IGNORE
@@ -348,6 +433,17 @@ def keep_recipe(path: Path, recipe: Recipe) -> None:
             )
 
 
+def check_size(config: ModelConfig) -> None:
+    """Raise a `UserError` if the weights would take more than `MAX_SIZE_MB` in bfloat16."""
+    with torch.device("meta"):
+        size_mb = sum(one.numel() for one in Molmo(config).parameters()) * 2 / 1e6
+    if size_mb > MAX_SIZE_MB:
+        raise UserError(
+            f"--num_experts {config.num_experts} --expert_width {config.expert_width}: makes {size_mb:.1f} MB; at "
+            f"most {MAX_SIZE_MB:.0f} go into the package, so choose fewer or narrower experts"
+        )
+
+
 def show(text: str) -> None:
     """Print a line to standard error at once."""
     import sys
@@ -356,25 +452,24 @@ def show(text: str) -> None:
     sys.stderr.flush()
 
 
-def corners(space: KnobSpace) -> list[KnobConfig]:
-    """Return native, cheapest, and native with each single knob at its lowest: a quick look at a run."""
-    native = space.native
-    return [
-        *(replace(native, tier=tier) for tier in reversed(space.tiers)),
-        *(replace(native, **{name: getattr(space.cheapest, name)}) for name in KNOBS if name != "tier"),
-        space.cheapest,
-    ]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Flags(DeviceFlags, Recipe):
     """The command's flags: those of a run's process, and any field of the recipe."""
 
     output_dir: Path = required("folder of the run; an earlier run there goes on", "--output_dir", "--out")
-    workers: int = flag(2, "processes that draw pictures")
-    max_minutes: float = flag(1e9, "minutes after which to stop, to go on later")
+    recipe: Sequence[str] = flag(
+        (), f"candidates, each with a run in a folder of its own name: {', '.join(RECIPES)}"
+    )
+    workers: int | None = flag(None, "processes that draw pictures (default: one for each core, at most 8)")
+    max_minutes: float = flag(
+        NO_LIMIT, "minutes after which to stop, to go on later", "--minutes", "--max_minutes"
+    )
+    resume: bool = flag(
+        False, f"a piece of a run of --total_minutes, by default {RUN_MINUTES:.0f}; --minutes ends it"
+    )
+    vision_from: Path | None = flag(None, "folder of an earlier run; a new one starts with its vision side")
     log_every: int = flag(50, "steps between two lines of the log")
-    export: bool = flag(False, "write the model even if steps are left")
+    export: bool = flag(False, "write the model even if steps are left, or the run is a pilot")
 
 
 def flags() -> FlagParser:
@@ -383,23 +478,41 @@ def flags() -> FlagParser:
 
 
 def main(argv: list[str]) -> None:
-    """Train, then export when all steps are done.
+    """Train, report, and export when all steps are done.
 
     Raises:
         UserError: a flag makes no sense, or the folder cannot be written or has a run of another recipe.
     """
     args = flags().parse_args(argv)
-    recipe = options_from(Recipe, vars(args))
+    words = {word.partition("=")[0] for word in argv}
+    options = {one.name: getattr(args, one.name) for one in fields(Recipe) if f"--{one.name}" in words}
+    pilot = bool(args.recipe) and not args.resume and args.max_minutes < NO_LIMIT
+    if pilot or args.resume:
+        options.setdefault("total_minutes", args.max_minutes if pilot else RUN_MINUTES)
     torch.set_float32_matmul_precision("high")
     device = pick_device(args.device)
     if device.type == "cuda":  # else the thread that pins pictures would take memory of the first device
         torch.cuda.set_device(device)
-    with writing_to(args.output_dir):
-        trainer = Trainer(args.output_dir, recipe, POCKET, device)
-        done = trainer.train(args.workers, args.max_minutes, args.log_every)
-        for row in trainer.evaluate(corners(trainer.space), 2):
-            show(json.dumps(row))
-        if done or args.export:
+    for name in args.recipe or (None,):
+        folder = args.output_dir / name if len(args.recipe) > 1 else args.output_dir
+        if name and not args.resume and (folder / "state.pt").exists():
+            raise UserError(f"--output_dir {folder}: holds a run; --resume goes on with it")
+        with writing_to(folder):
+            _run(folder, find_recipe(name, options), device, args, pilot)
+
+
+def _run(folder: Path, recipe: Recipe, device: torch.device, args: Any, pilot: bool) -> None:
+    """Train one recipe, write its report, and export it if that is wished, or if it is done and no pilot."""
+    trainer = Trainer(folder, recipe, recipe.config, device)
+    if args.vision_from and not trainer.step:
+        trainer.see_with(args.vision_from)
+    workers = min(physical_cores(), MOST_WORKERS) if args.workers is None else args.workers
+    done = trainer.train(workers, args.max_minutes, args.log_every)
+    if trainer.place > recipe.vision_steps:
+        report = make_report(trainer, done)
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        show(summary(report))
+        if args.export or (done and not pilot):
             trainer.export()
 
 

@@ -26,10 +26,11 @@ from tempovlm.training.pictures import PictureBatch, Pictures
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Answers of one batch at one setting: data set index and right or wrong of each question."""
+    """Answers of one batch at one setting: data set index, template, and right or wrong of each question."""
 
     knobs: KnobConfig
     datasets: Tensor
+    templates: list[str]
     right: Tensor
 
 
@@ -69,7 +70,9 @@ def _outcome(knobs: KnobConfig, batch: PictureBatch, hits: Tensor, places: Tenso
     questions = rows * 64 + batch.segments[places]
     names, index = questions.unique(return_inverse=True)
     wrong = torch.zeros(len(names), device=hits.device).index_add(0, index, (~hits).float())
-    return Outcome(knobs, batch.datasets[names // 64].cpu(), (wrong == 0).cpu())
+    places_of = [divmod(name, 64) for name in names.tolist()]
+    templates = [batch.templates[row][number - 1] for row, number in places_of]
+    return Outcome(knobs, batch.datasets[names // 64].cpu(), templates, (wrong == 0).cpu())
 
 
 def tabulate(results: Iterable[Outcome], space: KnobSpace) -> list[dict[str, Any]]:

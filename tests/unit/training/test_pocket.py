@@ -24,7 +24,8 @@ from tempovlm.testbed.words import alphabet, vocabulary
 from tempovlm.training.dense import dense_labels
 from tempovlm.training.elastic import packed_mask, read, sample_plan, sample_setting, see
 from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures
-from tempovlm.training.pocket import Recipe, Trainer, hand_over, learning_rate, main, working_copy
+from tempovlm.training.pocket import Trainer, hand_over, learning_rate, main, working_copy
+from tempovlm.training.recipes import Recipe
 from tempovlm.training.tokenizer import build_tokenizer
 
 TINY = replace(

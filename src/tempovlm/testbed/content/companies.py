@@ -6,6 +6,10 @@ two letters or more apart, so that one misread letter never turns a name into an
 
 from __future__ import annotations
 
+from functools import cache
+from random import Random
+from string import ascii_lowercase
+
 _TABLE = """
 adep chairs berlin kenji sixties
 afis hats paris nadia seventies
@@ -217,6 +221,58 @@ COMPANIES: dict[str, dict[str, str]] = {
     for name, *values in map(str.split, _TABLE.strip().splitlines())
 }
 """Name to fact to canonical answer. Names are never part of a question or an answer."""
+
+_NUM_RARE = 400
+RARE_SHARE = 0.5
+"""Share of the rare companies among those drawn: each of them appears half as often as one of the others."""
+
+
+@cache
+def rare_companies() -> dict[str, dict[str, str]]:
+    """Return the companies that only the second edition draws, in the form of `COMPANIES`.
+
+    Their values are those of the table. Their names are two letters or more from every other company's.
+    """
+    rng = Random(0)
+    values = [fact_values(fact) for fact in COMPANY_FACTS]
+    taken = set(COMPANIES)
+    near = {other for name in COMPANIES for other in _one_edit_away(name)}
+    rare: dict[str, dict[str, str]] = {}
+    while len(rare) < _NUM_RARE:
+        name = "".join(rng.choice("bdfgklmnprstvz" if place % 2 == 0 else "aeiou") for place in range(6))
+        if name not in near and name not in taken:
+            taken.add(name)
+            near |= _one_edit_away(name)
+            rare[name] = dict(zip(COMPANY_FACTS, map(rng.choice, values), strict=True))
+    return rare
+
+
+def _one_edit_away(name: str) -> set[str]:
+    """Return all texts that one letter more, less or other makes of a name."""
+    cuts = [(name[:place], name[place:]) for place in range(len(name) + 1)]
+    shorter = {head + tail[1:] for head, tail in cuts if tail}
+    return shorter | {h + c + t for h, tail in cuts for c in ascii_lowercase for t in (tail, tail[1:])}
+
+
+@cache
+def fact_values(fact: str) -> tuple[str, ...]:
+    """Return the values that a fact has among all companies."""
+    return tuple(dict.fromkeys(facts[fact] for facts in COMPANIES.values()))
+
+
+def draw_names(rng: Random, count: int, edition: int) -> list[str]:
+    """Return the names of some companies, all different; in the second edition many of them are rare ones."""
+    names = rng.sample(list(COMPANIES), count)
+    if edition > 1:
+        rare = rng.sample(list(rare_companies()), count)
+        names = [other if rng.random() < RARE_SHARE else name for name, other in zip(names, rare, strict=True)]
+    return names
+
+
+def facts_of(name: str) -> dict[str, str]:
+    """Return the facts about a company, common or rare."""
+    return COMPANIES.get(name) or rare_companies()[name]
+
 
 COMPANY_QUESTIONS: dict[str, tuple[str, ...]] = {
     "product": ("what does the {ref} make?", "what does the {ref} sell?", "which product comes from the {ref}?"),

@@ -23,14 +23,20 @@ _DRIFT = 0.5
 """Share of the free room that a sign may use, so that it stays clearly in its cell."""
 
 
-def em_size(rng: Random) -> int:
-    """Em size in pixels: large, middle or small print, about a third each."""
+def em_size(rng: Random, edition: int) -> int:
+    """Em size in pixels: large, middle or small print, about a third each; mostly large in the second edition.
+
+    There what is asked takes memory, and not crops too.
+    """
+    large, middle = (0.36, 0.68) if edition == 1 else (0.65, 0.85)
     draw = rng.random()
-    low, high = (36, 61) if draw < 0.36 else (19, 33) if draw < 0.68 else (13, 19)
+    low, high = (36, 61) if draw < large else (19, 33) if draw < middle else (13, 19)
     return rng.randrange(low, high)
 
 
-def draw_company(canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], cell: Box, split: str) -> None:
+def draw_company(
+    canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], cell: Box, split: str, size: int | None = None
+) -> None:
     """Draw and label the sign of a company.
 
     Args:
@@ -40,9 +46,10 @@ def draw_company(canvas: Canvas, quiz: Quiz, name: str, look: tuple[str, str], c
         look: Object class, one of `KINDS`, and the name of its colour.
         cell: x0, y0, x1, y1 in pixels; the sign stays inside.
         split: 'train' or 'val'.
+        size: Em size in pixels; None draws one.
     """
     kind, color = look
-    job = Job(canvas, cell, em_size(canvas.rng), split, quiz)
+    job = Job(canvas, cell, size or em_size(canvas.rng, quiz.edition), split, quiz)
     if kind == "shop":
         _draw_shop(job, name.upper(), color)
     else:

@@ -155,6 +155,11 @@ class Canvas:
         wanted = _SHAPE_ID[shape]
         return {COLORS[c] for s, c in zip(self._shape_ids, self._color_ids, strict=True) if s == wanted}
 
+    def objects(self) -> list[tuple[str, str, Box]]:
+        """Return shape, colour and box of every object so far."""
+        kinds = zip(self._shape_ids, self._color_ids, self._shapes, strict=True)
+        return [(SHAPES[shape], COLORS[color], box) for shape, color, box in kinds]
+
     def label_object(self, shape: str, color: str, box: Box) -> None:
         """Label an object drawn by other means; `box` is x0, y0, x1, y1 in pixels."""
         self._shapes.append(box)

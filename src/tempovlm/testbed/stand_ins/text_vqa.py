@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
+from tempovlm.testbed.content import company_signs
+from tempovlm.testbed.content.companies import (
+    COMPANY_FACTS,
+    COMPANY_QUESTIONS,
+    draw_names,
+    facts_of,
+    said_otherwise,
+)
 from tempovlm.testbed.content.text_job import Job, number_of, pick_word
+from tempovlm.testbed.content.written import Written, ask_about_written
 from tempovlm.testbed.drawing import fonts
 from tempovlm.testbed.drawing.canvas import RGB, Canvas, ink_for
 from tempovlm.testbed.drawing.icons import shade
@@ -21,6 +30,7 @@ from tempovlm.testbed.stand_in import Record, StandIn, dump
 
 _PLATE_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _GOODS = ("apple", "banana", "carrot", "pear", "cherry", "pepper", "mushroom", "fish", "cup")
+_DISHES = ("milk", "soup", "rice", "cake", "tea", "beef", "pork", "corn", "soda", "beer", "bean", "plum")
 _LETTERS = "abcdefghjkmnprstuvwxyz"
 _DIGITS = "23456789"
 
@@ -305,17 +315,68 @@ def _box(job: Job) -> None:
     job.quiz.ask("box_label", ask, text, held_out=held)
 
 
+def _company(job: Job) -> None:
+    """A company's sign, of which only memory can tell what is asked."""
+    rng, canvas = job.rng, job.canvas
+    (name,) = draw_names(rng, 1, job.quiz.edition)
+    names = [n for n in canvas.visible(_PLATE_COLORS) if n not in canvas.colors_of("sign")]
+    color = choose_color(rng, job.split, "sign", names)
+    company_signs.draw_company(canvas, job.quiz, name, ("sign", color), job.cell, job.split)
+    held = held_out_pair("sign", color)
+    ref = f"company on the {color} sign"
+    for fact in rng.sample(COMPANY_FACTS, 2):
+        answer = facts_of(name)[fact]
+        ask = rng.choice(COMPANY_QUESTIONS[fact]).format(ref=ref)
+        job.quiz.ask(f"fact_company_{fact}", ask, answer, said_otherwise(fact, answer), held_out=held)
+
+
+def _menu(job: Job) -> None:
+    """A board with two or three dishes and their prices in large print, to compare and to add."""
+    rng, canvas = job.rng, job.canvas
+    dishes = rng.sample(_DISHES, rng.choice((2, 3, 3)))
+    prices = rng.sample(range(1, 10), len(dishes))
+    lines = [f"{dish.upper()} ${price}" for dish, price in zip(dishes, prices, strict=True)]
+    face, size = job.fit(max(lines, key=len), 0.85, tall=1.3 * len(lines) + 0.5)
+    color = choose_color(rng, job.split, "tag", canvas.visible(_PLATE_COLORS))
+    fill = canvas.jitter(color)
+    wide = max(fonts.width(face, size, line) for line in lines) + size
+    high = size * (1.3 * len(lines) + 0.5)
+    x, y = job.place(wide, high)
+    box = (x - wide / 2, y - high / 2, x + wide / 2, y + high / 2)
+    canvas.rect(box, fill, outline=shade(fill, 0.7), width=2)
+    for row, line in enumerate(lines):
+        canvas.text((x, box[1] + size * (0.9 + 1.3 * row)), line, face, size, ink_for(fill))
+    canvas.label_object("tag", color, box)
+    held = held_out_pair("tag", color)
+    cost = dict(zip(dishes, prices, strict=True))
+    one, two = rng.sample(dishes, 2)
+    quiz = job.quiz
+    quiz.ask("menu_price", f"what does the {one} cost?", f"${cost[one]}", (str(cost[one]),), held_out=held)
+    total = cost[one] + cost[two]
+    ask = f"how much do the {one} and the {two} cost together?"
+    quiz.ask("menu_sum", ask, f"${total}", (str(total),), held_out=held)
+    if len(dishes) > 2:
+        word, best = rng.choice((("cheapest", min), ("dearest", max)))
+        quiz.ask(
+            "menu_extreme", f"what is the {word} on the menu?", best(dishes, key=cost.__getitem__), held_out=held
+        )
+    else:
+        cheap = min(one, two, key=cost.__getitem__)
+        quiz.ask("menu_cheaper", f"which is cheaper, the {one} or the {two}?", cheap, held_out=held)
+
+
 _BUILDERS: tuple[Callable[[Job], None], ...] = (
     _bus, _plate, _plate, _jersey, _clock, _clock, _ticket, _ticket, _gate, _speed, _shop, _book, _bottle, _box,
 )  # fmt: skip
 
 
-def _em_size(rng: Random) -> int:
-    """Return the em size: large, middle or small print, about a third each."""
+def _em_size(rng: Random, edition: int) -> int:
+    """Return the em size: large, middle or small print, about a third each, or more of the small."""
+    large, middle = (0.38, 0.74) if edition == 1 else (0.24, 0.58)
     draw = rng.random()
-    if draw < 0.38:
+    if draw < large:
         return rng.randrange(36, 65, 2)
-    if draw < 0.74:
+    if draw < middle:
         return rng.randrange(19, 34)
     return rng.randrange(12, 19)
 
@@ -329,7 +390,7 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     rng = canvas.rng
     count = rng.choice((3, 3, 4, 4, 5))
     cells = split_cells(rng, (canvas.height, canvas.width), count)
-    sizes = sorted((_em_size(rng) for _ in range(count)), reverse=True)
+    sizes = sorted((_em_size(rng, quiz.edition) for _ in range(count)), reverse=True)
     builders = list(dict.fromkeys(rng.sample(_BUILDERS, len(_BUILDERS))))[:count]
     for slot in range(count):
         draw = rng.random()
@@ -337,8 +398,22 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
             builders[slot] = _sign
         elif draw < 0.56:
             builders[slot] = _tag
+    if quiz.edition > 1:
+        for slot in range(count):
+            if rng.random() < 0.17:
+                builders[slot] = _company
+        if rng.random() < 0.42:
+            builders[0], sizes[0] = _menu, rng.randrange(38, 50)
+    written: list[Written] = []
     for cell, size, builder in zip(cells, sizes, builders, strict=True):
+        before, asked = len(canvas.objects()), len(quiz.items)
         builder(Job(canvas, cell, size, split, quiz))
+        (kind, color, box), *_ = canvas.objects()[before:]
+        asks = builder not in (_company, _menu) and len(quiz.items) > asked
+        text, held = (quiz.items[asked].answer, quiz.items[asked].held_out) if asks else ("", False)
+        written.append(Written(kind, color, box, text, held))
+    if quiz.edition > 1:
+        ask_about_written(quiz, written, (canvas.height, canvas.width))
     return 5
 
 
