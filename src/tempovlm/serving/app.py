@@ -16,7 +16,18 @@ from tempovlm.core.request import Answer
 from tempovlm.engine.transcript import Token
 from tempovlm.serving.desk import Answering, Desk
 from tempovlm.serving.errors import ApiError
-from tempovlm.serving.gate import ANSWER, ARRIVED, ASK, CODE, OWNER, REQUEST_ID, Gate, error_response, headers_of
+from tempovlm.serving.gate import (
+    ANSWER,
+    ARRIVED,
+    ASK,
+    CODE,
+    ENDED,
+    OWNER,
+    REQUEST_ID,
+    Gate,
+    error_response,
+    headers_of,
+)
 from tempovlm.serving.intake.asks import Ask, Intake
 from tempovlm.serving.intake.body import Gone, Receive, parse, read_body
 from tempovlm.serving.intake.budget import split_alias
@@ -69,7 +80,7 @@ def create_app(model: TempoVLM, options: Options | None = None) -> FastAPI:
     given = service.options
     app = FastAPI(title="TempoVLM", version=__version__, openapi_url=None)
     app.state.desk = service.desk
-    app.add_middleware(Gate, options=given, refused=service.desk.metrics.refused)
+    app.add_middleware(Gate, options=given, refused=service.desk.metrics.refused, out=service.desk.out.observe)
     if given.allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -194,7 +205,7 @@ class Service:
             return _Events(_events(first, items, reply_of(ask), state), answering, watch)
         watch.cancel()
         assert isinstance(first, Answer)
-        state[ANSWER] = first
+        state[ANSWER], state[ENDED] = first, answering.ended_ms
         if answering.is_left():
             return Response(status_code=_CLIENT_LEFT)
         return JSONResponse(reply_of(ask).whole(first))
