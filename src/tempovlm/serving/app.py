@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 _LARGE_BYTES = 1 << 18
 """A larger body is parsed beside the event loop."""
+
+_PARSERS, _FETCHERS = 2, 8
+"""Threads for that: each holds a body three times while it is parsed; fetching pictures is mostly waiting."""
 
 _CLIENT_LEFT = 499
 
@@ -117,6 +121,8 @@ class Service:
         self.options = options
         self.desk = Desk(model, options)
         self._intake = Intake(model, options)
+        threads = _FETCHERS if options.allow_remote_images else _PARSERS
+        self._parsers = ThreadPoolExecutor(threads, thread_name_prefix="parse")
         self._name = model.engine.name
         self._context = model.engine.runner.model.config.max_sequence_length
 
@@ -225,7 +231,7 @@ class Service:
             return found
 
         may_block = len(data) > _LARGE_BYTES or options.allow_remote_images
-        return await asyncio.to_thread(ask) if may_block else ask()
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, ask) if may_block else ask()
 
 
 async def _watch(receive: Receive, answering: Answering) -> None:
