@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +17,18 @@ from tempovlm.core.request import Answer
 from tempovlm.engine.transcript import Token
 from tempovlm.serving.desk import Answering, Desk
 from tempovlm.serving.errors import ApiError
-from tempovlm.serving.gate import ANSWER, ARRIVED, ASK, CODE, OWNER, REQUEST_ID, Gate, error_response, headers_of
+from tempovlm.serving.gate import (
+    ANSWER,
+    ARRIVED,
+    ASK,
+    CODE,
+    ENDED,
+    OWNER,
+    REQUEST_ID,
+    Gate,
+    error_response,
+    headers_of,
+)
 from tempovlm.serving.intake.asks import Ask, Intake
 from tempovlm.serving.intake.body import Gone, Receive, parse, read_body
 from tempovlm.serving.intake.budget import split_alias
@@ -33,6 +45,9 @@ if TYPE_CHECKING:
 
 _LARGE_BYTES = 1 << 18
 """A larger body is parsed beside the event loop."""
+
+_PARSERS, _FETCHERS = 2, 8
+"""Threads for that: each holds a body three times while it is parsed; fetching pictures is mostly waiting."""
 
 _CLIENT_LEFT = 499
 
@@ -69,7 +84,7 @@ def create_app(model: TempoVLM, options: Options | None = None) -> FastAPI:
     given = service.options
     app = FastAPI(title="TempoVLM", version=__version__, openapi_url=None)
     app.state.desk = service.desk
-    app.add_middleware(Gate, options=given, refused=service.desk.metrics.refused)
+    app.add_middleware(Gate, options=given, refused=service.desk.metrics.refused, out=service.desk.out.observe)
     if given.allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -106,6 +121,8 @@ class Service:
         self.options = options
         self.desk = Desk(model, options)
         self._intake = Intake(model, options)
+        threads = _FETCHERS if options.allow_remote_images else _PARSERS
+        self._parsers = ThreadPoolExecutor(threads, thread_name_prefix="parse")
         self._name = model.engine.name
         self._context = model.engine.runner.model.config.max_sequence_length
 
@@ -194,7 +211,7 @@ class Service:
             return _Events(_events(first, items, reply_of(ask), state), answering, watch)
         watch.cancel()
         assert isinstance(first, Answer)
-        state[ANSWER] = first
+        state[ANSWER], state[ENDED] = first, answering.ended_ms
         if answering.is_left():
             return Response(status_code=_CLIENT_LEFT)
         return JSONResponse(reply_of(ask).whole(first))
@@ -214,7 +231,7 @@ class Service:
             return found
 
         may_block = len(data) > _LARGE_BYTES or options.allow_remote_images
-        return await asyncio.to_thread(ask) if may_block else ask()
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, ask) if may_block else ask()
 
 
 async def _watch(receive: Receive, answering: Answering) -> None:

@@ -9,9 +9,10 @@ import asyncio
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,10 @@ IDLE_MS = 60_000.0
 DRIFT = 1.25
 """The machine is measured anew where answers take this factor more than calibrated, or less."""
 
+USUAL_OUT_MS = 2.0
+"""Time for the way out before any was measured."""
+
+_RECENT = 32
 _LOOK_S = 0.02
 _TEND_S = 10.0
 
@@ -51,8 +56,30 @@ _OPTIONS = tuple(
 _log = logging.getLogger("tempovlm")
 
 
+class WayOut:
+    """The time from an answer's end to its reply's, which is kept free before a deadline."""
+
+    def __init__(self) -> None:
+        self._recent_ms: deque[float] = deque([USUAL_OUT_MS], maxlen=_RECENT)
+
+    def observe(self, took_ms: float) -> None:
+        """Learn from a reply."""
+        self._recent_ms.append(took_ms)
+
+    @property
+    def expected_ms(self) -> float:
+        """The time that nine replies in ten stay under."""
+        return sorted(self._recent_ms)[len(self._recent_ms) * 9 // 10]
+
+
 class Answering:
-    """One admitted question while it is answered: its tokens as they come, and the answer last."""
+    """One admitted question while it is answered: its tokens as they come, and the answer last.
+
+    Attributes:
+        ended_ms: when the answer was there.
+    """
+
+    ended_ms: float | None = None
 
     def __init__(self, ask: Ask, stay: Stay) -> None:
         self.ask, self.stay = ask, stay
@@ -87,7 +114,7 @@ class Desk:
         schedule: those that are admitted.
         is_draining: whether no more questions are taken, since the server ends.
         is_calibrating: whether none is taken while the machine is measured anew.
-        trim: told what was freed.
+        trim: told what was freed. out: told how long replies take.
     """
 
     def __init__(self, model: TempoVLM, options: Options) -> None:
@@ -98,7 +125,7 @@ class Desk:
         self.schedule = Schedule(lanes, options.max_queue, share)
         self._pool = ThreadPoolExecutor(options.max_queue + lanes, thread_name_prefix="answer")
         self.is_draining = self.is_calibrating = False
-        self.trim = Trim()
+        self.trim, self.out = Trim(), WayOut()
         self.metrics = Metrics(
             model.engine.name,
             {
@@ -159,7 +186,8 @@ class Desk:
         except UserError as error:
             raise invalid(str(error)) from None
         opening_ms = self._opening.of(ask.picture)
-        least_ms = max(0.0, guard.calibrated_ms()) + opening_ms
+        beside_ms = opening_ms + self.out.expected_ms
+        least_ms = max(0.0, guard.calibrated_ms()) + beside_ms
         time_ms = now_ms()
         deadline_ms = math.inf if budget_ms is None else accepted_ms + budget_ms
         if budget_ms is not None and least_ms > budget_ms:
@@ -169,7 +197,7 @@ class Desk:
             raise infeasible(f"too late: {time_ms - accepted_ms:.0f} ms had passed when the body was whole")
         # The margin says how slow the machine is now. Only answers tell it that this is over, so who comes to an
         # idle server is let in all the same.
-        need_ms = max(0.0, guard.least_ms()) + opening_ms if len(self.schedule) else least_ms
+        need_ms = max(0.0, guard.least_ms()) + beside_ms if len(self.schedule) else least_ms
         stay = Stay(accepted_ms, deadline_ms, need_ms, owner)
         if not self.schedule.admit(stay, time_ms):
             raise self._full(self.schedule.drain_ms(time_ms))
@@ -196,16 +224,23 @@ class Desk:
     def _ask(self, answering: Answering, in_loop: Callable[..., object]) -> Answer:
         ask, request = answering.ask, answering.ask.request
         options = {name: getattr(request, name) for name in _OPTIONS}
-        return self._model.answer(
+        budget_ms = request.budget_ms
+        answer = self._model.answer(
             request.images[0] if request.images else None,
             request.question,
-            budget_ms=request.budget_ms,
+            budget_ms=None if budget_ms is None else max(budget_ms - self.out.expected_ms, budget_ms / 2),
             tier=ask.tier,
             cancel=answering.is_left,
             on_token=(lambda token: in_loop(answering.put, token)) if ask.stream else None,
             waited_ms=now_ms() - answering.stay.accepted_ms,
             **options,
         )
+        answering.ended_ms = now_ms()
+        if budget_ms is None:
+            return answer
+        has_answer = bool(answer.num_output_tokens) or answer.finish_reason in ("stop", "length")
+        is_met = has_answer and answer.timings_ms["total"] <= budget_ms
+        return replace(answer, budget_ms=budget_ms, budget_met=is_met)
 
     def _end(self, answering: Answering, outcome: Answer | ApiError) -> None:
         """Free the place, count the answer and hand it over."""

@@ -22,6 +22,7 @@ from tempovlm.serving.intake.body import Receive, discard
 from tempovlm.serving.options import Options
 
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
+ENDED = "ended_ms"
 """Names in a request's state: set here are the first three, and by those who answer it the others."""
 
 OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json")
@@ -77,9 +78,11 @@ def _digest(key: str) -> bytes:
 class Gate:
     """ASGI middleware around everything that is served."""
 
-    def __init__(self, app: App, options: Options, refused: Callable[[str], None]) -> None:
-        """Wrap an app; `refused` counts errors by their code."""
-        self._app, self._options, self._refused = app, options, refused
+    def __init__(
+        self, app: App, options: Options, refused: Callable[[str], None], out: Callable[[float], None]
+    ) -> None:
+        """Wrap an app; `refused` gets the codes of errors, `out` the time from an answer's end to its reply's."""
+        self._app, self._options, self._refused, self._out = app, options, refused, out
         self._keys = Keys(options.api_keys)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -103,6 +106,8 @@ class Gate:
         finally:
             if CODE in state:
                 self._refused(state[CODE])
+            elif ENDED in state:
+                self._out(now_ms() - state[ENDED])
             self._write(scope, exchange.status)
 
     def _write(self, scope: Mapping[str, Any], status: int) -> None:

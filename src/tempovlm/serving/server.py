@@ -20,6 +20,7 @@ from tempovlm.core.checks import checked_integer, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.units import s_from_ms
 from tempovlm.serving.desk import Desk
+from tempovlm.serving.memory import share_arenas
 
 HEADERS_MS = 10_000.0
 """The most time for a request's headers, from the connection or from their first byte on."""
@@ -161,4 +162,5 @@ def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None], root
     host, number = port.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{number}"
     sys.setswitchinterval(SWITCH_S)
+    share_arenas()
     Server(config, app.state.desk, lambda: on_start(address)).run([port])

@@ -106,6 +106,22 @@ def test_what_reaches_the_model(app: Any, served: TempoVLM, monkeypatch: pytest.
     assert 16 < seen["max_new_tokens"] < 512, "as many as the context holds"
 
 
+def test_time_for_the_reply_is_kept_free(app: Any, served: TempoVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen, out = served.answer, list[float](), app.state.desk.out
+
+    def answer(*given: Any, budget_ms: float, **options: Any) -> Any:
+        seen.append(budget_ms)
+        return real(*given, budget_ms=budget_ms, **options)
+
+    monkeypatch.setattr(served, "answer", answer)
+    for took_ms in (1.0, 5.0):
+        for _ in range(32):
+            out.observe(took_ms)
+        told = chat(app, latency_budget_ms=60_000).json["tempovlm"]
+        assert (told["budget_ms"], told["budget_met"]) == (60_000, True)
+    assert seen == [pytest.approx(59_999.0), pytest.approx(59_995.0)]
+
+
 def test_conversations_are_one_question() -> None:
     turns = [("system", "Be brief."), ("user", "What is it?"), ("assistant", "A dog."), ("user", "Its color?")]
     assert question_of(turns) == "Be brief.\nWhat is it? Assistant: A dog. User: Its color?"

@@ -40,7 +40,8 @@ class Running:
                 await super().startup(sockets)
 
         patch.setattr(server, "Server", Kept)
-        patch.setattr(server.sys, "setswitchinterval", lambda _: None)  # of the whole process
+        patch.setattr(server.sys, "setswitchinterval", lambda _: None)  # of the whole process, as the next
+        patch.setattr(server, "share_arenas", lambda: None)
         self._port = server.bind("127.0.0.1", 0)
         self.address = self._port.getsockname()
         started = lambda _: self.started.set()  # noqa: E731 - one line
