@@ -24,7 +24,7 @@ from tempovlm.serving.options import Options
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
 """Names in a request's state: set here are the first three, and by those who answer it the others."""
 
-_LOCKED = ("/v1/", "/calibrate")
+_LOCKED = ("/v1/", "/calibrate", "/live")
 _NAME = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
