@@ -231,8 +231,10 @@ def test_in_a_browser_the_key_is_asked_for_and_not_kept(
         page.open(address(running))
         page.until("!document.getElementById('key-form').hidden")
         page.run("document.getElementById('key').focus()")
-        page.call("Input.insertText", text="secret")
-        page.press("Enter")
+        for key in ("wrong", "secret"):
+            page.call("Input.insertText", text=key)
+            page.press("Enter")
+            page.until(f"!document.getElementById('key-note').textContent == {str(key == 'secret').lower()}")
         page.until("document.getElementById('key-form').hidden && document.getElementById('about').textContent")
         assert page.run("document.cookie + JSON.stringify([localStorage, sessionStorage])") == "[{},{}]"
         assert page.run("document.getElementById('key').value") == ""

@@ -23,7 +23,7 @@ function plot(id, options, data, spoken) {
     return;
   }
   const base = { width: place.clientWidth, height: HEIGHT, legend: { show: false }, cursor: { show: false } };
-  plots.set(id, new uPlot({ ...base, padding: [8, 8, 0, 0], ...options }, data, place));
+  plots.set(id, new uPlot({ ...base, padding: [8, 18, 0, 0], ...options }, data, place));
 }
 
 // Options of a plot over the last minutes.
@@ -70,7 +70,7 @@ function drawLatency({ budget_ms: budgets, total_ms: totals, deadline }) {
   const splits = (u, i) => marks(...(i === 0 ? [u.scales.x.min, u.scales.x.max] : [u.scales.y.min, u.scales.y.max]));
   const plain = { splits, filter: (_, all) => all, values: (_, all) => all.map(String) };
   const dots = (name) => ({
-    stroke: color(name), paths: () => null, points: { show: true, size: 7, width: 1, stroke: color("paper"), fill: color(name) },
+    stroke: color(name), paths: () => null, points: { show: true, size: 7, width: 0, stroke: color(name), fill: `${color(name)}99` },
   });
   const options = {
     scales: { x: { time: false, distr: 3, range }, y: { distr: 3, range } },
@@ -107,7 +107,7 @@ export function draw(data) {
   drawSettings(data.settings);
   if (data.price_per_ms.some((price) => price > 0)) {
     at("price").hidden = false;
-    plot("plot-price", overTime([{ ...line("reference"), spanGaps: true }], { size: 60 }), [ago, data.price_per_ms], "price of a millisecond");
+    plot("plot-price", overTime([{ ...line("reference"), spanGaps: true }], { size: 60, values: (_, all) => all.map((one) => String(+one.toPrecision(3))) }), [ago, data.price_per_ms], "price of a millisecond");
   }
   return inWords(data);
 }
@@ -117,7 +117,8 @@ function inWords(data) {
   const late = missed + cut;
   const share = met + late ? ` Of ${met + late} with a budget ${((100 * met) / (met + late)).toFixed(1)} % were on time.` : "";
   const now = data.is_ready ? `Now ${data.running} are answered and ${data.num_waiting} wait.` : "It takes no requests now.";
-  return `${met + late + free} answers, ${refused} refused.${share} ${now}`;
+  const all = met + late + free;
+  return `${all} ${all === 1 ? "answer" : "answers"}, ${refused} refused.${share} ${now}`;
 }
 
 function again() {

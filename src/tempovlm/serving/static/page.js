@@ -21,6 +21,7 @@ async function call(path, options = {}) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const reply = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
   at("key-form").hidden = reply.status !== 401;
+  at("key-note").textContent = reply.status === 401 && key ? "That is not a key of this server." : "";
   return { status: reply.status, body: await reply.json() };
 }
 
@@ -206,7 +207,7 @@ async function look() {
   if (most > 0) stretch(Math.max(1, 0.6 * least), 2.5 * most);
   at("about").textContent = `This server runs ${data.model}.`;
   const [some, all] = at("range").children;
-  some.textContent = `some setting fits from ${least} ms`;
+  some.textContent = `expected to fit now: some setting from ${least} ms`;
   all.textContent = `all from ${most} ms`;
   at("live-line").textContent = draw(data);
 }
