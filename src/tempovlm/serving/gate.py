@@ -86,7 +86,7 @@ class Gate:
         state[OWNER] = self._keys.owner(headers)
         exchange = _Exchange(scope, headers, receive, send, self._options.max_body_bytes)
         try:
-            if state[OWNER] is None and scope["path"].startswith(_LOCKED):
+            if state[OWNER] is None and _is_locked(scope):
                 error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
                 state[CODE] = error.code
                 await error_response(error)(scope, exchange.receive, exchange.send)
@@ -106,6 +106,12 @@ class Gate:
         else:
             line = " ".join(f"{name}={_plain(value)}" for name, value in record.items() if value is not None)
         _log.info("%s", line, extra={"access": record})
+
+
+def _is_locked(scope: Mapping[str, Any]) -> bool:
+    """Whether a path needs a key: with the path in front of it that uvicorn adds for `root_path`, or without."""
+    path: str = scope["path"]
+    return path.startswith(_LOCKED) or path.removeprefix(scope.get("root_path", "")).startswith(_LOCKED)
 
 
 class _Exchange:

@@ -79,6 +79,22 @@ def test_on_a_signal_it_answers_what_it_has_and_ends(
     running.thread.join()
 
 
+@pytest.mark.parametrize("root_path", ["", "/tempovlm", "/tempovlm/"])
+def test_a_path_of_a_proxy_opens_no_lock(
+    app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, root_path: str
+) -> None:
+    with Running(app_of(api_keys=("secret",), root_path=root_path), monkeypatch) as running:
+        found = {}
+        for path in ("/", "/static/page.js", "/live", "/v1/models", f"{root_path}/v1/models", CHAT):
+            client = running.client()
+            client.request("POST" if path == CHAT else "GET", path)
+            found[path] = client.getresponse().status
+            client.close()
+    assert (found["/"], found["/static/page.js"]) == (200, 200)
+    assert (found["/live"], found["/v1/models"], found[CHAT]) == (401, 401, 401)
+    assert found[f"{root_path}/v1/models"] in (401, 404)
+
+
 def test_a_port_that_is_taken_is_an_error_of_one_line(running: Running) -> None:
     with pytest.raises(UserError, match="--port") as caught:
         server.bind(*running.address)

@@ -206,6 +206,7 @@ async function look() {
   const [least, most] = data.feasible_ms;
   if (most > 0) stretch(Math.max(1, 0.6 * least), 2.5 * most);
   at("about").textContent = `This server runs ${data.model}.`;
+  at("range").hidden = !(most > 0);
   const [some, all] = at("range").children;
   some.textContent = `expected to fit now: some setting from ${least} ms`;
   all.textContent = `all from ${most} ms`;
