@@ -68,7 +68,9 @@ class Recent:
         slots = [kept.get(number, Slot(number)) for number in range(last - NUM_SLOTS + 1, last + 1)]
         answers = [one[1:] for one in self._answers if one[0] // SLOT_MS > last - NUM_SLOTS]
         budgets_ms, totals_ms, deadlines = zip(*answers, strict=True) if answers else ((), (), ())
-        settings = sum((slot.settings for slot in slots), Counter[str]())
+        settings = Counter[str]()
+        for slot in slots:
+            settings.update(slot.settings)
         return {
             "slot_ms": SLOT_MS,
             "requests": {end: [slot.ends[end] for slot in slots] for end in ENDS},
