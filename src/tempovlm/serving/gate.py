@@ -24,7 +24,9 @@ from tempovlm.serving.options import Options
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
 """Names in a request's state: set here are the first three, and by those who answer it the others."""
 
-_LOCKED = ("/v1/", "/calibrate", "/live")
+OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/")
+"""Paths that need no key, as the page's files; every other one does, known or not."""
+
 _NAME = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -62,6 +64,16 @@ class Keys:
         return str(same.index(True)) if any(same) else None
 
 
+def _path(scope: Mapping[str, Any]) -> str:
+    """Return the path below the one under which a proxy shows the server."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith("/static/")
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
@@ -86,7 +98,7 @@ class Gate:
         state[OWNER] = self._keys.owner(headers)
         exchange = _Exchange(scope, headers, receive, send, self._options.max_body_bytes)
         try:
-            if state[OWNER] is None and _is_locked(scope):
+            if state[OWNER] is None and not _is_open(_path(scope)):
                 error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
                 state[CODE] = error.code
                 await error_response(error)(scope, exchange.receive, exchange.send)
@@ -106,12 +118,6 @@ class Gate:
         else:
             line = " ".join(f"{name}={_plain(value)}" for name, value in record.items() if value is not None)
         _log.info("%s", line, extra={"access": record})
-
-
-def _is_locked(scope: Mapping[str, Any]) -> bool:
-    """Whether a path needs a key: with the path in front of it that uvicorn adds for `root_path`, or without."""
-    path: str = scope["path"]
-    return path.startswith(_LOCKED) or path.removeprefix(scope.get("root_path", "")).startswith(_LOCKED)
 
 
 class _Exchange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from asgi import NEEDS, ask, chat, get, post
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
+from test_server import Running
+
 import browser
 from browser import Browser
-from running import Running
 from tempovlm.api import TempoVLM, load
 from tempovlm.engine import calibration
 from tempovlm.lab.drawing import FONT, STAGE_COLORS, THEME
@@ -168,9 +170,16 @@ def slow(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return model
 
 
-def address(running: Running) -> str:
+@contextmanager
+def serving(app: Any, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Yields the address of a server on a socket."""
+    running = Running(app, patch)
     host, port = running.address[:2]
-    return f"http://{host}:{port}/"
+    try:
+        yield f"http://{host}:{port}/"
+    finally:
+        running.signal()
+        running.thread.join()
 
 
 FIRST = "document.querySelector('.row')"
@@ -182,8 +191,8 @@ def test_in_a_browser_another_budget_gets_another_setting(
 ) -> None:
     from tempovlm.serving.app import create_app
 
-    with Running(create_app(slow), monkeypatch) as running:
-        page.open(address(running))
+    with serving(create_app(slow), monkeypatch) as address:
+        page.open(address)
         page.until(LOADED)
         assert page.run("document.getElementById('picture').ariaLabel") == "large print: signs"
         page.run("document.getElementById('budget').focus()")
@@ -210,9 +219,9 @@ def test_in_a_browser_another_budget_gets_another_setting(
 
 
 def test_in_a_browser_it_is_narrow_and_dark(page: Browser, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Running(app, monkeypatch) as running:
+    with serving(app, monkeypatch) as address:
         page.show_as(1100)
-        page.open(address(running))
+        page.open(address)
         page.until(LOADED)
         ink = "getComputedStyle(document.body).color"
         light = page.run(ink)
@@ -227,8 +236,8 @@ def test_in_a_browser_it_is_narrow_and_dark(page: Browser, app: Any, monkeypatch
 def test_in_a_browser_the_key_is_asked_for_and_not_kept(
     page: Browser, app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Running(app_of(api_keys=("secret",)), monkeypatch) as running:
-        page.open(address(running))
+    with serving(app_of(api_keys=("secret",)), monkeypatch) as address:
+        page.open(address)
         page.until("!document.getElementById('key-form').hidden")
         page.run("document.getElementById('key').focus()")
         for key in ("wrong", "secret"):
@@ -238,5 +247,5 @@ def test_in_a_browser_the_key_is_asked_for_and_not_kept(
         page.until("document.getElementById('key-form').hidden && document.getElementById('about').textContent")
         assert page.run("document.cookie + JSON.stringify([localStorage, sessionStorage])") == "[{},{}]"
         assert page.run("document.getElementById('key').value") == ""
-        page.open(address(running))
+        page.open(address)
         page.until("!document.getElementById('key-form').hidden")
