@@ -125,7 +125,7 @@ def environment(wheel: Path, repo_root: Path, tmp_path_factory: pytest.TempPathF
     return Environment(python, cwd)
 
 
-def test_the_wheel_holds_the_package_and_the_pocket_model(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_the_page_and_the_pocket_model(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert not [name for name in names if not name.startswith("tempovlm")]
@@ -134,6 +134,8 @@ def test_the_wheel_holds_the_package_and_the_pocket_model(wheel: Path) -> None:
     pocket = [name.removeprefix("tempovlm/pocket/") for name in names if name.startswith("tempovlm/pocket/")]
     assert not set(POCKET_FILES) - set(pocket)
     assert any(name.endswith(".safetensors") for name in pocket)
+    page = ("index.html", "page.css", "page.js", "live.js", "uplot/uPlot.iife.min.js", "uplot/LICENSE")
+    assert {f"tempovlm/serving/static/{name}" for name in page} <= set(names)
 
 
 def test_the_wheel_draws_the_demos_page(environment: Environment) -> None:

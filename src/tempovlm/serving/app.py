@@ -36,6 +36,7 @@ from tempovlm.serving.openai.chat import ChatReply, ChatRequest, event
 from tempovlm.serving.openai.described import asking, described, errors
 from tempovlm.serving.openai.responses import ResponsesReply, ResponsesRequest
 from tempovlm.serving.options import Options
+from tempovlm.serving.page import Page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,6 +140,7 @@ class Service:
         add("/metrics", self.metrics, response_class=PlainTextResponse)
         if self.options.allow_calibrate:
             add("/calibrate", self.calibrate, methods=["POST"], responses=errors(401, 503))
+        Page(self.desk, self._name).add_routes(app)
         description = described(app, ChatRequest, ResponsesRequest)
         add("/openapi.json", lambda: JSONResponse(description), include_in_schema=False)
 

@@ -201,6 +201,7 @@ class Desk:
         stay = Stay(accepted_ms, deadline_ms, need_ms, owner)
         if not self.schedule.admit(stay, time_ms):
             raise self._full(self.schedule.drain_ms(time_ms))
+        self.metrics.recent.waits(self.schedule.waiting, time_ms)
         return stay
 
     def answer(self, ask: Ask, stay: Stay) -> Answering:

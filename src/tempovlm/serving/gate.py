@@ -25,8 +25,8 @@ ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_
 ENDED = "ended_ms"
 """Names in a request's state: set here are the first three, and by those who answer it the others."""
 
-OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json")
-"""Paths that need no key; every other one does, known or not."""
+OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/")
+"""Paths that need no key, as the page's files; every other one does, known or not."""
 
 _NAME = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
@@ -71,6 +71,10 @@ def _path(scope: Mapping[str, Any]) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith("/static/")
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
@@ -97,7 +101,7 @@ class Gate:
         state[OWNER] = self._keys.owner(headers)
         exchange = _Exchange(scope, headers, receive, send)
         try:
-            if state[OWNER] is None and _path(scope) not in OPEN:
+            if state[OWNER] is None and not _is_open(_path(scope)):
                 error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
                 state[CODE] = error.code
                 await error_response(error)(scope, exchange.receive, exchange.send)

@@ -10,8 +10,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tempovlm.core.request import Answer
-from tempovlm.core.units import s_from_ms
+from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.serving.openai.account import FINISH, deadline_of
+from tempovlm.serving.recent import Recent
 
 _BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 _TIMES = {
@@ -44,11 +45,16 @@ class Live(Collector):
 
 
 class Metrics:
-    """Counts the requests of one model."""
+    """Counts the requests of one model.
+
+    Attributes:
+        registry: all figures since the start, for Prometheus.
+        recent: those of the last minutes, for the page.
+    """
 
     def __init__(self, model: str, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
         """Make a registry; `gauges` are names with their meanings and the functions that read them."""
-        self._model, self.registry = model, CollectorRegistry()
+        self._model, self.registry, self.recent = model, CollectorRegistry(), Recent()
         self.registry.register(Live(model, gauges))
         self._times = {
             name: Histogram(name, text, ["model_name"], registry=self.registry, buckets=_BUCKETS)
@@ -81,6 +87,7 @@ class Metrics:
         self._settings.labels(self._model, str(answer.knobs)).inc()
         self._price.labels(self._model).set(price_per_ms)
         deadline = deadline_of(answer)
+        self.recent.answered(answer, deadline, price_per_ms, now_ms())
         if deadline is not None:
             self._deadlines.labels(self._model, deadline).inc()
         self._tokens["prompt_tokens"].labels(self._model).inc(answer.num_vision_tokens + answer.num_text_tokens)
@@ -103,6 +110,7 @@ class Metrics:
     def refused(self, code: str) -> None:
         """Count a request that got an error."""
         self._refused.labels(self._model, code).inc()
+        self.recent.refused(code, now_ms())
 
     def text(self) -> bytes:
         """Return all in Prometheus's text format."""
