@@ -70,10 +70,11 @@ class Model(lmms):
         for size in (batch_size, max_batch_size):
             if str(size) not in ("1", "None"):
                 raise UserError(f"batch_size={size}: questions are asked one after another; give 1")
-        known = sorted(set(signature(load).parameters) - {"model"})
+        known = sorted({"pretrained", "on_deadline", "style", *signature(load).parameters} - {"model"})
         for name in sorted(options.keys() - known):
             raise UserError(f"model_args: unknown {name}; {did_you_mean(name, known)}there are {', '.join(known)}")
-        self._fields: dict[str, Any] = {"on_deadline": on_deadline} | ({} if style is None else {"style": style})
+        fields: dict[str, Any] = {"on_deadline": on_deadline, "style": style}
+        self._fields = {name: value for name, value in fields.items() if value is not None}
         check_style(Request(images=(), question="what?", **self._fields).style)
         self._vlm = load(pretrained, device=device or "auto", budget_ms=budget_ms, **options)
 

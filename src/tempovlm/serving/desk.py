@@ -39,7 +39,7 @@ IDLE_MS = 60_000.0
 """A server whose last answer is that long ago is idle."""
 
 DRIFT = 1.25
-"""The machine is measured anew where answers take so many times as long as calibrated, or as short."""
+"""The machine is measured anew where answers take this factor more than calibrated, or less."""
 
 _LOOK_S = 0.02
 _TEND_S = 10.0
