@@ -1,0 +1,1 @@
+"""Other people's programs, by their own interfaces for plug-ins."""
