@@ -138,6 +138,8 @@ class Service:
             add(path, getattr(self, path[1:]))
         add("/ready", self.ready, responses={503: {"description": "not ready"}})
         add("/metrics", self.metrics, response_class=PlainTextResponse)
+        for probe in (self.health, self.version, self.ready, self.metrics):  # load balancers ask for no body
+            add(f"/{probe.__name__}", probe, methods=["HEAD"], include_in_schema=False)
         if self.options.allow_calibrate:
             add("/calibrate", self.calibrate, methods=["POST"], responses=errors(401, 503))
         Page(self.desk, self._name).add_routes(app)

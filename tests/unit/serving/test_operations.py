@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asgi import NEEDS, chat, get, post
+from asgi import NEEDS, ask, chat, get, post
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
@@ -81,6 +82,8 @@ def test_requests_have_names(app: Any) -> None:
 
 def test_probes(app: Any) -> None:
     assert [get(app, path).status for path in ("/health", "/ready", "/version")] == [200] * 3
+    for path in ("/health", "/ready", "/version", "/metrics"):
+        assert asyncio.run(ask(app, path, method="HEAD")).status == 200
     assert get(app, "/version").json == {"version": __version__}
 
 
