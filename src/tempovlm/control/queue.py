@@ -247,9 +247,8 @@ class Schedule:
 
     @property
     def last_deadline_ms(self) -> float:
-        """The latest deadline of those that have one; minus infinity for none."""
-        ends_ms = (stay.deadline_ms for stay in self._stays if stay.deadline_ms < math.inf)
-        return max(ends_ms, default=-math.inf)
+        """The latest deadline; infinite if a request has none, and minus infinity for no request."""
+        return max((stay.deadline_ms for stay in self._stays), default=-math.inf)
 
     def admit(self, stay: Stay, now_ms: float) -> bool:
         """Admit a request unless too many wait, or it or another one that is in time now would be late by that."""

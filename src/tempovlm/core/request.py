@@ -105,7 +105,12 @@ def _images(value: object) -> tuple[Any, ...]:
     return images
 
 
-def _question(value: object) -> str:
+def check_question(value: object) -> str:
+    """Return a question as plain text.
+
+    Raises:
+        UserError: it is no text, cannot be encoded, or shows nothing.
+    """
     question = checked_text("the question", value)
     if all(unicodedata.category(character) in _INVISIBLE for character in question):
         raise UserError("the question is empty; ask something about the picture")
@@ -193,7 +198,7 @@ def check_budget_ms(budget_ms: object, flag: str = "budget_ms") -> float:
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "images": _images,
-    "question": _question,
+    "question": check_question,
     "budget_ms": lambda value: None if value is None else check_budget_ms(value),
     "style": lambda value: checked_text("the style", value),
     "max_new_tokens": lambda value: checked_integer("max_new_tokens", value, 1),

@@ -215,12 +215,20 @@ class Desk:
         try:
             outcome = self._ask(answering, in_loop)
         except UserError as error:
-            outcome = invalid(str(error).replace("the picture's bytes", "the picture"))
+            outcome = self._wrong(answering.ask, str(error))
         except Exception:  # noqa: BLE001 - its text goes to the log alone
             _log.exception("%s: the server failed to answer", answering.ask.request.request_id)
         in_loop(self._end, answering, outcome)
         picture = answering.ask.picture
         self.trim.count(0 if picture is None else picture.num_bytes)
+
+    @staticmethod
+    def _wrong(ask: Ask, message: str) -> ApiError:
+        """Return the error of a question that could not be answered; only its picture is first read then."""
+        source = "the picture's bytes"
+        if ask.picture is None or not message.startswith(source):
+            return invalid(message)
+        return invalid(message.replace(source, "the picture", 1), ask.picture.param, "invalid_image")
 
     def _ask(self, answering: Answering, in_loop: Callable[..., object]) -> Answer:
         ask, request = answering.ask, answering.ask.request
@@ -250,7 +258,8 @@ class Desk:
         if isinstance(outcome, Answer):
             self._learn(answering.ask, outcome)
             if outcome.finish_reason == "rejected":
-                outcome = infeasible("no setting fits the time that was left after waiting")
+                message = "no setting fits the time that was left after waiting; ask again later"
+                outcome = later(429, "queue_full", message, self.schedule.drain_ms(self._ended_ms))
         answering.put(outcome)
 
     def _learn(self, ask: Ask, answer: Answer) -> None:
@@ -259,7 +268,7 @@ class Desk:
             self._opening.observe(ask.picture, answer.timings_ms["preprocess"])
 
     async def drained(self, grace_ms: float) -> None:
-        """Wait until all have ended, at most until the last deadline and for a grace after that."""
+        """Wait until all have ended; if all have deadlines, at most for a grace after the last one."""
         end_ms = max(self.schedule.last_deadline_ms, now_ms()) + grace_ms
         while len(self.schedule) and now_ms() < end_ms:
             await asyncio.sleep(_LOOK_S)

@@ -181,8 +181,18 @@ def test_wrong_data_urls_are_refused(app: Any, url: str) -> None:
 
 def test_a_truncated_picture_is_an_error_of_its_request(app: Any, picture: Image.Image) -> None:
     reply = chat(app, image(url_of(encoded(picture)[:2000])))
-    assert reply.status == 400
+    assert (reply.status, reply.code) == (400, "invalid_image")
     assert "damaged" in reply.json["error"]["message"]
+    assert "image_url" in reply.json["error"]["param"]
+
+
+def test_half_of_a_surrogate_pair_is_no_text(app: Any) -> None:
+    for path, body in (
+        (CHAT, {"messages": [{"role": "user", "content": "\ud800 what?"}]}),
+        ("/v1/responses", {"input": "\udfff"}),
+    ):
+        reply = post(app, path, json.dumps(body).encode())
+        assert (reply.status, reply.code) == (400, "invalid_value")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])

@@ -9,7 +9,7 @@ from dataclasses import fields as fields_of
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.errors import UserError
-from tempovlm.core.request import Request
+from tempovlm.core.request import Request, check_question
 from tempovlm.data.styles import check_style
 from tempovlm.serving.errors import ApiError, invalid
 from tempovlm.serving.intake import remote
@@ -123,6 +123,10 @@ class Intake:
             check_style(style)
         except UserError as error:
             raise invalid(str(error), "style") from None
+        try:
+            check_question(question)
+        except UserError as error:
+            raise invalid(str(error)) from None
         most = self._room(question, style, with_picture=bool(fields.images))
         asked = USUAL_TOKENS if fields.max_tokens is None else fields.max_tokens
         budget = find_budget(fields.budget, headers, alias_ms, min(asked, most), self._options.default_budget_ms)

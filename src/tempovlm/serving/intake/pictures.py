@@ -31,12 +31,13 @@ _TIMED = ("JPEG", "PNG", "WEBP")
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that came with a request, not decoded."""
+    """A picture that came with a request, not decoded; `param` is the field that it came in."""
 
     data: bytes
     format: str
     width: int
     height: int
+    param: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -80,7 +81,7 @@ def look(data: bytes, param: str) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_readable()) as image:
-                picture = Picture(data, image.format or "", *image.size)
+                picture = Picture(data, image.format or "", *image.size, param)
     except Image.DecompressionBombError:
         raise _too_large(param) from None
     except Exception:  # noqa: BLE001 - decoders raise many kinds on damaged headers; their texts hold addresses
