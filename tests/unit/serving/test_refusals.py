@@ -168,11 +168,11 @@ def test_draining_refuses_and_ends_what_it_has(app: Any, gate: Gate, budget: dic
         first = send(app, **(budget or {}))
         await gate.inside()
         app.state.desk.is_draining = True
+        ending = asyncio.create_task(app.state.desk.drained(1e5 if budget else 0.0))
         refused = await send(app)
         assert (refused.status, refused.code) == (503, "draining")
         assert "retry-after" in refused.headers
-        ending = asyncio.create_task(app.state.desk.drained(1e5 if budget else 0.0))
-        await asyncio.sleep(0)
+        assert not ending.done()
         gate.opened.set()
         assert (await first).status == 200
         await ending
