@@ -14,7 +14,7 @@ from tempovlm.data.styles import check_style
 from tempovlm.serving.errors import ApiError, invalid
 from tempovlm.serving.intake import remote
 from tempovlm.serving.intake.budget import Budget, find_budget, split_alias
-from tempovlm.serving.intake.pictures import Picture, from_data_url, look
+from tempovlm.serving.intake.pictures import Picture, from_data_url, look, readable
 from tempovlm.serving.options import Options
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class Intake:
         self._context, self._vision = run.model.config.max_sequence_length, run.model.config.vision
         self._tokenizer = run.tokenizer
         self._picture_tokens = _longest_picture(model)
+        readable()  # so that no request waits for the readers to be imported
 
     def ask(self, fields: Fields, headers: Mapping[str, str], request_id: str) -> Ask:
         """Return the question.

@@ -80,7 +80,7 @@ def look(data: bytes, param: str) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_readable()) as image:
+            with Image.open(io.BytesIO(data), formats=readable()) as image:
                 picture = Picture(data, image.format or "", *image.size, param)
     except Image.DecompressionBombError:
         raise _too_large(param) from None
@@ -95,7 +95,7 @@ def look(data: bytes, param: str) -> Picture:
 
 
 @cache
-def _readable() -> tuple[str, ...]:
+def readable() -> tuple[str, ...]:
     """Those of the formats for which the library was built with a decoder."""
     Image.init()
     return tuple(one for one in FORMATS if one in Image.OPEN)
