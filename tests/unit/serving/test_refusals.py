@@ -19,7 +19,7 @@ pytest.importorskip("fastapi", reason=NEEDS)
 from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
 from tempovlm.serving import desk
-from tempovlm.serving.intake.pictures import OpeningTimes, look
+from tempovlm.serving.intake.pictures import OpeningTimes, look, readable
 
 SOON_S = 10.0
 """Seconds that nothing here takes unless it hangs."""
@@ -28,6 +28,8 @@ SOON_S = 10.0
 @pytest.fixture
 def nothing_is_decoded(served: TempoVLM, part: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert part  # is made before
+
+    readable()  # importing the readers draws a picture
 
     def fail(*_: Any, **__: Any) -> None:
         pytest.fail("a pixel was decoded, or the model asked")
