@@ -37,26 +37,14 @@ from tempovlm.model.config import PRESETS
 BUDGETS_MS = (7.0, 8.0, 10.0, 12.0, 20.0, 30.0)
 
 
-def row(engine: Engine, guard: Guard, pictures: list[np.ndarray], budget_ms: float, count: int) -> dict[str, Any]:
-    """Ask `count` times with one budget."""
-    tokens = guard.profile.output.upper if guard.profile is not None else 1
-    answers = [
-        engine.answer(
-            Request(
-                images=(pictures[i % len(pictures)],),
-                question=QUESTION,
-                max_new_tokens=tokens,
-                budget_ms=budget_ms,
-            ),
-            guard,
-        )
-        for i in range(count)
-    ]
+def row(engine: Engine, guard: Guard, requests: list[Request]) -> dict[str, Any]:
+    """Ask some requests, all with one budget."""
+    answers = [engine.answer(one, guard) for one in requests]
     took_ms = [one.timings_ms["total"] for one in answers]
     settings = Counter(str(one.knobs) for one in answers)
     return {
-        "budget_ms": budget_ms,
-        "requests": count,
+        "budget_ms": requests[0].budget_ms,
+        "requests": len(requests),
         "on_time": float(np.mean([one.budget_met for one in answers])),
         "feasible": float(np.mean([one.budget_feasible is not False for one in answers])),
         "p50_ms": float(np.median(took_ms)),
@@ -90,7 +78,11 @@ def main() -> None:
     stamp = collect_stamp(
         model=engine.name, weights_hash=weights_hash, space=engine.space, device=run.device, dtype=run.dtype
     )
-    rows = [row(engine, guard, pictures, budget_ms, flags.requests) for budget_ms in flags.budgets_ms]
+    rows = []
+    for budget_ms in flags.budgets_ms:
+        options: dict[str, Any] = {"question": QUESTION, "max_new_tokens": flags.tokens, "budget_ms": budget_ms}
+        requests = [Request(images=(pictures[i % PICTURES],), **options) for i in range(flags.requests)]
+        rows.append(row(engine, guard, requests))
     write_json({"stamp": stamp.to_json(), "rows": rows}, flags.json)
 
 

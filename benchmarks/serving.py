@@ -104,7 +104,7 @@ def body_of(sample: Sample, budget_ms: float | None) -> bytes:
         {"type": "text", "text": sample.question},
         {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{picture}"}},
     ]
-    asked = {"model": "pocket", "messages": [{"role": "user", "content": content}], "style": sample.style}
+    asked = {"messages": [{"role": "user", "content": content}], "style": sample.style}
     return json.dumps(asked | ({} if budget_ms is None else {"latency_budget_ms": budget_ms})).encode()
 
 
@@ -251,7 +251,7 @@ def measure_memory(flags: argparse.Namespace) -> dict[str, float]:
     Image.fromarray(blobs).resize((4000, 3000)).save(file, "JPEG", quality=95)
     url = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
     content = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": url}}]
-    asked = {"model": "pocket", "messages": [{"role": "user", "content": content}], "latency_budget_ms": 1e6}
+    asked = {"messages": [{"role": "user", "content": content}], "latency_budget_ms": 1e6}
     body, most = json.dumps(asked).encode(), 0.0
     with serving(flags.model, "--max_queue", str(2 * WAITING)) as server:
 

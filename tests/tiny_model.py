@@ -28,6 +28,18 @@ CONFIG: ModelConfig = replace(
     vision=replace(POCKET.vision, width=32, num_blocks=3, num_heads=2, mlp_width=64, feature_layers=(-1, -3)),
 )
 
+TRAINED = replace(
+    POCKET,
+    width=32,
+    num_heads=2,
+    num_blocks=4,
+    num_experts=8,
+    top_k=4,
+    expert_width=8,
+    vision=replace(POCKET.vision, width=16, num_blocks=2, num_heads=2, mlp_width=32, feature_layers=(-1, -2)),
+)
+"""Sizes of a model that is trained for some steps."""
+
 SPACE = KnobSpace.for_model(CONFIG.shape)
 
 WORDS = (

@@ -21,18 +21,9 @@ from tempovlm.training.pocket import Trainer, check_size, learning_rate, main
 from tempovlm.training.pocket_eval import Outcome
 from tempovlm.training.recipes import RECIPES, Recipe, find_recipe, name_of
 from tempovlm.training.report import Answers, axes_settings, make_report, missed, summary
+from tiny_model import TRAINED as TINY
 
 CPU = torch.device("cpu")
-TINY = replace(
-    POCKET,
-    width=32,
-    num_heads=2,
-    num_blocks=4,
-    num_experts=8,
-    top_k=4,
-    expert_width=8,
-    vision=replace(POCKET.vision, width=16, num_blocks=2, num_heads=2, mlp_width=32, feature_layers=(-1, -2)),
-)
 RECIPE = Recipe(
     steps=8, decay_steps=2, vision_steps=2, batch=2, passes=2, warmup=2, elastic_after=2, edition=2, questions=6,
     taught_weight=1.0, elastic_share=0.5, spread_weight=0.01, validation_batches=2,

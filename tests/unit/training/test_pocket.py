@@ -27,17 +27,8 @@ from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures
 from tempovlm.training.pocket import Trainer, hand_over, learning_rate, main, working_copy
 from tempovlm.training.recipes import Recipe
 from tempovlm.training.tokenizer import build_tokenizer
+from tiny_model import TRAINED as TINY
 
-TINY = replace(
-    POCKET,
-    width=32,
-    num_heads=2,
-    num_blocks=4,
-    num_experts=8,
-    top_k=4,
-    expert_width=8,
-    vision=replace(POCKET.vision, width=16, num_blocks=2, num_heads=2, mlp_width=32, feature_layers=(-1, -2)),
-)
 RECIPE = Recipe(steps=6, decay_steps=2, vision_steps=2, batch=2, passes=2, warmup=2, elastic_after=3)
 
 

@@ -101,10 +101,10 @@ def cut_by_kernels(image: np.ndarray, grid: Grid, vision: VisionConfig, device: 
     column = patch = 0
     for (top, left, rows, cols), (r, c) in zip(fits, grids, strict=True):
         window = Window(column, top, left, rows, cols, c, vision.window * vision.patch_size, patch)
-        lines, sides = taps(height, (rows,), device, stream), (vision.grid, vision.patch_size)
+        lines = taps(height, (rows,), device, stream)
         down(
             narrow, lines.first, lines.weights, mean_and_std(device), window, out,
-            crops=r * c, grid=sides[0], side=sides[1],
+            crops=r * c, grid=vision.grid, side=vision.patch_size,
         )  # fmt: skip
         column, patch = column + cols, patch + r * c * vision.num_patches
     return out
@@ -119,7 +119,8 @@ def resize(pixels: Tensor, sizes: Sequence[tuple[int, int]], device: torch.devic
     height, width = pixels.shape[:2]
     stream = stream_of(device)
     across = taps(width, tuple(cols for _, cols in sizes), device, stream)
-    white = _white(device, stream)
+    # A tensor, because CUDA divides by a number of the host by multiplying with its rounded inverse.
+    white = torch.full((), 255.0, device=device)
     strips = []
     for strip in pixels.split(max(STRIP_VALUES // (3 * width), 1)):
         lines = torch.empty(width, len(strip), 3, device=device)
@@ -131,13 +132,6 @@ def resize(pixels: Tensor, sizes: Sequence[tuple[int, int]], device: torch.devic
         lines = part.transpose(0, 1).flatten(1)
         fitted.append(taps(height, (rows,), device, stream).apply(lines).clamp_(0, 1).view(rows, cols, 3))
     return fitted
-
-
-@lru_cache(maxsize=16)
-def _white(device: torch.device, stream: int) -> Tensor:
-    """Return the largest value; a tensor, because CUDA divides by a number by multiplying with its inverse."""
-    del stream  # part of the key only
-    return torch.full((), 255.0, device=device)
 
 
 def stream_of(device: torch.device) -> int:
