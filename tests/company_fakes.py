@@ -14,6 +14,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
 from tempovlm.engine.company.company import Company
+from tempovlm.engine.company.member import Asked
 from tempovlm.engine.cuda.rows import Arriving, arriving
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
@@ -81,7 +82,7 @@ class PlainRows:
 def at_once(company: Company, engine: Engine, pairs: list[tuple[Request, Guard]]) -> list[Any]:
     """What callers get who are all ready before the first one is answered."""
     found: list[Any] = []
-    calls = [lambda pair=pair: company.answer(*pair, 0.0) for pair in pairs]
+    calls = [lambda pair=pair: company.answer(Asked(*pair, 0.0)) for pair in pairs]
     thread = threading.Thread(target=lambda: found.extend(together(calls)))
     with engine.door.enter(engine.door.line_up(0.0)):
         thread.start()

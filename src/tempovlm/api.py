@@ -265,12 +265,8 @@ class TempoVLM:
         _check_callable("cancel", cancel, "without arguments")
         _check_callable("on_token", on_token, "of a token")
         request = request_of(image, question, self._budget_ms(budget_ms), options)
-        guard, engine = self.guard_for(request, knobs, tier, top_k, num_blocks), self.engine
-        if on_token is None:
-            answer = engine.answer(request, guard, cancel)
-        else:
-            answer = engine.answer_in_turn(request, guard, engine.line_up(request), cancel, on_token)
-        return self._learn(request, answer)
+        guard = self.guard_for(request, knobs, tier, top_k, num_blocks)
+        return self._learn(request, self.engine.answer(request, guard, cancel, on_token))
 
     async def answer_async(
         self, image: Any, question: str, budget_ms: float | None = None, **options: Any

@@ -24,6 +24,7 @@ from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.company.company import Company
+from tempovlm.engine.company.member import Asked
 from tempovlm.engine.cpu.library import Precision
 from tempovlm.engine.cpu.stages import CpuStages
 from tempovlm.engine.cuda.capture import Recorder, usual_buckets
@@ -50,6 +51,7 @@ class Engine:
     Attributes:
         whole: all settings of the model. space: those that may run.
         company: answers requests together while several are in flight; None on a CPU.
+        pieces: recent times of pieces of work.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Engine:
         self.native = Guard.fixed(self.space.native, self.space)
         self.door = Door()
         self.company = Company.of(self)
-        self._pieces = Pieces()
+        self.pieces = Pieces()
         self._process = os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
 
@@ -163,20 +165,25 @@ class Engine:
         return captured
 
     def answer(
-        self, request: Request, guard: Guard | None = None, cancel: Callable[[], bool] | None = None
+        self,
+        request: Request,
+        guard: Guard | None = None,
+        cancel: Callable[[], bool] | None = None,
+        on_token: Callable[[Token], object] | None = None,
     ) -> Answer:
         """Answer a request in its turn; the guard's policy chooses the setting, the native one without a guard.
 
-        `cancel` is called while waiting and between pieces of work; who is answered in company is not asked.
+        `cancel` is called while waiting and between pieces of work, in company by the thread that works for all;
+        `on_token` gets the tokens as they come, while others wait.
         """
         guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
         if self._has_company and not self.door.is_inside:
             assert self.company is not None
             ask = self.company.answer if request.budget_ms is None else self.company.try_to_answer
-            answer = ask(request, guard, accepted_ms)
+            answer = ask(Asked(request, guard, accepted_ms, cancel, on_token))
             if answer is not None:
                 return answer
-        return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms), cancel)
+        return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms), cancel, on_token)
 
     @property
     def _has_company(self) -> bool:
@@ -202,7 +209,7 @@ class Engine:
         on_token: Callable[[Token], object] | None = None,
     ) -> Answer:
         """Answer a request when its ticket's turn comes; `on_token` gets its tokens as they come, inside."""
-        watch = Watch(request, ticket.accepted_ms, self._pieces, cancel)
+        watch = Watch(request, ticket.accepted_ms, self.pieces, cancel)
         items = self._run(request, guard, watch)
         answer = None
         with self._inside(ticket, watch):
@@ -222,7 +229,7 @@ class Engine:
 
         `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
         """
-        watch = Watch(request, now_ms() - request.waited_ms, self._pieces, cancel)
+        watch = Watch(request, now_ms() - request.waited_ms, self.pieces, cancel)
         return self._stepped(request, watch, self._run(request, guard or self.native, watch))
 
     @contextmanager

@@ -22,6 +22,7 @@ from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.engine.batching import answer_batch
 from tempovlm.engine.company import company as companies
 from tempovlm.engine.company.company import Company
+from tempovlm.engine.company.member import Asked
 from tempovlm.engine.company.seats import Seat, Seats
 from tempovlm.engine.cuda.vision_graphs import VisionGraphs
 from tempovlm.engine.engine import Engine
@@ -211,7 +212,7 @@ def test_broken_logits_end_one_answer_only(
     )
     monkeypatch.setattr("tempovlm.engine.transcript.BROKEN", -(10**6) + int(engine.answer(*pairs[2]).tokens[0]))
     company = company_of(crowded)
-    found = together([lambda pair=pair: company.answer(*pair, 0.0) for pair in pairs])
+    found = together([lambda pair=pair: company.answer(Asked(*pair, 0.0)) for pair in pairs])
     assert isinstance(found[2], UserError)
     assert all(isinstance(one, Answer) for place, one in enumerate(found) if place != 2)
 
@@ -279,6 +280,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.company.company import Company
+from tempovlm.engine.company.member import Asked
 from tempovlm.engine.engine import Engine
 from tempovlm.model.prompt import Tokenizer
 
@@ -290,7 +292,7 @@ answered = threading.Event()
 def ask():
     try:
         while True:
-            engine.company.answer(request, engine.native, now_ms())
+            engine.company.answer(Asked(request, engine.native, now_ms()))
             answered.set()
     except UserError:
         pass
@@ -329,7 +331,9 @@ def test_who_waits_when_the_process_ends_gets_an_error(
     pairs = asked(engine, 3)
     found: list[Any] = []
     thread = threading.Thread(
-        target=lambda: found.extend(together([lambda pair=pair: company.answer(*pair, 0.0) for pair in pairs]))
+        target=lambda: found.extend(
+            together([lambda pair=pair: company.answer(Asked(*pair, 0.0)) for pair in pairs])
+        )
     )
     thread.start()
     ending.wait()
@@ -340,7 +344,7 @@ def test_who_waits_when_the_process_ends_gets_an_error(
     assert sum(isinstance(one, Answer) for one in found) == 1, "the one that was at work"
     assert sum("process ends" in str(one) for one in found if isinstance(one, UserError)) == 2
     with pytest.raises(UserError, match="process ends"):
-        company.answer(*pairs[0], 0.0)
+        company.answer(Asked(*pairs[0], 0.0))
 
 
 def test_there_is_none_on_a_cpu(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tiny_model
 from company_fakes import PlainRows, company_of, together
 from tempovlm.control.guard import Guard
+from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine import calibration
@@ -18,6 +20,7 @@ from tempovlm.engine.company.company import Company
 from tempovlm.engine.company.member import Member
 from tempovlm.engine.company.seats import Seats
 from tempovlm.engine.engine import Engine
+from tempovlm.engine.transcript import Token
 from tempovlm.latency.profile import LatencyProfile, OutputLength, SharedMeasurement
 
 SCALE = 1e4
@@ -96,8 +99,8 @@ class Arrivals:
         monkeypatch.setattr(Company, "_append", appending)
         monkeypatch.setattr(Engine, "line_up", lining_up)
 
-    def come(self, pairs: list[tuple[Request, Guard]]) -> list[Any]:
-        """Return the answers, in the order of the requests."""
+    def come(self, pairs: list[tuple[Any, ...]]) -> list[Any]:
+        """Return the answers to calls of `Engine.answer` with these arguments, in their order."""
         found: dict[int, Any] = {}
         threads = []
         with self.engine.door.enter(self.engine.door.line_up(0.0)):
@@ -211,7 +214,6 @@ def test_one_without_a_budget_waits_while_it_would_make_another_one_late(
 @pytest.mark.parametrize(
     ("options", "is_calibrated", "budget_ms"),
     [
-        ({"on_deadline": "stop"}, True, 1e8),
         ({"temperature": 1.0}, True, 1e8),
         ({}, False, 1e8),
         ({}, True, 10.0),
@@ -232,6 +234,71 @@ def test_those_whose_time_among_others_is_not_known_stay_alone(
     answers = arrivals.come([(asked(budget_ms, **options), guard)])
     assert isinstance(answers[0], Answer)
     assert (len(arrivals.joined), len(arrivals.alone)) == (0, 1)
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let the deadline pass when a request has looked at the clock so many times."""
+    count = itertools.count()
+    monkeypatch.setattr("tempovlm.engine.watch.now_ms", lambda: 0.0 if next(count) < most else 1e12)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3])
+@pytest.mark.parametrize("reason", ["deadline", "cancelled"])
+def test_an_answer_among_others_ends_between_two_tokens(
+    engine: Engine,
+    crowded: Engine,
+    profile: LatencyProfile,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+    tokens: int,
+) -> None:
+    """The first look is taken when the request's turn comes, and then one after each token."""
+    guard, said, count = Guard.fixed(slower(engine), engine.space, profile), list[Token](), itertools.count()
+    other = asked(1e8, 1), guard
+    expected = engine.answer(*other), engine.answer(asked(None), guard)
+    cancel = None
+    if reason == "deadline":
+        looks(monkeypatch, tokens)
+    else:
+        cancel = lambda: next(count) >= tokens  # noqa: E731
+    options = {"on_deadline": "stop"} if reason == "deadline" else {}
+    arrivals = Arrivals(crowded, monkeypatch)
+    whole, cut = arrivals.come([other, (asked(1e8, **options), guard, cancel, said.append)])
+    assert len(arrivals.joined) == 2
+    assert whole.tokens == expected[0].tokens
+    assert cut.tokens == expected[1].tokens[:tokens]
+    assert "".join(one.text for one in said) == cut.text
+    assert (cut.finish_reason, cut.stopped_at) == (reason, "decode" if tokens else "queue")
+
+
+def test_tokens_among_others_come_one_after_the_other(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard.fixed(slower(engine), engine.space, profile)
+    said: list[Token] = []
+    expected = engine.answer(asked(None), guard)
+    arrivals = Arrivals(crowded, monkeypatch)
+    _, answer = arrivals.come([(asked(None, 1), guard), (asked(None), guard, None, said.append)])
+    assert len(arrivals.joined) == 2
+    assert answer.tokens == expected.tokens
+    assert "".join(one.text for one in said) == answer.text
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_caller_who_fails_to_say_ends_alone(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    guard, count = Guard.fixed(slower(engine), engine.space, profile), itertools.count()
+    expected = engine.answer(asked(None, 1), guard)
+
+    def cancel() -> bool:
+        if next(count) >= place:
+            raise UserError("nobody knows")
+        return False
+
+    whole, failed = Arrivals(crowded, monkeypatch).come([(asked(1e8, 1), guard), (asked(1e8), guard, cancel)])
+    assert whole.tokens == expected.tokens
+    assert isinstance(failed, UserError)
 
 
 def test_a_calibration_measures_requests_at_once(

@@ -38,13 +38,13 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
-from tempovlm.engine.company.member import Member
+from tempovlm.engine.company.member import Asked, Member
 from tempovlm.engine.company.seats import Seat, Seats
 from tempovlm.engine.cuda.rows import PACK_BUCKETS
 from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
 from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.engine.sampling import greedy
-from tempovlm.latency.clock import StageClock, stage_clock
+from tempovlm.latency.clock import QUEUE, StageClock, stage_clock
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
 from tempovlm.model.packed import read_packed
@@ -123,17 +123,17 @@ class Company:
         run = engine.runner
         return cls(engine) if run.graphs is not None and is_plain(run.model.decoder) else None
 
-    def answer(self, request: Request, guard: Guard, accepted_ms: float) -> Answer:
-        """Answer one request among others; it was accepted at `accepted_ms`."""
+    def answer(self, asked: Asked) -> Answer:
+        """Answer one request among others."""
         with self._calling():
-            return self._join(request, guard, accepted_ms).answer()
+            return self._join(asked).answer()
 
-    def try_to_answer(self, request: Request, guard: Guard, accepted_ms: float) -> Answer | None:
+    def try_to_answer(self, asked: Asked) -> Answer | None:
         """Answer a request with a budget among others; None if it, or another one, would be late."""
-        if not self._may_ask(request, guard, accepted_ms):
+        if not self._may_ask(asked):
             return None
         with self._calling():
-            member = self._prepare(request, guard, accepted_ms)
+            member = self._prepare(asked)
             answer = member.answer() if self._admit(member) else None
             del member  # what it prepared is freed before the process may end
         return answer
@@ -142,7 +142,7 @@ class Company:
         """Answer several requests together, each decided about by its guard; in their order."""
         accepted_ms, requests = now_ms(), list(requests)
         with self._calling(len(requests)):
-            members = [self._join(one, guard, accepted_ms - one.waited_ms) for one, guard in requests]
+            members = [self._join(Asked(one, guard, accepted_ms - one.waited_ms)) for one, guard in requests]
             answers = [member.answer() for member in members]
             members.clear()
         return answers
@@ -161,17 +161,17 @@ class Company:
         """Requests that are prepared, wait or run."""
         return self._num_callers
 
-    def _join(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
+    def _join(self, asked: Asked) -> Member:
         """Prepare a request, and pass it to the device's thread."""
         check_waiting(len(self._pending))
-        member = self._prepare(request, guard, accepted_ms)
+        member = self._prepare(asked)
         with self._changed:
             self._append(member)
         return member
 
-    def _prepare(self, request: Request, guard: Guard, accepted_ms: float) -> Member:
+    def _prepare(self, asked: Asked) -> Member:
         with self._engine.computing(), torch.cuda.stream(self._side):
-            return Member(self._engine, request, guard, accepted_ms, self._preparing, self._outlook)
+            return Member(self._engine, asked, self._preparing, self._outlook)
 
     def _append(self, member: Member) -> None:
         """Pass a member to the device's thread: before those without a deadline, if it has one."""
@@ -211,14 +211,16 @@ class Company:
         alone_ms = max(self._alone_ms, default=profile.upper_total_ms(guard.space.index(guard.space.native)))
         return among, ahead_ms(needs, sharing) + strangers * alone_ms
 
-    def _may_ask(self, request: Request, guard: Guard, accepted_ms: float) -> bool:
+    def _may_ask(self, asked: Asked) -> bool:
         """Whether it makes sense to prepare a request with a budget: it may stand beside others, if in time."""
-        is_plain = request.on_deadline != "stop" and request.temperature == 0
-        if self._seats is None or not is_plain or guard.policy.sees_picture or guard.policy.sees_glance:
+        request, guard = asked.request, asked.guard
+        if self._seats is None or request.temperature or guard.policy.sees_picture or guard.policy.sees_glance:
             return False
         among, waits_ms = self._outlook(request, guard)
         assert request.budget_ms is not None
-        return among is not guard and now_ms() - accepted_ms + waits_ms + among.least_ms() <= request.budget_ms
+        return (
+            among is not guard and now_ms() - asked.accepted_ms + waits_ms + among.least_ms() <= request.budget_ms
+        )
 
     def _admit(self, member: Member) -> bool:
         """Pass a member to the device's thread, if nobody is late by that."""
@@ -340,7 +342,11 @@ class Company:
             self._pending.clear()
 
     def _take(self) -> list[Member]:
-        """Take those that are ready, in their order, for one turn: one at least, and what else it has room for."""
+        """Take those that are ready, in their order, for one turn, which has room for one at least.
+
+        Returns:
+            Those of them whose answers are still wanted.
+        """
         group: list[Member] = []
         with self._changed:
             self._taken = [one for one in self._taken if not one.is_done]
@@ -349,7 +355,7 @@ class Company:
                     break
                 group.append(self._pending.popleft())
                 self._taken.append(group[-1])
-        return group
+        return [one for one in group if not one.ends_unread()]
 
     @contextmanager
     def _turn(self, member: Member) -> Iterator[None]:
@@ -448,14 +454,13 @@ class Company:
             member.fail(error)
 
     def _decode(self, member: Member, state: Decoding, token: Tensor, clock: StageClock, *, is_read: bool) -> None:
-        """Add all tokens to the member's transcript; the clock is marked after each that was made here."""
-        run, transcript = self._engine.runner, member.transcript
-        steps = run.steps(token, state, member.sample, member.request)
-        transcript.add(int(token))
-        clock.mark("queue" if is_read else "prefill")
-        while not transcript.finish:
+        """Add all tokens to the member's answer; the clock is marked after each that was made here."""
+        steps = self._engine.runner.steps(token, state, member.sample, member.request)
+        is_over = member.add(int(token))
+        clock.mark(QUEUE if is_read else "prefill")
+        while not is_over:
             made = next(steps)
-            transcript.add(made.token)
+            is_over = member.add(made.token)
             clock.mark("decode", made.event)
 
 

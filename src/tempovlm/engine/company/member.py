@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,12 +17,29 @@ from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.sampling import sampler_for
-from tempovlm.engine.transcript import Transcript
+from tempovlm.engine.transcript import Token, Transcript
+from tempovlm.engine.watch import Watch
 from tempovlm.engine.work import build_answer, image_size
 from tempovlm.latency.clock import QUEUE, Lap, Reading
 
 if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and who wants its answer.
+
+    Attributes:
+        guard: decides about it. accepted_ms: when its clock began.
+        cancel: says True where the answer is not wanted. on_token: gets its tokens as they come; returns at once.
+    """
+
+    request: Request
+    guard: Guard
+    accepted_ms: float
+    cancel: Callable[[], bool] | None = None
+    on_token: Callable[[Token], object] | None = None
 
 
 class Member:
@@ -39,19 +56,18 @@ class Member:
     def __init__(
         self,
         engine: Engine,
-        request: Request,
-        guard: Guard,
-        accepted_ms: float,
+        asked: Asked,
         turn: threading.Semaphore,
         outlook: Callable[[Request, Guard], tuple[Guard, float]],
     ) -> None:
-        """Prepare a request, whose clock began at `accepted_ms`; all but opening the picture in its `turn`.
+        """Prepare a request; all but opening the picture in its `turn`.
 
         The `outlook` says who decides about it among others, and how long it waits for them.
 
         Raises:
             UserError: the picture cannot be read, or the prompt is too long.
         """
+        request, guard, accepted_ms = asked.request, asked.guard, asked.accepted_ms
         run, start_ms = engine.runner, now_ms()
         image = run.open(request)
         opened_ms = now_ms()
@@ -70,6 +86,8 @@ class Member:
         self._need = guard.need(self._choice.knobs, request.max_new_tokens, deadline_ms)
         self.plan: Plan = engine.plan(self._choice.knobs)
         self.transcript, self.sample = Transcript(request, run.tokenizer), sampler_for(request, run.device)
+        self._watch, self._on_token = Watch(request, accepted_ms, engine.pieces, asked.cancel), asked.on_token
+        self._stopped_at: str | None = None
         self._engine, self._done = engine, threading.Event()
         self._error: BaseException | None = None
         self._total_ms = 0.0
@@ -90,7 +108,7 @@ class Member:
 
     @property
     def is_done(self) -> bool:
-        """Whether its answer is whole, or it failed."""
+        """Whether its answer is there, or it failed."""
         return self._done.is_set()
 
     @property
@@ -114,6 +132,37 @@ class Member:
         stream.wait_event(self._prepared)
         if self.ready.crops is not None:
             self.ready.crops.record_stream(stream)
+
+    def is_over(self, stage: str, needs_ms: float = 0.0) -> bool:
+        """Whether the answer is whole, or ends before more work of a stage, which takes `needs_ms`."""
+        if not self.transcript.finish:
+            reason = self._watch.reason(needs_ms)
+            if reason is not None:
+                self.transcript.end(reason)
+                self._stopped_at = stage
+        return self.transcript.finish is not None
+
+    def add(self, token: int) -> bool:
+        """Add a token, and tell the caller of those that are final; return whether it was the last one.
+
+        Raises:
+            UserError: the token marks logits that are not numbers.
+        """
+        said = self.transcript.add(token)
+        is_last = self.is_over("decode", self._choice.step_ms)
+        if self._on_token is not None:
+            for one in (*said, *self.transcript.settled()):
+                self._on_token(one)
+        return is_last
+
+    def ends_unread(self) -> bool:
+        """Whether the answer ends before its picture is encoded; then its caller wakes."""
+        try:
+            if self.is_over(QUEUE):
+                self.finish(now_ms())
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            self.fail(error)
+        return self.is_done
 
     def spent(self, *readings: Reading) -> None:
         """Add the stages of readings that are the request's own; all other time it waits."""
@@ -146,6 +195,7 @@ class Member:
             raise self._error
         waited_ms = self._total_ms - sum(lap.duration_ms for lap in self._laps)
         reading = Reading((Lap(QUEUE, max(waited_ms, 0.0)), *self._laps), self._total_ms)
+        engine, request, choice, ready = self._engine, self.request, self._choice, self.ready
         return build_answer(
-            self._engine, self.request, self._choice, self.ready, self.transcript, reading, self.accepted_ms
+            engine, request, choice, ready, self.transcript, reading, self.accepted_ms, self._stopped_at
         )

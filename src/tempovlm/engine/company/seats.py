@@ -43,7 +43,7 @@ class Seat:
         """Add a token that was read at `at_ms`; after the last one the member's caller wakes."""
         member = self.member
         try:
-            member.transcript.add(token)
+            is_last = member.add(token)
             if member.transcript.tokens[1:]:
                 member.stepped(at_ms - self.last_ms)
             else:
@@ -53,7 +53,7 @@ class Seat:
             member.fail(error)
             return
         self.last_ms = at_ms
-        if member.transcript.finish:
+        if is_last:
             self.is_over = True
             member.finish(at_ms)
 
