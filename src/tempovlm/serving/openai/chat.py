@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tempovlm.core.request import Answer
+from tempovlm.data.styles import STYLES
 from tempovlm.serving.errors import invalid
 from tempovlm.serving.intake.asks import Ask, Fields, ImageField
 from tempovlm.serving.openai.account import FINISH, metrics, told, usage
@@ -18,11 +19,17 @@ from tempovlm.serving.openai.account import FINISH, metrics, told, usage
 MOST_TURNS = 256
 MOST_STOPS = 16
 
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
+Stop = Annotated[str, Field(min_length=1)]
+
 
 class Model(BaseModel):
     """Fields of a JSON object; others are ignored, as the real API does."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+
+Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 
 class TextPart(Model):
@@ -35,7 +42,7 @@ class TextPart(Model):
 class ImageUrl(Model):
     """The address of a picture, a data URL as a rule, and how closely to look at it."""
 
-    url: str
+    url: Url
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
@@ -68,7 +75,7 @@ class Common(Model):
     stream: bool | None = None
     latency_budget_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Milliseconds from the request's headers to the last token."""
-    style: str | None = None
+    style: Annotated[str | None, WithJsonSchema({"enum": [*STYLES, "", None]})] = None
     """Style of the answer, the prompt's prefix."""
     on_deadline: Literal["stop", "finish", "reject"] | None = None
     """stop cuts the answer at its deadline, finish lets it run on, reject refuses what is not expected to fit."""
@@ -95,22 +102,20 @@ class ChatRequest(Common):
     messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int | None = None
+    seed: Seed | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    n: Annotated[int | None, WithJsonSchema({"enum": [1, None]})] = None
     stream_options: StreamOptions | None = None
 
     def fields(self) -> Fields:
         """Return what is asked.
 
         Raises:
-            ApiError: more than one answer, or too many texts that end it.
+            ApiError: more than one answer is asked for.
         """
         if self.n not in (None, 1):
             raise invalid("n must be 1: a request has one answer", "n")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > MOST_STOPS:
-            raise invalid(f"at most {MOST_STOPS} texts can end an answer", "stop")
         turns, images = list[tuple[str, str]](), list[ImageField]()
         for place, message in enumerate(self.messages):
             parts = message.content if isinstance(message.content, list) else []
@@ -125,6 +130,7 @@ class ChatRequest(Common):
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return Fields(
             **self.common(),
+            text_field="messages",
             turns=turns,
             images=images,
             max_tokens=most,
