@@ -52,7 +52,7 @@ WARM, CLOSED_S, CALLERS, KILLED = 30, 10.0, 2, 6
 
 @dataclass(slots=True)
 class Found:
-    """What happened.
+    """Replies, times and memory of a run.
 
     Attributes:
         statuses: (kind, status) of replies; status 0 for a connection that failed.
