@@ -23,8 +23,9 @@ from tempovlm.serving.intake.body import Receive, discard
 from tempovlm.serving.options import Options
 
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
-ENDED = "ended_ms"
-"""Names in a request's state: set here are the first three, and by those who answer it the others."""
+ENDED, WAITED = "ended_ms", "waited_ms"
+"""Names in a request's state: set here are the first three, and by those who answer it the others;
+`WAITED` is set before by whoever has kept the request, in this process."""
 
 OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/")
 """Paths that need no key, as the page's files; every other one does, known or not."""
@@ -72,7 +73,8 @@ def _path(scope: Mapping[str, Any]) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
     return path in OPEN or path.startswith("/static/")
 
 
@@ -97,12 +99,12 @@ class Gate:
             return
         headers, state = headers_of(scope), scope.setdefault("state", {})
         given = headers.get("x-request-id", "")
-        state[ARRIVED] = now_ms()
+        state[ARRIVED] = now_ms() - state.get(WAITED, 0.0)
         state[REQUEST_ID] = given if _NAME.fullmatch(given) else uuid.uuid4().hex
         state[OWNER] = self._keys.owner(headers)
         exchange = _Exchange(scope, headers, receive, send)
         try:
-            if state[OWNER] is None and not _is_open(_path(scope)):
+            if state[OWNER] is None and not is_open(_path(scope)):
                 error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
                 state[CODE] = error.code
                 await error_response(error)(scope, exchange.receive, exchange.send)
