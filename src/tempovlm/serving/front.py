@@ -31,6 +31,12 @@ from tempovlm.serving.options import Options
 INSIDE = "inside_ms"
 """Key of the last message of a replica: the time that the request was there."""
 
+NUM_WAYS = 2
+"""Ways there and back of a request: to the replica, and before that from the proxy to the front."""
+
+MOST_WAY_MS = 20.0
+"""What takes longer is no way, but a wait for a replica that starts."""
+
 _LARGE_BYTES = 1 << 18
 _PASSED = ("method", "path", "raw_path", "query_string", "http_version", "scheme", "client", "server", "root_path")
 
@@ -44,7 +50,7 @@ class Task:
 
     Attributes:
         scope: of ASGI, as plain values. body: whole.
-        waited_ms: since its headers came, with the time that the way there and back is expected to take.
+        waited_ms: since its headers came, with the time that its ways there and back are expected to take.
         budget_ms: None without one.
     """
 
@@ -160,7 +166,7 @@ class Front:
         budget_ms = await asyncio.to_thread(_budget_ms, *peek) if is_large else _budget_ms(*peek)
         passed = {name: scope[name] for name in _PASSED if name in scope}
         passed["headers"] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
-        return Task(passed, body, now_ms() - arrived_ms + self._way.expected_ms, budget_ms)
+        return Task(passed, body, now_ms() - arrived_ms + NUM_WAYS * self._way.expected_ms, budget_ms)
 
     async def _pass(self, task: Task, receive: Receive, passing: _Passing) -> None:
         """Pass a replica's messages on until they end or the client leaves."""
@@ -169,7 +175,7 @@ class Front:
         async def answer() -> None:
             async for message in self._ask(task):
                 if INSIDE in message:
-                    self._way.observe(now_ms() - sent_ms - message[INSIDE])
+                    self._way.observe(min(now_ms() - sent_ms - message[INSIDE], MOST_WAY_MS))
                 else:
                     await passing(message)
 
