@@ -35,7 +35,7 @@ NUM_WAYS = 2
 """Ways there and back of a request: to the replica, and before that from the proxy to the front."""
 
 MOST_WAY_MS = 20.0
-"""What takes longer is no way, but a wait for a replica that starts."""
+"""A longer time is no way, but a wait for a replica that starts."""
 
 _LARGE_BYTES = 1 << 18
 _PASSED = ("method", "path", "raw_path", "query_string", "http_version", "scheme", "client", "server", "root_path")

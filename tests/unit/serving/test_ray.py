@@ -91,6 +91,17 @@ def test_a_request_passes_the_front_with_its_deadline() -> None:
 
 
 @pytest.mark.usefixtures("running")
+def test_a_stream_passes_piece_by_piece() -> None:
+    body = json.dumps(question(stream=True, latency_budget_ms=BUDGET_MS)).encode()
+    request = urllib.request.Request(BASE + CHAT, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in reply.read().decode().split("\n") if line]
+    assert json.loads(lines[-2].removeprefix("data: "))["tempovlm"]["deadline"] == "met"
+    assert lines[-1] == "data: [DONE]"
+
+
+@pytest.mark.usefixtures("running")
 def test_a_killed_replica_costs_its_requests_an_error_and_nobody_an_answer() -> None:
     first, *_ = found = replicas()
     assert len(found) == 2
