@@ -102,6 +102,8 @@ def test_what_reaches_the_model(app: Any, served: TempoVLM, monkeypatch: pytest.
     assert (seen["temperature"], seen["top_p"], seen["stop"]) == (pytest.approx(0.5), pytest.approx(0.9), ("x",))
     assert (seen["seed"], seen["style"], seen["max_new_tokens"], seen["on_deadline"]) == (7, "okvqa", 2, "stop")
     assert (seen["image"], seen["budget_ms"]) == (None, None)
+    assert chat(app, max_tokens=3.0).status == 200, "JSON has one kind of numbers"
+    assert seen["max_new_tokens"] == 3
     chat(app, max_tokens=100_000)
     assert 16 < seen["max_new_tokens"] < 512, "as many as the context holds"
 

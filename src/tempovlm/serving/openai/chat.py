@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from tempovlm.core.request import Answer
 from tempovlm.data.styles import STYLES
@@ -19,7 +19,16 @@ from tempovlm.serving.openai.account import FINISH, metrics, told, usage
 MOST_TURNS = 256
 MOST_STOPS = 16
 
-Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer, which JSON may write as 3.0."""
+
+Count = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=-(1 << 63), lt=1 << 64)]
 Stop = Annotated[str, Field(min_length=1)]
 
 
@@ -100,11 +109,11 @@ class ChatRequest(Common):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    n: Annotated[int | None, WithJsonSchema({"enum": [1, None]})] = None
+    n: Annotated[Whole | None, WithJsonSchema({"enum": [1, None]})] = None
     stream_options: StreamOptions | None = None
 
     def fields(self) -> Fields:

@@ -13,7 +13,7 @@ from tempovlm.core.request import Answer
 from tempovlm.serving.errors import invalid
 from tempovlm.serving.intake.asks import Ask, Fields, ImageField
 from tempovlm.serving.openai.account import FINISH, metrics, told, usage
-from tempovlm.serving.openai.chat import MOST_TURNS, Common, Model, Url, event
+from tempovlm.serving.openai.chat import MOST_TURNS, Common, Count, Model, Url, event
 
 
 class InputText(Model):
@@ -44,7 +44,7 @@ class ResponsesRequest(Common):
 
     input: str | Annotated[list[Turn], Field(max_length=MOST_TURNS)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: Count | None = None
     previous_response_id: Annotated[str | None, WithJsonSchema({"type": "null"})] = None
 
     def fields(self) -> Fields:
