@@ -4,9 +4,10 @@ Arrivals wait for nobody (Poisson) at `--load` of the closed-loop rate at the na
 of the generated data sets within `--budget` times the native median; the others are of `KINDS`. At the end another
 server is killed while questions run, and started anew.
 
-- `kinds`: replies by kind and status; `errors` are those that a kind must not get, and connections that failed;
-- `late_of_admitted`: of answers to ordinary questions, those that came after their budget by the client's clock;
-- `rss_mb`: medians of the second and of the last tenth of the time, and the peak;
+- `kinds`: replies by kind and end; `errors` are those that a kind must not get, and connections that failed;
+- `late_of_admitted`, `cut_of_admitted`: of answers to ordinary questions, those that came after their budget by
+  the client's clock, and those that their deadline ended, which are on time but not whole;
+- `rss_mb`: medians of the second and of the last tenth of the time, of each tenth, and the peak;
 - `kill`: what the questions that ran got, and the time until the new server answered.
 
     python benchmarks/soak.py --json benchmarks/results/soak_cpu.json
@@ -36,13 +37,15 @@ from serving import PATH, Server, body_of, closed_loop, one_by_one, serving, sta
 from tempovlm.core.units import now_ms
 
 KINDS = {
-    "ordinary": (0.84, {200, 429}),
-    "vanishing": (0.06, set[int]()),
-    "truncated picture": (0.05, {400, 429}),
-    "impossible budget": (0.05, {429}),
-    "50 MB picture": (0.0, {200, 429}),
+    "ordinary": (0.84, {"200", "200 cut", "429"}),
+    "vanishing": (0.06, {"gone"}),
+    "truncated picture": (0.05, {"400", "429", "200 cut"}),
+    "impossible budget": (0.05, {"429"}),
+    "50 MB picture": (0.0, {"200", "200 cut", "429"}),
 }
-"""Kinds of requests: the share of arrivals, and the statuses that are right. The last one comes by `LARGE_S`."""
+"""Kinds of requests: the share of arrivals, and the ends that are right. The last one comes every `LARGE_S`.
+
+An answer that was cut while it waited had no time to find its picture damaged."""
 
 LARGE_S, LARGE_BUDGET_MS, LARGE_SIDE = 30.0, 20_000.0, 4150
 MOST_BODY_MB = 80
@@ -55,33 +58,31 @@ class Found:
     """Replies, times and memory of a run.
 
     Attributes:
-        statuses: (kind, status) of replies; status 0 for a connection that failed.
-        took_ms: of ordinary answers. rss_mb: as time went by.
+        ends: (kind, status) of replies, `cut` with those that the deadline ended, `failed` for a connection.
+        took_ms: of ordinary answers. rss_mb: every `LOOK_S` seconds.
     """
 
-    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    ends: Counter[tuple[str, str]] = field(default_factory=Counter)
     took_ms: list[float] = field(default_factory=list)
     rss_mb: list[float] = field(default_factory=list)
 
     def record(self, budget_ms: float) -> dict[str, Any]:
         """Return it as plain values."""
         tenth = max(1, len(self.rss_mb) // 10)
+        tenths_mb = [round(statistics.median(one)) for one in np.array_split(self.rss_mb, 10) if len(one)]
         start_mb = statistics.median(self.rss_mb[tenth : 2 * tenth] or self.rss_mb)
         end_mb = statistics.median(self.rss_mb[-tenth:])
-        errors = {
-            f"{kind}: {status}": count
-            for (kind, status), count in self.statuses.items()
-            if status not in KINDS[kind][1] and kind != "vanishing"
-        }
+        errors = {f"{kind}: {end}": count for (kind, end), count in self.ends.items() if end not in KINDS[kind][1]}
         kinds: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
-        for (kind, status), count in sorted(self.statuses.items()):
-            kinds[kind][str(status)] = count
+        for (kind, end), count in sorted(self.ends.items()):
+            kinds[kind][end] = count
         late = sum(one > budget_ms for one in self.took_ms)
         return {
             "kinds": kinds,
             "errors": errors,
             "late_of_admitted": late / max(1, len(self.took_ms)),
-            "rss_mb": {"start": start_mb, "end": end_mb, "peak": max(self.rss_mb)},
+            "cut_of_admitted": self.ends["ordinary", "200 cut"] / max(1, len(self.took_ms)),
+            "rss_mb": {"start": start_mb, "end": end_mb, "peak": max(self.rss_mb), "tenths": tenths_mb},
             "rss_growth": end_mb / start_mb - 1,
         }
 
@@ -121,7 +122,7 @@ class Soak:
         body = self._random.choice(self._bodies)
         if kind == "vanishing":
             await self._vanish(body)
-            self.found.statuses[kind, 0] += 1
+            self.found.ends[kind, "gone"] += 1
             return
         body = {"truncated picture": self._truncated, "impossible budget": self._impossible}.get(kind, body)
         await self._post(kind, body)
@@ -130,9 +131,10 @@ class Soak:
         try:
             reply = await self._client.post(PATH, body)
         except OSError:
-            self.found.statuses[kind, 0] += 1
+            self.found.ends[kind, "failed"] += 1
             return
-        self.found.statuses[kind, reply.status] += 1
+        is_cut = reply.status == 200 and reply.body["tempovlm"]["deadline"] == "cut"
+        self.found.ends[kind, f"{reply.status} cut" if is_cut else str(reply.status)] += 1
         if kind == "ordinary" and reply.status == 200:
             self.found.took_ms.append(reply.took_ms)
 

@@ -24,11 +24,11 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""An integer, which JSON may write as 3.0."""
+_WHOLE = BeforeValidator(_whole)
+"""JSON may write an integer as 3.0. It comes last in a type: the bounds before it are told in the schema then."""
 
-Count = Annotated[Whole, Field(ge=1)]
-Seed = Annotated[Whole, Field(ge=-(1 << 63), lt=1 << 64)]
+Count = Annotated[int, Field(ge=1), _WHOLE]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64), _WHOLE]
 Stop = Annotated[str, Field(min_length=1)]
 
 
@@ -113,7 +113,7 @@ class ChatRequest(Common):
     max_completion_tokens: Count | None = None
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    n: Annotated[Whole | None, WithJsonSchema({"enum": [1, None]})] = None
+    n: Annotated[Count | None, WithJsonSchema({"enum": [1, None]})] = None
     stream_options: StreamOptions | None = None
 
     def fields(self) -> Fields:
