@@ -19,7 +19,14 @@ from tempovlm.serving.openai.chat import MOST_TURNS, Common, Count, Model, Url, 
 class InputText(Model):
     """A text in a turn."""
 
-    type: Literal["input_text", "output_text"]
+    type: Literal["input_text"]
+    text: str
+
+
+class OutputText(Model):
+    """A text in an earlier answer."""
+
+    type: Literal["output_text"]
     text: str
 
 
@@ -36,7 +43,7 @@ class Turn(Model):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[InputText | InputImage, Field(discriminator="type")]]
+    content: str | list[Annotated[InputText | OutputText | InputImage, Field(discriminator="type")]]
 
 
 class ResponsesRequest(Common):
@@ -60,7 +67,7 @@ class ResponsesRequest(Common):
         for place, turn in enumerate(given):
             texts = [turn.content] if isinstance(turn.content, str) else []
             for number, part in enumerate(() if isinstance(turn.content, str) else turn.content):
-                if isinstance(part, InputText):
+                if not isinstance(part, InputImage):
                     texts.append(part.text)
                 else:
                     param = f"input.{place}.content.{number}.image_url"
