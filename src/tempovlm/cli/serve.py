@@ -20,12 +20,12 @@ from tempovlm.core.request import check_budget_ms
 
 DESCRIPTION = """\
 Serve a model over HTTP as OpenAI's API, with a deadline for each request.
-
-POST /v1/chat/completions and /v1/responses, GET /v1/models, /health, /ready, /version and /metrics. A request says
-its budget in the body (latency_budget_ms), in a header (x-tempovlm-budget-ms), or by the model's name
-(pocket@150ms); docs/serving.md lists the others. What cannot be answered in time is refused at once, with status
-429. On SIGTERM new requests get 503, and the server ends when the admitted ones have. The page at / asks
-questions, and shows the server's last minutes."""
+  paths    POST /v1/chat/completions and /v1/responses, GET /v1/models, /health, /ready,
+           /version and /metrics; the page at / asks questions, and shows the last minutes
+  budget   in the body (latency_budget_ms), in a header (x-tempovlm-budget-ms), or by the
+           model's name (pocket@150ms); docs/serving.md lists the others
+  refused  at once, with status 429, what cannot be answered in time
+  SIGTERM  new requests get 503, and the server ends when the admitted ones have"""
 
 EXAMPLES = (
     "tempovlm serve",

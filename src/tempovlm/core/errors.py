@@ -12,6 +12,7 @@ _EXTRA_OF_PACKAGE = {
         ("scipy", "sklearn", "pandas", "pyarrow", "jinja2", "matplotlib", "tensorboard"), "experiments"
     ),
     "pycocoevalcap": "captions",
+    "ray": "ray",
     **dict.fromkeys(("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client"), "serve"),
 }
 

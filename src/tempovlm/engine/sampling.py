@@ -54,4 +54,5 @@ def nucleus(probabilities: Tensor, top_p: float | Tensor) -> Tensor:
     """Zero all but the fewest likeliest tokens whose mass reaches `top_p` (Holtzman et al., arXiv 1904.09751)."""
     ordered, order = probabilities.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
-    return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
+    is_left_out = (before >= top_p) & (before > 0)  # never the likeliest: a float32 rounds tiny masses to 0
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(is_left_out, 0.0))

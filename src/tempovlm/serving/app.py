@@ -83,7 +83,8 @@ def create_app(model: TempoVLM, options: Options | None = None) -> FastAPI:
     """
     service = Service(model, options or Options())
     given = service.options
-    app = FastAPI(title="TempoVLM", version=__version__, openapi_url=None)
+    # A redirect to a path with a slash would name the host that the client named.
+    app = FastAPI(title="TempoVLM", version=__version__, openapi_url=None, redirect_slashes=False)
     app.state.desk = service.desk
     app.add_middleware(Gate, options=given, refused=service.desk.metrics.refused, out=service.desk.out.observe)
     if given.allow_origins:

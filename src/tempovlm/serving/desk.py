@@ -23,7 +23,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.transcript import Token
-from tempovlm.serving.errors import ApiError, infeasible, invalid, later
+from tempovlm.serving.errors import ApiError, infeasible, invalid, invalid_field, later
 from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.intake.pictures import OpeningTimes
 from tempovlm.serving.memory import Trim
@@ -184,7 +184,7 @@ class Desk:
             self._model.check_price(ask.request.price_per_ms)
             guard = self._model.guard_for(ask.request, tier=ask.tier)
         except UserError as error:
-            raise invalid(str(error)) from None
+            raise invalid_field(error) from None
         opening_ms = self._opening.of(ask.picture)
         beside_ms = opening_ms + self.out.expected_ms
         least_ms = max(0.0, guard.calibrated_ms()) + beside_ms

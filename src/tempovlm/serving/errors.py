@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.units import s_from_ms
 
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -15,6 +16,9 @@ _LEAST_RETRY_MS = 50.0
 
 _PRIVATE = re.compile(r"0x[0-9a-fA-F]{4,}|(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
 """An address in memory, or a path of two parts or more."""
+
+
+_FIELD = re.compile(r"\w+(?=[=:])")
 
 
 class ApiError(Exception):
@@ -41,6 +45,12 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """Return the error that a field has a wrong value."""
     return ApiError(400, code, message, param)
+
+
+def invalid_field(error: UserError) -> ApiError:
+    """Return the error of a field that the library calls as the API does; its name begins the message."""
+    found = _FIELD.match(str(error))
+    return invalid(str(error), None if found is None else found[0])
 
 
 def infeasible(message: str) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -16,14 +17,15 @@ from starlette.responses import JSONResponse
 from tempovlm.core.checks import shown
 from tempovlm.core.request import Answer
 from tempovlm.core.units import now_ms
-from tempovlm.serving.errors import ApiError
+from tempovlm.serving.errors import ApiError, later
 from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.intake.body import Receive, discard
 from tempovlm.serving.options import Options
 
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
-ENDED = "ended_ms"
-"""Names in a request's state: set here are the first three, and by those who answer it the others."""
+ENDED, WAITED = "ended_ms", "waited_ms"
+"""Names in a request's state: set here are the first three, and by those who answer it the others;
+`WAITED` is set before by whoever has kept the request, in this process."""
 
 OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/")
 """Paths that need no key, as the page's files; every other one does, known or not."""
@@ -71,7 +73,8 @@ def _path(scope: Mapping[str, Any]) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
     return path in OPEN or path.startswith("/static/")
 
 
@@ -96,23 +99,38 @@ class Gate:
             return
         headers, state = headers_of(scope), scope.setdefault("state", {})
         given = headers.get("x-request-id", "")
-        state[ARRIVED] = now_ms()
+        state[ARRIVED] = now_ms() - state.get(WAITED, 0.0)
         state[REQUEST_ID] = given if _NAME.fullmatch(given) else uuid.uuid4().hex
         state[OWNER] = self._keys.owner(headers)
         exchange = _Exchange(scope, headers, receive, send)
         try:
-            if state[OWNER] is None and not _is_open(_path(scope)):
+            if state[OWNER] is None and not is_open(_path(scope)):
                 error = ApiError(401, "invalid_api_key", "the key in the header Authorization is missing or wrong")
                 state[CODE] = error.code
                 await error_response(error)(scope, exchange.receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            await self._end(scope, exchange)
         finally:
             if CODE in state:
                 self._refused(state[CODE])
             elif ENDED in state:
                 self._out(now_ms() - state[ENDED])
             self._write(scope, exchange.status)
+
+    async def _end(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
+        """Tell a client that has no response yet that the server ends.
+
+        Raises:
+            CancelledError: part of the response is on its way; its connection closes.
+        """
+        if exchange.has_begun:
+            raise asyncio.CancelledError
+        error = later(503, "draining", "this server ends; ask another one", 0.0, closes=True)
+        scope["state"][CODE] = error.code
+        exchange.forget_body()
+        await error_response(error)(scope, exchange.receive, exchange.send)
 
     def _write(self, scope: Mapping[str, Any], status: int) -> None:
         if not _log.isEnabledFor(logging.INFO):
@@ -129,10 +147,14 @@ class _Exchange:
     """One request and its response: names the response; lets a client that is refused end its sending."""
 
     def __init__(self, scope: Mapping[str, Any], headers: Mapping[str, str], receive: Receive, send: Send) -> None:
-        self.status = 499  # as proxies call it: the client left before there was a response
+        self.status, self.has_begun = 499, False  # as proxies call it: the client left before there was a response
         self._receive, self._send = receive, send
         self._name = ("x-request-id", scope["state"][REQUEST_ID])
         self._has_body = scope["method"] not in ("GET", "HEAD", "OPTIONS") and "expect" not in headers
+
+    def forget_body(self) -> None:
+        """Wait no more for the rest of the client's body."""
+        self._has_body = False
 
     async def receive(self) -> MutableMapping[str, Any]:
         """Return the next message of the client."""
@@ -143,7 +165,7 @@ class _Exchange:
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Send a message to the client."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.has_begun = message["status"], True
             name, value = self._name
             message["headers"] = [*message.get("headers", ()), (name.encode(), value.encode())]
             self._has_body = self._has_body and self.status != 408
@@ -162,7 +184,7 @@ def access_record(scope: Mapping[str, Any], status: int) -> dict[str, Any]:
     record: dict[str, Any] = {
         "request_id": state[REQUEST_ID],
         "method": scope["method"],
-        "path": shown(scope["path"]),
+        "path": _visible(shown(scope["path"])),
         "status": status,
         "code": state.get(CODE),
         "took_ms": round(now_ms() - state[ARRIVED], 3),
@@ -177,6 +199,11 @@ def access_record(scope: Mapping[str, Any], status: int) -> dict[str, Any]:
             "tokens": answer.num_output_tokens,
         }
     return record
+
+
+def _visible(text: str) -> str:
+    """Return a text with its control characters escaped, which could else write lines of their own in a log."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _plain(value: Any) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tempovlm.control.queue import MOST_WAITING
 from tempovlm.core.checks import checked_integer, checked_number, checked_texts
 from tempovlm.core.request import check_budget_ms
 
 BYTES_OF_MB = 1_000_000
+
+MOST_QUEUE = MOST_WAITING - 16
+"""The model's door takes a few more than wait: those whose lanes are free, on their way in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class Options:
         """
         if self.default_budget_ms is not None:
             check_budget_ms(self.default_budget_ms, "default_budget_ms")
-        checked_integer("max_queue", self.max_queue, 1, 100_000)
+        checked_integer("max_queue", self.max_queue, 1, MOST_QUEUE)
         for name in ("max_body_mb", "body_timeout_ms"):
             checked_number(name, getattr(self, name), "a positive number", lambda number: number > 0)
         for name, plural in (("api_key", "api_keys"), *((one, one) for one in _HOSTS)):

@@ -10,6 +10,7 @@ from tempovlm.core.request import Answer
 
 SLOT_MS = 5_000.0
 NUM_SLOTS = 60
+_MINUTE_MS = 60_000.0
 MOST_ANSWERS = 300
 """Answers with a budget that are kept; older ones are in the counts alone."""
 
@@ -20,11 +21,16 @@ REFUSALS = frozenset(("budget_infeasible", "queue_full", "draining", "calibratin
 
 @dataclass(slots=True)
 class Slot:
-    """Some seconds: requests by their end, answers by their setting, the most that waited, and the last price."""
+    """Some seconds: requests by their end, answers by their setting, the most that waited, and the last price.
+
+    Attributes:
+        infeasible: refusals that no faster or idler server would have spared.
+    """
 
     number: int
     ends: Counter[str] = field(default_factory=Counter)
     settings: Counter[str] = field(default_factory=Counter)
+    infeasible: int = 0
     waiting: int = 0
     price_per_ms: float | None = None
 
@@ -54,12 +60,24 @@ class Recent:
     def refused(self, code: str, time_ms: float) -> None:
         """Count a refusal; errors of the client are none."""
         if code in REFUSALS:
-            self._slot(time_ms).ends["refused"] += 1
+            slot = self._slot(time_ms)
+            slot.ends["refused"] += 1
+            slot.infeasible += code == "budget_infeasible"
 
     def waits(self, count: int, time_ms: float) -> None:
         """Tell how many wait."""
         slot = self._slot(time_ms)
         slot.waiting = max(slot.waiting, count)
+
+    def failed_share(self, time_ms: float) -> float:
+        """Return the share of the last minute's requests that were refused for want of time, late or cut."""
+        ends, first = Counter[str](), (time_ms - _MINUTE_MS) // SLOT_MS
+        for slot in self._slots:
+            if slot.number > first:
+                ends.update(slot.ends)
+                ends["refused"] -= slot.infeasible
+        count = ends.total()
+        return (ends["refused"] + ends["missed"] + ends["cut"]) / count if count else 0.0
 
     def told(self, time_ms: float) -> dict[str, Any]:
         """Return the last minutes as plain values, one column each; slots from the oldest to that of now."""

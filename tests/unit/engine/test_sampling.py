@@ -53,3 +53,9 @@ def test_samples_follow_the_distribution() -> None:
     sample = sampler_for(request, torch.device("cpu"))
     counts = torch.bincount(torch.cat([sample(logits) for _ in range(2000)]), minlength=3) / 2000
     torch.testing.assert_close(counts, torch.tensor([0.7, 0.2, 0.1]), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-46])
+def test_the_smallest_nucleus_is_the_likeliest_token(top_p: float) -> None:
+    request = Request(images=(), question="q", temperature=1.5, top_p=top_p)
+    assert sampler_for(request, torch.device("cpu"))(torch.tensor([[0.0, 2.0, 1.0]])).tolist() == [1]

@@ -102,6 +102,8 @@ def test_what_reaches_the_model(app: Any, served: TempoVLM, monkeypatch: pytest.
     assert (seen["temperature"], seen["top_p"], seen["stop"]) == (pytest.approx(0.5), pytest.approx(0.9), ("x",))
     assert (seen["seed"], seen["style"], seen["max_new_tokens"], seen["on_deadline"]) == (7, "okvqa", 2, "stop")
     assert (seen["image"], seen["budget_ms"]) == (None, None)
+    assert chat(app, max_tokens=3.0).status == 200, "JSON has one kind of numbers"
+    assert seen["max_new_tokens"] == 3
     chat(app, max_tokens=100_000)
     assert 16 < seen["max_new_tokens"] < 512, "as many as the context holds"
 
@@ -133,16 +135,17 @@ def test_conversations_are_one_question() -> None:
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": "hello"}, "messages", "invalid_value"),
         ({"messages": [{"role": "user", "content": [VIDEO]}]}, "messages.0.content.0", "invalid_value"),
-        ({"messages": [{"role": "user", "content": ""}]}, None, "invalid_value"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"max_tokens": "5"}, "max_tokens", "invalid_value"),
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"n": 2}, "n", "invalid_value"),
         ({"latency_budget_ms": 0}, "latency_budget_ms", "invalid_value"),
         ({"style": "poem"}, "style", "invalid_value"),
-        ({"seed": 1 << 70}, None, "invalid_value"),
+        ({"seed": 1 << 70}, "seed", "invalid_value"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value"),
-        ({"messages": [{"role": "user", "content": "is it? " * 5000}]}, None, "context_length_exceeded"),
+        ({"stop": ["a", ""]}, "stop.1", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "is it? " * 5000}]}, "messages", "context_length_exceeded"),
     ],
 )  # fmt: skip
 def test_errors_name_the_field(app: Any, more: dict[str, Any], param: str | None, code: str) -> None:

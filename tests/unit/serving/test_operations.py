@@ -156,3 +156,21 @@ def test_options_are_checked(options: dict[str, Any], flag: str) -> None:
 def test_a_default_budget_counts_where_none_came(app_of: Callable[..., Any]) -> None:
     told = chat(app_of(default_budget_ms=60_000.0)).json["tempovlm"]
     assert (told["budget_ms"], told["budget_source"]) == (60_000, "default")
+
+
+def test_no_redirect_names_a_host(app: Any) -> None:
+    for path in ("/static", "/health/", "/v1/models/"):
+        reply = get(app, path, host="evil.example")
+        assert reply.status == 404
+        assert "location" not in reply.headers
+
+
+@pytest.mark.parametrize("log_json", [True, False])
+def test_control_characters_do_not_reach_the_log(
+    app_of: Callable[..., Any], caplog: pytest.LogCaptureFixture, log_json: bool
+) -> None:
+    with caplog.at_level(logging.INFO, "tempovlm.access"):
+        get(app_of(log_json=log_json), "/a\0b\x1b[1mc\x7f", **{"x-request-id": "a\x1bb"})
+    (line,) = [one.getMessage() for one in caplog.records if one.name == "tempovlm.access"]
+    assert line.isprintable()
+    assert r"\x00" in line

@@ -257,6 +257,15 @@ def test_json_is_limited(app: Any, body: bytes) -> None:
     assert (reply.status, reply.code) == (400, "invalid_json")
 
 
+def test_depth_is_told_however_deep(app: Any) -> None:
+    for depth in (MOST_DEPTH + 1, 1500, 5000):
+        reply = post(app, CHAT, b'{"a": ' + b"[" * depth + b"]" * depth + b"}")
+        assert "deeper than" in reply.json["error"]["message"]
+    text = json.dumps("[" * 5000 + '"{' * 100)
+    body = json.dumps(question()).replace('"what does the sign say?"', text).encode()
+    assert post(app, CHAT, body).status == 200, "brackets in a text are no depth"
+
+
 @pytest.mark.parametrize("body", [b"[]", b"5", b"null", b'"text"'])
 def test_other_json_is_no_request(app: Any, body: bytes) -> None:
     assert post(app, CHAT, body).code == "invalid_value"

@@ -18,6 +18,7 @@ pytest.importorskip("uvicorn", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
 from tempovlm.core.errors import UserError
+from tempovlm.serving import app as app_module
 from tempovlm.serving import server
 
 SOON_S = 10.0
@@ -137,6 +138,52 @@ def test_on_a_signal_it_answers_what_it_has_and_ends(
     assert first.getresponse().status == 200
     first.close()
     second.close()
+    running.thread.join()
+
+
+def refused(connection: socket.socket) -> None:
+    """The connection gets a refusal of the API's own, and is closed."""
+    reply = http.client.HTTPResponse(connection)
+    reply.begin()
+    assert (reply.status, json.load(reply)["error"]["code"]) == (503, "draining")
+    assert (reply.getheader("content-type"), reply.getheader("connection")) == ("application/json", "close")
+
+
+STALLED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_who_still_sends_when_the_server_ends_is_told(
+    app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, signals: int
+) -> None:
+    monkeypatch.setattr(server, "GRACE_MS", 100.0 if signals == 1 else 60_000.0)
+    running, reading, real = Running(app_of(), monkeypatch), threading.Event(), app_module.read_body
+    monkeypatch.setattr(app_module, "read_body", lambda *given: reading.set() or real(*given))
+    with running.connect() as connection:
+        connection.sendall(STALLED)
+        assert reading.wait(SOON_S)
+        for _ in range(signals):
+            running.signal()
+        refused(connection)
+    running.thread.join()
+
+
+def test_who_waits_for_a_measurement_when_the_server_ends_is_told(
+    app_of: Callable[..., Any], served: TempoVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "GRACE_MS", 100.0)
+    running, entered, opened = (
+        Running(app_of(allow_calibrate=True), monkeypatch),
+        threading.Event(),
+        threading.Event(),
+    )
+    monkeypatch.setattr(served, "calibrate", lambda **_: entered.set() or opened.wait(SOON_S))
+    with running.connect() as connection:
+        connection.sendall(b"POST /calibrate HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        assert entered.wait(SOON_S)
+        running.signal()
+        refused(connection)
+        opened.set()
     running.thread.join()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Request, check_question
 from tempovlm.data.styles import check_style
-from tempovlm.serving.errors import ApiError, invalid
+from tempovlm.serving.errors import ApiError, invalid, invalid_field
 from tempovlm.serving.intake import remote
 from tempovlm.serving.intake.budget import Budget, find_budget, split_alias
 from tempovlm.serving.intake.pictures import Picture, from_data_url, look, readable
@@ -50,11 +50,13 @@ class Fields:
     """A request in the words that both APIs share.
 
     Attributes:
+        text_field: name of the field that holds the turns.
         turns: role and text, `system`, `user` or `assistant`.
         budget: as it was sent.
     """
 
     model: str | None
+    text_field: str
     turns: Sequence[tuple[str, str]]
     images: Sequence[ImageField]
     max_tokens: int | None = None
@@ -127,8 +129,8 @@ class Intake:
         try:
             check_question(question)
         except UserError as error:
-            raise invalid(str(error)) from None
-        most = self._room(question, style, with_picture=bool(fields.images))
+            raise invalid(str(error), fields.text_field) from None
+        most = self._room(question, style, fields)
         asked = USUAL_TOKENS if fields.max_tokens is None else fields.max_tokens
         budget = find_budget(fields.budget, headers, alias_ms, min(asked, most), self._options.default_budget_ms)
         given: dict[str, Any] = {
@@ -148,7 +150,7 @@ class Intake:
         try:
             request = Request(images=images, question=question, budget_ms=budget.budget_ms, **options)
         except UserError as error:
-            raise invalid(str(error)) from None
+            raise invalid_field(error) from None
         return Ask(
             request=request,
             budget=budget,
@@ -174,18 +176,17 @@ class Intake:
         place = _TIERS.get(image.detail)
         return look(data, image.param), None if place is None else self._tiers[place]
 
-    def _room(self, question: str, style: str, *, with_picture: bool) -> int:
+    def _room(self, question: str, style: str, fields: Fields) -> int:
         """Return the most tokens that an answer can have beside the question."""
-        picture = self._picture_tokens if with_picture else 0
+        picture = self._picture_tokens if fields.images else 0
         if len(question) > _LETTERS_OF_TOKEN * self._context:
             room = 0
         else:
             prompt, _ = self._tokenizer.stream(question, style, None, self._vision)
             room = self._context - picture - len(prompt)
         if room < 1:
-            raise ApiError(
-                400, "context_length_exceeded", f"the question does not fit the context of {self._context} tokens"
-            )
+            message = f"the question does not fit the context of {self._context} tokens"
+            raise invalid(message, fields.text_field, "context_length_exceeded")
         return room
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,11 @@ MOST_DEPTH = 32
 
 MOST_ITEMS = 20_000
 """Lists, objects and commas: a body of empty lists would take a hundred times its size in memory."""
+
+_MARKS = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]', re.DOTALL)
+"""A string, or one end of a list or an object."""
+
+_STEPS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 _DISCARD_MS = 2_000.0
 
@@ -77,14 +83,11 @@ def parse(data: bytes | bytearray, kind: type[Body]) -> Body:
     Raises:
         ApiError: it is no JSON, too deep or of too many items, or a field is invalid; names the field.
     """
-    if sum(map(data.count, (b"[", b"{", b","))) > MOST_ITEMS:
-        raise invalid(f"the body has more than {MOST_ITEMS} items", code="invalid_json")
+    _check_shape(data)
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_number)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise invalid("the body is not valid JSON in UTF-8", code="invalid_json") from None
-    if _depth(value) > MOST_DEPTH:
-        raise invalid(f"the body is nested deeper than {MOST_DEPTH}", code="invalid_json")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -98,15 +101,18 @@ def _no_number(name: str) -> None:
     raise ValueError(name)
 
 
-def _depth(value: Any) -> int:
-    """Return how deep lists and objects are, without recursion."""
-    depth, level = 0, [value]
-    while level:
-        level = [
-            inner
-            for one in level
-            if isinstance(one, list | dict)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-        depth += 1
-    return depth - 1
+def _check_shape(data: bytes | bytearray) -> None:
+    """Raise an error for a body that is too deep or has too many items, before a parser recurses into it."""
+    depth = 0
+    for number, mark in enumerate(_MARKS.finditer(data)):
+        if number > 4 * MOST_ITEMS:  # more strings and ends than that many items can have
+            raise _too_many()
+        depth += _STEPS.get(mark[0], 0)
+        if depth > MOST_DEPTH:
+            raise invalid(f"the body is nested deeper than {MOST_DEPTH}", code="invalid_json")
+    if sum(map(data.count, (b"[", b"{", b","))) > MOST_ITEMS:
+        raise _too_many()
+
+
+def _too_many() -> ApiError:
+    return invalid(f"the body has more than {MOST_ITEMS} items", code="invalid_json")

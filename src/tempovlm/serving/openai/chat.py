@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from tempovlm.core.request import Answer
+from tempovlm.data.styles import STYLES
 from tempovlm.serving.errors import invalid
 from tempovlm.serving.intake.asks import Ask, Fields, ImageField
 from tempovlm.serving.openai.account import FINISH, metrics, told, usage
@@ -19,10 +20,25 @@ MOST_TURNS = 256
 MOST_STOPS = 16
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_whole)
+"""JSON may write an integer as 3.0. It comes last in a type: the bounds before it are told in the schema then."""
+
+Count = Annotated[int, Field(ge=1), _WHOLE]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64), _WHOLE]
+Stop = Annotated[str, Field(min_length=1)]
+
+
 class Model(BaseModel):
     """Fields of a JSON object; others are ignored, as the real API does."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+
+Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 
 class TextPart(Model):
@@ -35,7 +51,7 @@ class TextPart(Model):
 class ImageUrl(Model):
     """The address of a picture, a data URL as a rule, and how closely to look at it."""
 
-    url: str
+    url: Url
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
@@ -68,7 +84,7 @@ class Common(Model):
     stream: bool | None = None
     latency_budget_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Milliseconds from the request's headers to the last token."""
-    style: str | None = None
+    style: Annotated[str | None, WithJsonSchema({"enum": [*STYLES, "", None]})] = None
     """Style of the answer, the prompt's prefix."""
     on_deadline: Literal["stop", "finish", "reject"] | None = None
     """stop cuts the answer at its deadline, finish lets it run on, reject refuses what is not expected to fit."""
@@ -93,24 +109,22 @@ class ChatRequest(Common):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    n: int | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    seed: Seed | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    n: Annotated[Count | None, WithJsonSchema({"enum": [1, None]})] = None
     stream_options: StreamOptions | None = None
 
     def fields(self) -> Fields:
         """Return what is asked.
 
         Raises:
-            ApiError: more than one answer, or too many texts that end it.
+            ApiError: more than one answer is asked for.
         """
         if self.n not in (None, 1):
             raise invalid("n must be 1: a request has one answer", "n")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > MOST_STOPS:
-            raise invalid(f"at most {MOST_STOPS} texts can end an answer", "stop")
         turns, images = list[tuple[str, str]](), list[ImageField]()
         for place, message in enumerate(self.messages):
             parts = message.content if isinstance(message.content, list) else []
@@ -125,6 +139,7 @@ class ChatRequest(Common):
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return Fields(
             **self.common(),
+            text_field="messages",
             turns=turns,
             images=images,
             max_tokens=most,

@@ -7,19 +7,26 @@ import uuid
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from tempovlm.core.request import Answer
 from tempovlm.serving.errors import invalid
 from tempovlm.serving.intake.asks import Ask, Fields, ImageField
 from tempovlm.serving.openai.account import FINISH, metrics, told, usage
-from tempovlm.serving.openai.chat import MOST_TURNS, Common, Model, event
+from tempovlm.serving.openai.chat import MOST_TURNS, Common, Count, Model, Url, event
 
 
 class InputText(Model):
     """A text in a turn."""
 
-    type: Literal["input_text", "output_text"]
+    type: Literal["input_text"]
+    text: str
+
+
+class OutputText(Model):
+    """A text in an earlier answer."""
+
+    type: Literal["output_text"]
     text: str
 
 
@@ -27,7 +34,7 @@ class InputImage(Model):
     """A picture in a turn."""
 
     type: Literal["input_image"]
-    image_url: str
+    image_url: Url
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
@@ -36,39 +43,39 @@ class Turn(Model):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[InputText | InputImage, Field(discriminator="type")]]
+    content: str | list[Annotated[InputText | OutputText | InputImage, Field(discriminator="type")]]
 
 
 class ResponsesRequest(Common):
     """The body of `POST /v1/responses`."""
 
-    input: str | list[Turn]
+    input: str | Annotated[list[Turn], Field(max_length=MOST_TURNS)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    previous_response_id: str | None = None
+    max_output_tokens: Count | None = None
+    previous_response_id: Annotated[str | None, WithJsonSchema({"type": "null"})] = None
 
     def fields(self) -> Fields:
         """Return what is asked.
 
         Raises:
-            ApiError: it goes on from a response that would have to be stored, or has too many turns.
+            ApiError: it goes on from a response that would have to be stored.
         """
         if self.previous_response_id is not None:
             raise invalid("no responses are stored; send all turns in input", "previous_response_id")
         given = [Turn(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        if len(given) > MOST_TURNS:
-            raise invalid(f"input: at most {MOST_TURNS} turns", "input")
         turns, images = [("system", self.instructions or "")], list[ImageField]()
         for place, turn in enumerate(given):
             texts = [turn.content] if isinstance(turn.content, str) else []
             for number, part in enumerate(() if isinstance(turn.content, str) else turn.content):
-                if isinstance(part, InputText):
+                if not isinstance(part, InputImage):
                     texts.append(part.text)
                 else:
                     param = f"input.{place}.content.{number}.image_url"
                     images.append(ImageField(part.image_url, part.detail or "auto", param))
             turns.append((turn.role, "\n".join(texts)))
-        return Fields(**self.common(), turns=turns, images=images, max_tokens=self.max_output_tokens)
+        return Fields(
+            **self.common(), text_field="input", turns=turns, images=images, max_tokens=self.max_output_tokens
+        )
 
 
 class ResponsesReply:
