@@ -11,6 +11,7 @@ VENV := $(if $(CONSTRAINTS),.venv,.venv-newest)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
+DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 
 # Installed first, by exactly the pin of constraints.txt, whatever CONSTRAINTS is.
@@ -43,7 +44,7 @@ $(STAMP): pyproject.toml Makefile $(or $(CONSTRAINTS),look-again)
 	@touch $@
 
 demo: $(STAMP)  ## answer example pictures at three budgets; leaves demo/report.html
-	@$(BIN)/python -m tempovlm.cli.main demo --output_dir $(DEMO_DIR)
+	@$(BIN)/python -m tempovlm.cli.main demo --output_dir $(DEMO_DIR) $(DEMO_FLAGS)
 
 lint: $(STAMP)  ## ruff, mypy and the import contracts
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .

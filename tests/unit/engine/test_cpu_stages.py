@@ -452,6 +452,7 @@ class TestWithoutMemory(Nowhere):
         (tmp_path / "short.h").write_text(SHORT_OF_MEMORY)
         compiler = libraries._compilers()[0]
         monkeypatch.setattr(libraries, "_compilers", lambda: [[*compiler, "-include", str(tmp_path / "short.h")]])
+        monkeypatch.setattr(libraries, "_COMMON", [*libraries._COMMON, "-O1"])
         stages, patches, plan = CpuStages(model, "float32", 2), patches_of(20), plan_of(2, 6)
         state = ctypes.c_int.in_dll(stages._kernels, "is_short")
         features = stages.encode(patches)

@@ -57,10 +57,8 @@ def test_weights_that_can_be_read(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what the interpreter runs; see tests/gpu")
-@pytest.mark.parametrize(
-    ("weights", "question"), [("fp8", "what is the dog?"), ("int8", "what color is the dog?")]
-)
-def test_steps_read_them_and_prompts_do_not(engine: Engine, weights: DecodeDtype, question: str) -> None:
+@pytest.mark.parametrize("weights", ["fp8", "int8"])
+def test_steps_read_them_and_prompts_do_not(engine: Engine, weights: DecodeDtype) -> None:
     pytest.importorskip("triton")
     from tempovlm.model.kernels.tiles import Tile, Tiling
 
@@ -74,7 +72,8 @@ def test_steps_read_them_and_prompts_do_not(engine: Engine, weights: DecodeDtype
     )
     narrow = NarrowDecoder.of(imitate(run.model.decoder, weights))
     plain.runner = Runner(run.model, run.tokenizer, narrow=narrow)
-    request = Request(images=(), question=question, max_new_tokens=12)
+    # A question whose second token hangs on the weights' precision.
+    request = Request(images=(), question="what does the sign?", max_new_tokens=6)
     guard = Guard.fixed(engine.space.cheapest, engine.space)
     tokens = ours.answer(request, guard).tokens
     assert tokens == plain.answer(request, guard).tokens != engine.answer(request, guard).tokens

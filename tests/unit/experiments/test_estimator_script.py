@@ -73,8 +73,9 @@ def write_results(folder: Path, rates: RooflineCore = RATES, stamp: Stamp = STAM
 
 @pytest.fixture(autouse=True)
 def _equally_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The winner hangs on errors, not on how fast this machine predicts."""
+    """The winner hangs on errors, not on how fast this machine predicts; few trees are soon grown."""
     monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.benchmark_ms", lambda *_: 0.1)
+    monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.TREES", 5)
 
 
 def words(out: Path, *results: Path) -> list[str]:

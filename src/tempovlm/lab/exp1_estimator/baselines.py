@@ -26,6 +26,9 @@ CHOICE_RULE = (
     f"settings within {PREDICTION_LIMIT_MS} ms"
 )
 
+TREES = 150
+"""Trees of the boosting, for each stage."""
+
 
 @dataclass(frozen=True, slots=True)
 class ComparedCore:
@@ -54,7 +57,7 @@ def fit_boosting(table: CostTable, train: Rows, seed: int) -> ComparedCore:
     for stage, known in enumerate(np.isfinite(goal).T):
         if known.sum() >= 2:  # each tree leaves some rows out
             model = GradientBoostingRegressor(
-                loss="absolute_error", n_estimators=150, max_depth=4, subsample=0.7, random_state=seed
+                loss="absolute_error", n_estimators=TREES, max_depth=4, subsample=0.7, random_state=seed
             )
             models[stage] = model.fit(features[known], goal[known, stage])
 
