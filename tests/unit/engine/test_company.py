@@ -228,7 +228,7 @@ def test_a_fault_of_the_device_reaches_every_caller(
 
     with monkeypatch.context() as patch:
         patch.setattr(companies, "encode_together", fail)
-        for one in together([lambda pair=pair: company_of(crowded).answer(*pair, 0.0) for pair in pairs]):
+        for one in together([lambda pair=pair: company_of(crowded).answer(Asked(*pair, 0.0)) for pair in pairs]):
             assert isinstance(one, UserError)
     assert [one.tokens for one in company_of(crowded).answer_all(pairs)] == expected
 
