@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_logits_and_cache_are_torchs(blocks: tuple[int, ...], top_k: int) -> Non
     torch.testing.assert_close(caches[1].values, caches[0].values, rtol=1e-4, atol=1e-5)
 
 
-def test_large_gates_do_not_overflow(recwarn: pytest.WarningsRecorder) -> None:
+def test_large_gates_do_not_overflow() -> None:
     model = build_model()
     with torch.no_grad():
         for name, parameter in model.decoder.named_parameters():
@@ -46,8 +48,9 @@ def test_large_gates_do_not_overflow(recwarn: pytest.WarningsRecorder) -> None:
     assert narrow is not None
     plan = Plan.build(KnobConfig(tier="low", top_k=4, num_blocks=6), Ranking.evenly_spaced(6), CONFIG.shape)
     cache = KVCache.allocate(CONFIG, 6, 1, 4, torch.zeros(1))
-    assert narrow.decode(5, plan, cache, 0).isfinite().all()
-    assert not recwarn.list
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # numpy's, of an overflow
+        assert narrow.decode(5, plan, cache, 0).isfinite().all()
 
 
 def test_other_models_go_the_usual_way() -> None:
