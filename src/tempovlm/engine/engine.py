@@ -198,7 +198,7 @@ class Engine:
         """
         accepted_ms = now_ms() - request.waited_ms if accepted_ms is None else accepted_ms
         budget_ms = math.inf if request.budget_ms is None else request.budget_ms
-        return self.door.line_up(accepted_ms, accepted_ms + budget_ms)
+        return self.door.line_up(accepted_ms, accepted_ms + budget_ms, runs_over=request.on_deadline == "finish")
 
     def answer_in_turn(
         self,

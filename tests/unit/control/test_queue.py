@@ -92,6 +92,16 @@ def test_shares() -> None:
     assert both.share_ms(0.0) == pytest.approx(100.0), "two run side by side"
 
 
+def test_who_ends_at_a_deadline_that_is_over_takes_no_share() -> None:
+    door = Door()
+    door.line_up(0.0, 30.0, runs_over=False)
+    door.line_up(0.0, 300.0)
+    assert door.share_ms(0.0) == pytest.approx(15.0)
+    assert door.share_ms(0.0, least_ms=40.0) == pytest.approx(150.0)
+    door.line_up(0.0, 30.0)
+    assert door.share_ms(0.0, least_ms=40.0) == pytest.approx(100.0), "one that is answered late takes its time"
+
+
 def test_too_many_are_refused() -> None:
     door = Door(most_waiting=2)
     for _ in range(2):
