@@ -56,7 +56,7 @@ class Envelope:
         for time_ms, gain in zip(times_ms[useful][order].tolist(), gains[useful][order].tolist(), strict=True):
             if gain <= vertices[-1][1]:
                 continue
-            while len(vertices) > 1 and _turns_up(*vertices[-2:], (time_ms, gain)):
+            while len(vertices) > 1 and _turns_up(vertices[-2], vertices[-1], (time_ms, gain)):
                 vertices.pop()
             vertices.append((time_ms, gain))
         return cls(*np.array(vertices).T)
