@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tempovlm.control.select import Floats
 from tempovlm.core.checks import finite, wrong_argument
-
-Floats = NDArray[np.float64]
 
 DERIVED = "derived"
 """Names the price that follows from the deadlines of those who wait."""
+
+_ROUNDING = 1e-9
+"""A price that exceeds a slope by this share is the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,10 @@ class Envelope:
         """Return the accuracy at a lane time."""
         return float(np.interp(share_ms, self.lane_ms, self.accuracy))
 
+    def is_worth(self, price_per_ms: float) -> bool:
+        """Whether some setting gains as much as its lane time costs."""
+        return price_per_ms <= self.steepest * (1 + _ROUNDING)
+
     def worth(self, price_per_ms: float) -> float:
         """Return the most that accuracy exceeds the price of its lane time by; 0 where no answer is worth more."""
         return float((self.accuracy - price_per_ms * self.lane_ms).max())
@@ -121,6 +126,28 @@ class Price:
 
     def __str__(self) -> str:
         return DERIVED if self.is_derived else f"{self.per_ms:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class LanePrice:
+    """The price of a lane's time for one request.
+
+    Attributes:
+        price: the server's. share_ms: the request's share of the time, infinite if nobody waits.
+        weight: how much its accuracy counts beside that of others.
+    """
+
+    price: Price = Price(is_derived=False)
+    share_ms: float = np.inf
+    weight: float = 1.0
+
+    def per_ms(self, usual: Envelope) -> float:
+        """Return the price in the request's own accuracy per ms; `usual` is the envelope of those who share."""
+        return self.price.of(usual, self.share_ms) / self.weight
+
+
+FREE = LanePrice()
+"""Of a lane that nobody waits for."""
 
 
 def parse_price(text: object) -> Price:

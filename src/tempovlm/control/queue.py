@@ -59,6 +59,7 @@ class Ticket:
         urgency: the order in which tickets are let in, lowest first.
         turn: notified, with the door's lock held, when the ticket may be let in.
         runs_over: whether it takes its time even if it cannot be in time.
+        need_ms: the time inside that it is expected to need at least.
     """
 
     accepted_ms: float
@@ -66,6 +67,7 @@ class Ticket:
     urgency: tuple[float, int]
     turn: threading.Condition
     runs_over: bool = True
+    need_ms: float = 0.0
     thread: int = field(default_factory=threading.get_ident)
 
 
@@ -108,12 +110,15 @@ class Door:
         """Whether anybody is inside or waits."""
         return bool(self._inside or self._waiting)
 
-    def line_up(self, accepted_ms: float, deadline_ms: float = math.inf, *, runs_over: bool = True) -> Ticket:
+    def line_up(
+        self, accepted_ms: float, deadline_ms: float = math.inf, need_ms: float = 0.0, *, runs_over: bool = True
+    ) -> Ticket:
         """Take a place at the door, which `enter` waits at; `leave` gives it up.
 
         Args:
             accepted_ms: when the request came.
             deadline_ms: when it must have ended.
+            need_ms: the time inside that it is expected to need at least.
             runs_over: whether it is answered even if it cannot be in time.
 
         Raises:
@@ -124,7 +129,8 @@ class Door:
         with self._lock:
             check_waiting(len(self._waiting), self._most_waiting)
             urgency = (min(deadline_ms, accepted_ms + PATIENCE_MS), next(self._numbers))
-            ticket = Ticket(accepted_ms, deadline_ms, urgency, threading.Condition(self._lock), runs_over)
+            turn = threading.Condition(self._lock)
+            ticket = Ticket(accepted_ms, deadline_ms, urgency, turn, runs_over, need_ms)
             self._waiting.append(ticket)
             self._waiting.sort(key=lambda one: one.urgency)
             return ticket
@@ -199,6 +205,25 @@ class Door:
                 for one in self._waiting
             ]
         return common_share_ms([math.inf, *waiting], now_ms, self.lanes, least_ms, others)
+
+    def room_ms(self, now_ms: float) -> float:
+        """Return how long a request may take so that all who wait can still be answered; infinite for none.
+
+        They get the least time that each needs, one after another. Those that cannot be in time any more do not
+        count. On several lanes it is `share_ms`.
+        """
+        if self.lanes > 1:
+            return self.share_ms(now_ms)
+        with self._lock:
+            waiting = [(one.deadline_ms - now_ms, one.need_ms, one.runs_over) for one in self._waiting]
+        room_ms, ahead_ms = math.inf, 0.0
+        for left_ms, need_ms, runs_over in waiting:
+            is_over = _is_over(left_ms, ahead_ms + need_ms)
+            if not is_over:
+                room_ms = min(room_ms, left_ms - ahead_ms - need_ms)
+            if runs_over or not is_over:
+                ahead_ms += need_ms
+        return room_ms
 
 
 def common_share_ms(
