@@ -47,6 +47,10 @@ class Scorer(Protocol):
     def scores(self, features: Floats) -> Floats:
         """Return expected accuracies (N, K) from features (N, F)."""
 
+    @property
+    def usual(self) -> Floats:
+        """(K,) expected accuracies over the training questions."""
+
 
 def question_features(text: str, image_size: Size | None) -> Floats:
     """Return features (F,): hashed words and word pairs, the question's length, the picture's size.
@@ -86,6 +90,11 @@ class ScoredPolicy(Policy):
     name: str
     scale = "accuracy"
     tie = TIE
+
+    @property
+    def usual(self) -> Floats:
+        """(K,) expected accuracies over the training questions."""
+        return self.scorer.usual
 
     def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
         """Return expected accuracies (K,)."""
@@ -159,6 +168,11 @@ class NearestNeighbours:
         """Rebuild the policy from `state_dict`."""
         scale, arrays = _arrays(state)
         return cls(scale, arrays["features"], arrays["accuracy"], int(arrays["neighbours"]))
+
+    @property
+    def usual(self) -> Floats:
+        """(K,) mean accuracies of the training questions."""
+        return self.accuracy.mean(axis=0)
 
     def scores(self, features: Floats) -> Floats:
         """Return the neighbours' mean accuracies (N, K)."""
@@ -246,6 +260,11 @@ class LinUCB:
         """Rebuild the policy from `state_dict`."""
         scale, arrays = _arrays(state)
         return cls(scale, arrays["arms"], arrays["weights"])
+
+    @property
+    def usual(self) -> Floats:
+        """(K,) expected accuracies at the training questions' mean features."""
+        return self.weights[-1] @ self.arms.T
 
     def scores(self, features: Floats) -> Floats:
         """Return expected accuracies (N, K)."""

@@ -58,12 +58,16 @@ class Ticket:
         accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
         urgency: the order in which tickets are let in, lowest first.
         turn: notified, with the door's lock held, when the ticket may be let in.
+        runs_over: whether it takes its time even if it cannot be in time.
+        need_ms: the time inside that it is expected to need at least.
     """
 
     accepted_ms: float
     deadline_ms: float
     urgency: tuple[float, int]
     turn: threading.Condition
+    runs_over: bool = True
+    need_ms: float = 0.0
     thread: int = field(default_factory=threading.get_ident)
 
 
@@ -106,12 +110,16 @@ class Door:
         """Whether anybody is inside or waits."""
         return bool(self._inside or self._waiting)
 
-    def line_up(self, accepted_ms: float, deadline_ms: float = math.inf) -> Ticket:
+    def line_up(
+        self, accepted_ms: float, deadline_ms: float = math.inf, need_ms: float = 0.0, *, runs_over: bool = True
+    ) -> Ticket:
         """Take a place at the door, which `enter` waits at; `leave` gives it up.
 
         Args:
             accepted_ms: when the request came.
             deadline_ms: when it must have ended.
+            need_ms: the time inside that it is expected to need at least.
+            runs_over: whether it is answered even if it cannot be in time.
 
         Raises:
             UserError: too many wait.
@@ -121,7 +129,8 @@ class Door:
         with self._lock:
             check_waiting(len(self._waiting), self._most_waiting)
             urgency = (min(deadline_ms, accepted_ms + PATIENCE_MS), next(self._numbers))
-            ticket = Ticket(accepted_ms, deadline_ms, urgency, threading.Condition(self._lock))
+            turn = threading.Condition(self._lock)
+            ticket = Ticket(accepted_ms, deadline_ms, urgency, turn, runs_over, need_ms)
             self._waiting.append(ticket)
             self._waiting.sort(key=lambda one: one.urgency)
             return ticket
@@ -181,19 +190,67 @@ class Door:
         """Whether another thread waits with a ticket; of its own tickets a thread uses them as it likes."""
         return ticket.thread != thread
 
-    def share_ms(self, now_ms: float) -> float:
-        """Return how long a request may take so that all who wait keep their deadlines; infinite for none.
+    def share_ms(self, now_ms: float, least_ms: float = 0.0) -> float:
+        """Return how long a request may take so that all who wait get as much; infinite for none.
 
-        With `n` lanes, the request that waits at place `i` (from 0) runs in turn `i // n + 1` after this one, and
-        every turn gets the same time.
+        Args:
+            now_ms: when it begins.
+            least_ms: time that an answer takes at least. Of those with less some run all the same, and take a
+                share; the others are over.
         """
-        waiting = list(self._waiting)
-        shares = [
-            (one.deadline_ms - now_ms) / (place // self.lanes + 2)
-            for place, one in enumerate(waiting)
-            if one.deadline_ms > now_ms
-        ]
-        return min(shares, default=math.inf)
+        with self._lock:
+            others = max(0, len(self._inside) - 1)
+            waiting = [
+                math.inf if one.runs_over and _is_over(one.deadline_ms - now_ms, least_ms) else one.deadline_ms
+                for one in self._waiting
+            ]
+        return common_share_ms([math.inf, *waiting], now_ms, self.lanes, least_ms, others)
+
+    def room_ms(self, now_ms: float) -> float:
+        """Return how long a request may take so that all who wait can still be answered; infinite for none.
+
+        They get the least time that each needs, one after another. Those that cannot be in time any more do not
+        count. On several lanes it is `share_ms`.
+        """
+        if self.lanes > 1:
+            return self.share_ms(now_ms)
+        with self._lock:
+            waiting = [(one.deadline_ms - now_ms, one.need_ms, one.runs_over) for one in self._waiting]
+        room_ms, ahead_ms = math.inf, 0.0
+        for left_ms, need_ms, runs_over in waiting:
+            is_over = _is_over(left_ms, ahead_ms + need_ms)
+            if not is_over:
+                room_ms = min(room_ms, left_ms - ahead_ms - need_ms)
+            if runs_over or not is_over:
+                ahead_ms += need_ms
+        return room_ms
+
+
+def common_share_ms(
+    deadlines_ms: Sequence[float], now_ms: float, lanes: int = 1, least_ms: float = 0.0, others: int = 0
+) -> float:
+    """Return how long the first of some requests may take so that each of them gets as much before its deadline.
+
+    On one lane that is the least (d_i - now) / i; on several, whole turns count, so that it is at most `lanes`
+    times that. Those that can no longer be served count for nothing.
+
+    Args:
+        deadlines_ms: in the order of their service, the request itself first, whose own deadline binds nobody.
+        now_ms: when the lane is free for it.
+        lanes: that serve them side by side.
+        least_ms: time that an answer takes at least.
+        others: requests on the other lanes, which are taken to begin as it does.
+
+    Returns:
+        Infinity if nobody else waits.
+    """
+    left_ms = [one - now_ms for one in deadlines_ms[1:] if not _is_over(one - now_ms, least_ms)]
+    return min((left / -(-(place + others) // lanes) for place, left in enumerate(left_ms, 2)), default=math.inf)
+
+
+def _is_over(left_ms: float, least_ms: float) -> bool:
+    """Whether a request with so much time left can no longer be served."""
+    return left_ms <= 0 or left_ms < least_ms
 
 
 @dataclass(frozen=True, eq=False, slots=True)

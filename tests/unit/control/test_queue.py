@@ -92,6 +92,34 @@ def test_shares() -> None:
     assert both.share_ms(0.0) == pytest.approx(100.0), "two run side by side"
 
 
+def test_who_ends_at_a_deadline_that_is_over_takes_no_share() -> None:
+    door = Door()
+    door.line_up(0.0, 30.0, runs_over=False)
+    door.line_up(0.0, 300.0)
+    assert door.share_ms(0.0) == pytest.approx(15.0)
+    assert door.share_ms(0.0, least_ms=40.0) == pytest.approx(150.0)
+    door.line_up(0.0, 30.0)
+    assert door.share_ms(0.0, least_ms=40.0) == pytest.approx(100.0), "one that is answered late takes its time"
+
+
+def test_room_leaves_each_who_waits_its_least() -> None:
+    door = Door()
+    assert door.room_ms(0.0) == math.inf
+    door.line_up(0.0, 100.0, 30.0)
+    assert door.room_ms(0.0) == pytest.approx(70.0)
+    door.line_up(0.0, 110.0, 50.0)
+    assert door.room_ms(0.0) == pytest.approx(30.0), "30 and 50 before 110"
+    door.line_up(0.0, 200.0, 30.0)
+    assert door.room_ms(75.0) == pytest.approx(15.0), "the two before are late, and take their time all the same"
+    gone = Door()
+    gone.line_up(0.0, 20.0, 30.0, runs_over=False)
+    gone.line_up(0.0, 100.0, 30.0)
+    assert gone.room_ms(0.0) == pytest.approx(70.0), "the first one is over, and ends"
+    both = Door(lanes=2)
+    both.line_up(0.0, 100.0, 30.0)
+    assert both.room_ms(0.0) == both.share_ms(0.0)
+
+
 def test_too_many_are_refused() -> None:
     door = Door(most_waiting=2)
     for _ in range(2):
