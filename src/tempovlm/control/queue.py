@@ -298,6 +298,16 @@ class Schedule:
         return len(self._stays) - len(self._began_ms)
 
     @property
+    def inside(self) -> tuple[Stay, ...]:
+        """Those that are taken to be inside, in the order in which they were let in."""
+        return tuple(self._began_ms)
+
+    def share_ms(self, now_ms: float, least_ms: float = 0.0) -> float:
+        """Return how long a request that begins may take so that all who wait get as much, as `common_share_ms`."""
+        waiting = [stay.deadline_ms for stay in self._outside(self._stays)]
+        return common_share_ms([math.inf, *waiting], now_ms, self._lanes, least_ms, max(0, self.running - 1))
+
+    @property
     def is_full(self) -> bool:
         """Whether no more may wait."""
         return self.waiting >= self._most_waiting
