@@ -79,6 +79,11 @@ class Envelope:
         place = int(np.searchsorted(self.lane_ms, max(share_ms, 0.0), side="right")) - 1
         return float(self.slopes[place]) if place < len(self.slopes) else 0.0
 
+    def mean_slope(self, shares_ms: Floats) -> float:
+        """Return the mean of `slope` at some lane times (S,)."""
+        places = np.searchsorted(self.lane_ms, np.maximum(shares_ms, 0.0), side="right") - 1
+        return float(np.append(self.slopes, 0.0)[places].mean())
+
     def at(self, share_ms: float) -> float:
         """Return the accuracy at a lane time."""
         return float(np.interp(share_ms, self.lane_ms, self.accuracy))
@@ -98,13 +103,16 @@ def _turns_up(before: tuple[float, float], middle: tuple[float, float], after: t
     return (y1 - y0) * (x2 - x0) <= (y2 - y0) * (x1 - x0)
 
 
-def derived_price(envelope: Envelope, share_ms: float) -> float:
+def derived_price(envelope: Envelope, share_ms: float | Floats) -> float:
     """Return the price of lane time, in accuracy per ms, at which a request spends its share of it.
 
     Args:
         envelope: of those who share the lane, taken to be alike.
-        share_ms: `queue.common_share_ms`; infinite if nobody waits, for whom time is free.
+        share_ms: `queue.common_share_ms`; infinite if nobody waits, for whom time is free. Where it depends on who
+            may come, (S,) the shares of equally likely scenarios, and the price is the mean of theirs.
     """
+    if isinstance(share_ms, np.ndarray):
+        return envelope.mean_slope(share_ms)
     return 0.0 if share_ms == np.inf else envelope.slope(share_ms)
 
 
@@ -120,7 +128,7 @@ class Price:
     is_derived: bool = True
     per_ms: float = 0.0
 
-    def of(self, envelope: Envelope, share_ms: float) -> float:
+    def of(self, envelope: Envelope, share_ms: float | Floats) -> float:
         """Return the price for a request that shares a lane: as `derived_price`, or the number."""
         return derived_price(envelope, share_ms) if self.is_derived else self.per_ms
 

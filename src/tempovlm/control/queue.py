@@ -28,6 +28,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from tempovlm.control.forecast import Forecast
+from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 
 PATIENCE_MS = 10_000.0
@@ -259,13 +263,20 @@ class Stay:
 
     Attributes:
         accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
-        need_ms: the time inside that it is expected to need at least. owner: who asked.
+        need_ms: the time inside that it stays under if it takes the least. owner: who asked.
+        usual_ms: the time inside that it then takes as a rule, which those behind it wait for; None is `need_ms`.
     """
 
     accepted_ms: float
     deadline_ms: float
     need_ms: float
     owner: str = ""
+    usual_ms: float | None = None
+
+    @property
+    def ahead_ms(self) -> float:
+        """The time that those behind it wait for it: bounds do not add up, since few answers come near theirs."""
+        return self.need_ms if self.usual_ms is None else self.usual_ms
 
 
 class Schedule:
@@ -275,9 +286,17 @@ class Schedule:
     """
 
     def __init__(
-        self, lanes: int = 1, most_waiting: int = MOST_WAITING, most_of_owner: int = MOST_WAITING
+        self,
+        lanes: int = 1,
+        most_waiting: int = MOST_WAITING,
+        most_of_owner: int = MOST_WAITING,
+        forecast: Forecast | None = None,
     ) -> None:
-        """Admit requests to a door of `lanes`; at most `most_waiting` wait, and `most_of_owner` of one owner."""
+        """Admit requests to a door of `lanes`; at most `most_waiting` wait, and `most_of_owner` of one owner.
+
+        `forecast` remembers all who come; None has nobody expected.
+        """
+        self._forecast = forecast
         self._lanes, self._most_waiting, self._most_of_owner = lanes, most_waiting, most_of_owner
         self._stays: list[Stay] = []  # the most urgent first
         self._began_ms: dict[Stay, float] = {}  # of those that are taken to be inside
@@ -302,10 +321,16 @@ class Schedule:
         """Those that are taken to be inside, in the order in which they were let in."""
         return tuple(self._began_ms)
 
-    def share_ms(self, now_ms: float, least_ms: float = 0.0) -> float:
-        """Return how long a request that begins may take so that all who wait get as much, as `common_share_ms`."""
+    def share_ms(self, now_ms: float, least_ms: float = 0.0) -> float | Floats:
+        """Return how long a request that begins may take so that all who wait get as much, as `common_share_ms`.
+
+        With a forecast, (S,) so that those who come in each of its scenarios get as much too.
+        """
         waiting = [stay.deadline_ms for stay in self._outside(self._stays)]
-        return common_share_ms([math.inf, *waiting], now_ms, self._lanes, least_ms, max(0, self.running - 1))
+        share_ms = common_share_ms([math.inf, *waiting], now_ms, self._lanes, least_ms, max(0, self.running - 1))
+        if self._forecast is None:
+            return share_ms
+        return np.minimum(share_ms, self._forecast.shares_ms(len(waiting), now_ms))
 
     @property
     def is_full(self) -> bool:
@@ -319,6 +344,8 @@ class Schedule:
 
     def admit(self, stay: Stay, now_ms: float) -> bool:
         """Admit a request unless too many wait, or it or another one that is in time now would be late by that."""
+        if self._forecast is not None:
+            self._forecast.came(stay.accepted_ms, stay.deadline_ms)
         of_owner = sum(one.owner == stay.owner for one in self._outside(self._stays))
         if self.is_full or of_owner >= self._most_of_owner:
             return False
@@ -333,7 +360,9 @@ class Schedule:
         """Say that a request has ended, or that nobody wants its answer."""
         self._stays.remove(stay)
         if stay in self._began_ms:
-            self._recent_ms.append(now_ms - self._began_ms.pop(stay))
+            took_ms = now_ms - self._began_ms.pop(stay)
+            if took_ms > 0:  # else it was refused
+                self._recent_ms.append(took_ms)
         self._let_in(now_ms)
 
     def drain_ms(self, now_ms: float) -> float:
@@ -364,10 +393,9 @@ class Schedule:
         late = set[Stay]()
         for stay in self._outside(stays):
             begin_ms = heapq.heappop(free_ms)
-            end_ms = begin_ms + stay.need_ms
-            if end_ms > stay.deadline_ms:
+            if begin_ms + stay.need_ms > stay.deadline_ms:
                 late.add(stay)
-                end_ms = max(begin_ms, stay.deadline_ms)  # where it is cut
+            end_ms = min(begin_ms + stay.ahead_ms, max(begin_ms, stay.deadline_ms))  # where it is cut
             heapq.heappush(free_ms, end_ms)
         return late
 

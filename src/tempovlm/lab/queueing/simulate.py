@@ -144,6 +144,7 @@ def _come(run: _Run, request: int, now_ms: float) -> None:
         now_ms,
         deadline_ms if guarded else math.inf,
         run.margin.factor * run.least_ms if guarded else 0.0,
+        usual_ms=float(run.usual_ms.min()) if guarded else 0.0,
     )
     run.stays[stay] = request
     if run.schedule.admit(stay, now_ms):
