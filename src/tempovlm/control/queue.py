@@ -265,6 +265,7 @@ class Stay:
         accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
         need_ms: the time inside that it stays under if it takes the least. owner: who asked.
         usual_ms: the time inside that it then takes as a rule, which those behind it wait for; None is `need_ms`.
+        worth_per_ms: the most accuracy that a millisecond of it gains; infinite where that is unknown.
     """
 
     accepted_ms: float
@@ -272,6 +273,7 @@ class Stay:
     need_ms: float
     owner: str = ""
     usual_ms: float | None = None
+    worth_per_ms: float = math.inf
 
     @property
     def ahead_ms(self) -> float:
@@ -342,15 +344,20 @@ class Schedule:
         """The latest deadline; infinite if a request has none, and minus infinity for no request."""
         return max((stay.deadline_ms for stay in self._stays), default=-math.inf)
 
-    def admit(self, stay: Stay, now_ms: float) -> bool:
-        """Admit a request unless too many wait, or it or another one that is in time now would be late by that."""
+    def admit(self, stay: Stay, now_ms: float, price_per_ms: float = 0.0) -> bool:
+        """Admit a request unless too many wait, or it or another one that is in time now would be late by that.
+
+        Those that wait and are worth less than the price of lane time will be refused: nobody waits for them.
+        """
         if self._forecast is not None:
             self._forecast.came(stay.accepted_ms, stay.deadline_ms)
         of_owner = sum(one.owner == stay.owner for one in self._outside(self._stays))
         if self.is_full or of_owner >= self._most_of_owner:
             return False
         with_it = sorted([*self._stays, stay], key=_urgency_ms)
-        if self._late(with_it, now_ms) - self._late(self._stays, now_ms):
+        least_per_ms = max(price_per_ms, stay.worth_per_ms)
+        kept = [one for one in with_it if one is stay or one.worth_per_ms >= least_per_ms]
+        if self._late(kept, now_ms) - self._late([one for one in kept if one is not stay], now_ms):
             return False
         self._stays = with_it
         self._let_in(now_ms)

@@ -94,6 +94,8 @@ class _Run:
         self.usual_ms = np.where(chooser.allowed, world.usual_ms, np.inf)
         self.bound_ms = np.where(chooser.allowed, world.bound_ms, np.inf)
         self.least_ms = float(self.bound_ms.min())
+        self.worth_per_ms = (chooser.scores[-1] / self.usual_ms).max(axis=1) * (1 + _ROUNDING)
+        self.price_per_ms = 0.0  # of the last request that began
         self.envelope = Envelope.of(chooser.mean_scores, self.usual_ms) if chooser.has_price else None
 
 
@@ -145,9 +147,10 @@ def _come(run: _Run, request: int, now_ms: float) -> None:
         deadline_ms if guarded else math.inf,
         run.margin.factor * run.least_ms if guarded else 0.0,
         usual_ms=float(run.usual_ms.min()) if guarded else 0.0,
+        worth_per_ms=float(run.worth_per_ms[run.traffic.question[request]]),
     )
     run.stays[stay] = request
-    if run.schedule.admit(stay, now_ms):
+    if run.schedule.admit(stay, now_ms, run.price_per_ms):
         _begin_all(run, now_ms)
     else:
         del run.stays[stay]
@@ -194,7 +197,7 @@ def _choose(run: _Run, request: int, now_ms: float) -> int:
     scores, price_per_ms = chooser.scores[place, row], 0.0
     if run.envelope is not None:
         share_ms = run.schedule.share_ms(now_ms, run.margin.factor * run.least_ms)
-        price_per_ms = run.price.of(run.envelope, share_ms)
+        run.price_per_ms = price_per_ms = run.price.of(run.envelope, share_ms)
     index = int(best(scores, fits, run.usual_ms, price_per_ms, chooser.tie))
     if price_per_ms and scores[index] - price_per_ms * run.usual_ms[index] < -_ROUNDING:
         return REFUSED
