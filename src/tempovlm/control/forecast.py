@@ -60,7 +60,7 @@ class Forecast:
             self._deadlines_ms.insert(place, deadline_ms)
             self._budgets_ms.append(deadline_ms - accepted_ms)
 
-    def shares_ms(self, waiting: int, now_ms: float) -> Floats:
+    def shares_ms(self, waiting: int, now_ms: float, lanes: int = 1) -> Floats:
         """Return how long a request that begins may take in each scenario (S,) for who may come to get as much.
 
         A scenario's requests come after those who wait. The one in place i, counted from the request itself, binds
@@ -68,7 +68,7 @@ class Forecast:
         first one comes. Of no scenario, or of an empty one, it is infinite.
 
         Args:
-            waiting: how many wait. now_ms: when the request begins.
+            waiting: how many wait. now_ms: when the request begins. lanes: that serve them side by side.
         """
         if not self._budgets_ms:
             return np.array([math.inf])
@@ -76,15 +76,16 @@ class Forecast:
         self._close(now_ms, horizon_ms)
         end = bisect_right(self._arrivals_ms, now_ms)
         similar = math.log1p(end - bisect_left(self._arrivals_ms, now_ms - horizon_ms))
-        self._open.append((now_ms, horizon_ms, similar))
+        if not self._open or self._open[-1][0] < now_ms:
+            self._open.append((now_ms, horizon_ms, similar))
         known = min(self._count, MOMENTS)
         if known < LEAST_SCENARIOS:
             return np.array([math.inf])
         distance = np.abs(self._similar[:known] - similar)
         chosen = np.argpartition(distance, SCENARIOS)[:SCENARIOS] if known > SCENARIOS else np.arange(known)
-        places = np.arange(waiting + 2, waiting + 2 + FOLLOWING)
-        shares_ms: Floats = (self._following_ms[chosen] / places).min(axis=1)
-        return np.maximum(shares_ms, self._first_ms[chosen] / (waiting + 1))
+        turns = -(-np.arange(waiting + 1, waiting + 2 + FOLLOWING) // lanes)
+        shares_ms: Floats = (self._following_ms[chosen] / turns[1:]).min(axis=1)
+        return np.maximum(shares_ms, self._first_ms[chosen] / turns[0])
 
     def _close(self, now_ms: float, horizon_ms: float) -> None:
         """Turn the moments whose scenarios are over into such, and forget what none needs any more."""

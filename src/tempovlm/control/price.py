@@ -26,7 +26,7 @@ from tempovlm.core.checks import finite, wrong_argument
 DERIVED = "derived"
 """Names the price that follows from the deadlines of those who wait."""
 
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 """A price that exceeds a slope by this share is the same."""
 
 
@@ -74,6 +74,10 @@ class Envelope:
         """The slope at 0, which is the most accuracy per ms of any setting; 0 without settings."""
         return float(self.slopes[0]) if len(self.slopes) else 0.0
 
+    def stretched(self, factor: float) -> Envelope:
+        """Return the envelope of settings that take this factor longer."""
+        return Envelope(self.lane_ms * factor, self.accuracy)
+
     def slope(self, share_ms: float) -> float:
         """Return the slope to the right of a lane time, in accuracy per ms; 0 from the last vertex on."""
         place = int(np.searchsorted(self.lane_ms, max(share_ms, 0.0), side="right")) - 1
@@ -90,7 +94,7 @@ class Envelope:
 
     def is_worth(self, price_per_ms: float) -> bool:
         """Whether some setting gains as much as its lane time costs."""
-        return price_per_ms <= self.steepest * (1 + _ROUNDING)
+        return price_per_ms <= self.steepest * (1 + ROUNDING)
 
     def worth(self, price_per_ms: float) -> float:
         """Return the most that accuracy exceeds the price of its lane time by; 0 where no answer is worth more."""
@@ -118,7 +122,7 @@ def derived_price(envelope: Envelope, share_ms: float | Floats) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What lane time costs on a server.
+    """The price of lane time on a server.
 
     Attributes:
         is_derived: whether it follows from the deadlines of those who wait.
@@ -141,17 +145,23 @@ class LanePrice:
     """The price of a lane's time for one request.
 
     Attributes:
-        price: the server's. share_ms: the request's share of the time, infinite if nobody waits.
+        price: the server's. share_ms: the request's share of the time, infinite if nobody waits; (S,) in each of
+            several scenarios.
         weight: how much its accuracy counts beside that of others.
     """
 
     price: Price = Price(is_derived=False)
-    share_ms: float = np.inf
+    share_ms: float | Floats = np.inf
     weight: float = 1.0
 
-    def per_ms(self, usual: Envelope) -> float:
-        """Return the price in the request's own accuracy per ms; `usual` is the envelope of those who share."""
-        return self.price.of(usual, self.share_ms) / self.weight
+    def per_ms(self, usual: Envelope, caution: float = 1.0) -> float:
+        """Return the price in the request's own accuracy per ms.
+
+        Args:
+            usual: the envelope of those who share, by expected times.
+            caution: time that is kept free for a request, over its expected time.
+        """
+        return self.price.of(usual, self.share_ms / caution) / self.weight
 
 
 FREE = LanePrice()

@@ -14,6 +14,8 @@ A server asks its `Schedule` before it lets a request line up:
     admit ── too many wait, or somebody would be late ──> refused, with the time after which to ask again
       │
       └──> waits, the most urgent first ──> a lane is free: began ──> end, which the next one begins at
+
+It also says what the time of those who wait is worth (`control/price.py`), and refuses whoever would gain less.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
+from tempovlm.control.price import ROUNDING, Envelope, LanePrice, Price
 from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 
@@ -46,6 +50,28 @@ looks `i + 1` times more seldom, so that a long queue does not take the processo
 
 RECENT_STAYS = 8
 """Ended requests whose times say how long those stay that are inside."""
+
+
+Discipline = Literal["edf", "fcfs", "slack"]
+"""Who is let in first: the earliest deadline, who came first, or who has the least slack."""
+
+DISCIPLINES: tuple[Discipline, ...] = get_args(Discipline)
+
+
+def urgency_ms(discipline: Discipline, accepted_ms: float, deadline_ms: float, need_ms: float) -> float:
+    """Return the time by which requests are let in, lowest first; all on one clock.
+
+    Args:
+        discipline: `edf` goes by the deadline, `fcfs` by when a request came, `slack` by the latest moment at
+            which it can begin.
+        accepted_ms: when it came.
+        deadline_ms: when it must have ended; one later than `PATIENCE_MS` after it came counts as that.
+        need_ms: the time inside that it is expected to need at least.
+    """
+    if discipline == "fcfs":
+        return accepted_ms
+    due_ms = min(deadline_ms, accepted_ms + PATIENCE_MS)
+    return due_ms - need_ms if discipline == "slack" else due_ms
 
 
 def check_waiting(count: int, most: int = MOST_WAITING) -> None:
@@ -76,11 +102,15 @@ class Ticket:
 
 
 class Door:
-    """Lets requests through to a device."""
+    """Lets requests through to a device.
 
-    def __init__(self, lanes: int = 1, most_waiting: int = MOST_WAITING) -> None:
-        """Let `lanes` requests in at once."""
-        self.lanes, self._most_waiting = lanes, most_waiting
+    Attributes:
+        lanes: how many are inside at once. discipline: who is let in first, of those that line up from then on.
+    """
+
+    def __init__(self, lanes: int = 1, most_waiting: int = MOST_WAITING, discipline: Discipline = "edf") -> None:
+        """Let `lanes` requests in at once, by a discipline."""
+        self.lanes, self._most_waiting, self.discipline = lanes, most_waiting, discipline
         self._numbers = itertools.count()
         self._begin()
 
@@ -90,9 +120,9 @@ class Door:
         self._waiting: list[Ticket] = []
         self._inside: dict[int, int] = {}
 
-    def __reduce__(self) -> tuple[Callable[..., Door], tuple[int, int]]:
+    def __reduce__(self) -> tuple[Callable[..., Door], tuple[int, int, Discipline]]:
         """A new door: a copy of a model is asked by others."""
-        return Door, (self.lanes, self._most_waiting)
+        return Door, (self.lanes, self._most_waiting, self.discipline)
 
     @property
     def waiting(self) -> int:
@@ -132,7 +162,7 @@ class Door:
             self._begin()
         with self._lock:
             check_waiting(len(self._waiting), self._most_waiting)
-            urgency = (min(deadline_ms, accepted_ms + PATIENCE_MS), next(self._numbers))
+            urgency = (urgency_ms(self.discipline, accepted_ms, deadline_ms, need_ms), next(self._numbers))
             turn = threading.Condition(self._lock)
             ticket = Ticket(accepted_ms, deadline_ms, urgency, turn, runs_over, need_ms)
             self._waiting.append(ticket)
@@ -195,39 +225,69 @@ class Door:
         return ticket.thread != thread
 
     def share_ms(self, now_ms: float, least_ms: float = 0.0) -> float:
-        """Return how long a request may take so that all who wait get as much; infinite for none.
-
-        Args:
-            now_ms: when it begins.
-            least_ms: time that an answer takes at least. Of those with less some run all the same, and take a
-                share; the others are over.
-        """
+        """Return how long a request that begins now may take so that all who wait get as much."""
         with self._lock:
-            others = max(0, len(self._inside) - 1)
-            waiting = [
-                math.inf if one.runs_over and _is_over(one.deadline_ms - now_ms, least_ms) else one.deadline_ms
-                for one in self._waiting
-            ]
-        return common_share_ms([math.inf, *waiting], now_ms, self.lanes, least_ms, others)
+            return share_beside_ms(self._waiting, now_ms, self.lanes, least_ms, max(0, len(self._inside) - 1))
 
     def room_ms(self, now_ms: float) -> float:
-        """Return how long a request may take so that all who wait can still be answered; infinite for none.
-
-        They get the least time that each needs, one after another. Those that cannot be in time any more do not
-        count. On several lanes it is `share_ms`.
-        """
-        if self.lanes > 1:
-            return self.share_ms(now_ms)
+        """Return how long a request that begins now may take so that all who wait can still be answered."""
         with self._lock:
-            waiting = [(one.deadline_ms - now_ms, one.need_ms, one.runs_over) for one in self._waiting]
-        room_ms, ahead_ms = math.inf, 0.0
-        for left_ms, need_ms, runs_over in waiting:
-            is_over = _is_over(left_ms, ahead_ms + need_ms)
-            if not is_over:
-                room_ms = min(room_ms, left_ms - ahead_ms - need_ms)
-            if runs_over or not is_over:
-                ahead_ms += need_ms
-        return room_ms
+            return room_beside_ms(self._waiting, now_ms, self.lanes, max(0, len(self._inside) - 1))
+
+
+class Waits(Protocol):
+    """A request that waits: when it must have ended, what it needs, and whether it then ends."""
+
+    @property
+    def deadline_ms(self) -> float:
+        """When it must have ended; infinite without a deadline."""
+
+    @property
+    def need_ms(self) -> float:
+        """The time inside that it is expected to need at least."""
+
+    @property
+    def runs_over(self) -> bool:
+        """Whether it takes its time even if it cannot be in time."""
+
+
+def share_beside_ms(
+    waiting: Sequence[Waits], now_ms: float, lanes: int = 1, least_ms: float = 0.0, others: int = 0
+) -> float:
+    """Return how long a request may take so that all who wait get as much; infinite for none.
+
+    Args:
+        waiting: in the order of their service.
+        now_ms: when it begins.
+        lanes: that serve them side by side.
+        least_ms: time that an answer takes at least. Of those with less some run all the same, and take a share;
+            the others are over.
+        others: requests on the other lanes, which are taken to begin as it does.
+    """
+    deadlines_ms = [
+        math.inf if one.runs_over and _is_over(one.deadline_ms - now_ms, least_ms) else one.deadline_ms
+        for one in waiting
+    ]
+    return common_share_ms([math.inf, *deadlines_ms], now_ms, lanes, least_ms, others)
+
+
+def room_beside_ms(waiting: Sequence[Waits], now_ms: float, lanes: int = 1, others: int = 0) -> float:
+    """Return how long a request may take so that all who wait can still be answered; infinite for none.
+
+    They get the least time that each needs, one after another. Those that cannot be in time any more do not count.
+    On several lanes it is `share_beside_ms`. The arguments are its own.
+    """
+    if lanes > 1:
+        return share_beside_ms(waiting, now_ms, lanes, 0.0, others)
+    room_ms, ahead_ms = math.inf, 0.0
+    for one in waiting:
+        left_ms = one.deadline_ms - now_ms
+        is_over = _is_over(left_ms, ahead_ms + one.need_ms)
+        if not is_over:
+            room_ms = min(room_ms, left_ms - ahead_ms - one.need_ms)
+        if one.runs_over or not is_over:
+            ahead_ms += one.need_ms
+    return room_ms
 
 
 def common_share_ms(
@@ -252,8 +312,28 @@ def common_share_ms(
     return min((left / -(-(place + others) // lanes) for place, left in enumerate(left_ms, 2)), default=math.inf)
 
 
+def even_shares_ms(times_ms: Sequence[float]) -> list[float]:
+    """Return the lane time that each of some requests gets where all are alike, ascending.
+
+    It maximises the sum of one concave function of their lane times, c1 + ... + ci being at most the i-th of
+    `times_ms`: the least of times_ms[i] / i for the first ones up to there, and so on with those that remain. The
+    first one's is `common_share_ms` of one lane.
+
+    Args:
+        times_ms: (n,) lane time until each one's deadline, in the order of their service.
+    """
+    shares_ms, done_ms = list[float](), 0.0
+    rest_ms = list(times_ms)
+    while rest_ms:
+        share_ms, place = min(((time - done_ms) / place, -place) for place, time in enumerate(rest_ms, 1))
+        count = -place
+        shares_ms += [max(0.0, share_ms)] * count
+        done_ms, rest_ms = rest_ms[count - 1], rest_ms[count:]
+    return shares_ms
+
+
 def _is_over(left_ms: float, least_ms: float) -> bool:
-    """Whether a request with so much time left can no longer be served."""
+    """Whether a request can no longer be served in the time that is left."""
     return left_ms <= 0 or left_ms < least_ms
 
 
@@ -263,22 +343,28 @@ class Stay:
 
     Attributes:
         accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
-        need_ms: the time inside that it stays under if it takes the least. owner: who asked.
-        usual_ms: the time inside that it then takes as a rule, which those behind it wait for; None is `need_ms`.
-        worth_per_ms: the most accuracy that a millisecond of it gains; infinite where that is unknown.
+        need_ms: the time inside that it is expected to need at least. owner: who asked.
+        runs_over: whether it takes its time even if it cannot be in time.
+        weight: how much its accuracy counts beside that of others; set by who serves, not by who asks.
+        expected_ms: the time that it takes if it gets the least, for those behind it; `need_ms` if None.
+        gains: accuracy over lane time of the settings that it may run at; None if unknown.
+        usual: that of an ordinary question at all settings, which prices the time of others; None if unknown.
     """
 
     accepted_ms: float
     deadline_ms: float
     need_ms: float
     owner: str = ""
-    usual_ms: float | None = None
-    worth_per_ms: float = math.inf
+    runs_over: bool = False
+    weight: float = 1.0
+    expected_ms: float | None = None
+    gains: Envelope | None = None
+    usual: Envelope | None = None
 
     @property
-    def ahead_ms(self) -> float:
-        """The time that those behind it wait for it: bounds do not add up, since few answers come near theirs."""
-        return self.need_ms if self.usual_ms is None else self.usual_ms
+    def worth_per_ms(self) -> float:
+        """The most weighted accuracy that a ms of lane time gains; infinite if that is unknown."""
+        return math.inf if self.gains is None else self.weight * self.gains.steepest
 
 
 class Schedule:
@@ -292,14 +378,24 @@ class Schedule:
         lanes: int = 1,
         most_waiting: int = MOST_WAITING,
         most_of_owner: int = MOST_WAITING,
+        discipline: Discipline = "edf",
+        price: Price | None = None,
         forecast: Forecast | None = None,
     ) -> None:
-        """Admit requests to a door of `lanes`; at most `most_waiting` wait, and `most_of_owner` of one owner.
+        """Admit requests to a door.
 
-        `forecast` remembers all who come; None has nobody expected.
+        Args:
+            lanes: of the door.
+            most_waiting: so many wait at most.
+            most_of_owner: so many of one owner.
+            discipline: of the door.
+            price: of lane time; derived by default.
+            forecast: remembers all who come, admitted or not; None has nobody expected.
         """
         self._forecast = forecast
         self._lanes, self._most_waiting, self._most_of_owner = lanes, most_waiting, most_of_owner
+        self._discipline, self.price = discipline, price or Price()
+        self._last: Stay | None = None  # that came
         self._stays: list[Stay] = []  # the most urgent first
         self._began_ms: dict[Stay, float] = {}  # of those that are taken to be inside
         self._recent_ms: deque[float] = deque(maxlen=RECENT_STAYS)
@@ -307,6 +403,11 @@ class Schedule:
     def __len__(self) -> int:
         """Return how many are admitted and have not ended."""
         return len(self._stays)
+
+    @property
+    def inside(self) -> tuple[Stay, ...]:
+        """Those that are taken to be inside, in the order in which they began."""
+        return tuple(self._began_ms)
 
     @property
     def running(self) -> int:
@@ -319,22 +420,6 @@ class Schedule:
         return len(self._stays) - len(self._began_ms)
 
     @property
-    def inside(self) -> tuple[Stay, ...]:
-        """Those that are taken to be inside, in the order in which they were let in."""
-        return tuple(self._began_ms)
-
-    def share_ms(self, now_ms: float, least_ms: float = 0.0) -> float | Floats:
-        """Return how long a request that begins may take so that all who wait get as much, as `common_share_ms`.
-
-        With a forecast, (S,) so that those who come in each of its scenarios get as much too.
-        """
-        waiting = [stay.deadline_ms for stay in self._outside(self._stays)]
-        share_ms = common_share_ms([math.inf, *waiting], now_ms, self._lanes, least_ms, max(0, self.running - 1))
-        if self._forecast is None:
-            return share_ms
-        return np.minimum(share_ms, self._forecast.shares_ms(len(waiting), now_ms))
-
-    @property
     def is_full(self) -> bool:
         """Whether no more may wait."""
         return self.waiting >= self._most_waiting
@@ -344,32 +429,73 @@ class Schedule:
         """The latest deadline; infinite if a request has none, and minus infinity for no request."""
         return max((stay.deadline_ms for stay in self._stays), default=-math.inf)
 
-    def admit(self, stay: Stay, now_ms: float, price_per_ms: float = 0.0) -> bool:
-        """Admit a request unless too many wait, or it or another one that is in time now would be late by that.
+    def admit(self, stay: Stay, now_ms: float) -> bool:
+        """Admit a request unless it is refused.
 
-        Those that wait and are worth less than the price of lane time will be refused: nobody waits for them.
+        It is where too many wait; where it, or another one that is in time now, would be late by that; and where
+        no setting gains what its lane time is worth to the others that wait.
         """
-        if self._forecast is not None:
-            self._forecast.came(stay.accepted_ms, stay.deadline_ms)
+        self._notice(stay)
         of_owner = sum(one.owner == stay.owner for one in self._outside(self._stays))
         if self.is_full or of_owner >= self._most_of_owner:
             return False
-        with_it = sorted([*self._stays, stay], key=_urgency_ms)
-        least_per_ms = max(price_per_ms, stay.worth_per_ms)
-        kept = [one for one in with_it if one is stay or one.worth_per_ms >= least_per_ms]
-        if self._late(kept, now_ms) - self._late([one for one in kept if one is not stay], now_ms):
+        with_it = sorted([*self._stays, stay], key=self._urgency_ms)
+        if self._late(with_it, now_ms) - self._late(self._stays, now_ms):
+            return False
+        if stay.gains is not None and not stay.gains.is_worth(self._price_per_ms(stay, with_it, now_ms)):
             return False
         self._stays = with_it
         self._let_in(now_ms)
         return True
 
+    def admit_instead(self, stay: Stay, now_ms: float) -> Stay | None:
+        """Admit a request that was refused in place of one that waits and gains less with a ms of lane time.
+
+        Returns:
+            The one that is refused instead, which has ended; None if there is no such one, and nothing changes.
+        """
+        if not self.price.is_derived or stay.gains is None:
+            return None
+        waiting = self._outside(self._stays)
+        worst = min(reversed(waiting), key=lambda one: one.worth_per_ms, default=stay)
+        if worst.worth_per_ms >= stay.worth_per_ms * (1 - ROUNDING):
+            return None
+        before = self._stays
+        self._stays = [one for one in before if one is not worst]
+        if self.admit(stay, now_ms):
+            return worst
+        self._stays = before
+        return None
+
+    def price_per_ms(self, now_ms: float, stay: Stay) -> float:
+        """Return the price of lane time for an admitted request, in accuracy per ms; 0 if nobody else waits."""
+        return self._price_per_ms(stay, self._stays, now_ms)
+
+    def lane_price(self, now_ms: float, stay: Stay) -> LanePrice:
+        """Return the price at which a request that begins now chooses its setting."""
+        others = self._others(stay)
+        share_ms: float | Floats = share_beside_ms(others, now_ms, self._lanes, stay.need_ms, self._beside(stay))
+        if self._forecast is not None and self.price.is_derived:
+            share_ms = np.minimum(share_ms, self._forecast.shares_ms(len(others), now_ms, self._lanes))
+        return LanePrice(self.price, share_ms, stay.weight)
+
+    def most_ms(self, now_ms: float, stay: Stay) -> float:
+        """Return how long a request that begins now may take beside those who wait; infinite for none.
+
+        Under a derived price those keep the least that they need, and otherwise each gets as much.
+        """
+        waiting, beside = self._others(stay), self._beside(stay)
+        if self.price.is_derived and stay.usual is not None:
+            return room_beside_ms(waiting, now_ms, self._lanes, beside)
+        return share_beside_ms(waiting, now_ms, self._lanes, 0.0, beside)
+
     def end(self, stay: Stay, now_ms: float) -> None:
         """Say that a request has ended, or that nobody wants its answer."""
         self._stays.remove(stay)
         if stay in self._began_ms:
-            took_ms = now_ms - self._began_ms.pop(stay)
-            if took_ms > 0:  # else it was refused
-                self._recent_ms.append(took_ms)
+            stayed_ms = now_ms - self._began_ms.pop(stay)
+            if stayed_ms > 0:  # else it was refused
+                self._recent_ms.append(stayed_ms)
         self._let_in(now_ms)
 
     def drain_ms(self, now_ms: float) -> float:
@@ -381,6 +507,44 @@ class Schedule:
         """Return the mean time inside of the last ones; `unknown_ms` where none has ended."""
         return sum(self._recent_ms) / len(self._recent_ms) if self._recent_ms else unknown_ms
 
+    def _notice(self, stay: Stay) -> None:
+        """Remember a request that comes, once."""
+        if self._forecast is not None and stay is not self._last:
+            self._forecast.came(stay.accepted_ms, stay.deadline_ms)
+            self._last = stay
+
+    def _urgency_ms(self, stay: Stay) -> float:
+        return urgency_ms(self._discipline, stay.accepted_ms, stay.deadline_ms, stay.need_ms)
+
+    def _others(self, stay: Stay) -> list[Stay]:
+        """Those who wait but for one, the most urgent first."""
+        return [one for one in self._outside(self._stays) if one is not stay]
+
+    def _beside(self, stay: Stay) -> int:
+        """How many others are inside."""
+        return self.running - (stay in self._began_ms)
+
+    def _price_per_ms(self, stay: Stay, stays: Sequence[Stay], now_ms: float) -> float:
+        """Return the price for one of some stays, the most urgent first: at its place, if it waits."""
+        if stay.usual is None:
+            return 0.0
+        if stay in self._began_ms:
+            return self.lane_price(now_ms, stay).per_ms(stay.usual)
+        return LanePrice(self.price, self._share_ms(stay, stays, now_ms), stay.weight).per_ms(stay.usual)
+
+    def _share_ms(self, stay: Stay, stays: Sequence[Stay], now_ms: float) -> float:
+        """Return the share of the lanes' time of one that waits; infinite if no other one does."""
+        free_ms = self._free_ms(now_ms)
+        waiting = [one for one in self._outside(stays) if one is stay or not self._is_lost(one, free_ms[0])]
+        if len(waiting) == 1:
+            return math.inf
+        times_ms = [sum(max(0.0, one.deadline_ms - free) for free in free_ms) for one in waiting]
+        return even_shares_ms(times_ms)[waiting.index(stay)]
+
+    @staticmethod
+    def _is_lost(stay: Stay, free_ms: float) -> bool:
+        return not stay.runs_over and _is_over(stay.deadline_ms - free_ms, stay.need_ms)
+
     def _let_in(self, now_ms: float) -> None:
         free = self._lanes - self.running
         self._began_ms |= dict.fromkeys(self._outside(self._stays)[:free], now_ms)
@@ -389,7 +553,25 @@ class Schedule:
         return [stay for stay in stays if stay not in self._began_ms]
 
     def _late(self, stays: Sequence[Stay], now_ms: float) -> set[Stay]:
-        """Return those that wait, the most urgent first, and would end after their deadlines."""
+        """Return those that wait, the most urgent first, and would end after their deadlines.
+
+        Each needs its bound once those before it have taken their expected times; what these may take longer adds
+        up in squares, as independent errors do.
+        """
+        free = [(free_ms, 0.0) for free_ms in self._free_ms(now_ms)]
+        late = set[Stay]()
+        for stay in self._outside(stays):
+            begin_ms, square = heapq.heappop(free)
+            expected_ms = stay.need_ms if stay.expected_ms is None else min(stay.expected_ms, stay.need_ms)
+            end_ms, square = begin_ms + expected_ms, square + (stay.need_ms - expected_ms) ** 2
+            if end_ms + math.sqrt(square) > stay.deadline_ms:
+                late.add(stay)
+                end_ms = max(begin_ms, min(end_ms, stay.deadline_ms))  # where it is cut
+            heapq.heappush(free, (end_ms, square))
+        return late
+
+    def _free_ms(self, now_ms: float) -> list[float]:
+        """Return when each lane is expected to be free, as a heap."""
         usual_ms = self._usual_ms(0.0)
         free_ms = [
             max(now_ms, min(began_ms + max(usual_ms, one.need_ms), one.deadline_ms))
@@ -397,16 +579,4 @@ class Schedule:
         ]
         free_ms += [now_ms] * (self._lanes - len(free_ms))
         heapq.heapify(free_ms)
-        late = set[Stay]()
-        for stay in self._outside(stays):
-            begin_ms = heapq.heappop(free_ms)
-            if begin_ms + stay.need_ms > stay.deadline_ms:
-                late.add(stay)
-            end_ms = min(begin_ms + stay.ahead_ms, max(begin_ms, stay.deadline_ms))  # where it is cut
-            heapq.heappush(free_ms, end_ms)
-        return late
-
-
-def _urgency_ms(stay: Stay) -> float:
-    """Return the time by which requests are let in, lowest first, as the door does."""
-    return min(stay.deadline_ms, stay.accepted_ms + PATIENCE_MS)
+        return free_ms

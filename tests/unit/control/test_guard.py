@@ -211,12 +211,12 @@ def at_price(guard: Guard, lane: LanePrice, budget_ms: float = 1e4, price_per_ms
 
 def test_who_pays_the_derived_price_stays_within_its_share(table: Guard) -> None:
     assert table.usual is not None
-    vertices_ms = table.usual.envelope.lane_ms[1:]
+    shares_ms = 1.01 * table.usual.caution * table.usual.envelope.lane_ms[1:]
     assert at_price(table, LanePrice(Price())) == at_price(table, FREE)
-    took = [at_price(table, LanePrice(Price(), 1.01 * share_ms)) for share_ms in vertices_ms]
+    took = [at_price(table, LanePrice(Price(), share_ms)) for share_ms in shares_ms]
     assert len(took) > 1
-    for took_ms, share_ms in zip(took, vertices_ms, strict=True):
-        assert took_ms <= 1.01 * share_ms
+    for took_ms, share_ms in zip(took, shares_ms, strict=True):
+        assert took_ms * table.usual.caution <= share_ms
     assert took == sorted(took)
     assert took[0] < took[-1]
     assert at_price(table, LanePrice(Price(is_derived=False, per_ms=0.0), 1.0)) == at_price(table, FREE)
@@ -230,10 +230,12 @@ def test_no_request_can_lower_the_price_of_the_time_of_others(table: Guard) -> N
     for own in (0.0, 1e-6, 0.01):
         assert at_price(table, lane, price_per_ms=own) <= took_ms
     high = [i for i, knobs in enumerate(SPACE) if knobs.tier == "high"]
-    longer = table.for_lengths(OutputLength((40,)))
+    longer = table.for_lengths(OutputLength((0,) * 39 + (1,)))
     for other in (table.only(high), longer):
         assert other.usual is table.usual
-        assert other.envelope() is not None
+        (own, usual), (_, before) = other.worths(), table.worths()
+        assert usual.steepest == pytest.approx(before.steepest)
+        assert own.steepest < before.steepest, "what gains less is refused first"
 
 
 def test_a_weight_divides_the_price(table: Guard) -> None:
@@ -246,7 +248,8 @@ def test_a_weight_divides_the_price(table: Guard) -> None:
 def test_time_costs_nothing_where_scores_are_not_accuracies() -> None:
     guard = guard_of(Greedy())
     assert not guard.has_price
-    assert guard.envelope() is None
+    assert guard.worths() is None
+    assert guard.expected_ms() < guard.least_ms()
     lane = LanePrice(Price(), 1.0)
     tier = guard.choose_tier(request(1e4), (84, 112), 1.0, lane=lane)
     assert guard.choose_compute(request(1e4), tier, SIGHT, 5.0, lane=lane).knobs == SPACE.largest

@@ -21,9 +21,10 @@ from tempovlm.lab.judge.inputs import Content, Sights
 from tempovlm.lab.queueing.world import World
 from tempovlm.lab.table import Floats, Table
 
-NATIVE, SHEDS, TABLE, KIND, CLAIRVOYANT = "native", "native_sheds", "table", "kind", "clairvoyant"
+NATIVE, SHEDS, GREEDY, TABLE, KIND = "native", "native_sheds", "greedy", "table", "kind"
+CLAIRVOYANT = "clairvoyant"
 
-NAMES = (NATIVE, SHEDS, TABLE, KIND, CLAIRVOYANT)
+NAMES = (NATIVE, SHEDS, GREEDY, TABLE, KIND, CLAIRVOYANT)
 """Policies with a name; others are paths of checkpoints. `clairvoyant:NAME` knows what another one knows."""
 
 SHRUNK_BY = 10.0
@@ -44,7 +45,8 @@ class Chooser:
         grid_ms: (G,) budgets left at which these hold, ascending.
         allowed: (K,) settings that it may take.
         tie: scores that differ by at most this count as equal.
-        is_guarded: whether requests that cannot be in time are refused.
+        is_guarded: whether requests that cannot be in time are refused. leaves: whether it leaves those who wait
+            their share of the time.
         has_price: whether scores are accuracies, which can be weighed against time.
         plans: whether it knows all arrivals.
     """
@@ -56,6 +58,7 @@ class Chooser:
     grid_ms: Floats = field(default_factory=lambda: np.zeros(1))
     tie: float = TIE
     is_guarded: bool = True
+    leaves: bool = True
     has_price: bool = True
     plans: bool = False
 
@@ -85,8 +88,9 @@ def named(name: str, world: World) -> Chooser:
         only = np.arange(size) == world.native
         one = of_scores(name, np.broadcast_to(only.astype(float), (count, size)), size)
         return replace(one, allowed=only, is_guarded=name == SHEDS, has_price=False)
-    if name == TABLE:
-        return of_scores(name, np.broadcast_to(world.train.accuracy.mean(axis=0), (count, size)), size)
+    if name in (GREEDY, TABLE):
+        one = of_scores(name, np.broadcast_to(world.train.accuracy.mean(axis=0), (count, size)), size)
+        return one if name == TABLE else replace(one, has_price=False, leaves=False)
     if name == KIND:
         return of_scores(name, accuracy_by_kind(world.train, world.judged), size)
     raise UserError(

@@ -34,9 +34,6 @@ from tempovlm.lab.table import Floats
 _REPORT_EVERY = 256
 """Requests between two reports of what is done."""
 
-_ROUNDING = 1e-9
-"""An answer whose worth falls short of its price by no more is worth it."""
-
 REFUSED = -1
 """Stands for a refusal among settings."""
 
@@ -94,9 +91,12 @@ class _Run:
         self.usual_ms = np.where(chooser.allowed, world.usual_ms, np.inf)
         self.bound_ms = np.where(chooser.allowed, world.bound_ms, np.inf)
         self.least_ms = float(self.bound_ms.min())
-        self.worth_per_ms = (chooser.scores[-1] / self.usual_ms).max(axis=1) * (1 + _ROUNDING)
-        self.price_per_ms = 0.0  # of the last request that began
-        self.envelope = Envelope.of(chooser.mean_scores, self.usual_ms) if chooser.has_price else None
+        self.caution = float(world.bound_ms.sum() / world.usual_ms.sum())
+        self.envelope: Envelope | None = None
+        self.gains: list[Envelope] = []
+        if chooser.has_price:
+            self.envelope = Envelope.of(chooser.mean_scores, self.usual_ms)
+            self.gains = _envelopes(np.asarray(chooser.scores[-1]), self.usual_ms)
 
 
 def simulate(
@@ -133,6 +133,13 @@ def simulate(
     return _outcome(world, traffic, run.setting, run.end_ms)
 
 
+def _envelopes(scores: Floats, usual_ms: Floats) -> list[Envelope]:
+    """Return the envelope of each row of scores (N, K); equal rows share one."""
+    rows, places = np.unique(scores, axis=0, return_inverse=True)
+    made = [Envelope.of(row, usual_ms) for row in rows]
+    return [made[place] for place in places.ravel()]
+
+
 def _outcome(world: World, traffic: Traffic, setting: NDArray[np.int64], end_ms: Floats) -> Outcome:
     answered = setting != REFUSED
     score = np.where(answered, world.judged.accuracy[traffic.question, setting], 0.0)
@@ -141,19 +148,28 @@ def _outcome(world: World, traffic: Traffic, setting: NDArray[np.int64], end_ms:
 
 def _come(run: _Run, request: int, now_ms: float) -> None:
     """Admit a request, or refuse it; it begins at once where a lane is free."""
-    guarded, deadline_ms = run.chooser.is_guarded, float(run.deadline_ms[request])
-    stay = Stay(
-        now_ms,
-        deadline_ms if guarded else math.inf,
-        run.margin.factor * run.least_ms if guarded else 0.0,
-        usual_ms=float(run.usual_ms.min()) if guarded else 0.0,
-        worth_per_ms=float(run.worth_per_ms[run.traffic.question[request]]),
-    )
+    stay = _stay(run, request, now_ms)
     run.stays[stay] = request
-    if run.schedule.admit(stay, now_ms, run.price_per_ms):
-        _begin_all(run, now_ms)
-    else:
-        del run.stays[stay]
+    if not run.schedule.admit(stay, now_ms):
+        out = run.schedule.admit_instead(stay, now_ms) or stay
+        run.end_ms[run.stays.pop(out)] = now_ms
+    _begin_all(run, now_ms)
+
+
+def _stay(run: _Run, request: int, now_ms: float) -> Stay:
+    """Return what the schedule is told of a request, as the server tells it."""
+    if not run.chooser.is_guarded:
+        return Stay(now_ms, math.inf, 0.0)
+    factor = run.margin.factor
+    stretched = run.caution * factor
+    return Stay(
+        now_ms,
+        float(run.deadline_ms[request]),
+        factor * run.least_ms,
+        expected_ms=float(run.usual_ms.min()),
+        gains=run.gains[run.traffic.question[request]].stretched(stretched) if run.gains else None,
+        usual=None if run.envelope is None else run.envelope.stretched(stretched),
+    )
 
 
 def _end(run: _Run, now_ms: float, request: int) -> None:
@@ -173,7 +189,7 @@ def _begin_all(run: _Run, now_ms: float) -> None:
     while new := [one for one in run.schedule.inside if run.stays[one] not in run.begun]:
         stay = new[0]
         request = run.stays[stay]
-        index = _choose(run, request, now_ms)
+        index = _choose(run, stay, request, now_ms)
         if index == REFUSED:
             run.end_ms[request] = now_ms
             run.schedule.end(stay, now_ms)
@@ -185,22 +201,24 @@ def _begin_all(run: _Run, now_ms: float) -> None:
         heapq.heappush(run.ends, (float(run.end_ms[request]), request))
 
 
-def _choose(run: _Run, request: int, now_ms: float) -> int:
+def _choose(run: _Run, stay: Stay, request: int, now_ms: float) -> int:
     """Return the setting of a request that begins, or `REFUSED`."""
-    chooser, left_ms = run.chooser, float(run.deadline_ms[request]) - now_ms
+    chooser, factor = run.chooser, run.margin.factor
     if not chooser.is_guarded:
         return int(np.flatnonzero(chooser.allowed)[0])
-    fits = run.bound_ms * run.margin.factor <= left_ms
+    left_ms = float(run.deadline_ms[request]) - now_ms
+    if chooser.leaves:
+        left_ms = min(left_ms, max(run.schedule.most_ms(now_ms, stay), factor * run.least_ms))
+    fits = run.bound_ms * factor <= left_ms
     if not fits.any():
         return REFUSED
     place, row = chooser.place(left_ms), run.traffic.question[request]
     scores, price_per_ms = chooser.scores[place, row], 0.0
     if run.envelope is not None:
-        share_ms = run.schedule.share_ms(now_ms, run.margin.factor * run.least_ms)
-        run.price_per_ms = price_per_ms = run.price.of(run.envelope, share_ms)
+        price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(run.envelope, run.caution * factor)
+        if not run.gains[row].is_worth(price_per_ms):
+            return REFUSED
     index = int(best(scores, fits, run.usual_ms, price_per_ms, chooser.tie))
-    if price_per_ms and scores[index] - price_per_ms * run.usual_ms[index] < -_ROUNDING:
-        return REFUSED
     if chooser.settled is None:
         return index
     per_tier = run.world.judged.per_tier
