@@ -92,7 +92,7 @@ def named(name: str, world: World) -> Chooser:
         one = of_scores(name, np.broadcast_to(world.train.accuracy.mean(axis=0), (count, size)), size)
         return one if name == TABLE else replace(one, has_price=False, leaves=False)
     if name == KIND:
-        return of_scores(name, accuracy_by_kind(world.train, world.judged), size)
+        return replace(of_scores(name, accuracy_by_kind(world.train, world.judged), size), tie=0.0)
     raise UserError(
         f"--policies {name}: no such policy and no such file; choose from {', '.join(NAMES)}, "
         f"{CLAIRVOYANT}:NAME, or give the path of a checkpoint"

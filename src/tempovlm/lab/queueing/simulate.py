@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempovlm.control.margin import OnlineMargin
-from tempovlm.control.price import Envelope, Price
+from tempovlm.control.price import Envelope
 from tempovlm.control.queue import Schedule, Stay
 from tempovlm.control.select import best
 from tempovlm.core.progress import Advance, silent
@@ -77,10 +77,8 @@ class Outcome:
 class _Run:
     """The state of one simulation."""
 
-    def __init__(
-        self, world: World, traffic: Traffic, chooser: Chooser, price: Price, schedule: Schedule
-    ) -> None:
-        self.world, self.traffic, self.chooser, self.price = world, traffic, chooser, price
+    def __init__(self, world: World, traffic: Traffic, chooser: Chooser, schedule: Schedule) -> None:
+        self.world, self.traffic, self.chooser = world, traffic, chooser
         self.schedule, self.margin = schedule, OnlineMargin()
         self.ends: list[tuple[float, int]] = []  # of the answers that have begun
         self.stays: dict[Stay, int] = {}
@@ -91,7 +89,6 @@ class _Run:
         self.usual_ms = np.where(chooser.allowed, world.usual_ms, np.inf)
         self.bound_ms = np.where(chooser.allowed, world.bound_ms, np.inf)
         self.least_ms = float(self.bound_ms.min())
-        self.caution = float(world.bound_ms.sum() / world.usual_ms.sum())
         self.envelope: Envelope | None = None
         self.gains: list[Envelope] = []
         if chooser.has_price:
@@ -103,7 +100,6 @@ def simulate(
     world: World,
     traffic: Traffic,
     chooser: Chooser,
-    price: Price,
     make_schedule: Callable[[], Schedule] = Schedule,
     advance: Advance = silent,
 ) -> Outcome:
@@ -113,13 +109,12 @@ def simulate(
         world: what answers and times are.
         traffic: who comes when.
         chooser: the policy.
-        price: of lane time; nothing for policies whose scores are no accuracies.
-        make_schedule: makes the door's schedule, with its lanes and its discipline.
+        make_schedule: makes the door's schedule, with its lanes, its discipline and the price of lane time.
         advance: told of what is done.
     """
     if chooser.plans:
         return _follow_plan(world, traffic, chooser, advance)
-    run = _Run(world, traffic, chooser, price, make_schedule())
+    run = _Run(world, traffic, chooser, make_schedule())
     arrivals, count = traffic.arrival_ms.tolist(), len(traffic)
     coming = 0
     while coming < count or run.ends:
@@ -161,14 +156,13 @@ def _stay(run: _Run, request: int, now_ms: float) -> Stay:
     if not run.chooser.is_guarded:
         return Stay(now_ms, math.inf, 0.0)
     factor = run.margin.factor
-    stretched = run.caution * factor
     return Stay(
         now_ms,
         float(run.deadline_ms[request]),
         factor * run.least_ms,
         expected_ms=float(run.usual_ms.min()),
-        gains=run.gains[run.traffic.question[request]].stretched(stretched) if run.gains else None,
-        usual=None if run.envelope is None else run.envelope.stretched(stretched),
+        gains=run.gains[run.traffic.question[request]] if run.gains else None,
+        usual=run.envelope,
     )
 
 
@@ -215,7 +209,7 @@ def _choose(run: _Run, stay: Stay, request: int, now_ms: float) -> int:
     place, row = chooser.place(left_ms), run.traffic.question[request]
     scores, price_per_ms = chooser.scores[place, row], 0.0
     if run.envelope is not None:
-        price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(run.envelope, run.caution * factor)
+        price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(run.envelope)
         if not run.gains[row].is_worth(price_per_ms):
             return REFUSED
     index = int(best(scores, fits, run.usual_ms, price_per_ms, chooser.tie))
