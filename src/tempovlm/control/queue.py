@@ -463,6 +463,10 @@ class Schedule:
         """Return the price of lane time for an admitted request, in accuracy per ms; 0 if nobody else waits."""
         return self._price_per_ms(stay, self._stays, now_ms)
 
+    def lane_price_per_ms(self, now_ms: float) -> float:
+        """Return the most that lane time costs one of those inside, in accuracy per ms; 0 if nobody is."""
+        return max((self.price_per_ms(now_ms, one) for one in self._began_ms), default=0.0)
+
     def lane_price(self, now_ms: float, stay: Stay) -> LanePrice:
         """Return the price at which a request that begins now chooses its setting."""
         share_ms = share_beside_ms(self._others(stay), now_ms, self._lanes, stay.need_ms, self._beside(stay))
