@@ -60,6 +60,15 @@ class Forecast:
             self._deadlines_ms.insert(place, deadline_ms)
             self._budgets_ms.append(deadline_ms - accepted_ms)
 
+    def began(self, now_ms: float) -> None:
+        """Remember a moment at which an answer begins, and what came after earlier ones."""
+        if not self._budgets_ms:
+            return
+        horizon_ms = self._horizon_ms
+        self._close(now_ms, horizon_ms)
+        if not self._open or self._open[-1][0] < now_ms:
+            self._open.append((now_ms, horizon_ms, self._activity(now_ms)))
+
     def shares_ms(self, waiting: int, now_ms: float, lanes: int = 1) -> Floats:
         """Return how long a request that begins may take in each scenario (S,) for who may come to get as much.
 
@@ -70,22 +79,23 @@ class Forecast:
         Args:
             waiting: how many wait. now_ms: when the request begins. lanes: that serve them side by side.
         """
-        if not self._budgets_ms:
-            return np.array([math.inf])
-        horizon_ms = sum(self._budgets_ms) / len(self._budgets_ms)
-        self._close(now_ms, horizon_ms)
-        end = bisect_right(self._arrivals_ms, now_ms)
-        similar = math.log1p(end - bisect_left(self._arrivals_ms, now_ms - horizon_ms))
-        if not self._open or self._open[-1][0] < now_ms:
-            self._open.append((now_ms, horizon_ms, similar))
         known = min(self._count, MOMENTS)
         if known < LEAST_SCENARIOS:
             return np.array([math.inf])
-        distance = np.abs(self._similar[:known] - similar)
+        distance = np.abs(self._similar[:known] - self._activity(now_ms))
         chosen = np.argpartition(distance, SCENARIOS)[:SCENARIOS] if known > SCENARIOS else np.arange(known)
         turns = -(-np.arange(waiting + 1, waiting + 2 + FOLLOWING) // lanes)
         shares_ms: Floats = (self._following_ms[chosen] / turns[1:]).min(axis=1)
         return np.maximum(shares_ms, self._first_ms[chosen] / turns[0])
+
+    @property
+    def _horizon_ms(self) -> float:
+        return sum(self._budgets_ms) / len(self._budgets_ms)
+
+    def _activity(self, now_ms: float) -> float:
+        """Return by what moments are compared: the logarithm of one and those that came within a budget before."""
+        before = bisect_left(self._arrivals_ms, now_ms - self._horizon_ms)
+        return math.log1p(bisect_right(self._arrivals_ms, now_ms) - before)
 
     def _close(self, now_ms: float, horizon_ms: float) -> None:
         """Turn the moments whose scenarios are over into such, and forget what none needs any more."""

@@ -533,10 +533,10 @@ def _ordinary(policy: Policy, glance: Callable[[], Any] | None) -> Floats:
     return policy.look(Question(text=ORDINARY, image_size=PICTURE, left_ms=AMPLE_MS, glance=seen), AMPLE_MS)
 
 
-def no_price(policy: str, price_per_ms: float) -> UserError:
-    """Return the error that a policy's scores cannot be weighed against time."""
+def no_price(policy: str, price_per_ms: float, name: str = "price_per_ms") -> UserError:
+    """Return the error that a policy's scores cannot be weighed against time, which an argument prices."""
     return wrong_argument(
-        "price_per_ms",
+        name,
         price_per_ms,
         f"policy {policy} scores settings by logits, which have no price in accuracy; give 0, or a policy that "
         "predicts accuracy: table, nearest neighbours or LinUCB",

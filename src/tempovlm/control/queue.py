@@ -53,7 +53,7 @@ RECENT_STAYS = 8
 
 
 Discipline = Literal["edf", "fcfs", "slack"]
-"""Who is let in first: the earliest deadline, who came first, or who has the least slack."""
+"""Order of service: the earliest deadline first, first come first served, or the least slack first."""
 
 DISCIPLINES: tuple[Discipline, ...] = get_args(Discipline)
 
@@ -386,8 +386,8 @@ class Schedule:
 
         Args:
             lanes: of the door.
-            most_waiting: so many wait at most.
-            most_of_owner: so many of one owner.
+            most_waiting: the most that wait.
+            most_of_owner: the most of one owner that wait.
             discipline: of the door.
             price: of lane time; derived by default.
             forecast: remembers all who come, admitted or not; None has nobody expected.
@@ -398,6 +398,7 @@ class Schedule:
         self._last: Stay | None = None  # that came
         self._stays: list[Stay] = []  # the most urgent first
         self._began_ms: dict[Stay, float] = {}  # of those that are taken to be inside
+        self._takes_ms: dict[Stay, float] = {}  # of those of them whose choice the price tells
         self._recent_ms: deque[float] = deque(maxlen=RECENT_STAYS)
 
     def __len__(self) -> int:
@@ -471,6 +472,10 @@ class Schedule:
         """Return the price of lane time for an admitted request, in accuracy per ms; 0 if nobody else waits."""
         return self._price_per_ms(stay, self._stays, now_ms)
 
+    def lane_price_per_ms(self, now_ms: float) -> float:
+        """Return the most that lane time costs one of those inside, in accuracy per ms; 0 if nobody is."""
+        return max((self.price_per_ms(now_ms, one) for one in self._began_ms), default=0.0)
+
     def lane_price(self, now_ms: float, stay: Stay) -> LanePrice:
         """Return the price at which a request that begins now chooses its setting."""
         others = self._others(stay)
@@ -485,13 +490,14 @@ class Schedule:
         Under a derived price those keep the least that they need, and otherwise each gets as much.
         """
         waiting, beside = self._others(stay), self._beside(stay)
-        if self.price.is_derived and stay.usual is not None:
+        if self._is_priced(stay):
             return room_beside_ms(waiting, now_ms, self._lanes, beside)
         return share_beside_ms(waiting, now_ms, self._lanes, 0.0, beside)
 
     def end(self, stay: Stay, now_ms: float) -> None:
         """Say that a request has ended, or that nobody wants its answer."""
         self._stays.remove(stay)
+        self._takes_ms.pop(stay, None)
         if stay in self._began_ms:
             stayed_ms = now_ms - self._began_ms.pop(stay)
             if stayed_ms > 0:  # else it was refused
@@ -521,7 +527,7 @@ class Schedule:
         return [one for one in self._outside(self._stays) if one is not stay]
 
     def _beside(self, stay: Stay) -> int:
-        """How many others are inside."""
+        """Return the number of others that are inside."""
         return self.running - (stay in self._began_ms)
 
     def _price_per_ms(self, stay: Stay, stays: Sequence[Stay], now_ms: float) -> float:
@@ -547,7 +553,21 @@ class Schedule:
 
     def _let_in(self, now_ms: float) -> None:
         free = self._lanes - self.running
-        self._began_ms |= dict.fromkeys(self._outside(self._stays)[:free], now_ms)
+        first = self._outside(self._stays)[:free]
+        if first and self._forecast is not None:
+            self._forecast.began(now_ms)
+        self._began_ms |= dict.fromkeys(first, now_ms)
+        self._takes_ms |= {one: self._chosen_ms(one, now_ms) for one in first if self._is_priced(one)}
+
+    def _is_priced(self, stay: Stay) -> bool:
+        return self.price.is_derived and stay.usual is not None
+
+    def _chosen_ms(self, stay: Stay, now_ms: float) -> float:
+        """Return how long a request that begins now takes, as it chooses by the price."""
+        assert stay.usual is not None
+        gains, most_ms = stay.gains or stay.usual, min(self.most_ms(now_ms, stay), stay.deadline_ms - now_ms)
+        spent_ms = gains.spent_ms(self.lane_price(now_ms, stay).per_ms(stay.usual))
+        return max(stay.need_ms, min(spent_ms, most_ms))
 
     def _outside(self, stays: Sequence[Stay]) -> list[Stay]:
         return [stay for stay in stays if stay not in self._began_ms]
@@ -574,7 +594,7 @@ class Schedule:
         """Return when each lane is expected to be free, as a heap."""
         usual_ms = self._usual_ms(0.0)
         free_ms = [
-            max(now_ms, min(began_ms + max(usual_ms, one.need_ms), one.deadline_ms))
+            max(now_ms, min(began_ms + self._takes_ms.get(one, max(usual_ms, one.need_ms)), one.deadline_ms))
             for one, began_ms in self._began_ms.items()
         ]
         free_ms += [now_ms] * (self._lanes - len(free_ms))

@@ -129,13 +129,13 @@ def check_price_per_ms(value: object) -> float:
     return checked_number("price_per_ms", value, "zero or a positive number, such as 0.0005")
 
 
-def check_weight(value: object) -> float:
-    """Return the weight of a request as a plain number.
+def check_weight(value: object, name: str = "weight") -> float:
+    """Return the weight of a request, or the argument of a `name`, as a plain number.
 
     Raises:
         UserError: it is not positive and finite.
     """
-    return checked_number("weight", value, "a positive number, such as 2", lambda number: number > 0)
+    return checked_number(name, value, "a positive number, such as 2", lambda number: number > 0)
 
 
 def check_waited_ms(value: object) -> float:

@@ -322,7 +322,7 @@ def test_who_is_served_first_pays_most_and_alone_time_is_free() -> None:
     crowd = [stay(61.0, 5.0, **PRICED) for _ in range(3)]
     assert all(schedule.admit(one, 0.0) for one in crowd)
     assert schedule.price_per_ms(0.0, inside) == pytest.approx(0.02), "61 for five of them"
-    assert schedule.price_per_ms(0.0, inside) >= schedule.price_per_ms(0.0, soon) >= 0.0
+    assert schedule.price_per_ms(0.0, soon) >= schedule.price_per_ms(0.0, late) == 0.0
     assert schedule.lane_price(0.0, inside).share_ms == pytest.approx(61 / 5)
 
 
@@ -358,7 +358,8 @@ def test_who_gains_less_than_its_time_is_worth_is_refused_on_arrival() -> None:
     poor = Envelope.of([0.2], [40.0])
     for price, is_admitted in ((Price(), False), (parse_price("0"), True), (parse_price("0.01"), False)):
         schedule = Schedule(price=price)
-        for _ in range(4):
+        assert schedule.admit(stay(61.0, 10.0), 0.0)
+        for _ in range(3):
             assert schedule.admit(stay(61.0, 10.0, **PRICED), 0.0)
         assert schedule.admit(stay(62.0, 10.0, usual=USUAL, gains=poor), 0.0) is is_admitted
         weighty = stay(62.0, 10.0, usual=USUAL, gains=poor, weight=100.0)
@@ -401,6 +402,16 @@ def test_expected_times_add_up_and_what_they_may_exceed_in_squares() -> None:
         assert all(schedule.admit(stay(37.5, expected_ms=expected_ms), 0.0) for _ in range(3))
         assert schedule.admit(stay(37.5, expected_ms=expected_ms), 0.0) is is_admitted
         assert not schedule.admit(stay(37.4, expected_ms=expected_ms), 0.0)
+
+
+def test_one_that_began_alone_is_expected_to_take_what_the_price_lets_it() -> None:
+    schedule, short = Schedule(), stay(48.0, **PRICED)
+    assert schedule.admit(stay(1000.0, **PRICED), 0.0), "alone, it takes 40 for the most accurate setting"
+    assert not schedule.admit(short, 0.0)
+    assert schedule.admit(stay(52.0, **PRICED), 0.0)
+    unknown = Schedule()
+    assert unknown.admit(stay(1000.0), 0.0)
+    assert unknown.admit(short, 0.0), "as long as it needs at least"
 
 
 def test_every_request_is_answered_or_refused_once() -> None:
