@@ -1,7 +1,7 @@
 r"""Simulate requests that share a lane: who is answered right and on time under which load, policy and price.
 
-Reads measured answers and times, and drives the schedule and the rule of choice that serve. Prints a table; writes all
-figures to `--json` and a page with plots to `--output_dir`.
+Reads measured answers and times, and drives the schedule and the rule of choice that serve. Prints a table; writes
+all figures to `--json` and a page with plots to `--output_dir`.
 
 Examples:
     python experiments/serving/simulate.py --arrivals poisson bursts --loads 0.5 1.0 1.7 \

@@ -1,13 +1,14 @@
 """Who may come while a request is answered: what came after earlier moments like this one.
 
-Arrivals come in bursts, so those who wait tell only half of what lane time will be worth: at the first request of a
-burst nobody waits yet. What will come is not known, but what came after similar moments is. A moment is the begin of
-an answer; moments are alike if about as many requests had come shortly before them. Each of the most similar earlier
-moments is a scenario: the requests that came within one budget after it, with their deadlines. The price of lane time
-is the mean of the prices of the scenarios (`price.Price`), as the slope of a mean is the mean of the slopes.
+Arrivals come in bursts, so those who wait tell only half of what lane time will be worth: at the first request of
+a burst nobody waits yet. What will come is not known, but what came after similar moments is. A moment is the
+begin of an answer; moments are alike if about as many requests had come shortly before them. Each of the most
+similar earlier moments is a scenario: the requests that came within one budget after it, with their deadlines. The
+price of lane time is the mean of the prices of the scenarios (`price.Price`), as the slope of a mean is the mean
+of the slopes.
 
-Nothing is fitted beforehand: a server learns from its own last arrivals, and prices by those who wait alone until it
-has seen some.
+Nothing is fitted beforehand: a server learns from its own last arrivals, and prices by those who wait alone until
+it has seen some.
 
 Shapes: `S` scenarios, `J` requests of a scenario.
 """
@@ -77,7 +78,9 @@ class Forecast:
         first one comes. Of no scenario, or of an empty one, it is infinite.
 
         Args:
-            waiting: how many wait. now_ms: when the request begins. lanes: that serve them side by side.
+            waiting: how many wait.
+            now_ms: when the request begins.
+            lanes: that serve them side by side.
         """
         known = min(self._count, MOMENTS)
         if known < LEAST_SCENARIOS:

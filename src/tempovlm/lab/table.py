@@ -52,7 +52,8 @@ class Table:
 
     Attributes:
         space: the settings. split: of the data sets, `train` or `val`.
-        dataset, question_id, image_id: (N,) texts. template: (N,) kind of question within its data set. part: (N,) one of `PARTS`; empty before a split.
+        dataset, question_id, image_id: (N,) texts. part: (N,) one of `PARTS`; empty before a split.
+        template: (N,) kind of question within its data set.
         text_tokens: (N,) tokens of the prompt that are no image features.
         vision_tokens: (N, T) image features at each tier.
         crops: (N, T, 2) rows and columns of the crops, the global one apart; 0 without a picture.

@@ -56,8 +56,8 @@ def gaps_of(name: str, first: int, count: int | None, seed: int) -> Floats:
         chosen_ms = times_ms[first:] if count is None else times_ms[first : first + count]
         if len(chosen_ms) < max(2, count or 0):
             raise UserError(
-                f"{name}: {len(times_ms)} requests, which leaves {len(chosen_ms)} from --first_request {first} on; "
-                f"give a smaller one, or fewer by --num_requests (2 at least)"
+                f"{name}: {len(times_ms)} requests, which leaves {len(chosen_ms)} from --first_request {first}; "
+                "give a smaller one, or fewer by --num_requests (2 at least)"
             )
         gaps = np.diff(chosen_ms, prepend=chosen_ms[0])
         if not gaps.any():

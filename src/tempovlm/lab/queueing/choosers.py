@@ -1,7 +1,7 @@
 """What simulated policies know of each question: scores of all settings, computed before the simulation.
 
-A policy whose scores change with the rest of the budget is asked at some budgets, and a request is given the scores of
-the largest of them that is not above what it has left.
+A policy whose scores change with the rest of the budget is asked at some budgets, and a request is given the
+scores of the largest of them that is not above what it has left.
 
 Shapes: `N` questions, `K` settings, `G` budgets left.
 """
@@ -173,8 +173,8 @@ def of_policy(
         advance(row + 1, count)
     return Chooser(
         name=name,
-        scores=scores,
-        settled=settled,
+        scores=scores.astype(np.float64),
+        settled=None if settled is None else settled.astype(np.float64),
         grid_ms=grid_ms,
         allowed=np.ones(len(world.space), dtype=bool),
         tie=policy.tie,

@@ -8,11 +8,11 @@ requests from `i` on if the lane is free at time `t` after request `i` came:
     V_i(t) = max( V_{i+1}(free(t)),  max_k E_s[ a_ik · 1(t + s <= b_i) + V_{i+1}(free(t + s)) ] )
     free(x) = max(0, x - gap to the next request)
 
-Refusing is the first term; s is the time of setting k. This is exact for one lane that takes the requests in the given
-order, up to the grid of times: a service time is rounded to the grid, and between two points of it the value is
-interpolated. With one budget for all, the order of arrival is also that of the deadlines, and no other order is
-better where times are known: exchanging two neighbours that run in the other order keeps both deadlines. With several
-budgets the order is a restriction, and the value is a lower bound of the best.
+Refusing is the first term; s is the time of setting k. This is exact for one lane that takes the requests in the
+given order, up to the grid of times: a service time is rounded to the grid, and between two points of it the value
+is interpolated. With one budget for all, the order of arrival is also that of the deadlines, and no other order is
+better where times are known: exchanging two neighbours that run in the other order keeps both deadlines. With
+several budgets the order is a restriction, and the value is a lower bound of the best.
 
 Shapes: `n` requests, `K` settings, `L` points of time, `W` points of a service time.
 

@@ -74,10 +74,17 @@ def _overall(report: Mapping[str, Any]) -> float | None:
 def label(row: Row) -> str:
     """Name a policy at a price as people do."""
     plan, _, of = str(row["policy"]).partition(":")
-    name = f"arrivals known in advance, {_NAMES.get(of or KIND, of)}" if plan == CLAIRVOYANT else _NAMES.get(plan, plan)
-    price = {None: "", "derived": ", derived price", "0": ", no price"}.get(
-        row["price"], f", price {row['price']} per ms"
+    name = (
+        f"arrivals known in advance, {_NAMES.get(of or KIND, of)}"
+        if plan == CLAIRVOYANT
+        else _NAMES.get(plan, plan)
     )
+    price = {
+        None: "",
+        "derived": ", derived price",
+        "waiting": ", price of those who wait",
+        "0": ", no price",
+    }.get(row["price"], f", price {row['price']} per ms")
     order = "" if row["discipline"] in (None, "edf") else f", {row['discipline']}"
     return f"{name}{price}{order}"
 

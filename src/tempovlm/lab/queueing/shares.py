@@ -39,7 +39,7 @@ def share_row(outcome: Outcome, blocks: Resamples, chosen: Mask | None = None) -
     right = np.where(mask, outcome.right_on_time, np.nan)
     low, high = percentile_interval(blocks.means(right[:, None])[1:, 0])
     names = ("right_on_time", "on_time", "refused", "late")
-    shares = {name: float(getattr(outcome, name)[mask].mean()) for name in names} if mask.any() else {}
+    shares = {name: float(getattr(outcome, name)[mask].mean()) for name in names}
     return {"requests": int(mask.sum()), **shares, "interval": [float(low), float(high)]}
 
 
@@ -47,7 +47,9 @@ def gap_closed(one: Floats, greedy: Floats, bound: Floats, blocks: Resamples) ->
     """Return the share of the way from a greedy policy to a bound that another one goes; None without a way.
 
     Args:
-        one: (n,) right and on time under the policy. greedy: the same under the greedy one. bound: under the bound.
+        one: (n,) right and on time under the policy.
+        greedy: (n,) under the greedy one.
+        bound: (n,) under the bound.
         blocks: resamples of the requests.
     """
     means = blocks.means(np.stack([one, greedy, bound], axis=1))

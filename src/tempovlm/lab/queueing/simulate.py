@@ -1,10 +1,11 @@
 """Requests at a door, event by event: the schedule that serves says who waits, and the rule that serves chooses.
 
-Two kinds of events move time: a request comes, and an answer ends. When one comes, `control.queue.Schedule` admits or
-refuses it; when a lane is free, the most urgent of those that wait is let in, and `control.select.best` takes a
+Two kinds of events move time: a request comes, and an answer ends. When one comes, `control.queue.Schedule` admits
+or refuses it; when a lane is free, the most urgent of those that wait is let in, and `control.select.best` takes a
 setting among those whose bound fits what is left of its budget, at the price of lane time that `control.price`
-derives from those who wait. It is refused before it takes any lane time if nothing fits or nothing is worth the price.
-Bounds are those of a calibration times the factor that `control.margin` learns from service times, never from waiting.
+derives from those who wait. It is refused before it takes any lane time if nothing fits or nothing is worth the
+price. Bounds are those of a calibration times the factor that `control.margin` learns from service times, never
+from waiting.
 
 An answer that has begun runs to its end, also beyond its deadline. Nobody asks again after a refusal.
 

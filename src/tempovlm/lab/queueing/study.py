@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
-from tempovlm.control.price import Price, parse_price
+from tempovlm.control.price import DERIVED, Price, parse_price
 from tempovlm.control.queue import Discipline, Schedule
+from tempovlm.control.select import Mask
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
-from tempovlm.core.progress import progress_bar
+from tempovlm.core.progress import Advance, progress_bar
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.lab.bench.summary import rounded
 from tempovlm.lab.options import DataDirFlags, DeviceFlags
@@ -40,6 +41,9 @@ SCHEMA = "tempovlm.queueing/1"
 
 _DIGITS = 5
 _RESULTS = tuple(Path(f"results/core_exp_pocket_{name}") for name in ("val", "train", "cpu"))
+WAITING = "waiting"
+"""Price that is derived from those who wait alone, without a forecast of who may come."""
+
 _BUDGET_FACTOR = 2.0
 """The budget is so many medians of the native setting unless told otherwise."""
 
@@ -57,7 +61,9 @@ class Study(DataDirFlags, DeviceFlags):
         ("native", "table"),
         f"{', '.join(choosers.NAMES)}, {CLAIRVOYANT}:NAME, or paths of checkpoints",
     )
-    prices: Sequence[str] = flag(("derived",), "of lane time: derived, 0, or accuracy per ms; several", "--price")
+    prices: Sequence[str] = flag(
+        ("derived",), "of lane time: derived, waiting (of those who wait alone), 0, or accuracy per ms", "--price"
+    )
     disciplines: Sequence[Discipline] = flag(("edf",), "who is let in first: edf, fcfs or slack", "--discipline")
     results_dirs: Sequence[Path] = flag(
         _RESULTS, "results with answers (split val), training answers and times", "--results_dir"
@@ -97,7 +103,7 @@ def run_study(study: Study) -> dict[str, Any]:
         UserError: a flag makes no sense, or a file cannot be read or written.
     """
     study.check()
-    prices = {text: parse_price(text) for text in dict.fromkeys(study.prices)}
+    prices = {text: parse_price(DERIVED if text == WAITING else text) for text in dict.fromkeys(study.prices)}
     world = read_world(study.results_dirs, _space(study.model_path))
     budgets_ms = sorted(set(study.budgets_ms)) or [_BUDGET_FACTOR * float(world.usual_ms[world.native])]
     gaps = {one: gaps_of(one, study.first_request, study.num_requests, study.seed) for one in study.arrivals}
@@ -118,20 +124,23 @@ def run_study(study: Study) -> dict[str, Any]:
             traffic = draw_traffic(world, gaps[name], load, budgets_ms, study.seed, study.lanes)
             outcomes: dict[Key, Outcome] = {}
             for chooser, price, discipline in plans:
-                tell: Callable[[int, int], None] = lambda at, _, before=done: advance(before + at, total)  # noqa: E731
-                free = Price(is_derived=False)
-                make = partial(_schedule, study.lanes, prices.get(price or "", free), discipline or "edf")
+                cost = prices.get(price or "", Price(is_derived=False))
+                make = partial(_schedule, study.lanes, cost, discipline or "edf", price != WAITING)
                 key = (Path(name).name, load, chooser.name, price, discipline)
-                outcomes[key] = simulate(world, traffic, chooser, make, tell)
+                outcomes[key] = simulate(world, traffic, chooser, make, partial(_tell, advance, done, total))
                 done += len(traffic)
             _add(report, world, traffic, outcomes, budgets_ms)
     report["rate"] = total / max(s_from_ms(now_ms() - began_ms), 1e-9)
     return report
 
 
-def _schedule(lanes: int, price: Price, discipline: Discipline) -> Schedule:
+def _tell(advance: Advance, before: int, total: int, done: int, _: int) -> None:
+    advance(before + done, total)
+
+
+def _schedule(lanes: int, price: Price, discipline: Discipline, looks_ahead: bool) -> Schedule:
     most = 10**9  # who waits is limited by deadlines alone
-    forecast = Forecast() if price.is_derived else None
+    forecast = Forecast() if price.is_derived and looks_ahead else None
     return Schedule(lanes, most, most, discipline=discipline, price=price, forecast=forecast)
 
 
@@ -199,9 +208,10 @@ def _add(
     """Add the rows of one kind of arrivals at one load to the report."""
     blocks = blocks_of(len(traffic))
     datasets = world.judged.dataset[traffic.question]
-    classes = [(None if len(budgets_ms) > 1 else budgets_ms[0], None)]
+    classes: list[tuple[float | None, Mask | None]] = [(None if len(budgets_ms) > 1 else budgets_ms[0], None)]
     if len(budgets_ms) > 1:
-        classes += [(budget_ms, traffic.budget_ms == budget_ms) for budget_ms in budgets_ms]
+        masks = [(budget_ms, traffic.budget_ms == budget_ms) for budget_ms in budgets_ms]
+        classes += [(budget_ms, mask) for budget_ms, mask in masks if mask.any()]
     for key, outcome in outcomes.items():
         head = dict(zip(("arrivals", "load"), key[:2], strict=True))
         tail = dict(zip(("policy", "price", "discipline"), key[2:], strict=True))
@@ -209,7 +219,9 @@ def _add(
             row = share_row(outcome, blocks, chosen)
             report["rows"].append({**head, "budget_ms": budget_ms, **tail, **row})
         for kind in np.unique(datasets):
-            report["kinds"].append({**head, "kind": str(kind), **tail, **share_row(outcome, blocks, datasets == kind)})
+            report["kinds"].append(
+                {**head, "kind": str(kind), **tail, **share_row(outcome, blocks, datasets == kind)}
+            )
     report["closed"] += _closed(outcomes, blocks)
 
 
@@ -243,7 +255,8 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
     lists = {name: value for name, value in whole.items() if isinstance(value, list)}
     head = json.dumps({name: value for name, value in whole.items() if name not in lists}, indent=1)
     body = "".join(
-        f',\n "{name}": [\n  ' + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]" for name, rows in lists.items()
+        f',\n "{name}": [\n  ' + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]"
+        for name, rows in lists.items()
     )
     write_whole(path, head.removesuffix("\n}") + body + "\n}\n")
 
@@ -261,7 +274,9 @@ def render(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{row['arrivals'][-23:]:<24}{row['load']:>5g}{budget:>8}  {row['policy'][-23:]:<24}"
             f"{row['price'] or '':<9}{row['discipline'] or '':<6}{share:>22}"
-            + "".join(f"{100 * row[name]:>{width}.1f}" for name, width in (("on_time", 9), ("refused", 9), ("late", 7)))
+            + "".join(
+                f"{100 * row[name]:>{width}.1f}" for name, width in (("on_time", 9), ("refused", 9), ("late", 7))
+            )
         )
     lines.append(f"{report['rate']:.0f} simulated requests a second")
     return "\n".join(lines) + "\n"

@@ -1,9 +1,9 @@
-"""What a simulated server answers and how long that takes: questions with answers, and pictures with measured times.
+"""What a simulated server answers and how long that takes: questions with answers, pictures with measured times.
 
-Answers are those of the judged questions (split `val`) at every setting. Times are those of the questions that were
-timed, repeat by repeat: a request takes one of its own picture's repeats, the same one at every setting, so that a
-slow moment is slow whatever is chosen. A question that was not timed takes the times of one that was, of its data
-set and with as many crops if there is such a one.
+Answers are those of the judged questions (split `val`) at every setting. Times are those of the questions that
+were timed, repeat by repeat: a request takes one of its own picture's repeats, the same one at every setting, so
+that a slow moment is slow whatever is chosen. A question that was not timed takes the times of one that was, of
+its data set and with as many crops if there is such a one.
 
 Shapes: `N` questions, `K` settings, `P` timed questions, `R` repeats, `n` requests.
 """
@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tempovlm.control.select import Ints
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.lab.core_exp.store import read_results
 from tempovlm.lab.queueing.arrivals import arrival_times_ms
 from tempovlm.lab.table import Floats, Table, table_of
-
-from tempovlm.control.select import Ints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +36,8 @@ class World:
     """Questions, their answers and their times.
 
     Attributes:
-        judged: questions that are asked, with accuracies (N, K). train: those that policies learned from.
-        laps_ms: (P, R, K) measured times. stands_for: for each question (N) those of the P whose times it may take.
+        judged: questions that are asked, with accuracies (N, K). train: those that policies learned from. laps_ms:
+        (P, R, K) measured times. stands_for: for each question (N) those of the P whose times it may take.
     """
 
     judged: Table
