@@ -32,6 +32,9 @@ SCENARIOS = 64
 LEAST_SCENARIOS = 8
 """With fewer, nobody is expected to come."""
 
+_OF_KNOWN = 4
+"""Of few moments, the most similar quarter are scenarios."""
+
 FOLLOWING = 64
 """Requests of a scenario at most: more cannot be served within a budget anyway."""
 
@@ -86,7 +89,8 @@ class Forecast:
         if known < LEAST_SCENARIOS:
             return np.array([math.inf])
         distance = np.abs(self._similar[:known] - self._activity(now_ms))
-        chosen = np.argpartition(distance, SCENARIOS)[:SCENARIOS] if known > SCENARIOS else np.arange(known)
+        count = min(SCENARIOS, max(LEAST_SCENARIOS, known // _OF_KNOWN))
+        chosen = np.argpartition(distance, count - 1)[:count]
         turns = -(-np.arange(waiting + 1, waiting + 2 + FOLLOWING) // lanes)
         shares_ms: Floats = (self._following_ms[chosen] / turns[1:]).min(axis=1)
         return np.maximum(shares_ms, self._first_ms[chosen] / turns[0])

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tempovlm.control.policy import Policy
+from tempovlm.control.baselines import SlackFit
+from tempovlm.control.policy import Policy, Question
 from tempovlm.control.select import TIE, Mask
 from tempovlm.core.errors import UserError
 from tempovlm.core.progress import Advance, silent
@@ -22,9 +23,9 @@ from tempovlm.lab.queueing.world import World
 from tempovlm.lab.table import Floats, Table
 
 NATIVE, SHEDS, GREEDY, TABLE, KIND = "native", "native_sheds", "greedy", "table", "kind"
-CLAIRVOYANT = "clairvoyant"
+SLACKFIT, CLAIRVOYANT = "slackfit", "clairvoyant"
 
-NAMES = (NATIVE, SHEDS, GREEDY, TABLE, KIND, CLAIRVOYANT)
+NAMES = (NATIVE, SHEDS, GREEDY, SLACKFIT, TABLE, KIND, CLAIRVOYANT)
 """Policies with a name; others are paths of checkpoints. `clairvoyant:NAME` knows what another one knows."""
 
 SHRUNK_BY = 10.0
@@ -91,12 +92,24 @@ def named(name: str, world: World) -> Chooser:
     if name in (GREEDY, TABLE):
         one = of_scores(name, np.broadcast_to(world.train.accuracy.mean(axis=0), (count, size)), size)
         return one if name == TABLE else replace(one, has_price=False, leaves=False)
+    if name == SLACKFIT:
+        return _slackfit(world)
     if name == KIND:
         return replace(of_scores(name, accuracy_by_kind(world.train, world.judged), size), tie=0.0)
     raise UserError(
         f"--policies {name}: no such policy and no such file; choose from {', '.join(NAMES)}, "
         f"{CLAIRVOYANT}:NAME, or give the path of a checkpoint"
     )
+
+
+def _slackfit(world: World) -> Chooser:
+    """Return the policy that takes the slowest setting that fits the slack, whoever waits."""
+    policy = SlackFit(world.usual_ms, world.train.accuracy.mean(axis=0))
+    grid_ms = np.linspace(0.0, 1.2 * float(world.usual_ms.max()), 10 * _GRID)
+    scores = np.stack([policy.look(Question(text=""), left_ms) for left_ms in grid_ms])[:, None]
+    shape = (len(grid_ms), len(world.judged), len(world.space))
+    one = Chooser(name=SLACKFIT, scores=np.broadcast_to(scores, shape), allowed=np.ones(shape[2], dtype=bool))
+    return replace(one, grid_ms=grid_ms, tie=0.0, has_price=False, leaves=False)
 
 
 def knowing(chooser: Chooser) -> Chooser:

@@ -10,7 +10,7 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.lab.drawing import new_figure, style, tip, to_svg
 from tempovlm.lab.pages import render as render_template
-from tempovlm.lab.queueing.choosers import CLAIRVOYANT, GREEDY, KIND, NATIVE, SHEDS, TABLE
+from tempovlm.lab.queueing.choosers import CLAIRVOYANT, GREEDY, KIND, NATIVE, SHEDS, SLACKFIT, TABLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,11 @@ _NAMES = {
     SHEDS: "native, refuses what would be late",
     GREEDY: "table, heeds nobody who waits",
     TABLE: "table",
+    SLACKFIT: "SlackFit",
     KIND: "accuracy by kind of question",
 }
+
+_PRICES = {None: "", "derived": ", derived price", "waiting": ", price of those who wait", "0": ", no price"}
 
 Row = Mapping[str, Any]
 
@@ -79,12 +82,7 @@ def label(row: Row) -> str:
         if plan == CLAIRVOYANT
         else _NAMES.get(plan, plan)
     )
-    price = {
-        None: "",
-        "derived": ", derived price",
-        "waiting": ", price of those who wait",
-        "0": ", no price",
-    }.get(row["price"], f", price {row['price']} per ms")
+    price = _PRICES.get(row["price"], f", price {row['price']} per ms")
     order = "" if row["discipline"] in (None, "edf") else f", {row['discipline']}"
     return f"{name}{price}{order}"
 
