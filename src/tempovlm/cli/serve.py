@@ -61,7 +61,8 @@ class Flags:
     """Keys, of which requests must bring one; each may take an even share of the places to wait. The environment
     variable TEMPOVLM_API_KEY, which no list of processes shows, is one more."""
     key_weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="W [W ...]")] = ()
-    """Weights of the keys, in their order, 1 by default: a right answer counts so much where time is short."""
+    """Weights of the keys, in their order: a right answer of a key counts as its weight where time is short;
+    1 by default."""
     price: Annotated[str, tyro.conf.arg(metavar="derived|0|NUMBER")] = DERIVED
     """Price of lane time: derived from the deadlines of those who wait, 0 for an equal share for each, or the
     accuracy (as a share of 1) that a millisecond must gain. For policies that predict accuracy."""
