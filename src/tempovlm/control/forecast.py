@@ -16,6 +16,7 @@ Shapes: `S` scenarios, `J` requests of a scenario.
 from __future__ import annotations
 
 import math
+import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
 
@@ -47,6 +48,7 @@ class Forecast:
 
     def __init__(self) -> None:
         """Nothing has come yet."""
+        self._lock = threading.Lock()  # those who ask may be other threads than who tells
         self._arrivals_ms: list[float] = []
         self._deadlines_ms: list[float] = []
         self._budgets_ms: deque[float] = deque(maxlen=RECENT)
@@ -58,7 +60,9 @@ class Forecast:
 
     def came(self, accepted_ms: float, deadline_ms: float) -> None:
         """Remember a request; one without a deadline binds nobody."""
-        if math.isfinite(deadline_ms):
+        if not math.isfinite(deadline_ms):
+            return
+        with self._lock:
             place = bisect_right(self._arrivals_ms, accepted_ms)
             self._arrivals_ms.insert(place, accepted_ms)
             self._deadlines_ms.insert(place, deadline_ms)
@@ -68,10 +72,11 @@ class Forecast:
         """Remember a moment at which an answer begins, and what came after earlier ones."""
         if not self._budgets_ms:
             return
-        horizon_ms = self._horizon_ms
-        self._close(now_ms, horizon_ms)
-        if not self._open or self._open[-1][0] < now_ms:
-            self._open.append((now_ms, horizon_ms, self._activity(now_ms)))
+        with self._lock:
+            horizon_ms = self._horizon_ms
+            self._close(now_ms, horizon_ms)
+            if not self._open or self._open[-1][0] < now_ms:
+                self._open.append((now_ms, horizon_ms, self._activity(now_ms)))
 
     def shares_ms(self, waiting: int, now_ms: float, lanes: int = 1) -> Floats:
         """Return how long a request that begins may take in each scenario (S,) for who may come to get as much.
@@ -85,15 +90,16 @@ class Forecast:
             now_ms: when the request begins.
             lanes: that serve them side by side.
         """
-        known = min(self._count, MOMENTS)
-        if known < LEAST_SCENARIOS:
-            return np.array([math.inf])
-        distance = np.abs(self._similar[:known] - self._activity(now_ms))
-        count = min(SCENARIOS, max(LEAST_SCENARIOS, known // _OF_KNOWN))
-        chosen = np.argpartition(distance, count - 1)[:count]
         turns = -(-np.arange(waiting + 1, waiting + 2 + FOLLOWING) // lanes)
-        shares_ms: Floats = (self._following_ms[chosen] / turns[1:]).min(axis=1)
-        return np.maximum(shares_ms, self._first_ms[chosen] / turns[0])
+        with self._lock:
+            known = min(self._count, MOMENTS)
+            if known < LEAST_SCENARIOS:
+                return np.array([math.inf])
+            distance = np.abs(self._similar[:known] - self._activity(now_ms))
+            count = min(SCENARIOS, max(LEAST_SCENARIOS, known // _OF_KNOWN))
+            chosen = np.argpartition(distance, count - 1)[:count]
+            shares_ms: Floats = (self._following_ms[chosen] / turns[1:]).min(axis=1)
+            return np.maximum(shares_ms, self._first_ms[chosen] / turns[0])
 
     @property
     def _horizon_ms(self) -> float:

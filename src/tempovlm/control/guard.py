@@ -94,13 +94,11 @@ class Usual:
     """An ordinary question: what the time of those who wait is priced by, whatever a request restricts.
 
     Attributes:
-        scores: (K,) mean accuracies. envelope: accuracy over lane time at all settings and usual lengths.
-        caution: time that the calibrated bounds keep free over the expected time.
+        scores: (K,) mean accuracies. envelope: accuracy over expected lane time at all settings and usual lengths.
     """
 
     scores: Floats
     envelope: Envelope
-    caution: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -157,9 +155,7 @@ class Guard:
         guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, OnlineMargin())
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
-            bounds_ms, expected_ms = guard._totals_ms[policy.sees_glance], guard._costs_ms - profile.open_ms
-            caution = float(bounds_ms.sum() / expected_ms.sum())
-            guard = replace(guard, usual=Usual(scores, Envelope.of(scores, guard._costs_ms), caution))
+            guard = replace(guard, usual=Usual(scores, Envelope.of(scores, guard._costs_ms)))
         guard._make_tables()
         return guard
 
@@ -256,17 +252,17 @@ class Guard:
     def worths(self, question: Question | None = None) -> tuple[Envelope, Envelope] | None:
         """Return what a request may gain, and what an ordinary question gains at all settings; None as `usual`.
 
-        Both are accuracies over the time that bounds keep free, at the margin that holds now. The first one is of
-        the settings that may run, by what the policy expects of the `question`, if it can tell at once.
+        Both are accuracies over expected time, at the margin that holds now. The first one is of the settings that
+        may run, by what the policy expects of the `question`, if it can tell at once.
         """
         if self.usual is None:
             return None
-        scores, caution = self.usual.scores, self.usual.caution * self._factor
+        scores = self.usual.scores
         is_quick = not self.policy.sees_picture and not self.policy.sees_glance and self.control_ms <= QUICK_MS
         if question is not None and is_quick:
             scores = self.policy.look(question, AMPLE_MS)
         own, usual = Envelope.of(scores, self._costs_ms), self.usual.envelope
-        return own.stretched(caution), usual.stretched(caution)
+        return own.stretched(self._factor), usual.stretched(self._factor)
 
     def choose_tier(
         self,
@@ -404,13 +400,8 @@ class Guard:
         return np.eye(len(self.space))[chosen.index] if chosen.scores is None else chosen.scores
 
     def _lane_per_ms(self, lane: LanePrice) -> float:
-        """Return the price of lane time; 0 where it cannot be weighed against the policy's scores.
-
-        Shares are of the time that bounds keep free, which is longer than the expected time.
-        """
-        if self.usual is None:
-            return 0.0
-        return lane.per_ms(self.usual.envelope, self.usual.caution * self._factor)
+        """Return the price of lane time; 0 where it cannot be weighed against the policy's scores."""
+        return 0.0 if self.usual is None else lane.per_ms(self.usual.envelope, self._factor)
 
     def _check_price(self, request: Request) -> None:
         if request.price_per_ms and len(self.choices) > 1 and self.policy.scale != "accuracy":

@@ -158,14 +158,14 @@ class LanePrice:
     share_ms: float | Floats = np.inf
     weight: float = 1.0
 
-    def per_ms(self, usual: Envelope, caution: float = 1.0) -> float:
+    def per_ms(self, usual: Envelope, slower: float = 1.0) -> float:
         """Return the price in the request's own accuracy per ms.
 
         Args:
             usual: the envelope of those who share, by expected times.
-            caution: time that is kept free for a request, over its expected time.
+            slower: the factor by which times are longer than these at the moment.
         """
-        return self.price.of(usual, self.share_ms / caution) / self.weight
+        return self.price.of(usual, self.share_ms / slower) / self.weight
 
 
 FREE = LanePrice()

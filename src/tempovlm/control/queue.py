@@ -106,7 +106,10 @@ class Door:
 
     Attributes:
         lanes: how many are inside at once. discipline: who is let in first, of those that line up from then on.
+        forecast: of a server's requests, which its schedule keeps; None has nobody expected.
     """
+
+    forecast: Forecast | None = None
 
     def __init__(self, lanes: int = 1, most_waiting: int = MOST_WAITING, discipline: Discipline = "edf") -> None:
         """Let `lanes` requests in at once, by a discipline."""
@@ -228,6 +231,13 @@ class Door:
         """Return how long a request that begins now may take so that all who wait get as much."""
         with self._lock:
             return share_beside_ms(self._waiting, now_ms, self.lanes, least_ms, max(0, len(self._inside) - 1))
+
+    def shares_ms(self, now_ms: float, least_ms: float = 0.0) -> float | Floats:
+        """Return `share_ms`, or with a forecast (S,) its value in each scenario of who may come."""
+        share_ms = self.share_ms(now_ms, least_ms)
+        if self.forecast is None:
+            return share_ms
+        return np.minimum(share_ms, self.forecast.shares_ms(self.waiting, now_ms, self.lanes))
 
     def room_ms(self, now_ms: float) -> float:
         """Return how long a request that begins now may take so that all who wait can still be answered."""

@@ -119,8 +119,8 @@ class Work:
         request, engine = self._request, self._engine
         if request.budget_ms is None or not self._guard.has_price:
             return FREE
-        share_ms = engine.door.share_ms(self._begun_ms, self._guard.least_ms()) if self._is_priced else math.inf
-        return LanePrice(engine.price, share_ms, request.weight)
+        shares_ms = engine.door.shares_ms(self._begun_ms, self._guard.least_ms()) if self._is_priced else math.inf
+        return LanePrice(engine.price, shares_ms, request.weight)
 
     def _passed_ms(self) -> float:
         """Time since acceptance, and what is kept for those who wait, as far as a setting fits beside it.

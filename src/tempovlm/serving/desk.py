@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tempovlm.control.forecast import Forecast
 from tempovlm.control.guard import Guard
 from tempovlm.control.policy import Question
 from tempovlm.control.queue import Schedule, Stay
@@ -135,7 +136,8 @@ class Desk:
         model.engine.price, model.engine.door.discipline = price, options.discipline
         share = -(-options.max_queue // max(1, len(options.api_keys)))
         lanes = model.engine.door.lanes
-        self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price)
+        model.engine.door.forecast = forecast = Forecast()
+        self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price, forecast)
         self._answering: dict[Stay, Answering] = {}
         self._pool = ThreadPoolExecutor(options.max_queue + lanes, thread_name_prefix="answer")
         self.is_draining = self.is_calibrating = False

@@ -162,8 +162,8 @@ def _stay(run: _Run, request: int, now_ms: float) -> Stay:
         float(run.deadline_ms[request]),
         factor * run.least_ms,
         expected_ms=float(run.usual_ms.min()),
-        gains=run.gains[run.traffic.question[request]] if run.gains else None,
-        usual=run.envelope,
+        gains=run.gains[run.traffic.question[request]].stretched(factor) if run.gains else None,
+        usual=None if run.envelope is None else run.envelope.stretched(factor),
     )
 
 
@@ -210,7 +210,7 @@ def _choose(run: _Run, stay: Stay, request: int, now_ms: float) -> int:
     place, row = chooser.place(left_ms), run.traffic.question[request]
     scores, price_per_ms = chooser.scores[place, row], 0.0
     if run.envelope is not None:
-        price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(run.envelope)
+        price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(run.envelope, factor)
         if not run.gains[row].is_worth(price_per_ms):
             return REFUSED
     index = int(best(scores, fits, run.usual_ms, price_per_ms, chooser.tie))

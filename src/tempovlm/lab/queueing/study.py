@@ -39,7 +39,7 @@ from tempovlm.lab.statistics import Resamples
 
 SCHEMA = "tempovlm.queueing/1"
 
-_DIGITS = 5
+_DIGITS = 4
 _RESULTS = tuple(Path(f"results/core_exp_pocket_{name}") for name in ("val", "train", "cpu"))
 WAITING = "waiting"
 """Price that is derived from those who wait alone, without a forecast of who may come."""
