@@ -124,6 +124,26 @@ def derived_price(envelope: Envelope, share_ms: float | Floats) -> float:
     return 0.0 if share_ms == np.inf else envelope.slope(share_ms)
 
 
+def even_shares_ms(times_ms: Sequence[float]) -> list[float]:
+    """Return the lane time that each of some requests gets where all are alike, ascending.
+
+    It maximises the sum of one concave function of their lane times, c1 + ... + ci being at most the i-th of
+    `times_ms`: the least of times_ms[i] / i for the first ones up to there, and so on with those that remain. The
+    first one's is `queue.common_share_ms` of one lane.
+
+    Args:
+        times_ms: (n,) lane time until each one's deadline, in the order of their service.
+    """
+    shares_ms, done_ms = list[float](), 0.0
+    rest_ms = list(times_ms)
+    while rest_ms:
+        share_ms, place = min(((time - done_ms) / place, -place) for place, time in enumerate(rest_ms, 1))
+        count = -place
+        shares_ms += [max(0.0, share_ms)] * count
+        done_ms, rest_ms = rest_ms[count - 1], rest_ms[count:]
+    return shares_ms
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """The price of lane time on a server.

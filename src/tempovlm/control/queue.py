@@ -34,7 +34,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
-from tempovlm.control.price import ROUNDING, Envelope, LanePrice, Price
+from tempovlm.control.price import ROUNDING, Envelope, LanePrice, Price, even_shares_ms
 from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 
@@ -320,26 +320,6 @@ def common_share_ms(
     """
     left_ms = [one - now_ms for one in deadlines_ms[1:] if not _is_over(one - now_ms, least_ms)]
     return min((left / -(-(place + others) // lanes) for place, left in enumerate(left_ms, 2)), default=math.inf)
-
-
-def even_shares_ms(times_ms: Sequence[float]) -> list[float]:
-    """Return the lane time that each of some requests gets where all are alike, ascending.
-
-    It maximises the sum of one concave function of their lane times, c1 + ... + ci being at most the i-th of
-    `times_ms`: the least of times_ms[i] / i for the first ones up to there, and so on with those that remain. The
-    first one's is `common_share_ms` of one lane.
-
-    Args:
-        times_ms: (n,) lane time until each one's deadline, in the order of their service.
-    """
-    shares_ms, done_ms = list[float](), 0.0
-    rest_ms = list(times_ms)
-    while rest_ms:
-        share_ms, place = min(((time - done_ms) / place, -place) for place, time in enumerate(rest_ms, 1))
-        count = -place
-        shares_ms += [max(0.0, share_ms)] * count
-        done_ms, rest_ms = rest_ms[count - 1], rest_ms[count:]
-    return shares_ms
 
 
 def _is_over(left_ms: float, least_ms: float) -> bool:

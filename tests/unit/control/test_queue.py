@@ -19,7 +19,6 @@ from tempovlm.control.queue import (
     Schedule,
     Stay,
     Ticket,
-    even_shares_ms,
     urgency_ms,
 )
 from tempovlm.core.errors import UserError
