@@ -83,10 +83,6 @@ class Envelope:
         place = int(np.searchsorted(self.lane_ms, max(share_ms, 0.0), side="right")) - 1
         return float(self.slopes[place]) if place < len(self.slopes) else 0.0
 
-    def spent_ms(self, price_per_ms: float) -> float:
-        """Return the least lane time at which accuracy exceeds the price of the time most."""
-        return float(self.lane_ms[np.argmax(self.accuracy - price_per_ms * self.lane_ms)])
-
     def at(self, share_ms: float) -> float:
         """Return the accuracy at a lane time."""
         return float(np.interp(share_ms, self.lane_ms, self.accuracy))
