@@ -354,6 +354,10 @@ class Guard:
             return self.least_ms()
         return self.control_ms + self._factor * (float(self._costs_ms.min()) - self.profile.open_ms)
 
+    def bound_ms(self, tier: TierChoice) -> float:
+        """Return the bound of an answer at the first choice's setting, from the opened picture on."""
+        return self._factor * float(self._totals_ms[self.policy.sees_glance][tier.index])
+
     def calibrated_ms(self) -> float:
         """Return the cheapest setting's bound of a whole answer as calibrated, without the margin."""
         return self.control_ms + self.spread * float(self._totals_ms[0].min())

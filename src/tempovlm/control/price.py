@@ -88,10 +88,6 @@ class Envelope:
         places = np.searchsorted(self.lane_ms, np.maximum(shares_ms, 0.0), side="right") - 1
         return float(np.append(self.slopes, 0.0)[places].mean())
 
-    def spent_ms(self, price_per_ms: float) -> float:
-        """Return the least lane time at which accuracy exceeds the price of the time most."""
-        return float(self.lane_ms[np.argmax(self.accuracy - price_per_ms * self.lane_ms)])
-
     def at(self, share_ms: float) -> float:
         """Return the accuracy at a lane time."""
         return float(np.interp(share_ms, self.lane_ms, self.accuracy))

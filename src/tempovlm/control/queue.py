@@ -122,6 +122,7 @@ class Door:
         self._lock = threading.RLock()
         self._waiting: list[Ticket] = []
         self._inside: dict[int, int] = {}
+        self._ends_ms: dict[int, float] = {}
 
     def __reduce__(self) -> tuple[Callable[..., Door], tuple[int, int, Discipline]]:
         """A new door: a copy of a model is asked by others."""
@@ -207,6 +208,7 @@ class Door:
                 self._inside[me] -= 1
                 if not self._inside[me]:
                     del self._inside[me]
+                    self._ends_ms.pop(me, None)
                 self._call()
 
     def _call(self) -> None:
@@ -243,6 +245,16 @@ class Door:
         """Return how long a request that begins now may take so that all who wait can still be answered."""
         with self._lock:
             return room_beside_ms(self._waiting, now_ms, self.lanes, max(0, len(self._inside) - 1))
+
+    def expect(self, end_ms: float) -> None:
+        """Say when this thread, which is inside, ends at the latest."""
+        with self._lock:
+            self._ends_ms[threading.get_ident()] = end_ms
+
+    def ends_ms(self) -> dict[int, float]:
+        """Return when threads that are inside end at the latest, as far as they said so."""
+        with self._lock:
+            return dict(self._ends_ms)
 
 
 class Waits(Protocol):
@@ -388,7 +400,7 @@ class Schedule:
         self._last: Stay | None = None  # that came
         self._stays: list[Stay] = []  # the most urgent first
         self._began_ms: dict[Stay, float] = {}  # of those that are taken to be inside
-        self._takes_ms: dict[Stay, float] = {}  # of those of them whose choice the price tells
+        self._ends_ms: dict[Stay, float] = {}  # of those of them that have chosen
         self._recent_ms: deque[float] = deque(maxlen=RECENT_STAYS)
 
     def __len__(self) -> int:
@@ -480,14 +492,19 @@ class Schedule:
         Under a derived price those keep the least that they need, and otherwise each gets as much.
         """
         waiting, beside = self._others(stay), self._beside(stay)
-        if self._is_priced(stay):
+        if self.price.is_derived and stay.usual is not None:
             return room_beside_ms(waiting, now_ms, self._lanes, beside)
         return share_beside_ms(waiting, now_ms, self._lanes, 0.0, beside)
+
+    def expect(self, stay: Stay, end_ms: float) -> None:
+        """Say when a request that is inside ends at the latest, now that its setting is chosen."""
+        if stay in self._began_ms:
+            self._ends_ms[stay] = end_ms
 
     def end(self, stay: Stay, now_ms: float) -> None:
         """Say that a request has ended, or that nobody wants its answer."""
         self._stays.remove(stay)
-        self._takes_ms.pop(stay, None)
+        self._ends_ms.pop(stay, None)
         if stay in self._began_ms:
             stayed_ms = now_ms - self._began_ms.pop(stay)
             if stayed_ms > 0:  # else it was refused
@@ -547,17 +564,6 @@ class Schedule:
         if first and self._forecast is not None:
             self._forecast.began(now_ms)
         self._began_ms |= dict.fromkeys(first, now_ms)
-        self._takes_ms |= {one: self._chosen_ms(one, now_ms) for one in first if self._is_priced(one)}
-
-    def _is_priced(self, stay: Stay) -> bool:
-        return self.price.is_derived and stay.usual is not None
-
-    def _chosen_ms(self, stay: Stay, now_ms: float) -> float:
-        """Return how long a request that begins now takes, as it chooses by the price."""
-        assert stay.usual is not None
-        gains, most_ms = stay.gains or stay.usual, min(self.most_ms(now_ms, stay), stay.deadline_ms - now_ms)
-        spent_ms = gains.spent_ms(self.lane_price(now_ms, stay).per_ms(stay.usual))
-        return max(stay.need_ms, min(spent_ms, most_ms))
 
     def _outside(self, stays: Sequence[Stay]) -> list[Stay]:
         return [stay for stay in stays if stay not in self._began_ms]
@@ -584,7 +590,7 @@ class Schedule:
         """Return when each lane is expected to be free, as a heap."""
         usual_ms = self._usual_ms(0.0)
         free_ms = [
-            max(now_ms, min(began_ms + self._takes_ms.get(one, max(usual_ms, one.need_ms)), one.deadline_ms))
+            max(now_ms, min(self._ends_ms.get(one, began_ms + max(usual_ms, one.need_ms)), one.deadline_ms))
             for one, began_ms in self._began_ms.items()
         ]
         free_ms += [now_ms] * (self._lanes - len(free_ms))

@@ -58,6 +58,8 @@ class Work:
         watch.check("preprocess")
         tier, glance = self._choose_tier(image)
         self._tier = tier
+        if tier.feasible is not None:
+            self._engine.door.expect(now_ms() + self._guard.bound_ms(tier))
         clock.mark("control")
         chosen_at_ms = now_ms()
         if request.on_deadline == "reject" and (tier.feasible is False or not tier.is_worth_it):
@@ -81,6 +83,8 @@ class Work:
         picture_ms = None if image is None or glance else now_ms() - chosen_at_ms
         lane = self._lane_price()
         self._choice = choice = self._guard.choose_compute(request, tier, sight, passed_ms, picture_ms, lane)
+        if choice.predicted is not None:
+            self._engine.door.expect(now_ms() + choice.predicted.upper_ms - passed_ms)
         clock.mark("control")
         return choice, ready
 

@@ -95,6 +95,8 @@ class Answering:
         """Says whether nobody wants the answer."""
         self.leave = self._gone.set
         """Says that nobody wants the answer; it ends within a token."""
+        self.thread: int | None = None
+        """Answers it."""
         self.dismissed: ApiError | None = None
         """Why it was refused after it was admitted, before it began."""
 
@@ -218,6 +220,7 @@ class Desk:
         # The margin says how slow the machine is now. Only answers tell it that this is over, so who comes to an
         # idle server is let in all the same.
         need_ms = max(0.0, guard.least_ms()) + beside_ms if len(self.schedule) else least_ms
+        self._foresee()
         runs_over = ask.request.on_deadline == "finish"
         given = self._priced(ask, guard, beside_ms)
         stay = Stay(accepted_ms, deadline_ms, need_ms, owner, runs_over, self._options.weight_of(owner), **given)
@@ -229,6 +232,13 @@ class Desk:
             self._answering.pop(instead).dismiss(full)
         self.metrics.recent.waits(self.schedule.waiting, time_ms)
         return stay
+
+    def _foresee(self) -> None:
+        """Tell the schedule when those inside end, if their settings are chosen by a derived price."""
+        ends_ms = self._model.engine.door.ends_ms() if self.schedule.price.is_derived else {}
+        for answering in self._answering.values() if ends_ms else ():
+            if answering.thread in ends_ms:
+                self.schedule.expect(answering.stay, ends_ms[answering.thread])
 
     def _priced(self, ask: Ask, guard: Guard, beside_ms: float) -> dict[str, Any]:
         """Return what the price of a question's time goes by; nothing where it has none."""
@@ -248,6 +258,7 @@ class Desk:
         return answering
 
     def _work(self, answering: Answering, in_loop: Callable[..., object]) -> None:
+        answering.thread = threading.get_ident()
         outcome: Answer | ApiError = ApiError(500, "internal_error", "the server failed to answer")
         try:
             outcome = self._ask(answering, in_loop)

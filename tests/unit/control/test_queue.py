@@ -403,14 +403,26 @@ def test_expected_times_add_up_and_what_they_may_exceed_in_squares() -> None:
         assert not schedule.admit(stay(37.4, expected_ms=expected_ms), 0.0)
 
 
-def test_one_that_began_alone_is_expected_to_take_what_the_price_lets_it() -> None:
-    schedule, short = Schedule(), stay(48.0, **PRICED)
-    assert schedule.admit(stay(1000.0, **PRICED), 0.0), "alone, it takes 40 for the most accurate setting"
-    assert not schedule.admit(short, 0.0)
-    assert schedule.admit(stay(52.0, **PRICED), 0.0)
-    unknown = Schedule()
-    assert unknown.admit(stay(1000.0), 0.0)
-    assert unknown.admit(short, 0.0), "as long as it needs at least"
+def test_one_that_has_chosen_is_expected_until_it_ends() -> None:
+    schedule, inside = Schedule(), stay(1000.0)
+    assert schedule.admit(inside, 0.0)
+    schedule.expect(inside, 40.0)
+    assert not schedule.admit(stay(48.0), 0.0)
+    waits = stay(52.0)
+    assert schedule.admit(waits, 0.0)
+    schedule.expect(waits, 500.0)
+    schedule.end(inside, 10.0)
+    assert schedule.admit(stay(60.0), 10.0), "what was said of one that waits does not count"
+
+
+def test_the_door_knows_when_those_inside_end() -> None:
+    door, me = Door(), threading.get_ident()
+    with door.enter(door.line_up(0.0)):
+        assert door.ends_ms() == {}
+        door.expect(40.0)
+        door.expect(30.0)
+        assert door.ends_ms() == {me: 30.0}
+    assert door.ends_ms() == {}
 
 
 def test_every_request_is_answered_or_refused_once() -> None:

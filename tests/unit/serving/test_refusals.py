@@ -200,6 +200,25 @@ def test_one_that_gains_more_is_answered_instead_of_one_that_waits(
     asyncio.run(talk())
 
 
+def test_a_request_that_has_chosen_is_waited_for(app: Any, gate: Gate) -> None:
+    desk = app.state.desk
+
+    async def talk() -> None:
+        first = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        (answering,) = desk._answering.values()
+        door = desk._model.engine.door
+        door._ends_ms[answering.thread] = answering.stay.accepted_ms + 30_000
+        assert (await send(app, latency_budget_ms=29_000)).code == "queue_full"
+        second = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        gate.opened.set()
+        assert [(await one).status for one in (first, second)] == [200, 200]
+        assert door.ends_ms() == {}
+
+    asyncio.run(talk())
+
+
 def test_only_the_operator_weighs_keys(app_of: Callable[..., Any], gate: Gate) -> None:
     app = app_of(api_keys=("mine", "yours"), key_weights=(1.0, 4.0))
     schedule = app.state.desk.schedule

@@ -191,6 +191,7 @@ def _begin_all(run: _Run, now_ms: float) -> None:
             del run.stays[stay]
             continue
         run.begun.add(request)
+        run.schedule.expect(stay, now_ms + run.margin.factor * float(run.bound_ms[index]))
         run.setting[request] = index
         run.end_ms[request] = now_ms + run.traffic.service_ms[request, index]
         heapq.heappush(run.ends, (float(run.end_ms[request]), request))
