@@ -1,4 +1,4 @@
-"""Who may come while a request is answered: what came after earlier moments like this one.
+"""Tells who may come while a request is answered: those who came after earlier moments like this one.
 
 Arrivals come in bursts, so those who wait tell only half of what lane time will be worth: at the first request of
 a burst nobody waits yet. What will come is not known, but what came after similar moments is. A moment is the

@@ -66,7 +66,7 @@ def gaps_of(name: str, first: int, count: int | None, seed: int) -> Floats:
 
 
 DRAWN = 4000
-"""Requests that are drawn unless told otherwise."""
+"""Requests that are drawn by default."""
 
 
 def arrival_times_ms(gaps: Floats, load: float, native_ms: float, lanes: int = 1) -> Floats:

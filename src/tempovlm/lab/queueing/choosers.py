@@ -1,4 +1,4 @@
-"""What simulated policies know of each question: scores of all settings, computed before the simulation.
+"""Computes what simulated policies know of each question: scores of all settings, computed before the simulation.
 
 A policy whose scores change with the rest of the budget is asked at some budgets, and a request is given the
 scores of the largest of them that is not above what it has left.
@@ -64,7 +64,7 @@ class Chooser:
     plans: bool = False
 
     def place(self, left_ms: float) -> int:
-        """Return which of the budgets' scores hold with so much left."""
+        """Return the place of the scores that hold with `left_ms` left."""
         return max(0, int(np.searchsorted(self.grid_ms, left_ms, side="right")) - 1)
 
     @property

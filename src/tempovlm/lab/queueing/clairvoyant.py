@@ -37,7 +37,7 @@ REFUSE = -1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do with each request at each time that the lane can be free.
+    """Says what to do with each request at each time that the lane can be free.
 
     Attributes:
         choices: (n, L) settings, or `REFUSE`. value: expected right answers in time, of all requests.
@@ -105,9 +105,9 @@ def plan(
     return Plan(choices, float(value[0]), step_ms)
 
 
-def _in_time(shares: Floats, budget: float, length: int) -> Floats:
-    """Return the chance (L, K) that an answer that begins at each point of time ends within a budget."""
+def _in_time(shares: Floats, steps: float, length: int) -> Floats:
+    """Return the chance (L, K) that an answer that begins at each point of time is over within `steps`."""
     within = np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares, axis=1)], axis=1)
-    left = np.floor(budget - np.arange(length) + 1e-9).astype(np.int64) + 1
+    left = np.floor(steps - np.arange(length) + 1e-9).astype(np.int64) + 1
     chance: Floats = within[:, np.clip(left, 0, shares.shape[1])].T
     return chance

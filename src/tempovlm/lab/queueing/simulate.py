@@ -41,7 +41,7 @@ REFUSED = -1
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Outcome:
-    """How each request ended.
+    """Holds how each request ended.
 
     Attributes:
         setting: (n,) that answered it; `REFUSED` where none did. end_ms: (n,) when the answer was there, or the

@@ -45,12 +45,12 @@ WAITING = "waiting"
 """Price that is derived from those who wait alone, without a forecast of who may come."""
 
 _BUDGET_FACTOR = 2.0
-"""The budget is so many medians of the native setting unless told otherwise."""
+"""The default budget over the native setting's median time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(DataDirFlags, DeviceFlags):
-    """What is simulated."""
+    """The flags of a study."""
 
     arrivals: Sequence[str] = required("a trace FILE.csv with a column TIMESTAMP, poisson, or bursts; several")
     loads: Sequence[float] = flag((1.0,), "arrivals over what all lanes answer at the native setting")

@@ -1,4 +1,4 @@
-"""What a simulated server answers and how long that takes: questions with answers, pictures with measured times.
+"""Joins what a simulated server answers and how long that takes: questions with answers, pictures with times.
 
 Answers are those of the judged questions (split `val`) at every setting. Times are those of the questions that
 were timed, repeat by repeat: a request takes one of its own picture's repeats, the same one at every setting, so
@@ -19,7 +19,7 @@ import numpy as np
 
 from tempovlm.control.select import Ints
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobSpace
+from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.lab.core_exp.store import read_results
 from tempovlm.lab.queueing.arrivals import arrival_times_ms
 from tempovlm.lab.table import Floats, Table, table_of
@@ -99,8 +99,8 @@ def _laps_of(frame: pd.DataFrame, space: KnobSpace) -> tuple[list[tuple[str, str
     rows = frame[frame["T_total"].notna() & frame["repeats"].notna()]
     found: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {}
     features: dict[tuple[str, str], int] = {}
-    names = ("dataset", "question_id", "tier", "top_k", "num_blocks", "repeats", "vision_tokens")
-    for dataset, question, *setting, repeats, tokens in zip(*(rows[name] for name in names), strict=True):
+    names = ("dataset", "question_id", "repeats", "vision_tokens", *KNOBS)
+    for dataset, question, repeats, tokens, *setting in zip(*(rows[name] for name in names), strict=True):
         place = index.get(tuple(setting))
         if place is not None:
             found.setdefault((dataset, question), {})[place] = repeats["T_total"]
