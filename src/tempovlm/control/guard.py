@@ -358,9 +358,13 @@ class Guard:
             return self.least_ms()
         return self.control_ms + self._factor * (float(self._costs_ms.min()) - self.profile.open_ms)
 
-    def bound_ms(self, tier: TierChoice) -> float:
-        """Return the bound of an answer at the first choice's setting, from the opened picture on."""
-        return self._factor * float(self._totals_ms[self.policy.sees_glance][tier.index])
+    def least_of(self, tier: TierChoice) -> Prediction:
+        """Return the least time of an answer at a tier, from the opened picture on: if others want the rest."""
+        assert self.profile is not None
+        of_tier = self._of_tier[tier.tier]
+        expected_ms = float(self._costs_ms[of_tier].min()) - self.profile.open_ms
+        bound_ms = float(self._totals_ms[self.policy.sees_glance][of_tier].min())
+        return Prediction(p50_ms=self._factor * expected_ms, upper_ms=self._factor * bound_ms)
 
     def calibrated_ms(self) -> float:
         """Return the cheapest setting's bound of a whole answer as calibrated, without the margin."""

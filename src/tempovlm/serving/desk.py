@@ -233,10 +233,10 @@ class Desk:
 
     def _foresee(self) -> None:
         """Tell the schedule when those inside end, if their settings are chosen by a derived price."""
-        ends_ms = self._model.engine.door.ends_ms() if self.schedule.price.is_derived else {}
-        for answering in self._answering.values() if ends_ms else ():
-            if answering.thread in ends_ms:
-                self.schedule.expect(answering.stay, ends_ms[answering.thread])
+        ends = self._model.engine.door.ends() if self.schedule.price.is_derived else {}
+        for answering in self._answering.values() if ends else ():
+            if answering.thread in ends:
+                self.schedule.expect(answering.stay, ends[answering.thread])
 
     def _priced(self, ask: Ask, guard: Guard, beside_ms: float) -> dict[str, Any]:
         """Return what the price of a question's time goes by; nothing where it has none."""
