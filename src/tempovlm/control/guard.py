@@ -27,7 +27,7 @@ from tempovlm.control.joining import UNKNOWN_MS, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
-from tempovlm.control.price import FREE, Envelope, LanePrice
+from tempovlm.control.price import FREE, ROUNDING, Envelope, LanePrice
 from tempovlm.control.select import Floats, Mask, best
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
@@ -306,7 +306,7 @@ class Guard:
         price_per_ms = request.price_per_ms + lane_per_ms
         index = int(best(scores, fits, self._costs_ms, price_per_ms, self.policy.tie))
         chosen = self._tier_choice(index, question, feasible, scores)
-        if lane_per_ms and not Envelope.of(scores, self._costs_ms).is_worth(lane_per_ms):
+        if lane_per_ms and lane_per_ms > (1 + ROUNDING) * float((scores / self._costs_ms).max()):
             return replace(chosen, is_worth_it=False)
         return chosen
 
