@@ -33,12 +33,12 @@ def blocks_of(count: int) -> Resamples:
 def share_row(outcome: Outcome, blocks: Resamples, chosen: Mask | None = None) -> dict[str, Any]:
     """Return the shares of all requests, or of the chosen ones (n,): right and on time, on time, refused, late.
 
-    `interval` is that of the first share, at 95 %.
+    `refused_later` is the part of `refused` that was admitted first. `interval` is that of the first share.
     """
     mask = np.ones(len(outcome.setting), dtype=bool) if chosen is None else chosen
     right = np.where(mask, outcome.right_on_time, np.nan)
     low, high = percentile_interval(blocks.means(right[:, None])[1:, 0])
-    names = ("right_on_time", "on_time", "refused", "late")
+    names = ("right_on_time", "on_time", "refused", "refused_later", "late")
     shares = {name: float(getattr(outcome, name)[mask].mean()) for name in names}
     return {"requests": int(mask.sum()), **shares, "interval": [float(low), float(high)]}
 
