@@ -357,14 +357,14 @@ class TempoVLM:
             for item in items:
                 yield self._learn(request, item) if isinstance(item, Answer) else item
 
-    def check_price(self, price_per_ms: float) -> None:
+    def check_price(self, price_per_ms: float, name: str = "price_per_ms") -> None:
         """Raise a `UserError` if time has a price and the policy's scores cannot be weighed against it."""
         from tempovlm.control.guard import no_price
         from tempovlm.control.policy import Policy
 
         wanted = self._wanted
         if price_per_ms and self._chooses and isinstance(wanted, Policy) and wanted.scale != "accuracy":
-            raise no_price(wanted.name, price_per_ms)
+            raise no_price(wanted.name, price_per_ms, name)
 
     def guard_for(
         self,

@@ -15,6 +15,8 @@ from tempovlm.api import load
 from tempovlm.cli import console
 from tempovlm.cli.calibrate import any_request, round_budgets_ms
 from tempovlm.cli.knobs import ALL, Knobs
+from tempovlm.control.price import DERIVED
+from tempovlm.control.queue import Discipline
 from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.request import check_budget_ms
 
@@ -31,6 +33,7 @@ EXAMPLES = (
     "tempovlm serve",
     "tempovlm serve --port 9000 --default_budget_ms 300",
     "tempovlm serve --host 0.0.0.0 --api_key $KEY --max_queue 128 --log_json",
+    "tempovlm serve --api_key $MINE $THEIRS --key_weights 1 2 --price derived --discipline edf",
     "tempovlm serve --allow_remote_images images.example.com --allow_origins https://app.example.com",
 )
 
@@ -57,6 +60,14 @@ class Flags:
     api_key: tuple[str, ...] = ()
     """Keys, of which requests must bring one; each may take an even share of the places to wait. The environment
     variable TEMPOVLM_API_KEY, which no list of processes shows, is one more."""
+    key_weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="W [W ...]")] = ()
+    """Weights of the keys, in their order: a right answer of a key counts as its weight where time is short;
+    1 by default."""
+    price: Annotated[str, tyro.conf.arg(metavar="derived|0|NUMBER")] = DERIVED
+    """Price of lane time: derived from the deadlines of those who wait, 0 for an equal share for each, or the
+    accuracy (as a share of 1) that a millisecond must gain. For policies that predict accuracy."""
+    discipline: Discipline = "edf"
+    """Order of service: earliest deadline first (edf), first come first served (fcfs), or least slack first."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     weights: DecodeDtype = "bf16"
@@ -100,7 +111,8 @@ def main(argv: list[str]) -> None:
 
     given = {name: getattr(flags, name) for name in _SAME}
     keys = (*flags.api_key, *filter(None, [os.environ.get(KEY_VARIABLE)]))
-    options = Options(default_budget_ms=default_ms, api_keys=keys, **given)
+    weights = tuple(float(console.number("key_weights", one) or 0) for one in flags.key_weights)
+    options = Options(default_budget_ms=default_ms, api_keys=keys, key_weights=weights, **given)
     check_root_path(flags.root_path)
     port = bind(flags.host, flags.port)
     _log_to_stderr()
@@ -124,7 +136,7 @@ def main(argv: list[str]) -> None:
 
 _SAME = (
     "max_queue", "max_body_mb", "body_timeout_ms", "allow_remote_images", "allow_origins", "allow_calibrate",
-    "log_json",
+    "log_json", "price", "discipline",
 )  # fmt: skip
 """Flags that are options of the server by the same name."""
 

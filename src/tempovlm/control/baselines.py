@@ -1,7 +1,7 @@
-"""Policies without deep learning: nearest neighbours and a linear contextual bandit.
+"""Policies without deep learning: nearest neighbours, a linear contextual bandit, and one by slack alone.
 
-Each predicts the accuracy of every setting from the question's words and the picture's size, never from its
-pixels: for many questions at once in the judge, or for one request behind the guard.
+The first two predict the accuracy of every setting from the question's words and the picture's size, never from
+its pixels: for many questions at once in the judge, or for one request behind the guard.
 
 Shapes: `N` questions, `K` settings, `F` features.
 """
@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +47,10 @@ class Scorer(Protocol):
 
     def scores(self, features: Floats) -> Floats:
         """Return expected accuracies (N, K) from features (N, F)."""
+
+    @property
+    def usual(self) -> Floats:
+        """(K,) expected accuracies over the training questions."""
 
 
 def question_features(text: str, image_size: Size | None) -> Floats:
@@ -87,9 +92,64 @@ class ScoredPolicy(Policy):
     scale = "accuracy"
     tie = TIE
 
+    @property
+    def usual(self) -> Floats:
+        """(K,) expected accuracies over the training questions."""
+        return self.scorer.usual
+
     def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
         """Return expected accuracies (K,)."""
         return self.scorer.scores(question_features(question.text, question.image_size)[None])[0]
+
+
+@dataclass(frozen=True)
+class SlackFit(Policy):
+    """Takes the slowest setting whose time fits the slack, by buckets of time; it reads no question.
+
+    A. Khare et al., SuperServe: fine-grained inference serving for unpredictable workloads, NSDI 2025, arXiv
+    2312.16733: latencies of the networks that no quicker one beats are sorted into evenly spaced buckets, and the
+    slack of the most urgent request picks the slowest bucket below it. There a bucket's largest batch runs; here
+    requests are answered one at a time, so that its most accurate setting does.
+
+    Attributes:
+        lane_ms: (K,) expected times. accuracy: (K,) mean accuracies. num_buckets: between the least and most time.
+    """
+
+    lane_ms: Floats
+    accuracy: Floats
+    num_buckets: int = 10
+    name: str = "slackfit"
+
+    def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
+        """Return places by accuracy (K,) of the settings in the bucket that fits, and lower ones of all others."""
+        bucket = int(np.searchsorted(self._edges_ms, left_ms, side="right"))
+        behind = np.where(self._buckets <= bucket, self._buckets - bucket, -self.num_buckets - self._buckets)
+        return np.where(self._is_best, behind + self._gain, -np.inf)
+
+    @cached_property
+    def _is_best(self) -> Mask:
+        """(K,) the settings than which no other is as quick and more accurate."""
+        quicker = self.lane_ms[:, None] >= self.lane_ms
+        better = (self.accuracy > self.accuracy[:, None]) | (
+            (self.accuracy == self.accuracy[:, None]) & (self.lane_ms < self.lane_ms[:, None])
+        )
+        return np.isfinite(self.lane_ms) & ~(quicker & better).any(axis=1)
+
+    @cached_property
+    def _edges_ms(self) -> Floats:
+        """(B,) the times up to which the buckets reach."""
+        times_ms = self.lane_ms[self._is_best]
+        return np.linspace(times_ms.min(), times_ms.max(), self.num_buckets)
+
+    @cached_property
+    def _buckets(self) -> NDArray[np.int64]:
+        """(K,) the bucket of each setting, from 1; it fits the slacks that reach its end."""
+        return np.searchsorted(self._edges_ms, self.lane_ms, side="left") + 1
+
+    @cached_property
+    def _gain(self) -> Floats:
+        """(K,) the place of each setting by accuracy, less than 1."""
+        return self.accuracy.argsort().argsort() / len(self.accuracy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +219,11 @@ class NearestNeighbours:
         """Rebuild the policy from `state_dict`."""
         scale, arrays = _arrays(state)
         return cls(scale, arrays["features"], arrays["accuracy"], int(arrays["neighbours"]))
+
+    @property
+    def usual(self) -> Floats:
+        """(K,) mean accuracies of the training questions."""
+        return self.accuracy.mean(axis=0)
 
     def scores(self, features: Floats) -> Floats:
         """Return the neighbours' mean accuracies (N, K)."""
@@ -246,6 +311,11 @@ class LinUCB:
         """Rebuild the policy from `state_dict`."""
         scale, arrays = _arrays(state)
         return cls(scale, arrays["arms"], arrays["weights"])
+
+    @property
+    def usual(self) -> Floats:
+        """(K,) expected accuracies at the training questions' mean features."""
+        return self.weights[-1] @ self.arms.T
 
     def scores(self, features: Floats) -> Floats:
         """Return expected accuracies (N, K)."""

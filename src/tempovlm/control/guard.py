@@ -27,6 +27,7 @@ from tempovlm.control.joining import UNKNOWN_MS, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.price import FREE, ROUNDING, Envelope, LanePrice
 from tempovlm.control.select import Floats, Mask, best
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
@@ -45,6 +46,9 @@ CROWD_BYTES = 1 << 25
 """Bytes touched before each timing to evict the CPU caches, as streaming the model's weights would."""
 
 
+ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
+"""A question, the height and width of its picture, and a budget that everything fits."""
+
 QUICK_MS = 0.5
 """A second choice that takes longer is not rehearsed: the device would be done before, and wait."""
 
@@ -57,6 +61,7 @@ class TierChoice:
         feasible: None without a budget or without a calibration.
         index: the best setting; its tier is the choice.
         scores: (K,) from the policy; None if it was not asked.
+        is_worth_it: whether some setting gains more than its lane time is worth to those who wait.
     """
 
     tier: str
@@ -64,6 +69,7 @@ class TierChoice:
     feasible: bool | None
     index: int
     scores: Floats | None = None
+    is_worth_it: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,18 @@ class Choice:
     margin: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """An ordinary question: what the time of those who wait is priced by, whatever a request restricts.
+
+    Attributes:
+        scores: (K,) mean accuracies. envelope: accuracy over expected lane time at all settings and usual lengths.
+    """
+
+    scores: Floats
+    envelope: Envelope
+
+
 @dataclass(frozen=True)
 class Guard:
     """Wraps a policy; keeps no state of requests but the margin.
@@ -98,6 +116,8 @@ class Guard:
         split_ms: by tier, extra time to encode the global crop first and the tiles later.
         margin: the factor on the bounds, learned from answers; None keeps the calibrated bounds.
         spread: another factor on them, of answers among others.
+        usual: what an ordinary question gains; None where scores are not accuracies, or times unknown: then lane
+            time has no price.
     """
 
     policy: Policy
@@ -109,6 +129,7 @@ class Guard:
     split_ms: Mapping[str, float] = field(default_factory=dict)
     margin: OnlineMargin | None = None
     spread: float = 1.0
+    usual: Usual | None = None
 
     @classmethod
     def around(
@@ -132,6 +153,9 @@ class Guard:
         first_ms, second_ms = measure_control_ms(policy, space, glance)
         own_ms = first_ms + second_ms
         guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, OnlineMargin())
+        if profile is not None and policy.scale == "accuracy":
+            scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
+            guard = replace(guard, usual=Usual(scores, Envelope.of(scores, guard._costs_ms)))
         guard._make_tables()
         return guard
 
@@ -220,12 +244,42 @@ class Guard:
         if self.pools(request) and self.second_ms is not None and self.second_ms <= QUICK_MS:
             self.choose_compute(request, chosen, Sight(chosen.tier, None, 0, 0), 0.0)
 
-    def choose_tier(
-        self, request: Request, image_size: tuple[int, int] | None, elapsed_ms: float, glance: Any = None
-    ) -> TierChoice:
-        """Choose the tier, `elapsed_ms` after acceptance, with the picture opened and any glance taken.
+    @property
+    def has_price(self) -> bool:
+        """Whether lane time has a price in accuracy, and there is something to choose by it."""
+        return self.usual is not None and len(self.choices) > 1
 
-        `glance` is (1, G, D) the projected tokens of the global crop.
+    def worths(self, question: Question | None = None) -> tuple[Envelope, Envelope] | None:
+        """Return what a request may gain, and what an ordinary question gains at all settings; None as `usual`.
+
+        Both are accuracies over expected time, at the margin that holds now. The first one is of the settings that
+        may run, by what the policy expects of the `question`, if it can tell at once.
+        """
+        if self.usual is None:
+            return None
+        scores = self.usual.scores
+        is_quick = not self.policy.sees_picture and not self.policy.sees_glance and self.control_ms <= QUICK_MS
+        if question is not None and is_quick:
+            scores = self.policy.look(question, AMPLE_MS)
+        own, usual = Envelope.of(scores, self._costs_ms), self.usual.envelope
+        return own.stretched(self._factor), usual.stretched(self._factor)
+
+    def choose_tier(
+        self,
+        request: Request,
+        image_size: tuple[int, int] | None,
+        elapsed_ms: float,
+        glance: Any = None,
+        lane: LanePrice = FREE,
+    ) -> TierChoice:
+        """Choose the tier with the picture opened and any glance taken.
+
+        Args:
+            request: the request.
+            image_size: height and width in pixels; None without a picture.
+            elapsed_ms: time since acceptance.
+            glance: (1, G, D) the projected tokens of the global crop.
+            lane: the price of lane time, on top of the request's own.
 
         Raises:
             UserError: the request has a price, and the policy's scores are not accuracies.
@@ -244,8 +298,13 @@ class Guard:
         if not self._is_open(first, last):
             return self._tier_choice(first if first >= 0 else self._cheapest, question, feasible)
         scores = self.policy.look(question, left_ms)
-        index = int(best(scores, fits, self._costs_ms, request.price_per_ms, self.policy.tie))
-        return self._tier_choice(index, question, feasible, scores)
+        lane_per_ms = self._lane_per_ms(lane)
+        price_per_ms = request.price_per_ms + lane_per_ms
+        index = int(best(scores, fits, self._costs_ms, price_per_ms, self.policy.tie))
+        chosen = self._tier_choice(index, question, feasible, scores)
+        if lane_per_ms and lane_per_ms > (1 + ROUNDING) * float((scores / self._costs_ms).max()):
+            return replace(chosen, is_worth_it=False)
+        return chosen
 
     def choose_compute(
         self,
@@ -254,6 +313,7 @@ class Guard:
         sight: Sight,
         elapsed_ms: float,
         picture_ms: float | None = None,
+        lane: LanePrice = FREE,
     ) -> Choice:
         """Choose top-k and depth when the picture is encoded.
 
@@ -263,6 +323,7 @@ class Guard:
             sight: the encoded picture.
             elapsed_ms: time since acceptance.
             picture_ms: time since the first choice, for the whole picture; None if it was seen in part before.
+            lane: the price of lane time, on top of the request's own.
         """
         budget_ms, factor = request.budget_ms, self._rest_factor(chosen, picture_ms)
         if budget_ms is None:
@@ -273,7 +334,8 @@ class Guard:
         first, last = _ends(fits)
         if first != last:
             scores = self._settled(chosen, sight, left_ms)[of_tier]
-            place = int(best(scores, fits, self._costs_ms[of_tier], request.price_per_ms, self.policy.tie))
+            price_per_ms = request.price_per_ms + self._lane_per_ms(lane)
+            place = int(best(scores, fits, self._costs_ms[of_tier], price_per_ms, self.policy.tie))
         else:
             place = first if first >= 0 else int(self._costs_ms[of_tier].argmin())
         feasible = chosen.feasible and first >= 0
@@ -285,6 +347,20 @@ class Guard:
             return self.control_ms + self._factor * float(self._totals_ms[0].min())
         own_ms = self.control_ms if self.second_ms is None else self.second_ms
         return own_ms + self._factor * float(self._remainders_ms[self._of_tier[tier.tier]].min())
+
+    def expected_ms(self) -> float:
+        """Return the cheapest setting's expected time of a whole answer, at the margin that holds now."""
+        if self.profile is None:
+            return self.least_ms()
+        return self.control_ms + self._factor * (float(self._costs_ms.min()) - self.profile.open_ms)
+
+    def least_of(self, tier: TierChoice) -> Prediction:
+        """Return the least time of an answer at a tier, from the opened picture on: if others want the rest."""
+        assert self.profile is not None
+        of_tier = self._of_tier[tier.tier]
+        expected_ms = float(self._costs_ms[of_tier].min()) - self.profile.open_ms
+        bound_ms = float(self._totals_ms[self.policy.sees_glance][of_tier].min())
+        return Prediction(p50_ms=self._factor * expected_ms, upper_ms=self._factor * bound_ms)
 
     def calibrated_ms(self) -> float:
         """Return the cheapest setting's bound of a whole answer as calibrated, without the margin."""
@@ -330,6 +406,10 @@ class Guard:
             return policy.settle(chosen.question, sight, left_ms)
         # If only one setting was open, a glancing policy got no glance; then the first choice stays.
         return np.eye(len(self.space))[chosen.index] if chosen.scores is None else chosen.scores
+
+    def _lane_per_ms(self, lane: LanePrice) -> float:
+        """Return the price of lane time; 0 where it cannot be weighed against the policy's scores."""
+        return 0.0 if self.usual is None else lane.per_ms(self.usual.envelope, self._factor)
 
     def _check_price(self, request: Request) -> None:
         if request.price_per_ms and len(self.choices) > 1 and self.policy.scale != "accuracy":
@@ -446,10 +526,16 @@ def _ends(fits: Mask) -> tuple[int, int]:
     return marks.find(1), marks.rfind(1)
 
 
-def no_price(policy: str, price_per_ms: float) -> UserError:
-    """Return the error that a policy's scores cannot be weighed against time."""
+def _ordinary(policy: Policy, glance: Callable[[], Any] | None) -> Floats:
+    """(K,) a policy's scores of an ordinary question."""
+    seen = glance() if glance is not None and policy.sees_glance else None
+    return policy.look(Question(text=ORDINARY, image_size=PICTURE, left_ms=AMPLE_MS, glance=seen), AMPLE_MS)
+
+
+def no_price(policy: str, price_per_ms: float, name: str = "price_per_ms") -> UserError:
+    """Return the error that a policy's scores cannot be weighed against time, which an argument prices."""
     return wrong_argument(
-        "price_per_ms",
+        name,
         price_per_ms,
         f"policy {policy} scores settings by logits, which have no price in accuracy; give 0, or a policy that "
         "predicts accuracy: table, nearest neighbours or LinUCB",
@@ -466,11 +552,11 @@ def measure_control_ms(
     times_ms, crowd = [], np.zeros(CROWD_BYTES, dtype=np.uint8)
     for number in range(CONTROL_REPEATS):
         # Vary question and budget: a policy may remember the last ones.
-        text, budget_ms = f"what does sign {number} say?", 1e9 + number
+        text, budget_ms = f"what does sign {number} say?", AMPLE_MS + number
         crowd += 1
         start_ms = now_ms()
         seen = glance() if glance is not None and policy.sees_glance else None
-        question = Question(text=text, image_size=(336, 448), left_ms=budget_ms, glance=seen)
+        question = Question(text=text, image_size=PICTURE, left_ms=budget_ms, glance=seen)
         scores = policy.look(question, budget_ms)
         middle_ms = end_ms = now_ms()
         if policy.sees_picture:

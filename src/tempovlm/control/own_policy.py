@@ -42,6 +42,12 @@ class Adapted(Policy):
         """Whether the policy needs the question's glance."""
         return self._policy.sees_glance
 
+    @property
+    def usual(self) -> Floats | None:
+        """(K,) the changed mean scores, where the policy knows them."""
+        usual = self._policy.usual
+        return None if usual is None else self._change(usual)
+
     def look(self, question: Question, left_ms: float) -> Floats:
         """Return the changed scores (K,)."""
         return self._change(self._policy.look(question, left_ms))
@@ -53,6 +59,12 @@ class Adapted(Policy):
 
 class _Checked(Adapted):
     """A policy of the user's, whose failures are told on one line."""
+
+    @property
+    def usual(self) -> Floats | None:
+        """(K,) the checked mean scores, where the policy knows them."""
+        with self._told("usual"):
+            return super().usual
 
     def look(self, question: Question, left_ms: float) -> Floats:
         """Return the checked scores (K,)."""

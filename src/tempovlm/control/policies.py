@@ -64,6 +64,11 @@ class TablePolicy(Policy):
     scale = "accuracy"
     tie = TIE
 
+    @property
+    def usual(self) -> Floats:
+        """(K,) the accuracies, which are means."""
+        return self._scores
+
     def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - the protocol's
         """Return the accuracies (K,)."""
         return self._scores

@@ -78,6 +78,14 @@ class Policy(ABC):
         """Whether `look` needs the question's glance."""
         return False
 
+    @property
+    def usual(self) -> Floats | None:
+        """(K,) mean scores over questions, by which the guard prices the time of those who wait.
+
+        None has the guard ask for the scores of an ordinary question.
+        """
+        return None
+
     @abstractmethod
     def look(self, question: Question, left_ms: float) -> Floats:
         """Return scores (K,) of all settings before the picture is encoded.

@@ -66,6 +66,8 @@ class Request:
             `reject` refuses it before the picture is encoded if it is not expected to fit.
         price_per_ms: expected accuracy, as a share of 1, that a millisecond must gain: of the settings that fit,
             the one with the highest accuracy - price * latency runs. 0 may spend the whole budget.
+        weight: how much a right answer counts beside those of others that wait: with 2 the time of others costs it
+            half as much accuracy.
         waited_ms: time that the request has waited already; it counts for the budget.
         request_id: your name for the request, which the answer and its line in the log bear; made if None.
 
@@ -84,6 +86,7 @@ class Request:
     stop: tuple[str, ...] = ()
     on_deadline: Literal["finish", "stop", "reject"] = "finish"
     price_per_ms: float = 0.0
+    weight: float = 1.0
     waited_ms: float = 0.0
     request_id: str | None = None
 
@@ -124,6 +127,15 @@ def check_price_per_ms(value: object) -> float:
         UserError: it is negative or not finite.
     """
     return checked_number("price_per_ms", value, "zero or a positive number, such as 0.0005")
+
+
+def check_weight(value: object, name: str = "weight") -> float:
+    """Return the weight of a request, or the argument of a `name`, as a plain number.
+
+    Raises:
+        UserError: it is not positive and finite.
+    """
+    return checked_number(name, value, "a positive number, such as 2", lambda number: number > 0)
 
 
 def check_waited_ms(value: object) -> float:
@@ -208,6 +220,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "stop": lambda value: checked_texts("stop", value),
     "on_deadline": _on_deadline,
     "price_per_ms": check_price_per_ms,
+    "weight": check_weight,
     "waited_ms": check_waited_ms,
     "request_id": lambda value: None if value is None else checked_text("request_id", value),
 }

@@ -69,7 +69,7 @@ def answer_batch(
     together = [place for place, one in enumerate(requests) if one.budget_ms is None and has_groups]
     company = None if engine.door.is_inside else engine.company
     places = [*alone, *together[: company is None]]
-    tickets = {place: engine.line_up(requests[place]) for place in places}
+    tickets = {place: engine.line_up(requests[place], guard=guards[place]) for place in places}
     answers: dict[int, Answer] = {}
     try:
         alone.sort(key=lambda place: tickets[place].urgency)

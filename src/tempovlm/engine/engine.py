@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tempovlm.control.guard import Guard
+from tempovlm.control.price import Price
 from tempovlm.control.queue import Door, Ticket
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
@@ -52,6 +53,7 @@ class Engine:
         whole: all settings of the model. space: those that may run.
         company: answers requests together while several are in flight; None on a CPU.
         pieces: recent times of pieces of work.
+        price: what lane time costs where others wait.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Engine:
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name, self.option_letters, self.weights_hash = name, option_letters, weights_hash
         self.native = Guard.fixed(self.space.native, self.space)
-        self.door = Door()
+        self.door, self.price = Door(), Price()
         self.company = Company.of(self)
         self.pieces = Pieces()
         self._process = os.getpid()
@@ -183,22 +185,27 @@ class Engine:
             answer = ask(Asked(request, guard, accepted_ms, cancel, on_token))
             if answer is not None:
                 return answer
-        return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms), cancel, on_token)
+        ticket = self.line_up(request, accepted_ms, guard)
+        return self.answer_in_turn(request, guard, ticket, cancel, on_token)
 
     @property
     def _has_company(self) -> bool:
         """Whether a request that comes now is one of several; between two pieces of work nobody is at the door."""
         return self.company is not None and (self.door.is_busy or self.company.callers > 0)
 
-    def line_up(self, request: Request, accepted_ms: float | None = None) -> Ticket:
+    def line_up(self, request: Request, accepted_ms: float | None = None, guard: Guard | None = None) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.
+
+        The `guard` says how long it needs at least, which those before leave to it.
 
         Raises:
             UserError: too many wait.
         """
         accepted_ms = now_ms() - request.waited_ms if accepted_ms is None else accepted_ms
         budget_ms = math.inf if request.budget_ms is None else request.budget_ms
-        return self.door.line_up(accepted_ms, accepted_ms + budget_ms)
+        least_ms = 0.0 if guard is None or guard.profile is None else max(0.0, guard.least_ms())
+        runs_over = request.on_deadline == "finish"
+        return self.door.line_up(accepted_ms, accepted_ms + budget_ms, least_ms, runs_over=runs_over)
 
     def answer_in_turn(
         self,
@@ -230,7 +237,7 @@ class Engine:
         `cancel` is called while waiting and between pieces of work; if it returns True, the answer ends there.
         """
         watch = Watch(request, now_ms() - request.waited_ms, self.pieces, cancel)
-        return self._stepped(request, watch, self._run(request, guard or self.native, watch))
+        return self._stepped(request, guard or self.native, watch)
 
     @contextmanager
     def _inside(self, ticket: Ticket, watch: Watch) -> Iterator[None]:
@@ -239,16 +246,16 @@ class Engine:
         with self.door.enter(ticket, is_over) as has_lane, self.computing() if has_lane else nullcontext():
             yield
 
-    def _stepped(
-        self, request: Request, watch: Watch, items: Generator[Token | Answer, None, None]
-    ) -> Generator[Token | Answer, None, None]:
+    def _stepped(self, request: Request, guard: Guard, watch: Watch) -> Generator[Token | Answer, None, None]:
         """The items; only while one is being made is a stream inside the door, and computes."""
-        with closing(items):
+        with closing(self._run(request, guard, watch)) as items:
+            needs: Guard | None = guard  # which after the first token are no longer those of a whole answer
             while True:
-                with self._inside(self.line_up(request, watch.accepted_ms), watch):
+                with self._inside(self.line_up(request, watch.accepted_ms, needs), watch):
                     item = next(items, None)
                 if item is None:
                     return
+                needs = None
                 yield item
 
     def _run(self, request: Request, guard: Guard, watch: Watch) -> Generator[Token | Answer, None, None]:

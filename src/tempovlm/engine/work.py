@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
-from tempovlm.core.request import STAGES, Answer, FinishReason, Request
+from tempovlm.control.price import FREE, LanePrice
+from tempovlm.control.queue import End
+from tempovlm.core.request import STAGES, Answer, FinishReason, Prediction, Request
 from tempovlm.core.units import now_ms, wall_clock
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.runner import Prepared
@@ -39,6 +42,7 @@ class Work:
         self._clock, self._watch = clock, watch
         self._tier: TierChoice | None = None
         self._choice: Choice | None = None
+        self._begun_ms = 0.0
 
     def look(self) -> tuple[Choice, Prepared]:
         """Open and encode the picture, and make both choices.
@@ -48,15 +52,18 @@ class Work:
         """
         run, request, clock, watch = self._engine.runner, self._request, self._clock, self._watch
         watch.check("queue")
+        self._begun_ms = now_ms()
         with watch.piece("preprocess"):
             image = run.open(request)
         clock.mark("preprocess")
         watch.check("preprocess")
         tier, glance = self._choose_tier(image)
         self._tier = tier
+        if tier.feasible is not None:
+            self._tell(self._guard.least_of(tier))
         clock.mark("control")
         chosen_at_ms = now_ms()
-        if request.on_deadline == "reject" and tier.feasible is False:
+        if request.on_deadline == "reject" and (tier.feasible is False or not tier.is_worth_it):
             raise Interrupted("rejected", "control")
         with watch.piece("preprocess", run.num_crops(image, tier.tier)):
             ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
@@ -75,9 +82,18 @@ class Work:
             self._guard.rehearse(request, tier)
         passed_ms = self._passed_ms()  # waits for the device
         picture_ms = None if image is None or glance else now_ms() - chosen_at_ms
-        self._choice = choice = self._guard.choose_compute(request, tier, sight, passed_ms, picture_ms)
+        lane = self._lane_price()
+        self._choice = choice = self._guard.choose_compute(request, tier, sight, passed_ms, picture_ms, lane)
+        if choice.predicted is not None:
+            expected_ms = choice.margin * (choice.predicted.p50_ms - passed_ms)
+            self._tell(Prediction(p50_ms=expected_ms, upper_ms=choice.predicted.upper_ms - passed_ms))
         clock.mark("control")
         return choice, ready
+
+    def _tell(self, rest: Prediction) -> None:
+        """Say at the door when this request ends."""
+        begin_ms = now_ms()
+        self._engine.door.expect(End(begin_ms + rest.p50_ms, begin_ms + rest.upper_ms))
 
     def stop(self, reason: FinishReason, stage: str) -> None:
         """End the answer with the tokens that there are."""
@@ -97,16 +113,31 @@ class Work:
         request, guard, engine = self._request, self._guard, self._engine
         size, elapsed_ms = image_size(image), self._passed_ms()
         if image is None or not guard.wants_glance(request, elapsed_ms):
-            return guard.choose_tier(request, size, elapsed_ms), None
+            return guard.choose_tier(request, size, elapsed_ms, lane=self._lane_price()), None
         self._clock.mark("control")
         glance = take_glance(engine.runner, image, engine.whole.tiers[0], request, self._clock)
         with engine.runner.small_work():
-            return guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens), glance
+            chosen = guard.choose_tier(request, size, glance.elapsed_ms, glance.tokens, self._lane_price())
+            return chosen, glance
+
+    @property
+    def _is_priced(self) -> bool:
+        """Whether the time of those who wait is left to them by its price, derived from their deadlines."""
+        return self._engine.price.is_derived and self._guard.has_price
+
+    def _lane_price(self) -> LanePrice:
+        """The price of lane time, at the share of it that the request has from its first piece of work on."""
+        request, engine = self._request, self._engine
+        if request.budget_ms is None or not self._guard.has_price:
+            return FREE
+        shares_ms = engine.door.shares_ms(self._begun_ms, self._guard.least_ms()) if self._is_priced else math.inf
+        return LanePrice(engine.price, shares_ms, request.weight)
 
     def _passed_ms(self) -> float:
         """Time since acceptance, and what is kept for those who wait, as far as a setting fits beside it.
 
-        0 where no choice or prediction hangs on it: a device is not waited for.
+        Under a derived price that is the least that they need; otherwise an equal share for each. 0 where no
+        choice or prediction hangs on it: a device is not waited for.
         """
         budget_ms, guard, door = self._request.budget_ms, self._guard, self._engine.door
         if budget_ms is None and guard.profile is None:
@@ -114,8 +145,8 @@ class Work:
         passed_ms = self._clock.elapsed_ms()
         if budget_ms is None or not door.waiting:
             return passed_ms
-        share_ms = max(door.share_ms(now_ms()), guard.least_ms(self._tier))
-        return max(passed_ms, budget_ms - share_ms)
+        most_ms = door.room_ms(now_ms()) if self._is_priced else door.share_ms(now_ms())
+        return max(passed_ms, budget_ms - max(most_ms, guard.least_ms(self._tier)))
 
 
 def image_size(image: np.ndarray | None) -> tuple[int, int] | None:

@@ -39,7 +39,7 @@ PARTS = ("train", "validation", "test")
 
 _BINS = 10
 _QUESTION, _SETTING = ["dataset", "question_id"], list(KNOBS)
-_ABOUT = (*_QUESTION, "image_id")
+_ABOUT = (*_QUESTION, "image_id", "template")
 _LOOKING = ["T_preprocess", "T_vision_encoder", "T_projector"]
 _TIMES = [*_SETTING, "source", "T_total", *_LOOKING]
 _SAME = ("hardware", "device", "threads")
@@ -53,6 +53,7 @@ class Table:
     Attributes:
         space: the settings. split: of the data sets, `train` or `val`.
         dataset, question_id, image_id: (N,) texts. part: (N,) one of `PARTS`; empty before a split.
+        template: (N,) kind of question within its data set.
         text_tokens: (N,) tokens of the prompt that are no image features.
         vision_tokens: (N, T) image features at each tier.
         crops: (N, T, 2) rows and columns of the crops, the global one apart; 0 without a picture.
@@ -71,6 +72,7 @@ class Table:
     dataset: Texts
     question_id: Texts
     image_id: Texts
+    template: Texts
     part: Texts
     text_tokens: Floats
     vision_tokens: Floats
@@ -99,6 +101,7 @@ class Table:
             "dataset": np.full(count, "okvqa"),
             "question_id": names,
             "image_id": names,
+            "template": np.full(count, ""),
             "part": np.full(count, "", dtype="<U10"),
             "text_tokens": np.full(count, 12.0),
             "vision_tokens": np.full((count, tiers), 100.0),
@@ -397,7 +400,7 @@ def table_of(frame: pd.DataFrame, space: KnobSpace, split: str) -> Table:
         whole["accuracy"].to_numpy(dtype=float).reshape(shape),
         measured_ms,
         split=split,
-        **{name: first[name].to_numpy(dtype=str) for name in _ABOUT},
+        **{name: first[name].fillna("").to_numpy(dtype=str) for name in _ABOUT},
         text_tokens=first["text_tokens"].to_numpy(dtype=float),
         vision_tokens=by_tier["vision_tokens"].to_numpy(dtype=float).reshape(-1, tiers),
         crops=np.array(tilings, dtype=np.int64).reshape(-1, tiers, 2),

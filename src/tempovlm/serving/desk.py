@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tempovlm.control.forecast import Forecast
 from tempovlm.control.guard import Guard
+from tempovlm.control.policy import Question
 from tempovlm.control.queue import Schedule, Stay
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
@@ -50,7 +52,9 @@ _LOOK_S = 0.02
 _TEND_S = 10.0
 
 _OPTIONS = tuple(
-    one.name for one in fields(Request) if one.name not in ("images", "question", "budget_ms", "waited_ms")
+    one.name
+    for one in fields(Request)
+    if one.name not in ("images", "question", "budget_ms", "weight", "waited_ms")
 )
 
 _log = logging.getLogger("tempovlm")
@@ -91,6 +95,15 @@ class Answering:
         """Says whether nobody wants the answer."""
         self.leave = self._gone.set
         """Says that nobody wants the answer; it ends within a token."""
+        self.thread: int | None = None
+        """Answers it."""
+        self.dismissed: ApiError | None = None
+        """Why it was refused after it was admitted, before it began."""
+
+    def dismiss(self, error: ApiError) -> None:
+        """Refuse the question, which waits; it ends where it is."""
+        self.dismissed = error
+        self.leave()
 
     async def items(self) -> AsyncIterator[Token | Answer]:
         """Yield the items; the answer is the last one.
@@ -119,10 +132,15 @@ class Desk:
 
     def __init__(self, model: TempoVLM, options: Options) -> None:
         """Measure what is not known yet of this machine, which takes long on a new one, and make the tables."""
-        self._model, self._may_calibrate, self._ended_ms = model, options.allow_calibrate, now_ms()
+        self._model, self._options, self._ended_ms = model, options, now_ms()
+        price = options.lane_price
+        model.check_price(price.per_ms, "price")
+        model.engine.price, model.engine.door.discipline = price, options.discipline
         share = -(-options.max_queue // max(1, len(options.api_keys)))
         lanes = model.engine.door.lanes
-        self.schedule = Schedule(lanes, options.max_queue, share)
+        model.engine.door.forecast = forecast = Forecast()
+        self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price, forecast)
+        self._answering: dict[Stay, Answering] = {}
         self._pool = ThreadPoolExecutor(options.max_queue + lanes, thread_name_prefix="answer")
         self.is_draining = self.is_calibrating = False
         self.trim, self.out = Trim(), WayOut()
@@ -132,6 +150,10 @@ class Desk:
                 "vllm:num_requests_running": ("Requests inside.", lambda: self.schedule.running),
                 "vllm:num_requests_waiting": ("Requests that wait.", lambda: self.schedule.waiting),
                 "tempovlm:queue_drain_seconds": ("Expected until all here have ended.", self._drain_s),
+                "tempovlm:lane_price_per_ms": (
+                    "Accuracy that a millisecond of those inside costs those who wait.",
+                    lambda: self.schedule.lane_price_per_ms(now_ms()),
+                ),
             },
         )
         self.least_ms()
@@ -198,19 +220,45 @@ class Desk:
         # The margin says how slow the machine is now. Only answers tell it that this is over, so who comes to an
         # idle server is let in all the same.
         need_ms = max(0.0, guard.least_ms()) + beside_ms if len(self.schedule) else least_ms
-        stay = Stay(accepted_ms, deadline_ms, need_ms, owner)
+        self._foresee()
+        runs_over = ask.request.on_deadline == "finish"
+        given = self._priced(ask, guard, opening_ms)
+        stay = Stay(accepted_ms, deadline_ms, need_ms, owner, runs_over, self._options.weight_of(owner), **given)
         if not self.schedule.admit(stay, time_ms):
-            raise self._full(self.schedule.drain_ms(time_ms))
+            instead = self.schedule.admit_instead(stay, time_ms)
+            full = self._full(self.schedule.drain_ms(time_ms))
+            if instead is None:
+                raise full
+            self._answering.pop(instead).dismiss(full)
         self.metrics.recent.waits(self.schedule.waiting, time_ms)
         return stay
 
+    def _foresee(self) -> None:
+        """Tell the schedule when those inside end, if their settings are chosen by a derived price."""
+        ends = self._model.engine.door.ends() if self.schedule.price.is_derived else {}
+        for answering in self._answering.values() if ends else ():
+            if answering.thread in ends:
+                self.schedule.expect(answering.stay, ends[answering.thread])
+
+    def _priced(self, ask: Ask, guard: Guard, opening_ms: float) -> dict[str, Any]:
+        """Return what the price of a question's time goes by; nothing where it has none."""
+        picture, request = ask.picture, ask.request
+        size = None if picture is None else (picture.height, picture.width)
+        question = Question(text=request.question, image_size=size, left_ms=request.budget_ms, style=request.style)
+        worths = guard.worths(question) if self.schedule.price.is_derived and guard.has_price else None
+        if worths is None:
+            return {}
+        gains, usual = worths
+        return {"expected_ms": guard.expected_ms() + opening_ms, "gains": gains, "usual": usual}
+
     def answer(self, ask: Ask, stay: Stay) -> Answering:
         """Begin to answer an admitted question, in a thread of its own."""
-        answering = Answering(ask, stay)
+        answering = self._answering[stay] = Answering(ask, stay)
         self._pool.submit(self._work, answering, asyncio.get_running_loop().call_soon_threadsafe)
         return answering
 
     def _work(self, answering: Answering, in_loop: Callable[..., object]) -> None:
+        answering.thread = threading.get_ident()
         outcome: Answer | ApiError = ApiError(500, "internal_error", "the server failed to answer")
         try:
             outcome = self._ask(answering, in_loop)
@@ -241,6 +289,7 @@ class Desk:
             tier=ask.tier,
             cancel=answering.is_left,
             on_token=(lambda token: in_loop(answering.put, token)) if ask.stream else None,
+            weight=answering.stay.weight,
             waited_ms=now_ms() - answering.stay.accepted_ms,
             **options,
         )
@@ -254,7 +303,11 @@ class Desk:
     def _end(self, answering: Answering, outcome: Answer | ApiError) -> None:
         """Free the place, count the answer and hand it over."""
         self._ended_ms = now_ms()
-        self.schedule.end(answering.stay, self._ended_ms)
+        if answering.dismissed is None:
+            self.schedule.end(answering.stay, self._ended_ms)
+            del self._answering[answering.stay]
+        elif not isinstance(outcome, Answer) or outcome.finish_reason == "cancelled":
+            outcome = answering.dismissed
         if isinstance(outcome, Answer):
             self._learn(answering.ask, outcome)
             if outcome.finish_reason == "rejected":
@@ -291,7 +344,7 @@ class Desk:
 
     async def tend(self) -> None:
         """Measure the machine anew whenever it is due, as long as the server lives, where that is allowed."""
-        while self._may_calibrate:
+        while self._options.allow_calibrate:
             await asyncio.sleep(_TEND_S)
             if self.is_due(now_ms()):
                 _log.info("answers take other times than calibrated; measuring the machine anew")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tempovlm.control.queue import MOST_WAITING
-from tempovlm.core.checks import checked_integer, checked_number, checked_texts
-from tempovlm.core.request import check_budget_ms
+from tempovlm.control.price import DERIVED, Price, parse_price
+from tempovlm.control.queue import DISCIPLINES, MOST_WAITING, Discipline
+from tempovlm.core.checks import checked_integer, checked_number, checked_texts, wrong_argument
+from tempovlm.core.request import check_budget_ms, check_weight
 
 BYTES_OF_MB = 1_000_000
 
@@ -20,12 +21,18 @@ class Options:
 
     Attributes:
         aliases_ms: budgets whose aliases `/v1/models` lists; any other one works too.
+        price: of lane time: `derived`, 0, or accuracy per ms.
+        discipline: who is let in first.
+        key_weights: how much right answers of each key count; 1 for those that are left out.
         body_timeout_ms: in which a request's body must have come.
     """
 
     default_budget_ms: float | None = None
     max_queue: int = 64
     api_keys: tuple[str, ...] = ()
+    price: str | float = DERIVED
+    discipline: Discipline = "edf"
+    key_weights: tuple[float, ...] = ()
     max_body_mb: float = 32.0
     body_timeout_ms: float = 30_000.0
     allow_remote_images: tuple[str, ...] = ()
@@ -47,6 +54,26 @@ class Options:
             checked_number(name, getattr(self, name), "a positive number", lambda number: number > 0)
         for name, plural in (("api_key", "api_keys"), *((one, one) for one in _HOSTS)):
             checked_texts(name, getattr(self, plural))
+        parse_price(self.price)
+        if self.discipline not in DISCIPLINES:
+            raise wrong_argument("discipline", self.discipline, f"choose from {', '.join(DISCIPLINES)}")
+        if len(self.key_weights) > len(self.api_keys):
+            count = len(self.api_keys)
+            raise wrong_argument(
+                "key_weights", self.key_weights, f"give one for each --api_key, of which {count} are"
+            )
+        for weight in self.key_weights:
+            check_weight(weight, "key_weights")
+
+    @property
+    def lane_price(self) -> Price:
+        """The price of lane time."""
+        return parse_price(self.price)
+
+    def weight_of(self, owner: str) -> float:
+        """Return the weight of a key by its number, empty where none is needed."""
+        place = int(owner or 0)
+        return self.key_weights[place] if place < len(self.key_weights) else 1.0
 
     @property
     def max_body_bytes(self) -> int:

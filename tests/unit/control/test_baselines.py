@@ -8,7 +8,7 @@ from decision_worlds import COST_MS, SPACE, K, content_world, parity
 
 from tempovlm.control import baselines
 from tempovlm.control.guard import Guard
-from tempovlm.control.policy import Sight
+from tempovlm.control.policy import Question, Sight
 from tempovlm.core.knobs import KNOBS
 from tempovlm.core.request import Request
 
@@ -37,6 +37,7 @@ def test_neighbours_learn_which_questions_need_which_setting() -> None:
     scores = model.scores(np.array([[0.0, 0.0], [1.0, 0.0]]))
     assert scores.argmax(axis=1).tolist() == [0, K - 1]
     assert scores.max() == pytest.approx(1.0)
+    np.testing.assert_allclose(model.usual, world.accuracy.mean(axis=0))
 
 
 def test_the_number_of_neighbours_is_large_where_content_says_nothing() -> None:
@@ -88,3 +89,15 @@ def test_behind_the_guard_a_scored_policy_answers_requests() -> None:
         request = Request(images=(), question=text, budget_ms=100.0)
         tier = guard.choose_tier(request, None, 0.0)
         assert guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 1.0).knobs == wanted
+
+
+def test_slackfit_takes_the_slowest_bucket_that_fits_the_slack() -> None:
+    """Buckets end at 10, 20, 30 and 40 ms; the third setting is beaten by the second."""
+    policy = baselines.SlackFit(np.array([10.0, 18.0, 19.0, 27.0, 40.0]), np.array([0.5, 0.7, 0.6, 0.8, 0.9]), 4)
+    question = Question(text="what?")
+    slacks_ms = (5.0, 10.0, 19.9, 20.0, 35.0, 40.0, 1e9)
+    assert [int(policy.look(question, one).argmax()) for one in slacks_ms] == [0, 0, 0, 1, 3, 4, 4]
+    assert policy.scale == "logit"
+    assert policy.look(question, 40.0)[2] == -np.inf
+    only = baselines.SlackFit(np.array([10.0, np.inf]), np.array([0.5, 0.9]))
+    assert int(only.look(question, 1e9).argmax()) == 0

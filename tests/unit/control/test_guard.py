@@ -9,12 +9,13 @@ import tiny_model
 from tempovlm.control.guard import Choice, Guard
 from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
 from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.price import FREE, LanePrice, Price
 from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Request
-from tempovlm.latency.profile import LatencyProfile
-from timings import TICK_MS
+from tempovlm.latency.profile import LatencyProfile, OutputLength
+from timings import TICK_MS, Ticks
 
 SPACE = tiny_model.SPACE
 PROFILE = tiny_model.make_profile()
@@ -192,3 +193,81 @@ def test_the_first_answer_does_not_pay_for_the_tables(monkeypatch: pytest.Monkey
     monkeypatch.setattr(np, "argsort", late)
     tier = guard.choose_tier(request(1e5), (84, 112), 1.0)
     assert guard.choose_compute(request(1e5), tier, SIGHT, 2.0).knobs == SPACE.largest
+
+
+@pytest.fixture
+def table(ticks: Ticks) -> Guard:
+    del ticks  # the policy's own time is measured
+    return replace(Guard.around(TablePolicy(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE), control_ms=0.0)
+
+
+def at_price(guard: Guard, lane: LanePrice, budget_ms: float = 1e4, price_per_ms: float = 0.0) -> float:
+    """Expected time of the setting that a price chooses."""
+    one = request(budget_ms, price_per_ms)
+    tier = guard.choose_tier(one, (84, 112), 1.0, lane=lane)
+    choice = guard.choose_compute(one, tier, SIGHT, 5.0, lane=lane)
+    return PROFILE.p50_total_ms(SPACE.index(choice.knobs))
+
+
+def test_who_pays_the_derived_price_stays_within_its_share(table: Guard) -> None:
+    assert table.usual is not None
+    shares_ms = 1.01 * table.usual.envelope.lane_ms[1:]
+    assert at_price(table, LanePrice(Price())) == at_price(table, FREE)
+    took = [at_price(table, LanePrice(Price(), share_ms)) for share_ms in shares_ms]
+    assert len(took) > 1
+    for took_ms, share_ms in zip(took, shares_ms, strict=True):
+        assert took_ms <= share_ms
+    assert took == sorted(took)
+    assert took[0] < took[-1]
+    assert at_price(table, LanePrice(Price(is_derived=False, per_ms=0.0), 1.0)) == at_price(table, FREE)
+
+
+def test_no_request_can_lower_the_price_of_the_time_of_others(table: Guard) -> None:
+    """Neither by a price of its own, nor by fewer settings, nor by longer answers."""
+    assert table.usual is not None
+    lane = LanePrice(Price(), 1.01 * float(table.usual.envelope.lane_ms[1]))
+    took_ms = at_price(table, lane)
+    for own in (0.0, 1e-6, 0.01):
+        assert at_price(table, lane, price_per_ms=own) <= took_ms
+    high = [i for i, knobs in enumerate(SPACE) if knobs.tier == "high"]
+    longer = table.for_lengths(OutputLength((0,) * 39 + (1,)))
+    for other in (table.only(high), longer):
+        assert other.usual is table.usual
+        (own, usual), (_, before) = other.worths(), table.worths()
+        assert usual.steepest == pytest.approx(before.steepest)
+        assert own.steepest < before.steepest, "what gains less is refused first"
+
+
+def test_a_weight_divides_the_price(table: Guard) -> None:
+    even = LanePrice(Price(is_derived=False, per_ms=0.015))
+    dear = LanePrice(Price(is_derived=False, per_ms=0.03))
+    assert at_price(table, replace(dear, weight=2.0)) == at_price(table, even)
+    assert at_price(table, dear) < at_price(table, even), "the slopes are 0.037 and 0.017 per ms"
+
+
+def test_time_costs_nothing_where_scores_are_not_accuracies() -> None:
+    guard = guard_of(Greedy())
+    assert not guard.has_price
+    assert guard.worths() is None
+    assert guard.expected_ms() < guard.least_ms()
+    lane = LanePrice(Price(), 1.0)
+    tier = guard.choose_tier(request(1e4), (84, 112), 1.0, lane=lane)
+    assert guard.choose_compute(request(1e4), tier, SIGHT, 5.0, lane=lane).knobs == SPACE.largest
+
+
+@dataclass(frozen=True)
+class Hopeless(TablePolicy):
+    """Expects less of a question than is usual."""
+
+    def look(self, question: Question, left_ms: float) -> Floats:
+        return 0.1 * super().look(question, left_ms)
+
+
+@pytest.mark.usefixtures("ticks")
+def test_a_question_that_gains_less_than_its_time_is_worth_says_so() -> None:
+    guard = Guard.around(Hopeless(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE)
+    crowded = LanePrice(Price(), 1e-3)
+    assert not guard.choose_tier(request(1e4), (84, 112), 1.0, lane=crowded).is_worth_it
+    assert guard.choose_tier(request(1e4), (84, 112), 1.0).is_worth_it
+    usual = Guard.around(TablePolicy(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE)
+    assert usual.choose_tier(request(1e4), (84, 112), 1.0, lane=crowded).is_worth_it

@@ -5,10 +5,24 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tempovlm.control.queue import PATIENCE_MS, Door, Schedule, Stay, Ticket
+from tempovlm.control.price import Envelope, Price, parse_price
+from tempovlm.control.queue import (
+    DISCIPLINES,
+    PATIENCE_MS,
+    Discipline,
+    Door,
+    End,
+    Schedule,
+    Stay,
+    Ticket,
+    urgency_ms,
+)
+from tempovlm.control.shares import even_shares_ms
 from tempovlm.core.errors import UserError
 
 SOON_S = 5.0
@@ -92,6 +106,34 @@ def test_shares() -> None:
     assert both.share_ms(0.0) == pytest.approx(100.0), "two run side by side"
 
 
+def test_who_ends_at_a_deadline_that_is_over_takes_no_share() -> None:
+    door = Door()
+    door.line_up(0.0, 30.0, runs_over=False)
+    door.line_up(0.0, 300.0)
+    assert door.share_ms(0.0) == pytest.approx(15.0)
+    assert door.share_ms(0.0, least_ms=40.0) == pytest.approx(150.0)
+    door.line_up(0.0, 30.0)
+    assert door.share_ms(0.0, least_ms=40.0) == pytest.approx(100.0), "one that is answered late takes its time"
+
+
+def test_room_leaves_each_who_waits_its_least() -> None:
+    door = Door()
+    assert door.room_ms(0.0) == math.inf
+    door.line_up(0.0, 100.0, 30.0)
+    assert door.room_ms(0.0) == pytest.approx(70.0)
+    door.line_up(0.0, 110.0, 50.0)
+    assert door.room_ms(0.0) == pytest.approx(30.0), "30 and 50 before 110"
+    door.line_up(0.0, 200.0, 30.0)
+    assert door.room_ms(75.0) == pytest.approx(15.0), "the two before are late, and take their time all the same"
+    gone = Door()
+    gone.line_up(0.0, 20.0, 30.0, runs_over=False)
+    gone.line_up(0.0, 100.0, 30.0)
+    assert gone.room_ms(0.0) == pytest.approx(70.0), "the first one is over, and ends"
+    both = Door(lanes=2)
+    both.line_up(0.0, 100.0, 30.0)
+    assert both.room_ms(0.0) == both.share_ms(0.0)
+
+
 def test_too_many_are_refused() -> None:
     door = Door(most_waiting=2)
     for _ in range(2):
@@ -143,8 +185,10 @@ def test_who_leaves_wakes_only_the_next_one() -> None:
     assert door.looks <= 1 + 2 * count
 
 
-def stay(deadline_ms: float, need_ms: float = 10.0, accepted_ms: float = 0.0, owner: str = "") -> Stay:
-    return Stay(accepted_ms, deadline_ms, need_ms, owner)
+def stay(
+    deadline_ms: float, need_ms: float = 10.0, accepted_ms: float = 0.0, owner: str = "", **fields: Any
+) -> Stay:
+    return Stay(accepted_ms, deadline_ms, need_ms, owner, **fields)
 
 
 def test_who_would_be_late_is_not_admitted() -> None:
@@ -224,3 +268,188 @@ def test_who_waits_far_behind_looks_seldom() -> None:
         for thread in threads:
             thread.join(SOON_S)
     assert looks["11"] < looks["0"] / 2
+
+
+USUAL = Envelope.of([0.5, 0.7, 0.8], [10.0, 20.0, 40.0])
+"""Slopes of 0.05, 0.02 and 0.005 per ms."""
+
+PRICED = {"usual": USUAL, "gains": USUAL}
+
+
+def test_even_shares_fill_the_tightest_deadline_first() -> None:
+    assert even_shares_ms([100.0]) == pytest.approx([100.0])
+    assert even_shares_ms([30.0, 40.0, 300.0]) == pytest.approx([20.0, 20.0, 260.0])
+    assert even_shares_ms([300.0, 100.0, 400.0]) == pytest.approx([50.0, 50.0, 300.0]), "in any order of service"
+    assert even_shares_ms([math.inf, 100.0, math.inf]) == pytest.approx([50.0, 50.0, math.inf])
+    assert even_shares_ms([]) == []
+
+
+def test_disciplines_say_who_is_first() -> None:
+    asked = {"late": (0.0, 300.0, 10.0), "soon": (5.0, 100.0, 10.0), "long": (9.0, 120.0, 90.0)}
+    order = {one: sorted(asked, key=lambda name: urgency_ms(one, *asked[name])) for one in DISCIPLINES}
+    assert order["edf"] == ["soon", "long", "late"]
+    assert order["fcfs"] == ["late", "soon", "long"]
+    assert order["slack"] == ["long", "soon", "late"]
+
+
+@pytest.mark.parametrize("discipline", DISCIPLINES)
+def test_door_and_schedule_serve_in_the_same_order(discipline: Discipline) -> None:
+    rng = np.random.default_rng(3)
+    door, schedule = Door(discipline=discipline), Schedule(discipline=discipline)
+    first = stay(1e5)
+    assert schedule.admit(first, 0.0)
+    stays = [stay(float(at + rng.uniform(500, 5000)), float(rng.uniform(5, 50)), float(at)) for at in range(12)]
+    tickets = {}
+    for one in stays:
+        assert schedule.admit(one, one.accepted_ms)
+        tickets[door.line_up(one.accepted_ms, one.deadline_ms, one.need_ms).urgency] = one
+    schedule.end(first, 50.0)
+    for time_ms, urgency in enumerate(sorted(tickets), 50):
+        assert schedule.inside == (tickets[urgency],)
+        schedule.end(tickets[urgency], float(time_ms))
+    assert copy.deepcopy(door).discipline == discipline
+
+
+def test_who_is_served_first_pays_most_and_alone_time_is_free() -> None:
+    schedule = Schedule()
+    inside, soon, late = (stay(deadline, 5.0, **PRICED) for deadline in (200.0, 60.0, 500.0))
+    assert schedule.admit(inside, 0.0)
+    assert schedule.price_per_ms(0.0, inside) == 0.0, "nobody waits"
+    assert schedule.admit(soon, 0.0)
+    assert schedule.price_per_ms(0.0, soon) == 0.0, "nobody waits behind it"
+    assert schedule.price_per_ms(0.0, inside) == pytest.approx(0.005), "60 for two of them"
+    assert schedule.admit(late, 0.0)
+    assert schedule.price_per_ms(0.0, late) == 0.0
+    crowd = [stay(61.0, 5.0, **PRICED) for _ in range(3)]
+    assert all(schedule.admit(one, 0.0) for one in crowd)
+    assert schedule.price_per_ms(0.0, inside) == pytest.approx(0.02), "61 for five of them"
+    assert schedule.price_per_ms(0.0, soon) >= schedule.price_per_ms(0.0, late) == 0.0
+    assert schedule.lane_price(0.0, inside).share_ms == pytest.approx(61 / 5)
+
+
+def test_a_price_of_0_and_unknown_gains_change_nothing() -> None:
+    """Random arrivals: who is admitted, and when, is the same with price 0, without gains, and with equal ones."""
+    rng = np.random.default_rng(4)
+    budgets_ms = rng.uniform(15, 120, 300)
+    gaps_ms, took_ms = rng.exponential(8, 300), rng.uniform(8, 14, 300)
+
+    def admitted(price: Price, fields: dict[str, Any]) -> list[int]:
+        schedule, time_ms, found = Schedule(price=price), 0.0, list[int]()
+        began: dict[Stay, float] = {}
+        for i in range(300):
+            arrives_ms = time_ms + gaps_ms[i]
+            while schedule.inside:
+                one = schedule.inside[0]
+                begin_ms = began.setdefault(one, time_ms)
+                if (end_ms := begin_ms + took_ms[len(began) % 300]) > arrives_ms:
+                    break
+                time_ms = end_ms
+                schedule.end(one, time_ms)
+            time_ms = arrives_ms
+            if schedule.admit(stay(time_ms + budgets_ms[i], 10.0, time_ms, **fields), time_ms):
+                found.append(i)
+        return found
+
+    plain = admitted(parse_price("0"), {})
+    assert 0 < len(plain) < 300
+    assert admitted(parse_price("0"), PRICED) == admitted(Price(), {}) == plain
+
+
+def test_who_gains_less_than_its_time_is_worth_is_refused_on_arrival() -> None:
+    poor = Envelope.of([0.2], [40.0])
+    for price, is_admitted in ((Price(), False), (parse_price("0"), True), (parse_price("0.01"), False)):
+        schedule = Schedule(price=price)
+        assert schedule.admit(stay(61.0, 10.0), 0.0)
+        for _ in range(3):
+            assert schedule.admit(stay(61.0, 10.0, **PRICED), 0.0)
+        assert schedule.admit(stay(62.0, 10.0, usual=USUAL, gains=poor), 0.0) is is_admitted
+        weighty = stay(62.0, 10.0, usual=USUAL, gains=poor, weight=100.0)
+        assert schedule.admit(weighty, 0.0)
+    alone = Schedule()
+    assert alone.admit(stay(62.0, 10.0, usual=USUAL, gains=poor), 0.0), "nobody else wants the time"
+
+
+def test_one_that_waits_is_refused_for_one_that_gains_more() -> None:
+    schedule, poor, rich = Schedule(), Envelope.of([0.3], [10.0]), Envelope.of([0.9], [10.0])
+    inside = stay(10.0, **PRICED)
+    assert schedule.admit(inside, 0.0)
+    waiting = [stay(30.0, usual=USUAL, gains=gains) for gains in (USUAL, poor)]
+    assert all(schedule.admit(one, 0.0) for one in waiting)
+    equal, better = stay(30.0, usual=USUAL, gains=poor), stay(30.0, usual=USUAL, gains=rich)
+    assert not schedule.admit(equal, 0.0)
+    assert schedule.admit_instead(equal, 0.0) is None, "no more than the one that waits"
+    assert not schedule.admit(better, 0.0)
+    assert schedule.admit_instead(better, 0.0) is waiting[1]
+    assert len(schedule) == 3
+    never = Schedule(price=parse_price("0"))
+    assert never.admit(stay(10.0, **PRICED), 0.0)
+    assert never.admit(stay(20.0, usual=USUAL, gains=poor), 0.0)
+    assert never.admit_instead(stay(20.0, usual=USUAL, gains=rich), 0.0) is None
+
+
+def test_an_operators_weight_decides_who_is_refused() -> None:
+    schedule = Schedule()
+    assert schedule.admit(stay(10.0, **PRICED), 0.0)
+    light = stay(20.0, **PRICED)
+    assert schedule.admit(light, 0.0)
+    assert schedule.admit_instead(stay(20.0, **PRICED), 0.0) is None
+    assert schedule.admit_instead(stay(20.0, weight=2.0, **PRICED), 0.0) is light
+
+
+def test_expected_times_add_up_and_what_they_may_exceed_in_squares() -> None:
+    """Behind one that is inside until 10, three of 8 expected and 10 at most end by 34 + sqrt(12), not by 40."""
+    for expected_ms, is_admitted in ((None, False), (8.0, True)):
+        schedule = Schedule()
+        assert all(schedule.admit(stay(37.5, expected_ms=expected_ms), 0.0) for _ in range(3))
+        assert schedule.admit(stay(37.5, expected_ms=expected_ms), 0.0) is is_admitted
+        assert not schedule.admit(stay(37.4, expected_ms=expected_ms), 0.0)
+
+
+def test_one_that_has_chosen_is_expected_until_it_ends() -> None:
+    schedule, inside = Schedule(), stay(1000.0)
+    assert schedule.admit(inside, 0.0)
+    schedule.expect(inside, End(36.0, 39.0))
+    assert not schedule.admit(stay(48.9), 0.0), "10 at most, and 3 that the one inside may take longer"
+    other = Schedule()
+    assert other.admit(inside, 0.0)
+    other.expect(inside, End(36.0, 39.0))
+    assert other.admit(stay(47.1, expected_ms=6.0), 0.0), "42, and 5 that both may take longer"
+    waits = stay(49.1)
+    assert schedule.admit(waits, 0.0)
+    schedule.expect(waits, End(500.0, 500.0))
+    schedule.end(inside, 10.0)
+    assert schedule.admit(stay(60.0), 10.0), "what was said of one that waits does not count"
+
+
+def test_the_door_knows_when_those_inside_end() -> None:
+    door, me = Door(), threading.get_ident()
+    with door.enter(door.line_up(0.0)):
+        assert door.ends() == {}
+        door.expect(End(40.0, 45.0))
+        door.expect(End(30.0, 35.0))
+        assert door.ends() == {me: End(30.0, 35.0)}
+    assert door.ends() == {}
+
+
+def test_every_request_is_answered_or_refused_once() -> None:
+    """Random arrivals of unequal worth: nobody is lost, answered after a refusal, or refused twice."""
+    rng = np.random.default_rng(5)
+    schedule, time_ms = Schedule(lanes=2), 0.0
+    ended, refused, alive = list[Stay](), list[Stay](), set[Stay]()
+    gains = [Envelope.of([worth], [10.0]) for worth in (0.2, 0.5, 0.9)]
+    for _ in range(500):
+        time_ms += float(rng.exponential(3.0))
+        if schedule.inside and rng.random() < 0.4:
+            ended.append(schedule.inside[0])
+            schedule.end(ended[-1], time_ms)
+        one = stay(time_ms + float(rng.uniform(15, 60)), 10.0, time_ms, usual=USUAL, gains=gains[rng.integers(3)])
+        alive.add(one)
+        if not schedule.admit(one, time_ms):
+            refused.append(schedule.admit_instead(one, time_ms) or one)
+    while schedule.inside:
+        ended.append(schedule.inside[0])
+        schedule.end(ended[-1], time_ms)
+    assert len(schedule) == 0
+    assert len(ended) + len(refused) == len(alive)
+    assert {*ended, *refused} == alive
+    assert len({*refused}) > 0

@@ -15,6 +15,7 @@ import tiny_model
 from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
 from tempovlm.control.policies import TablePolicy, prior_accuracy
+from tempovlm.control.price import parse_price
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.batching import answer_batch
@@ -162,6 +163,41 @@ def test_who_waits_is_left_a_share(engine: Engine, guard: Guard) -> None:
         engine.door.leave([hopeless])
     assert SPACE.index(before_another.knobs) < SPACE.index(alone.knobs)
     assert beside.budget_feasible is True, "what cannot be kept for others is not kept"
+
+
+def answered_beside(engine: Engine, guard: Guard, waits_ms: float, **fields: Any) -> Answer:
+    """The answer of a request while another one waits, which has so much time."""
+    ample = request(budget_ms=AMPLE_MS, **fields)
+    waiting = engine.line_up(request(budget_ms=waits_ms, on_deadline="stop"), guard=guard)
+    try:
+        return engine.answer(ample, guard)
+    finally:
+        engine.door.leave([waiting])
+
+
+def test_a_price_leaves_more_than_the_least_to_those_who_wait(engine: Engine, guard: Guard) -> None:
+    """At no price the request takes its equal share; at the derived one no more than that."""
+    engine.price = parse_price("0")
+    equal = answered_beside(engine, guard, AMPLE_MS)
+    engine.price = parse_price("derived")
+    priced = answered_beside(engine, guard, AMPLE_MS)
+    assert PROFILE.p50_total_ms(SPACE.index(priced.knobs)) <= 0.5 * AMPLE_MS
+    assert SPACE.index(equal.knobs) < SPACE.index(engine.answer(request(budget_ms=AMPLE_MS), guard).knobs)
+
+
+def test_who_weighs_more_takes_more_of_the_time(engine: Engine, guard: Guard) -> None:
+    priced = answered_beside(engine, guard, AMPLE_MS)
+    heavy = answered_beside(engine, guard, AMPLE_MS, weight=1e6)
+    assert SPACE.index(heavy.knobs) > SPACE.index(priced.knobs)
+
+
+def test_a_price_without_accuracies_leaves_equal_shares(engine: Engine, guard: Guard) -> None:
+    plain = replace(guard, usual=None)
+    chosen = []
+    for text in ("derived", "0", "0.5"):
+        engine.price = parse_price(text)
+        chosen.append(answered_beside(engine, plain, AMPLE_MS).knobs)
+    assert len(set(chosen)) == 1
 
 
 def test_a_batch_runs_by_deadline_and_answers_in_order(engine: Engine, guard: Guard) -> None:

@@ -44,6 +44,7 @@ def test_metrics(app: Any, part: dict[str, Any]) -> None:
     assert (found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]) == (0, 0)
     assert found["vllm:generation_tokens_total"] >= 2
     assert found["tempovlm:deadlines_total met"] == 1
+    assert found["tempovlm:lane_price_per_ms"] == 0
     assert found["tempovlm:requests_refused_total budget_infeasible"] == 1
     assert found["tempovlm:request_budget_seconds_sum"] == pytest.approx(60.0)
     assert sum(value for name, value in found.items() if name.startswith("tempovlm:settings_total")) == 2
@@ -145,12 +146,26 @@ def test_measuring_is_due_where_an_idle_server_has_drifted(
         ({"max_queue": 0}, "--max_queue"),
         ({"max_body_mb": -1}, "--max_body_mb"),
         ({"api_keys": ("",)}, "--api_key"),
+        ({"price": "cheap"}, "--price cheap: must be derived, 0, or accuracy per ms"),
+        ({"discipline": "lifo"}, "--discipline lifo: choose from edf, fcfs, slack"),
+        ({"api_keys": ("a",), "key_weights": (0.0,)}, "--key_weights 0.0"),
+        ({"api_keys": ("a",), "key_weights": (1.0, 2.0)}, "--key_weights"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], flag: str) -> None:
     with pytest.raises(UserError) as caught:
         Options(**options)
     assert caught.value.flagged.startswith(flag)
+
+
+def test_a_price_needs_accuracies(served: TempoVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tempovlm.serving.app import create_app
+
+    monkeypatch.setattr(served, "_wanted", SimpleNamespace(name="greedy", scale="logit"))
+    monkeypatch.setattr("tempovlm.control.policy.Policy", SimpleNamespace)
+    with pytest.raises(UserError, match="policy greedy scores settings by logits") as caught:
+        create_app(served, Options(price="0.001"))
+    assert caught.value.flagged.startswith("--price 0.001")
 
 
 def test_a_default_budget_counts_where_none_came(app_of: Callable[..., Any]) -> None:

@@ -18,6 +18,9 @@ pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
+from tempovlm.control.policy import Question
+from tempovlm.control.price import Envelope, Price
+from tempovlm.control.queue import End
 from tempovlm.serving import desk
 from tempovlm.serving.intake.pictures import OpeningTimes, look, readable
 
@@ -160,6 +163,89 @@ def test_a_key_takes_its_share_of_the_places(app_of: Callable[..., Any], gate: G
         assert [(await one).status for one in tasks] == [200] * 3
 
     asyncio.run(talk())
+
+
+def test_one_that_gains_more_is_answered_instead_of_one_that_waits(
+    app: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a policy expects of the questions decides, not who came first; each gets one reply."""
+    for name in ("least_ms", "calibrated_ms", "expected_ms"):
+        monkeypatch.setattr(Guard, name, lambda *_: 20_000.0)
+    usual = Envelope.of([0.5], [20_000.0])
+
+    def worths(_: Guard, asked: Question) -> tuple[Envelope, Envelope]:
+        return Envelope.of([{"hopeless": 0.1, "easy": 0.9}[asked.text]], [20_000.0]), usual
+
+    monkeypatch.setattr(Guard, "worths", worths)
+    hopeless, easy = (
+        {"messages": [{"role": "user", "content": text}], "latency_budget_ms": 50_000}
+        for text in ("hopeless", "easy")
+    )
+
+    async def talk() -> None:
+        first = send(app, **easy)
+        await gate.inside()
+        waits = send(app, **hopeless)
+        await gate.inside()
+        assert (await send(app, **hopeless)).code == "queue_full"
+        better = send(app, **easy)
+        refused = await waits
+        assert (refused.status, refused.code) == (429, "queue_full")
+        assert float(refused.headers["retry-after-ms"]) > 0
+        await gate.inside()
+        gate.opened.set()
+        assert [(await one).status for one in (first, better)] == [200, 200]
+        assert len(app.state.desk.schedule) == 0
+        assert not app.state.desk._answering
+
+    asyncio.run(talk())
+
+
+def test_a_request_that_has_chosen_is_waited_for(app: Any, gate: Gate) -> None:
+    desk = app.state.desk
+
+    async def talk() -> None:
+        first = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        (answering,) = desk._answering.values()
+        door = desk._model.engine.door
+        door._ends[answering.thread] = End(*[answering.stay.accepted_ms + 30_000] * 2)
+        assert (await send(app, latency_budget_ms=29_000)).code == "queue_full"
+        second = send(app, latency_budget_ms=60_000)
+        await gate.inside()
+        gate.opened.set()
+        assert [(await one).status for one in (first, second)] == [200, 200]
+        assert door.ends() == {}
+
+    asyncio.run(talk())
+
+
+def test_only_the_operator_weighs_keys(app_of: Callable[..., Any], gate: Gate) -> None:
+    app = app_of(api_keys=("mine", "yours"), key_weights=(1.0, 4.0))
+    schedule = app.state.desk.schedule
+
+    async def talk() -> None:
+        own = {"weight": 100.0, "key_weights": [9.0], "price": 0, "price_per_ms": 0.0, "latency_budget_ms": 60_000}
+        tasks = []
+        for key in ("mine", "yours"):
+            tasks.append(send(app, key, **own))
+            await gate.inside()
+        assert [one.weight for one in schedule._stays] == [1.0, 4.0]
+        assert schedule.lane_price(0.0, schedule.inside[0]).price == Price()
+        gate.opened.set()
+        assert [(await one).status for one in tasks] == [200, 200]
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("discipline", ["edf", "fcfs"])
+def test_door_and_schedule_have_the_same_discipline(app_of: Callable[..., Any], discipline: str) -> None:
+    desk = app_of(discipline=discipline, price="0.25").state.desk
+    model = desk._model
+    assert model.engine.door.discipline == discipline
+    assert str(model.engine.price) == str(desk.schedule.price) == "0.25"
+    app_of()
+    assert (model.engine.door.discipline, str(model.engine.price)) == ("edf", "derived")
 
 
 @pytest.mark.parametrize("budget", [{"latency_budget_ms": 60_000}, None], ids=["a budget", "none"])

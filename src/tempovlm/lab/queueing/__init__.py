@@ -1,0 +1,1 @@
+"""Requests that share a lane, simulated: who is answered right and on time under which load, policy and price."""
