@@ -247,9 +247,12 @@ class FirstStageFlags(LearningFlags):
 
     Attributes:
         test_results_dirs: of questions about other pictures, which join the test part.
-        knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
-            logits to what each tier's usual best setting is worth. They differ: where a low tier is right
-            on most questions it is the most frequent label, even if a higher one is right more often.
+        knob1_label: the label is the tier of the best setting that fits, the cheaper of equals. `smoothed` goes by
+            the accuracies that training questions of the kind lead to expect, as the decision rule does. `literal`
+            goes by the question's own answers: where a low tier is right on most questions it is the most
+            frequent label, even if a higher one is right more often.
+        knob1_loss: `label` is the seed document's cross-entropy of the label. `value` fits the logits to what each
+            tier's usual best setting is worth.
         time_price: accuracy that the whole budget is worth, with `value`; as in the reward of GRPO.
     """
 
@@ -257,6 +260,11 @@ class FirstStageFlags(LearningFlags):
     knob1_variant: str = flag("language", "inputs of stage1: budget, language or glance")
     knob1_loss: str = flag(
         "label", "target of stage1: label, the best setting's tier, or value, each tier's worth"
+    )
+    knob1_label: str = flag(
+        "smoothed",
+        "accuracy by which a label's setting is best: smoothed over like training questions, or literal, the "
+        "question's own",
     )
     budgets_per_question: int = flag(8, "budgets that stage1 draws for a question in an epoch")
     time_price: float = flag(GrpoOptions.time_price, "accuracy that using the whole budget costs")
