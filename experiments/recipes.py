@@ -499,7 +499,7 @@ def _rests_on(c: Counts) -> str:
 
 
 def _grpo(s: Setup, warm_start: int) -> str:
-    return f"{s.price} {GRPO_RECIPE} --warm_start {s.counts.epochs or warm_start}"
+    return f"{s.price} {GRPO_RECIPE} --warm_start {s.counts.epochs or warm_start} --warm_start_values literal"
 
 
 def _looked_ms(questions: int, pictures: int) -> float:

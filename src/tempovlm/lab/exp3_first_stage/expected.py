@@ -40,6 +40,10 @@ class Expected:
     neighbours: int
     usual: int
 
+    def record(self) -> dict[str, int]:
+        """Return the numbers for a report."""
+        return {"neighbours": self.neighbours, "usual_questions": self.usual}
+
 
 def smoothed(table: Table, features: Features32, seed: int) -> Expected:
     """Return what is expected of the questions of all parts, by those of training.

@@ -37,12 +37,12 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.lab.exp3_first_stage.data import Rows, draw_rows, limits_ms
-from tempovlm.lab.exp3_first_stage.expected import Expected, smoothed
+from tempovlm.lab.exp3_first_stage.expected import smoothed
 from tempovlm.lab.exp3_first_stage.report import judge_stage1
 from tempovlm.lab.features import FeatureTable, LearningJob
 from tempovlm.lab.fit import SCORE, fit, seeded
 from tempovlm.lab.grpo.algorithm import TEMPERATURE
-from tempovlm.lab.options import FirstStageFlags, FitOptions, check_choice
+from tempovlm.lab.options import LABELS, FirstStageFlags, FitOptions, check_choice
 from tempovlm.lab.table import PARTS, Floats, Table
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
@@ -58,7 +58,6 @@ _NETWORKS: Mapping[str, Any] = {
     "glance": Knob1PredictorBudgetLanguageGlance,
 }
 LOSSES = ("label", "value")
-LABELS = ("smoothed", "literal")
 STAGE1 = "stage1"
 CHECKPOINT = "best_stage1_checkpoint.pt"
 
@@ -229,7 +228,7 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
     report = judge_stage1(table, seen, parts, logits, options.seed) | {
         "variant": job.knob1_variant,
         "label": job.knob1_label,
-        "smoothing": _smoothing(smooth),
+        "smoothing": smooth and smooth.record(),
         "loss": job.knob1_loss,
         "time_price": job.time_price,
         "best_epoch": fitted.best_epoch,
@@ -254,8 +253,3 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
     )
     write_whole(job.folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report
-
-
-def _smoothing(found: Expected | None) -> dict[str, int] | None:
-    """How labels were smoothed, for the report; None where they are literal."""
-    return None if found is None else {"neighbours": found.neighbours, "usual_questions": found.usual}
