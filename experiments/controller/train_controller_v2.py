@@ -29,7 +29,6 @@ from tempovlm.lab.script import seed as read_seed
 class Flags(ModelFlags, JointFlags):
     """Flags of this script alone, and those of the experiment."""
 
-    output_dir: Path = flag(Path("checkpoints/controller/grpo"), "folder of all files")
     latency_estimator_path: Path | None = flag(
         Path("checkpoints/latency_estimator/best_latency_estimator.pt"), "checkpoint of Exp 1"
     )

@@ -29,7 +29,7 @@ from tempovlm.lab.script import flag, required
 class Flags(ModelFlags, FirstStageFlags, SecondStageFlags):
     """Flags of this script alone, and those of both experiments."""
 
-    output_dir: Path = flag(Path("checkpoints/two_stage_controller"), "folder of both stages' files")
+    output_dir: Path = required("folder of both stages' files")
     stage: Literal["stage1", "stage2"] = required("what to train; stage2 needs a trained stage1")
     batch_size: int | None = flag(
         None, f"default: {FitOptions.batch_size} rows in stage1 and {GrpoOptions.batch_size} questions in stage2"
