@@ -428,7 +428,9 @@ def find_samples(table: Table, data_dir: Path | None = None) -> list[Sample]:
         samples = load_samples(name, table.split, data_dir=drawn if name in GENERATED else data_dir)
         known |= {(name, str(sample.question_id)): sample for sample in samples}
     if lost := [key for key in table.questions if key not in known]:
-        drawing = "" if bed is None else f", or leave it out to draw it (or draw it by `{bed.command()}`)"
+        drawing = " (`tempovlm data make --output_dir DIR` draws the usual test bed)"
+        if bed is not None:
+            drawing = f", or leave it out to draw it (or draw it by `{bed.command()}`)"
         raise UserError(
             f"--data_dir: question {lost[0][1]} of {lost[0][0]} ({table.split}) is in the results but not in the "
             f"data ({len(lost)} of {len(table)} are missing); name the folder that the core experiment "
