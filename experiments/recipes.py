@@ -40,10 +40,8 @@ GRPO_RECIPE = "--scale_rewards none --group_size 16 --lr 2e-5 --beta 0.02 --entr
 """Flags of Exp 4 and 5 beside the price of time."""
 
 WARM_START, GRPO_EPOCHS = 30, 20
-"""Epochs of regression, then of GRPO."""
-
 LLM_WARM_START, LLM_EPOCHS = 8, 3
-"""The same of the LLM-based controller, which runs blocks of the model in each."""
+"""Epochs of regression, then of GRPO; the LLM-based controller runs blocks of the model in each."""
 
 GPU_PLACE = "h200"
 """The GPU that has rows in the scoreboard; results of `tempovlm reproduce` on any GPU take its places."""
@@ -388,15 +386,16 @@ def supervised(s: Setup) -> Run:
 
 def first_stage(s: Setup) -> Run:
     """Exp 3, by labels."""
-    test = s.published(f"--test_results_dir {ANSWERS['val']}")
-    flags = f"{test} {LABEL_STAGE} --num_epochs_stage1 {s.counts.epochs or LABEL_EPOCHS}"
+    own = s.published(f"--test_results_dir {ANSWERS['val']} --knob1_label literal")
+    flags = f"{own} {LABEL_STAGE} --num_epochs_stage1 {s.counts.epochs or LABEL_EPOCHS}"
     about_ms = _looked_ms(s.counts.train, s.counts.train_pictures) + RATES_MS["boosting"]
     return _stage(s, "exp3", "Exp 3, first stage by labels", FIRST_STAGE, flags, about_ms)
 
 
 def value_stage(s: Setup) -> Run:
-    """Return the first stage that Exp 4 builds on, by value: a label records one outcome, not a probability."""
-    flags = f"--knob1_loss value {s.price} --lr 1e-3 {s.epochs('--num_epochs_stage1')}"
+    """Return the first stage that Exp 4 builds on, by value at a price of time, which a label does not have."""
+    label = s.published("--knob1_label literal")
+    flags = f"--knob1_loss value {label} {s.price} --lr 1e-3 {s.epochs('--num_epochs_stage1')}"
     return _stage(s, "value_stage", "first stage by value, for Exp 4", VALUE_STAGE, flags, RATES_MS["boosting"])
 
 
@@ -500,7 +499,7 @@ def _rests_on(c: Counts) -> str:
 
 
 def _grpo(s: Setup, warm_start: int) -> str:
-    return f"{s.price} {GRPO_RECIPE} --warm_start {s.counts.epochs or warm_start}"
+    return f"{s.price} {GRPO_RECIPE} --warm_start {s.counts.epochs or warm_start} --warm_start_values literal"
 
 
 def _looked_ms(questions: int, pictures: int) -> float:

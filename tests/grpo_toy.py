@@ -70,10 +70,11 @@ def task(options: GrpoOptions | None = None, **loop: object) -> Task:
     here = world()
     budgets = torch.tensor(BUDGETS_MS, dtype=torch.float64).repeat(NUM_QUESTIONS // 2)
     both = (torch.as_tensor(rows).repeat(2), torch.cat((budgets, budgets.flip(0))))
+    short = {"batch_size": 24, "num_epochs": 3, "lr": 1e-2, "warm_start": 0}
     return Task(
         env=here,
         rows=rows,
         validation=here.batch(*both, mask=True),
         draw=draw,
-        options=replace(options or GrpoOptions(), **{"batch_size": 24, "num_epochs": 3, "lr": 1e-2, **loop}),  # type: ignore[arg-type]
+        options=replace(options or GrpoOptions(), **{**short, **loop}),  # type: ignore[arg-type]
     )

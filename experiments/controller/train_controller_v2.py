@@ -1,12 +1,11 @@
 r"""Exp 5: train a controller of all three knobs by GRPO, end to end, on results of the core experiment.
 
-Writes `best_controller.pt`, `report.json` and a log of every seed to `--output_dir`; resumes.
+Writes `best_controller.pt`, `report.json` and a log of every seed to `--output_dir`; resumes. The test bed that
+the results name is drawn in the cache directory if it is missing.
 
 Examples:
-    tempovlm data make --output_dir runs/data
     python experiments/controller/train_controller_v2.py --results_dir results/core_exp_pocket_train \
-        --dataset_names text_vqa --model_path pocket --seeds 0 1 --warm_start 30 --num_epochs 20 --time_price 0.3 \
-        --data_dir runs/data --output_dir runs/exp5
+        --dataset_names text_vqa --model_path pocket --seeds 0 1 --num_epochs 20 --output_dir runs/exp5
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from tempovlm.lab.script import seed as read_seed
 class Flags(ModelFlags, JointFlags):
     """Flags of this script alone, and those of the experiment."""
 
-    output_dir: Path = flag(Path("checkpoints/controller/grpo"), "folder of all files")
     latency_estimator_path: Path | None = flag(
         Path("checkpoints/latency_estimator/best_latency_estimator.pt"), "checkpoint of Exp 1"
     )

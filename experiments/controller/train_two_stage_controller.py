@@ -1,13 +1,14 @@
 r"""Exp 3 and 4: train the two-stage controller, first the tier by labels, then top-k and depth by GRPO.
 
+The test bed that the results name is drawn in the cache directory if it is missing.
+
 Examples:
-    tempovlm data make --output_dir runs/data
     python experiments/controller/train_two_stage_controller.py --stage stage1 --model_path pocket \
         --results_dir results/core_exp_pocket_train results/core_exp_pocket_cpu --dataset_names text_vqa \
-        --data_dir runs/data --output_dir runs/two_stage
+        --output_dir runs/two_stage
     python experiments/controller/train_two_stage_controller.py --stage stage2 --model_path pocket \
         --results_dir results/core_exp_pocket_train results/core_exp_pocket_cpu --dataset_names text_vqa \
-        --data_dir runs/data --output_dir runs/two_stage
+        --output_dir runs/two_stage
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tempovlm.lab.script import flag, required
 class Flags(ModelFlags, FirstStageFlags, SecondStageFlags):
     """Flags of this script alone, and those of both experiments."""
 
-    output_dir: Path = flag(Path("checkpoints/two_stage_controller"), "folder of both stages' files")
+    output_dir: Path = required("folder of both stages' files")
     stage: Literal["stage1", "stage2"] = required("what to train; stage2 needs a trained stage1")
     batch_size: int | None = flag(
         None, f"default: {FitOptions.batch_size} rows in stage1 and {GrpoOptions.batch_size} questions in stage2"

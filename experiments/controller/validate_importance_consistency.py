@@ -4,7 +4,7 @@ Writes cross_dataset_correlation.json, merged_scores.json, importance_comparison
 
 Examples:
     python experiments/controller/validate_importance_consistency.py --dataset_names text_vqa --model_path pocket \
-        --num_samples 8 --num_joint_samples 4 --output_dir runs/exp6 --merged_file runs/exp6/merged_scores.json
+        --num_samples 8 --num_joint_samples 4 --output_dir runs/exp6
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from tempovlm.lab.options import AdaptiveFlags, DataFlags, ModelFlags
 from tempovlm.lab.script import flag, required
 from tempovlm.lab.script import seed as read_seed
 
-MERGED = Path("results/importance/merged_scores.json")
-"""Place of the scores that Exp 7 reads."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ModelFlags, DataFlags):
@@ -39,7 +36,9 @@ class Flags(ModelFlags, DataFlags):
     top_k: int | None = flag(None, "experts per token; default: the native number")
     max_new_tokens: int = flag(AdaptiveFlags.max_new_tokens, "most tokens of an answer")
     batch_size: int = flag(16, "questions answered together")
-    merged_file: Path = flag(MERGED, "second place for the merged scores")
+    merged_file: Path | None = flag(
+        None, "second place for the merged scores; default: Exp 7's of --output_dir results/importance_validation"
+    )
     seed: int = flag(42, "seed of the choice of questions", read=read_seed)
 
 
@@ -51,13 +50,12 @@ def flags() -> script.FlagParser:
 def main(argv: list[str]) -> None:
     """Measure what is not measured yet, write everything, and print the verdict."""
     args = flags().parse_args(argv)
-    names = check_datasets(args.datasets, "dataset_names")
     for name in ("num_samples", "num_joint_samples", "max_new_tokens", "batch_size"):
         script.positive(name, getattr(args, name))
-    found = run(args, names)
+    found = run(args, check_datasets(args.datasets, "dataset_names"))
     sys.stdout.write(f"{found['verdict']['text']}\nrule: {found['rule']}\n")
     sys.stdout.write(f"ranking ({found['ranking_method']}): {' '.join(map(str, found['ranking']))}\n")
-    sys.stdout.write(f"{args.output_dir / 'cross_dataset_correlation.json'}\n{args.merged_file}\n")
+    sys.stdout.write("".join(f"{path}\n" for path in found["files"]))
 
 
 def run(args: Namespace, names: list[str]) -> dict[str, Any]:
@@ -68,8 +66,9 @@ def run(args: Namespace, names: list[str]) -> dict[str, Any]:
     base = replace(native, tier=args.tier or native.tier, top_k=top_k)
     model.space.validate(base)
     # Imported now that `load` has set the threads, which must be done before torch is there.
+    from tempovlm.data.catalog import bed_of
     from tempovlm.lab.exp6_importance.measure import Protocol
-    from tempovlm.lab.exp6_importance.study import Study, run_study
+    from tempovlm.lab.exp6_importance.study import Study, run_study, second_place
 
     num_val = args.num_samples if args.num_val_samples is None else args.num_val_samples
     counts = {"train": args.num_samples, "val": script.positive("num_val_samples", num_val)}
@@ -80,8 +79,9 @@ def run(args: Namespace, names: list[str]) -> dict[str, Any]:
         data={name: {split: some[name] for split, (some, _) in drawn.items()} for name in names},
         num_joint=args.num_joint_samples,
         output_dir=args.output_dir,
-        merged_file=args.merged_file,
+        merged_file=args.merged_file or second_place(args.output_dir),
         stamp=model.stamp(drawn["train"][1]),
+        bed=bed_of(names, args.data_dir),
     )
     return run_study(study)
 

@@ -37,9 +37,10 @@ GRPO: dict[str, tuple[bool, GrpoOptions, dict[str, Any]]] = {
     "dr_grpo": (True, replace(NEAR, loss_type="dr_grpo", scale_rewards="none", num_iterations=4), {}),
 }
 STAGE1: dict[str, dict[str, Any]] = {
-    "label by language": {},
-    "label by budget": {"knob1_variant": "budget"},
-    "label by glance": {"knob1_variant": "glance"},
+    "label by language": {"knob1_label": "literal"},
+    "label by budget": {"knob1_label": "literal", "knob1_variant": "budget"},
+    "label by glance": {"knob1_label": "literal", "knob1_variant": "glance"},
+    "smoothed label": {},
     "value": {"knob1_loss": "value"},
     "value at a price": {"knob1_loss": "value", "time_price": 0.3},
 }

@@ -77,6 +77,11 @@ def question_features(text: str, image_size: Size | None) -> Floats:
     return np.array([*(columns / norm if norm else columns), math.log1p(len(words)), *shape])
 
 
+def picture_folds(images: Sequence[str]) -> NDArray[np.int64]:
+    """Return the fold (n,) of each question by the name of its picture (n,), the same in every process."""
+    return np.array([zlib.crc32(str(name).encode()) % _FOLDS for name in images])
+
+
 def varying(space: KnobSpace, knobs: Sequence[str]) -> Mask:
     """Return the settings (K,) in which only the named knobs differ from the native setting."""
     native, fixed = space.native, [name for name in KNOBS if name not in knobs]
@@ -188,11 +193,20 @@ class NearestNeighbours:
     def fit(
         cls, features: Floats, accuracy: Floats, images: Sequence[str], counts: Sequence[int] = _NEIGHBOURS
     ) -> NearestNeighbours:
-        """Store the training questions; `images` (n,) names their pictures, which folds keep together."""
+        """Store the training questions.
+
+        Args:
+            features: (n, F).
+            accuracy: (n, K).
+            images: (n,) names of their pictures, which folds keep together.
+            counts: numbers of neighbours to choose from.
+        """
         scale = _Scale.fit(features)
         scaled = scale(features)
-        folds = np.array([zlib.crc32(str(name).encode()) % _FOLDS for name in images])
         possible = [count for count in counts if count < len(features)] or [1]
+        if len(possible) == 1:
+            return cls(scale, scaled, accuracy, possible[0])
+        folds = picture_folds(images)
         errors = np.zeros(len(possible))
         for fold in np.unique(folds):
             seen = folds != fold

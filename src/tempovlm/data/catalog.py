@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -17,9 +17,13 @@ from tempovlm.data.files import is_generated
 from tempovlm.data.parquet import ParquetSet
 from tempovlm.data.registry import GENERATED, find, find_own
 from tempovlm.data.sample import Sample, check_unique
-from tempovlm.testbed import NOTICE
+from tempovlm.testbed import EDITION, NOTICE
+from tempovlm.testbed.bed import Bed
 
 DATA_DIR_VARIABLE = "TEMPOVLM_DATA_DIR"
+
+_BEDS = "beds"
+"""Folder within the default one for test beds that results name."""
 
 _SMALL = (64, 160)
 """Training and validation pictures of each data set in a test bed that is made automatically."""
@@ -68,7 +72,7 @@ def load_samples(
     known = find(dataset)
     root = default_data_dir() if data_dir is None else expanded(data_dir)
     if data_dir is None and dataset in GENERATED:
-        root = _made_if_missing(root, dataset)
+        root = _small_bed(root, dataset)
     folder = root / dataset
     if not folder.is_dir():
         made = f"make one: tempovlm data make --output_dir {root}, or " if dataset in GENERATED else ""
@@ -130,10 +134,55 @@ def load_mixed(
     return [column[i] for i in range(longest) for column in columns if i < len(column)]
 
 
-def _made_if_missing(root: Path, dataset: str) -> Path:
-    """Return the folder itself, or a temporary one if it cannot be written, with the data set in it."""
-    if (root / dataset).is_dir():
+def bed_of(datasets: Iterable[str], data_dir: str | Path | None = None) -> Bed | None:
+    """Return what the test bed of some data sets, which are there, was drawn from; None for any other data.
+
+    Args:
+        datasets: names, as `load_samples` takes them.
+        data_dir: the folder that they were read from, as there.
+    """
+    root = default_data_dir() if data_dir is None else expanded(data_dir)
+    names = [name for name in datasets if find_own(name) is None]
+    if data_dir is None and not all((root / name).is_dir() for name in names):
+        root = _temporary_root()
+    found = {Bed.read(root / name) for name in names}
+    return found.pop() if len(found) == 1 else None
+
+
+def folder_of(bed: Bed) -> Path:
+    """Return a folder with the pictures of a test bed: the default one if it has them, else one within it.
+
+    There it is drawn if it is missing.
+
+    Raises:
+        UserError: it is of another edition than this version draws, or the folder cannot be written.
+    """
+    root = default_data_dir()
+    there = [Bed.read(root / name) for name in GENERATED]
+    if all(one is not None and one.covers(bed) for one in there):
         return root
+    place = Path(_BEDS) / bed.name
+    lacking = next((name for name in GENERATED if not (root / place / name).is_dir()), GENERATED[0])
+    if bed.edition != EDITION and not (root / place).is_dir():
+        raise UserError(
+            f"the results are about edition {bed.edition} of the test bed, this version draws edition {EDITION}; "
+            "give the folder with their pictures by --data_dir, or measure anew"
+        )
+    told = "drawing the synthetic test bed that the results are about"
+    return _made_if_missing(root, lacking, bed, place, told)
+
+
+def _small_bed(root: Path, dataset: str) -> Path:
+    """Return the folder that `_made_if_missing` makes of a small test bed."""
+    train, val = _SMALL
+    small = Bed(num_train=train, num_val=val)
+    return _made_if_missing(root, dataset, small, Path(), "no data sets: drawing a small synthetic test bed")
+
+
+def _made_if_missing(root: Path, dataset: str, bed: Bed, place: Path, told: str) -> Path:
+    """Return a place in a folder, or in a temporary one if it cannot be written, with the data set in it."""
+    if (root / place / dataset).is_dir():
+        return root / place
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
@@ -141,9 +190,10 @@ def _made_if_missing(root: Path, dataset: str) -> Path:
     except OSError as error:
         root = _temporary_root()
         sys.stderr.write(f"warning: the data folder cannot be written ({error.strerror}); using {root}\n")
-    if not (root / dataset).is_dir():
-        _make_small(root)
-    return root
+    if not (root / place / dataset).is_dir():
+        sys.stderr.write(f"{told} in {root / place} (once)\n")
+        _make(root / place, bed)
+    return root / place
 
 
 def _temporary_root() -> Path:
@@ -156,7 +206,7 @@ def _temporary_root() -> Path:
     return root
 
 
-def _make_small(root: Path) -> None:
+def _make(root: Path, bed: Bed) -> None:
     """Make the test bed beside its place, then move in the missing parts.
 
     Every move is atomic and never replaces a folder, so two processes that do this at once end with one whole
@@ -164,10 +214,9 @@ def _make_small(root: Path) -> None:
     """
     from tempovlm.testbed.make import make_testbed
 
-    train, val = _SMALL
-    sys.stderr.write(f"no data sets in {root}: drawing a small synthetic test bed there (once)\n")
+    root.mkdir(parents=True, exist_ok=True)
     with scratch_folder(root / "data") as scratch:
-        made = make_testbed(scratch / "data", train, val, 0, datasets=GENERATED)
+        made = make_testbed(scratch / "data", bed.num_train, bed.num_val, bed.seed, datasets=GENERATED)
         for dataset in GENERATED:
             target = root / dataset
             try:

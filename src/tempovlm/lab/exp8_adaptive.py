@@ -21,7 +21,7 @@ from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
 from tempovlm.core.request import Answer
 from tempovlm.core.stamp import Stamp
-from tempovlm.data.catalog import load_mixed
+from tempovlm.data.catalog import bed_of, load_mixed
 from tempovlm.data.digest import merged, question_digests, refuse_others
 from tempovlm.data.sample import Sample
 from tempovlm.data.scoring import check_scorable
@@ -122,6 +122,8 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
         tell_failures(failed, len(records), "answers", ANEW)
         records = bench.score_together(records, samples)
         result = _result(model, plan, records, stamp)
+        bed = bed_of(plan.datasets, plan.data_dir)
+        result["bed"] = None if bed is None else bed.to_json()
         result["busy"] = None if busy is None else busy >= BUSY_CORES
         write_whole(path, as_text(rounded(result)))
         kept.unlink(missing_ok=True)

@@ -112,11 +112,7 @@ class LearningJob(LearningFlags):
 
 def extract_features(engine: Engine, samples: Sequence[Sample], advance: Advance = silent) -> FeatureTable:
     """Run every picture once at each tier; a picture that cannot be read has zeros."""
-    model, tokenizer = engine.runner.model, engine.runner.tokenizer
-    ids = [question_ids(tokenizer, sample.question) for sample in samples]
-    vectors = token_vectors(model)
-    language = np.stack([language_feature(vectors, one) for one in ids])
-    width, tiers = vision_width(model.config.width), engine.space.tiers
+    width, tiers = vision_width(engine.runner.model.config.width), engine.space.tiers
     vision = np.zeros((len(samples), len(tiers), width), np.float32)
     glance = np.zeros((len(samples), width), np.float32)
     pictures: dict[Path, list[int]] = {}
@@ -131,7 +127,14 @@ def extract_features(engine: Engine, samples: Sequence[Sample], advance: Advance
                 vision[pictures[path], t] = looked
                 if t == 0:
                     glance[pictures[path]] = seen
-    return FeatureTable(language.astype(np.float32), glance, vision)
+    return FeatureTable(language_features(engine, samples), glance, vision)
+
+
+def language_features(engine: Engine, samples: Sequence[Sample]) -> Features32:
+    """(N, L) of the questions' words, for which no picture is opened."""
+    vectors = token_vectors(engine.runner.model)
+    ids = [question_ids(engine.runner.tokenizer, sample.question) for sample in samples]
+    return np.stack([language_feature(vectors, one) for one in ids]).astype(np.float32)
 
 
 def _look(engine: Engine, paths: Sequence[Path], tier: str) -> list[tuple[Features32 | float, Features32 | float]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,12 @@ SCALES = ("group", "batch", "none")
 LOSS_TYPES = ("grpo", "dr_grpo")
 ACCURACY_SOURCES = ("table", "online")
 ESTIMATOR_LOSSES = ("log", "mse")
+
+LABELS = ("smoothed", "literal")
+"""Accuracies to learn from: smoothed over training questions that are like the question, or its own answers."""
+
+WARM_START = 30
+"""Epochs of regression before GRPO, where a table has the accuracies of all settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,10 @@ class GrpoOptions(LoopOptions):
             penalty is all but never earned, and time is learned only where the mask leaves a choice; on a machine
             that was not calibrated, where nothing is masked, such a policy is not to be relied upon. Reports give
             the adherence with and without the mask.
-        warm_start: epochs of regression on the rewards of all settings before the first draw.
+        warm_start: epochs of regression on the rewards of all settings before the first draw; None is `WARM_START`
+            where a table has them, else none. More fit the noise of single answers.
+        warm_start_values: the accuracies in those rewards. `smoothed` ones are free of what each answer happened
+            to be; GRPO goes by the answers themselves.
         batch_size: questions of a batch, each with a budget and a group of choices.
         tier_exploration: share of the draws whose tier is drawn evenly from outside, of a policy that does not
             learn it.
@@ -148,10 +157,29 @@ class GrpoOptions(LoopOptions):
         "table", "where accuracy comes from: table, or online to run the model at what is drawn"
     )
     mask_infeasible: bool = flag(True, "draw only settings that the guard would allow")
-    warm_start: int = flag(0, "epochs of regression on the rewards of all settings before GRPO")
+    warm_start: int | None = flag(
+        None,
+        "epochs of regression on the rewards of all settings before GRPO; default: "
+        f"{WARM_START}, or 0 with --accuracy_source online",
+    )
+    warm_start_values: str = flag(
+        LABELS[0],
+        "accuracies that it regresses: smoothed over like training questions, or literal, the question's own",
+    )
     batch_size: int = flag(32, "questions of a batch")
     num_epochs: int = flag(100, "passes over the training questions")
     tier_exploration: float = 0.0
+
+    @property
+    def regression_epochs(self) -> int:
+        """Epochs of the warm start."""
+        if self.warm_start is not None:
+            return self.warm_start
+        return WARM_START if self.accuracy_source == "table" else 0
+
+    def record(self) -> dict[str, Any]:
+        """Return all options as plain values, the warm start as it is done."""
+        return asdict(self) | {"warm_start": self.regression_epochs}
 
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
@@ -160,10 +188,13 @@ class GrpoOptions(LoopOptions):
         check_counts(self, ("num_iterations",), 1)
         if not 0 < self.epsilon < 1:
             raise UserError(f"--epsilon {self.epsilon}: must lie between 0 and 1")
-        check_counts(self, ("beta", "entropy_coef", "alpha", "penalty", "time_price", "warm_start"), 0)
+        check_counts(self, ("beta", "entropy_coef", "alpha", "penalty", "time_price"), 0)
+        if self.regression_epochs < 0:
+            raise UserError(f"--warm_start {self.warm_start}: must be at least 0")
         check_choice("scale_rewards", self.scale_rewards, SCALES)
         check_choice("loss_type", self.loss_type, LOSS_TYPES)
         check_choice("accuracy_source", self.accuracy_source, ACCURACY_SOURCES)
+        check_choice("warm_start_values", self.warm_start_values, LABELS)
         check_loop(self)
         if not 0 <= self.tier_exploration <= 1:
             raise UserError(f"--tier_exploration {self.tier_exploration}: must lie between 0 and 1")
@@ -247,9 +278,12 @@ class FirstStageFlags(LearningFlags):
 
     Attributes:
         test_results_dirs: of questions about other pictures, which join the test part.
-        knob1_loss: `label` is the seed document's cross-entropy of the best setting's tier. `value` fits the
-            logits to what each tier's usual best setting is worth. They differ: where a low tier is right
-            on most questions it is the most frequent label, even if a higher one is right more often.
+        knob1_label: the label is the tier of the best setting that fits, the cheaper of equals. `smoothed` goes by
+            the accuracies that training questions of the kind lead to expect, as the decision rule does. `literal`
+            goes by the question's own answers: where a low tier is right on most questions it is the most
+            frequent label, even if a higher one is right more often.
+        knob1_loss: `label` is the seed document's cross-entropy of the label. `value` fits the logits to what each
+            tier's usual best setting is worth.
         time_price: accuracy that the whole budget is worth, with `value`; as in the reward of GRPO.
     """
 
@@ -257,6 +291,11 @@ class FirstStageFlags(LearningFlags):
     knob1_variant: str = flag("language", "inputs of stage1: budget, language or glance")
     knob1_loss: str = flag(
         "label", "target of stage1: label, the best setting's tier, or value, each tier's worth"
+    )
+    knob1_label: str = flag(
+        LABELS[0],
+        "accuracy by which a label's setting is best: smoothed over like training questions, or literal, the "
+        "question's own",
     )
     budgets_per_question: int = flag(8, "budgets that stage1 draws for a question in an epoch")
     time_price: float = flag(GrpoOptions.time_price, "accuracy that using the whole budget costs")

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tempovlm.control.select import Ints, Mask
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
-from tempovlm.data.catalog import load_samples
+from tempovlm.data.catalog import folder_of, load_samples
+from tempovlm.data.registry import GENERATED
 from tempovlm.data.sample import Sample
-from tempovlm.lab.core_exp.questions import check_samples
+from tempovlm.lab.core_exp.questions import bed_of_results, check_samples
 from tempovlm.lab.core_exp.store import read_results
 from tempovlm.latency.cores import LEVELS
 from tempovlm.latency.estimator import Estimator, StageTimes
@@ -415,18 +416,28 @@ def table_of(frame: pd.DataFrame, space: KnobSpace, split: str) -> Table:
 def find_samples(table: Table, data_dir: Path | None = None) -> list[Sample]:
     """The questions of a table with their pictures, in its order.
 
+    Args:
+        table: whose questions.
+        data_dir: folder of the data sets. Default: one with the test bed that the results name, drawn if it is
+            missing, else that of `load_samples`.
+
     Raises:
         UserError: a data set is not there, lacks one of the questions, or has another of its id.
     """
     known: dict[tuple[str, str], Sample] = {}
+    bed = bed_of_results(table.folders, table.split)
+    drawn = folder_of(bed) if data_dir is None and bed is not None else data_dir
     for name in dict.fromkeys(table.dataset.tolist()):
-        samples = load_samples(name, table.split, data_dir=data_dir)
+        samples = load_samples(name, table.split, data_dir=drawn if name in GENERATED else data_dir)
         known |= {(name, str(sample.question_id)): sample for sample in samples}
     if lost := [key for key in table.questions if key not in known]:
+        drawing = " (`tempovlm data make --output_dir DIR` draws the usual test bed)"
+        if bed is not None:
+            drawing = f", or leave it out to draw it (or draw it by `{bed.command()}`)"
         raise UserError(
             f"--data_dir: question {lost[0][1]} of {lost[0][0]} ({table.split}) is in the results but not in the "
-            f"data ({len(lost)} of {len(table)} are missing); name the folder that the core experiment read (the "
-            "repository's results: `tempovlm data make --output_dir DIR` draws it)"
+            f"data ({len(lost)} of {len(table)} are missing); name the folder that the core experiment "
+            f"read{drawing}"
         )
     found = [known[key] for key in table.questions]
     check_samples(table.folders, table.split, found)

@@ -15,6 +15,7 @@ import tempovlm.core
 from tempovlm.core.errors import UserError
 from tempovlm.core.paths import expanded, scratch_folder
 from tempovlm.testbed import NOTICE, stand_ins
+from tempovlm.testbed.bed import Bed
 from tempovlm.testbed.stand_in import Record
 from tempovlm.testbed.worker import part_path
 
@@ -30,10 +31,11 @@ names and keys; `template`, `held_out` and `image_id` of a problem are extra key
 validation picture, the same scene with other noise and a shift of a few pixels. The companies
 in the pictures are invented.
 
-- seed: {seed}
-- pictures for training: {num_train} a data set
-- pictures for validation: {num_val} a data set
-- made again by: `tempovlm data make --output_dir DIR --num_train {num_train} --num_val {num_val} --seed {seed}`
+- seed: {bed.seed}
+- edition of the questions: {bed.edition}
+- pictures for training: {bed.num_train} a data set
+- pictures for validation: {bed.num_val} a data set
+- made again by: `{command}`
 """
 
 
@@ -165,7 +167,9 @@ def _finish(folder: Path, share: dict[str, Any]) -> None:
 
 
 def _write_notice(folder: Path, what: str, share: dict[str, Any]) -> None:
-    (folder / NOTICE).write_text(_NOTICE_TEXT.format(what=what, **share), encoding="utf-8")
+    bed = Bed(**{name: share[name] for name in ("num_train", "num_val", "seed")})
+    text = _NOTICE_TEXT.format(what=what, bed=bed, command=bed.command())
+    (folder / NOTICE).write_text(text, encoding="utf-8")
 
 
 class _Bar:

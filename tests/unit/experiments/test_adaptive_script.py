@@ -23,6 +23,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.lab import exp8_adaptive as adaptive
 from tempovlm.lab.bench import bench
 from tempovlm.lab.bench.summary import Record
+from tempovlm.testbed.bed import Bed
 from timings import UNTOLD_MS, Ticks, untold_ms
 
 SCRIPT = "controller/test_adaptive_inference"
@@ -76,6 +77,7 @@ def test_a_checkpoint_answers_within_its_budgets(
     more = ["--controller_path", str(path), "--latency_budget", "5000", "0.001", "5000"]
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     result = json.loads(out.read_text())
+    assert result["bed"] == Bed.read(small_bed).to_json()
     tight, loose = result["budgets"]
     assert (tight["budget_ms"], loose["budget_ms"]) == pytest.approx((0.001, 5000.0))
     assert (tight["adherence"], loose["adherence"]) == pytest.approx((0.0, 1.0))

@@ -20,9 +20,13 @@ from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned.policies import policy_from_checkpoint
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
+from tempovlm.data import catalog
 from tempovlm.data.catalog import load_samples
+from tempovlm.lab.core_exp.questions import MANIFEST
 from tempovlm.lab.core_exp.store import write_rows
 from tempovlm.model.weights import weights_hash
+from tempovlm.testbed.bed import Bed
+from tempovlm.testbed.make import make_testbed
 
 SPACE = tiny_model.SPACE
 SUPERVISED = "controller/train_supervised_controller"
@@ -156,8 +160,33 @@ def test_the_second_stage_takes_up_the_first(
         script(TWO_STAGE).main([*words, "--stage", "stage2"])
 
 
+def test_a_training_draws_the_test_bed_that_its_results_name(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(catalog.DATA_DIR_VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setattr(catalog, "_SMALL", (1, 1))
+    bed = Bed(num_train=6, num_val=1)
+    made = make_testbed(tmp_path / "bed", bed.num_train, bed.num_val, progress=False)
+    results = write_results(tmp_path / "results", made, weights_hash(tiny_folder))
+    manifest = {"conditions": {"split": "train"}, "bed": bed.to_json()}
+    (results / MANIFEST).write_text(json.dumps(manifest | {"ranking": list(range(6))}))
+    words = ["--results_dir", str(results), "--dataset_names", "text_vqa", "okvqa"]
+    words += ["--model_path", str(tiny_folder), "--output_dir", str(tmp_path / "out")]
+    words += ["--stage", "stage1", "--num_epochs_stage1", "1", *FEW]
+    with pytest.raises(UserError, match=r"are missing\).*, or leave it out to draw it \(or draw it by `tempovlm "):
+        script(TWO_STAGE).main([*words, "--data_dir", str(small_bed)])
+    script(TWO_STAGE).main(words)
+    assert json.loads((tmp_path / "out" / "stage1" / "report.json").read_text())["questions"]["train"] > 0
+    drawn = tmp_path / "data" / "beds" / bed.name
+    assert Bed.read(drawn / "text_vqa") == bed
+    changed = drawn.stat().st_mtime_ns
+    script(TWO_STAGE).main([*words, "--num_epochs_stage1", "2"])
+    assert drawn.stat().st_mtime_ns == changed
+
+
 def test_flags_of_the_seed_document() -> None:
     base = ["--results_dir", "r", "--dataset_names", "okvqa", "--model_path", "m", "--stage", "stage1"]
+    base += ["--output_dir", "o"]
     args = script(TWO_STAGE).flags().parse_args(base)
     assert (args.num_epochs_stage1, args.num_epochs_stage2, args.lr, args.num_generations) == pytest.approx(
         (50, 100, 1e-4, 5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,9 @@ from tempovlm.data.sample import Sample
 from tempovlm.lab.core_exp import store, sweep
 from tempovlm.lab.core_exp.plan import SweepPlan
 from tempovlm.lab.core_exp.processes import Share
+from tempovlm.lab.core_exp.questions import MANIFEST
 from tempovlm.lab.script import FlagParser, flag, options_from, required, run
+from tempovlm.testbed.bed import Bed
 
 SCRIPT = "core_exp/run_core_experiment"
 PLAN = SweepPlan(settings=())
@@ -39,6 +42,7 @@ def test_a_sweep_on_the_pocket(small_bed: Path, tmp_path: Path, capsys: pytest.C
     assert len(rows) == 4
     assert sum(row.is_measured for row in rows) == 2
     assert (stamp.model, stamp.data_source) == ("pocket", "synthetic")
+    assert json.loads((out / MANIFEST).read_text())["bed"] == Bed.read(small_bed).to_json()
     main(words(small_bed, tmp_path / "json", "--format", "json"))
     assert len(store.read_results([tmp_path / "json"], ["text_vqa"])) == 4
     with pytest.raises(UserError, match="field seed is 42, this run's is 7"):

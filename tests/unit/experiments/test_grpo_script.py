@@ -79,13 +79,14 @@ def test_the_llm_based_one(bed: Path, results: Path, tmp_path: Path, capsys: pyt
 
 
 def test_the_seed_documents_defaults() -> None:
-    args = script(SCRIPT).flags().parse_args(["--results_dir", "r", "--dataset_names", "d", "--model_path", "m"])
+    given = ["--results_dir", "r", "--dataset_names", "d", "--model_path", "m", "--output_dir", "o"]
+    args = script(SCRIPT).flags().parse_args(given)
     grpo = options_from(GrpoOptions, {**vars(args), "device": "cpu"})
     assert grpo == GrpoOptions(batch_size=64)
     assert (grpo.num_generations, grpo.alpha, grpo.penalty) == pytest.approx((5, 1.0, 0.5))
     assert (grpo.num_epochs, grpo.lr, grpo.seed) == pytest.approx((100, 1e-4, 42))
     assert args.train_split == pytest.approx(0.8)
-    assert args.output_dir == Path("checkpoints/controller/grpo")
+    assert (grpo.regression_epochs, grpo.warm_start_values, grpo.time_price) == (30, "smoothed", 0.0)
     assert args.latency_estimator_path == Path("checkpoints/latency_estimator/best_latency_estimator.pt")
 
 

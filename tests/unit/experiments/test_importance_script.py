@@ -9,6 +9,7 @@ from scripts import script
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.plan import read_ranking
+from tempovlm.testbed.bed import Bed
 
 SCRIPT = "controller/validate_importance_consistency"
 
@@ -25,9 +26,14 @@ def test_one_question_on_the_pocket(
 ) -> None:
     # One question is too little work for a second thread.
     monkeypatch.setenv("TEMPOVLM_THREADS", "1")
-    few = ["--dataset_names", "text_vqa", "--num_samples", "1", "--max_new_tokens", "2"]
-    script(SCRIPT).main(words("pocket", small_bed, tmp_path, *few))
-    assert "undecided" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    argv = words("pocket", small_bed, tmp_path, "--dataset_names", "text_vqa", "--num_samples", "1")
+    place = argv.index("--merged_file")
+    script(SCRIPT).main([*argv[:place], *argv[place + 2 :], "--max_new_tokens", "2"])
+    said = capsys.readouterr().out
+    assert "undecided" in said
+    assert said.endswith(f"{tmp_path / 'merged_scores.json'}\n")
+    assert not (tmp_path / "results").exists()
     record = json.loads((tmp_path / "merged_scores.json").read_text())
     assert sorted(record["ranking"]) == list(range(16))
     assert len(record["joint_search"]) == 8
@@ -50,6 +56,7 @@ def test_the_study_on_a_tiny_model(
     assert set(record["rankings"]) == {"joint", "single", "influence", "model", "even"}
     assert len(record["joint_search"]) == 3
     assert record["data_source"] == "synthetic"
+    assert record["bed"] == Bed.read(small_bed).to_json()
     assert list(read_ranking(merged, 6).order) == record["ranking"]
     found = json.loads((out / "cross_dataset_correlation.json").read_text())
     assert set(found["pairwise"]) == {"text_vqa|okvqa", "text_vqa|science_qa_img", "okvqa|science_qa_img"}

@@ -13,17 +13,22 @@ from stage1_toy import FAST, LATENCY_MS, PER_TIER, SPACE, job, world
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguageGlance
 from tempovlm.core.errors import UserError
+from tempovlm.lab.exp3_first_stage import report as stage1_report
 from tempovlm.lab.exp3_first_stage import train as two_stage
 from tempovlm.lab.exp3_first_stage.data import draw_rows, label, limits_ms
+from tempovlm.lab.exp3_first_stage.expected import smoothed
 from tempovlm.lab.exp3_first_stage.report import confusion, lost_points, render, served_tier, worth
 from tempovlm.lab.exp3_first_stage.train import Stage1Job
+from tempovlm.lab.features import FeatureTable
 from tempovlm.lab.log import LOG
+from tempovlm.lab.table import Table
 
 
 def test_the_seed_documents_settings() -> None:
     options = Stage1Job.__dataclass_fields__
     assert options["train_split"].default == pytest.approx(0.8)
     assert (options["knob1_variant"].default, options["knob1_loss"].default) == ("language", "label")
+    assert options["knob1_label"].default == "smoothed"
     assert two_stage.CHECKPOINT == "best_stage1_checkpoint.pt"
 
 
@@ -37,6 +42,77 @@ def test_labels_and_values_by_hand() -> None:
     first_ms = LATENCY_MS[::PER_TIER]
     np.testing.assert_allclose(rows.share[1], first_ms / 1e3)
     assert rows.share[2, 2] == pytest.approx(1)  # of what does not fit
+
+
+def lucky_world(share: float = 0.3) -> tuple[Table, FeatureTable]:
+    """`world` where a share of the questions that need the high tier are right at the low one by luck.
+
+    All of the language tells which questions need it.
+    """
+    data, features = world(360)
+    rng = np.random.default_rng(7)
+    features.language[:] = features.language[:, 2:3] + 0.1 * features.language
+    lucky = (np.arange(len(data)) % 2 == 1) & (rng.random(len(data)) < share)
+    accuracy = data.accuracy.copy()
+    accuracy[lucky, :PER_TIER] = 1.0
+    return replace(data, accuracy=accuracy), features
+
+
+def test_a_smoothed_label_is_free_of_a_questions_luck() -> None:
+    data, features = lucky_world()
+    expected = smoothed(data, features.language, 0)
+    rows = np.arange(len(data))
+    budget_ms = np.full(len(rows), 1e3)
+    literal, smooth = (label(data, rows, budget_ms, expected=one).tier for one in (None, expected.accuracy))
+    needs = rows % 2 == 1
+    assert 0.2 < (literal[needs] == 0).mean() < 0.4
+    assert set(smooth[needs]) == {2}
+    assert set(smooth[~needs]) == {0}
+    # Of a budget that fits no high setting the label is the cheapest tier, whatever is expected.
+    tight = label(data, rows[:2], np.full(2, float(LATENCY_MS[PER_TIER]) - 0.1), expected=expected.accuracy)
+    assert tight.tier.tolist() == [0, 0]
+
+
+def test_what_is_expected_of_a_training_question_does_not_depend_on_its_own_answers() -> None:
+    data, features = lucky_world()
+    row = int(data.rows("train")[0])
+    other = data.accuracy.copy()
+    other[data.image_id == data.image_id[row]] = 0.5
+    changed = replace(data, accuracy=other)
+    before, after = (smoothed(one, features.language, 0) for one in (data, changed))
+    assert after.neighbours == before.neighbours
+    assert after.usual == before.usual
+    np.testing.assert_allclose(after.accuracy[row], before.accuracy[row])
+
+
+def test_few_questions_are_smoothed_too() -> None:
+    data, features = world(6)
+    found = smoothed(data, features.language, 0)
+    assert found.accuracy.shape == data.accuracy.shape
+    assert np.isfinite(found.accuracy).all()
+    assert (found.accuracy >= 0).all()
+    assert (found.accuracy <= 1).all()
+
+
+def test_the_smoothed_label_serves_better_and_the_literal_one_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage1_report, "TREES", 2)
+    reports = {
+        name: two_stage.train_stage1(replace(job(tmp_path / name), knob1_label=name), *lucky_world(0.7))
+        for name in two_stage.LABELS
+    }
+    smooth, literal = reports["smoothed"], reports["literal"]
+    assert smooth["accuracy"] > 0.9
+    assert literal["accuracy"] == pytest.approx(literal["literal_accuracy"])
+    assert smooth["literal_accuracy"] < smooth["accuracy"] - 0.1
+    assert smooth["worth"]["accuracy"] > literal["worth"]["accuracy"] + 0.05
+    assert (smooth["smoothing"]["neighbours"] > 1, literal["smoothing"]) == (True, None)
+    for name, report in reports.items():
+        said = render(report)
+        assert f"on {name} labels, {report['literal_accuracy']:.1%} on literal ones" in said
+        saved = load_controller(tmp_path / name / "stage1" / two_stage.CHECKPOINT, SPACE, "abc")
+        assert saved.options["knob1_label"] == name
 
 
 def test_a_price_of_time_prefers_a_tiers_cheaper_setting() -> None:
@@ -110,6 +186,7 @@ def test_metrics_by_hand() -> None:
     [
         ({"knob1_variant": "taste"}, "--knob1_variant taste"),
         ({"knob1_loss": "mse"}, "--knob1_loss mse"),
+        ({"knob1_label": "lucky"}, "--knob1_label lucky: choose from smoothed, literal"),
         ({"budgets_per_question": 0}, "--budgets_per_question 0"),
         ({"knob1_loss": "value", "time_price": -0.1}, "--time_price -0.1"),
         ({"time_price": 0.2}, "--time_price: a label has no price"),

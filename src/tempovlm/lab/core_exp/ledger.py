@@ -26,6 +26,7 @@ from tempovlm.core.stamp import Stamp
 from tempovlm.data.digest import Digests
 from tempovlm.lab.core_exp import legacy, processes, store
 from tempovlm.lab.core_exp.questions import MANIFEST, keep_questions
+from tempovlm.testbed.bed import Bed
 
 POLL_S = 0.5
 """Interval between checks of another process's progress."""
@@ -43,6 +44,7 @@ class Ledger:
         folder: the output directory. ranking: which blocks ran, for the JSON layout.
         conditions: further values that all rows must share: seed, split, caps and the like.
         form: format of merged files. rank: rank of this process; only 0 merges.
+        bed: what the test bed of the questions was drawn from; None for other data.
         where: the folder was named, in errors.
     """
 
@@ -53,6 +55,7 @@ class Ledger:
     form: Format = "parquet"
     rank: int = 0
     where: str = "--output_dir"
+    bed: Bed | None = None
     rows: dict[str, dict[Key, SweepRow]] = field(default_factory=dict)
     _failed: dict[str, set[Key]] = field(default_factory=dict)
     _seen: set[Path] = field(default_factory=set)
@@ -82,7 +85,7 @@ class Ledger:
                 self.refresh(dataset)
                 self._read_merged(dataset)
             if self.rank == 0:
-                keep_questions(self.folder, self.rows, questions or {})
+                keep_questions(self.folder, self.rows, questions or {}, self.bed)
             self._failed = {
                 name: {row.key for row in rows.values() if row.error} for name, rows in self.rows.items()
             }

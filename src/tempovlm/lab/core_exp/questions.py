@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from tempovlm.core.paths import write_whole
 from tempovlm.core.records import Key, SweepRow
 from tempovlm.data.digest import Digests, merged, question_digests, refuse_others
 from tempovlm.data.sample import Sample
+from tempovlm.testbed.bed import Bed
 
 MANIFEST = "sweep.json"
 """The manifest: values that all rows of a results directory share."""
 
 _FIELD = "questions"
+_BED = "bed"
 
 _log = logging.getLogger("tempovlm")
 
@@ -42,24 +45,51 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     raise UserError(f"{path}: half-written or damaged ({reason})")
 
 
+def bed_of_results(folders: Iterable[Path], split: str) -> Bed | None:
+    """Return the test bed that the results of a split name, the largest one; None where they name none.
+
+    Raises:
+        UserError: they are about test beds of different seeds or editions, or a manifest is damaged.
+    """
+    found: dict[Path, Bed] = {}
+    for folder in folders:
+        record = read_manifest(folder) or {}
+        if record.get("conditions", {}).get("split") == split and record.get(_BED):
+            found[folder] = Bed.from_json(record[_BED], folder / MANIFEST)
+    if not found:
+        return None
+    sizes = [max(getattr(one, name) for one in found.values()) for name in ("num_train", "num_val")]
+    first, bed = next(iter(found.items()))
+    for folder, other in found.items():
+        if (other.seed, other.edition) != (bed.seed, bed.edition):
+            raise UserError(
+                f"{folder / MANIFEST} beside {first / MANIFEST}: field bed has another seed or edition; give "
+                "results of one test bed"
+            )
+    return replace(bed, num_train=sizes[0], num_val=sizes[1])
+
+
 def has_questions(folder: Path, dataset: str) -> bool:
     """Whether a results directory says which questions of a data set its rows are about."""
     return dataset in (read_manifest(folder) or {}).get(_FIELD, {})
 
 
 def keep_questions(
-    folder: Path, rows: Mapping[str, Mapping[Key, SweepRow]], questions: Mapping[str, Digests]
+    folder: Path,
+    rows: Mapping[str, Mapping[Key, SweepRow]],
+    questions: Mapping[str, Digests],
+    bed: Bed | None = None,
 ) -> None:
-    """Add the questions of a run to a directory's manifest, if its rows are about the same ones.
+    """Add the questions of a run and their test bed to a directory's manifest, if its rows are about the same.
 
     A draw of another size with the same seed begins in the same way; any other draw is refused. Questions that
-    were
-    never answered may have changed: their picture may have been repaired.
+    were never answered may have changed: their picture may have been repaired.
 
     Args:
         folder: results directory with a manifest.
         rows: all known rows, by data set.
         questions: digests of this run's questions, by data set.
+        bed: that they are from; None for other data.
 
     Raises:
         UserError: a row is about another question.
@@ -82,8 +112,9 @@ def keep_questions(
         old = {name: digest for name, digest in (known or {}).items() if name in answered}
         refuse_others(old, now, f"{path}: {dataset}")
         kept[dataset] = merged(known or {}, now)
-    if kept != before:
-        write_whole(path, json.dumps({**record, _FIELD: kept}, indent=2) + "\n")
+    named = record if bed is None else {**record, _BED: bed.to_json()}
+    if kept != before or named != record:
+        write_whole(path, json.dumps({**named, _FIELD: kept}, indent=2) + "\n")
 
 
 def _check_draw(before: set[str], now: set[str], where: str) -> None:

@@ -44,6 +44,7 @@ def run_sweep(flags: Mapping[str, Any], folder: Path, *legal: Sequence[str | int
     warmup = share.rank == 0 and flags["latency_samples"] > 0  # nothing else is timed
     given: dict[str, Any] = {"policy": "fixed", "calibrate": False, "warmup": warmup}
     model = tempovlm.load(flags["model_path"], device=device, ranking=flags["importance_scores_file"], **given)
+    from tempovlm.data.catalog import bed_of
     from tempovlm.lab.core_exp.ledger import Ledger
     from tempovlm.lab.core_exp.sweep import conduct
 
@@ -54,4 +55,5 @@ def run_sweep(flags: Mapping[str, Any], folder: Path, *legal: Sequence[str | int
     )
     form = flags.get("format", "parquet")
     ledger = Ledger(folder, model.stamp(source), model.ranking, plan.conditions(split), form, share.rank)
+    ledger.bed = bed_of(names, flags["data_dir"])
     return conduct(model.engine, samples, plan, ledger, share)

@@ -1,6 +1,7 @@
 """The labelled rows that the first stage learns from.
 
-A label is the tier of the most accurate setting that fits a budget, question by question.
+A label is the tier that the decision rule takes at no price of time: that of the most accurate setting that fits a
+budget, by the accuracies that are expected of a question (`expected.py`) or, literally, by its own answers.
 Shapes: `N` questions, `K` settings, `T` tiers, `R` rows, of which each is a question with a budget.
 """
 
@@ -25,7 +26,7 @@ class Rows:
 
     Attributes:
         question: (R,) places in the table. budget_ms: (R,).
-        tier: (R,) index of the tier of the best setting.
+        tier: (R,) index of the label's tier.
         value: (R, T) accuracy of each tier at its usual best setting, see `tier_values`.
         share: (R, T) of the budget that this setting takes.
     """
@@ -40,10 +41,20 @@ class Rows:
         return len(self.question)
 
 
-def label(table: Table, question: Ints, budget_ms: Floats, time_price: float = 0.0) -> Rows:
-    """The tier of the best setting of each question and budget, and what each tier has to offer."""
-    latency_ms = table.latency_ms[question]
-    setting = best(table.accuracy[question], latency_ms <= budget_ms[:, None], latency_ms, tie=TIE)
+def label(
+    table: Table, question: Ints, budget_ms: Floats, time_price: float = 0.0, expected: Floats | None = None
+) -> Rows:
+    """The tier of the best setting of each question and budget, and what each tier has to offer.
+
+    Args:
+        table: of all parts.
+        question: (R,) places in it.
+        budget_ms: (R,).
+        time_price: accuracy that the whole budget costs, for `Rows.value` and `Rows.share` alone.
+        expected: (N, K) accuracies by which a setting is best; None takes the questions' own answers.
+    """
+    latency_ms, scores = table.latency_ms[question], table.accuracy if expected is None else expected
+    setting = best(scores[question], latency_ms <= budget_ms[:, None], latency_ms, tie=TIE)
     tier = setting // table.per_tier
     return Rows(question, budget_ms, tier, *tier_values(table, question, budget_ms, time_price))
 
@@ -53,7 +64,7 @@ def tier_values(table: Table, question: Ints, budget_ms: Floats, time_price: flo
 
     Accuracy is 0, and the share 1, where no setting of the tier fits. Which setting of a tier is best is told by
     the mean over the questions of training, less the price of its time, so a question's own luck at one setting
-    or another does not count, as it does in the label.
+    or another does not count, as it does in the literal label.
     """
     tiers = len(table.space.tiers)
     own, latency_ms = (x[question].reshape(len(question), tiers, -1) for x in (table.accuracy, table.latency_ms))
@@ -71,8 +82,13 @@ def tier_values(table: Table, question: Ints, budget_ms: Floats, time_price: flo
 
 
 def draw_rows(
-    table: Table, part: str, per_question: int, rng: np.random.Generator, time_price: float = 0.0
+    table: Table,
+    part: str,
+    per_question: int,
+    rng: np.random.Generator,
+    time_price: float = 0.0,
+    expected: Floats | None = None,
 ) -> Rows:
-    """Draw `count` budgets for every question of a part, log-uniform over the feasible range."""
+    """Draw budgets for every question of a part, log-uniform over the feasible range, and label them (`label`)."""
     question = np.repeat(table.rows(part), per_question)
-    return label(table, question, draw_budgets(rng, len(question), limits_ms(table)), time_price)
+    return label(table, question, draw_budgets(rng, len(question), limits_ms(table)), time_price, expected)

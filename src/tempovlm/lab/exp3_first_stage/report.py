@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempovlm.control.select import Ints, best
-from tempovlm.lab.exp3_first_stage.data import Rows
+from tempovlm.lab.exp3_first_stage.data import Rows, label
 from tempovlm.lab.features import Features32
 from tempovlm.lab.statistics import clustered_bootstrap
 from tempovlm.lab.table import Floats, Table, budget_bins
@@ -43,6 +43,7 @@ def judge_stage1(
     images = table.image_id[test.question].tolist()
     chosen = logits.argmax(axis=1)
     right = chosen == test.tier
+    literal = label(table, test.question, test.budget_ms).tier
     served = served_tier(table, test, logits)
     ceiling = boosted(seen, parts, seed)
     floor = boosted((), parts, seed) if seen else ceiling
@@ -53,6 +54,7 @@ def judge_stage1(
         "left_out": table.left_out,
         "accuracy": float(right.mean()),
         "accuracy_interval": interval(right, images, seed),
+        "literal_accuracy": float((chosen == literal).mean()),
         "served_accuracy": float((served == test.tier).mean()),
         "lost_points": lost_points(table, test, served),
         "worth": worth(table, test, served, images, seed),
@@ -198,7 +200,8 @@ def render(report: Mapping[str, Any]) -> str:
     ends = ", ".join(f"{end:.1%}" for end in report["accuracy_interval"])
     lines += [
         "",
-        f"accuracy {report['accuracy']:.1%} [{ends}]; a wrong tier costs {report['lost_points']:.2f} points",
+        f"accuracy {report['accuracy']:.1%} [{ends}] on {report['label']} labels, "
+        f"{report['literal_accuracy']:.1%} on literal ones; a wrong tier costs {report['lost_points']:.2f} points",
     ]
     own, (low, high) = report["worth"], report["worth"]["interval_points"]
     lines.append(

@@ -1,8 +1,10 @@
 """Exp 3: the first stage learns the tier of the best setting from the budget and the question.
 
-A label is the tier of the most accurate setting that fits a budget, question by question, so it moves with what
-each single answer happened to be: the same budget and the same kind of question have different labels. How much
-can be learned at all is told by gradient boosting on the same inputs. Budgets are drawn anew in every epoch; split
+A label is the tier of the setting that is expected to be the most accurate of those that fit a budget, by training
+questions that are like the question (`expected.py`). `--knob1_label literal` goes by the question's own answers
+instead, so that the label moves with what each single answer happened to be: the same budget and the same kind of
+question have different labels, and the cheapest tier is the most frequent one. How much can be learned at all is
+told by gradient boosting on the same inputs. Budgets are drawn anew in every epoch; split
 by picture into training, validation (the choice of the epoch) and test (everything reported).
 
 Shapes: `N` questions, `R` rows, of which each is a question with a budget.
@@ -35,11 +37,12 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.lab.exp3_first_stage.data import Rows, draw_rows, limits_ms
+from tempovlm.lab.exp3_first_stage.expected import smoothed
 from tempovlm.lab.exp3_first_stage.report import judge_stage1
 from tempovlm.lab.features import FeatureTable, LearningJob
 from tempovlm.lab.fit import SCORE, fit, seeded
 from tempovlm.lab.grpo.algorithm import TEMPERATURE
-from tempovlm.lab.options import FirstStageFlags, FitOptions
+from tempovlm.lab.options import LABELS, FirstStageFlags, FitOptions, check_choice
 from tempovlm.lab.table import PARTS, Floats, Table
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
@@ -58,7 +61,9 @@ LOSSES = ("label", "value")
 STAGE1 = "stage1"
 CHECKPOINT = "best_stage1_checkpoint.pt"
 
-_LOSS = ("knob1_loss", "time_price")
+_LOSS = ("knob1_label", "knob1_loss", "time_price")
+_METRICS = ("accuracy", "accuracy_interval", "literal_accuracy", "best_validation_score")
+
 _JUDGED_BUDGETS = 16
 """Budgets for each question of validation and test; the same in every epoch."""
 
@@ -77,9 +82,8 @@ class Stage1Job(FirstStageFlags, LearningJob):
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
         self.options.check()
-        for name, legal in (("knob1_variant", VARIANTS), ("knob1_loss", LOSSES)):
-            if getattr(self, name) not in legal:
-                raise UserError(f"--{name} {getattr(self, name)}: choose from {', '.join(legal)}")
+        for name, legal in (("knob1_variant", VARIANTS), ("knob1_label", LABELS), ("knob1_loss", LOSSES)):
+            check_choice(name, getattr(self, name), tuple(legal))
         if not (math.isfinite(self.time_price) and self.time_price >= 0):
             raise UserError(f"--time_price {self.time_price}: must be a number of at least 0")
         if self.time_price and self.knob1_loss != "value":
@@ -100,16 +104,27 @@ def build_knob1(variant: str, table: Table, features: FeatureTable, hidden_dim: 
 
 
 class TierObjective:
-    """The tier of the best setting, or the tier's worth; new budgets for every question in every epoch."""
+    """The label's tier, or each tier's worth; new budgets for every question in every epoch.
 
-    def __init__(self, net: Knob1Predictor, table: Table, features: FeatureTable, job: Stage1Job) -> None:
+    Labels go by the expected accuracies (N, K), or by the questions' own answers where there are none.
+    """
+
+    def __init__(
+        self,
+        net: Knob1Predictor,
+        table: Table,
+        features: FeatureTable,
+        job: Stage1Job,
+        expected: Floats | None = None,
+    ) -> None:
         self.net, self.table, self.per_question = net, table, job.budgets_per_question
+        self.expected = expected
         self.by_value, self.time_price, seed = job.knob1_loss == "value", job.time_price, job.options.seed
         self.device = next(net.parameters()).device
         self.language = torch.from_numpy(features.language).to(self.device)
         self.glance = torch.from_numpy(features.glance).to(self.device)
         rng = np.random.default_rng([seed, 0])
-        rows = draw_rows(table, "validation", _JUDGED_BUDGETS, rng, job.time_price)
+        rows = draw_rows(table, "validation", _JUDGED_BUDGETS, rng, job.time_price, expected)
         self.held_out = self._tensors(rows)
 
     def _tensors(self, rows: Rows) -> list[Tensor]:
@@ -120,7 +135,7 @@ class TierObjective:
 
     def draw(self, rng: np.random.Generator) -> Sequence[Tensor]:
         """The questions of training with new budgets, shuffled."""
-        rows = draw_rows(self.table, "train", self.per_question, rng, self.time_price)
+        rows = draw_rows(self.table, "train", self.per_question, rng, self.time_price, self.expected)
         order = torch.from_numpy(rng.permutation(len(rows))).to(self.device)
         return [column[order] for column in self._tensors(rows)]
 
@@ -191,7 +206,9 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
     options = job.options
     net = seeded(options.seed, lambda: build_knob1(job.knob1_variant, table, features, options.hidden_dim))
     net.to(options.device)
-    objective = TierObjective(net, table, features, job)
+    smooth = smoothed(table, features.language, options.seed) if job.knob1_label == LABELS[0] else None
+    expected = None if smooth is None else smooth.accuracy
+    objective = TierObjective(net, table, features, job, expected)
     about = {
         "questions": table.question_id.tolist(),
         "range_ms": limits_ms(table),
@@ -201,7 +218,7 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
     }
     fitted = fit(net, objective, options, job.folder, about)
     parts = {
-        name: draw_rows(table, name, count, np.random.default_rng([options.seed, place]), job.time_price)
+        name: draw_rows(table, name, count, np.random.default_rng([options.seed, place]), job.time_price, expected)
         for name, count, place in zip(
             PARTS, (job.budgets_per_question, *[_JUDGED_BUDGETS] * 2), (2, 0, 3), strict=True
         )
@@ -210,6 +227,8 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
     seen = [getattr(features, name) for name in VARIANTS[job.knob1_variant]]
     report = judge_stage1(table, seen, parts, logits, options.seed) | {
         "variant": job.knob1_variant,
+        "label": job.knob1_label,
+        "smoothing": smooth and smooth.record(),
         "loss": job.knob1_loss,
         "time_price": job.time_price,
         "best_epoch": fitted.best_epoch,
@@ -230,7 +249,7 @@ def _train(job: Stage1Job, table: Table, features: FeatureTable) -> dict[str, An
             **asdict(options),
             **{name: getattr(job, name) for name in ("knob1_variant", *_LOSS, "train_split")},
         },
-        metrics={name: report[name] for name in ("accuracy", "accuracy_interval", "best_validation_score")},
+        metrics={name: report[name] for name in _METRICS},
     )
     write_whole(job.folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report

@@ -36,8 +36,13 @@ from tempovlm.lab.exp6_importance.measure import (
     single_ranking,
 )
 from tempovlm.lab.statistics import Floats, percentile_interval
+from tempovlm.testbed.bed import Bed
 
 SPLITS = ("train", "val")
+CORRELATIONS, MERGED = "cross_dataset_correlation.json", "merged_scores.json"
+
+PUBLISHED, READ_BY_EXP7 = Path("results/importance_validation"), Path("results/importance") / MERGED
+"""Folder of the seed document's run, and where Exp 7 reads its merged scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class Study:
     Attributes:
         data: data set → split → samples.
         num_joint: training questions of each data set in the joint search; as many others compare the rankings.
-        merged_file: path of a second copy of the merged scores.
+        merged_file: path of a second copy of the merged scores; None writes none.
+        bed: what the test bed of the samples was drawn from; None for other data.
     """
 
     engine: Engine
@@ -55,8 +61,9 @@ class Study:
     data: Mapping[str, Mapping[str, Sequence[Sample]]]
     num_joint: int
     output_dir: Path
-    merged_file: Path
+    merged_file: Path | None
     stamp: Stamp
+    bed: Bed | None = None
     progress: bool = True
 
     @property
@@ -112,8 +119,13 @@ class Found:
         return max(table, key=lambda name: sum(cell["accuracy"] for cell in table[name].values()))
 
 
+def second_place(output_dir: Path) -> Path | None:
+    """Return where else a run's merged scores go: those of the published run to Exp 7's place, others nowhere."""
+    return READ_BY_EXP7 if output_dir.resolve() == PUBLISHED.resolve() else None
+
+
 def run_study(study: Study) -> dict[str, Any]:
-    """Measure, write every file, and return what cross_dataset_correlation.json holds.
+    """Measure, write every file, and return what cross_dataset_correlation.json holds, with the main `files`.
 
     Raises:
         UserError: a folder cannot be written, its scores are of another run, or another process writes there.
@@ -123,11 +135,13 @@ def run_study(study: Study) -> dict[str, Any]:
         for name in study.data:
             _write(study, study.output_dir / f"importance_comparison_{name}.json", _comparison(name, found))
         record, merged = _correlations(study, found), _merged_record(study, found)
-        _write(study, study.output_dir / "cross_dataset_correlation.json", record)
-        for path in (study.output_dir / "merged_scores.json", study.merged_file):
+        _write(study, study.output_dir / CORRELATIONS, record)
+        copies = [study.output_dir / MERGED, *([] if study.merged_file is None else [study.merged_file])]
+        for path in copies:
             _write(study, path, merged)
         _draw(study, found)
-        return record | {"ranking": merged["ranking"], "ranking_method": found.best, "depths": found.compared}
+        told = {"ranking": merged["ranking"], "ranking_method": found.best, "depths": found.compared}
+        return record | told | {"files": [study.output_dir / CORRELATIONS, copies[-1]]}
 
 
 def _measure(study: Study) -> Found:
@@ -297,7 +311,8 @@ def _merged_record(study: Study, found: Found) -> dict[str, Any]:
 
 
 def _write(study: Study, path: Path, record: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps({**record, "stamp": study.stamp.to_json()}, indent=1) + "\n")
+    bed = None if study.bed is None else study.bed.to_json()
+    write_whole(path, json.dumps({**record, "bed": bed, "stamp": study.stamp.to_json()}, indent=1) + "\n")
 
 
 def _draw(study: Study, found: Found) -> None:

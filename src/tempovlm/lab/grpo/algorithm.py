@@ -20,7 +20,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from tempovlm.core.progress import progress_bar
 from tempovlm.lab.fit import Training
 from tempovlm.lab.grpo.environment import (
     MASKED,
+    AccuracySource,
     Actor,
     Batch,
     Environment,
@@ -87,10 +88,13 @@ def reward(accuracy: Tensor, latency_ms: Tensor, budget_ms: Tensor, options: Grp
     return options.alpha * accuracy - late - options.time_price * latency_ms / budget_ms
 
 
-def every_reward(env: Environment, batch: Batch, options: GrpoOptions) -> Tensor:
-    """Return (B, K) rewards of all settings."""
+def every_reward(
+    env: Environment, batch: Batch, options: GrpoOptions, accuracy: AccuracySource | None = None
+) -> Tensor:
+    """Return (B, K) rewards of all settings, by the environment's accuracies or by others."""
     every = torch.arange(len(env.space)).expand(len(batch.rows), -1)
-    return reward(env.accuracy(batch.rows, every), env.latency_ms[batch.rows], batch.budget_ms, options)
+    found = (accuracy or env.accuracy)(batch.rows, every)
+    return reward(found, env.latency_ms[batch.rows], batch.budget_ms, options)
 
 
 # 2. Draw
@@ -264,7 +268,7 @@ def grpo_loss(
 
 
 def warm_start(policy: nn.Module, task: Task, options: GrpoOptions) -> None:
-    """Fit a policy in place to the rewards of all settings, `options.warm_start` epochs; ends in evaluation mode.
+    """Fit a policy in place to the expected rewards of all settings; ends in evaluation mode.
 
     GRPO sees the few settings that it draws; where the rewards of all settings are known, regression uses each of
     them and has no noise of drawing. The target is the optimum of a policy whose entropy is rewarded:
@@ -272,7 +276,7 @@ def warm_start(policy: nn.Module, task: Task, options: GrpoOptions) -> None:
     Soft Q-learning, arXiv 1702.08165, equation 4). Nothing is masked: what fits is the guard's business, and what
     the mask leaves differs from question to question. A policy that does not learn tiers gets them from outside.
     """
-    env, rows, epochs = task.env, np.repeat(task.rows, _WARM_BUDGETS), options.warm_start
+    env, rows, epochs = task.env, np.repeat(task.rows, _WARM_BUDGETS), options.regression_epochs
     learned = [one for one in policy.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=_WARM_LR, weight_decay=_WARM_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(len(rows) / _WARM_BATCH))
@@ -301,12 +305,12 @@ def _batches(
 
 
 def value_loss(policy: Actor, env: Environment, batch: Batch, options: GrpoOptions) -> Tensor:
-    """Mean squared error of the log-probabilities, times the temperature, as rewards less their question's mean.
+    """Mean squared error of the log-probabilities, times the temperature, as expected rewards less their mean.
 
     Where a tier was chosen from outside, only its settings are compared.
     """
     log_probs = policy(batch)
-    rewards = every_reward(env, batch, options).to(log_probs)
+    rewards = every_reward(env, batch, options, env.expected).to(log_probs)
     counts = (log_probs > MASKED / 2).to(log_probs)
     found, wanted = (_centred(values, counts) for values in (TEMPERATURE * log_probs, rewards))
     return (((found - wanted) ** 2 * counts).sum(dim=1) / counts.sum(dim=1)).mean()
@@ -357,7 +361,7 @@ class GrpoTraining(Training):
     def begin(self) -> None:
         """Validate, and make the warm start and the reference, before the first epoch."""
         self.start_reward = self.untrained_reward = self.validate()["reward"]
-        if self.options.warm_start:
+        if self.options.regression_epochs:
             warm_start(self.net, self.task, self.options)
             self.start_reward = self.validate()["reward"]
         if self.reference is not None:
@@ -470,11 +474,13 @@ class GrpoTraining(Training):
 
     def conditions(self) -> dict[str, Any]:
         """Return what must not change when a training is resumed; the device may."""
-        own = {name: value for name, value in asdict(self.options).items() if name != "device"}
+        own = {name: value for name, value in self.options.record().items() if name != "device"}
         fixed = [p for p in self.net.parameters() if not p.requires_grad] + list(self.net.buffers())
         given = {"first stage or features": fixed, "latencies": [self.task.env.latency_ms]}
         if isinstance(self.task.env.accuracy, TableAccuracy):
             given["accuracies"] = [self.task.env.accuracy.values]
+        if isinstance(self.task.env.expected, TableAccuracy):
+            given["expected accuracies"] = [self.task.env.expected.values]
         return own | {"questions": len(self.task.rows)} | _sums(given)
 
 

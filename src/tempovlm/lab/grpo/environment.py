@@ -24,8 +24,9 @@ from tempovlm.data.sample import Sample
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import answer_settings
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.features import LearningJob
-from tempovlm.lab.options import AdaptiveFlags, GrpoFlags, GrpoOptions
+from tempovlm.lab.exp3_first_stage.expected import Expected, smoothed
+from tempovlm.lab.features import LearningJob, language_features
+from tempovlm.lab.options import LABELS, AdaptiveFlags, GrpoFlags, GrpoOptions
 from tempovlm.lab.table import Floats, Table, budget_range, draw_budgets
 
 MASKED = -1e9
@@ -118,11 +119,17 @@ class Batch:
 
 
 class Environment:
-    """The questions of a table, and the latency and accuracy of their settings; default: the table's accuracy."""
+    """The questions of a table, and the latency and accuracy of their settings; default: the table's accuracy.
 
-    def __init__(self, table: Table, accuracy: AccuracySource | None = None) -> None:
-        self.table, self.space = table, table.space
+    `expected` is the accuracy (N, K) that is expected of them, for regression; default: that of their answers.
+    """
+
+    def __init__(
+        self, table: Table, accuracy: AccuracySource | None = None, expected: Expected | None = None
+    ) -> None:
+        self.table, self.space, self.smoothing = table, table.space, expected
         self.accuracy = accuracy or TableAccuracy(torch.tensor(table.accuracy))
+        self.expected = self.accuracy if expected is None else TableAccuracy(torch.tensor(expected.accuracy))
         self.latency_ms, self.upper_ms, self.look_ms = (
             torch.as_tensor(values, dtype=torch.float64)
             for values in (table.latency_ms, table.upper_ms, table.look_ms)
@@ -197,9 +204,12 @@ def gather(job: GrpoJob) -> tuple[Environment, list[Sample]]:
     estimator = job.estimator
     table, samples = job.read(job.results_dirs)
     table = table.split_by_picture(job.train_split, job.options.seed).for_training(estimator)
-    online = job.options.accuracy_source == "online"
-    accuracy = OnlineAccuracy(job.engine, samples, job.max_new_tokens) if online else None
-    return Environment(table, accuracy), samples
+    options, expected = job.options, None
+    if options.accuracy_source == "online":
+        return Environment(table, OnlineAccuracy(job.engine, samples, job.max_new_tokens)), samples
+    if options.regression_epochs and options.warm_start_values == LABELS[0]:
+        expected = smoothed(table, language_features(job.engine, samples), options.seed)
+    return Environment(table, expected=expected), samples
 
 
 def limits_ms(env: Environment) -> tuple[float, float]:

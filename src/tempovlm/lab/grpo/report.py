@@ -9,7 +9,6 @@ Shapes: `N` questions, `B` questions under budgets, `K` settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,8 @@ def finish(job: GrpoJob, env: Environment, judged: Mapping[str, Any], schema: st
         "questions": {name: len(env.table.rows(name)) for name in PARTS},
         "budgets_ms": list(limits_ms(env)),
         "latency": "estimator" if job.latency_estimator_path else "measured",
-        "options": {**asdict(job.options), "train_split": job.train_split},
+        "options": {**job.options.record(), "train_split": job.train_split},
+        "smoothing": env.smoothing and env.smoothing.record(),
         "knob_space": env.space.fingerprint,
         "stamp": dict(env.table.stamp),
     }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import grpo_toy
 from tempovlm.core.errors import UserError
+from tempovlm.lab.exp3_first_stage.expected import Expected
 from tempovlm.lab.grpo.algorithm import (
     TEMPERATURE,
     evaluate,
@@ -18,7 +20,7 @@ from tempovlm.lab.grpo.algorithm import (
     value_loss,
     warm_start,
 )
-from tempovlm.lab.grpo.environment import MASKED, Batch
+from tempovlm.lab.grpo.environment import MASKED, Batch, Environment
 from tempovlm.lab.options import GrpoOptions
 
 OPTIONS = GrpoOptions(time_price=0.1)
@@ -58,6 +60,41 @@ def test_it_learns_without_a_draw(learn_tier: bool) -> None:
     assert value_loss(actor, task.env, some(), OPTIONS).item() < (0.5 if learn_tier else 0.9) * before
     moved = any(not torch.equal(first[name], value) for name, value in actor.controller.knob1.named_parameters())
     assert moved == learn_tier
+
+
+def test_it_regresses_what_is_expected_and_grpo_goes_by_the_answers() -> None:
+    world = grpo_toy.world()
+    wrong = Expected(1 - world.table.accuracy, 8, 20)
+    turned, batch = Environment(world.table, expected=wrong), some()
+    rewards = every_reward(world, batch, OPTIONS)
+    expected = every_reward(turned, batch, OPTIONS, turned.expected)
+    assert torch.equal(every_reward(turned, batch, OPTIONS), rewards)
+    assert not torch.allclose(expected, rewards)
+    exact = (expected / TEMPERATURE).log_softmax(dim=1)
+    assert float(value_loss(lambda _: exact, turned, batch, OPTIONS)) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs"),
+    [({}, 30), ({"accuracy_source": "online"}, 0), ({"warm_start": 0}, 0), ({"warm_start": 4}, 4)],
+)
+def test_regression_comes_first_where_all_accuracies_are_known(given: dict[str, Any], epochs: int) -> None:
+    options = GrpoOptions(**given)
+    options.check()
+    assert options.regression_epochs == options.record()["warm_start"] == epochs
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"warm_start": -1}, "--warm_start -1: must be at least 0"),
+        ({"warm_start_values": "x"}, "--warm_start_values x: choose from smoothed, literal"),
+        ({"warm_start": 2, "accuracy_source": "online"}, "--warm_start: needs the accuracies of all settings"),
+    ],
+)
+def test_wrong_options_are_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GrpoOptions(**given).check()
 
 
 def test_grpo_goes_on_from_there(tmp_path: Path) -> None:
