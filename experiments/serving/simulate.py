@@ -1,7 +1,7 @@
 r"""Simulate requests that share a lane: who is answered right and on time under which load, policy and price.
 
 Reads measured answers and times, and drives the schedule and the rule of choice that serve. Prints a table; writes
-all figures to `--json` and a page with plots to `--output_dir`.
+all figures to `--json`, which `tempovlm evaluate --under_load` takes, and a page with plots to `--output_dir`.
 
 Examples:
     python experiments/serving/simulate.py --arrivals poisson bursts --loads 0.5 1.0 1.7 \
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         write_report(report, study.json)
         sys.stdout.write(f"{study.json}\n")
     if study.output_dir is not None:
-        sys.stdout.write(f"{page.write(report, study.output_dir)}\n")
+        sys.stdout.writelines(f"{path}\n" for path in page.write(report, study.output_dir))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ class EvaluateArgs:
         control_ms: Time a checkpoint needs to decide, in ms. Default: measured on this machine. Set it if the
             latencies come from another one.
         shuffles: Number of permutations in the shuffled control; 0 leaves it out.
+        under_load: Files of experiments/serving/simulate.py, for the page's chapter on requests that share a lane.
         ablate: Policies to run again with one, two and three knobs. Default: the subject and the table.
         draws: Number of bootstrap resamples.
         seed: Seed of resampling, the random policy and the bandit.
@@ -131,6 +132,7 @@ class EvaluateArgs:
     data_dir: Path | None = None
     control_ms: float | None = None
     shuffles: int = 3
+    under_load: tuple[Path, ...] = ()
     ablate: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="POLICY [POLICY ...]")] = None
     draws: int = 2000
     seed: int = 0
@@ -427,14 +429,16 @@ def main(argv: list[str]) -> None:
     from tempovlm.lab.judge import paper
     from tempovlm.lab.judge import report as judge_report
     from tempovlm.lab.paper import export
+    from tempovlm.lab.queueing import page as load_page
 
     args = console.parse(EvaluateArgs, argv, "evaluate", _DESCRIPTION, _EXAMPLES)
     args.check()
     notes = console.stderr()
     with writing_to(args.output_dir):
         inputs = Inputs(args)
+        simulated = [load_page.read(path) for path in args.under_load]
         trial, report, outcomes = run(inputs)
-        paths = judge_report.write(args.output_dir, report, trial, outcomes)
+        paths = judge_report.write(args.output_dir, report, trial, outcomes, simulated)
         paths += export.write(args.output_dir, paper.export(report), args.export)
         if args.save_policies is not None:
             paths += inputs.known.save(args.save_policies, args.policies, inputs.weights)

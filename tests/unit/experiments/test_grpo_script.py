@@ -86,7 +86,8 @@ def test_the_seed_documents_defaults() -> None:
     assert (grpo.num_generations, grpo.alpha, grpo.penalty) == pytest.approx((5, 1.0, 0.5))
     assert (grpo.num_epochs, grpo.lr, grpo.seed) == pytest.approx((100, 1e-4, 42))
     assert args.train_split == pytest.approx(0.8)
-    assert (grpo.regression_epochs, grpo.warm_start_values, grpo.time_price) == (30, "smoothed", 0.0)
+    assert (grpo.regression_epochs, grpo.warm_start_values) == (30, "smoothed")
+    assert not grpo.time_price
     assert args.latency_estimator_path == Path("checkpoints/latency_estimator/best_latency_estimator.pt")
 
 

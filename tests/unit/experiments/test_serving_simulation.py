@@ -82,8 +82,8 @@ def test_budgets_are_classes_that_add_up(tmp_path: Path) -> None:
     assert whole["requests"] == sum(row["requests"] for row in parts)
     both = sum(row["requests"] * row["right_on_time"] for row in parts) / whole["requests"]
     assert whole["right_on_time"] == pytest.approx(both)
-    kept = page.write(report, tmp_path).read_text()
-    assert "<h2>Arrivals: poisson</h2>" in kept
+    kept = page.write(report, tmp_path)[0].read_text()
+    assert "<h3>Arrivals: poisson</h3>" in kept
     assert "By budget" in kept
     assert "table, derived price, fcfs" in kept
     assert "http://" not in kept.replace("http://www.w3.org", "")
@@ -199,7 +199,16 @@ def test_the_script_prints_a_table_and_names_its_files(tmp_path: Path, capsys: p
     simulate.main(["--arrivals", "bursts", "--num_requests", "40", "--policies", "table", *files])
     out = capsys.readouterr().out
     assert "table" in out
-    assert out.splitlines()[-2:] == [files[1], str(tmp_path / "page" / "under_load.html")]
+    pages = [str(tmp_path / "page" / name) for name in ("under_load.html", "bursts.svg")]
+    assert out.splitlines()[-3:] == [files[1], *pages]
+    assert page.read(tmp_path / "load.json")["rows"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "another/1"}'])
+def test_a_file_that_is_no_simulation_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(UserError, match=r"other\.json: is no report of .*simulate\.py"):
+        page.read(tmp_path / "other.json")
 
 
 def test_the_results_that_the_documents_cite_are_files_of_the_study() -> None:

@@ -21,6 +21,7 @@ from tempovlm.lab.judge.judge import best_policy
 from tempovlm.lab.judge.trial import Outcome, Trial
 from tempovlm.lab.pages import held, points
 from tempovlm.lab.pages import render as render_template
+from tempovlm.lab.queueing import page as load_page
 
 _DIGITS = 6
 
@@ -49,8 +50,16 @@ def headline(report: Mapping[str, Any]) -> str:
     return f"{text}; that is {100 * closed['value']:.0f} % of what the {reference} gains at that latency."
 
 
-def write(folder: Path, report: dict[str, Any], trial: Trial, outcomes: Sequence[Outcome]) -> list[Path]:
+def write(
+    folder: Path,
+    report: dict[str, Any],
+    trial: Trial,
+    outcomes: Sequence[Outcome],
+    simulated: Sequence[Mapping[str, Any]] = (),
+) -> list[Path]:
     """Write `judge.json`, `judge.parquet`, `judge.html`, `frontier.svg` and `gain.svg`; returns their paths.
+
+    The page has a chapter on `simulated` traffic, as `lab.queueing.page.read` returns it.
 
     Raises:
         UserError: the folder cannot be written.
@@ -60,7 +69,7 @@ def write(folder: Path, report: dict[str, Any], trial: Trial, outcomes: Sequence
     files: dict[str, str | bytes] = {
         "judge.json": json.dumps(rounded(report, _DIGITS), indent=1, ensure_ascii=False) + "\n",
         "judge.parquet": rows_as_parquet(trial, outcomes),
-        "judge.html": render(report),
+        "judge.html": render(report, simulated),
         "frontier.svg": judge_figures.frontier(report),
         "gain.svg": judge_figures.gaps(report),
     }
@@ -100,7 +109,7 @@ def rows_as_parquet(trial: Trial, outcomes: Sequence[Outcome]) -> bytes:
     return buffer.getvalue()
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: Mapping[str, Any], simulated: Sequence[Mapping[str, Any]] = ()) -> str:
     """Renders the whole page."""
     subject = report["policies"][report["subject"]]["by_budget"]
     above_ms, below_ms = holding(subject)
@@ -116,6 +125,8 @@ def render(report: Mapping[str, Any]) -> str:
         above_ms=above_ms,
         below_ms=below_ms,
         is_best=report["subject"] == best_policy(report["policies"]),
+        under_load=[part for one in simulated for part in load_page.sections(one)],
+        label=load_page.label,
         facts=sources(report),
     )
 

@@ -1,21 +1,25 @@
-"""The page of a study of shared lanes: plots and tables on one page that asks the network for nothing."""
+"""The page of a study of shared lanes, and its chapter in the judge's: plots and tables that need no network."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.lab.drawing import new_figure, style, tip, to_svg
 from tempovlm.lab.pages import render as render_template
 from tempovlm.lab.queueing.choosers import CLAIRVOYANT, GREEDY, KIND, NATIVE, SHEDS, SLACKFIT, TABLE
+from tempovlm.lab.queueing.study import SCHEMA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 920
+_RIGHT = "Right and on time, % of all requests"
 _MOST_LINES = 12
 _NAMES = {
     NATIVE: "native, no refusals",
@@ -31,32 +35,57 @@ _PRICES = {None: "", "derived": ", derived price", "waiting": ", price of those 
 Row = Mapping[str, Any]
 
 
-def write(report: Mapping[str, Any], folder: Path) -> Path:
-    """Write `under_load.html`; returns its path.
+def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write `under_load.html`, and a plot of each kind of arrivals; returns their paths.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    files = {"under_load.html": render(report)}
+    for name in dict.fromkeys(row["arrivals"] for row in report["rows"]):
+        rows = [row for row in report["rows"] if row["arrivals"] == name and row["budget_ms"] == _overall(report)]
+        files[f"{Path(name).stem}.svg"] = lines(rows, "right_on_time", _RIGHT, theme=True)
     with writing_to(folder):
-        write_whole(folder / "under_load.html", render(report))
-    return folder / "under_load.html"
+        for name, content in files.items():
+            write_whole(folder / name, content)
+    return [folder / name for name in files]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the report of a simulation.
+
+    Raises:
+        UserError: the file cannot be read, or holds no such report.
+    """
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if report["schema"] == SCHEMA:
+            return report
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path}: is no report of experiments/serving/simulate.py; give the file of its --json")
 
 
 def render(report: Mapping[str, Any]) -> str:
     """Render the whole page."""
+    return render_template("queueing.html", sections=sections(report), facts=_facts(report), label=label)
+
+
+def sections(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return plots and tables of each kind of arrivals, as the template of a chapter takes them."""
     whole = [row for row in report["rows"] if row["budget_ms"] == _overall(report)]
     arrivals = list(dict.fromkeys(row["arrivals"] for row in whole))
-    sections = []
+    found = []
     for name in arrivals:
         own = [row for row in whole if row["arrivals"] == name]
         kinds = [row for row in report["kinds"] if row["arrivals"] == name]
         classes = [
             row for row in report["rows"] if row["arrivals"] == name and row["budget_ms"] != _overall(report)
         ]
-        sections.append(
+        found.append(
             {
                 "arrivals": name,
-                "right": lines(own, "right_on_time", "Right and on time, % of all requests"),
+                "right": lines(own, "right_on_time", _RIGHT),
                 "refused": lines(own, "refused", "Refused, % of all requests"),
                 "loads": list(dict.fromkeys(row["load"] for row in own)),
                 "table": _by_label(own, "load"),
@@ -65,9 +94,7 @@ def render(report: Mapping[str, Any]) -> str:
                 "closed": [row for row in report["closed"] if row["arrivals"] == name],
             }
         )
-    return render_template(
-        "queueing.html", sections=sections, facts=_facts(report), label=label, conditions=report["conditions"]
-    )
+    return found
 
 
 def _overall(report: Mapping[str, Any]) -> float | None:
@@ -109,13 +136,14 @@ def _parts(rows: Sequence[Row], column: str) -> list[dict[str, Any]]:
 
 
 @style()
-def lines(rows: Sequence[Row], name: str, title: str) -> str:
-    """Draw a share against load, a line for each policy at each price, for a page that defines the theme.
+def lines(rows: Sequence[Row], name: str, title: str, *, theme: bool = False) -> str:
+    """Draw a share against load, a line for each policy at each price.
 
     Args:
         rows: of one kind of arrivals.
         name: field of the share.
         title: of the plot, which leaves out prices that are numbers if there are too many lines.
+        theme: whether the drawing has its own colours; a page defines them.
     """
     table = _by_label(rows, "load")
     if len(table) > _MOST_LINES:  # more than there are colours
@@ -128,7 +156,7 @@ def lines(rows: Sequence[Row], name: str, title: str) -> str:
     axes.set_xlabel("load: arrivals over what all lanes answer at the native setting")
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
-    return to_svg(figure, title, theme=False)
+    return to_svg(figure, title, theme=theme)
 
 
 def _line(axes: Axes, text: str, by_load: Mapping[float, Row], name: str, color: str, dashes: str) -> None:

@@ -24,7 +24,9 @@ from tempovlm.lab.judge import judge, offline
 from tempovlm.lab.judge import report as judge_report
 from tempovlm.lab.judge import trial as judge_trial
 from tempovlm.lab.judge.names import names
+from tempovlm.lab.queueing import page as load_page
 
+ROOT = Path(__file__).resolve().parents[4]
 BUDGETS = (14.0, 24.0, 40.0)
 NAME = "some/<folder>/best&.pt"
 
@@ -99,6 +101,17 @@ def test_the_page_is_whole_and_fetches_nothing(made: Any) -> None:
     assert "<folder>" not in page
     for part in ("Shuffled", "One, two and three knobs", "twin pick", "data source: synthetic"):
         assert part in page
+
+
+def test_simulated_traffic_is_a_chapter(made: Any) -> None:
+    simulated = load_page.read(ROOT / "results" / "serving" / "bursts.json")
+    page = judge_report.render(made[1], [simulated])
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert "<h2>Under load</h2>" in page
+    assert "table, derived price" in page
+    assert "Under load" not in judge_report.render(made[1])
 
 
 def test_headline_says_who_wins_by_how_much_and_what_is_closed(made: Any) -> None:
