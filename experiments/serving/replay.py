@@ -1,11 +1,11 @@
 r"""Replay simulated requests against a running server, and compare who is answered right and on time.
 
 Asks the questions of `simulate.py` with the same flags, with their pictures, at the same times. The times in
-`--results_dir` must be this machine's own: the first command takes them.
+`--results_dir` must be this machine's own: the first command takes them, best of all data sets. Nothing else may run.
 
 Examples:
-    python experiments/core_exp/run_core_experiment.py --dataset_names text_vqa coco_2014_vqa okvqa \
-        science_qa_img --model_path pocket --latency_only --latency_samples 4 --repeats 3 --output_dir runs/times
+    python experiments/core_exp/run_core_experiment.py --dataset_names text_vqa --model_path pocket \
+        --latency_only --latency_samples 16 --repeats 3 --output_dir runs/times
     python experiments/serving/replay.py --arrivals poisson --loads 0.5 1.0 1.7 --num_requests 300 \
         --policies native table --price derived 0 --json runs/replay.json \
         --results_dir results/core_exp_pocket_val results/core_exp_pocket_train runs/times

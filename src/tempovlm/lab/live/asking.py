@@ -74,7 +74,7 @@ class Call:
 async def open_loop(
     ask: Callable[[int], Awaitable[Reply]], arrivals_ms: Sequence[float], advance: Advance = silent
 ) -> list[Call]:
-    """Ask at given times, whoever has been answered.
+    """Ask at given times, in their order, whoever has been answered.
 
     Args:
         ask: sends the request of a number, from 0, and returns the reply.
@@ -85,7 +85,6 @@ async def open_loop(
 
     async def call(number: int) -> Call:
         nonlocal done
-        await asyncio.sleep(s_from_ms(max(0.0, arrivals_ms[number] - (now_ms() - begin_ms))))
         sent_ms = now_ms() - begin_ms
         try:
             reply = await ask(number)
@@ -95,4 +94,8 @@ async def open_loop(
         advance(done, count)
         return Call(sent_ms, reply)
 
-    return await asyncio.gather(*(call(number) for number in range(count)))
+    calls: list[asyncio.Task[Call]] = []
+    for number, due_ms in enumerate(arrivals_ms):
+        await asyncio.sleep(s_from_ms(max(0.0, due_ms - (now_ms() - begin_ms))))
+        calls.append(asyncio.create_task(call(number)))
+    return await asyncio.gather(*calls)

@@ -3,7 +3,7 @@
 Requests are those of the simulator, arrival by arrival: the same questions, budgets and times between arrivals.
 Each is sent when it is due, whoever has been answered, and asks for an answer that runs to its end (`on_deadline`
 is `finish`), as the simulator takes it. The client judges by its own clock: an answer is on time if its last byte
-came within the budget from sending. A policy that knows no deadlines (`native`) is asked without a budget, and
+came within the budget from sending. The policy `native` has no deadlines: it is asked without a budget, and
 judged by it all the same. A connection that fails, or a reply that is neither an answer nor a refusal, counts as
 late.
 

@@ -104,7 +104,7 @@ Key = tuple[str, float, str, str | None, str | None]
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Inputs:
-    """What the flags of a study stand for.
+    """The questions, times, requests and plans that the flags of a study name.
 
     Attributes:
         study: the flags. world: questions, answers and times. budgets_ms: of which each request has one.
