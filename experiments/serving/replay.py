@@ -1,7 +1,7 @@
 r"""Replay simulated requests against a running server, and compare who is answered right and on time.
 
 Asks the questions of `simulate.py` with the same flags, with their pictures, at the same times. The times in
-`--results_dir` must be this machine's own: the first command takes them, best of all data sets. Nothing else may run.
+`--results_dir` must be this machine's own: the first command takes them. Nothing else may run meanwhile.
 
 Examples:
     python experiments/core_exp/run_core_experiment.py --dataset_names text_vqa --model_path pocket \
