@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tempovlm.control.price import Envelope, Price, derived_price, parse_price
-from tempovlm.control.queue import common_share_ms
+from tempovlm.control.shares import common_share_ms
 from tempovlm.core.errors import UserError
 
 STEPS = Envelope.of([0.5, 0.7, 0.6, 0.8], [50.0, 100.0, 90.0, 200.0])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tempovlm.control.price import Envelope, Price, even_shares_ms, parse_price
+from tempovlm.control.price import Envelope, Price, parse_price
 from tempovlm.control.queue import (
     DISCIPLINES,
     PATIENCE_MS,
@@ -22,6 +22,7 @@ from tempovlm.control.queue import (
     Ticket,
     urgency_ms,
 )
+from tempovlm.control.shares import even_shares_ms
 from tempovlm.core.errors import UserError
 
 SOON_S = 5.0

@@ -28,7 +28,7 @@ replay_script = script("serving/replay")
 
 FIELDS = {
     *("arrivals", "load", "budget_ms", "policy", "price", "discipline", "requests"),
-    *("right_on_time", "on_time", "refused", "late", "interval"),
+    *("right_on_time", "on_time", "refused", "refused_later", "late", "interval"),
 }
 FAST = 100.0
 """A load at which no test waits."""
@@ -154,9 +154,11 @@ def test_requests_are_those_of_the_simulator(server: FakeServer) -> None:
 
 def test_no_answer_and_no_refusal_is_late(server: FakeServer) -> None:
     server.broken = {0: None, 4: Reply(500, {}, {}, 1.0, 1.0), 2: Reply(503, {}, {}, 1.0, 1.0)}
+    server.broken[6] = Reply(429, {}, {}, 50.0, 50.0)
     report = replayed()
     row = report["rows"][0]
     assert [row[name] for name in ("right_on_time", "refused", "late")] == pytest.approx([13 / 60, 0.25, 17 / 60])
+    assert row["refused_later"] == pytest.approx(1 / 60)
     assert report["conditions"]["failed"] == 2
 
 

@@ -22,7 +22,7 @@ simulate = script("serving/simulate")
 
 FIELDS = {
     *("arrivals", "load", "budget_ms", "policy", "price", "discipline", "requests"),
-    *("right_on_time", "on_time", "refused", "late", "interval"),
+    *("right_on_time", "on_time", "refused", "refused_later", "late", "interval"),
 }
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -109,7 +109,7 @@ def test_intervals_of_blocks_cover_the_share_of_correlated_requests() -> None:
 def test_shares_are_those_of_the_chosen_requests() -> None:
     setting = np.array([0, 1, REFUSED, 2] * 5)
     end_ms = np.array([5.0, 15.0, 1.0, 5.0] * 5)
-    outcome = Outcome(setting, end_ms, np.array([1.0, 1.0, 0.0, 0.0] * 5), np.full(20, 10.0))
+    outcome = Outcome(setting, end_ms, np.array([1.0, 1.0, 0.0, 0.0] * 5), np.full(20, 10.0), np.zeros(20))
     row = share_row(outcome, blocks_of(20))
     assert [row[name] for name in ("right_on_time", "on_time", "refused", "late")] == pytest.approx(
         [0.25, 0.5, 0.25, 0.25]

@@ -60,6 +60,9 @@ _WARM, _TIMED = 8, 24
 
 _OK, _REFUSALS = 200, (429, 503)
 
+_AT_ONCE = 0.1
+"""Share of the budget within which a refusal must be there to count as told on arrival."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Study):
@@ -231,7 +234,7 @@ def _is_told(reply: Reply | None) -> bool:
 
 
 def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Mapping[int, Sample]) -> Outcome:
-    """Return how the requests ended by the client's clock.
+    """Return how the requests ended by the client's clock; a refusal that is told at once ends when it was sent.
 
     Args:
         inputs: of the study.
@@ -244,12 +247,14 @@ def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Map
     sent_ms = np.array([call.sent_ms for call in calls])
     end_ms = sent_ms.copy()
     for i, (call, row) in enumerate(zip(calls, traffic.question.tolist(), strict=True)):
-        if call.reply is None or not _is_told(call.reply):
+        reply = call.reply
+        if reply is None or not _is_told(reply):
             setting[i], end_ms[i] = inputs.world.native, math.inf
-            continue
-        end_ms[i] += call.reply.took_ms
-        if call.reply.status == _OK:
-            body = call.reply.body
+        elif reply.status != _OK:
+            end_ms[i] += reply.took_ms if reply.took_ms > _AT_ONCE * traffic.budget_ms[i] else 0.0
+        else:
+            end_ms[i] += reply.took_ms
+            body = reply.body
             setting[i] = space.index(KnobConfig.from_mapping(body["tempovlm"]["knobs"]))
             scores[i] = score(samples[row], body["choices"][0]["message"]["content"] or "")
-    return Outcome(setting, end_ms, scores, sent_ms + traffic.budget_ms)
+    return Outcome(setting, end_ms, scores, sent_ms + traffic.budget_ms, sent_ms)

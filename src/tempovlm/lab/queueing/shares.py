@@ -19,7 +19,7 @@ BLOCK = 100
 
 _LEAST_BLOCKS = 10
 
-SHARES = ("right_on_time", "on_time", "refused", "late")
+SHARES = ("right_on_time", "on_time", "refused", "refused_later", "late")
 """Shares of requests in a row."""
 
 
@@ -36,7 +36,7 @@ def blocks_of(count: int) -> Resamples:
 def share_row(outcome: Outcome, blocks: Resamples, chosen: Mask | None = None) -> dict[str, Any]:
     """Return the shares of all requests, or of the chosen ones (n,): right and on time, on time, refused, late.
 
-    `interval` is that of the first share, at 95 %.
+    `refused_later` is the part of `refused` that was admitted first. `interval` is that of the first share.
     """
     mask = np.ones(len(outcome.setting), dtype=bool) if chosen is None else chosen
     right = np.where(mask, outcome.right_on_time, np.nan)
