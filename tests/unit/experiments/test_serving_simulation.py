@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from queue_worlds import world
-from scripts import script
+from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
 from tempovlm.lab.queueing import page, study
@@ -200,6 +200,17 @@ def test_the_script_prints_a_table_and_names_its_files(tmp_path: Path, capsys: p
     out = capsys.readouterr().out
     assert "table" in out
     assert out.splitlines()[-2:] == [files[1], str(tmp_path / "page" / "under_load.html")]
+
+
+def test_the_results_that_the_documents_cite_are_files_of_the_study() -> None:
+    for name in ("bursts", "poisson", "budgets"):
+        path = ROOT / "results" / "serving" / f"{name}.json"
+        read = json.loads(path.read_text())
+        assert read["schema"] == study.SCHEMA
+        assert path.stat().st_size < 200_000
+        for row in read["rows"]:
+            assert set(row) == FIELDS
+            assert row["on_time"] + row["refused"] + row["late"] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
