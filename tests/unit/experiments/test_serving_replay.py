@@ -314,6 +314,7 @@ def test_the_script_prints_tables_and_writes_the_file(tmp_path: Path, capsys: py
     out = capsys.readouterr().out
     assert "server - simulator, points" in out
     assert "same order at 0 of 1 loads" in out
+    assert "the results are not of this server's speed" in out  # which answers in a millisecond
     assert out.splitlines()[-1] == str(path)
     text = path.read_text()
     assert "NaN" not in text

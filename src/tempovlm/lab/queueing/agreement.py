@@ -36,6 +36,9 @@ _NAMES = ("arrivals", "load", "budget_ms", "policy", "price", "discipline")
 _SAME = ("budgets_ms", "native_ms", "lanes", "first_request", "seed")
 _POINTS = 100.0
 
+_SAME_SPEED = 1.1
+"""Factor by which native answers over HTTP may take more or less than in the results."""
+
 
 def _name_of(row: Row) -> tuple[Any, ...]:
     return tuple(rounded(row[name], DIGITS) for name in _NAMES)
@@ -176,4 +179,9 @@ def render_agreement(report: Mapping[str, Any]) -> str:
         f"native answers: {about['live_native_ms']:.1f} ms over HTTP, {about['native_ms']:.1f} ms in the results; "
         f"99 of 100 requests were sent within {about['sent_late_p99_ms']:.1f} ms; {about['failed']} failed"
     )
+    if not 1 / _SAME_SPEED < about["live_native_ms"] / about["native_ms"] < _SAME_SPEED:
+        lines.append(
+            "the results are not of this server's speed: time it again while nothing else runs "
+            "(run_core_experiment.py --latency_only)"
+        )
     return "\n".join(lines) + "\n"

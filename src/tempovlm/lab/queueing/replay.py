@@ -105,7 +105,7 @@ def run_replay(flags: Replay) -> dict[str, Any]:
     agreement = Agreement(inputs, simulated)
     report = inputs.report(SCHEMA, _stamp(flags)) | {"url": flags.url}
     total, done, lags_ms, failed = inputs.num_requests, 0, list[float](), 0
-    with progress_bar(f"Replaying {total} requests: {_least_minutes(inputs):.0f} minutes") as advance:
+    with progress_bar(f"Replaying {total} requests: at least {_least_minutes(inputs):.1f} minutes") as advance:
         report["conditions"]["live_native_ms"] = _native_ms(flags, list(samples.values()))
         for name, load in inputs.cells:
             traffic, outcomes = inputs.traffic(name, load), dict[Key, Outcome]()
