@@ -105,6 +105,7 @@ def run_replay(flags: Replay) -> dict[str, Any]:
     agreement = Agreement(inputs, simulated)
     report = inputs.report(SCHEMA, _stamp(flags)) | {"url": flags.url}
     total, done, lags_ms, failed = inputs.num_requests, 0, list[float](), 0
+    paces: dict[Key, float | None] = {}
     with progress_bar(f"Replaying {total} requests: at least {_least_minutes(inputs):.1f} minutes") as advance:
         report["conditions"]["live_native_ms"] = _native_ms(flags, list(samples.values()))
         for name, load in inputs.cells:
@@ -117,14 +118,15 @@ def run_replay(flags: Replay) -> dict[str, Any]:
                     calls = asyncio.run(
                         _ask_all(client, plan, traffic, bodies, partial(_tell, advance, done, total))
                     )
-                outcomes[key_of(name, load, plan)] = judged(inputs, traffic, calls, samples)
+                key = key_of(name, load, plan)
+                outcomes[key], paces[key] = judged(inputs, traffic, calls, samples), pace(inputs, calls)
                 lags_ms += [call.sent_ms - due_ms for call, due_ms in zip(calls, traffic.arrival_ms, strict=True)]
                 failed += sum(not _is_told(call.reply) for call in calls)
                 done += len(traffic)
             add_rows(report, inputs, traffic, outcomes)
             agreement.add(traffic, outcomes)
     report["conditions"] |= {"sent_late_p99_ms": float(np.quantile(lags_ms, 0.99)), "failed": failed}
-    return report | agreement.found(report["rows"])
+    return report | agreement.found(report["rows"], paces)
 
 
 def _tell(advance: Advance, before: int, total: int, done: int, _: int) -> None:
@@ -233,6 +235,25 @@ def _is_told(reply: Reply | None) -> bool:
     return reply is not None and reply.status in (_OK, *_REFUSALS)
 
 
+def pace(inputs: Inputs, calls: Sequence[Call]) -> float | None:
+    """Return the median of what answers took inside the server over the results' median of their settings.
+
+    A difference to the simulator may be one of the machine's speed: 1 says that it was that of the results. None
+    without any answer.
+    """
+    ratios = []
+    for reply in (call.reply for call in calls):
+        if reply is not None and reply.status == _OK:
+            told = reply.body["tempovlm"]
+            usual_ms = inputs.world.usual_ms[_setting_of(inputs, reply)]
+            ratios.append((told["timings_ms"]["total"] - told["timings_ms"]["queue"]) / usual_ms)
+    return float(np.median(ratios)) if ratios else None
+
+
+def _setting_of(inputs: Inputs, reply: Reply) -> int:
+    return inputs.world.space.index(KnobConfig.from_mapping(reply.body["tempovlm"]["knobs"]))
+
+
 def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Mapping[int, Sample]) -> Outcome:
     """Return how the requests ended by the client's clock; a refusal that is told at once ends when it was sent.
 
@@ -242,7 +263,7 @@ def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Map
         calls: (n,) what became of them.
         samples: the questions by row.
     """
-    count, space = len(calls), inputs.world.space
+    count = len(calls)
     setting, scores = np.full(count, REFUSED, dtype=np.int64), np.zeros(count)
     sent_ms = np.array([call.sent_ms for call in calls])
     end_ms = sent_ms.copy()
@@ -254,7 +275,6 @@ def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Map
             end_ms[i] += reply.took_ms if reply.took_ms > _AT_ONCE * traffic.budget_ms[i] else 0.0
         else:
             end_ms[i] += reply.took_ms
-            body = reply.body
-            setting[i] = space.index(KnobConfig.from_mapping(body["tempovlm"]["knobs"]))
-            scores[i] = score(samples[row], body["choices"][0]["message"]["content"] or "")
+            setting[i] = _setting_of(inputs, reply)
+            scores[i] = score(samples[row], reply.body["choices"][0]["message"]["content"] or "")
     return Outcome(setting, end_ms, scores, sent_ms + traffic.budget_ms, sent_ms)
