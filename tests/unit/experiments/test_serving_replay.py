@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from decision_worlds import SPACE
+from decision_worlds import COST_MS, SPACE
 from queue_worlds import world
 from scripts import script
 
@@ -79,7 +79,9 @@ class FakeServer:
 
 
 def answer(text: str, took_ms: float) -> Reply:
-    body = {"choices": [{"message": {"content": text}}], "tempovlm": {"knobs": SPACE.native.as_dict()}}
+    times_ms = {"total": 1000.0 + 2 * COST_MS[SPACE.index(SPACE.native)], "queue": 1000.0}
+    told = {"knobs": SPACE.native.as_dict(), "timings_ms": times_ms}
+    body = {"choices": [{"message": {"content": text}}], "tempovlm": told}
     return Reply(200, {}, body, took_ms, took_ms)
 
 
@@ -132,6 +134,8 @@ def test_each_request_counts_once_as_the_client_sees_it() -> None:
     assert (native["right_on_time"], native["refused"]) == pytest.approx((1.0, 0.0))
     assert report["conditions"]["failed"] == 0
     assert report["stamp"] == {"hardware": "of the test"}
+    # Answers take twice as long inside as the world says, without what they waited; its times spread by a tenth.
+    assert [row["pace"] for row in report["differences"]] == pytest.approx([2.0, 2.0], rel=0.2)
 
 
 def test_only_policies_that_know_deadlines_are_told_of_budgets(server: FakeServer) -> None:

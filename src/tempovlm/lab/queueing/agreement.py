@@ -44,6 +44,10 @@ def _name_of(row: Row) -> tuple[Any, ...]:
     return tuple(rounded(row[name], DIGITS) for name in _NAMES)
 
 
+def _key_of_row(row: Row) -> Key:
+    return row["arrivals"], row["load"], row["policy"], row["price"], row["discipline"]
+
+
 def read_simulated(path: Path, inputs: Inputs) -> list[Row]:
     """Read the rows that `simulate.py` wrote about the requests of a replay.
 
@@ -108,17 +112,20 @@ class Agreement:
                 row = {**head_of(key), "budget_ms": budget_ms, **tail_of(key)}
                 self._intervals[_name_of(row)] = difference_interval(outcome, simulated[key], blocks, mask)
 
-    def found(self, live: Sequence[Row]) -> dict[str, Any]:
+    def found(self, live: Sequence[Row], paces: Mapping[Key, float | None]) -> dict[str, Any]:
         """Return the simulated rows, the differences of the server's rows to them, and the order of the policies.
 
         Args:
             live: rows of the server.
+            paces: its times over those of the results, by plan; a difference to the simulator may be one of speed.
         """
         simulated = {_name_of(row): row for row in (self._own["rows"] if self._rows is None else self._rows)}
         pairs = [(row, simulated[_name_of(row)]) for row in live if _name_of(row) in simulated]
         return {
             "simulated": [other for _, other in pairs],
-            "differences": [self._difference(row, other) for row, other in pairs],
+            "differences": [
+                self._difference(row, other) | {"pace": paces[_key_of_row(row)]} for row, other in pairs
+            ],
             "orders": self._orders(pairs),
         }
 
@@ -162,6 +169,7 @@ def render_agreement(report: Mapping[str, Any]) -> str:
     """Render the differences for a terminal."""
     lines = [
         f"{'server - simulator, points':<37}  {'policy':<34}{'right on time':>24}{'on time':>9}{'refused':>9}"
+        f"{'pace':>7}"
     ]
     for row in report["differences"]:
         low, high = row["interval"]
@@ -170,6 +178,7 @@ def render_agreement(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{row['arrivals'][-23:]:<24}{row['load']:>5g}{budget:>8}  {_plan_name(row)[-33:]:<34}{share:>24}"
             f"{row['on_time']:>+9.1f}{row['refused']:>+9.1f}"
+            + ("" if row["pace"] is None else f"{row['pace']:>7.2f}")
         )
     most = max((abs(row["right_on_time"]) for row in report["differences"]), default=math.nan)
     same = sum(one["same"] for one in report["orders"])
