@@ -20,146 +20,43 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import csv
 import io
 import json
-import re
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deadlines import samples_of
-from http_client import Client, Reply
 from output import write_json
 from tempovlm.core.progress import progress_bar
-from tempovlm.core.units import now_ms
 from tempovlm.data.sample import Sample
 from tempovlm.data.scoring import score
 from tempovlm.engine.threads import pick_device
+from tempovlm.lab.live.asking import PATH, body_of, closed_loop, one_by_one, open_loop
+from tempovlm.lab.live.client import Client, Reply
+from tempovlm.lab.live.server import serving
+from tempovlm.lab.queueing.arrivals import POISSON, gaps_of, is_drawn, read_trace
 
 PARTS = ("overhead", "load", "refusal", "memory")
-PATH = "/v1/chat/completions"
 ALONE, CLOSED_S = 100, 10.0
 REFUSALS, WAITING = 200, 100
-START_S = 180.0
 NATIVE = ("--tiers", "high", "--top_k", "8", "--num_blocks", "16")
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running server: its client's address and its process."""
-
-    port: int
-    process: subprocess.Popen[bytes]
-
-    def client(self) -> Client:
-        """Return a client of it."""
-        return Client("127.0.0.1", self.port)
-
-    def rss_mb(self) -> float:
-        """Return the memory that its process holds, in megabytes."""
-        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
-        return int(found[1]) / 1024 if found else float("nan")
+def arrivals_ms(name: str, rate: float, count: int) -> list[float]:
+    """Return the times of `count` arrivals at a mean rate a second: drawn, or of a trace's second half."""
+    first = 0 if is_drawn(name) else len(read_trace(Path(name))) // 2
+    return (gaps_of(name, first, count, seed=0).cumsum() * 1e3 / rate).tolist()
 
 
-@contextmanager
-def serving(model: str, *flags: str) -> Iterator[Server]:
-    """Run a server while the block runs."""
-    command = [sys.executable, "-m", "tempovlm.cli.main", "serve", "--model", model, "--port", "0", *flags]
-    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
-        process = subprocess.Popen(command, stderr=log)
-        try:
-            yield Server(port_of(process, Path(log.name)), process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-
-def port_of(process: subprocess.Popen[bytes], log: Path) -> int:
-    """Return the port that a server's log names once it has started."""
-    end_ms = now_ms() + 1e3 * START_S
-    while process.poll() is None and now_ms() < end_ms:
-        found = re.search(r"http://127\.0\.0\.1:(\d+)\S* serves", log.read_text())
-        if found:
-            return int(found[1])
-        time.sleep(0.05)
-    sys.exit(f"the server did not start:\n{log.read_text()}")
-
-
-def body_of(sample: Sample, budget_ms: float | None) -> bytes:
-    """Return the body of a request about a sample."""
-    kind = "png" if sample.image_path.suffix == ".png" else "jpeg"
-    picture = base64.b64encode(sample.image_path.read_bytes()).decode()
-    content = [
-        {"type": "text", "text": sample.question},
-        {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{picture}"}},
-    ]
-    asked = {"messages": [{"role": "user", "content": content}], "style": sample.style}
-    return json.dumps(asked | ({} if budget_ms is None else {"latency_budget_ms": budget_ms})).encode()
-
-
-async def one_by_one(client: Client, bodies: Sequence[bytes]) -> list[Reply]:
-    """Ask one after the other on one connection."""
-    return [await client.post(PATH, body) for body in bodies]
-
-
-async def closed_loop(client: Client, bodies: Sequence[bytes], callers: int, seconds: float) -> float:
-    """Return the answers a second that some callers get who ask again at once."""
-    count, end_ms, begin_ms = 0, now_ms() + 1e3 * seconds, now_ms()
-
-    async def call(first: int) -> None:
-        nonlocal count
-        number = first
-        while now_ms() < end_ms:
-            reply = await client.post(PATH, bodies[number % len(bodies)])
-            count += reply.status == 200
-            number += callers
-
-    await asyncio.gather(*(call(i) for i in range(callers)))
-    return 1e3 * count / (now_ms() - begin_ms)
-
-
-async def open_loop(client: Client, bodies: Sequence[bytes], arrivals_s: Sequence[float]) -> list[Reply | None]:
+async def asked(client: Client, bodies: Sequence[bytes], times_ms: Sequence[float]) -> list[Reply | None]:
     """Ask at given times, whoever has been answered; None for a connection that failed."""
-    begin_ms = now_ms()
-
-    async def call(place: int) -> Reply | None:
-        await asyncio.sleep(max(0.0, arrivals_s[place] - (now_ms() - begin_ms) / 1e3))
-        try:
-            return await client.post(PATH, bodies[place % len(bodies)])
-        except OSError:
-            return None
-
     with progress_bar("requests") as advance:
-        tasks = [asyncio.create_task(call(i)) for i in range(len(arrivals_s))]
-        for done, task in enumerate(tasks, 1):
-            await task
-            advance(done, len(tasks))
-        return [task.result() for task in tasks]
-
-
-def poisson(rate: float, count: int, seed: int = 0) -> list[float]:
-    """Return the times of `count` arrivals, in seconds."""
-    return np.random.default_rng(seed).exponential(1 / rate, count).cumsum().tolist()
-
-
-def traced(path: Path, rate: float, count: int) -> list[float]:
-    """Return the times of the first requests of a trace's second half, scaled to a mean rate."""
-    with path.open(newline="") as file:
-        stamps = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in csv.DictReader(file)]
-    half = np.array(stamps[len(stamps) // 2 :][:count])
-    times = half - half[0]
-    return (times * (len(times) - 1) / (times[-1] * rate)).tolist()
+        calls = await open_loop(lambda i: client.post(PATH, bodies[i % len(bodies)]), times_ms, advance)
+    return [call.reply for call in calls]
 
 
 def summary(replies: Sequence[Reply | None], samples: Sequence[Sample], budget_ms: float) -> dict[str, float]:
@@ -214,15 +111,15 @@ def measure_load(flags: argparse.Namespace, samples: Sequence[Sample]) -> list[d
     native = measure_native(flags, samples)
     budget_ms = flags.budget * native["p50_ms"]
     bodies, rows = [body_of(one, budget_ms) for one in samples], []
+    sources = {POISSON: POISSON} | ({"trace": str(flags.trace)} if flags.trace else {})
     for name, given in (("policy", ()), ("native_sheds", NATIVE)):
         with serving(flags.model, *given) as server:
             asyncio.run(one_by_one(server.client(), bodies[:30]))
-            for arrivals in ("poisson", *(["trace"] if flags.trace else [])):
+            for arrivals, source in sources.items():
                 for load in flags.loads:
                     rate = load * native["answers_per_s"]
                     count = max(int(rate * flags.seconds), 50)
-                    times = poisson(rate, count) if arrivals == "poisson" else traced(flags.trace, rate, count)
-                    replies = asyncio.run(open_loop(server.client(), bodies, times))
+                    replies = asyncio.run(asked(server.client(), bodies, arrivals_ms(source, rate, count)))
                     found = summary(replies, samples, budget_ms)
                     rows.append(
                         {"server": name, "arrivals": arrivals, "load": load, "budget_ms": budget_ms} | found

@@ -33,8 +33,10 @@ import numpy as np
 
 from deadlines import samples_of
 from output import write_json
-from serving import PATH, Server, body_of, closed_loop, one_by_one, serving, stamp_of
+from serving import stamp_of
 from tempovlm.core.units import now_ms
+from tempovlm.lab.live.asking import PATH, body_of, closed_loop, one_by_one
+from tempovlm.lab.live.server import Server, serving
 
 KINDS = {
     "ordinary": (0.84, {"200", "200 cut", "429"}),

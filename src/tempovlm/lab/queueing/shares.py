@@ -20,6 +20,9 @@ BLOCK = 100
 
 _LEAST_BLOCKS = 10
 
+SHARES = ("right_on_time", "on_time", "refused", "refused_later", "late")
+"""Shares of requests in a row."""
+
 
 def blocks_of(count: int) -> Resamples:
     """Draw resamples of blocks of consecutive requests, of `count` in all.
@@ -39,9 +42,25 @@ def share_row(outcome: Outcome, blocks: Resamples, chosen: Mask | None = None) -
     mask = np.ones(len(outcome.setting), dtype=bool) if chosen is None else chosen
     right = np.where(mask, outcome.right_on_time, np.nan)
     low, high = percentile_interval(blocks.means(right[:, None])[1:, 0])
-    names = ("right_on_time", "on_time", "refused", "refused_later", "late")
-    shares = {name: float(getattr(outcome, name)[mask].mean()) for name in names}
+    shares = {name: float(getattr(outcome, name)[mask].mean()) for name in SHARES}
     return {"requests": int(mask.sum()), **shares, "interval": [float(low), float(high)]}
+
+
+def difference_interval(
+    one: Outcome, other: Outcome, blocks: Resamples, chosen: Mask | None = None
+) -> list[float]:
+    """Return the ends of the interval, at 95 %, of how many more are right and on time in one outcome, as a share.
+
+    Args:
+        one: how the requests ended.
+        other: how the same ones ended otherwise.
+        blocks: resamples of the requests.
+        chosen: (n,) those that count; None takes all.
+    """
+    mask = np.ones(len(one.setting), dtype=bool) if chosen is None else chosen
+    more = np.where(mask, one.right_on_time - other.right_on_time, np.nan)
+    low, high = percentile_interval(blocks.means(more[:, None])[1:, 0])
+    return [float(low), float(high)]
 
 
 def gap_closed(one: Floats, greedy: Floats, bound: Floats, blocks: Resamples) -> dict[str, Any] | None:

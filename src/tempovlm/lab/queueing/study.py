@@ -23,7 +23,7 @@ from tempovlm.control.select import Mask
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
-from tempovlm.core.progress import Advance, progress_bar
+from tempovlm.core.progress import Advance, progress_bar, silent
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.lab.bench.summary import rounded
 from tempovlm.lab.options import DataDirFlags, DeviceFlags
@@ -36,10 +36,13 @@ from tempovlm.lab.queueing.world import Traffic, World, draw_traffic, read_world
 from tempovlm.lab.script import flag, required
 from tempovlm.lab.script import seed as read_seed
 from tempovlm.lab.statistics import Resamples
+from tempovlm.lab.table import Floats
 
 SCHEMA = "tempovlm.queueing/1"
 
-_DIGITS = 4
+DIGITS = 4
+"""Decimals of the figures in files."""
+
 _RESULTS = tuple(Path(f"results/core_exp_pocket_{name}") for name in ("val", "train", "cpu"))
 WAITING = "waiting"
 """Price that is derived from those who wait alone, without a forecast of who may come."""
@@ -92,44 +95,95 @@ class Study(DataDirFlags, DeviceFlags):
             raise UserError(f"--lanes {self.lanes}: the clairvoyant plans for one lane; leave it out, or give 1")
 
 
+Plan = tuple[Chooser, str | None, Discipline | None]
+"""A policy, the price and the discipline; the last two are None where they change nothing."""
+
 Key = tuple[str, float, str, str | None, str | None]
-"""Arrivals, load, policy, price and discipline; the last two are None where they change nothing."""
+"""Arrivals, load, and the name, price and discipline of a plan."""
 
 
-def run_study(study: Study) -> dict[str, Any]:
-    """Simulate everything, and write what the flags ask for; returns the report.
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Inputs:
+    """The questions, times, requests and plans that the flags of a study name.
+
+    Attributes:
+        study: the flags. world: questions, answers and times. budgets_ms: of which each request has one.
+        gaps: (n,) between arrivals, by the name as given. prices: of lane time, by the text as given.
+        plans: what to do at each load of each kind of arrivals.
+    """
+
+    study: Study
+    world: World
+    budgets_ms: Sequence[float]
+    gaps: Mapping[str, Floats]
+    prices: Mapping[str, Price]
+    plans: Sequence[Plan]
+
+    @property
+    def cells(self) -> list[tuple[str, float]]:
+        """Kinds of arrivals with loads."""
+        return [(name, load) for name in self.gaps for load in self.study.loads]
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of all plans in all cells."""
+        return sum(len(self.gaps[name]) for name, _ in self.cells) * len(self.plans)
+
+    def traffic(self, name: str, load: float) -> Traffic:
+        """Return the requests of a cell."""
+        study = self.study
+        return draw_traffic(self.world, self.gaps[name], load, self.budgets_ms, study.seed, study.lanes)
+
+    def simulate(self, plan: Plan, traffic: Traffic, advance: Advance = silent) -> Outcome:
+        """Simulate a plan for some requests."""
+        chooser, price, discipline = plan
+        cost = self.prices.get(price or "", Price(is_derived=False))
+        make = partial(_schedule, self.study.lanes, cost, discipline or "edf", price != WAITING)
+        return simulate(self.world, traffic, chooser, make, advance)
+
+    def report(self, schema: str, stamp: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a report without rows."""
+        return {"schema": schema, "stamp": dict(stamp), "conditions": conditions_of(self), "rows": [], "kinds": []}
+
+
+def key_of(name: str, load: float, plan: Plan) -> Key:
+    """Return the key of a plan in a cell."""
+    return Path(name).name, load, plan[0].name, *plan[1:]
+
+
+def read_inputs(study: Study) -> Inputs:
+    """Read what the flags name, and check them.
 
     Raises:
-        UserError: a flag makes no sense, or a file cannot be read or written.
+        UserError: a flag makes no sense, or a file cannot be read.
     """
     study.check()
     prices = {text: parse_price(DERIVED if text == WAITING else text) for text in dict.fromkeys(study.prices)}
     world = read_world(study.results_dirs, _space(study.model_path))
     budgets_ms = sorted(set(study.budgets_ms)) or [_BUDGET_FACTOR * float(world.usual_ms[world.native])]
     gaps = {one: gaps_of(one, study.first_request, study.num_requests, study.seed) for one in study.arrivals}
-    known = _choosers(study, world, budgets_ms)
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "stamp": dict(world.judged.stamp),
-        "conditions": _conditions(study, world, budgets_ms, gaps),
-        "rows": [],
-        "kinds": [],
-        "closed": [],
-    }
-    cells = [(one, load) for one in gaps for load in study.loads]
-    plans = _plans(study, known, prices)
-    total, done, began_ms = sum(len(gaps[one]) for one, _ in cells) * len(plans), 0, now_ms()
+    plans = _plans(study, _choosers(study, world, budgets_ms), prices)
+    return Inputs(study=study, world=world, budgets_ms=budgets_ms, gaps=gaps, prices=prices, plans=plans)
+
+
+def run_study(study: Study) -> dict[str, Any]:
+    """Simulate everything; returns the report.
+
+    Raises:
+        UserError: a flag makes no sense, or a file cannot be read.
+    """
+    inputs = read_inputs(study)
+    report = inputs.report(SCHEMA, inputs.world.judged.stamp) | {"closed": []}
+    total, done, began_ms = inputs.num_requests, 0, now_ms()
     with progress_bar(f"Simulating {total} requests") as advance:
-        for name, load in cells:
-            traffic = draw_traffic(world, gaps[name], load, budgets_ms, study.seed, study.lanes)
-            outcomes: dict[Key, Outcome] = {}
-            for chooser, price, discipline in plans:
-                cost = prices.get(price or "", Price(is_derived=False))
-                make = partial(_schedule, study.lanes, cost, discipline or "edf", price != WAITING)
-                key = (Path(name).name, load, chooser.name, price, discipline)
-                outcomes[key] = simulate(world, traffic, chooser, make, partial(_tell, advance, done, total))
+        for name, load in inputs.cells:
+            traffic, outcomes = inputs.traffic(name, load), dict[Key, Outcome]()
+            for plan in inputs.plans:
+                outcome = inputs.simulate(plan, traffic, partial(_tell, advance, done, total))
+                outcomes[key_of(name, load, plan)] = outcome
                 done += len(traffic)
-            _add(report, world, traffic, outcomes, budgets_ms)
+            add_rows(report, inputs, traffic, outcomes)
+            report["closed"] += _closed(outcomes, blocks_of(len(traffic)))
     report["rate"] = total / max(s_from_ms(now_ms() - began_ms), 1e-9)
     return report
 
@@ -151,15 +205,15 @@ def _space(model: str) -> KnobSpace:
     return KnobSpace.for_model(read_config(model_folder(model)).shape)
 
 
-def _conditions(
-    study: Study, world: World, budgets_ms: Sequence[float], gaps: Mapping[str, Any]
-) -> dict[str, Any]:
+def conditions_of(inputs: Inputs) -> dict[str, Any]:
+    """Return what a study's figures depend on, beside the flags that its rows name."""
+    study, world = inputs.study, inputs.world
     return {
-        "budgets_ms": list(budgets_ms),
+        "budgets_ms": list(inputs.budgets_ms),
         "native_ms": world.native_ms,
         "lanes": study.lanes,
         "first_request": study.first_request,
-        "num_requests": {Path(name).name: len(one) for name, one in gaps.items()},
+        "num_requests": {Path(name).name: len(one) for name, one in inputs.gaps.items()},
         "seed": study.seed,
         "questions": len(world.judged),
         "timed_questions": len(world.laps_ms),
@@ -168,11 +222,9 @@ def _conditions(
     }
 
 
-def _plans(
-    study: Study, known: Sequence[Chooser], prices: Mapping[str, Price]
-) -> list[tuple[Chooser, str | None, Discipline | None]]:
-    """Return what to simulate in each cell: price and discipline only where they change something."""
-    plans: list[tuple[Chooser, str | None, Discipline | None]] = []
+def _plans(study: Study, known: Sequence[Chooser], prices: Mapping[str, Price]) -> list[Plan]:
+    """Return what to do in each cell: price and discipline only where they change something."""
+    plans: list[Plan] = []
     for chooser in known:
         orders = [None] if chooser.plans or not chooser.is_guarded else list(dict.fromkeys(study.disciplines))
         for order in orders:
@@ -180,8 +232,13 @@ def _plans(
     return plans
 
 
+def is_path(policy: str) -> bool:
+    """Whether a policy is named by the path of its checkpoint."""
+    return "/" in policy or policy.endswith(".pt")
+
+
 def _choosers(study: Study, world: World, budgets_ms: Sequence[float]) -> list[Chooser]:
-    paths = [name for name in study.policies if "/" in name or name.endswith(".pt")]
+    paths = [name for name in study.policies if is_path(name)]
     if paths:
         from tempovlm.lab.queueing.learned import learned_choosers
 
@@ -198,23 +255,12 @@ def _choosers(study: Study, world: World, budgets_ms: Sequence[float]) -> list[C
     return result
 
 
-def _add(
-    report: dict[str, Any],
-    world: World,
-    traffic: Traffic,
-    outcomes: Mapping[Key, Outcome],
-    budgets_ms: Sequence[float],
-) -> None:
-    """Add the rows of one kind of arrivals at one load to the report."""
-    blocks = blocks_of(len(traffic))
-    datasets = world.judged.dataset[traffic.question]
-    classes: list[tuple[float | None, Mask | None]] = [(None if len(budgets_ms) > 1 else budgets_ms[0], None)]
-    if len(budgets_ms) > 1:
-        masks = [(budget_ms, traffic.budget_ms == budget_ms) for budget_ms in budgets_ms]
-        classes += [(budget_ms, mask) for budget_ms, mask in masks if mask.any()]
+def add_rows(report: dict[str, Any], inputs: Inputs, traffic: Traffic, outcomes: Mapping[Key, Outcome]) -> None:
+    """Add the rows of one kind of arrivals at one load to a report."""
+    blocks, datasets = blocks_of(len(traffic)), inputs.world.judged.dataset[traffic.question]
+    classes = budget_classes(inputs.budgets_ms, traffic)
     for key, outcome in outcomes.items():
-        head = dict(zip(("arrivals", "load"), key[:2], strict=True))
-        tail = dict(zip(("policy", "price", "discipline"), key[2:], strict=True))
+        head, tail = head_of(key), tail_of(key)
         for budget_ms, chosen in classes:
             row = share_row(outcome, blocks, chosen)
             report["rows"].append({**head, "budget_ms": budget_ms, **tail, **row})
@@ -222,7 +268,24 @@ def _add(
             report["kinds"].append(
                 {**head, "kind": str(kind), **tail, **share_row(outcome, blocks, datasets == kind)}
             )
-    report["closed"] += _closed(outcomes, blocks)
+
+
+def budget_classes(budgets_ms: Sequence[float], traffic: Traffic) -> list[tuple[float | None, Mask | None]]:
+    """Return the budgets that get a row, None for all together, each with a mask (n,) of its requests."""
+    if len(budgets_ms) == 1:
+        return [(budgets_ms[0], None)]
+    masks = [(budget_ms, traffic.budget_ms == budget_ms) for budget_ms in budgets_ms]
+    return [(None, None), *((budget_ms, mask) for budget_ms, mask in masks if mask.any())]
+
+
+def head_of(key: Key) -> dict[str, Any]:
+    """Return the fields of a row that come before its budget."""
+    return dict(zip(("arrivals", "load"), key[:2], strict=True))
+
+
+def tail_of(key: Key) -> dict[str, Any]:
+    """Return the fields of a row that name a plan."""
+    return dict(zip(("policy", "price", "discipline"), key[2:], strict=True))
 
 
 def _closed(outcomes: Mapping[Key, Outcome], blocks: Resamples) -> list[dict[str, Any]]:
@@ -239,8 +302,7 @@ def _closed(outcomes: Mapping[Key, Outcome], blocks: Resamples) -> list[dict[str
         for bound, best in bounds.items():
             closed = gap_closed(values, greedy, best, blocks)
             if closed is not None:
-                head = dict(zip(("arrivals", "load", "policy", "price", "discipline"), key, strict=True))
-                result.append({**head, "bound": bound, **closed})
+                result.append({**head_of(key), **tail_of(key), "bound": bound, **closed})
     return result
 
 
@@ -251,7 +313,7 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
         UserError: the file cannot be written.
     """
     kept = {name: value for name, value in report.items() if name != "rate"}
-    whole = rounded(kept, _DIGITS)
+    whole = rounded(kept, DIGITS)
     lists = {name: value for name, value in whole.items() if isinstance(value, list)}
     head = json.dumps({name: value for name, value in whole.items() if name not in lists}, indent=1)
     body = "".join(
@@ -262,12 +324,17 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """Render the rows as a table for a terminal."""
+    """Render a study's rows as a table for a terminal."""
+    return render_rows(report["rows"]) + f"{report['rate']:.0f} simulated requests a second\n"
+
+
+def render_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Render rows as a table for a terminal."""
     lines = [
         f"{'arrivals':<24}{'load':>5}{'budget':>8}  {'policy':<24}{'price':<9}{'order':<6}"
         f"{'right on time':>22}{'on time':>9}{'refused':>9}{'late':>7}"
     ]
-    for row in report["rows"]:
+    for row in rows:
         low, high = row["interval"]
         budget = "all" if row["budget_ms"] is None else f"{row['budget_ms']:.0f}"
         share = f"{100 * row['right_on_time']:.1f} ({100 * low:.1f}, {100 * high:.1f})"
@@ -278,5 +345,4 @@ def render(report: Mapping[str, Any]) -> str:
                 f"{100 * row[name]:>{width}.1f}" for name, width in (("on_time", 9), ("refused", 9), ("late", 7))
             )
         )
-    lines.append(f"{report['rate']:.0f} simulated requests a second")
     return "\n".join(lines) + "\n"

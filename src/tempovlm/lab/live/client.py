@@ -1,4 +1,4 @@
-"""A light HTTP client for benchmarks: one process, kept connections, times by the client's clock."""
+"""A light HTTP client: one process, kept connections, times by the client's clock."""
 
 from __future__ import annotations
 
