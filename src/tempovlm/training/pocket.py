@@ -6,8 +6,8 @@ piece of a run leaves `report.json`: accuracy by data set and by template, and w
 
 Examples:
     python -m tempovlm.training.pocket --output_dir runs/pocket --device cuda
-    python -m tempovlm.training.pocket --output_dir runs/pilots --recipe 32x24 32x16-taught --minutes 3
-    python -m tempovlm.training.pocket --output_dir runs/seed0 --recipe 32x16-taught --minutes 8 --resume
+    python -m tempovlm.training.pocket --output_dir runs/pilots --recipe 32x24 32x24-spread --minutes 3
+    python -m tempovlm.training.pocket --output_dir runs/seed0 --recipe 32x24-spread --minutes 8 --resume
 """
 
 from __future__ import annotations
