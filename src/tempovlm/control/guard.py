@@ -27,7 +27,7 @@ from tempovlm.control.joining import UNKNOWN_MS, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
-from tempovlm.control.price import FREE, Envelope, LanePrice
+from tempovlm.control.price import FREE, ROUNDING, Envelope, LanePrice
 from tempovlm.control.select import Floats, Mask, best
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
@@ -302,7 +302,7 @@ class Guard:
         price_per_ms = request.price_per_ms + lane_per_ms
         index = int(best(scores, fits, self._costs_ms, price_per_ms, self.policy.tie))
         chosen = self._tier_choice(index, question, feasible, scores)
-        if lane_per_ms and not Envelope.of(scores, self._costs_ms).is_worth(lane_per_ms):
+        if lane_per_ms and lane_per_ms > (1 + ROUNDING) * float((scores / self._costs_ms).max()):
             return replace(chosen, is_worth_it=False)
         return chosen
 
@@ -354,9 +354,13 @@ class Guard:
             return self.least_ms()
         return self.control_ms + self._factor * (float(self._costs_ms.min()) - self.profile.open_ms)
 
-    def bound_ms(self, tier: TierChoice) -> float:
-        """Return the bound of an answer at the first choice's setting, from the opened picture on."""
-        return self._factor * float(self._totals_ms[self.policy.sees_glance][tier.index])
+    def least_of(self, tier: TierChoice) -> Prediction:
+        """Return the least time of an answer at a tier, from the opened picture on: if others want the rest."""
+        assert self.profile is not None
+        of_tier = self._of_tier[tier.tier]
+        expected_ms = float(self._costs_ms[of_tier].min()) - self.profile.open_ms
+        bound_ms = float(self._totals_ms[self.policy.sees_glance][of_tier].min())
+        return Prediction(p50_ms=self._factor * expected_ms, upper_ms=self._factor * bound_ms)
 
     def calibrated_ms(self) -> float:
         """Return the cheapest setting's bound of a whole answer as calibrated, without the margin."""

@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -80,6 +80,13 @@ def check_waiting(count: int, most: int = MOST_WAITING) -> None:
         raise UserError(f"{count} requests wait for this model; ask again later, or ask fewer at once")
 
 
+class End(NamedTuple):
+    """The time at which a request that is inside ends: as expected, and at the latest, if others want its time."""
+
+    expected_ms: float
+    latest_ms: float
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One request's place at the door.
@@ -122,7 +129,7 @@ class Door:
         self._lock = threading.RLock()
         self._waiting: list[Ticket] = []
         self._inside: dict[int, int] = {}
-        self._ends_ms: dict[int, float] = {}
+        self._ends: dict[int, End] = {}
 
     def __reduce__(self) -> tuple[Callable[..., Door], tuple[int, int, Discipline]]:
         """A new door: a copy of a model is asked by others."""
@@ -208,7 +215,7 @@ class Door:
                 self._inside[me] -= 1
                 if not self._inside[me]:
                     del self._inside[me]
-                    self._ends_ms.pop(me, None)
+                    self._ends.pop(me, None)
                 self._call()
 
     def _call(self) -> None:
@@ -246,15 +253,15 @@ class Door:
         with self._lock:
             return room_beside_ms(self._waiting, now_ms, self.lanes, max(0, len(self._inside) - 1))
 
-    def expect(self, end_ms: float) -> None:
-        """Say when this thread, which is inside, ends at the latest."""
+    def expect(self, end: End) -> None:
+        """Say when this thread, which is inside, ends."""
         with self._lock:
-            self._ends_ms[threading.get_ident()] = end_ms
+            self._ends[threading.get_ident()] = end
 
-    def ends_ms(self) -> dict[int, float]:
-        """Return when threads that are inside end at the latest, as far as they said so."""
+    def ends(self) -> dict[int, End]:
+        """Return when threads that are inside end, as far as they said so."""
         with self._lock:
-            return dict(self._ends_ms)
+            return dict(self._ends)
 
 
 class Waits(Protocol):
@@ -400,7 +407,7 @@ class Schedule:
         self._last: Stay | None = None  # that came
         self._stays: list[Stay] = []  # the most urgent first
         self._began_ms: dict[Stay, float] = {}  # of those that are taken to be inside
-        self._ends_ms: dict[Stay, float] = {}  # of those of them that have chosen
+        self._ends: dict[Stay, End] = {}  # of those of them that have chosen
         self._recent_ms: deque[float] = deque(maxlen=RECENT_STAYS)
 
     def __len__(self) -> int:
@@ -496,15 +503,15 @@ class Schedule:
             return room_beside_ms(waiting, now_ms, self._lanes, beside)
         return share_beside_ms(waiting, now_ms, self._lanes, 0.0, beside)
 
-    def expect(self, stay: Stay, end_ms: float) -> None:
-        """Say when a request that is inside ends at the latest, now that its setting is chosen."""
+    def expect(self, stay: Stay, end: End) -> None:
+        """Say when a request that is inside ends, now that its setting is chosen."""
         if stay in self._began_ms:
-            self._ends_ms[stay] = end_ms
+            self._ends[stay] = end
 
     def end(self, stay: Stay, now_ms: float) -> None:
         """Say that a request has ended, or that nobody wants its answer."""
         self._stays.remove(stay)
-        self._ends_ms.pop(stay, None)
+        self._ends.pop(stay, None)
         if stay in self._began_ms:
             stayed_ms = now_ms - self._began_ms.pop(stay)
             if stayed_ms > 0:  # else it was refused
@@ -547,7 +554,7 @@ class Schedule:
 
     def _share_ms(self, stay: Stay, stays: Sequence[Stay], now_ms: float) -> float:
         """Return the share of the lanes' time of one that waits; infinite if no other one does."""
-        free_ms = self._free_ms(now_ms)
+        free_ms = [free_ms for free_ms, _ in self._free(now_ms)]
         waiting = [one for one in self._outside(stays) if one is stay or not self._is_lost(one, free_ms[0])]
         if len(waiting) == 1:
             return math.inf
@@ -574,7 +581,7 @@ class Schedule:
         Each needs its bound once those before it have taken their expected times; what these may take longer adds
         up in squares, as independent errors do.
         """
-        free = [(free_ms, 0.0) for free_ms in self._free_ms(now_ms)]
+        free = self._free(now_ms)
         late = set[Stay]()
         for stay in self._outside(stays):
             begin_ms, square = heapq.heappop(free)
@@ -586,13 +593,13 @@ class Schedule:
             heapq.heappush(free, (end_ms, square))
         return late
 
-    def _free_ms(self, now_ms: float) -> list[float]:
-        """Return when each lane is expected to be free, as a heap."""
-        usual_ms = self._usual_ms(0.0)
-        free_ms = [
-            max(now_ms, min(self._ends_ms.get(one, began_ms + max(usual_ms, one.need_ms)), one.deadline_ms))
-            for one, began_ms in self._began_ms.items()
-        ]
-        free_ms += [now_ms] * (self._lanes - len(free_ms))
-        heapq.heapify(free_ms)
-        return free_ms
+    def _free(self, now_ms: float) -> list[tuple[float, float]]:
+        """Return when each lane is expected to be free, and the square of how much later it may be, as a heap."""
+        usual_ms, free = self._usual_ms(0.0), [(now_ms, 0.0)] * (self._lanes - self.running)
+        for one, began_ms in self._began_ms.items():
+            unknown_ms = began_ms + max(usual_ms, one.need_ms)
+            end = self._ends.get(one, End(unknown_ms, unknown_ms))
+            expected_ms, latest_ms = (max(now_ms, min(time_ms, one.deadline_ms)) for time_ms in end)
+            free.append((expected_ms, max(0.0, latest_ms - expected_ms) ** 2))
+        heapq.heapify(free)
+        return free

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.control.price import FREE, LanePrice
-from tempovlm.core.request import STAGES, Answer, FinishReason, Request
+from tempovlm.control.queue import End
+from tempovlm.core.request import STAGES, Answer, FinishReason, Prediction, Request
 from tempovlm.core.units import now_ms, wall_clock
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.runner import Prepared
@@ -59,7 +60,7 @@ class Work:
         tier, glance = self._choose_tier(image)
         self._tier = tier
         if tier.feasible is not None:
-            self._engine.door.expect(now_ms() + self._guard.bound_ms(tier))
+            self._tell(self._guard.least_of(tier))
         clock.mark("control")
         chosen_at_ms = now_ms()
         if request.on_deadline == "reject" and (tier.feasible is False or not tier.is_worth_it):
@@ -84,9 +85,15 @@ class Work:
         lane = self._lane_price()
         self._choice = choice = self._guard.choose_compute(request, tier, sight, passed_ms, picture_ms, lane)
         if choice.predicted is not None:
-            self._engine.door.expect(now_ms() + choice.predicted.upper_ms - passed_ms)
+            expected_ms = choice.margin * (choice.predicted.p50_ms - passed_ms)
+            self._tell(Prediction(p50_ms=expected_ms, upper_ms=choice.predicted.upper_ms - passed_ms))
         clock.mark("control")
         return choice, ready
+
+    def _tell(self, rest: Prediction) -> None:
+        """Say at the door when this request ends."""
+        begin_ms = now_ms()
+        self._engine.door.expect(End(begin_ms + rest.p50_ms, begin_ms + rest.upper_ms))
 
     def stop(self, reason: FinishReason, stage: str) -> None:
         """End the answer with the tokens that there are."""

@@ -222,7 +222,7 @@ class Desk:
         need_ms = max(0.0, guard.least_ms()) + beside_ms if len(self.schedule) else least_ms
         self._foresee()
         runs_over = ask.request.on_deadline == "finish"
-        given = self._priced(ask, guard, beside_ms)
+        given = self._priced(ask, guard, opening_ms)
         stay = Stay(accepted_ms, deadline_ms, need_ms, owner, runs_over, self._options.weight_of(owner), **given)
         if not self.schedule.admit(stay, time_ms):
             instead = self.schedule.admit_instead(stay, time_ms)
@@ -235,12 +235,12 @@ class Desk:
 
     def _foresee(self) -> None:
         """Tell the schedule when those inside end, if their settings are chosen by a derived price."""
-        ends_ms = self._model.engine.door.ends_ms() if self.schedule.price.is_derived else {}
-        for answering in self._answering.values() if ends_ms else ():
-            if answering.thread in ends_ms:
-                self.schedule.expect(answering.stay, ends_ms[answering.thread])
+        ends = self._model.engine.door.ends() if self.schedule.price.is_derived else {}
+        for answering in self._answering.values() if ends else ():
+            if answering.thread in ends:
+                self.schedule.expect(answering.stay, ends[answering.thread])
 
-    def _priced(self, ask: Ask, guard: Guard, beside_ms: float) -> dict[str, Any]:
+    def _priced(self, ask: Ask, guard: Guard, opening_ms: float) -> dict[str, Any]:
         """Return what the price of a question's time goes by; nothing where it has none."""
         picture, request = ask.picture, ask.request
         size = None if picture is None else (picture.height, picture.width)
@@ -249,7 +249,7 @@ class Desk:
         if worths is None:
             return {}
         gains, usual = worths
-        return {"expected_ms": guard.expected_ms() + beside_ms, "gains": gains, "usual": usual}
+        return {"expected_ms": guard.expected_ms() + opening_ms, "gains": gains, "usual": usual}
 
     def answer(self, ask: Ask, stay: Stay) -> Answering:
         """Begin to answer an admitted question, in a thread of its own."""

@@ -16,6 +16,7 @@ from tempovlm.control.queue import (
     PATIENCE_MS,
     Discipline,
     Door,
+    End,
     Schedule,
     Stay,
     Ticket,
@@ -406,11 +407,15 @@ def test_expected_times_add_up_and_what_they_may_exceed_in_squares() -> None:
 def test_one_that_has_chosen_is_expected_until_it_ends() -> None:
     schedule, inside = Schedule(), stay(1000.0)
     assert schedule.admit(inside, 0.0)
-    schedule.expect(inside, 40.0)
-    assert not schedule.admit(stay(48.0), 0.0)
-    waits = stay(52.0)
+    schedule.expect(inside, End(36.0, 39.0))
+    assert not schedule.admit(stay(48.9), 0.0), "10 at most, and 3 that the one inside may take longer"
+    other = Schedule()
+    assert other.admit(inside, 0.0)
+    other.expect(inside, End(36.0, 39.0))
+    assert other.admit(stay(47.1, expected_ms=6.0), 0.0), "42, and 5 that both may take longer"
+    waits = stay(49.1)
     assert schedule.admit(waits, 0.0)
-    schedule.expect(waits, 500.0)
+    schedule.expect(waits, End(500.0, 500.0))
     schedule.end(inside, 10.0)
     assert schedule.admit(stay(60.0), 10.0), "what was said of one that waits does not count"
 
@@ -418,11 +423,11 @@ def test_one_that_has_chosen_is_expected_until_it_ends() -> None:
 def test_the_door_knows_when_those_inside_end() -> None:
     door, me = Door(), threading.get_ident()
     with door.enter(door.line_up(0.0)):
-        assert door.ends_ms() == {}
-        door.expect(40.0)
-        door.expect(30.0)
-        assert door.ends_ms() == {me: 30.0}
-    assert door.ends_ms() == {}
+        assert door.ends() == {}
+        door.expect(End(40.0, 45.0))
+        door.expect(End(30.0, 35.0))
+        assert door.ends() == {me: End(30.0, 35.0)}
+    assert door.ends() == {}
 
 
 def test_every_request_is_answered_or_refused_once() -> None:

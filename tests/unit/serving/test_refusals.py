@@ -20,6 +20,7 @@ from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
 from tempovlm.control.policy import Question
 from tempovlm.control.price import Envelope, Price
+from tempovlm.control.queue import End
 from tempovlm.serving import desk
 from tempovlm.serving.intake.pictures import OpeningTimes, look, readable
 
@@ -208,13 +209,13 @@ def test_a_request_that_has_chosen_is_waited_for(app: Any, gate: Gate) -> None:
         await gate.inside()
         (answering,) = desk._answering.values()
         door = desk._model.engine.door
-        door._ends_ms[answering.thread] = answering.stay.accepted_ms + 30_000
+        door._ends[answering.thread] = End(*[answering.stay.accepted_ms + 30_000] * 2)
         assert (await send(app, latency_budget_ms=29_000)).code == "queue_full"
         second = send(app, latency_budget_ms=60_000)
         await gate.inside()
         gate.opened.set()
         assert [(await one).status for one in (first, second)] == [200, 200]
-        assert door.ends_ms() == {}
+        assert door.ends() == {}
 
     asyncio.run(talk())
 
