@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.price import Envelope
-from tempovlm.control.queue import Schedule, Stay
+from tempovlm.control.queue import End, Schedule, Stay
 from tempovlm.control.select import best
 from tempovlm.core.progress import Advance, silent
 from tempovlm.lab.queueing import clairvoyant
@@ -191,7 +191,8 @@ def _begin_all(run: _Run, now_ms: float) -> None:
             del run.stays[stay]
             continue
         run.begun.add(request)
-        run.schedule.expect(stay, now_ms + run.margin.factor * float(run.bound_ms[index]))
+        ends_ms = (now_ms + run.margin.factor * float(times_ms[index]) for times_ms in (run.usual_ms, run.bound_ms))
+        run.schedule.expect(stay, End(*ends_ms))
         run.setting[request] = index
         run.end_ms[request] = now_ms + run.traffic.service_ms[request, index]
         heapq.heappush(run.ends, (float(run.end_ms[request]), request))
