@@ -191,7 +191,9 @@ def _begin_all(run: _Run, now_ms: float) -> None:
             del run.stays[stay]
             continue
         run.begun.add(request)
-        ends_ms = (now_ms + run.margin.factor * float(times_ms[index]) for times_ms in (run.usual_ms, run.bound_ms))
+        ends_ms = (
+            now_ms + run.margin.factor * float(times_ms[index]) for times_ms in (run.usual_ms, run.bound_ms)
+        )
         run.schedule.expect(stay, End(*ends_ms))
         run.setting[request] = index
         run.end_ms[request] = now_ms + run.traffic.service_ms[request, index]

@@ -105,7 +105,7 @@ def run_study(study: Study) -> dict[str, Any]:
     study.check()
     prices = {text: parse_price(DERIVED if text == WAITING else text) for text in dict.fromkeys(study.prices)}
     world = read_world(study.results_dirs, _space(study.model_path))
-    budgets_ms = sorted(set(study.budgets_ms)) or [_BUDGET_FACTOR * float(world.usual_ms[world.native])]
+    budgets_ms = budgets_of(study.budgets_ms, world)
     gaps = {one: gaps_of(one, study.first_request, study.num_requests, study.seed) for one in study.arrivals}
     known = _choosers(study, world, budgets_ms)
     report: dict[str, Any] = {
@@ -132,6 +132,11 @@ def run_study(study: Study) -> dict[str, Any]:
             _add(report, world, traffic, outcomes, budgets_ms)
     report["rate"] = total / max(s_from_ms(now_ms() - began_ms), 1e-9)
     return report
+
+
+def budgets_of(given: Sequence[float], world: World) -> list[float]:
+    """Return the given budgets in ms, ascending; by default twice the native setting's median."""
+    return sorted(set(given)) or [_BUDGET_FACTOR * float(world.usual_ms[world.native])]
 
 
 def _tell(advance: Advance, before: int, total: int, done: int, _: int) -> None:
