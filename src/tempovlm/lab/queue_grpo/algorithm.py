@@ -1,20 +1,21 @@
 """GRPO over episodes of a shared queue: what a choice earns is what all requests of its episode earn.
 
 1. *Choice*: of each request the policy says the accuracies that it expects. Whether the request is admitted, at
-   what price of lane time it is answered and by which setting is what the schedule and the rule of choice that serve
-   make of them. The regression's logits are the start; GRPO learns a correction of them in two directions: for all
-   settings alike, and by lane time.
+   what price of lane time it is answered and by which setting is what the schedule and the rule of choice that
+   serve make of them. The regression's logits are the start; GRPO learns a correction of them in two directions:
+   for all settings alike, and by lane time.
 2. *Draw*: a group is the same episode several times. Each sample draws its own weights of the correction around
-   those that are learned, once, so that it is consistent over the episode: what one request is denied shows in what
-   others earn (state-dependent exploration: A. Raffin et al., Smooth exploration for robotic reinforcement learning,
-   CoRL 2021, arXiv 2005.05719). Each request's correction is then normal, with a spread that its features give.
+   those that are learned, once, so that it is consistent over the episode: what one request is denied shows in
+   what others earn (state-dependent exploration: A. Raffin et al., Smooth exploration for robotic reinforcement
+   learning, CoRL 2021, arXiv 2005.05719). Each request's correction is then normal, with a spread that its
+   features give.
 3. *Loss*: `lab/grpo/algorithm.py`'s, with the episode's advantage for each of its choices.
 
 Samples whose outcomes are equal have no advantage. The trained correction is linear in the network's last hidden
 units, so it becomes part of its last layer.
 
-Shapes: `N` questions, `K` settings, `H` hidden units, `P` features of a correction, `D` directions, `n` requests of
-an episode, `G` samples.
+Shapes: `N` questions, `K` settings, `H` hidden units, `P` features of a correction, `D` directions, `n` requests
+of an episode, `G` samples.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tempovlm.lab.options import GrpoOptions
 from tempovlm.lab.queue_grpo.episodes import Episode, Source
 from tempovlm.lab.table import Floats
 
-FEATURES = 8
+FEATURES = 4
 """Features of a correction: a constant 1, and the hidden units' main components over the training questions."""
 
 STEPS = 4
@@ -99,14 +100,14 @@ class Corrected(nn.Module):
     @torch.no_grad()
     def folded(self, usual: Tensor) -> AccuracyNetwork:
         """Return a network that says the corrected accuracies; `usual` (M, L) are the training's questions."""
-        net = AccuracyNetwork(**self.net.sizes)
+        net = AccuracyNetwork(**self.net.sizes).eval().requires_grad_(False)
         net.load_state_dict(self.net.state_dict())
         last = net.last
         added = self.directions.T @ self.weight[:, 1:] @ self.axes.T
         last.weight.add_(added)
         last.bias.add_(self.directions.T @ self.weight[:, 0] - added @ self.centre)
         net.fit_usual(usual)
-        return net.eval().requires_grad_(False)
+        return net
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -58,6 +58,9 @@ _LEARNED_FROM = 0.75
 _VALUE = FitOptions(lr=2e-3, weight_decay=0.1, batch_size=64)
 """Options of the regression; chosen on its validation questions."""
 
+_DRAWN = 2000
+"""Poisson requests that are judged at most."""
+
 _DIGITS = 4
 
 
@@ -204,8 +207,9 @@ def judge(given: _Material, runs: Sequence[_Run], job: QueueJob) -> list[dict[st
     requests: of the same policies under other arrivals.
     """
     second, seed = given.halves[1], job.options.seed
-    every = {Path(str(job.arrivals)).name: second, POISSON: gaps_of(POISSON, 0, len(second), seed)}
-    known: dict[str, list[Chooser]] = {name: [named(name, given.world)] for name in (TABLE, KIND)}
+    drawn = min(_DRAWN, len(second))
+    every = {Path(str(job.arrivals)).name: second, POISSON: gaps_of(POISSON, 0, drawn, seed)}
+    known: dict[str, list[Chooser]] = {TABLE: [named(TABLE, given.world)]}
     for name in (VALUE, LEARNED):
         known[name] = [_chooser(name, run.nets[name], given) for run in runs]
     total = len(every) * len(job.loads) * sum(map(len, known.values()))
@@ -326,7 +330,7 @@ def _rounded(report: Mapping[str, Any]) -> Any:
 
 def render(report: Mapping[str, Any]) -> str:
     """Render what was judged as text."""
-    lines = [f"{'arrivals':<26}{'load':>5}" + "".join(f"{name:>9}" for name in (TABLE, KIND, VALUE, LEARNED))]
+    lines = [f"{'arrivals':<26}{'load':>5}" + "".join(f"{name:>9}" for name in (TABLE, VALUE, LEARNED))]
     for row in report["rows"]:
         shares = "".join(f"{100 * one['mean']:>9.1f}" for one in row["right_on_time"].values())
         lines.append(f"{row['arrivals'][-25:]:<26}{row['load']:>5g}{shares}")
