@@ -14,16 +14,22 @@ from tempovlm.control.learned.networks import AccuracyNetwork
 from tempovlm.core.errors import UserError
 from tempovlm.lab.fit import seeded
 from tempovlm.lab.options import FitOptions, GrpoOptions, QueueFlags
-from tempovlm.lab.queue_grpo import study
+from tempovlm.lab.queue_grpo import algorithm, study
 from tempovlm.lab.queue_grpo.algorithm import Corrected, QueueTraining, Rollout, roll_out
 from tempovlm.lab.queue_grpo.episodes import Source
 from tempovlm.lab.queue_grpo.value import draw_reliability, predicted, reliability, train_values
 from tempovlm.lab.queueing.world import World, about_training
 from tempovlm.lab.table import Table
 
-COUNT, LENGTH = 24, 8
+COUNT, LENGTH = 24, 6
 OPTIONS = GrpoOptions(num_epochs=3, batch_size=2, num_generations=4, lr=0.1, scale_rewards="none", seed=1)
-CHEAPEST, DEAREST = int(COST_MS.argmin()), int(COST_MS.argmax())
+DEAREST = int(COST_MS.argmax())
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge an epoch by few episodes."""
+    monkeypatch.setattr(algorithm, "VALIDATED", 4)
 
 
 def language(count: int = COUNT) -> torch.Tensor:
@@ -100,11 +106,10 @@ def test_equal_outcomes_teach_nothing(tmp_path: Path) -> None:
 def test_who_blocks_others_learns_to_be_cheap(tmp_path: Path) -> None:
     """All settings are right as often; the policy believes in the dearest alone, which takes others' time."""
     of, policy = source(world(np.full(K, 0.8)), load=2.5), believing(BLOCKING)
-    training = trained(policy, of, tmp_path, replace(OPTIONS, num_epochs=8, lr=0.2))
+    training = trained(policy, of, tmp_path, replace(OPTIONS, num_epochs=6, lr=0.2))
     assert training.best_score > training.start_reward + 0.05
-    expected, _ = policy.expected(torch.arange(COUNT), policy.weight)
-    over = expected[:, CHEAPEST] / expected[:, DEAREST]
-    assert over.mean() > 2 * BLOCKING[CHEAPEST] / BLOCKING[DEAREST]
+    by_lane_time = policy.corrections(torch.arange(COUNT))[:, 1]
+    assert by_lane_time.mean() < 0
 
 
 def test_a_seed_gives_the_same_policy_and_is_resumed(tmp_path: Path) -> None:
@@ -162,11 +167,11 @@ def test_values_learn_what_a_question_tells(tmp_path: Path) -> None:
 
 
 def test_reliability_tells_who_expects_too_much() -> None:
-    right = (np.random.default_rng(0).random((400, K)) < 0.6).astype(float)
+    right = (np.random.default_rng(0).random((150, K)) < 0.6).astype(float)
     table = Table.of(SPACE, right, COST_MS)
     fair, vain = (reliability(np.full_like(right, value), table) for value in (0.6, 0.85))
-    assert fair["error"] < 0.02
-    assert vain["error"] == pytest.approx(0.25, abs=0.02)
+    assert fair["error"] < 0.04
+    assert vain["error"] == pytest.approx(0.25, abs=0.04)
     assert vain["interval"][0] < vain["error"] < vain["interval"][1]
     (row,) = vain["bins"]
     assert (row["from"], row["to"], row["share"]) == pytest.approx((0.8, 0.9, 1.0))
@@ -176,8 +181,8 @@ def test_reliability_tells_who_expects_too_much() -> None:
 
 def test_a_verdict_is_a_gain_only_where_it_shows() -> None:
     rng = np.random.default_rng(0)
-    base = (rng.random((500, 3)) < 0.5).astype(float)
-    better = np.maximum(base, rng.random((500, 3)) < 0.1)
+    base = (rng.random((200, 3)) < 0.5).astype(float)
+    better = np.maximum(base, rng.random((200, 3)) < 0.2)
     for learned, word in ((base, "nothing that shows"), (better, "GRPO gains,"), (0.8 * base, "GRPO loses,")):
         found = study.compare({"table": base[:, :1], "value": base, "learned": learned})
         row = {"arrivals": "bursts", "load": 1.0, **found}
