@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 
+from tempovlm.core.files import make_folder
 from tempovlm.lab import script
 from tempovlm.lab.queueing.study import Study
 
@@ -30,6 +31,9 @@ def main(argv: list[str]) -> None:
     from tempovlm.engine.threads import prepare
 
     prepare()
+    for path, where in ((study.json and study.json.parent, "--json"), (study.output_dir, "--output_dir")):
+        if path is not None:
+            make_folder(path, where)  # now, and not when there are figures
     from tempovlm.lab.queueing import page
     from tempovlm.lab.queueing.study import render, run_study, write_report
 

@@ -82,8 +82,8 @@ class Forecast:
         """Return how long a request that begins may take in each scenario (S,) for who may come to get as much.
 
         A scenario's requests come after those who wait. The one in place i, counted from the request itself, binds
-        it by its deadline over i, as in `queue.common_share_ms`; none does where the lane would be idle before the
-        first one comes. Of no scenario, or of an empty one, it is infinite.
+        it by its deadline over i, as in `shares.common_share_ms`; none does where the lane would be idle before
+        the first one comes. Of no scenario, or of an empty one, it is infinite.
 
         Args:
             waiting: how many wait.

@@ -112,32 +112,12 @@ def derived_price(envelope: Envelope, share_ms: float | Floats) -> float:
 
     Args:
         envelope: of those who share the lane, taken to be alike.
-        share_ms: `queue.common_share_ms`; infinite if nobody waits, for whom time is free. Where it depends on who
-            may come, (S,) the shares of equally likely scenarios, and the price is the mean of theirs.
+        share_ms: `shares.common_share_ms`; infinite if nobody waits, for whom time is free. Where it depends on
+            who may come, (S,) the shares of equally likely scenarios, and the price is the mean of theirs.
     """
     if isinstance(share_ms, np.ndarray):
         return envelope.mean_slope(share_ms)
     return 0.0 if share_ms == np.inf else envelope.slope(share_ms)
-
-
-def even_shares_ms(times_ms: Sequence[float]) -> list[float]:
-    """Return the lane time that each of some requests gets where all are alike, ascending.
-
-    It maximises the sum of one concave function of their lane times, c1 + ... + ci being at most the i-th of
-    `times_ms`: the least of times_ms[i] / i for the first ones up to there, and so on with those that remain. The
-    first one's is `queue.common_share_ms` of one lane.
-
-    Args:
-        times_ms: (n,) lane time until each one's deadline, in the order of their service.
-    """
-    shares_ms, done_ms = list[float](), 0.0
-    rest_ms = list(times_ms)
-    while rest_ms:
-        share_ms, place = min(((time - done_ms) / place, -place) for place, time in enumerate(rest_ms, 1))
-        count = -place
-        shares_ms += [max(0.0, share_ms)] * count
-        done_ms, rest_ms = rest_ms[count - 1], rest_ms[count:]
-    return shares_ms
 
 
 @dataclass(frozen=True, slots=True)

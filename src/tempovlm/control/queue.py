@@ -29,13 +29,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
-from tempovlm.control.price import ROUNDING, Envelope, LanePrice, Price, even_shares_ms
+from tempovlm.control.price import ROUNDING, Envelope, LanePrice, Price
 from tempovlm.control.select import Floats
+from tempovlm.control.shares import even_shares_ms, has_passed, room_beside_ms, share_beside_ms
 from tempovlm.core.errors import UserError
 
 PATIENCE_MS = 10_000.0
@@ -264,88 +265,6 @@ class Door:
             return dict(self._ends)
 
 
-class Waits(Protocol):
-    """A request that waits: when it must have ended, what it needs, and whether it then ends."""
-
-    @property
-    def deadline_ms(self) -> float:
-        """When it must have ended; infinite without a deadline."""
-
-    @property
-    def need_ms(self) -> float:
-        """The time inside that it is expected to need at least."""
-
-    @property
-    def runs_over(self) -> bool:
-        """Whether it takes its time even if it cannot be in time."""
-
-
-def share_beside_ms(
-    waiting: Sequence[Waits], now_ms: float, lanes: int = 1, least_ms: float = 0.0, others: int = 0
-) -> float:
-    """Return how long a request may take so that all who wait get as much; infinite for none.
-
-    Args:
-        waiting: in the order of their service.
-        now_ms: when it begins.
-        lanes: that serve them side by side.
-        least_ms: time that an answer takes at least. Of those with less some run all the same, and take a share;
-            the others are over.
-        others: requests on the other lanes, which are taken to begin as it does.
-    """
-    deadlines_ms = [
-        math.inf if one.runs_over and _is_over(one.deadline_ms - now_ms, least_ms) else one.deadline_ms
-        for one in waiting
-    ]
-    return common_share_ms([math.inf, *deadlines_ms], now_ms, lanes, least_ms, others)
-
-
-def room_beside_ms(waiting: Sequence[Waits], now_ms: float, lanes: int = 1, others: int = 0) -> float:
-    """Return how long a request may take so that all who wait can still be answered; infinite for none.
-
-    They get the least time that each needs, one after another. Those that cannot be in time any more do not count.
-    On several lanes it is `share_beside_ms`. The arguments are its own.
-    """
-    if lanes > 1:
-        return share_beside_ms(waiting, now_ms, lanes, 0.0, others)
-    room_ms, ahead_ms = math.inf, 0.0
-    for one in waiting:
-        left_ms = one.deadline_ms - now_ms
-        is_over = _is_over(left_ms, ahead_ms + one.need_ms)
-        if not is_over:
-            room_ms = min(room_ms, left_ms - ahead_ms - one.need_ms)
-        if one.runs_over or not is_over:
-            ahead_ms += one.need_ms
-    return room_ms
-
-
-def common_share_ms(
-    deadlines_ms: Sequence[float], now_ms: float, lanes: int = 1, least_ms: float = 0.0, others: int = 0
-) -> float:
-    """Return how long the first of some requests may take so that each of them gets as much before its deadline.
-
-    On one lane that is the least (d_i - now) / i; on several, whole turns count, so that it is at most `lanes`
-    times that. Those that can no longer be served count for nothing.
-
-    Args:
-        deadlines_ms: in the order of their service, the request itself first, whose own deadline binds nobody.
-        now_ms: when the lane is free for it.
-        lanes: that serve them side by side.
-        least_ms: time that an answer takes at least.
-        others: requests on the other lanes, which are taken to begin as it does.
-
-    Returns:
-        Infinity if nobody else waits.
-    """
-    left_ms = [one - now_ms for one in deadlines_ms[1:] if not _is_over(one - now_ms, least_ms)]
-    return min((left / -(-(place + others) // lanes) for place, left in enumerate(left_ms, 2)), default=math.inf)
-
-
-def _is_over(left_ms: float, least_ms: float) -> bool:
-    """Whether a request can no longer be served in the time that is left."""
-    return left_ms <= 0 or left_ms < least_ms
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class Stay:
     """One request that a schedule admitted.
@@ -371,9 +290,14 @@ class Stay:
     usual: Envelope | None = None
 
     @property
-    def worth_per_ms(self) -> float:
-        """The most weighted accuracy that a ms of lane time gains; infinite if that is unknown."""
-        return math.inf if self.gains is None else self.weight * self.gains.steepest
+    def worth(self) -> float:
+        """The most weighted accuracy that lane time gains, over an ordinary question's; infinite if unknown.
+
+        As a ratio it does not depend on how slow the machine was when the request came.
+        """
+        if self.gains is None or self.usual is None:
+            return math.inf
+        return self.weight * self.gains.steepest / self.usual.steepest if self.usual.steepest else 0.0
 
 
 class Schedule:
@@ -467,8 +391,8 @@ class Schedule:
         if not self.price.is_derived or stay.gains is None:
             return None
         waiting = self._outside(self._stays)
-        worst = min(reversed(waiting), key=lambda one: one.worth_per_ms, default=stay)
-        if worst.worth_per_ms >= stay.worth_per_ms * (1 - ROUNDING):
+        worst = min(reversed(waiting), key=lambda one: one.worth, default=stay)
+        if worst.worth >= stay.worth * (1 - ROUNDING):
             return None
         before = self._stays
         self._stays = [one for one in before if one is not worst]
@@ -563,7 +487,7 @@ class Schedule:
 
     @staticmethod
     def _is_lost(stay: Stay, free_ms: float) -> bool:
-        return not stay.runs_over and _is_over(stay.deadline_ms - free_ms, stay.need_ms)
+        return not stay.runs_over and has_passed(stay.deadline_ms - free_ms, stay.need_ms)
 
     def _let_in(self, now_ms: float) -> None:
         free = self._lanes - self.running

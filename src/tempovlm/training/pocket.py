@@ -368,7 +368,8 @@ class Trainer:
     def answered(self, settings: Iterable[KnobConfig], batches: int) -> Iterator[Outcome]:
         """Answer validation questions at some settings, the same ones at every call."""
         scenes = validation_batches(self.validation(self.recipe.batch, batches), batches, self.device)
-        return outcomes(self.model, scenes, settings, self.ranking, self.tokenizer)
+        answering = working_copy(self.pupil) if self.device.type == "cuda" else self.pupil
+        return outcomes(answering.model, scenes, settings, self.ranking, self.tokenizer)
 
     def validation(self, batch: int, batches: int) -> Pictures:
         """Describe the validation pictures."""

@@ -49,19 +49,17 @@ def outcomes(
     ranking: Ranking,
     tokenizer: Tokenizer,
 ) -> Iterator[Outcome]:
-    """Run every setting over every batch, in bfloat16 on a GPU."""
+    """Run every setting over every batch."""
     by_tier = defaultdict(list)
     for knobs in settings:
         by_tier[knobs.tier].append(knobs)
     for batch in batches:
-        device = batch.tokens.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            for tier, choices in by_tier.items():
-                seen = see(model, batch, tier)
-                for knobs in choices:
-                    plan = Plan.build(knobs, ranking, model.config.shape)
-                    logits, targets, places, _ = read(model, batch, seen, plan, tokenizer)
-                    yield _outcome(knobs, batch, logits.argmax(-1) == targets, places)
+        for tier, choices in by_tier.items():
+            seen = see(model, batch, tier)
+            for knobs in choices:
+                plan = Plan.build(knobs, ranking, model.config.shape)
+                logits, targets, places, _ = read(model, batch, seen, plan, tokenizer)
+                yield _outcome(knobs, batch, logits.argmax(-1) == targets, places)
 
 
 def _outcome(knobs: KnobConfig, batch: PictureBatch, hits: Tensor, places: Tensor) -> Outcome:

@@ -7,6 +7,7 @@ import pytest
 
 from tempovlm.control.forecast import FOLLOWING, LEAST_SCENARIOS, MOMENTS, Forecast
 from tempovlm.control.price import Envelope, Price
+from tempovlm.control.queue import Door, Schedule, Stay
 
 BUDGET_MS = 100.0
 
@@ -104,3 +105,32 @@ def test_the_price_of_scenarios_is_the_mean_of_theirs() -> None:
     assert each == pytest.approx([0.05, 0.01, 0.0, 0.0])
     assert Price().of(envelope, shares_ms) == pytest.approx(np.mean(each))
     assert Price(is_derived=False, per_ms=0.3).of(envelope, shares_ms) == pytest.approx(0.3)
+
+
+def test_a_schedule_prices_by_who_may_come_and_counts_the_refused_too() -> None:
+    envelope = Envelope.of(np.array([0.5, 0.8]), np.array([10.0, 60.0]))
+    forecast = Forecast()
+    schedule = Schedule(price=Price(), forecast=forecast, most_waiting=0)
+    for number in range(20):
+        at_ms = number * 1000.0
+        first, second = (
+            Stay(at_ms + later_ms, at_ms + later_ms + BUDGET_MS, 10.0, gains=envelope, usual=envelope)
+            for later_ms in (0.0, 10.0)
+        )
+        assert not schedule.admit(first, at_ms), "none may wait"
+        forecast.began(at_ms)
+        assert not schedule.admit(second, at_ms + 10.0)
+    last = Stay(20_000.0, 20_000.0 + BUDGET_MS, 10.0, gains=envelope, usual=envelope)
+    forecast.came(last.accepted_ms, last.deadline_ms)
+    shares_ms = schedule.lane_price(20_000.0, last).share_ms
+    assert shares_ms == pytest.approx(np.full(LEAST_SCENARIOS, 110.0 / 2))
+    assert schedule.lane_price(20_000.0, last).per_ms(envelope) == pytest.approx(0.3 / 50)
+
+
+def test_a_door_asks_the_forecast_that_a_server_gives_it() -> None:
+    door, forecast = Door(), Forecast()
+    assert door.shares_ms(0.0) == np.inf
+    end_ms = pairs(forecast, 20)
+    forecast.came(end_ms, end_ms + BUDGET_MS)
+    door.forecast = forecast
+    assert door.shares_ms(end_ms) == pytest.approx(np.full(LEAST_SCENARIOS, 110.0 / 2))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tempovlm.control.price import Envelope, Price, derived_price, parse_price
-from tempovlm.control.queue import common_share_ms
+from tempovlm.control.shares import common_share_ms
 from tempovlm.core.errors import UserError
 
 STEPS = Envelope.of([0.5, 0.7, 0.6, 0.8], [50.0, 100.0, 90.0, 200.0])
@@ -46,7 +46,7 @@ def test_settings_that_cannot_run_or_gain_nothing_do_not_count() -> None:
     envelope = Envelope.of([0.5, 0.9, 0.0, -0.1], [50.0, math.inf, 10.0, 5.0])
     assert envelope.lane_ms.tolist() == [0, 50]
     nothing = Envelope.of([0.9], [math.inf])
-    assert (nothing.steepest, nothing.slope(10.0), nothing.worth(0.5)) == (0.0, 0.0, 0.0)
+    assert (nothing.steepest, nothing.slope(10.0), nothing.worth(0.5)) == pytest.approx((0.0, 0.0, 0.0))
 
 
 def optimum(envelope: Envelope, left_ms: list[float], step_ms: float) -> tuple[float, list[float]]:
@@ -99,8 +99,10 @@ def test_the_price_is_a_multiplier_of_the_optimisation() -> None:
 
 def test_time_is_free_where_nobody_waits() -> None:
     assert common_share_ms([50.0], 0.0) == math.inf
-    assert derived_price(STEPS, math.inf) == 0.0
-    assert derived_price(STEPS, common_share_ms([50.0, math.inf], 0.0)) == 0.0, "nor where no deadline waits"
+    assert derived_price(STEPS, math.inf) == pytest.approx(0.0)
+    assert derived_price(STEPS, common_share_ms([50.0, math.inf], 0.0)) == pytest.approx(0.0), (
+        "nor where no deadline waits"
+    )
 
 
 def test_it_costs_at_most_the_steepest_slope() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tempovlm.control.price import Envelope, Price, even_shares_ms, parse_price
+from tempovlm.control.price import Envelope, Price, parse_price
 from tempovlm.control.queue import (
     DISCIPLINES,
     PATIENCE_MS,
@@ -22,6 +22,7 @@ from tempovlm.control.queue import (
     Ticket,
     urgency_ms,
 )
+from tempovlm.control.shares import even_shares_ms
 from tempovlm.core.errors import UserError
 
 SOON_S = 5.0
@@ -313,16 +314,16 @@ def test_who_is_served_first_pays_most_and_alone_time_is_free() -> None:
     schedule = Schedule()
     inside, soon, late = (stay(deadline, 5.0, **PRICED) for deadline in (200.0, 60.0, 500.0))
     assert schedule.admit(inside, 0.0)
-    assert schedule.price_per_ms(0.0, inside) == 0.0, "nobody waits"
+    assert schedule.price_per_ms(0.0, inside) == pytest.approx(0.0), "nobody waits"
     assert schedule.admit(soon, 0.0)
-    assert schedule.price_per_ms(0.0, soon) == 0.0, "nobody waits behind it"
+    assert schedule.price_per_ms(0.0, soon) == pytest.approx(0.0), "nobody waits behind it"
     assert schedule.price_per_ms(0.0, inside) == pytest.approx(0.005), "60 for two of them"
     assert schedule.admit(late, 0.0)
-    assert schedule.price_per_ms(0.0, late) == 0.0
+    assert schedule.price_per_ms(0.0, late) == pytest.approx(0.0)
     crowd = [stay(61.0, 5.0, **PRICED) for _ in range(3)]
     assert all(schedule.admit(one, 0.0) for one in crowd)
     assert schedule.price_per_ms(0.0, inside) == pytest.approx(0.02), "61 for five of them"
-    assert schedule.price_per_ms(0.0, soon) >= schedule.price_per_ms(0.0, late) == 0.0
+    assert schedule.price_per_ms(0.0, soon) >= schedule.price_per_ms(0.0, late) == pytest.approx(0.0)
     assert schedule.lane_price(0.0, inside).share_ms == pytest.approx(61 / 5)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from queue_worlds import world
-from scripts import script
+from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
 from tempovlm.lab.queueing import page, study
@@ -22,7 +22,7 @@ simulate = script("serving/simulate")
 
 FIELDS = {
     *("arrivals", "load", "budget_ms", "policy", "price", "discipline", "requests"),
-    *("right_on_time", "on_time", "refused", "late", "interval"),
+    *("right_on_time", "on_time", "refused", "refused_later", "late", "interval"),
 }
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -109,7 +109,7 @@ def test_intervals_of_blocks_cover_the_share_of_correlated_requests() -> None:
 def test_shares_are_those_of_the_chosen_requests() -> None:
     setting = np.array([0, 1, REFUSED, 2] * 5)
     end_ms = np.array([5.0, 15.0, 1.0, 5.0] * 5)
-    outcome = Outcome(setting, end_ms, np.array([1.0, 1.0, 0.0, 0.0] * 5), np.full(20, 10.0))
+    outcome = Outcome(setting, end_ms, np.array([1.0, 1.0, 0.0, 0.0] * 5), np.full(20, 10.0), np.zeros(20))
     row = share_row(outcome, blocks_of(20))
     assert [row[name] for name in ("right_on_time", "on_time", "refused", "late")] == pytest.approx(
         [0.25, 0.5, 0.25, 0.25]
@@ -200,6 +200,17 @@ def test_the_script_prints_a_table_and_names_its_files(tmp_path: Path, capsys: p
     out = capsys.readouterr().out
     assert "table" in out
     assert out.splitlines()[-2:] == [files[1], str(tmp_path / "page" / "under_load.html")]
+
+
+def test_the_results_that_the_documents_cite_are_files_of_the_study() -> None:
+    for name in ("bursts", "poisson", "budgets"):
+        path = ROOT / "results" / "serving" / f"{name}.json"
+        read = json.loads(path.read_text())
+        assert read["schema"] == study.SCHEMA
+        assert path.stat().st_size < 200_000
+        for row in read["rows"]:
+            assert set(row) == FIELDS
+            assert row["on_time"] + row["refused"] + row["late"] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

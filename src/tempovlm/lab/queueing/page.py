@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 920
+_MOST_LINES = 12
 _NAMES = {
     NATIVE: "native, no refusals",
     SHEDS: "native, refuses what would be late",
@@ -114,13 +115,15 @@ def lines(rows: Sequence[Row], name: str, title: str) -> str:
     Args:
         rows: of one kind of arrivals.
         name: field of the share.
-        title: of the plot.
+        title: of the plot, which leaves out prices that are numbers if there are too many lines.
     """
     table = _by_label(rows, "load")
+    if len(table) > _MOST_LINES:  # more than there are colours
+        table = _by_label([row for row in rows if row["price"] in _PRICES], "load")
     figure = new_figure(_WIDTH, 340 + 8 * len(table))
     axes = figure.add_subplot()
     for i, (text, by_load) in enumerate(table.items()):
-        _line(axes, text, by_load, name, f"C{i % 12}", "--" if text.startswith("arrivals") else "-")
+        _line(axes, text, by_load, name, f"C{i % _MOST_LINES}", "--" if text.startswith("arrivals") else "-")
     axes.set_title(title, loc="left", weight="bold")
     axes.set_xlabel("load: arrivals over what all lanes answer at the native setting")
     axes.set_ylim(bottom=0)

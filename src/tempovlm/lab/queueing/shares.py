@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tempovlm.control.select import Mask
+from tempovlm.lab.judge.judge import share_closed
 from tempovlm.lab.queueing.simulate import Outcome
 from tempovlm.lab.statistics import Resamples, percentile_interval
 from tempovlm.lab.table import Floats
@@ -33,18 +34,18 @@ def blocks_of(count: int) -> Resamples:
 def share_row(outcome: Outcome, blocks: Resamples, chosen: Mask | None = None) -> dict[str, Any]:
     """Return the shares of all requests, or of the chosen ones (n,): right and on time, on time, refused, late.
 
-    `interval` is that of the first share, at 95 %.
+    `refused_later` is the part of `refused` that was admitted first. `interval` is that of the first share.
     """
     mask = np.ones(len(outcome.setting), dtype=bool) if chosen is None else chosen
     right = np.where(mask, outcome.right_on_time, np.nan)
     low, high = percentile_interval(blocks.means(right[:, None])[1:, 0])
-    names = ("right_on_time", "on_time", "refused", "late")
+    names = ("right_on_time", "on_time", "refused", "refused_later", "late")
     shares = {name: float(getattr(outcome, name)[mask].mean()) for name in names}
     return {"requests": int(mask.sum()), **shares, "interval": [float(low), float(high)]}
 
 
 def gap_closed(one: Floats, greedy: Floats, bound: Floats, blocks: Resamples) -> dict[str, Any] | None:
-    """Return the share of the way from a greedy policy to a bound that another one goes; None without a way.
+    """Return the share of the way from a greedy policy to a bound that another goes; None if there may be none.
 
     Args:
         one: (n,) right and on time under the policy.
@@ -53,10 +54,4 @@ def gap_closed(one: Floats, greedy: Floats, bound: Floats, blocks: Resamples) ->
         blocks: resamples of the requests.
     """
     means = blocks.means(np.stack([one, greedy, bound], axis=1))
-    way = means[:, 2] - means[:, 1]
-    if way[0] <= 0:
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        closed = np.where(way > 0, (means[:, 0] - means[:, 1]) / way, np.nan)
-    low, high = percentile_interval(closed[1:])
-    return {"value": float(closed[0]), "interval": [float(low), float(high)]}
+    return share_closed(means[:, 0] - means[:, 1], means[:, 2] - means[:, 1])

@@ -46,13 +46,19 @@ class Outcome:
     Attributes:
         setting: (n,) that answered it; `REFUSED` where none did. end_ms: (n,) when the answer was there, or the
             refusal. score: (n,) of the answer, from 0 to 1; 0 where there is none.
-        deadline_ms: (n,).
+        deadline_ms, arrival_ms: (n,).
     """
 
     setting: NDArray[np.int64]
     end_ms: Floats
     score: Floats
     deadline_ms: Floats
+    arrival_ms: Floats
+
+    @property
+    def refused_later(self) -> NDArray[np.bool_]:
+        """(n,) who were refused after they had waited, and not when they came."""
+        return self.refused & (self.end_ms > self.arrival_ms)
 
     @property
     def refused(self) -> NDArray[np.bool_]:
@@ -139,7 +145,7 @@ def _envelopes(scores: Floats, usual_ms: Floats) -> list[Envelope]:
 def _outcome(world: World, traffic: Traffic, setting: NDArray[np.int64], end_ms: Floats) -> Outcome:
     answered = setting != REFUSED
     score = np.where(answered, world.judged.accuracy[traffic.question, setting], 0.0)
-    return Outcome(setting, end_ms, score, traffic.arrival_ms + traffic.budget_ms)
+    return Outcome(setting, end_ms, score, traffic.arrival_ms + traffic.budget_ms, traffic.arrival_ms)
 
 
 def _come(run: _Run, request: int, now_ms: float) -> None:
@@ -161,7 +167,7 @@ def _stay(run: _Run, request: int, now_ms: float) -> Stay:
         now_ms,
         float(run.deadline_ms[request]),
         factor * run.least_ms,
-        expected_ms=float(run.usual_ms.min()),
+        expected_ms=factor * float(run.usual_ms.min()),
         gains=run.gains[run.traffic.question[request]].stretched(factor) if run.gains else None,
         usual=None if run.envelope is None else run.envelope.stretched(factor),
     )
@@ -191,10 +197,8 @@ def _begin_all(run: _Run, now_ms: float) -> None:
             del run.stays[stay]
             continue
         run.begun.add(request)
-        ends_ms = (
-            now_ms + run.margin.factor * float(times_ms[index]) for times_ms in (run.usual_ms, run.bound_ms)
-        )
-        run.schedule.expect(stay, End(*ends_ms))
+        times_ms = (run.margin.factor * float(table[index]) for table in (run.usual_ms, run.bound_ms))
+        run.schedule.expect(stay, End(*(now_ms + time_ms for time_ms in times_ms)))
         run.setting[request] = index
         run.end_ms[request] = now_ms + run.traffic.service_ms[request, index]
         heapq.heappush(run.ends, (float(run.end_ms[request]), request))
