@@ -44,7 +44,7 @@ FEATURES = 4
 STEPS = 4
 """Gradient steps of an epoch."""
 
-VALIDATED = 12
+VALIDATED = 32
 """Episodes that judge an epoch, the same ones after each."""
 
 

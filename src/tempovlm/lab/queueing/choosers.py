@@ -193,7 +193,7 @@ def of_policy(
         scores=scores.astype(np.float64),
         settled=None if settled is None else settled.astype(np.float64),
         grid_ms=grid_ms,
-        usual=policy.usual,
+        usual=None if policy.usual is None else np.asarray(policy.usual, dtype=np.float64),
         allowed=np.ones(len(world.space), dtype=bool),
         tie=policy.tie,
         has_price=policy.scale == "accuracy",
