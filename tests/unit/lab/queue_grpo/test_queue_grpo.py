@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from decision_worlds import COST_MS, SPACE, K
 
+from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned.networks import AccuracyNetwork
 from tempovlm.core.errors import UserError
 from tempovlm.lab.fit import seeded
@@ -209,3 +211,36 @@ def test_samples_of_a_group_share_all_but_their_policy() -> None:
     episode = source(world(RISING), load=3.0).draw(np.random.default_rng(0))
     found: Rollout = roll_out(believing(RISING), episode, 3, 1e-9, generator())
     assert float(found.returns.std()) == pytest.approx(0.0)
+
+
+def test_the_whole_study_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    of = world(RISING)
+    train = replace(of.train, accuracy=(rng.random((COUNT, K)) < RISING).astype(float))
+    of = replace(of, train=train, timed=[("okvqa", "q0000", 100)])
+    looks = SimpleNamespace(features_of=lambda table: rng.random((len(table), 35)))
+    monkeypatch.setattr(study, "read_world", lambda *_: of)
+    monkeypatch.setattr(study, "language_of", lambda _, table: language(len(table)))
+    monkeypatch.setattr(study, "Content", SimpleNamespace(read=lambda *_: looks))
+    monkeypatch.setattr(study, "gaps_of", lambda *_: rng.exponential(size=40))
+    job = study.QueueJob(
+        results_dirs=[tmp_path],
+        datasets=["okvqa"],
+        output_dir=tmp_path / "out",
+        engine=SimpleNamespace(space=SPACE),  # type: ignore[arg-type]
+        weights_hash="abc",
+        options=replace(OPTIONS, num_epochs=1, warm_start=2),
+        arrivals="poisson",
+        loads=(1.0,),
+        hidden_dim=8,
+        train_split=0.5,
+        seeds=(1, 2),
+    )
+    report = study.run_job(job)
+    assert {path.name for path in job.output_dir.glob("*.*")} >= {"report.json", *study.CHECKPOINTS.values()}
+    for name in study.CHECKPOINTS.values():
+        assert load_controller(job.output_dir / name, SPACE, "abc").kind == "value"
+    assert set(report["reliability"]) == {"table", "kind", "nearest neighbours", "value", "learned"}
+    assert [row["seed"] for row in report["seeds"]] == [1, 2]
+    assert report["rows"][0]["gains"]["learned over value"]["over_seeds"]["interval"] is not None
+    assert report["verdict"].split("; ")[0] in study.render(report)
