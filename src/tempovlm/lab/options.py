@@ -299,7 +299,7 @@ class QueueFlags:
     loads: Sequence[float] = flag((0.5, 1.0, 1.7), "queue: arrivals over what the lane answers at native")
     budgets_ms: Sequence[float] = flag((), "queue: budgets in ms; default: 2 x the native median")
     episode_length: int = flag(96, "queue: requests of an episode")
-    exploration: float = flag(0.1, "queue: spread of the corrections that are drawn")
+    exploration: float = flag(0.2, "queue: spread of the corrections that are drawn")
 
     def check_queue(self) -> None:
         """Raise a `UserError` that names the first of these flags whose value makes no sense."""

@@ -65,7 +65,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Source:
-    """Where episodes are drawn from.
+    """Questions, arrivals, loads and budgets, of which episodes are drawn.
 
     Attributes:
         world: whose judged questions are asked. gaps: between arrivals, with a mean of 1 over the whole trace.

@@ -92,7 +92,7 @@ class _Run:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Material:
-    """What is learned from and judged on: a world with the features (N, L) of its questions, and gaps by half."""
+    """Holds what is learned from and judged on: a world with the features (N, L) of its questions, and gaps by half."""
 
     world: World
     language: Tensor
