@@ -92,7 +92,7 @@ class _Run:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Material:
-    """Holds what is learned from and judged on: a world with the features (N, L) of its questions, and gaps by half."""
+    """A world with the features (N, L) of its questions, and gaps between arrivals by half."""
 
     world: World
     language: Tensor
