@@ -186,7 +186,8 @@ def _plans(
 
 
 def _choosers(study: Study, world: World, budgets_ms: Sequence[float]) -> list[Chooser]:
-    paths = [name for name in study.policies if "/" in name or name.endswith(".pt")]
+    asked = dict.fromkeys(name.removeprefix(f"{CLAIRVOYANT}:") for name in study.policies)
+    paths = [name for name in asked if "/" in name or name.endswith(".pt")]
     if paths:
         from tempovlm.lab.queueing.learned import learned_choosers
 
