@@ -43,7 +43,7 @@ from tempovlm.control.learned.observation import (
 from tempovlm.control.own_policy import narrowed
 from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.policy import Policy, Question, Sight
-from tempovlm.control.select import TIE, Floats, Ints
+from tempovlm.control.select import Floats, Ints
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 
@@ -209,12 +209,14 @@ class TwoStagePolicy(Stage1Policy):
 
 @dataclass(frozen=True)
 class ValuePolicy(LearnedPolicy):
-    """The expected accuracy of every setting from the question alone, so that a door can ask it too."""
+    """The expected accuracy of every setting from the question alone, so that a door can ask it too.
+
+    What it expects of two settings differs with the question, also by little, so there are no ties.
+    """
 
     net: AccuracyNetwork
     reader: Reader
     scale = "accuracy"
-    tie = TIE
 
     @cached_property
     def usual(self) -> Floats:

@@ -15,10 +15,11 @@ from functools import partial
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
+from tempovlm.control.learned.policies import ValuePolicy
 from tempovlm.control.queue import Schedule
 from tempovlm.control.select import Ints
 from tempovlm.lab.queueing.arrivals import arrival_times_ms
-from tempovlm.lab.queueing.choosers import of_scores
+from tempovlm.lab.queueing.choosers import Chooser, of_scores
 from tempovlm.lab.queueing.simulate import simulate
 from tempovlm.lab.queueing.world import Traffic, World, draw_traffic
 from tempovlm.lab.table import Floats
@@ -28,6 +29,11 @@ REMEMBERED = 256
 
 MANY = 10**9
 """Requests that may wait: deadlines alone limit who waits."""
+
+
+def chooser_of(name: str, expected: Floats, usual: Floats) -> Chooser:
+    """Make the policy of a network in the simulator, of expected accuracies (n, K) and those of an ordinary one."""
+    return replace(of_scores(name, expected, len(usual)), usual=usual, tie=ValuePolicy.tie)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -52,8 +58,9 @@ class Episode:
             expected: (n, K) accuracies, by which they are admitted, priced and answered.
             usual: (K,) accuracies of an ordinary question, which price the time of others.
         """
-        chooser = replace(of_scores("sample", expected, len(usual)), usual=usual)
-        return simulate(self.world, self.traffic, chooser, self._schedule).right_on_time
+        return simulate(
+            self.world, self.traffic, chooser_of("sample", expected, usual), self._schedule
+        ).right_on_time
 
     def _schedule(self) -> Schedule:
         forecast = Forecast()

@@ -37,10 +37,10 @@ from tempovlm.lab.grpo.environment import GrpoJob
 from tempovlm.lab.judge.inputs import Content
 from tempovlm.lab.options import FitOptions, GrpoOptions, QueueFlags
 from tempovlm.lab.queue_grpo.algorithm import Corrected, QueueTraining
-from tempovlm.lab.queue_grpo.episodes import MANY, Source
+from tempovlm.lab.queue_grpo.episodes import MANY, Source, chooser_of
 from tempovlm.lab.queue_grpo.value import draw_reliability, predicted, reliability, train_values
 from tempovlm.lab.queueing.arrivals import POISSON, gaps_of
-from tempovlm.lab.queueing.choosers import KIND, TABLE, Chooser, named, of_scores
+from tempovlm.lab.queueing.choosers import KIND, TABLE, Chooser, named
 from tempovlm.lab.queueing.shares import blocks_of
 from tempovlm.lab.queueing.simulate import simulate
 from tempovlm.lab.queueing.study import budgets_of
@@ -231,8 +231,7 @@ def judge(given: _Material, runs: Sequence[_Run], job: QueueJob) -> list[dict[st
 
 
 def _chooser(name: str, net: AccuracyNetwork, given: _Material) -> Chooser:
-    one = of_scores(name, predicted(net, given.judged_language), len(given.world.space))
-    return replace(one, usual=net.usual.double().numpy())
+    return chooser_of(name, predicted(net, given.judged_language), net.usual.double().numpy())
 
 
 def _schedule() -> Schedule:

@@ -125,5 +125,5 @@ def draw_reliability(found: Mapping[str, Mapping[str, Any]]) -> str:
             axes.plot((at, at), [100 * end for end in row["interval"]], color=f"C{i}", lw=1)
     axes.set_xlabel("expected accuracy, %")
     axes.set_ylabel("right, %")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     return to_svg(figure, "Right answers against expected accuracy, questions that no policy learned from")
