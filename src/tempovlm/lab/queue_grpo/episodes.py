@@ -32,7 +32,7 @@ MANY = 10**9
 
 
 def chooser_of(name: str, expected: Floats, usual: Floats) -> Chooser:
-    """Make the policy of a network in the simulator, of expected accuracies (n, K) and those of an ordinary one."""
+    """Make the policy of a network in the simulator, of accuracies (n, K) and those of an ordinary question."""
     return replace(of_scores(name, expected, len(usual)), usual=usual, tie=ValuePolicy.tie)
 
 
