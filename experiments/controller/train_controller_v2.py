@@ -12,7 +12,7 @@ Examples:
         --data_dir runs/data --output_dir runs/exp5
     python experiments/controller/train_controller_v2.py --environment queue --arrivals trace.csv --results_dir \
         results/core_exp_pocket_train results/core_exp_pocket_val results/core_exp_pocket_cpu --dataset_names \
-        text_vqa --model_path pocket --seeds 0 1 2 --warm_start 30 --num_epochs 12 --batch_size 8 --lr 0.03 \
+        text_vqa --model_path pocket --seeds 0 1 2 --warm_start 30 --num_epochs 8 --batch_size 4 --lr 0.03 \
         --group_size 8 --scale_rewards none --hidden_dim 64 --data_dir runs/data --output_dir runs/queue
 """
 
