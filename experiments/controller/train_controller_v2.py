@@ -1,11 +1,18 @@
 r"""Exp 5: train a controller of all three knobs by GRPO, end to end, on results of the core experiment.
 
+With `--environment queue` the policy predicts accuracies, against which the price of lane time is set, and the
+reward of a choice is what all requests of its episode of a shared queue earn.
+
 Writes `best_controller.pt`, `report.json` and a log of every seed to `--output_dir`; resumes. The test bed that
 the results name is drawn in the cache directory if it is missing.
 
 Examples:
     python experiments/controller/train_controller_v2.py --results_dir results/core_exp_pocket_train \
         --dataset_names text_vqa --model_path pocket --seeds 0 1 --num_epochs 20 --output_dir runs/exp5
+    python experiments/controller/train_controller_v2.py --environment queue --arrivals trace.csv --results_dir \
+        results/core_exp_pocket_train results/core_exp_pocket_val results/core_exp_pocket_cpu --dataset_names \
+        text_vqa --model_path pocket --seeds 0 1 2 --warm_start 30 --num_epochs 8 --batch_size 4 --lr 0.03 \
+        --group_size 8 --scale_rewards none --hidden_dim 64 --output_dir runs/queue
 """
 
 from __future__ import annotations
@@ -19,15 +26,18 @@ from typing import Literal
 import tempovlm
 from tempovlm.data.registry import check_datasets
 from tempovlm.lab import script
-from tempovlm.lab.options import GrpoOptions, JointFlags, ModelFlags
+from tempovlm.lab.options import GrpoOptions, JointFlags, ModelFlags, QueueFlags
 from tempovlm.lab.script import flag
 from tempovlm.lab.script import seed as read_seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(ModelFlags, JointFlags):
+class Flags(ModelFlags, JointFlags, QueueFlags):
     """Flags of this script alone, and those of the experiment."""
 
+    environment: Literal["answers", "queue"] = flag(
+        "answers", "what acts: single answers under budgets, or requests that share a lane"
+    )
     latency_estimator_path: Path | None = flag(
         Path("checkpoints/latency_estimator/best_latency_estimator.pt"), "checkpoint of Exp 1"
     )
@@ -61,6 +71,12 @@ def main(argv: list[str]) -> None:
     if args.latency_source == "measured":
         args.latency_estimator_path = None
     args.options = script.options_from(GrpoOptions, vars(args))
+    if args.environment == "queue":
+        from tempovlm.lab.queue_grpo import study
+
+        report = study.run_job(script.options_from(study.QueueJob, vars(args)))
+        sys.stdout.write(study.render(report) + f"{args.output_dir / study.CHECKPOINTS[study.LEARNED]}\n")
+        return
     job = script.options_from(joint.JointJob, vars(args))
     sys.stdout.write(joint.render(joint.run_job(job)) + f"{args.output_dir / joint.CHECKPOINT}\n")
 

@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "two_stage_stage1": ("knob1",),
     "two_stage": ("knob1", "knob2knob3"),
     "llm_based": ("controller",),
+    "value": ("accuracy",),
     "nearest_neighbours": ("scorer",),
     "linucb": ("scorer",),
 }
@@ -43,6 +44,7 @@ CLASSES: dict[str, str] = {
     "Knob1PredictorBudgetLanguage": _NETWORKS,
     "Knob1PredictorBudgetLanguageGlance": _NETWORKS,
     "Knob2Knob3Predictor": _NETWORKS,
+    "AccuracyNetwork": _NETWORKS,
     "LLMBasedController": "tempovlm.control.learned.llm_based",
     "NearestNeighbours": "tempovlm.control.baselines",
     "LinUCB": "tempovlm.control.baselines",

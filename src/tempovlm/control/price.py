@@ -66,7 +66,7 @@ class Envelope:
     def slopes(self) -> Floats:
         """(V - 1,) accuracy per ms between neighbouring vertices, descending."""
         with np.errstate(divide="ignore"):
-            found: Floats = np.diff(self.accuracy) / np.diff(self.lane_ms)
+            found: Floats = (self.accuracy[1:] - self.accuracy[:-1]) / (self.lane_ms[1:] - self.lane_ms[:-1])
         return found
 
     @property

@@ -325,6 +325,34 @@ class JointFlags(GrpoFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueueFlags:
+    """Flags of Exp 5 in a queue.
+
+    Attributes:
+        exploration: standard deviation of what is added to a logit in each direction that is learned.
+    """
+
+    arrivals: str | None = flag(
+        None, "queue: trace FILE.csv whose first half is learned from and second half judged; poisson or bursts"
+    )
+    loads: Sequence[float] = flag((0.5, 1.0, 1.7), "queue: arrivals over what the lane answers at native")
+    budgets_ms: Sequence[float] = flag((), "queue: budgets in ms; default: 2 x the native median")
+    episode_length: int = flag(96, "queue: requests of an episode")
+    exploration: float = flag(0.2, "queue: spread of the corrections that are drawn")
+
+    def check_queue(self) -> None:
+        """Raise a `UserError` that names the first of these flags whose value makes no sense."""
+        if self.arrivals is None:
+            raise UserError("--arrivals: the queue needs a trace FILE.csv, poisson or bursts")
+        for name in ("loads", "budgets_ms"):
+            if wrong := [value for value in getattr(self, name) if not 0 < value < math.inf]:
+                raise UserError(f"--{name} {wrong[0]:g}: must be a positive number")
+        check_counts(self, ("episode_length",), 2)
+        if not 0 < self.exploration < math.inf:
+            raise UserError(f"--exploration {self.exploration:g}: must be a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptiveFlags(DataDirFlags):
     """Flags of Exp 8, whose data sets are mixed in equal parts."""
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from tempovlm.control.learned.host import HostNetwork, added, product
 from tempovlm.control.learned.networks import (
+    AccuracyNetwork,
     Knob1Predictor,
     Knob1PredictorBudget,
     Knob1PredictorBudgetLanguage,
@@ -58,6 +59,16 @@ def test_the_second_stage() -> None:
         for budget_ms in BUDGETS_MS:
             want = net(VISION[:1], LANGUAGE[:1], torch.tensor([budget_ms]), torch.tensor([tier]))
             near(host(budget_ms, seen), torch.cat(want, dim=1))
+
+
+def test_accuracies_from_a_question_alone() -> None:
+    net = AccuracyNetwork(6, 16, 9)
+    net.fit_inputs(LANGUAGE, torch.rand(40, 9))
+    net.eval()
+    host = HostNetwork(net)
+    seen = host.inputs["language"](LANGUAGE[0].numpy())
+    for budget_ms in BUDGETS_MS:
+        near(host(budget_ms, seen), net(LANGUAGE[:1]))
 
 
 def test_supervision() -> None:

@@ -15,6 +15,7 @@ from tempovlm.control.guard import CONTROL_REPEATS, Guard, measure_control_ms
 from tempovlm.control.learned.host import HostNetwork
 from tempovlm.control.learned.llm_based import LLMBasedController
 from tempovlm.control.learned.networks import (
+    AccuracyNetwork,
     Knob1PredictorBudgetLanguage,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
@@ -178,6 +179,23 @@ def test_a_glance_decides_the_tier(engine: Engine, tmp_path: Path) -> None:
     assert len(tiers) > 1
     wanted = SPACE.tiers[int(net(language, torch.tensor([50.0]), torch.zeros(1, 2 * WIDTH)).argmax())]
     assert SPACE.settings[int(policy.look(QUESTION, 50.0).argmax())].tier == wanted
+
+
+def test_expected_accuracies_have_a_price_and_know_an_ordinary_question(engine: Engine, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = AccuracyNetwork(WIDTH, 16, len(SPACE)).eval()
+    net.fit_usual(torch.randn(20, WIDTH))
+    save_controller(tmp_path / "value.pt", kind="value", networks={"accuracy": net}, space=SPACE)
+    runner = engine.runner
+    policy = policy_from_checkpoint(tmp_path / "value.pt", SPACE, runner.model, runner.tokenizer)
+    assert policy.scale == "accuracy"
+    assert not policy.sees_glance
+    assert not policy.sees_picture
+    row = language_feature(token_vectors(runner.model), question_ids(runner.tokenizer, QUESTION.text))
+    want = net(torch.from_numpy(row)[None]).sigmoid()[0].detach().numpy()
+    for left_ms in (3.0, 300.0):
+        np.testing.assert_allclose(policy.look(QUESTION, left_ms), want, rtol=1e-4)
+    np.testing.assert_allclose(policy.usual, net.usual.numpy())
 
 
 def test_the_llm_based_one_scores_all_knobs_at_once(engine: Engine, tmp_path: Path) -> None:

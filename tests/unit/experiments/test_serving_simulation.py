@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from queue_worlds import world
 from scripts import ROOT, script
 
 from tempovlm.core.errors import UserError
-from tempovlm.lab.queueing import page, study
+from tempovlm.lab.queueing import learned, page, study
 from tempovlm.lab.queueing.arrivals import read_trace
+from tempovlm.lab.queueing.choosers import Chooser, of_scores
 from tempovlm.lab.queueing.shares import blocks_of, gap_closed, share_row
 from tempovlm.lab.queueing.simulate import REFUSED, Outcome
 from tempovlm.lab.queueing.study import Study, run_study, write_report
+from tempovlm.lab.queueing.world import World
 from tempovlm.lab.statistics import percentile_interval
 
 simulate = script("serving/simulate")
@@ -229,3 +232,18 @@ def test_the_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "examples:" in out
     assert "--arrivals" in out
+
+
+def test_a_checkpoint_is_a_policy_and_a_clairvoyant_may_know_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def scored(names: Sequence[str], of: World, *_: object) -> dict[str, Chooser]:
+        asked.extend(names)
+        return {name: of_scores(name, of.judged.accuracy, len(of.space)) for name in names}
+
+    monkeypatch.setattr(learned, "learned_choosers", scored)
+    report = report_of(policies=("runs/value.pt", "clairvoyant:runs/value.pt"), prices=("derived",))
+    assert asked == ["runs/value.pt"]
+    assert [row["policy"] for row in report["rows"]] == ["runs/value.pt", "clairvoyant:runs/value.pt"]  # type: ignore[attr-defined]

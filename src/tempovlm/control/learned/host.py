@@ -28,7 +28,7 @@ _HALF_OF_ONE = 0.6392322713805369
 
 
 class HostNetwork:
-    """A network of a budget and features, in two steps: what each feature adds, and logits from their sum.
+    """A network of features, and of a budget if it has one: what each feature adds, and logits from their sum.
 
     Attributes:
         inputs: by the name that the network has for a feature, what it adds.
@@ -40,27 +40,36 @@ class HostNetwork:
         Raises:
             TypeError: the network is not an encoder's two layers, features and a trunk of two layers, with SiLUs.
         """
-        budget, trunk = net.get_submodule("budget"), net.get_submodule("trunk")
-        assert isinstance(budget, LatencyBudgetEncoder)
+        trunk = net.get_submodule("trunk")
         assert isinstance(trunk, nn.Sequential)
-        first, _, last = _checked(budget.mlp, nn.Linear, nn.SiLU, nn.Linear)
         _, middle, _, heads = _checked(trunk, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear)
         looks = {name: look for name, look in net.named_children() if isinstance(look, Feature)}
         self.inputs = {name: Input(look) for name, look in looks.items()}
-        of_log, of_sum = _linear(first), _linear(last)
-        of_log[:, -1] -= of_log[:, 0] * (CENTRE / SPREAD)
-        of_log[:, 0] /= SPREAD
+        bias = np.zeros((_linear(middle).shape[1] - 1, 1), np.float32)
         for look in looks.values():
-            of_sum[:, -1] += _array(look.linear.bias)
-        self._waves = waves(budget)
-        self._first, self._last, self._middle = _hidden(of_log), _hidden(of_sum), _hidden(_linear(middle))
-        self._heads = _linear(heads)
+            bias[:, 0] += _array(look.linear.bias)
+        self._budget = _of_budget(dict(net.named_children()).get("budget"), bias)
+        self._middle, self._heads = _hidden(_linear(middle)), _linear(heads)
 
     def __call__(self, budget_ms: float, seen: Row | float = 0.0) -> Row:
         """Return logits from milliseconds and the sum (H + 1,) of what the features add, 0 without any."""
-        x = self._last.dot(_silu(self._first.dot(self._waves(budget_ms))))
+        x = self._budget(budget_ms)
         x += seen
         return self._heads.dot(_silu(self._middle.dot(_silu(x))))
+
+
+def _of_budget(budget: nn.Module | None, bias: Row) -> Callable[[float], Row]:
+    """A budget in milliseconds to new (H + 1,) units, with a bias (H, 1); that alone where there is no encoder."""
+    if not isinstance(budget, LatencyBudgetEncoder):
+        alone = _hidden(bias)[:, 0]
+        return lambda _: alone.copy()
+    first, _, last = _checked(budget.mlp, nn.Linear, nn.SiLU, nn.Linear)
+    of_log, of_sum, encode = _linear(first), _linear(last), waves(budget)
+    of_log[:, -1] -= of_log[:, 0] * (CENTRE / SPREAD)
+    of_log[:, 0] /= SPREAD
+    of_sum[:, -1:] += bias
+    to_hidden, to_sum = _hidden(of_log), _hidden(of_sum)
+    return lambda budget_ms: to_sum.dot(_silu(to_hidden.dot(encode(budget_ms))))
 
 
 class Input:

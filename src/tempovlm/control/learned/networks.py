@@ -226,6 +226,47 @@ class Knob2Knob3Predictor(nn.Module):
         return top_k, num_blocks
 
 
+class AccuracyNetwork(nn.Module):
+    """From the question to the expected accuracy of every setting."""
+
+    usual: Tensor
+
+    def __init__(self, language_width: int, hidden_dim: int = HIDDEN_DIM, num_settings: int = 75) -> None:
+        super().__init__()
+        self.sizes = {"language_width": language_width, "hidden_dim": hidden_dim, "num_settings": num_settings}
+        self.language = Feature(language_width, hidden_dim)
+        self.trunk = _trunk(hidden_dim, num_settings)
+        self.register_buffer("usual", torch.zeros(num_settings))
+
+    @torch.no_grad()
+    def fit_inputs(self, language: Tensor, accuracy: Tensor) -> None:
+        """Standardise by training features (N, L), and begin with the mean accuracies of all settings (N, K)."""
+        self.language.standard.fit(language)
+        last = self.last
+        last.weight.mul_(0.1)
+        last.bias.copy_(torch.logit(accuracy.mean(dim=0), eps=1e-3))
+
+    @torch.no_grad()
+    def fit_usual(self, language: Tensor) -> None:
+        """Remember the mean of what it expects of questions (N, L)."""
+        self.usual.copy_(self(language).sigmoid().mean(dim=0))
+
+    def hidden(self, language: Tensor) -> Tensor:
+        """Return the last hidden units (B, H) from questions (B, L)."""
+        return self.trunk[:-1](self.language(language))
+
+    def forward(self, language: Tensor) -> Tensor:
+        """Return logits (B, K) of the accuracies from questions (B, L)."""
+        return self.last(self.hidden(language))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that makes logits of hidden units."""
+        layer = self.trunk[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+
 class TwoStageController(nn.Module):
     """Both stages: the tier before the picture is encoded, top-k and depth after it."""
 

@@ -23,6 +23,7 @@ from tempovlm.control.checkpoint import Part, SavedController, check_sizes, fing
 from tempovlm.control.learned.host import HostNetwork, added
 from tempovlm.control.learned.llm_based import FirstBlocks, LLMBasedController, Reading
 from tempovlm.control.learned.networks import (
+    AccuracyNetwork,
     Knob1Predictor,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
@@ -207,6 +208,37 @@ class TwoStagePolicy(Stage1Policy):
 
 
 @dataclass(frozen=True)
+class ValuePolicy(LearnedPolicy):
+    """The expected accuracy of every setting from the question alone, so that a door can ask it too.
+
+    What it expects of two settings differs with the question, also by little, so there are no ties.
+    """
+
+    net: AccuracyNetwork
+    reader: Reader
+    scale = "accuracy"
+
+    @cached_property
+    def usual(self) -> Floats:
+        """(K,) expected accuracies over the training questions."""
+        return self.net.usual.double().numpy()
+
+    def look(self, question: Question, left_ms: float) -> Floats:
+        """Return expected accuracies (K,)."""
+        seen = self._network.inputs["language"](self.reader.language(question.text))
+        logits = self.joint(self._network(left_ms, seen), self._every)
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+    @cached_property
+    def _every(self) -> Ints:
+        return np.arange(len(self.space))
+
+    @cached_property
+    def _network(self) -> HostNetwork:
+        return HostNetwork(self.net)
+
+
+@dataclass(frozen=True)
 class LLMBasedPolicy(LearnedPolicy):
     """Exp 5: the model's first blocks read glance, question and budget, and score all three knobs at once."""
 
@@ -284,6 +316,8 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
         return ScoredPolicy(_of(saved, "scorer", NearestNeighbours, path), name)
     if saved.kind == "linucb":
         return ScoredPolicy(_of(saved, "scorer", LinUCB, path), name)
+    if saved.kind == "value":
+        return ValuePolicy(space, name, _of(saved, "accuracy", AccuracyNetwork, path), reader)
     if saved.kind == "llm_based":
         return _llm_based(_of(saved, "controller", LLMBasedController, path), space, name, reader, path)
     knob1 = saved.networks["knob1"]

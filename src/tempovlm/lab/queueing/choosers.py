@@ -49,7 +49,8 @@ class Chooser:
         is_guarded: whether requests that cannot be in time are refused. leaves: whether it leaves those who wait
             their share of the time.
         has_price: whether scores are accuracies, which can be weighed against time.
-        plans: whether it knows all arrivals.
+        plans: whether it knows all arrivals. usual: (K,) of an ordinary question; by default the mean of those
+            with all of the budget left.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Chooser:
     leaves: bool = True
     has_price: bool = True
     plans: bool = False
+    usual: Floats | None = None
 
     def place(self, left_ms: float) -> int:
         """Return the place of the scores that hold with `left_ms` left."""
@@ -70,7 +72,7 @@ class Chooser:
     @property
     def mean_scores(self) -> Floats:
         """(K,) of an ordinary question with all of the budget left."""
-        return np.asarray(self.scores[-1].mean(axis=0), dtype=np.float64)
+        return self.usual if self.usual is not None else np.asarray(self.scores[-1].mean(axis=0), dtype=np.float64)
 
 
 def of_scores(name: str, scores: Floats, space_size: int) -> Chooser:
@@ -184,11 +186,14 @@ def of_policy(
                 sight = sights(table, row, name_of_tier)
                 settled[place, row, part] = policy.settle(asked, sight, float(left_ms - look_ms[tier]))[part]
         advance(row + 1, count)
+    if settled is None and (scores == scores[:1]).all():
+        scores, grid_ms = scores[:1], grid_ms[:1]
     return Chooser(
         name=name,
         scores=scores.astype(np.float64),
         settled=None if settled is None else settled.astype(np.float64),
         grid_ms=grid_ms,
+        usual=None if policy.usual is None else np.asarray(policy.usual, dtype=np.float64),
         allowed=np.ones(len(world.space), dtype=bool),
         tie=policy.tie,
         has_price=policy.scale == "accuracy",

@@ -160,7 +160,7 @@ def read_inputs(study: Study) -> Inputs:
     study.check()
     prices = {text: parse_price(DERIVED if text == WAITING else text) for text in dict.fromkeys(study.prices)}
     world = read_world(study.results_dirs, _space(study.model_path))
-    budgets_ms = sorted(set(study.budgets_ms)) or [_BUDGET_FACTOR * float(world.usual_ms[world.native])]
+    budgets_ms = budgets_of(study.budgets_ms, world)
     gaps = {one: gaps_of(one, study.first_request, study.num_requests, study.seed) for one in study.arrivals}
     plans = _plans(study, _choosers(study, world, budgets_ms), prices)
     return Inputs(study=study, world=world, budgets_ms=budgets_ms, gaps=gaps, prices=prices, plans=plans)
@@ -186,6 +186,11 @@ def run_study(study: Study) -> dict[str, Any]:
             report["closed"] += _closed(outcomes, blocks_of(len(traffic)))
     report["rate"] = total / max(s_from_ms(now_ms() - began_ms), 1e-9)
     return report
+
+
+def budgets_of(given: Sequence[float], world: World) -> list[float]:
+    """Return the given budgets in ms, ascending; by default twice the native setting's median."""
+    return sorted(set(given)) or [_BUDGET_FACTOR * float(world.usual_ms[world.native])]
 
 
 def _tell(advance: Advance, before: int, total: int, done: int, _: int) -> None:
@@ -238,7 +243,8 @@ def is_path(policy: str) -> bool:
 
 
 def _choosers(study: Study, world: World, budgets_ms: Sequence[float]) -> list[Chooser]:
-    paths = [name for name in study.policies if is_path(name)]
+    asked = dict.fromkeys(name.removeprefix(f"{CLAIRVOYANT}:") for name in study.policies)
+    paths = [name for name in asked if is_path(name)]
     if paths:
         from tempovlm.lab.queueing.learned import learned_choosers
 

@@ -38,12 +38,14 @@ class World:
     Attributes:
         judged: questions that are asked, with accuracies (N, K). train: those that policies learned from. laps_ms:
         (P, R, K) measured times. stands_for: for each question (N) those of the P whose times it may take.
+        timed: data set, id and image features of each of the P.
     """
 
     judged: Table
     train: Table
     laps_ms: Floats
     stands_for: Sequence[Ints]
+    timed: Sequence[tuple[str, str, int]] = ()
 
     @property
     def space(self) -> KnobSpace:
@@ -90,7 +92,7 @@ def read_world(results_dirs: Sequence[Path], space: KnobSpace, datasets: Sequenc
         tables[split] = table_of(frame, space, split)
     judged = tables["val"]
     timed, laps_ms = _laps_of(frame, space)
-    return World(judged, tables["train"], laps_ms, _stand_ins(judged, timed))
+    return World(judged, tables["train"], laps_ms, _stand_ins(judged, timed), timed)
 
 
 def _laps_of(frame: pd.DataFrame, space: KnobSpace) -> tuple[list[tuple[str, str, int]], Floats]:
@@ -127,6 +129,12 @@ def _stand_ins(judged: Table, timed: Sequence[tuple[str, str, int]]) -> list[Int
         masks = (same_set & same_size, same_size, same_set, np.ones(len(timed), dtype=bool))
         result.append(np.flatnonzero(next(mask for mask in masks if mask.any())))
     return result
+
+
+def about_training(world: World, part: str = "") -> World:
+    """Return the same world whose requests are about training questions, of one of their parts if it is named."""
+    own = world.train.take(world.train.rows(part)) if part else world.train
+    return World(own, world.train, world.laps_ms, _stand_ins(own, world.timed), world.timed)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

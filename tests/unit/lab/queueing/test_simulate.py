@@ -10,11 +10,13 @@ import pytest
 from decision_worlds import COST_MS, K
 from queue_worlds import CHANCE, door, traffic, world
 
+from tempovlm.control.policy import Policy, Question
 from tempovlm.control.price import Price
 from tempovlm.core.errors import UserError
+from tempovlm.lab.judge.inputs import Content, Sights
 from tempovlm.lab.queueing import clairvoyant
 from tempovlm.lab.queueing.arrivals import arrival_times_ms, gaps_of
-from tempovlm.lab.queueing.choosers import Chooser, accuracy_by_kind, knowing, named, of_scores
+from tempovlm.lab.queueing.choosers import Chooser, accuracy_by_kind, knowing, named, of_policy, of_scores
 from tempovlm.lab.queueing.simulate import REFUSED, Outcome, simulate
 from tempovlm.lab.queueing.world import Traffic, World, draw_traffic
 from tempovlm.lab.table import Table
@@ -209,3 +211,36 @@ def test_drawn_requests_take_one_lap_of_their_picture_at_every_setting() -> None
     requests = draw_traffic(of, np.ones(50), 1.0, [72.0], seed=1)
     laps = {tuple(lap) for lap in of.laps_ms.reshape(-1, K).round(6).tolist()}
     assert {tuple(one) for one in requests.service_ms.round(6).tolist()} <= laps
+
+
+class Told(Policy):
+    """Expects the same of every question, with less of the budget left as much or less."""
+
+    name, scale = "told", "accuracy"
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    @property
+    def usual(self) -> np.ndarray:
+        return np.full(K, 0.25)
+
+    def look(self, question: Question, left_ms: float) -> np.ndarray:
+        assert question.text
+        return np.full(K, 0.5) + self.slope * left_ms
+
+
+@pytest.mark.parametrize(("slope", "times"), [(0.0, 1), (1e-3, 12)])
+def test_a_policy_is_kept_at_as_many_budgets_as_change_what_it_says(slope: float, times: int) -> None:
+    of = world(count=3)
+
+    class Asked(Content):
+        def question_of(self, table: Table, row: int) -> Question:
+            return Question(text=f"{row} of {len(table)}")
+
+    content = Asked({})
+    one = of_policy("told", Told(slope), of, content, Sights(None, content), [72.0])  # type: ignore[arg-type]
+    assert one.scores.shape == (times, 3, K)
+    assert len(one.grid_ms) == times
+    assert one.has_price
+    np.testing.assert_allclose(one.mean_scores, 0.25)
