@@ -108,7 +108,10 @@ def test_help_says_that_the_loss_type_does_not_scale(capsys: pytest.CaptureFixtu
         (["--architecture", "mlp"], "--architecture mlp"),
         (["--estimator_only"], "--estimator_only"),
         (["--environment", "queue"], "--arrivals: the queue needs a trace"),
-        (["--environment", "queue", "--arrivals", "poisson", "--warm_start", "0"], "--warm_start 0: a queue's policy"),
+        (
+            ["--environment", "queue", "--arrivals", "poisson", "--warm_start", "0"],
+            "--warm_start 0: a queue's policy",
+        ),
         (["--dataset_names", "vqa9"], "--dataset_names vqa9"),
         (["--latency_source", "estimator", "--latency_estimator_path", "none.pt"], "none.pt: no such file"),
         (["--results_dir", "nowhere"], "nowhere: no such results directory"),
