@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +93,26 @@ class Agreement:
         """Compare with rows of a file, or simulate the same requests if there are none."""
         self._inputs, self._rows = inputs, simulated
         self._own: dict[str, Any] = {"rows": [], "kinds": []}
+        self._paced: dict[str, Any] = {"rows": [], "kinds": []}
         self._intervals: dict[tuple[Any, ...], list[float]] = {}
 
-    def add(self, traffic: Traffic, outcomes: Mapping[Key, Outcome]) -> None:
-        """Simulate the requests of one cell, if no file says how they end.
+    def add(self, traffic: Traffic, outcomes: Mapping[Key, Outcome], paces: Mapping[Key, float | None]) -> None:
+        """Simulate the requests of one cell: at the server's pace, and at the results' if no file says how.
 
         Args:
             traffic: the requests.
             outcomes: what the server did with them, by plan.
+            paces: its times over those of the results, by plan.
         """
+        plans = {key_of(*head, plan)[2:]: plan for head in self._inputs.cells for plan in self._inputs.plans}
+        slowed = {
+            key: self._inputs.simulate(plans[key[2:]], replace(traffic, service_ms=traffic.service_ms * pace))
+            for key in outcomes
+            if (pace := paces[key]) is not None
+        }
+        add_rows(self._paced, self._inputs, traffic, slowed)
         if self._rows is not None:
             return
-        plans = {key_of(*head, plan)[2:]: plan for head in self._inputs.cells for plan in self._inputs.plans}
         simulated = {key: self._inputs.simulate(plans[key[2:]], traffic) for key in outcomes}
         add_rows(self._own, self._inputs, traffic, simulated)
         blocks = blocks_of(len(traffic))
@@ -121,10 +130,12 @@ class Agreement:
         """
         simulated = {_name_of(row): row for row in (self._own["rows"] if self._rows is None else self._rows)}
         pairs = [(row, simulated[_name_of(row)]) for row in live if _name_of(row) in simulated]
+        paced = {_name_of(row): row["right_on_time"] for row in self._paced["rows"]}
         return {
             "simulated": [other for _, other in pairs],
             "differences": [
-                self._difference(row, other) | {"pace": paces[_key_of_row(row)]} for row, other in pairs
+                self._difference(row, other) | _at_pace(row, paces[_key_of_row(row)], paced)
+                for row, other in pairs
             ],
             "orders": self._orders(pairs),
         }
@@ -156,6 +167,12 @@ class Agreement:
         return result
 
 
+def _at_pace(live: Row, pace: float | None, paced: Mapping[tuple[Any, ...], float]) -> dict[str, Any]:
+    """Return a row's pace, and its difference to the simulator with lane times that are that much longer."""
+    share = paced.get(_name_of(live))
+    return {"pace": pace, "at_pace": None if share is None else _POINTS * (live["right_on_time"] - share)}
+
+
 def _ranked(rows: Sequence[Row]) -> list[str]:
     """Return the plans of some rows, the best one first."""
     return [_plan_name(row) for row in sorted(rows, key=lambda row: -float(row["right_on_time"]))]
@@ -169,7 +186,7 @@ def render_agreement(report: Mapping[str, Any]) -> str:
     """Render the differences for a terminal."""
     lines = [
         f"{'server - simulator, points':<37}  {'policy':<34}{'right on time':>24}{'on time':>9}{'refused':>9}"
-        f"{'pace':>7}"
+        f"{'pace':>7}{'at that pace':>14}"
     ]
     for row in report["differences"]:
         low, high = row["interval"]
@@ -178,11 +195,17 @@ def render_agreement(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{row['arrivals'][-23:]:<24}{row['load']:>5g}{budget:>8}  {_plan_name(row)[-33:]:<34}{share:>24}"
             f"{row['on_time']:>+9.1f}{row['refused']:>+9.1f}"
-            + ("" if row["pace"] is None else f"{row['pace']:>7.2f}")
+            + ("" if row["pace"] is None else f"{row['pace']:>7.2f}{row['at_pace']:>+14.1f}")
         )
-    most = max((abs(row["right_on_time"]) for row in report["differences"]), default=math.nan)
+    most, most_paced = (
+        max((abs(row[name]) for row in report["differences"] if row[name] is not None), default=math.nan)
+        for name in ("right_on_time", "at_pace")
+    )
     same = sum(one["same"] for one in report["orders"])
-    lines.append(f"largest difference {most:.1f} points; same order at {same} of {len(report['orders'])} loads")
+    lines.append(
+        f"largest difference {most:.1f} points, {most_paced:.1f} at the server's pace; "
+        f"same order at {same} of {len(report['orders'])} loads"
+    )
     about = report["conditions"]
     lines.append(
         f"native answers: {about['live_native_ms']:.1f} ms over HTTP, {about['native_ms']:.1f} ms in the results; "

@@ -124,7 +124,7 @@ def run_replay(flags: Replay) -> dict[str, Any]:
                 failed += sum(not _is_told(call.reply) for call in calls)
                 done += len(traffic)
             add_rows(report, inputs, traffic, outcomes)
-            agreement.add(traffic, outcomes)
+            agreement.add(traffic, outcomes, paces)
     report["conditions"] |= {"sent_late_p99_ms": float(np.quantile(lags_ms, 0.99)), "failed": failed}
     return report | agreement.found(report["rows"], paces)
 
