@@ -215,7 +215,7 @@ def test_a_file_that_is_no_simulation_is_refused_by_name(tmp_path: Path, text: s
 
 
 def test_the_results_that_the_documents_cite_are_files_of_the_study() -> None:
-    for name in ("bursts", "poisson", "budgets"):
+    for name in ("bursts", "poisson", "budgets", "learned", "loads"):
         path = ROOT / "results" / "serving" / f"{name}.json"
         read = json.loads(path.read_text())
         assert read["schema"] == study.SCHEMA

@@ -106,9 +106,9 @@ def label(row: Row) -> str:
     """Name a policy at a price as people do."""
     plan, _, of = str(row["policy"]).partition(":")
     name = (
-        f"arrivals known in advance, {_NAMES.get(of or KIND, of)}"
+        f"arrivals known in advance, {_NAMES.get(of or KIND, Path(of).name)}"
         if plan == CLAIRVOYANT
-        else _NAMES.get(plan, plan)
+        else _NAMES.get(plan, Path(plan).name)
     )
     price = _PRICES.get(row["price"], f", price {row['price']} per ms")
     order = "" if row["discipline"] in (None, "edf") else f", {row['discipline']}"
