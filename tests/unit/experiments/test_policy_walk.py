@@ -19,6 +19,7 @@ from tempovlm.control.baselines import NUM_FEATURES, LinUCB, NearestNeighbours
 from tempovlm.control.checkpoint import PARTS, save_controller
 from tempovlm.control.learned.llm_based import LLMBasedController
 from tempovlm.control.learned.networks import (
+    AccuracyNetwork,
     Knob1PredictorBudgetLanguage,
     Knob2Knob3Predictor,
     SupervisedController,
@@ -46,7 +47,7 @@ class Short(Cheap):
     def look(self, question, left_ms):
         return [1.0]
 """
-PREDICTING = ("nearest_neighbours", "linucb")
+PREDICTING = ("nearest_neighbours", "linucb", "value")
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +75,7 @@ def parts(kind: str) -> dict[str, Any]:
         "controller": LLMBasedController(width, 16, num_blocks=1, **sizes)
         if kind == "llm_based"
         else SupervisedController(16, **sizes),
+        "accuracy": AccuracyNetwork(width, 16, num_settings=len(SPACE)),
         "knob1": Knob1PredictorBudgetLanguage(width, 16),
         "knob2knob3": Knob2Knob3Predictor(2 * width, width, 16, **sizes),
         "scorer": NearestNeighbours.fit(features, accuracy, [f"p{i}" for i in range(40)])
