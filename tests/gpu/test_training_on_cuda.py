@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -28,19 +27,8 @@ RECIPE = Recipe(
 def test_a_run_is_measured_and_exported(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path, RECIPE, TINY, torch.device("cuda", 0))
     assert trainer.train(workers=0, max_minutes=1e9, log_every=4)
-    report = make_report(trainer, done=True)
-    assert report["questions"] > 0
-    assert 0 <= report["accuracy"] <= 100
+    asked = Trainer(tmp_path / "cpu", RECIPE, TINY, torch.device("cpu")).answered([trainer.space.native], 2)
+    assert make_report(trainer, done=True)["questions"] == sum(len(one.right) for one in asked)
     trainer.export()
     model = load_model(tmp_path / "pocket", torch.device("cpu"), torch.float32)
     assert model.config == trainer.config
-
-
-def test_answers_are_those_of_the_weights_on_a_cpu(tmp_path: Path) -> None:
-    on_cuda = Trainer(tmp_path, RECIPE, TINY, torch.device("cuda", 0))
-    on_cpu = Trainer(tmp_path, RECIPE, TINY, torch.device("cpu"))
-    on_cpu.pupil.load_state_dict(on_cuda.pupil.state_dict())
-    settings = [on_cuda.space.native, on_cuda.space.cheapest]
-    for ours, theirs in zip(on_cuda.answered(settings, 2), on_cpu.answered(settings, 2), strict=True):
-        assert (ours.knobs, ours.templates) == (theirs.knobs, theirs.templates)
-        assert np.mean((ours.right == theirs.right).numpy()) > 0.9

@@ -538,7 +538,7 @@ def no_price(policy: str, price_per_ms: float, name: str = "price_per_ms") -> Us
         name,
         price_per_ms,
         f"policy {policy} scores settings by logits, which have no price in accuracy; give 0, or a policy that "
-        "predicts accuracy: table, nearest neighbours or LinUCB",
+        "predicts accuracy: table, nearest neighbours, LinUCB or a value network",
     )
 
 

@@ -24,6 +24,7 @@ from tempovlm.lab.queueing.study import (
     Key,
     add_rows,
     budget_classes,
+    cell_of,
     conditions_of,
     head_of,
     key_of,
@@ -190,10 +191,9 @@ def render_agreement(report: Mapping[str, Any]) -> str:
     ]
     for row in report["differences"]:
         low, high = row["interval"]
-        budget = "all" if row["budget_ms"] is None else f"{row['budget_ms']:.0f}"
         share = f"{row['right_on_time']:+.1f} ({low:+.1f}, {high:+.1f})"
         lines.append(
-            f"{row['arrivals'][-23:]:<24}{row['load']:>5g}{budget:>8}  {_plan_name(row)[-33:]:<34}{share:>24}"
+            f"{cell_of(row)}{_plan_name(row)[-33:]:<34}{share:>24}"
             f"{row['on_time']:>+9.1f}{row['refused']:>+9.1f}"
             + ("" if row["pace"] is None else f"{row['pace']:>7.2f}{row['at_pace']:>+14.1f}")
         )

@@ -334,6 +334,12 @@ def render(report: Mapping[str, Any]) -> str:
     return render_rows(report["rows"]) + f"{report['rate']:.0f} simulated requests a second\n"
 
 
+def cell_of(row: Mapping[str, Any]) -> str:
+    """Return the first columns of a table of rows: arrivals, load and budget."""
+    budget = "all" if row["budget_ms"] is None else f"{row['budget_ms']:.0f}"
+    return f"{row['arrivals'][-23:]:<24}{row['load']:>5g}{budget:>8}  "
+
+
 def render_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """Render rows as a table for a terminal."""
     lines = [
@@ -342,10 +348,9 @@ def render_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         low, high = row["interval"]
-        budget = "all" if row["budget_ms"] is None else f"{row['budget_ms']:.0f}"
         share = f"{100 * row['right_on_time']:.1f} ({100 * low:.1f}, {100 * high:.1f})"
         lines.append(
-            f"{row['arrivals'][-23:]:<24}{row['load']:>5g}{budget:>8}  {row['policy'][-23:]:<24}"
+            f"{cell_of(row)}{row['policy'][-23:]:<24}"
             f"{row['price'] or '':<9}{row['discipline'] or '':<6}{share:>22}"
             + "".join(
                 f"{100 * row[name]:>{width}.1f}" for name, width in (("on_time", 9), ("refused", 9), ("late", 7))
