@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableM
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tempovlm.control.queue import Schedule, Stay
+from tempovlm.control.queue import Discipline, Schedule, Stay
 from tempovlm.core.units import now_ms
 from tempovlm.serving.desk import WayOut
 from tempovlm.serving.errors import ApiError, later
@@ -90,7 +90,9 @@ class _Replica:
 class Routes:
     """Follows what was sent to each replica, in any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, discipline: Discipline = "edf") -> None:
+        """Follow replicas that let in by a discipline."""
+        self._discipline: Discipline = discipline
         self._replicas: dict[str, _Replica] = {}
         self._lock = threading.Lock()
 
@@ -100,7 +102,8 @@ class Routes:
             known, self._replicas = self._replicas, {}
             for name in names:
                 state = states.get(name) or {}
-                one = known.get(name) or _Replica(Schedule(int(state.get("lanes", 1))), 0.0)
+                schedule = Schedule(int(state.get("lanes", 1)), discipline=self._discipline)
+                one = known.get(name) or _Replica(schedule, 0.0)
                 one.need_ms = state.get("need_ms", one.need_ms)
                 self._replicas[name] = one
 

@@ -18,6 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import RequestRouter
 
+from tempovlm.control.queue import Discipline
 from tempovlm.core.checks import check_names, checked_integer
 from tempovlm.core.units import now_ms
 from tempovlm.serving.front import Front, LostError, Message, Routes, Task, answered
@@ -85,9 +86,9 @@ class Replica:
 class ByCompletion(RequestRouter):
     """Routes a task to a replica that is expected to complete it before its deadline."""
 
-    def initialize_state(self, **_: Any) -> None:
-        """Begin without requests."""
-        self._routes = Routes()
+    def initialize_state(self, discipline: Discipline, **_: Any) -> None:
+        """Begin without requests, at replicas that let in by a discipline."""
+        self._routes = Routes(discipline)
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """Return the replicas, the best one first."""
@@ -141,7 +142,9 @@ def app(args: dict[str, Any]) -> Any:
         max_ongoing_requests=LET_IN,
         autoscaling_config=scaling,
         request_router_config=RequestRouterConfig(
-            request_router_class=ByCompletion, request_routing_stats_period_s=STATE_S
+            request_router_class=ByCompletion,
+            request_router_kwargs={"discipline": given.options.discipline},
+            request_routing_stats_period_s=STATE_S,
         ),
         ray_actor_options={"num_cpus": given.cores, **gpu},
     ).bind(given)

@@ -14,6 +14,7 @@ from asgi import CHAT, NEEDS, ask, chat, get, post, question
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
+from tempovlm.control.queue import Discipline
 from tempovlm.serving.front import INSIDE, Front, LostError, Routes, Task, answered
 from tempovlm.serving.options import Options
 
@@ -107,6 +108,17 @@ def test_a_request_goes_where_it_ends_in_time() -> None:
     assert routes.ranked("4", task(5.0), 0.0)[0] in ("a", "b"), "some replica has to refuse it"
     routes.ended("0", 10.0)
     assert routes.ranked("5", task(100.0), 10.0)[0] == firsts[0]
+
+
+@pytest.mark.parametrize(("discipline", "is_let_in"), [("edf", True), ("fcfs", False)])
+def test_a_replicas_queue_is_followed_in_its_own_order(discipline: Discipline, is_let_in: bool) -> None:
+    routes = Routes(discipline)
+    routes.tell(["a", "b"], {"a": {"need_ms": 10.0}, "b": {"need_ms": 10.0}})
+    for number in range(4):  # of each replica one begins and one waits
+        routes.ranked(str(number), task(None), 0.0)
+    first = routes.ranked("urgent", task(25.0), 0.0)[0]
+    then = routes.ranked("after", task(None), 0.0)[0]
+    assert (then != first) is is_let_in, "one that is not expected there is no load"
 
 
 def test_a_slower_replica_gets_those_that_have_time() -> None:
