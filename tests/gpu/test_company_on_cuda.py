@@ -225,3 +225,24 @@ def test_requests_with_a_budget_join_and_are_answered_as_alone(monkeypatch: pyte
     assert all(one.budget_met for one in among)
     same = [ours.tokens == own.tokens for ours, own in zip(among, alone, strict=True)]
     assert sum(same) >= 0.9 * len(same)
+
+
+def test_a_graph_that_is_collected_does_not_spoil_a_capture() -> None:
+    recorder, x = Recorder.on(torch.device("cuda", 0)), torch.zeros(8, device="cuda")
+    assert recorder is not None
+    holder: list[object] = [recorder.graph(lambda: x.add_(1))]
+    holder.append(holder)  # only the collector finds it
+    held, calls = [holder], [0]
+    del holder
+
+    def work() -> None:
+        calls[0] += 1
+        if calls[0] == 2:  # the one that is captured
+            held.clear()
+            _ = [[] for _ in range(10_000)]  # type: ignore[var-annotated]
+        x.add_(1)
+
+    graph = recorder.graph(work)
+    x.zero_()
+    graph.replay()
+    torch.testing.assert_close(x, torch.ones_like(x))

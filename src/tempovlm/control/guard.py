@@ -115,7 +115,8 @@ class Guard:
         second_ms: the second choice's part of it; None charges all of it at both choices.
         split_ms: by tier, extra time to encode the global crop first and the tiles later.
         margin: the factor on the bounds, learned from answers; None keeps the calibrated bounds.
-        spread: another factor on them, of answers among others.
+        crowd: a further factor for answers among others, learned from them; None as `margin`.
+        is_among: whether it decides about answers among others. spread: a calibrated factor on their bounds.
         usual: what an ordinary question gains; None where scores are not accuracies, or times unknown: then lane
             time has no price.
     """
@@ -128,6 +129,8 @@ class Guard:
     second_ms: float | None = None
     split_ms: Mapping[str, float] = field(default_factory=dict)
     margin: OnlineMargin | None = None
+    crowd: OnlineMargin | None = None
+    is_among: bool = False
     spread: float = 1.0
     usual: Usual | None = None
 
@@ -152,7 +155,8 @@ class Guard:
         everything = tuple(range(len(space)))
         first_ms, second_ms = measure_control_ms(policy, space, glance)
         own_ms = first_ms + second_ms
-        guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, OnlineMargin())
+        margins = OnlineMargin(), OnlineMargin()
+        guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, *margins)
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
             guard = replace(guard, usual=Usual(scores, Envelope.of(scores, guard._costs_ms)))
@@ -203,7 +207,7 @@ class Guard:
             return None
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
-            self._crowds[sharing] = replace(self, profile=profile, spread=sharing.spread)
+            self._crowds[sharing] = replace(self, profile=profile, is_among=True, spread=sharing.spread)
             self._crowds[sharing]._make_tables()
         return self._crowds[sharing]
 
@@ -212,10 +216,10 @@ class Guard:
         return {}
 
     def need(self, knobs: KnobConfig, max_new_tokens: int, deadline_ms: float) -> Need:
-        """Return what an answer at a setting needs, at the margin that holds now."""
+        """Return what an answer at a setting needs among others, by its times alone, at the margins of now."""
         if self.profile is None:
             return Need(UNKNOWN_MS, UNKNOWN_MS, max_new_tokens - 1, deadline_ms)
-        index, factor = self.space.index(knobs), self._factor
+        index, factor = self.space.index(knobs), self._factor * (1.0 if self.crowd is None else self.crowd.factor)
         steps = min(max_new_tokens, self.profile.output.upper) - 1
         reading_ms, step_ms = self.profile.p50_reading_ms(index), self.profile.step_ms(index)
         return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms)
@@ -399,6 +403,12 @@ class Guard:
             max(halves, default=0.0),
         )
 
+    def observe_among(self, took_ms: float, expected_ms: float, spread: float) -> None:
+        """Learn from an answer among others, which `spread` times the time that needs made expect should cover."""
+        if self.crowd is not None and expected_ms > 0:
+            calibrated_ms = expected_ms / self.crowd.factor
+            self.crowd.observe(took_ms, spread * calibrated_ms, calibrated_ms)
+
     def _settled(self, chosen: TierChoice, sight: Sight, left_ms: float) -> Floats:
         """Return the policy's scores (K,) for the second choice."""
         policy = self.policy
@@ -459,7 +469,12 @@ class Guard:
 
     @property
     def _factor(self) -> float:
-        return self.spread * (1.0 if self.margin is None else self.margin.factor)
+        return self.spread * self._crowding * (1.0 if self.margin is None else self.margin.factor)
+
+    @property
+    def _crowding(self) -> float:
+        """What answers among others need more than was calibrated of them."""
+        return self.crowd.factor if self.is_among and self.crowd is not None else 1.0
 
     def _rest_factor(self, chosen: TierChoice, picture_ms: float | None) -> float:
         """Return the factor on remainders, once a picture took `picture_ms`."""
@@ -468,7 +483,7 @@ class Guard:
         ratio = self._picture_ratio(chosen.index, picture_ms)
         if ratio <= 0:
             return self._factor
-        return self.spread * self.margin.rest_factor(ratio, self.profile.usual_picture)
+        return self.spread * self._crowding * self.margin.rest_factor(ratio, self.profile.usual_picture)
 
     def _picture_ratio(self, index: int, picture_ms: float) -> float:
         """Return the time from the opened picture to the second choice over its median; 0 where there is none."""
@@ -503,8 +518,9 @@ class Guard:
         knobs, profile = self.space.settings[index], self.profile
         if profile is None:
             return Choice(knobs, feasible, None, 0.0, policy)
+        middle = self.crowd.middle if self.is_among and self.crowd is not None else 1.0
         predicted = Prediction(
-            p50_ms=elapsed_ms + profile.p50_remainder_ms(index),
+            p50_ms=elapsed_ms + middle * profile.p50_remainder_ms(index),
             upper_ms=elapsed_ms + factor * profile.upper_remainder_ms(index),
         )
         return Choice(knobs, feasible, predicted, profile.step_ms(index), policy, self._factor)

@@ -33,6 +33,35 @@ class Need:
     deadline_ms: float = math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """When requests in flight end if no other one joins.
+
+    Attributes:
+        at_ms: when it was made. reading_ms: from then until everybody's first token is there.
+        step_ms: of a later token, which a step makes for all. spread: a factor on both, for a bound.
+    """
+
+    at_ms: float
+    reading_ms: float
+    step_ms: float
+    spread: float
+
+    @classmethod
+    def of(cls, needs: Sequence[Need], sharing: Sharing, now_ms: float) -> Forecast:
+        """Return the forecast for some requests."""
+        step_ms = sharing.step * max((one.step_ms for one in needs), default=0.0)
+        return cls(now_ms, ahead_ms(needs, sharing), step_ms, sharing.spread)
+
+    def expected_ms(self, steps: int) -> float:
+        """Return the time from then on of an answer that takes some steps after its first token, or after now."""
+        return self.reading_ms + steps * self.step_ms
+
+    def end_ms(self, steps: int) -> float:
+        """Return when such an answer has ended at the latest."""
+        return self.at_ms + self.spread * self.expected_ms(steps)
+
+
 def ahead_ms(needs: Sequence[Need], sharing: Sharing) -> float:
     """Return how long one that joins waits until those before it are read."""
     return sharing.reading * sum(one.reading_ms for one in needs)
@@ -40,9 +69,8 @@ def ahead_ms(needs: Sequence[Need], sharing: Sharing) -> float:
 
 def ends_ms(needs: Sequence[Need], sharing: Sharing, now_ms: float) -> list[float]:
     """Return when each of some requests has ended at the latest, if no other one joins."""
-    read_ms = ahead_ms(needs, sharing)
-    step_ms = sharing.step * max((one.step_ms for one in needs), default=0.0)
-    return [now_ms + sharing.spread * (read_ms + one.steps * step_ms) for one in needs]
+    forecast = Forecast.of(needs, sharing, now_ms)
+    return [forecast.end_ms(one.steps) for one in needs]
 
 
 def may_join(others: Sequence[Need], joiner: Need, before: Sharing, after: Sharing, now_ms: float) -> bool:

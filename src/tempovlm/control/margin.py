@@ -83,6 +83,11 @@ class OnlineMargin:
         self._since = RECURS
 
     @property
+    def middle(self) -> float:
+        """The factor on medians: how much longer answers took than expected, in the middle."""
+        return math.exp(min(max(self._drift, math.log(LEAST)), math.log(MOST)))
+
+    @property
     def has_company(self) -> bool:
         """Whether something else seems to use the machine."""
         return self._remembers > 0

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,6 +114,34 @@ class VisionLanguageModel(nn.Module, ABC):
         rows = rows.index_select(0, used).to(x.dtype)
         return flat.index_add(0, places, rows).view_as(x)
 
+    @torch.inference_mode()
+    def embed_packed(self, prompts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Tensor]:
+        """Embed several prompts in one call, which starts as much work as for one; return (T, D) of each.
+
+        A prompt is its tokens (T,) and, as for `embed`, its features and their slots; tokens and slots are on the
+        host.
+        """
+        device, lengths = self.decoder.embedding.device, [len(tokens) for tokens, *_ in prompts]
+        rows, used, places = list[Tensor](), list[np.ndarray](), list[np.ndarray]()
+        num_rows = 0
+        for (_, features, slots), begin in zip(prompts, accumulate(lengths, initial=0), strict=False):
+            if features is not None and slots is not None:
+                own, at = _used_on_host(slots)
+                rows.append(features.flatten(0, 1))
+                used.append(own + num_rows)
+                places.append(at + begin)
+                num_rows += len(rows[-1])
+        parts = [np.concatenate([tokens.numpy() for tokens, *_ in prompts]), *used, *places]
+        numbers = torch.empty(sum(map(len, parts)), dtype=torch.int64, pin_memory=device.type == "cuda")
+        np.concatenate(parts, out=numbers.numpy())
+        count = sum(map(len, used))
+        tokens, use, place = numbers.to(device, non_blocking=True).split([sum(lengths), count, count])
+        x = self.decoder.embed(tokens.unsqueeze(0))[0]
+        if rows:
+            every = torch.cat(rows) if len(rows) > 1 else rows[0]
+            x = x.index_add(0, place, every.index_select(0, use).to(x.dtype))
+        return list(x.split(lengths))
+
     def prefill(
         self,
         x: Tensor,
@@ -159,6 +189,13 @@ def _used(slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     used = (slots >= 0).nonzero().squeeze(1)
     places = slots.index_select(0, used).to(device, non_blocking=True)
     return used.to(device, non_blocking=True), places
+
+
+@lru_cache(maxsize=64)
+def _used_on_host(slots: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return as `_used`, as arrays, which are kept for prompts with the same tensor of slots."""
+    used, places = _used(slots, torch.device("cpu"))
+    return used.numpy(), places.numpy()
 
 
 @lru_cache(maxsize=64)

@@ -190,7 +190,13 @@ def build_prompt(
             f"the question: {length} tokens with the image and {reserve} for the answer exceed the context "
             f"of {limit}; shorten the question or lower max_new_tokens"
         )
-    return Prompt(torch.from_numpy(np.array(stream)), slots, 0 if slots is None else int((slots >= 0).sum()))
+    return Prompt(torch.from_numpy(np.array(stream)), slots, 0 if slots is None else _num_places(slots))
+
+
+@lru_cache(maxsize=64)
+def _num_places(slots: Tensor) -> int:
+    """Count the features that have a place; kept for prompts with the same tensor of places, those of one grid."""
+    return int((slots >= 0).sum())
 
 
 def glance_tokens(question: str, style: str, config: ModelConfig, tokenizer: Tokenizer) -> Tensor:

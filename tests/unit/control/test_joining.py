@@ -11,6 +11,7 @@ import tiny_model
 from tempovlm.control.guard import Guard
 from tempovlm.control.joining import UNKNOWN_MS, Need, ahead_ms, ends_ms, may_join, slack_ms
 from tempovlm.control.margin import OnlineMargin
+from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Sight
 from tempovlm.core.request import Request
 from tempovlm.latency.profile import SharedMeasurement, Sharing
@@ -114,3 +115,28 @@ def test_what_an_answer_needs_is_at_the_margin_that_holds() -> None:
     assert guard.need(SPACE.native, 3, 50.0).reading_ms > 2 * usual.reading_ms
     unknown = Guard.fixed(SPACE.native, SPACE).need(SPACE.native, 3, 50.0)
     assert unknown.reading_ms >= UNKNOWN_MS
+
+
+def test_the_guard_learns_how_much_longer_answers_take_among_others() -> None:
+    guard = Guard.around(FixedPolicy(SPACE.native, SPACE), SPACE, PROFILE)
+    among = guard.among(2)
+    assert among is not None
+    alone_ms, among_ms = guard.budgets_ms()[NATIVE], among.budgets_ms()[NATIVE]
+    before = guard.need(SPACE.native, 4, math.inf)
+    request = Request(images=(), question="what?")
+
+    def median_ms() -> float:
+        tier = among.choose_tier(request, None, 0.0)
+        predicted = among.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), 0.0).predicted
+        assert predicted is not None
+        return predicted.p50_ms
+
+    median_before_ms = median_ms()
+    for _ in range(1000):
+        guard.observe_among(30.0, 20.0 * guard.need(SPACE.native, 4, math.inf).step_ms / before.step_ms, 1.1)
+    assert guard.budgets_ms()[NATIVE] == pytest.approx(alone_ms), "alone nothing has changed"
+    assert among.budgets_ms()[NATIVE] > 1.25 * among_ms
+    assert median_ms() == pytest.approx(1.5 * median_before_ms)
+    after = guard.need(SPACE.native, 4, math.inf)
+    assert 1.5 / 1.1 < after.reading_ms / before.reading_ms < 1.8
+    assert after.step_ms / before.step_ms == pytest.approx(after.reading_ms / before.reading_ms)

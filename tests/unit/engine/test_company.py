@@ -30,6 +30,8 @@ from tempovlm.engine.runner import Runner
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import MOLMOE_1B, POCKET
 from tempovlm.model.packed import can_run_rows, read_packed
+from tempovlm.model.prompt import build_prompt
+from tempovlm.model.vision.tiling import Grid
 
 QUESTIONS = ("what is the sign?", "stop", "is there a dog there?", "how many are there?")
 
@@ -349,3 +351,19 @@ def test_who_waits_when_the_process_ends_gets_an_error(
 
 def test_there_is_none_on_a_cpu(engine: Engine) -> None:
     assert engine.company is None
+
+
+def test_prompts_are_embedded_together_as_alone(engine: Engine) -> None:
+    run, rng = engine.runner, torch.Generator().manual_seed(0)
+    config, prompts = run.model.config, []
+    for grid, question in ((Grid(1, 1), "a"), (None, "what is it?"), (Grid(2, 3), "stop"), (Grid(1, 1), "is it?")):
+        prompt = build_prompt(question, "vqa2", grid, config, run.tokenizer, 4)
+        seen = None
+        if grid is not None:
+            seen = torch.randn(grid.num_crops, config.vision.pooled**2, config.width, generator=rng)
+        prompts.append((prompt.tokens, seen, prompt.slots))
+    together = run.model.embed_packed(prompts)
+    for x, (tokens, seen, slots) in zip(together, prompts, strict=True):
+        torch.testing.assert_close(x, run.model.embed(tokens.unsqueeze(0), seen, slots)[0])
+    (alone,) = run.model.embed_packed(prompts[1:2])
+    torch.testing.assert_close(alone, together[1])

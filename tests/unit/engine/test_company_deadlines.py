@@ -12,6 +12,7 @@ import pytest
 import tiny_model
 from company_fakes import PlainRows, company_of, together
 from tempovlm.control.guard import Guard
+from tempovlm.control.policies import FixedPolicy
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
@@ -158,6 +159,29 @@ def test_who_is_at_the_door_is_expected_to_take_as_long_as_the_last_ones(
     rest_ms = READING * (profile.p50_reading_ms(index) - profile.p50_picture_ms(index))
     expected_ms = rest_ms + needed_ms(profile, slower(engine))[1]
     assert answer.predicted.p50_ms == pytest.approx(expected_ms, rel=0.01), "it took next to nothing"
+
+
+def test_the_guard_learns_how_long_answers_take_after_the_last_one_joined(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[tuple[float, float]]()
+    observe = Guard.observe_among
+
+    def observing(guard: Guard, took_ms: float, expected_ms: float, spread: float) -> None:
+        observe(guard, took_ms, expected_ms, spread)
+        seen.append((took_ms, expected_ms))
+
+    monkeypatch.setattr(Guard, "observe_among", observing)
+    guard = Guard.around(FixedPolicy(slower(engine), engine.space), engine.space, profile)
+    Arrivals(crowded, monkeypatch).come([(asked(1e8, 0), guard), (asked(None, 1), guard), (asked(1e8, 2), guard)])
+    own_ms, (native_ms, steps_ms) = needed_ms(profile, slower(engine))[0], needed_ms(profile, engine.space.native)
+    assert len(seen) == 2, "one without a deadline may have been put off"
+    for took_ms, expected_ms in seen:
+        assert expected_ms == pytest.approx(2 * own_ms + native_ms + steps_ms)
+        assert 0 < took_ms < expected_ms
+    assert guard.crowd is not None
+    assert guard.margin is not None
+    assert guard.crowd.factor < guard.margin.factor == 1, "they took next to nothing"
 
 
 @pytest.mark.parametrize(("spare", "joins"), [(1.2, True), (0.8, False)])

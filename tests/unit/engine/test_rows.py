@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import tiny_model
 from recorders import Again
 from tempovlm.core.plan import Plan
-from tempovlm.engine.cuda.rows import PACK_BUCKETS, ROW_BUCKETS, Rows, cost, row_tokens, union
+from tempovlm.engine.cuda.rows import PACK_BUCKETS, ROW_BUCKETS, ROWS, Rows, cost, fill_pack, row_tokens, union
 from tempovlm.engine.engine import Engine
 from tempovlm.model.config import MOLMOE_1B, POCKET
 from tempovlm.model.vlm import Molmo
@@ -91,3 +92,12 @@ def test_a_row_has_room_for_usual_prompts_of_any_tier_and_their_answers() -> Non
     assert row_tokens(MOLMOE_1B) == 1664
     assert row_tokens(POCKET) == 640
     assert row_tokens(tiny_model.CONFIG) <= tiny_model.CONFIG.max_sequence_length
+
+
+def test_tokens_of_a_pack_stand_one_after_the_other_in_their_rows() -> None:
+    places, bounds = np.full((2, 8), 99), np.full((3, ROWS + 1), 99, np.int32)
+    fill_pack(places, bounds, [3, 2], [100, 40])
+    assert places.tolist() == [[0, 1, 2, 0, 1, 0, 0, 0], [100, 101, 102, 40, 41, -1, -1, -1]]
+    assert bounds[0].tolist() == [0, 3, *[5] * (ROWS - 1)]
+    assert bounds[1].tolist() == [100, 40, *[0] * (ROWS - 1)]
+    assert bounds[2].tolist() == [3, 2, *[0] * (ROWS - 1)]

@@ -15,6 +15,7 @@ from recorders import Again
 from tempovlm.control.guard import Guard
 from tempovlm.control.learned.observation import vision_feature
 from tempovlm.core.request import Request
+from tempovlm.engine.company.company import encode_together, project_together
 from tempovlm.engine.cuda.vision_graphs import MAX_CROPS, VisionGraphs, crop_counts, vision_graphs
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
@@ -63,6 +64,19 @@ def test_a_graph_gives_what_the_model_gives(
     assert recorder.replayed == 2
     graphed.settle(quiet)
     assert recorder.captured == 2
+
+
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_pictures_together_are_seen_as_alone(engine: Engine, graphed: Runner, *, is_captured: bool) -> None:
+    pictures = [crops_of(1, 1), crops_of(1, 4, 1), crops_of(2, 3, 2), crops_of(1, 1, 3)]
+    if is_captured:
+        assert graphed.vision is not None
+        graphed.vision.warmup(engine.space.tiers)
+    features = encode_together(graphed, [*pictures, None])
+    seen = project_together(graphed, features, [*pictures, None])
+    assert seen[-1] is features[-1] is None
+    for one, crops in zip(seen[:-1], pictures, strict=True):
+        torch.testing.assert_close(one, tokens(engine.runner, crops))
 
 
 def test_interleaved_requests_do_not_see_each_other(engine: Engine, graphed: Runner) -> None:

@@ -25,14 +25,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import compress
+from functools import lru_cache
+from itertools import accumulate, compress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import Need, ahead_ms, may_join, slack_ms
+from tempovlm.control.joining import Forecast, Need, ahead_ms, may_join, slack_ms
 from tempovlm.control.queue import PATIENCE_MS, check_waiting
 from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Step
@@ -53,6 +54,7 @@ from tempovlm.model.vision.tiling import Crops
 
 if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
+    from tempovlm.latency.profile import LatencyProfile
 
 MOST_TOGETHER = 8
 """Requests whose pictures and prompts are read in one turn; others wait for the next one."""
@@ -182,10 +184,20 @@ class Company:
         while member.has_deadline and place and not self._pending[place - 1].has_deadline:
             place -= 1
         self._pending.insert(place, member)
+        self._forecast(member.profile)
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="tempovlm-device", daemon=True)
             self._thread.start()
         self._changed.notify()
+
+    def _forecast(self, profile: LatencyProfile | None) -> None:
+        """Tell all who are in flight, of whom one has just joined, when they end if no other one does."""
+        members = [one for one in (*self._taken, *self._pending) if not one.is_done]
+        sharing = None if profile is None else profile.sharing(len(members))
+        if sharing is not None:
+            forecast = Forecast.of([one.need for one in members], sharing, now_ms())
+            for one in members:
+                one.expect(forecast)
 
     def _in_flight(self, *, everybody: bool = False) -> list[Need]:
         """Return the needs of those taken, and of those who wait: all of them, or who may not be put off."""
@@ -398,7 +410,7 @@ class Company:
         run, clock, plan = self._engine.runner, stage_clock(self._engine.device), pack[0].member.plan
         rows = seats.rows.free[: len(pack)]
         if len(pack) > 1:
-            logits = seats.rows.read([embed(run, one) for one in pack], rows, plan)
+            logits = seats.rows.read(embed(run, pack), rows, plan)
         else:  # the lane has graphs for closer lengths
             request, prompt = pack[0].member.request, pack[0].member.ready.prompt
             with run.lane() as lane:
@@ -414,7 +426,7 @@ class Company:
     def _read_pack(self, pack: Sequence[Read]) -> list[Read]:
         """Read the prompts of equal plans in one pass, each into a cache of its own."""
         run, clock = self._engine.runner, stage_clock(self._engine.device)
-        plan, embedded = pack[0].member.plan, [embed(run, one) for one in pack]
+        plan, embedded = pack[0].member.plan, embed(run, pack)
         caches = [
             KVCache.allocate(run.model.config, len(plan.steps), 1, len(x) + one.member.request.max_new_tokens, x)
             for x, one in zip(embedded, pack, strict=True)
@@ -495,11 +507,10 @@ def packs(reads: Iterable[Read]) -> list[list[Read]]:
     return found
 
 
-def embed(run: Runner, one: Read) -> Tensor:
-    """Return embeddings (T, D) of a member's prompt, with its picture."""
-    prompt = one.member.ready.prompt
-    tokens = prompt.tokens.to(run.device, non_blocking=True).unsqueeze(0)
-    return run.model.embed(tokens, one.vision, prompt.slots)[0]
+def embed(run: Runner, pack: Sequence[Read]) -> list[Tensor]:
+    """Return embeddings (T, D) of the prompts of a pack, with their pictures."""
+    prompts = [(one.member.ready.prompt, one.vision) for one in pack]
+    return run.model.embed_packed([(prompt.tokens, seen, prompt.slots) for prompt, seen in prompts])
 
 
 def first_token(run: Runner, one: Read, state: Decoding) -> Tensor:
@@ -512,9 +523,14 @@ def encode_together(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor |
     pictures = [one for one in crops if one is not None]
     if not pictures or run.features is not None:
         return [run.encode(one) for one in crops]
-    patches = torch.cat([one.patches.to(run.device, run.dtype, non_blocking=True) for one in pictures])
-    every = in_chunks(run.see_crops if run.vision is None else run.vision.encode, patches)
-    parts = iter(every.split([len(one.patches) for one in pictures]))
+    patches = [one.patches.to(run.device, non_blocking=True) for one in pictures]
+    counts = [len(one) for one in patches]
+    if run.vision is not None and sum(counts) <= MAX_CROPS:
+        every = run.vision.encode.together(patches)
+    else:
+        stage = run.see_crops if run.vision is None else run.vision.encode
+        every = in_chunks(stage, torch.cat(patches).to(run.dtype))
+    parts = iter(every.split(counts))
     return [None if one is None else _live(next(parts), one) for one in crops]
 
 
@@ -531,15 +547,23 @@ def project_together(
     pictures = [(f, c) for f, c in zip(features, crops, strict=True) if f is not None and c is not None]
     if not pictures:
         return [None] * len(crops)
-    every = torch.cat(
-        [
-            f if len(c.index) == len(f) else f.index_select(0, c.index.to(f.device, non_blocking=True))
-            for f, c in pictures
-        ]
-    )
-    masks = torch.cat([c.masks.to(every.device, non_blocking=True) for _, c in pictures])
+    index, masks = _of_all(tuple((c.index, c.masks, len(f)) for f, c in pictures), run.device)
+    every = torch.cat([f for f, _ in pictures]) if len(pictures) > 1 else pictures[0][0]
+    if len(index) != len(every):
+        every = every.index_select(0, index)
     parts = iter(in_chunks(run.vision.project, every, masks).split([len(c.index) for _, c in pictures]))
     return [None if one is None else next(parts) for one in crops]
+
+
+@lru_cache(maxsize=64)
+def _of_all(pictures: tuple[tuple[Tensor, Tensor, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return index (C,) and masks (C, P) of all crops of some pictures, from those of each and its distinct crops.
+
+    Kept for pictures with the same tensors, which all of one shape have.
+    """
+    begins = accumulate((count for *_, count in pictures), initial=0)
+    index = [own.to(device) + begin for (own, *_), begin in zip(pictures, begins, strict=False)]
+    return torch.cat(index), torch.cat([masks.to(device) for _, masks, _ in pictures])
 
 
 def in_chunks(stage: Callable[..., Tensor], *values: Tensor) -> Tensor:

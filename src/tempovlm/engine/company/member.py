@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import Need
+from tempovlm.control.joining import Forecast, Need
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
@@ -88,7 +88,8 @@ class Member:
         self.transcript, self.sample = Transcript(request, run.tokenizer), sampler_for(request, run.device)
         self._watch, self._on_token = Watch(request, accepted_ms, engine.pieces, asked.cancel), asked.on_token
         self._stopped_at: str | None = None
-        self._engine, self._done = engine, threading.Event()
+        self._engine, self._guard, self._done = engine, guard, threading.Event()
+        self._forecast: tuple[Forecast, int] | None = None
         self._error: BaseException | None = None
         self._total_ms = 0.0
         preparing_ms = (opened_ms - start_ms) + (ready_ms - chosen_ms)
@@ -123,6 +124,10 @@ class Member:
         if not made:
             return self._need
         return replace(self._need, reading_ms=0.0, steps=max(self._need.steps + 1 - made, 0))
+
+    def expect(self, forecast: Forecast) -> None:
+        """Remember when the answer is expected to end, now that another request has joined."""
+        self._forecast = forecast, max(len(self.transcript.tokens), 1)
 
     def hand_over(self) -> None:
         """Let the current stream use what another one prepared."""
@@ -175,7 +180,21 @@ class Member:
     def finish(self, ended_ms: float) -> None:
         """The last token was read at `ended_ms`; wake the caller."""
         self._total_ms = ended_ms - self.accepted_ms
+        self._learn(ended_ms)
         self._done.set()
+
+    def _learn(self, ended_ms: float) -> None:
+        """Let the guard learn how long the answer took since the last request joined.
+
+        One that was cut at its deadline, although it was expected in time, counts too. One without a deadline may
+        have been put off for others.
+        """
+        is_late = self.transcript.finish == "deadline" and self._choice.feasible
+        if self._forecast is None or not self.has_deadline or (self._stopped_at is not None and not is_late):
+            return
+        forecast, made = self._forecast
+        expected_ms = forecast.expected_ms(max(len(self.transcript.tokens) - made, 0))
+        self._guard.observe_among(ended_ms - forecast.at_ms, expected_ms, forecast.spread)
 
     def fail(self, error: BaseException) -> None:
         """Wake a caller that waits by an error; what was prepared is freed here, not where that is caught."""

@@ -9,8 +9,9 @@ Shapes: `T` tokens, `D` width, `V` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,23 +62,39 @@ class Recorder:
         return cls(device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
 
     def graph(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """Return a graph of the work that `run` starts; runs it once before, to compile and allocate."""
+        """Return a graph of the work that `run` starts; runs it once before, to compile and allocate.
+
+        Garbage is not collected meanwhile: to free the graph of a model that is gone would spoil the capture.
+        """
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             run()
             self.stream.synchronize()
-            graph.capture_begin(self.pool, capture_error_mode="thread_local")
-            try:
-                run()
-            except BaseException:
-                with suppress(RuntimeError):  # an invalid capture must not hide the cause
-                    graph.capture_end()
-                raise
-            graph.capture_end()
+            with without_collection():
+                graph.capture_begin(self.pool, capture_error_mode="thread_local")
+                try:
+                    run()
+                except BaseException:
+                    with suppress(RuntimeError):  # an invalid capture must not hide the cause
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
         current.wait_stream(self.stream)
         return graph
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Context in which no garbage is collected."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 class PromptReader:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -147,16 +148,9 @@ class Rows:
         bucket = min((size for size in self._captured(plan.steps) if size >= total), default=total)
         torch.cat(list(prompts), out=self._x[:total])
         self._x[total:bucket].zero_()
-        places = torch.full((2, bucket), -1, pin_memory=True)
-        places[0, total:] = 0
-        bounds = torch.zeros(3, ROWS + 1, dtype=torch.int32, pin_memory=True)
-        bounds[0, 1:] = total
-        end = 0
-        for i, (length, row) in enumerate(zip(lengths, rows, strict=True)):
-            torch.arange(length, out=places[0, end : end + length])
-            torch.add(places[0, end : end + length], row * self.capacity, out=places[1, end : end + length])
-            end += length
-            bounds[0, i + 1], bounds[1, i], bounds[2, i] = end, row * self.capacity, length
+        places = torch.empty(2, bucket, dtype=torch.int64, pin_memory=True)
+        bounds = torch.empty(3, ROWS + 1, dtype=torch.int32, pin_memory=True)
+        fill_pack(places.numpy(), bounds.numpy(), lengths, [row * self.capacity for row in rows])
         self._places[:, :bucket].copy_(places, non_blocking=True)
         self._bounds.copy_(bounds, non_blocking=True)
         self._start(("prompts", plan.steps, bucket))
@@ -318,6 +312,25 @@ class Rows:
         all_steps = {**own, **dict.fromkeys(most.values())}
         packs = [("prompts", steps, size) for size in reversed(PACK_BUCKETS) for steps in own]
         return packs + [("step", steps, size) for size in ROW_BUCKETS for steps in all_steps]
+
+
+def fill_pack(places: np.ndarray, bounds: np.ndarray, lengths: Sequence[int], begins: Sequence[int]) -> None:
+    """Write where the tokens of `R` prompts stand, by a few calls of NumPy for each prompt.
+
+    Args:
+        places: (2, N) int64, of each token its place in its prompt and its entry of the cache; 0, -1 of padding.
+        bounds: (3, more than R) int32, of each prompt: its tokens' bounds, its first entry, its length.
+        lengths: of the prompts.
+        begins: the first entries of their rows.
+    """
+    places[0], places[1], bounds[:] = 0, -1, 0
+    end = 0
+    for i, (length, begin) in enumerate(zip(lengths, begins, strict=True)):
+        places[0, end : end + length] = np.arange(length)
+        places[1, end : end + length] = np.arange(begin, begin + length)
+        end += length
+        bounds[:, i] = bounds[0, i], begin, length
+        bounds[0, i + 1 :] = end
 
 
 def cost(steps: Steps) -> tuple[int, int]:

@@ -11,7 +11,7 @@ tokens of a crop, `D` decoder width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -74,19 +74,27 @@ class Stage:
         self._graphs: dict[int, tuple[Replayable, list[Tensor]]] = {}
         self.wanted: set[int] = set()
 
-    @torch.inference_mode()
     def __call__(self, *values: Tensor) -> Tensor:
         """Call the function on device values whose first dimension is the crops; the caller owns the result."""
-        count = len(values[0])
+        return self.together(*((value,) for value in values))
+
+    @torch.inference_mode()
+    def together(self, *values: Sequence[Tensor]) -> Tensor:
+        """Call the function on the crops of several pictures; each value has a part for each picture."""
+        count = sum(map(len, values[0]))
         if count not in self._graphs and self._recorder is not None and count <= len(self._inputs[0]):
             self.wanted.add(count)
         captured = self._graphs.get(self._room(count))
         if captured is None:
-            return self._run(*values)
+            every = (torch.cat(list(parts)) if len(parts) > 1 else parts[0] for parts in values)
+            return self._run(*(one.to(own.dtype) for one, own in zip(every, self._inputs, strict=True)))
         graph, made = captured
-        for own, value in zip(self._inputs, values, strict=True):
-            own[:count].copy_(value)
-        with torch.cuda.device_of(values[0]):
+        for own, parts in zip(self._inputs, values, strict=True):
+            if len(parts) > 1:
+                torch.cat(list(parts), out=own[:count])
+            else:
+                own[:count].copy_(parts[0])
+        with torch.cuda.device_of(self._inputs[0]):
             graph.replay()
         return made[-1] if self._joins else made[-1][:count].clone()
 
