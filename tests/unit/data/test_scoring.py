@@ -67,7 +67,16 @@ def test_vqa_accuracy_without_answers_is_zero() -> None:
 
 @pytest.mark.parametrize(
     ("prediction", "answers", "expected"),
-    [("The Red.", ("red",), 1.0), ("two", ("3", "2"), 1.0), ("reddish", ("red",), 0.0), ("", ("red",), 0.0)],
+    [
+        ("The Red.", ("red",), 1.0),
+        ("two", ("3", "2"), 1.0),
+        ("reddish", ("red",), 0.0),
+        ("", ("red",), 0.0),
+        ("a.", ("A",), 1.0),
+        ("", ("A",), 0.0),
+        ("the", ("A",), 0.0),
+        ("?", ("A",), 0.0),
+    ],
 )
 def test_exact_match_is_of_normalised_texts(prediction: str, answers: tuple[str, ...], expected: float) -> None:
     assert exact_match(prediction, answers) == pytest.approx(expected)
