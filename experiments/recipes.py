@@ -1,16 +1,14 @@
 """The runs behind every result in the repository, each with its script, flags, inputs and outputs.
 
-`chain` has the runs of `tempovlm reproduce`, in a folder of their own and with few samples. `published` has those
-that made the repository's own files, at full size. The same functions of a `Setup` make both. A controller of the
-CPU lies under `checkpoints`, one of a GPU at the same place under `checkpoints/gpu_DEVICE`.
+`chain` has the runs of `tempovlm reproduce`, in a folder of their own and with few samples; `published.py` has
+those that made the repository's own files, at full size. The same functions of a `Setup` make both. A controller
+of the CPU lies under `checkpoints`, one of a GPU at the same place under `checkpoints/gpu_DEVICE`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,10 @@ FIRST_STAGE = "checkpoints/two_stage_controller/stage1/best_stage1_checkpoint.pt
 SECOND_STAGE = "checkpoints/two_stage_controller/stage2/best_stage2_checkpoint.pt"
 END_TO_END = "checkpoints/controller/grpo/best_controller.pt"
 LLM_BASED = "checkpoints/controller/grpo_llm_based/best_controller.pt"
+QUEUE = "checkpoints/controller/queue/best_value.pt"
 IMPORTANCE = "results/importance/merged_scores.json"
 PROFILES = "results/profiling/exp3_importance_comparison"
+LEARNED_UNDER_LOAD = "results/serving/learned.json"
 
 LABEL_EPOCHS = 16
 LABEL_STAGE = "--knob1_variant glance --lr 3e-4 --batch_size 512 --budgets_per_question 4"
@@ -82,8 +82,8 @@ _REMOVED, _SEARCHED, _RANKED = 17, 84, 11
 
 _SETTINGS = 75
 _TRAINED_MS = (WARM_START + GRPO_EPOCHS) * RATES_MS["epoch"]
-_CONTROLLER = "experiments/controller"
-_SWEEP = "experiments/core_exp/run_core_experiment.py"
+CONTROLLER = "experiments/controller"
+SWEEP = "experiments/core_exp/run_core_experiment.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,8 +262,8 @@ class Setup:
         return Run(name=name, title=title, command=command, flags=tuple(words), outputs=outputs, **more)
 
 
-_NAMES = " ".join(GENERATED)
-_NAMED = f"--dataset_names {_NAMES} --model_path {{model}}"
+NAMES = " ".join(GENERATED)
+NAMED = f"--dataset_names {NAMES} --model_path {{model}}"
 
 
 def chain(setup: Setup) -> tuple[Run, ...]:
@@ -296,8 +296,8 @@ def importance(s: Setup) -> Run:
     plans = 2 * c.importance * (_REMOVED + _RANKED) + c.joint * _SEARCHED
     few = s.own(f"--num_joint_samples {c.joint} --tier medium")
     return s.run(
-        *("exp6", "Exp 6, importance of blocks", f"{_CONTROLLER}/validate_importance_consistency.py"),
-        f"{_NAMED} {_placed(s)} --num_samples {c.importance} {few} --output_dir {folder}",
+        *("exp6", "Exp 6, importance of blocks", f"{CONTROLLER}/validate_importance_consistency.py"),
+        f"{NAMED} {_placed(s)} --num_samples {c.importance} {few} --output_dir {folder}",
         (f"{folder}/cross_dataset_correlation.json", IMPORTANCE),
         counts=f"{c.importance} training and validation questions each, {c.joint} in the joint search",
         about_ms=len(GENERATED) * plans * RATES_MS["plan of a question"],
@@ -313,15 +313,15 @@ def answering(s: Setup, part: str) -> Run:
     if s.has_shipped:
         return s.run(
             *(f"core_{part}", "core experiment, answers that are shipped", TAKE, f"{folder} {split} {count}"),
-            _parquet(folder),
+            parquet(folder),
             counts=f"at most {counts}",
             about_ms=len(GENERATED) * count * RATES_MS["question read"],
         )
     twins = "--twins" if part == "twin" else ""
     return s.run(
-        *(f"core_{part}", "core experiment, answers", _SWEEP),
-        f"{_NAMED} --output_dir {folder} --num_samples {count} --split {split} {twins} {_placed(s)}",
-        _parquet(folder),
+        *(f"core_{part}", "core experiment, answers", SWEEP),
+        f"{NAMED} --output_dir {folder} --num_samples {count} --split {split} {twins} {_placed(s)}",
+        parquet(folder),
         counts=counts,
         about_ms=len(GENERATED) * count * RATES_MS["question at all settings"],
     )
@@ -331,11 +331,11 @@ def timing(s: Setup) -> Run:
     """The core experiment's times of all settings."""
     c = s.counts
     return s.run(
-        *("core_times", "core experiment, times", _SWEEP),
-        f"{_NAMED} --output_dir {s.times} --latency_only {s.published(f'--device {s.device}')} "
+        *("core_times", "core experiment, times", SWEEP),
+        f"{NAMED} --output_dir {s.times} --latency_only {s.published(f'--device {s.device}')} "
         f"--latency_samples {c.timed} --repeats {c.repeats} "
         f"{s.own(f'--warmup 0 --num_samples {4 * c.timed}')} {_placed(s)}",
-        _parquet(s.times),
+        parquet(s.times),
         counts=f"{c.timed} questions each, {c.repeats} answers at every setting",
         about_ms=len(GENERATED) * c.timed * c.repeats * _SETTINGS * RATES_MS["timed answer"],
     )
@@ -348,7 +348,7 @@ def profiling(s: Setup) -> Run:
     source = anew if is_measured else f"--results_dir {ANSWERS['val']} {s.times}"
     names = GENERATED[:1] if s.is_gpus else GENERATED
     return s.run(
-        *("exp7", "Exp 7, accuracy and time of every setting", f"{_CONTROLLER}/profiling_with_importance.py"),
+        *("exp7", "Exp 7, accuracy and time of every setting", f"{CONTROLLER}/profiling_with_importance.py"),
         f"--model_path {{model}} --datasets {' '.join(names)} --output_dir {s.profiles} {source}",
         tuple(f"{s.profiles}/{name}/profiling_results.json" for name in names),
         counts=f"{s.counts.val} questions each, of which {s.counts.timed} timed",
@@ -362,10 +362,10 @@ def estimator(s: Setup, times: str = "", file: str = "", transfer: str = "") -> 
     moved = transfer and f"--transfer_results_dir {transfer}"
     own = s.own(f"--model_path {{model}} --device {s.device}")
     return s.run(
-        *("exp1", "Exp 1, latency estimator", f"{_CONTROLLER}/train_latency_estimator.py"),
-        f"--results_dir {times or s.times} --dataset_names {_NAMES} --output_dir {Path(file).parent} {own} "
+        *("exp1", "Exp 1, latency estimator", f"{CONTROLLER}/train_latency_estimator.py"),
+        f"--results_dir {times or s.times} --dataset_names {NAMES} --output_dir {Path(file).parent} {own} "
         f"{s.epochs('--num_epochs')} {moved}",
-        _with_report(file),
+        with_report(file),
         counts=f"{s.counts.timed} questions each at every setting",
         about_ms=2 * RATES_MS["boosting"],
     )
@@ -375,10 +375,10 @@ def supervised(s: Setup) -> Run:
     """Exp 2 on Exp 7's table of one data set."""
     file, budgets = s.checkpoint(SUPERVISED), s.counts.budgets
     return s.run(
-        *("exp2", "Exp 2, supervised controller", f"{_CONTROLLER}/train_supervised_controller.py"),
+        *("exp2", "Exp 2, supervised controller", f"{CONTROLLER}/train_supervised_controller.py"),
         f"--profiling_results {s.profiles}/{GENERATED[0]}/profiling_results.json --output_dir {Path(file).parent} "
         f"{s.own(f'--num_budgets {budgets} --device {s.device}')} {s.epochs('--num_epochs')}",
-        _with_report(file),
+        with_report(file),
         counts=f"{budgets} budgets",
         about_ms=50 * RATES_MS["epoch"],
     )
@@ -431,8 +431,8 @@ def adaptive(
     budgets_ms = budgets_ms or ANSWERED_MS[s.place]
     path, count = f"results/adaptive_inference/{name or 'pocket'}_{s.place}.json", s.counts.requests
     return s.run(
-        *("exp8", "Exp 8, requests within budgets", f"{_CONTROLLER}/test_adaptive_inference.py"),
-        f"--model_path {model} --controller_path {s.checkpoint(controller)} --dataset {_NAMES} "
+        *("exp8", "Exp 8, requests within budgets", f"{CONTROLLER}/test_adaptive_inference.py"),
+        f"--model_path {model} --controller_path {s.checkpoint(controller)} --dataset {NAMES} "
         f"--num_samples {count} --latency_budget {' '.join(map(str, budgets_ms))} "
         f"{s.published(f'--device {s.device}')} --output_path {path} {_placed(s)}",
         (path,),
@@ -453,6 +453,7 @@ def judge(s: Setup) -> Run:
         f"{s.own(f'--model {{model}} --device {s.device}')} "
         f"--policies {learned} table best_static {s.published('only_tier only_top_k only_num_blocks')} random knn "
         f"linucb --budgets {' '.join(map(str, JUDGED_MS[s.place]))} {s.price} "
+        f"{s.published('' if s.is_gpus else f'--under_load {LEARNED_UNDER_LOAD}')} "
         f"{s.own(f'--data_dir {{data}} --draws {c.draws} --shuffles {c.shuffles}')} --output_dir {folder}",
         (f"{folder}/judge.json", f"{folder}/judge.html"),
         counts=f"{c.val} questions each, {c.draws} resamples",
@@ -468,7 +469,7 @@ def _placed(s: Setup) -> str:
 def _learned(s: Setup) -> str:
     """Flags of every training on the core experiment's results."""
     return (
-        f"--results_dir {s.results('train')} {_NAMED} --latency_estimator_path {s.checkpoint(ESTIMATOR)} "
+        f"--results_dir {s.results('train')} {NAMED} --latency_estimator_path {s.checkpoint(ESTIMATOR)} "
         f"{s.own(f'--data_dir {{data}} --device {s.device}')}"
     )
 
@@ -476,9 +477,9 @@ def _learned(s: Setup) -> str:
 def _stage(s: Setup, name: str, title: str, file: str, flags: str, about_ms: float) -> Run:
     folder = Path(s.checkpoint(file)).parent
     return s.run(
-        *(name, title, f"{_CONTROLLER}/train_two_stage_controller.py"),
+        *(name, title, f"{CONTROLLER}/train_two_stage_controller.py"),
         f"{_learned(s)} --output_dir {folder.parent} --stage {folder.name} {flags}",
-        _with_report(s.checkpoint(file)),
+        with_report(s.checkpoint(file)),
         counts=_rests_on(s.counts),
         about_ms=about_ms,
     )
@@ -486,9 +487,9 @@ def _stage(s: Setup, name: str, title: str, file: str, flags: str, about_ms: flo
 
 def _joint(s: Setup, name: str, title: str, file: str, flags: str, seeds: int) -> Run:
     return s.run(
-        *(name, title, f"{_CONTROLLER}/train_controller_v2.py"),
+        *(name, title, f"{CONTROLLER}/train_controller_v2.py"),
         f"{_learned(s)} --output_dir {Path(s.checkpoint(file)).parent} {flags}",
-        _with_report(s.checkpoint(file)),
+        with_report(s.checkpoint(file)),
         counts=f"{_rests_on(s.counts)}, {seeds} seeds",
         about_ms=seeds * _TRAINED_MS,
     )
@@ -506,94 +507,11 @@ def _looked_ms(questions: int, pictures: int) -> float:
     return len(GENERATED) * min(questions, pictures) * RATES_MS["picture looked at"]
 
 
-def _with_report(file: str) -> tuple[str, ...]:
+def with_report(file: str) -> tuple[str, ...]:
+    """A checkpoint and the report beside it."""
     return (file, str(Path(file).with_name("report.json")))
 
 
-def _parquet(folder: str) -> tuple[str, ...]:
+def parquet(folder: str) -> tuple[str, ...]:
+    """The files of a core experiment."""
     return tuple(f"{folder}/{name}.parquet" for name in GENERATED)
-
-
-def published_setup(place: str) -> Setup:
-    """That of the repository's own results of a device."""
-    device = "cpu" if place == "cpu" else "cuda"
-    about: dict[str, Any] = {"model": "pocket", "weights": "", "data_dir": None, "has_shipped": False}
-    return Setup(**about, device=device, place=place, counts=FULL, is_published=True)
-
-
-@cache
-def published() -> tuple[Run, ...]:
-    """The runs that made the repository's own results, each once."""
-    cpu, *gpus = map(published_setup, TIME_PRICE)
-    return (
-        *_benchmarks(),
-        importance(cpu),
-        *(answering(cpu, part) for part in ANSWERS),
-        *(timing(cpu), profiling(cpu)),
-        estimator(cpu, transfer=gpus[0].times),
-        *(supervised(cpu), first_stage(cpu), *_of_controllers(cpu)),
-        *(run for gpu in gpus for run in _of_gpu(gpu)),
-    )
-
-
-def _of_controllers(s: Setup) -> Iterable[Run]:
-    yield from (value_stage(s), second_stage(s), end_to_end(s), llm_based(s))
-    yield from (adaptive(s, "", SECOND_STAGE), adaptive(s, "pocket_llm_based", LLM_BASED), judge(s))
-
-
-def _of_gpu(gpu: Setup) -> Iterable[Run]:
-    """A GPU's sweeps, its own controllers of the pocket, and MolmoE-1B's shapes with random weights."""
-    c, model, times = gpu.counts, "molmoe-1b-random", f"results/core_exp_molmoe_{gpu.place}"
-    yield timing(gpu)
-    yield gpu.run(
-        *("core_times", "core experiment, times at full size", _SWEEP),
-        f"--dataset_names {_NAMES} --model_path {model} --output_dir {times} --latency_only --device {gpu.device} "
-        f"--latency_samples {c.timed} --repeats {c.repeats} --max_new_tokens 1 2 4 8 16 32",
-        _parquet(times),
-    )
-    full = f"checkpoints/latency_estimator_molmoe_{gpu.place}/{Path(ESTIMATOR).name}"
-    yield estimator(gpu, times, full, transfer=gpu.times)
-    yield from (estimator(gpu), profiling(gpu), supervised(gpu), *_of_controllers(gpu))
-    yield adaptive(gpu, "molmoe", "table", model=model, budgets_ms=FULL_SIZE_BUDGETS_MS)
-
-
-def _benchmarks() -> Iterable[Run]:
-    """The pocket's training and the runs that are no experiment; `FILE` stands for the output."""
-    full = "--model molmoe-1b --random-weights"
-    for command, flags, name in (
-        ("bench", "--budgets 60 100 150 200 300 --num_samples 200 --fresh_processes 10", "pocket_cpu"),
-        ("benchmarks/load.py", "", "load"),
-        ("benchmarks/preprocess.py", "--json FILE", "preprocess"),
-        ("benchmarks/parity.py", "--device cpu --json FILE", "parity_cpu"),
-        ("benchmarks/parity.py", "--device cuda --json FILE", "parity_h200"),
-        ("benchmarks/engine.py", f"{full} --json FILE", "engine_h200"),
-        ("benchmarks/engine.py", f"{full} --json FILE", "engine_h100"),
-        ("benchmarks/engine.py", f"{full} --weights fp8 --json FILE", "engine_fp8_h200"),
-        ("benchmarks/engine.py", f"{full} --weights fp8 --json FILE", "engine_fp8_h100"),
-        ("benchmarks/engine.py", "--model pocket --device cpu --json FILE", "engine_cpu"),
-        ("benchmarks/quantised.py", "--model pocket --num_samples 200 --json FILE", "quantised_pocket"),
-        ("-m tempovlm.training.pocket", "--out RUN --device cuda --export", "src/tempovlm/pocket/accuracy.json"),
-    ):
-        file = name if name.endswith(".json") else f"benchmarks/results/{name}.json"
-        words = flags.replace("FILE", file).split()
-        yield Run(name=name, title=name, command=command, flags=tuple(words), outputs=(file,))
-
-
-def made_by(path: str) -> Run | None:
-    """Return the run that makes a file, or the files in a folder, of the repository; None where none does."""
-    return next((run for run in published() if any(f"{one}/".startswith(f"{path}/") for one in run.outputs)), None)
-
-
-def commands(path: str, repository: Path) -> str:
-    """Return the shell commands that make a file, after those that make what they read and is not there.
-
-    Args:
-        path: from the root of the repository.
-        repository: its root.
-    """
-    run = made_by(path)
-    if run is None:
-        return ""
-    before = [commands(name, repository) for name in run.inputs if not (repository / name).exists()]
-    each = [one for text in before if text for one in text.split(" && ")]
-    return " && ".join(dict.fromkeys([*each, run.text]))

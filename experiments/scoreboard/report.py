@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.recipes import commands
+from experiments.published import commands
 from experiments.scoreboard.readings import AbsentError
 from experiments.scoreboard.result_files import ResultFile, read_result, shipped_weights
 from experiments.scoreboard.targets import TARGETS, Bound, Reading, Source, Target, sources

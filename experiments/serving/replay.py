@@ -2,6 +2,8 @@ r"""Replay simulated requests against a running server, and compare who is answe
 
 Asks the questions of `simulate.py` with the same flags, with their pictures, at the same times. The times in
 `--results_dir` must be this machine's own: the first command takes them. Nothing else may run meanwhile.
+Each finished row is kept beside `--json` (`NAME.unfinished.json`) until all are there: after a kill the same
+command goes on behind it.
 
 Examples:
     python experiments/core_exp/run_core_experiment.py --dataset_names text_vqa --model_path pocket \
@@ -27,19 +29,18 @@ def flags() -> script.FlagParser:
 
 
 def main(argv: list[str]) -> None:
-    """Replay, write what is asked for, and print the table."""
+    """Replay, and print the table."""
     replay = script.options_from(Replay, vars(flags().parse_args(argv)))
     from tempovlm.engine.threads import prepare
 
     prepare()
     from tempovlm.lab.queueing.agreement import render_agreement
     from tempovlm.lab.queueing.replay import run_replay
-    from tempovlm.lab.queueing.study import render_rows, write_report
+    from tempovlm.lab.queueing.study import render_rows
 
     report = run_replay(replay)
     sys.stdout.write(f"{render_rows(report['rows'])}\n{render_agreement(report)}")
     if replay.json is not None:
-        write_report(report, replay.json)
         sys.stdout.write(f"{replay.json}\n")
 
 

@@ -15,7 +15,8 @@ A server asks its `Schedule` before it lets a request line up:
       │
       └──> waits, the most urgent first ──> a lane is free: began ──> end, which the next one begins at
 
-It also says what the time of those who wait is worth (`control/price.py`), and refuses whoever would gain less.
+It also says what the time of those who wait is worth (`control/price.py`), and refuses whoever would gain less. To
+have admitted is a promise once a tenth of the budget has passed: then nobody is refused for another one's sake.
 """
 
 from __future__ import annotations
@@ -51,6 +52,15 @@ looks `i + 1` times more seldom, so that a long queue does not take the processo
 
 RECENT_STAYS = 8
 """Ended requests whose times say how long those stay that are inside."""
+
+AT_ONCE = 0.1
+"""Share of the budget within which a refusal counts as told at once. Whoever has waited longer was promised an
+answer in time: it is refused only where it would be late."""
+
+
+def is_at_once(waited_ms: float, budget_ms: float) -> bool:
+    """Whether a request that is refused now is told at once; a budget counts as `PATIENCE_MS` at most."""
+    return waited_ms <= AT_ONCE * min(budget_ms, PATIENCE_MS)
 
 
 Discipline = Literal["edf", "fcfs", "slack"]
@@ -299,6 +309,10 @@ class Stay:
             return math.inf
         return self.weight * self.gains.steepest / self.usual.steepest if self.usual.steepest else 0.0
 
+    def may_be_refused(self, now_ms: float) -> bool:
+        """Whether it can make room for others: its refusal would still be told at once."""
+        return is_at_once(now_ms - self.accepted_ms, self.deadline_ms - self.accepted_ms)
+
 
 class Schedule:
     """Says who may line up, by the times that are expected. It has neither a clock nor threads.
@@ -385,12 +399,14 @@ class Schedule:
     def admit_instead(self, stay: Stay, now_ms: float) -> Stay | None:
         """Admit a request that was refused in place of one that waits and gains less with a ms of lane time.
 
+        Only those can be displaced that have waited for `AT_ONCE` of their budgets at most.
+
         Returns:
             The one that is refused instead, which has ended; None if there is no such one, and nothing changes.
         """
         if not self.price.is_derived or stay.gains is None:
             return None
-        waiting = self._outside(self._stays)
+        waiting = [one for one in self._outside(self._stays) if one.may_be_refused(now_ms)]
         worst = min(reversed(waiting), key=lambda one: one.worth, default=stay)
         if worst.worth >= stay.worth * (1 - ROUNDING):
             return None
@@ -402,7 +418,10 @@ class Schedule:
         return None
 
     def price_per_ms(self, now_ms: float, stay: Stay) -> float:
-        """Return the price of lane time for an admitted request, in accuracy per ms; 0 if nobody else waits."""
+        """Return the price of lane time for an admitted request, in accuracy per ms.
+
+        It is 0 if nobody else waits, and by the forecast nobody will.
+        """
         return self._price_per_ms(stay, self._stays, now_ms)
 
     def lane_price_per_ms(self, now_ms: float) -> float:
@@ -412,10 +431,15 @@ class Schedule:
     def lane_price(self, now_ms: float, stay: Stay) -> LanePrice:
         """Return the price at which a request that begins now chooses its setting."""
         others = self._others(stay)
-        share_ms: float | Floats = share_beside_ms(others, now_ms, self._lanes, stay.need_ms, self._beside(stay))
-        if self._forecast is not None and self.price.is_derived:
-            share_ms = np.minimum(share_ms, self._forecast.shares_ms(len(others), now_ms, self._lanes))
-        return LanePrice(self.price, share_ms, stay.weight)
+        share_ms = share_beside_ms(others, now_ms, self._lanes, stay.need_ms, self._beside(stay))
+        return self._price_of(stay, share_ms, len(others), now_ms)
+
+    def _price_of(self, stay: Stay, share_ms: float, others: int, now_ms: float) -> LanePrice:
+        """Return the price for one whose share beside some others is known: also beside those who may come."""
+        if self._forecast is None or not self.price.is_derived:
+            return LanePrice(self.price, share_ms, stay.weight)
+        foreseen_ms = self._forecast.shares_ms(others, now_ms, self._lanes)
+        return LanePrice(self.price, np.minimum(share_ms, foreseen_ms), stay.weight)
 
     def most_ms(self, now_ms: float, stay: Stay) -> float:
         """Return how long a request that begins now may take beside those who wait; infinite for none.
@@ -474,7 +498,8 @@ class Schedule:
             return 0.0
         if stay in self._began_ms:
             return self.lane_price(now_ms, stay).per_ms(stay.usual)
-        return LanePrice(self.price, self._share_ms(stay, stays, now_ms), stay.weight).per_ms(stay.usual)
+        others = len(self._outside(stays)) - 1
+        return self._price_of(stay, self._share_ms(stay, stays, now_ms), others, now_ms).per_ms(stay.usual)
 
     def _share_ms(self, stay: Stay, stays: Sequence[Stay], now_ms: float) -> float:
         """Return the share of the lanes' time of one that waits; infinite if no other one does."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.control.price import FREE, LanePrice
-from tempovlm.control.queue import End
+from tempovlm.control.queue import End, is_at_once
 from tempovlm.core.request import STAGES, Answer, FinishReason, Prediction, Request
 from tempovlm.core.units import now_ms, wall_clock
 from tempovlm.engine.glance import Glance, take_glance
@@ -63,7 +63,7 @@ class Work:
             self._tell(self._guard.least_of(tier))
         clock.mark("control")
         chosen_at_ms = now_ms()
-        if request.on_deadline == "reject" and (tier.feasible is False or not tier.is_worth_it):
+        if request.on_deadline == "reject" and self._is_refused(tier):
             raise Interrupted("rejected", "control")
         with watch.piece("preprocess", run.num_crops(image, tier.tier)):
             ready = glance.prepare(run, tier.tier, request) if glance else run.prepare(image, tier.tier, request)
@@ -89,6 +89,12 @@ class Work:
             self._tell(Prediction(p50_ms=expected_ms, upper_ms=choice.predicted.upper_ms - passed_ms))
         clock.mark("control")
         return choice, ready
+
+    def _is_refused(self, tier: TierChoice) -> bool:
+        """Whether nothing fits; or nothing is worth its time to others, and that can still be told at once."""
+        if tier.feasible is False or self._request.budget_ms is None:
+            return tier.feasible is False
+        return not tier.is_worth_it and is_at_once(now_ms() - self._watch.accepted_ms, self._request.budget_ms)
 
     def _tell(self, rest: Prediction) -> None:
         """Say at the door when this request ends."""

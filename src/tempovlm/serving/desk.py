@@ -97,12 +97,13 @@ class Answering:
         """Says that nobody wants the answer; it ends within a token."""
         self.thread: int | None = None
         """Answers it."""
-        self.dismissed: ApiError | None = None
-        """Why it was refused after it was admitted, before it began."""
+        self.is_dismissed = False
+        """Whether it was refused after it was admitted, before it began."""
 
     def dismiss(self, error: ApiError) -> None:
-        """Refuse the question, which waits; it ends where it is."""
-        self.dismissed = error
+        """Refuse the question, which waits: it is told now, and its thread ends where it is."""
+        self.is_dismissed = True
+        self.put(error)
         self.leave()
 
     async def items(self) -> AsyncIterator[Token | Answer]:
@@ -303,11 +304,10 @@ class Desk:
     def _end(self, answering: Answering, outcome: Answer | ApiError) -> None:
         """Free the place, count the answer and hand it over."""
         self._ended_ms = now_ms()
-        if answering.dismissed is None:
-            self.schedule.end(answering.stay, self._ended_ms)
-            del self._answering[answering.stay]
-        elif not isinstance(outcome, Answer) or outcome.finish_reason == "cancelled":
-            outcome = answering.dismissed
+        if answering.is_dismissed:
+            return
+        self.schedule.end(answering.stay, self._ended_ms)
+        del self._answering[answering.stay]
         if isinstance(outcome, Answer):
             self._learn(answering.ask, outcome)
             if outcome.finish_reason == "rejected":

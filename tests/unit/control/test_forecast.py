@@ -127,6 +127,17 @@ def test_a_schedule_prices_by_who_may_come_and_counts_the_refused_too() -> None:
     assert schedule.lane_price(20_000.0, last).per_ms(envelope) == pytest.approx(0.3 / 50)
 
 
+def test_who_gains_less_than_those_who_may_come_is_refused_on_arrival() -> None:
+    """After 20 pairs a third one is expected: what gains little with the lane's time is told so, and not later."""
+    usual, poor = Envelope.of([0.5, 0.8], [10.0, 60.0]), Envelope.of([0.04], [20.0])
+    for has_forecast in (False, True):
+        forecast = Forecast() if has_forecast else None
+        schedule = Schedule(price=Price(), forecast=forecast)
+        end_ms = pairs(forecast, 20) if forecast is not None else 20_000.0
+        one = Stay(end_ms, end_ms + BUDGET_MS, 20.0, gains=poor, usual=usual)
+        assert schedule.admit(one, end_ms) is not has_forecast
+
+
 def test_a_door_asks_the_forecast_that_a_server_gives_it() -> None:
     door, forecast = Door(), Forecast()
     assert door.shares_ms(0.0) == np.inf

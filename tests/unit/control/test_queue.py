@@ -387,6 +387,41 @@ def test_one_that_waits_is_refused_for_one_that_gains_more() -> None:
     assert never.admit_instead(stay(20.0, usual=USUAL, gains=rich), 0.0) is None
 
 
+@pytest.mark.parametrize(("waited_ms", "is_displaced"), [(0.0, True), (29.9, True), (30.1, False), (200.0, False)])
+def test_who_has_waited_for_more_than_a_tenth_of_its_budget_is_displaced_by_nobody(
+    waited_ms: float, is_displaced: bool
+) -> None:
+    rich = Envelope.of([0.9], [10.0])
+    schedule = Schedule(most_waiting=1)
+    assert schedule.admit(stay(1000.0, **PRICED), 0.0)
+    poor = stay(300.0, usual=USUAL, gains=USUAL)
+    assert schedule.admit(poor, 0.0)
+    better = stay(waited_ms + 300.0, 10.0, waited_ms, usual=USUAL, gains=rich)
+    assert not schedule.admit(better, waited_ms)
+    assert (schedule.admit_instead(better, waited_ms) is poor) is is_displaced
+    assert len(schedule) == 2
+
+
+def test_one_that_gains_more_displaces_the_least_of_those_who_just_came() -> None:
+    schedule, rich = Schedule(most_waiting=3), Envelope.of([0.9], [10.0])
+    assert schedule.admit(stay(5000.0, **PRICED), 0.0)
+    worst, poor, usual = (Envelope.of([gain], [10.0]) for gain in (0.2, 0.3, 0.5))
+    waiting = [
+        stay(at_ms + 300.0, 10.0, at_ms, usual=USUAL, gains=gains)
+        for at_ms, gains in ((0.0, worst), (50.0, usual), (50.0, poor))
+    ]
+    assert all(schedule.admit(one, one.accepted_ms) for one in waiting)
+    better = stay(360.0, 10.0, 60.0, usual=USUAL, gains=rich)
+    assert not schedule.admit(better, 60.0)
+    assert schedule.admit_instead(better, 60.0) is waiting[2]
+
+
+def test_one_without_a_deadline_is_displaced_by_nobody_after_a_tenth_of_the_patience() -> None:
+    one = stay(math.inf, 10.0, 500.0)
+    assert one.may_be_refused(500.0 + 0.099 * PATIENCE_MS)
+    assert not one.may_be_refused(500.0 + 0.101 * PATIENCE_MS)
+
+
 def test_an_operators_weight_decides_who_is_refused() -> None:
     schedule = Schedule()
     assert schedule.admit(stay(10.0, **PRICED), 0.0)

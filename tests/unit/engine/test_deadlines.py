@@ -138,6 +138,19 @@ def test_what_cannot_fit_is_rejected_at_once(engine: Engine, guard: Guard) -> No
     assert engine.answer(request(budget_ms=1e6, on_deadline="reject"), guard).finish_reason in ("stop", "length")
 
 
+@pytest.mark.parametrize(("waited", "reason"), [(0.0, "rejected"), (0.2, "answered")])
+def test_what_is_not_worth_its_time_is_rejected_at_once_or_answered(
+    engine: Engine, guard: Guard, monkeypatch: pytest.MonkeyPatch, waited: float, reason: str
+) -> None:
+    real = Guard.choose_tier
+    monkeypatch.setattr(
+        Guard, "choose_tier", lambda *given, **more: replace(real(*given, **more), is_worth_it=False)
+    )
+    asked = request(budget_ms=1e6, waited_ms=waited * 1e6, on_deadline="reject")
+    reasons = {"rejected"} if reason == "rejected" else {"stop", "length"}
+    assert engine.answer(asked, guard).finish_reason in reasons
+
+
 def test_waiting_is_a_part_of_the_total(engine: Engine, guard: Guard) -> None:
     waited_ms = 0.8 * AMPLE_MS
     waited = engine.answer(request(budget_ms=AMPLE_MS, waited_ms=waited_ms), guard)

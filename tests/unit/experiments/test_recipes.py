@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiments.recipes import GPU_PLACE, Run, commands, made_by, published
+from experiments.published import commands, made_by, published
+from experiments.recipes import GPU_PLACE, Run
 from experiments.reproduce import command
 
 from tempovlm.cli import console

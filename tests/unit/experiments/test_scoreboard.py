@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiments.recipes import made_by
+from experiments.published import made_by
 from experiments.scoreboard import readings
 from experiments.scoreboard.readings import AbsentError, read_figure
 from experiments.scoreboard.report import Row, judge_row, shown

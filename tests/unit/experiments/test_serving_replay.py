@@ -28,7 +28,7 @@ replay_script = script("serving/replay")
 
 FIELDS = {
     *("arrivals", "load", "budget_ms", "policy", "price", "discipline", "requests"),
-    *("right_on_time", "on_time", "refused", "refused_later", "late", "interval"),
+    *("right_on_time", "on_time", "refused", "late", "refused_late", "interval"),
 }
 FAST = 100.0
 """A load at which no test waits."""
@@ -164,8 +164,9 @@ def test_no_answer_and_no_refusal_is_late(server: FakeServer) -> None:
     server.broken[6] = Reply(429, {}, {}, 50.0, 50.0)
     report = replayed()
     row = report["rows"][0]
-    assert [row[name] for name in ("right_on_time", "refused", "late")] == pytest.approx([13 / 60, 0.25, 17 / 60])
-    assert row["refused_later"] == pytest.approx(1 / 60)
+    shares = [row[name] for name in ("right_on_time", "refused", "late")]
+    assert shares == pytest.approx([13 / 60, 14 / 60, 18 / 60])
+    assert row["refused_late"] == pytest.approx(1 / 60), "told when half of its budget had passed"
     assert report["conditions"]["failed"] == 2
 
 
@@ -225,6 +226,88 @@ def test_a_request_is_sent_before_the_one_ahead_is_answered() -> None:
         return await asyncio.wait_for(asked, 10)
 
     assert len(asyncio.run(run())) == 3
+
+
+# Going on after a kill
+
+
+TWO: dict[str, Any] = {"policies": ("native", "table"), "loads": (FAST, 2 * FAST)}
+
+
+def killed(server: FakeServer, monkeypatch: pytest.MonkeyPatch, path: Path, after: int) -> None:
+    """Let a replay be killed by its server's start, after as many rows."""
+    begun = 0
+
+    @contextmanager
+    def serving(model: str, *flags: str) -> Iterator[FakeServer]:
+        nonlocal begun
+        begun += 1
+        if begun > 1 + after:  # the first one says how fast native answers are
+            raise KeyboardInterrupt
+        with server.serving(model, *flags) as one:
+            yield one
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replay, "serving", serving)
+        with pytest.raises(KeyboardInterrupt):
+            replayed(**TWO, json=path)
+
+
+def test_a_kill_keeps_the_rows_that_were_finished_and_the_same_flags_go_on(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.broken = {0: None, 4: Reply(429, {}, {}, 50.0, 50.0)}
+    path, journal = tmp_path / "replay.json", tmp_path / "replay.unfinished.json"
+    killed(server, monkeypatch, path, 3)
+    assert not path.exists()
+    kept = json.loads(journal.read_text())["rows"]
+    named = [(row["load"], row["policy"]) for row in kept]
+    assert named == [(FAST, "native"), (FAST, "table"), (2 * FAST, "native")]
+    server.flags.clear()
+    capsys.readouterr()
+    report = replayed(**TWO, json=path)
+    assert len(server.flags) == 1, "one row was left, and how fast the server is was known"
+    assert f"3 rows are in {journal} already" in capsys.readouterr().err.replace("\n", "")
+    assert not journal.exists()
+    assert len(json.loads(path.read_text())["rows"]) == 4
+    whole = replayed(**TWO, json=tmp_path / "other.json")
+    for one, other in zip(report["rows"], whole["rows"], strict=True):
+        for name in ("right_on_time", "on_time", "refused", "late", "refused_late"):
+            assert one[name] == pytest.approx(other[name])
+    # Question 0 fails only in rows of the table: where nobody tells a budget the fake server answers.
+    assert report["conditions"]["failed"] == whole["conditions"]["failed"] == 2
+    assert [row["pace"] for row in report["differences"]] == pytest.approx(
+        [row["pace"] for row in whole["differences"]], abs=1e-3
+    )
+
+
+def test_finished_figures_stay_until_new_ones_are_whole(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "replay.json"
+    replayed(**TWO, json=path)
+    before = path.read_bytes()
+    killed(server, monkeypatch, path, 1)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"loads": (3.0,)}, {"num_requests": 50}, None])
+def test_rows_of_other_flags_are_not_mixed(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any] | None
+) -> None:
+    path, journal = tmp_path / "replay.json", tmp_path / "replay.unfinished.json"
+    killed(server, monkeypatch, path, 1)
+    if changes is None:
+        journal.write_text("{}")
+    before = journal.read_text()
+    server.asked.clear()
+    fault = "damaged" if changes is None else f"another .*{next(iter(changes))}"
+    with pytest.raises(UserError, match=fault) as error:
+        replayed(**TWO | (changes or {}), json=path)
+    assert str(journal) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert journal.read_text() == before
+    assert not server.asked
 
 
 # Comparing

@@ -25,7 +25,7 @@ simulate = script("serving/simulate")
 
 FIELDS = {
     *("arrivals", "load", "budget_ms", "policy", "price", "discipline", "requests"),
-    *("right_on_time", "on_time", "refused", "refused_later", "late", "interval"),
+    *("right_on_time", "on_time", "refused", "late", "refused_late", "interval"),
 }
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens

@@ -86,7 +86,8 @@ def sections(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "arrivals": name,
                 "right": lines(own, "right_on_time", _RIGHT),
-                "refused": lines(own, "refused", "Refused, % of all requests"),
+                "refused": lines(own, "refused", "Refused at once, % of all requests"),
+                "late": lines(own, "late", "Answered or refused late, % of all requests"),
                 "loads": list(dict.fromkeys(row["load"] for row in own)),
                 "table": _by_label(own, "load"),
                 "by_kind": _parts(kinds, "kind"),

@@ -13,6 +13,7 @@ Shapes: `n` requests.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from tempovlm.lab.live.client import Client, Reply
 from tempovlm.lab.live.server import client_of, serving
 from tempovlm.lab.queueing.agreement import Agreement, read_simulated
 from tempovlm.lab.queueing.choosers import NATIVE, SHEDS, TABLE
+from tempovlm.lab.queueing.journal import Journal, Replayed
 from tempovlm.lab.queueing.simulate import REFUSED, Outcome
 from tempovlm.lab.queueing.study import (
     WAITING,
@@ -43,12 +45,15 @@ from tempovlm.lab.queueing.study import (
     Plan,
     Study,
     add_rows,
+    conditions_of,
     is_path,
     key_of,
     read_inputs,
+    write_report,
 )
 from tempovlm.lab.queueing.world import Traffic
 from tempovlm.lab.script import flag
+from tempovlm.lab.table import Floats
 
 SCHEMA = "tempovlm.replay/1"
 
@@ -59,9 +64,6 @@ _WARM, _TIMED = 8, 24
 """Answers at the native setting before a row, which count for nothing, and those that say how fast a server is."""
 
 _OK, _REFUSALS = 200, (429, 503)
-
-_AT_ONCE = 0.1
-"""Share of the budget within which a refusal must be there to count as told on arrival."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,40 +95,78 @@ class Replay(Study):
 
 
 def run_replay(flags: Replay) -> dict[str, Any]:
-    """Replay everything; returns the report.
+    """Replay everything; returns the report, which is also written to `--json`.
+
+    Each finished row is kept in a file beside `--json` until then, and one that is there is not asked for again.
 
     Raises:
-        UserError: a flag makes no sense, a file cannot be read, or a server does not answer.
+        UserError: a flag makes no sense, a file cannot be read or written, or a server does not answer.
     """
     inputs = read_inputs(flags)
     _check_one_server(flags, inputs.plans)
     simulated = None if flags.simulated is None else read_simulated(flags.simulated, inputs)
+    report = inputs.report(SCHEMA, _stamp(flags)) | {"url": flags.url}
+    journal = Journal(flags.json, _sameness(flags, inputs, report["stamp"]))
     samples = _samples(inputs, flags.data_dir)
     agreement = Agreement(inputs, simulated)
-    report = inputs.report(SCHEMA, _stamp(flags)) | {"url": flags.url}
-    total, done, lags_ms, failed = inputs.num_requests, 0, list[float](), 0
-    paces: dict[Key, float | None] = {}
-    with progress_bar(f"Replaying {total} requests: at least {_least_minutes(inputs):.1f} minutes") as advance:
-        report["conditions"]["live_native_ms"] = _native_ms(flags, list(samples.values()))
+    paces, lags_ms, failed = dict[Key, float | None](), list[Floats](), 0
+    with progress_bar(_title(inputs, journal)) as advance:
+        if journal.native_ms is None:
+            journal.native_ms = _native_ms(flags, list(samples.values()))
         for name, load in inputs.cells:
-            traffic, outcomes = inputs.traffic(name, load), dict[Key, Outcome]()
-            bodies = {
-                row: body_of(samples[row], None, on_deadline="finish") for row in set(traffic.question.tolist())
-            }
+            traffic, found = inputs.traffic(name, load), dict[Key, Replayed]()
             for plan in inputs.plans:
-                with _client(flags, inputs, plan) as client:
-                    calls = asyncio.run(
-                        _ask_all(client, plan, traffic, bodies, partial(_tell, advance, done, total))
-                    )
                 key = key_of(name, load, plan)
-                outcomes[key], paces[key] = judged(inputs, traffic, calls, samples), pace(inputs, calls)
-                lags_ms += [call.sent_ms - due_ms for call, due_ms in zip(calls, traffic.arrival_ms, strict=True)]
-                failed += sum(not _is_told(call.reply) for call in calls)
-                done += len(traffic)
+                if key not in journal:
+                    told = partial(_tell, advance, sum(map(len, lags_ms)), inputs.num_requests)
+                    journal.keep(key, _replay_row(flags, inputs, plan, traffic, samples, told))
+                found[key] = journal.find(key, traffic.budget_ms)
+                lags_ms.append(found[key].outcome.arrival_ms - traffic.arrival_ms)
+                failed += int(np.isinf(found[key].outcome.end_ms).sum())
+            outcomes = {key: one.outcome for key, one in found.items()}
+            paces |= {key: one.pace for key, one in found.items()}
             add_rows(report, inputs, traffic, outcomes)
             agreement.add(traffic, outcomes, paces)
-    report["conditions"] |= {"sent_late_p99_ms": float(np.quantile(lags_ms, 0.99)), "failed": failed}
-    return report | agreement.found(report["rows"], paces)
+    about = {"live_native_ms": journal.native_ms, "sent_late_p99_ms": _p99(lags_ms), "failed": failed}
+    report["conditions"] |= about
+    report |= agreement.found(report["rows"], paces)
+    if flags.json is not None:
+        write_report(report, flags.json)
+    journal.close()
+    return report
+
+
+def _p99(lags_ms: Sequence[Floats]) -> float:
+    return float(np.quantile(np.concatenate(lags_ms), 0.99))
+
+
+def _sameness(flags: Replay, inputs: Inputs, stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all rows of one replay have in common, as JSON has it."""
+    named = ("arrivals", "loads", "policies", "prices", "disciplines", "model_path", "device", "url")
+    given: dict[str, Any] = {name: getattr(flags, name) for name in named}
+    given |= {name: stamp.get(name) for name in ("hardware", "weights")} | conditions_of(inputs)
+    given["gaps"] = [float((gaps**2).sum()) for gaps in inputs.gaps.values()]
+    return json.loads(json.dumps(given))
+
+
+def _replay_row(
+    flags: Replay, inputs: Inputs, plan: Plan, traffic: Traffic, samples: Mapping[int, Sample], advance: Advance
+) -> Replayed:
+    """Ask for one row."""
+    bodies = {row: body_of(samples[row], None, on_deadline="finish") for row in set(traffic.question.tolist())}
+    with _client(flags, inputs, plan) as client:
+        calls = asyncio.run(_ask_all(client, plan, traffic, bodies, advance))
+    return Replayed(judged(inputs, traffic, calls, samples), pace(inputs, calls))
+
+
+def _title(inputs: Inputs, journal: Journal) -> str:
+    """Say what is asked for, and what is there already."""
+    left = [(cell, plan) for cell in inputs.cells for plan in inputs.plans if key_of(*cell, plan) not in journal]
+    minutes = sum(s_from_ms(float(inputs.traffic(*cell).arrival_ms[-1])) for cell, _ in left) / 60
+    asked = (
+        f"Replaying {sum(len(inputs.gaps[cell[0]]) for cell, _ in left)} requests: at least {minutes:.1f} minutes"
+    )
+    return asked + (f"; {len(journal)} rows are in {journal.path} already" if len(journal) else "")
 
 
 def _tell(advance: Advance, before: int, total: int, done: int, _: int) -> None:
@@ -152,11 +192,6 @@ def _stamp(flags: Replay) -> dict[str, Any]:
     from tempovlm import api
 
     return api.load(flags.model_path, device=flags.device, progress=False).stamp().to_json()
-
-
-def _least_minutes(inputs: Inputs) -> float:
-    spans_ms = [float(inputs.traffic(*cell).arrival_ms[-1]) for cell in inputs.cells]
-    return s_from_ms(sum(spans_ms)) * len(inputs.plans) / 60
 
 
 def server_flags(inputs: Inputs, plan: Plan) -> list[str]:
@@ -255,7 +290,7 @@ def _setting_of(inputs: Inputs, reply: Reply) -> int:
 
 
 def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Mapping[int, Sample]) -> Outcome:
-    """Return how the requests ended by the client's clock; a refusal that is told at once ends when it was sent.
+    """Return how the requests ended by the client's clock.
 
     Args:
         inputs: of the study.
@@ -271,10 +306,9 @@ def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Map
         reply = call.reply
         if reply is None or not _is_told(reply):
             setting[i], end_ms[i] = inputs.world.native, math.inf
-        elif reply.status != _OK:
-            end_ms[i] += reply.took_ms if reply.took_ms > _AT_ONCE * traffic.budget_ms[i] else 0.0
-        else:
-            end_ms[i] += reply.took_ms
+            continue
+        end_ms[i] += reply.took_ms
+        if reply.status == _OK:
             setting[i] = _setting_of(inputs, reply)
             scores[i] = score(samples[row], reply.body["choices"][0]["message"]["content"] or "")
     return Outcome(setting, end_ms, scores, sent_ms + traffic.budget_ms, sent_ms)

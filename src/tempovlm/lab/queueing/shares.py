@@ -20,7 +20,7 @@ BLOCK = 100
 
 _LEAST_BLOCKS = 10
 
-SHARES = ("right_on_time", "on_time", "refused", "refused_later", "late")
+SHARES = ("right_on_time", "on_time", "refused", "late", "refused_late")
 """Shares of requests in a row."""
 
 
@@ -37,7 +37,8 @@ def blocks_of(count: int) -> Resamples:
 def share_row(outcome: Outcome, blocks: Resamples, chosen: Mask | None = None) -> dict[str, Any]:
     """Return the shares of all requests, or of the chosen ones (n,): right and on time, on time, refused, late.
 
-    `refused_later` is the part of `refused` that was admitted first. `interval` is that of the first share.
+    The last three add up to 1. A refusal that is told late counts as late, and `refused_late` is that part of
+    `late`. `interval` is that of the first share.
     """
     mask = np.ones(len(outcome.setting), dtype=bool) if chosen is None else chosen
     right = np.where(mask, outcome.right_on_time, np.nan)

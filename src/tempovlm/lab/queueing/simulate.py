@@ -3,9 +3,9 @@
 Two kinds of events move time: a request comes, and an answer ends. When one comes, `control.queue.Schedule` admits
 or refuses it; when a lane is free, the most urgent of those that wait is let in, and `control.select.best` takes a
 setting among those whose bound fits what is left of its budget, at the price of lane time that `control.price`
-derives from those who wait. It is refused before it takes any lane time if nothing fits or nothing is worth the
-price. Bounds are those of a calibration times the factor that `control.margin` learns from service times, never
-from waiting.
+derives from those who wait. It is refused before it takes any lane time if nothing fits; or if nothing is worth
+the price, and it has waited for at most `control.queue.AT_ONCE` of its budget. Bounds are those of a calibration
+times the factor that `control.margin` learns from service times, never from waiting.
 
 An answer that has begun runs to its end, also beyond its deadline. Nobody asks again after a refusal.
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.price import Envelope
-from tempovlm.control.queue import End, Schedule, Stay
+from tempovlm.control.queue import AT_ONCE, End, Schedule, Stay
 from tempovlm.control.select import best
 from tempovlm.core.progress import Advance, silent
 from tempovlm.lab.queueing import clairvoyant
@@ -56,24 +56,30 @@ class Outcome:
     arrival_ms: Floats
 
     @property
-    def refused_later(self) -> NDArray[np.bool_]:
-        """(n,) who were refused after they had waited, and not when they came."""
-        return self.refused & (self.end_ms > self.arrival_ms)
+    def answered(self) -> NDArray[np.bool_]:
+        """(n,) who got an answer."""
+        return self.setting != REFUSED
+
+    @property
+    def refused_late(self) -> NDArray[np.bool_]:
+        """(n,) who were told that they get none when more than `AT_ONCE` of their budgets had passed."""
+        budget_ms = self.deadline_ms - self.arrival_ms
+        return ~self.answered & (self.end_ms - self.arrival_ms > AT_ONCE * budget_ms)
 
     @property
     def refused(self) -> NDArray[np.bool_]:
-        """(n,) who got no answer."""
-        return self.setting == REFUSED
+        """(n,) who were told at once that they get none."""
+        return ~self.answered & ~self.refused_late
 
     @property
     def late(self) -> NDArray[np.bool_]:
-        """(n,) who got one after the deadline."""
-        return ~self.refused & (self.end_ms > self.deadline_ms)
+        """(n,) who got an answer after the deadline, or were refused late."""
+        return np.where(self.answered, self.end_ms > self.deadline_ms, self.refused_late)
 
     @property
     def on_time(self) -> NDArray[np.bool_]:
         """(n,) who got one in time."""
-        return ~self.refused & (self.end_ms <= self.deadline_ms)
+        return self.answered & (self.end_ms <= self.deadline_ms)
 
     @property
     def right_on_time(self) -> Floats:
@@ -219,7 +225,7 @@ def _choose(run: _Run, stay: Stay, request: int, now_ms: float) -> int:
     scores, price_per_ms = chooser.scores[place, row], 0.0
     if run.envelope is not None:
         price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(run.envelope, factor)
-        if not run.gains[row].is_worth(price_per_ms):
+        if stay.may_be_refused(now_ms) and not run.gains[row].is_worth(price_per_ms):
             return REFUSED
     index = int(best(scores, fits, run.usual_ms, price_per_ms, chooser.tie))
     if chooser.settled is None:

@@ -344,7 +344,7 @@ def render_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """Render rows as a table for a terminal."""
     lines = [
         f"{'arrivals':<24}{'load':>5}{'budget':>8}  {'policy':<24}{'price':<9}{'order':<6}"
-        f"{'right on time':>22}{'on time':>9}{'refused':>9}{'late':>7}"
+        f"{'right on time':>22}{'on time':>9}{'refused':>9}{'late':>7}{'told late':>11}"
     ]
     for row in rows:
         low, high = row["interval"]
@@ -353,7 +353,8 @@ def render_rows(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{cell_of(row)}{row['policy'][-23:]:<24}"
             f"{row['price'] or '':<9}{row['discipline'] or '':<6}{share:>22}"
             + "".join(
-                f"{100 * row[name]:>{width}.1f}" for name, width in (("on_time", 9), ("refused", 9), ("late", 7))
+                f"{100 * row[name]:>{width}.1f}"
+                for name, width in (("on_time", 9), ("refused", 9), ("late", 7), ("refused_late", 11))
             )
         )
     return "\n".join(lines) + "\n"

@@ -41,7 +41,7 @@ def test_each_request_ends_once_and_lanes_are_not_shared(name: str, lanes: int) 
     ends = np.stack([outcome.on_time, outcome.late, outcome.refused]).astype(int)
     assert (ends.sum(axis=0) == 1).all()
     assert (outcome.right_on_time <= outcome.on_time).all()
-    served = np.flatnonzero(~outcome.refused)
+    served = np.flatnonzero(outcome.answered)
     took_ms = requests.service_ms[served, outcome.setting[served]]
     begin_ms = outcome.end_ms[served] - took_ms
     assert (begin_ms >= requests.arrival_ms[served] - 1e-6).all()
@@ -87,6 +87,33 @@ def test_a_late_answer_is_one_that_took_longer_than_its_bound() -> None:
     outcome = run(of, requests, "table")
     assert outcome.late.tolist() == [False, False, True, False, False]
     assert outcome.right_on_time[2] == 0
+
+
+def test_a_refusal_is_told_at_once_or_counts_as_late() -> None:
+    """With a budget of 100 a refusal at 10 is in time to ask elsewhere, one at 11 is not."""
+    end_ms = np.array([0.0, 10.0, 11.0, 90.0, 120.0])
+    setting = np.array([REFUSED, REFUSED, REFUSED, 0, 0])
+    outcome = Outcome(setting, end_ms, np.ones(5), np.full(5, 100.0), np.zeros(5))
+    assert outcome.refused.tolist() == [True, True, False, False, False]
+    assert outcome.refused_late.tolist() == [False, False, True, False, False]
+    assert outcome.late.tolist() == [False, False, True, False, True]
+    assert outcome.on_time.tolist() == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("load", [1.0, 2.0, 4.0])
+def test_who_was_admitted_is_refused_late_only_where_it_would_be_late(load: float) -> None:
+    """Questions of unequal worth: whoever has waited for long is answered, however much others gain."""
+    of = world(spread=0.1)
+    rng = np.random.default_rng(1)
+    unequal = of_scores("unequal", of.judged.accuracy * rng.uniform(0.1, 1, (len(of.judged), 1)), len(of.space))
+    requests = busy(of, load)
+    outcome = simulate(of, requests, unequal, door(DERIVED, 1))
+    displaced = outcome.refused & (outcome.end_ms > outcome.arrival_ms)
+    assert displaced.any(), "early, some make room for others"
+    least_ms = float(of.bound_ms.min())
+    for i in np.flatnonzero(outcome.refused_late):
+        assert outcome.end_ms[i] + 1.3 * least_ms > outcome.deadline_ms[i]
+    assert outcome.refused_late.mean() < 0.01
 
 
 # The clairvoyant
