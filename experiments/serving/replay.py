@@ -9,6 +9,8 @@ Examples:
     python experiments/serving/replay.py --arrivals poisson --loads 0.5 1.0 1.7 --num_requests 300 \
         --policies native table --price derived 0 --json runs/replay.json \
         --results_dir results/core_exp_pocket_val results/core_exp_pocket_train runs/times
+    taskset --cpu-list 2,3 python experiments/serving/replay.py --server_cores 0 1 --arrivals poisson --loads 1.0 \
+        --num_requests 300 --policies table
     python experiments/serving/replay.py --url http://127.0.0.1:8000 --arrivals trace.csv --first_request 4409 \
         --num_requests 300 --policies table --simulated runs/load.json
 """
@@ -16,6 +18,8 @@ Examples:
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from tempovlm.lab import script
 from tempovlm.lab.queueing.replay import Replay
@@ -36,10 +40,13 @@ def main(argv: list[str]) -> None:
     from tempovlm.lab.queueing.replay import run_replay
     from tempovlm.lab.queueing.study import render_rows, write_report
 
-    report = run_replay(replay)
+    def keep(part: Mapping[str, Any]) -> None:
+        if replay.json is not None:
+            write_report(part, replay.json)
+
+    report = run_replay(replay, keep)
     sys.stdout.write(f"{render_rows(report['rows'])}\n{render_agreement(report)}")
     if replay.json is not None:
-        write_report(report, replay.json)
         sys.stdout.write(f"{replay.json}\n")
 
 

@@ -350,7 +350,7 @@ class Guard:
 
     @property
     def opening_ms(self) -> float:
-        """The usual time to open a picture, which comes before what `least_ms` and `expected_ms` say; 0 if unknown."""
+        """The usual time to open a picture, which is no part of `least_ms` and `expected_ms`; 0 if unknown."""
         return 0.0 if self.profile is None else self.profile.open_ms
 
     def expected_ms(self) -> float:

@@ -196,7 +196,7 @@ class Engine:
     def line_up(self, request: Request, accepted_ms: float | None = None, guard: Guard | None = None) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.
 
-        The `guard` says how long it needs at least, which those before leave to it, its picture's opening included.
+        The `guard` says how long it needs at least, its picture's opening included; those before leave it that.
 
         Raises:
             UserError: too many wait.

@@ -48,8 +48,8 @@ USUAL_OUT_MS = 2.0
 """Time for the way out before any was measured."""
 
 USUAL, KEPT = 0.5, 0.99
-"""Shares of the last replies whose way out is counted on: of an idle server, and beside others, where a deadline may
-be missed as seldom as a bound may be exceeded."""
+"""Shares of the last replies whose way out is counted on: by an idle server, and beside others, where a deadline
+may be missed as seldom as a bound may be exceeded."""
 
 _RECENT = 100
 _LOOK_S = 0.02
@@ -221,7 +221,9 @@ class Desk:
             raise infeasible(f"too late: {time_ms - accepted_ms:.0f} ms had passed when the body was whole")
         # The margin says how slow the machine is now, and the slowest of the last replies how long the way out may
         # be. Only answers tell that this is over, so who comes to an idle server is let in all the same.
-        need_ms = max(0.0, guard.least_ms()) + opening_ms + self.out.under_ms(KEPT) if len(self.schedule) else least_ms
+        need_ms = (
+            max(0.0, guard.least_ms()) + opening_ms + self.out.under_ms(KEPT) if len(self.schedule) else least_ms
+        )
         self._foresee()
         runs_over = ask.request.on_deadline == "finish"
         given = self._priced(ask, guard, opening_ms)

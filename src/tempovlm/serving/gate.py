@@ -25,8 +25,8 @@ from tempovlm.serving.options import Options
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
 ENDED, CAME, WAITED = "ended_ms", "came_ms", "waited_ms"
 """Names in a request's state: set here are the first three, and by those who answer it the others;
-`CAME` is set before by the protocol, which knows when the headers came, and `WAITED` by whoever has kept the request,
-in this process."""
+`CAME` is set before by the protocol, which knows when the headers came, and `WAITED` by whoever has kept the
+request, in this process."""
 
 OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/")
 """Paths that need no key, as the page's files; every other one does, known or not."""

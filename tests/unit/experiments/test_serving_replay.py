@@ -46,11 +46,14 @@ class FakeServer:
     flags: list[Sequence[str]] = field(default_factory=list)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     broken: dict[int, Reply | None] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
+    most_tokens: int | None = None
     host: str = "127.0.0.1"
     port: int = 1
 
     @contextmanager
-    def serving(self, _model: str, *flags: str) -> Iterator[FakeServer]:
+    def serving(self, _model: str, *flags: str, cores: Sequence[int] = ()) -> Iterator[FakeServer]:
+        self.cores = tuple(cores)
         self.flags.append(flags)
         yield self
 
@@ -65,7 +68,8 @@ class FakeServer:
         question = asked["messages"][0]["content"][0]["text"]
         budget = (headers or {}).get("x-tempovlm-budget-ms")
         number = int(question.removeprefix("what is ").removesuffix("?"))
-        if asked.get("on_deadline") == "finish":
+        if asked.get("on_deadline") == "reject":
+            self.most_tokens = asked.get("max_tokens")
             self.asked.append((question, budget))
         if budget is None:
             return answer("right", 1.0)
@@ -99,7 +103,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeServer:
     def read(tables: Any, _data_dir: Path | None) -> Content:
         return Content({key: sample_of(key[1]) for key in tables[0].questions})
 
-    monkeypatch.setattr(study, "read_world", lambda *_: world(spread=0.1))
+    monkeypatch.setattr(study, "read_world", lambda *_, **__: world(spread=0.1))
     monkeypatch.setattr(replay, "_stamp", lambda _: {"hardware": "of the test"})
     monkeypatch.setattr(Content, "read", read)
     fake = FakeServer()
@@ -225,6 +229,33 @@ def test_a_request_is_sent_before_the_one_ahead_is_answered() -> None:
         return await asyncio.wait_for(asked, 10)
 
     assert len(asyncio.run(run())) == 3
+
+
+def test_servers_and_answers_are_as_the_flags_say(server: FakeServer) -> None:
+    replayed()
+    assert (server.cores, server.most_tokens) == ((), None)
+    replayed(server_cores=(0,), max_tokens=4)
+    assert (server.cores, server.most_tokens) == ((0,), 4)
+
+
+@pytest.mark.usefixtures("server")
+def test_where_accuracies_are_assumed_an_answer_counts_as_much_as_its_setting() -> None:
+    """Texts are those of random weights; three of four questions are answered, two of them in time."""
+    report = replayed(assumed_accuracy=True)
+    native = world(spread=0.1).judged.accuracy[:, SPACE.index(SPACE.native)]
+    in_time = [row for row in range(60) if row % 4 < 2]
+    assert report["rows"][0]["right_on_time"] == pytest.approx(native[in_time].sum() / 60)
+    assert report["conditions"]["assumed_accuracy"] is True
+
+
+@pytest.mark.usefixtures("server")
+def test_figures_are_there_after_each_load() -> None:
+    parts: list[int] = []
+    whole = run_replay(
+        Replay(**flags_of(loads=(FAST, 2 * FAST))), lambda part: parts.append(len(part["differences"]))
+    )
+    assert parts == [1, 2]
+    assert set(whole["differences"][0]["shares_at_pace"]) == {"on_time", "refused", "refused_later", "late"}
 
 
 # Comparing
