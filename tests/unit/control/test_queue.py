@@ -387,6 +387,19 @@ def test_one_that_waits_is_refused_for_one_that_gains_more() -> None:
     assert never.admit_instead(stay(20.0, usual=USUAL, gains=rich), 0.0) is None
 
 
+def test_nobody_is_displaced_for_a_few_per_cent() -> None:
+    """Styles with shorter answers gain a little more with a ms under the same accuracies."""
+    schedule, longer, shorter = Schedule(), Envelope.of([0.9], [10.5]), Envelope.of([0.9], [10.0])
+    assert schedule.admit(stay(10.0, **PRICED), 0.0)
+    waits = stay(22.0, usual=USUAL, gains=longer)
+    assert schedule.admit(waits, 0.0)
+    brief = stay(22.0, usual=USUAL, gains=shorter)
+    assert not schedule.admit(brief, 0.0)
+    assert schedule.admit_instead(brief, 0.0) is None
+    much = stay(22.0, usual=USUAL, gains=Envelope.of([0.9], [5.0]))
+    assert schedule.admit_instead(much, 0.0) is waits
+
+
 def test_an_operators_weight_decides_who_is_refused() -> None:
     schedule = Schedule()
     assert schedule.admit(stay(10.0, **PRICED), 0.0)
