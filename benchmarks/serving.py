@@ -106,7 +106,7 @@ def summary(
 
 
 class Asking:
-    """What is asked of servers: bodies with a cap of tokens, and the servers that the flags name."""
+    """Questions for servers, with a cap of tokens, and the servers that the flags name."""
 
     def __init__(self, flags: argparse.Namespace, samples: Sequence[Sample]) -> None:
         self.flags, self.samples = flags, samples

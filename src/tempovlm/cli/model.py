@@ -110,8 +110,8 @@ def random(argv: list[str]) -> None:
     if tokenizer == Path("pocket") or (tokenizer is None and flags.config == "pocket"):
         tokenizer = model_folder("pocket")
     with progress_bar("writing random weights") as advance:
-        drawn = {"seed": flags.seed, "device": pick_device(flags.device)}
-        write_random(out, config, tokenizer=tokenizer, advance=advance, **drawn)
+        where = pick_device(flags.device)
+        write_random(out, config, seed=flags.seed, tokenizer=tokenizer, device=where, advance=advance)
     sys.stderr.write(f"wrote a random {flags.config} with {config.num_blocks} decoder blocks to {out}\n")
     if tokenizer is None:
         sys.stderr.write(

@@ -50,7 +50,7 @@ LOOK_S = 0.002
 looks `i + 1` times more seldom, so that a long queue does not take the processor from whoever is inside."""
 
 DISPLACES = 1.1
-"""Who waits is refused for one that gains more than this factor more with its time: no promise is broken for less.
+"""Factor by which a request must gain more with its time than one that waits and is refused for it.
 Under one table styles whose answers are a token or two longer gain a few per cent less."""
 
 RECENT_STAYS = 8
@@ -387,7 +387,7 @@ class Schedule:
         return True
 
     def admit_instead(self, stay: Stay, now_ms: float) -> Stay | None:
-        """Admit a request that was refused in place of one that waits and gains clearly less with a ms of lane time.
+        """Admit a request that was refused in place of one that waits and gains clearly less with its lane time.
 
         Returns:
             The one that is refused instead, which has ended; None if there is no such one, and nothing changes.

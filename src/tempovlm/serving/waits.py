@@ -1,4 +1,4 @@
-"""How long what has come waits until the event loop gets to it: in a burst, longer than the rest of the way in.
+"""Tells since when what an event loop handles has waited for it: in a burst longer than the rest of the way in.
 
 While the loop handles some requests, the bytes of others lie in their sockets. Their budgets run: a client counts
 from when it sent them. When they came is not told, but it was not before the loop looked last.
@@ -39,10 +39,10 @@ class _Selector(selectors.DefaultSelector):
         super().__init__()
         self.lag = Lag(now_ms())
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for events, for a time at most."""
+    def select(self, *given: Any, **named: Any) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for events."""
         begin_ms = now_ms()
-        events = super().select(timeout)
+        events = super().select(*given, **named)
         self.lag.looked(begin_ms, now_ms())
         return events
 

@@ -12,7 +12,7 @@ from asgi import NEEDS, chat, get
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
-from tempovlm.core.units import now_ms
+from tempovlm.serving import waits
 from tempovlm.serving.desk import USUAL, WayOut
 from tempovlm.serving.gate import CAME
 from tempovlm.serving.waits import Lag, WatchedLoop, ready_since_ms
@@ -28,39 +28,40 @@ def test_what_is_there_at_once_may_have_come_while_others_were_handled() -> None
     assert lag.since_ms == pytest.approx(150.01)
 
 
-def test_a_loop_knows_what_came_while_it_was_busy() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that goes on where a test says so."""
+    time_ms = [0.0]
+    monkeypatch.setattr(waits, "now_ms", lambda: time_ms[0])
+    return time_ms
+
+
+def test_a_loop_knows_what_came_while_it_was_busy(clock: list[float]) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    found: list[float] = []
 
     async def talk() -> float:
         loop = asyncio.get_running_loop()
-        came = asyncio.Event()
+        found: asyncio.Future[float] = loop.create_future()
 
         def read() -> None:
-            found.append(ready_since_ms(loop))
             loop.remove_reader(ours)
-            came.set()
+            found.set_result(ready_since_ms(loop))
 
         loop.add_reader(ours, read)
-        await asyncio.sleep(0)
-        busy_ms = now_ms()
         theirs.send(b"x")
-        while now_ms() < busy_ms + 5.0:
-            pass
-        await came.wait()
-        return busy_ms
+        clock[0] = 50.0
+        return await found
 
     with asyncio.Runner(loop_factory=WatchedLoop) as runner:
-        busy_ms = runner.run(talk())
-    assert found[0] <= busy_ms
+        assert runner.run(talk()) == pytest.approx(0.0)
     ours.close()
     theirs.close()
 
 
-def test_a_loop_that_does_not_know_says_now() -> None:
-    before_ms = now_ms()
-    assert ready_since_ms(object()) >= before_ms
+def test_a_loop_that_does_not_know_says_now(clock: list[float]) -> None:
+    clock[0] = 7.0
+    assert ready_since_ms(object()) == pytest.approx(7.0)
 
 
 def test_time_in_the_socket_counts_for_the_budget(app: Any) -> None:
@@ -68,7 +69,7 @@ def test_time_in_the_socket_counts_for_the_budget(app: Any) -> None:
     kept = app.__call__
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
-        scope["state"] = {CAME: now_ms() - 70_000.0}
+        scope["state"] = {CAME: -1e12}
         await kept(scope, receive, send)
 
     reply = chat(late, latency_budget_ms=60_000)

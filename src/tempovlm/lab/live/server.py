@@ -115,9 +115,13 @@ def stamp_of(model: str, device: str = "auto", cores: Sequence[int] = ()) -> dic
         from tempovlm.model.weights import read_config, weights_hash
 
         folder = api.model_folder(model)
-        about = {"model": "pocket" if model == "pocket" else folder.name, "weights_hash": weights_hash(folder)}
-        space = KnobSpace.for_model(read_config(folder).shape)
-        return collect_stamp(**about, space=space, device=where, dtype=pick_dtype(None, where)).to_json()
+        return collect_stamp(
+            model="pocket" if model == "pocket" else folder.name,
+            weights_hash=weights_hash(folder),
+            space=KnobSpace.for_model(read_config(folder).shape),
+            device=where,
+            dtype=pick_dtype(None, where),
+        ).to_json()
 
 
 def _port_of(process: subprocess.Popen[bytes], log: Path) -> int:

@@ -88,7 +88,7 @@ def read_world(
         results_dirs: folders of results.
         space: the settings.
         datasets: that are read; None reads all.
-        assumed: answers are right as often as a server assumes that knows no accuracies; nothing is trained on.
+        assumed: whether answers count as right as often as a server assumes where none was measured.
 
     Raises:
         UserError: results cannot be read, a split is missing, or no question was timed at every setting.
