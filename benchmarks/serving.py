@@ -1,18 +1,25 @@
 """Measures `tempovlm serve` by requests over HTTP: what it adds, who is on time under load, refusals and memory.
 
-Starts the server as a process of its own, and asks it questions of the generated data sets with their pictures.
+Starts the server as a process of its own, or asks one that runs (`--url`), with questions of the generated data
+sets and their pictures.
 
 - `overhead`: one client on a kept connection; the client's time less the engine's own time of the same answer;
+- `refusal`: budgets that no setting fits; from the last byte of the body to the reply;
+- `mixed`: clients that ask on and on, with budgets drawn between `--mixed_ms`; one that is refused asks again when
+  the budget would have been over;
 - `load`: arrivals that wait for nobody (Poisson, and with `--trace` a file's, scaled) at shares of the closed-loop
   rate at the native setting; each request has `--budget` times the native median. By the policy, and by a server
   whose only setting is the native one, which sheds what it could not answer in time;
-- `refusal`: budgets that no setting fits; from the last byte of the body to the reply;
 - `memory`: pictures of 12 megapixels that wait, above an idle server and their bodies.
 
-Right and on time are shares of all requests. Times are the client's; it runs on the same machine.
+Right and on time are shares of all requests. Of random weights only times count. Times are the client's; it runs
+on the same machine, on other cores where it is told so. The file is written after each part.
 
     python benchmarks/serving.py --json benchmarks/results/serving_cpu.json
     python benchmarks/serving.py --parts load --trace AzureLLMInferenceTrace_code.csv --loads 0.5 1.0
+    tempovlm model random --config molmoe-1b --device cuda --tokenizer pocket --output_dir /tmp/molmoe-1b-random
+    taskset --cpu-list 4-7 python benchmarks/serving.py --model /tmp/molmoe-1b-random --server_cores 0 1 2 3 \
+        --clients 8 --mixed_ms 20 60 --callers 8 --loads 1.0 2.0 --max_tokens 4 --servers policy
 """
 
 from __future__ import annotations
@@ -23,7 +30,9 @@ import base64
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +40,26 @@ import numpy as np
 
 from deadlines import samples_of
 from output import write_json
+from tempovlm.core.errors import UserError
 from tempovlm.core.progress import progress_bar
+from tempovlm.core.units import now_ms
 from tempovlm.data.sample import Sample
 from tempovlm.data.scoring import score
-from tempovlm.engine.threads import pick_device
-from tempovlm.lab.live.asking import PATH, body_of, closed_loop, one_by_one, open_loop
+from tempovlm.lab.live.asking import BUDGET_HEADER, PATH, body_of, closed_loop, one_by_one, open_loop
 from tempovlm.lab.live.client import Client, Reply
-from tempovlm.lab.live.server import serving
+from tempovlm.lab.live.server import client_of, serving, stamp_of
 from tempovlm.lab.queueing.arrivals import POISSON, gaps_of, is_drawn, read_trace
 
-PARTS = ("overhead", "load", "refusal", "memory")
-ALONE, CLOSED_S = 100, 10.0
+PARTS = ("overhead", "refusal", "mixed", "load", "memory")
+WARM, ALONE, CLOSED_S = 30, 100, 10.0
 REFUSALS, WAITING = 200, 100
 NATIVE = ("--tiers", "high", "--top_k", "8", "--num_blocks", "16")
+POLICY, SHEDS = "policy", "native_sheds"
+AT_ONCE = 0.1
+"""Share of the budget within which a refusal must be told."""
+
+MIXED = (1.0, 3.0)
+"""Budgets of the mixed clients, times the native median, where none are given."""
 
 
 def arrivals_ms(name: str, rate: float, count: int) -> list[float]:
@@ -59,18 +75,22 @@ async def asked(client: Client, bodies: Sequence[bytes], times_ms: Sequence[floa
     return [call.reply for call in calls]
 
 
-def summary(replies: Sequence[Reply | None], samples: Sequence[Sample], budget_ms: float) -> dict[str, float]:
-    """Return shares of all requests, and of those that were admitted."""
-    right = on_time = refused = failed = late = 0.0
-    for place, reply in enumerate(replies):
+def summary(
+    replies: Sequence[Reply | None], samples: Sequence[Sample], budget_ms: float | Sequence[float]
+) -> dict[str, float]:
+    """Return shares of all requests, and of those that were admitted; budgets may differ by request."""
+    right = on_time = refused = failed = late = cut = 0.0
+    budgets_ms = np.broadcast_to(np.asarray(budget_ms, dtype=float), len(replies)).tolist()
+    for place, (reply, own_ms) in enumerate(zip(replies, budgets_ms, strict=True)):
         if reply is None or reply.status not in (200, 429):
             failed += 1
         elif reply.status == 429:
             refused += 1
-            late += reply.took_ms > 0.1 * budget_ms  # told too late
+            late += reply.took_ms > AT_ONCE * own_ms
         else:
-            is_on_time = reply.took_ms <= budget_ms
+            is_on_time = reply.took_ms <= own_ms
             on_time += is_on_time
+            cut += reply.body.get("tempovlm", {}).get("deadline") == "cut"
             text = reply.body["choices"][0]["message"]["content"] or ""
             right += is_on_time * score(samples[place % len(samples)], text)
     count, admitted = len(replies), len(replies) - refused - failed
@@ -78,62 +98,128 @@ def summary(replies: Sequence[Reply | None], samples: Sequence[Sample], budget_m
         "requests": count,
         "right_on_time": right / count,
         "on_time_of_admitted": on_time / admitted if admitted else float("nan"),
+        "cut_of_admitted": cut / admitted if admitted else float("nan"),
         "refused": refused / count,
         "refused_late": late / count,
         "failed": failed / count,
     }
 
 
-def measure_overhead(flags: argparse.Namespace, samples: Sequence[Sample]) -> dict[str, float]:
-    """Return what the server adds to the engine's time, and the native median."""
-    bodies = [body_of(one, None) for one in samples[:ALONE]]
-    with serving(flags.model) as server:
-        asyncio.run(one_by_one(server.client(), bodies[:8]))
-        replies = asyncio.run(one_by_one(server.client(), bodies))
+class Asking:
+    """Questions for servers, with a cap of tokens, and the servers that the flags name."""
+
+    def __init__(self, flags: argparse.Namespace, samples: Sequence[Sample]) -> None:
+        self.flags, self.samples = flags, samples
+        fields = {} if flags.max_tokens is None else {"max_tokens": flags.max_tokens}
+        self.plain = [body_of(one, None, **fields) for one in samples]
+
+    def bodies(self, budget_ms: float) -> list[bytes]:
+        """Return a body for each sample, with a budget."""
+        return [json.dumps(json.loads(one) | {"latency_budget_ms": budget_ms}).encode() for one in self.plain]
+
+    @contextmanager
+    def client(self, *given: str) -> Iterator[Client]:
+        """Return a client of a server that is warmed up: one of its own, or the one that runs."""
+        if self.flags.url is not None:
+            yield self._warmed(client_of(self.flags.url))
+            return
+        flags = ("--device", self.flags.device, *given)
+        with serving(self.flags.model, *flags, cores=self.flags.server_cores) as server:
+            yield self._warmed(server.client())
+
+    def _warmed(self, client: Client) -> Client:
+        for reply in asyncio.run(one_by_one(client, self.plain[:WARM])):
+            if reply.status != 200:
+                raise UserError(
+                    f"{client.host}:{client.port}: status {reply.status} for a question without a budget"
+                )
+        return Client(client.host, client.port)  # connections belong to a loop, which has ended
+
+
+def measure_overhead(client: Client, asking: Asking) -> dict[str, float]:
+    """Return what the server adds to the engine's time."""
+    replies = asyncio.run(one_by_one(client, asking.plain[:ALONE]))
     timings = [one.body["tempovlm"]["timings_ms"] for one in replies]
     extra_ms = [r.took_ms - (t["total"] - t["queue"]) for r, t in zip(replies, timings, strict=True)]
     p50, p99 = np.quantile(extra_ms, (0.5, 0.99))
     return {"p50_ms": float(p50), "p99_ms": float(p99), "requests": len(replies)}
 
 
-def measure_native(flags: argparse.Namespace, samples: Sequence[Sample]) -> dict[str, float]:
+def measure_native(client: Client, asking: Asking) -> dict[str, float]:
     """Return the median of an answer at the native setting, and the closed-loop rate with all lanes."""
-    bodies = [body_of(one, None) for one in samples]
-    with serving(flags.model) as server:
-        asyncio.run(one_by_one(server.client(), bodies[:8]))
-        replies = asyncio.run(one_by_one(server.client(), bodies[:ALONE]))
-        rate = asyncio.run(closed_loop(server.client(), bodies, flags.callers, CLOSED_S))
+
+    async def ask() -> tuple[list[Reply], float]:
+        replies = await one_by_one(client, asking.plain[:ALONE])
+        rate = await closed_loop(client, asking.plain, asking.flags.callers, min(CLOSED_S, asking.flags.seconds))
+        client.close()
+        return replies, rate
+
+    replies, rate = asyncio.run(ask())
     return {"p50_ms": float(np.median([one.took_ms for one in replies])), "answers_per_s": rate}
 
 
-def measure_load(flags: argparse.Namespace, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Return a row for each kind of arrivals, load and server."""
-    native = measure_native(flags, samples)
-    budget_ms = flags.budget * native["p50_ms"]
-    bodies, rows = [body_of(one, budget_ms) for one in samples], []
+async def keep_asking(
+    client: Client, bodies: Sequence[bytes], mixed_ms: tuple[float, float], clients: int, seconds: float
+) -> list[tuple[int, float, Reply]]:
+    """Let clients ask on and on for some time; return the place of each question, its budget and its reply."""
+    found: list[tuple[int, float, Reply]] = []
+    end_ms = now_ms() + 1e3 * seconds
+
+    async def ask(number: int) -> None:
+        draw, place = np.random.default_rng(number), number
+        while now_ms() < end_ms:
+            budget_ms = float(draw.uniform(*mixed_ms))
+            headers = {BUDGET_HEADER: f"{budget_ms:.3f}"}
+            reply = await client.post(PATH, bodies[place % len(bodies)], headers)
+            found.append((place, budget_ms, reply))
+            if reply.status != 200:
+                await asyncio.sleep(max(0.0, budget_ms - reply.took_ms) / 1e3)
+            place += clients
+
+    await asyncio.gather(*(ask(number) for number in range(clients)))
+    client.close()
+    return found
+
+
+def measure_mixed(client: Client, asking: Asking, native_ms: float) -> dict[str, Any]:
+    """Return shares of requests of several clients with mixed budgets, and the settings that were chosen most."""
+    flags = asking.flags
+    low_ms, high_ms = flags.mixed_ms or [native_ms * share for share in MIXED]
+    asked = asyncio.run(keep_asking(client, asking.plain, (low_ms, high_ms), flags.clients, flags.seconds))
+    samples = [asking.samples[place % len(asking.samples)] for place, _, _ in asked]
+    answers = [reply for _, _, reply in asked if reply.status == 200]
+    settings = Counter("/".join(map(str, one.body["tempovlm"]["knobs"].values())) for one in answers)
+    about = {
+        "clients": flags.clients,
+        "budgets_ms": [low_ms, high_ms],
+        "answers_per_s": len(answers) / flags.seconds,
+    }
+    found = summary([reply for *_, reply in asked], samples, [budget_ms for _, budget_ms, _ in asked])
+    return about | found | {"most_used": dict(settings.most_common(5))}
+
+
+def load_rows(
+    name: str, client: Client, asking: Asking, native: dict[str, float], keep: Callable[[dict[str, Any]], object]
+) -> None:
+    """Hand over a row for each kind of arrivals and load."""
+    flags, budget_ms = asking.flags, asking.flags.budget * native["p50_ms"]
+    bodies = asking.bodies(budget_ms)
     sources = {POISSON: POISSON} | ({"trace": str(flags.trace)} if flags.trace else {})
-    for name, given in (("policy", ()), ("native_sheds", NATIVE)):
-        with serving(flags.model, *given) as server:
-            asyncio.run(one_by_one(server.client(), bodies[:30]))
-            for arrivals, source in sources.items():
-                for load in flags.loads:
-                    rate = load * native["answers_per_s"]
-                    count = max(int(rate * flags.seconds), 50)
-                    replies = asyncio.run(asked(server.client(), bodies, arrivals_ms(source, rate, count)))
-                    found = summary(replies, samples, budget_ms)
-                    rows.append(
-                        {"server": name, "arrivals": arrivals, "load": load, "budget_ms": budget_ms} | found
-                    )
-                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    return [{"native": native}, *rows]
+    for arrivals, source in sources.items():
+        for load in flags.loads:
+            rate = load * native["answers_per_s"]
+            count = max(int(rate * flags.seconds), 50)
+            replies = asyncio.run(asked(client, bodies, arrivals_ms(source, rate, count)))
+            client = Client(client.host, client.port)
+            found = summary(replies, asking.samples, budget_ms)
+            keep({"server": name, "arrivals": arrivals, "load": load, "budget_ms": budget_ms} | found)
 
 
-def measure_refusal(flags: argparse.Namespace, samples: Sequence[Sample]) -> dict[str, float]:
+def measure_refusal(client: Client, asking: Asking) -> dict[str, float]:
     """Return the time from the body's last byte to the refusal."""
-    bodies = [body_of(one, 1.0) for one in samples[:REFUSALS]]
-    with serving(flags.model) as server:
-        asyncio.run(one_by_one(server.client(), bodies[:8]))
-        replies = asyncio.run(one_by_one(server.client(), bodies))
+    bodies = asking.bodies(1.0)[:REFUSALS]
+    asyncio.run(one_by_one(Client(client.host, client.port), bodies[:8]))
+    replies = asyncio.run(one_by_one(client, bodies))
     p50, p99 = np.quantile([one.sent_ms for one in replies], (0.5, 0.99))
     refused = sum(one.status == 429 for one in replies)
     return {"p50_ms": float(p50), "p99_ms": float(p99), "requests": len(replies), "refused": refused}
@@ -150,7 +236,8 @@ def measure_memory(flags: argparse.Namespace) -> dict[str, float]:
     content = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": url}}]
     asked = {"messages": [{"role": "user", "content": content}], "latency_budget_ms": 1e6}
     body, most = json.dumps(asked).encode(), 0.0
-    with serving(flags.model, "--max_queue", str(2 * WAITING)) as server:
+    given = ("--device", flags.device, "--max_queue", str(2 * WAITING))
+    with serving(flags.model, *given, cores=flags.server_cores) as server:
 
         async def ask() -> None:
             nonlocal most
@@ -167,47 +254,95 @@ def measure_memory(flags: argparse.Namespace) -> dict[str, float]:
     return {"idle_mb": idle, "most_mb": most, "bodies_mb": bodies, "above_mb": most - idle - bodies}
 
 
+def measure_policy(asking: Asking, found: dict[str, Any], keep: Callable[[], object]) -> None:
+    """Measure the parts that ask one server as it is by default; `keep` is called after each."""
+    parts = asking.flags.parts
+    with asking.client() as first:
+
+        def fresh() -> Client:
+            return Client(first.host, first.port)
+
+        if "overhead" in parts:
+            found["overhead"] = measure_overhead(fresh(), asking)
+        if "refusal" in parts:
+            found["refusal"] = measure_refusal(fresh(), asking)
+        keep()
+        native = measure_native(fresh(), asking) if {"mixed", "load"} & set(parts) else {}
+        if "mixed" in parts:
+            found["mixed"] = measure_mixed(fresh(), asking, native["p50_ms"])
+            keep()
+        if "load" in parts:
+            found["load"] = [{"native": native}]
+            if POLICY in asking.flags.servers:
+                load_rows(POLICY, fresh(), asking, native, _adding(found, keep))
+
+
+def _adding(found: dict[str, Any], keep: Callable[[], object]) -> Callable[[dict[str, Any]], None]:
+    def add(row: dict[str, Any]) -> None:
+        found["load"].append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        keep()
+
+    return add
+
+
 def read_flags() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--loads", type=float, nargs="+", default=(0.5, 1.0, 1.5, 2.2), help="of native capacity")
-    parser.add_argument("--budget", type=float, default=2.0, help="times the native median")
-    parser.add_argument("--seconds", type=float, default=40.0, help="length of the arrivals at a load")
-    parser.add_argument(
-        "--callers", type=int, default=2, help="of the closed loop that says what native capacity is"
+    add = parser.add_argument
+    add("--model", default="pocket", help="pocket, or a model folder, also one of `tempovlm model random`")
+    add("--device", default="auto", help="of the servers that are started: auto, cpu, cuda or cuda:N")
+    add("--url", help="address of a running server of --model, which is asked instead of starting any")
+    add(
+        "--server_cores",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="cores of the servers that are started",
     )
-    parser.add_argument("--num_samples", type=int, default=200)
-    parser.add_argument("--trace", type=Path, help="CSV with a column TIMESTAMP, whose second half is replayed")
-    parser.add_argument("--json", type=Path, help="file to write; standard output without it")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
+    add("--servers", nargs="+", choices=(POLICY, SHEDS), default=(POLICY, SHEDS), help="that are under load")
+    add("--loads", type=float, nargs="+", default=(0.5, 1.0, 1.5, 2.2), help="of native capacity")
+    add("--budget", type=float, default=2.0, help="times the native median")
+    add("--seconds", type=float, default=40.0, help="length of the arrivals at a load, and of the mixed clients")
+    add("--callers", type=int, default=2, help="of the closed loop that says what native capacity is")
+    add("--clients", type=int, default=8, help="of the mixed budgets")
+    add(
+        "--mixed_ms", type=float, nargs=2, metavar=("LOW", "HIGH"), help="default: 1 and 3 times the native median"
+    )
+    add("--max_tokens", type=int, help="most tokens of an answer; default: the server's own")
+    add("--num_samples", type=int, default=200)
+    add("--trace", type=Path, help="CSV with a column TIMESTAMP, whose second half is replayed")
+    add("--json", type=Path, help="file to write; standard output without it")
     flags = parser.parse_args()
     if flags.trace is not None and not flags.trace.is_file():
         parser.error(f"--trace {flags.trace}: no such file")
+    if flags.url is not None and ("memory" in flags.parts or SHEDS in flags.servers):
+        parser.error(
+            "--url: memory and native_sheds need servers of their own; leave them out of --parts and --servers"
+        )
     return flags
 
 
 def main() -> None:
     """Measure the parts, and print or write."""
     flags = read_flags()
-    samples = samples_of(flags.num_samples)
-    found: dict[str, Any] = {}
-    if "overhead" in flags.parts:
-        found["overhead"] = measure_overhead(flags, samples)
-    if "refusal" in flags.parts:
-        found["refusal"] = measure_refusal(flags, samples)
+    asking = Asking(flags, samples_of(flags.num_samples))
+    found: dict[str, Any] = {"stamp": stamp_of(flags.model, flags.device, flags.server_cores)}
+
+    def keep() -> None:
+        if flags.json is not None:
+            write_json(found, flags.json)
+
+    if set(flags.parts) - {"memory"}:
+        measure_policy(asking, found, keep)
+    if "load" in flags.parts and SHEDS in flags.servers:
+        with asking.client(*NATIVE) as client:
+            load_rows(SHEDS, client, asking, found["load"][0]["native"], _adding(found, keep))
     if "memory" in flags.parts:
         found["memory"] = measure_memory(flags)
-    if "load" in flags.parts:
-        found["load"] = measure_load(flags, samples)
-    write_json({"stamp": stamp_of(flags.model)} | found, flags.json)
-
-
-def stamp_of(model: str) -> dict[str, Any]:
-    """Return the stamp of the model on this machine."""
-    from tempovlm import api
-
-    return api.load(model, device=str(pick_device("auto")), progress=False).stamp().to_json()
+    write_json(found, flags.json)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,9 @@ import numpy as np
 
 from deadlines import samples_of
 from output import write_json
-from serving import stamp_of
 from tempovlm.core.units import now_ms
 from tempovlm.lab.live.asking import PATH, body_of, closed_loop, one_by_one
-from tempovlm.lab.live.server import Server, serving
+from tempovlm.lab.live.server import Server, serving, stamp_of
 
 KINDS = {
     "ordinary": (0.84, {"200", "200 cut", "429"}),
@@ -203,13 +203,18 @@ async def cut_off(server: Server, bodies: Sequence[bytes]) -> Counter[str]:
     return ends
 
 
-def kill(model: str, bodies: Sequence[bytes]) -> dict[str, Any]:
+def started(flags: argparse.Namespace, *more: str) -> AbstractContextManager[Server]:
+    """Run a server as the flags say."""
+    return serving(flags.model, "--device", flags.device, *more, cores=flags.server_cores)
+
+
+def kill(flags: argparse.Namespace, bodies: Sequence[bytes]) -> dict[str, Any]:
     """Kill a server and start another one; return what became of questions at both."""
-    with serving(model) as server:
+    with started(flags) as server:
         asyncio.run(one_by_one(server.client(), bodies[:WARM]))
         ends = asyncio.run(cut_off(server, bodies[:KILLED]))
     begin_ms = now_ms()
-    with serving(model) as server:
+    with started(flags) as server:
         replies = asyncio.run(one_by_one(server.client(), bodies[:KILLED]))
         ready_s = (now_ms() - begin_ms) / 1e3
     after = Counter(str(reply.status) for reply in replies)
@@ -220,6 +225,15 @@ def main() -> None:
     """Load a server, kill another one, and print or write what happened."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="pocket, or a model folder")
+    parser.add_argument("--device", default="auto", help="of the servers: auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--server_cores",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="cores of the servers; give others by taskset",
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--load", type=float, default=1.2, help="of native capacity")
     parser.add_argument("--budget", type=float, default=2.0, help="times the native median")
@@ -229,7 +243,7 @@ def main() -> None:
     flags = parser.parse_args()
     samples = samples_of(flags.num_samples)
     plain = [body_of(one, None) for one in samples]
-    with serving(flags.model, "--max_body_mb", str(MOST_BODY_MB)) as server:
+    with started(flags, "--max_body_mb", str(MOST_BODY_MB)) as server:
         client = server.client()
         native = asyncio.run(one_by_one(client, plain[:WARM]))
         budget_ms = flags.budget * statistics.median(one.took_ms for one in native)
@@ -238,8 +252,9 @@ def main() -> None:
         soak = Soak(server, bodies, budget_ms)
         asyncio.run(soak.run(flags.load * rate, 60 * flags.minutes))
     asked = {"minutes": flags.minutes, "load": flags.load, "native_per_s": rate, "budget_ms": budget_ms}
-    found = {"note": flags.note, **asked, **soak.found.record(budget_ms), "kill": kill(flags.model, bodies)}
-    write_json({"stamp": stamp_of(flags.model)} | found, flags.json)
+    found = {"note": flags.note, **asked, **soak.found.record(budget_ms), "kill": kill(flags, bodies)}
+    stamp = stamp_of(flags.model, flags.device, flags.server_cores)
+    write_json({"stamp": stamp} | found, flags.json)
 
 
 if __name__ == "__main__":

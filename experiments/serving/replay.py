@@ -11,6 +11,8 @@ Examples:
     python experiments/serving/replay.py --arrivals poisson --loads 0.5 1.0 1.7 --num_requests 300 \
         --policies native table --price derived 0 --json runs/replay.json \
         --results_dir results/core_exp_pocket_val results/core_exp_pocket_train runs/times
+    taskset --cpu-list 2,3 python experiments/serving/replay.py --server_cores 0 1 --arrivals poisson --loads 1.0 \
+        --num_requests 300 --policies table
     python experiments/serving/replay.py --url http://127.0.0.1:8000 --arrivals trace.csv --first_request 4409 \
         --num_requests 300 --policies table --simulated runs/load.json
 """

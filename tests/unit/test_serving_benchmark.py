@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,65 @@ def test_a_request_counts_once(serving: Any) -> None:
     assert found["refused"] == pytest.approx(2 / 6)
     assert found["refused_late"] == pytest.approx(1 / 6)
     assert found["failed"] == pytest.approx(1 / 6)
+
+
+def test_a_cut_answer_is_in_time_but_not_whole(serving: Any) -> None:
+    body = {"choices": [{"message": {"content": ""}}], "tempovlm": {"deadline": "cut"}}
+    found = serving.summary([serving.Reply(200, {}, body, 90.0, 90.0)] * 2, [sample_of("cat")], [100.0, 80.0])
+    assert found["cut_of_admitted"] == pytest.approx(1.0)
+    assert found["on_time_of_admitted"] == pytest.approx(0.5), "each by its own budget"
+
+
+def test_a_server_is_measured_and_the_file_has_what_there_is(
+    serving: Any, tiny_folder: Path, picture_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model behind a server of its own; a GPU's file has the same form."""
+    monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
+    one = replace(sample_of("cat"), image_path=picture_file)
+    monkeypatch.setattr(serving, "samples_of", lambda count: [one] * count)
+    seen: list[set[str]] = []
+
+    def write(found: dict[str, Any], _path: Path | None) -> None:
+        seen.append(set(found))
+        written.update(found)
+
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(serving, "write_json", write)
+    flags = [
+        "--model",
+        str(tiny_folder),
+        "--device",
+        "cpu",
+        "--num_samples",
+        "4",
+        "--seconds",
+        "0.5",
+        "--clients",
+        "2",
+    ]
+    flags += ["--parts", "overhead", "refusal", "mixed", "load", "--loads", "1.0", "--servers", "policy"]
+    monkeypatch.setattr(
+        "sys.argv", ["serving.py", *flags, "--max_tokens", "2", "--json", str(tmp_path / "found.json")]
+    )
+    serving.main()
+    assert seen[0] == {"stamp", "overhead", "refusal"}, "before the others are asked"
+    assert set(written) == {"stamp", "overhead", "refusal", "mixed", "load"}
+    assert written["refusal"]["refused"] == written["refusal"]["requests"] == 4
+    assert 0 < written["overhead"]["p50_ms"] <= written["overhead"]["p99_ms"]
+    native, row = written["load"]
+    assert set(native) == {"native"}
+    assert (row["server"], row["arrivals"]) == ("policy", "poisson")
+    assert row["requests"] >= 50
+    assert row["failed"] == written["mixed"]["failed"] == 0
+    assert written["mixed"]["clients"] == 2
+    assert written["stamp"]["device"].startswith("cpu")
+
+
+def test_servers_of_its_own_are_not_asked_for_beside_a_url(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["serving.py", "--url", "http://127.0.0.1:1"])
+    with pytest.raises(SystemExit) as end:
+        serving.read_flags()
+    assert end.value.code == 2
 
 
 def test_a_missing_trace_is_named(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:

@@ -352,6 +352,11 @@ class Guard:
         own_ms = self.control_ms if self.second_ms is None else self.second_ms
         return own_ms + self._factor * float(self._remainders_ms[self._of_tier[tier.tier]].min())
 
+    @property
+    def opening_ms(self) -> float:
+        """The usual time to open a picture, which is no part of `least_ms` and `expected_ms`; 0 if unknown."""
+        return 0.0 if self.profile is None else self.profile.open_ms
+
     def expected_ms(self) -> float:
         """Return the cheapest setting's expected time of a whole answer, at the margin that holds now."""
         if self.profile is None:

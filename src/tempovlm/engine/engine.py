@@ -196,7 +196,7 @@ class Engine:
     def line_up(self, request: Request, accepted_ms: float | None = None, guard: Guard | None = None) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.
 
-        The `guard` says how long it needs at least, which those before leave to it.
+        The `guard` says how long it needs at least, its picture's opening included; those before leave it that.
 
         Raises:
             UserError: too many wait.
@@ -204,6 +204,8 @@ class Engine:
         accepted_ms = now_ms() - request.waited_ms if accepted_ms is None else accepted_ms
         budget_ms = math.inf if request.budget_ms is None else request.budget_ms
         least_ms = 0.0 if guard is None or guard.profile is None else max(0.0, guard.least_ms())
+        if guard is not None and request.images:
+            least_ms += guard.opening_ms
         runs_over = request.on_deadline == "finish"
         return self.door.line_up(accepted_ms, accepted_ms + budget_ms, least_ms, runs_over=runs_over)
 

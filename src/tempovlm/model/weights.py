@@ -145,9 +145,12 @@ def write_random(
     tokenizer: Path | None = None,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = RANDOM_SHARD_BYTES,
+    device: torch.device | str = "cpu",
     advance: Advance | None = None,
 ) -> None:
-    """Write a checkpoint of random weights in the published layout; the same seed writes the same values.
+    """Write a checkpoint of random weights in the published layout.
+
+    The same seed writes the same values, on the same kind of device.
 
     Matrices are normal with the published standard deviation of 0.02, norms are 1, biases 0. An interrupted run
     leaves nothing behind.
@@ -159,6 +162,7 @@ def write_random(
         tokenizer: a folder whose tokenizer files are copied beside the weights.
         dtype: type of the weights.
         shard_bytes: maximum bytes of a file.
+        device: that draws the values; a GPU takes seconds where a CPU takes minutes.
         advance: called with bytes written and total bytes.
 
     Raises:
@@ -170,7 +174,7 @@ def write_random(
         raise UserError(f"{tokenizer}: holds no tokenizer.json")
     shapes = expected_shapes(config)
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
-    generator, total, done = torch.Generator().manual_seed(seed), sum(sizes.values()), 0
+    generator, total, done = torch.Generator(device).manual_seed(seed), sum(sizes.values()), 0
 
     def draw(name: str) -> Tensor:
         nonlocal done
@@ -199,7 +203,9 @@ def _random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, genera
         return torch.ones(shape, dtype=dtype)
     if kind == "bias":
         return torch.zeros(shape, dtype=dtype)
-    return torch.empty(shape, dtype=dtype).normal_(0, _RANDOM_STD, generator=generator)
+    return (
+        torch.empty(shape, dtype=dtype, device=generator.device).normal_(0, _RANDOM_STD, generator=generator).cpu()
+    )
 
 
 def write_shards(folder: Path, sizes: Mapping[str, int], take: Callable[[str], Tensor], shard_bytes: int) -> None:

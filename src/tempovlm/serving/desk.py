@@ -47,7 +47,11 @@ DRIFT = 1.25
 USUAL_OUT_MS = 2.0
 """Time for the way out before any was measured."""
 
-_RECENT = 32
+USUAL, KEPT = 0.5, 0.99
+"""Shares of the last replies whose way out is counted on: by an idle server, and beside others, where a deadline
+may be missed as seldom as a bound may be exceeded."""
+
+_RECENT = 100
 _LOOK_S = 0.02
 _TEND_S = 10.0
 
@@ -70,10 +74,9 @@ class WayOut:
         """Learn from a reply."""
         self._recent_ms.append(took_ms)
 
-    @property
-    def expected_ms(self) -> float:
-        """The time that nine replies in ten stay under."""
-        return sorted(self._recent_ms)[len(self._recent_ms) * 9 // 10]
+    def under_ms(self, share: float) -> float:
+        """Return the time that a share of the last replies stay under."""
+        return sorted(self._recent_ms)[int(share * (len(self._recent_ms) - 1))]
 
 
 class Answering:
@@ -209,8 +212,7 @@ class Desk:
         except UserError as error:
             raise invalid_field(error) from None
         opening_ms = self._opening.of(ask.picture)
-        beside_ms = opening_ms + self.out.expected_ms
-        least_ms = max(0.0, guard.calibrated_ms()) + beside_ms
+        least_ms = max(0.0, guard.calibrated_ms()) + opening_ms + self.out.under_ms(USUAL)
         time_ms = now_ms()
         deadline_ms = math.inf if budget_ms is None else accepted_ms + budget_ms
         if budget_ms is not None and least_ms > budget_ms:
@@ -218,9 +220,11 @@ class Desk:
             raise infeasible(f"no setting fits {budget_ms:g} ms; the least is {least_ms:.0f} ms{cause}")
         if time_ms + least_ms > deadline_ms:
             raise infeasible(f"too late: {time_ms - accepted_ms:.0f} ms had passed when the body was whole")
-        # The margin says how slow the machine is now. Only answers tell it that this is over, so who comes to an
-        # idle server is let in all the same.
-        need_ms = max(0.0, guard.least_ms()) + beside_ms if len(self.schedule) else least_ms
+        # The margin says how slow the machine is now, and the slowest of the last replies how long the way out may
+        # be. Only answers tell that this is over, so who comes to an idle server is let in all the same.
+        need_ms = (
+            max(0.0, guard.least_ms()) + opening_ms + self.out.under_ms(KEPT) if len(self.schedule) else least_ms
+        )
         self._foresee()
         runs_over = ask.request.on_deadline == "finish"
         given = self._priced(ask, guard, opening_ms)
@@ -286,7 +290,7 @@ class Desk:
         answer = self._model.answer(
             request.images[0] if request.images else None,
             request.question,
-            budget_ms=None if budget_ms is None else max(budget_ms - self.out.expected_ms, budget_ms / 2),
+            budget_ms=None if budget_ms is None else max(budget_ms - self.out.under_ms(KEPT), budget_ms / 2),
             tier=ask.tier,
             cancel=answering.is_left,
             on_token=(lambda token: in_loop(answering.put, token)) if ask.stream else None,

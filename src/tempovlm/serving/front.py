@@ -34,6 +34,9 @@ INSIDE = "inside_ms"
 NUM_WAYS = 2
 """Ways there and back of a request: to the replica, and before that from the proxy to the front."""
 
+KEPT_WAY = 0.9
+"""Share of the last ways that take no longer than is counted on."""
+
 MOST_WAY_MS = 20.0
 """A longer time is no way, but a wait for a replica that starts."""
 
@@ -169,7 +172,7 @@ class Front:
         budget_ms = await asyncio.to_thread(_budget_ms, *peek) if is_large else _budget_ms(*peek)
         passed = {name: scope[name] for name in _PASSED if name in scope}
         passed["headers"] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
-        return Task(passed, body, now_ms() - arrived_ms + NUM_WAYS * self._way.expected_ms, budget_ms)
+        return Task(passed, body, now_ms() - arrived_ms + NUM_WAYS * self._way.under_ms(KEPT_WAY), budget_ms)
 
     async def _pass(self, task: Task, receive: Receive, passing: _Passing) -> None:
         """Pass a replica's messages on until they end or the client leaves."""

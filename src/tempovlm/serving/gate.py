@@ -23,9 +23,10 @@ from tempovlm.serving.intake.body import Receive, discard
 from tempovlm.serving.options import Options
 
 ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
-ENDED, WAITED = "ended_ms", "waited_ms"
+ENDED, CAME, WAITED = "ended_ms", "came_ms", "waited_ms"
 """Names in a request's state: set here are the first three, and by those who answer it the others;
-`WAITED` is set before by whoever has kept the request, in this process."""
+`CAME` is set before by the protocol, which knows when the headers came, and `WAITED` by whoever has kept the
+request, in this process."""
 
 OPEN = ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/")
 """Paths that need no key, as the page's files; every other one does, known or not."""
@@ -99,7 +100,7 @@ class Gate:
             return
         headers, state = headers_of(scope), scope.setdefault("state", {})
         given = headers.get("x-request-id", "")
-        state[ARRIVED] = now_ms() - state.get(WAITED, 0.0)
+        state[ARRIVED] = state.get(CAME, now_ms()) - state.get(WAITED, 0.0)
         state[REQUEST_ID] = given if _NAME.fullmatch(given) else uuid.uuid4().hex
         state[OWNER] = self._keys.owner(headers)
         exchange = _Exchange(scope, headers, receive, send)

@@ -20,7 +20,9 @@ from tempovlm.core.checks import checked_integer, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.units import s_from_ms
 from tempovlm.serving.desk import Desk
+from tempovlm.serving.gate import CAME
 from tempovlm.serving.memory import share_arenas
+from tempovlm.serving.waits import WatchedLoop, ready_since_ms
 
 HEADERS_MS = 10_000.0
 """The most time for a request's headers, from the connection or from their first byte on."""
@@ -41,7 +43,7 @@ _log = logging.getLogger("tempovlm.serving")
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 with a limit on the time of a request's headers, which uvicorn lacks."""
+    """HTTP/1.1 with a limit on the time of a request's headers, which uvicorn lacks; says when these came."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -52,6 +54,8 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; wait for the rest of the headers where they are not whole."""
+        if self.conn.their_state in (h11.IDLE, h11.DONE):  # a request may begin in them
+            self.app_state = self.app_state | {CAME: ready_since_ms(self.loop)}
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._forget()
@@ -149,6 +153,7 @@ def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None], root
     config = uvicorn.Config(
         app,
         http=Protocol,
+        loop=f"{WatchedLoop.__module__}:{WatchedLoop.__name__}",
         ws="none",
         lifespan="off",
         log_config=None,

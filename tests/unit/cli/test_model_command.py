@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,20 @@ def test_random_then_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, _, err = run(capsys, *words)
     assert code == 2
     assert "not empty" in err
+
+
+def test_weights_are_drawn_where_the_flag_says_and_the_pockets_tokenizer_has_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("tempovlm.model.weights.write_random", lambda *_, **given: seen.update(given))
+    words = ("random", "--out", str(tmp_path / "random"), "--config", "molmoe-1b")
+    assert run(capsys, *words, "--device", "cpu", "--tokenizer", "pocket")[0] == 0
+    assert seen["device"].type == "cpu"
+    assert (seen["tokenizer"] / "tokenizer.json").is_file()
+    code, _, err = run(capsys, *words, "--device", "abacus")
+    assert code == 2
+    assert "abacus" in err
 
 
 def test_a_random_pocket_answers(tmp_path: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,16 @@ def test_who_waits_is_left_a_share(engine: Engine, guard: Guard) -> None:
     assert beside.budget_feasible is True, "what cannot be kept for others is not kept"
 
 
+def test_who_waits_is_left_the_time_to_open_its_picture(engine: Engine, guard: Guard) -> None:
+    """Bounds hold from the opened picture on."""
+    assert PROFILE.open_ms > 0
+    blind = Request(images=(), question="what is it?", budget_ms=AMPLE_MS)
+    seeing, seeing_nothing = (engine.line_up(one, guard=guard) for one in (request(budget_ms=AMPLE_MS), blind))
+    engine.door.leave([seeing, seeing_nothing])
+    assert seeing_nothing.need_ms == pytest.approx(guard.least_ms())
+    assert seeing.need_ms == pytest.approx(guard.least_ms() + PROFILE.open_ms)
+
+
 def answered_beside(engine: Engine, guard: Guard, waits_ms: float, **fields: Any) -> Answer:
     """The answer of a request while another one waits, which has so much time."""
     ample = request(budget_ms=AMPLE_MS, **fields)

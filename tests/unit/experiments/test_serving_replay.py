@@ -46,11 +46,14 @@ class FakeServer:
     flags: list[Sequence[str]] = field(default_factory=list)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     broken: dict[int, Reply | None] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
+    most_tokens: int | None = None
     host: str = "127.0.0.1"
     port: int = 1
 
     @contextmanager
-    def serving(self, _model: str, *flags: str) -> Iterator[FakeServer]:
+    def serving(self, _model: str, *flags: str, cores: Sequence[int] = ()) -> Iterator[FakeServer]:
+        self.cores = tuple(cores)
         self.flags.append(flags)
         yield self
 
@@ -65,7 +68,8 @@ class FakeServer:
         question = asked["messages"][0]["content"][0]["text"]
         budget = (headers or {}).get("x-tempovlm-budget-ms")
         number = int(question.removeprefix("what is ").removesuffix("?"))
-        if asked.get("on_deadline") == "finish":
+        if asked.get("on_deadline") == "reject":
+            self.most_tokens = asked.get("max_tokens")
             self.asked.append((question, budget))
         if budget is None:
             return answer("right", 1.0)
@@ -99,7 +103,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeServer:
     def read(tables: Any, _data_dir: Path | None) -> Content:
         return Content({key: sample_of(key[1]) for key in tables[0].questions})
 
-    monkeypatch.setattr(study, "read_world", lambda *_: world(spread=0.1))
+    monkeypatch.setattr(study, "read_world", lambda *_, **__: world(spread=0.1))
     monkeypatch.setattr(replay, "_stamp", lambda _: {"hardware": "of the test"})
     monkeypatch.setattr(Content, "read", read)
     fake = FakeServer()
@@ -239,12 +243,12 @@ def killed(server: FakeServer, monkeypatch: pytest.MonkeyPatch, path: Path, afte
     begun = 0
 
     @contextmanager
-    def serving(model: str, *flags: str) -> Iterator[FakeServer]:
+    def serving(model: str, *flags: str, **options: Any) -> Iterator[FakeServer]:
         nonlocal begun
         begun += 1
         if begun > 1 + after:  # the first one says how fast native answers are
             raise KeyboardInterrupt
-        with server.serving(model, *flags) as one:
+        with server.serving(model, *flags, **options) as one:
             yield one
 
     with monkeypatch.context() as patched:
@@ -308,6 +312,23 @@ def test_rows_of_other_flags_are_not_mixed(
     assert "\n" not in str(error.value)
     assert journal.read_text() == before
     assert not server.asked
+
+
+def test_servers_and_answers_are_as_the_flags_say(server: FakeServer) -> None:
+    replayed()
+    assert (server.cores, server.most_tokens) == ((), None)
+    replayed(server_cores=(0,), max_tokens=4)
+    assert (server.cores, server.most_tokens) == ((0,), 4)
+
+
+@pytest.mark.usefixtures("server")
+def test_where_accuracies_are_assumed_an_answer_counts_as_much_as_its_setting() -> None:
+    """Texts are those of random weights; three of four questions are answered, two of them in time."""
+    report = replayed(assumed_accuracy=True)
+    native = world(spread=0.1).judged.accuracy[:, SPACE.index(SPACE.native)]
+    in_time = [row for row in range(60) if row % 4 < 2]
+    assert report["rows"][0]["right_on_time"] == pytest.approx(native[in_time].sum() / 60)
+    assert report["conditions"]["assumed_accuracy"] is True
 
 
 # Comparing

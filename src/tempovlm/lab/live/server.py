@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from tempovlm.core.errors import UserError
@@ -43,17 +46,21 @@ class Server:
 
 
 @contextmanager
-def serving(model: str, *flags: str) -> Iterator[Server]:
+def serving(model: str, *flags: str, cores: Sequence[int] = ()) -> Iterator[Server]:
     """Run a server while the block runs.
 
     Args:
         model: pocket, a model folder or a hub id.
         flags: further flags of `tempovlm serve`.
+        cores: on which it runs; by default on those of this process.
 
     Raises:
         UserError: it does not start; says what it said last.
     """
     command = [sys.executable, "-m", "tempovlm.cli.main", "serve", "--model", model, "--port", "0", *flags]
+    if cores:
+        check_cores(cores)
+        command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         process = subprocess.Popen(command, stderr=log)
         try:
@@ -65,6 +72,56 @@ def serving(model: str, *flags: str) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def check_cores(cores: Sequence[int]) -> None:
+    """Raise a `UserError` unless a process can be kept on some cores."""
+    if shutil.which("taskset") is None:
+        raise UserError("--server_cores: needs the command taskset, of util-linux")
+    if wrong := set(cores) - set(range(os.cpu_count() or 1)):
+        raise UserError(f"--server_cores {min(wrong)}: this machine has no such core")
+
+
+@contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """Keep this thread on some cores while the block runs; where they are none it stays on its own."""
+    before = os.sched_getaffinity(0) if cores else set[int]()
+    if cores:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, before)
+
+
+def stamp_of(model: str, device: str = "auto", cores: Sequence[int] = ()) -> dict[str, Any]:
+    """Return the stamp of figures about a server of a model; on a CPU it loads the model here once more.
+
+    Args:
+        model: pocket, a model folder or a hub id.
+        device: of the server.
+        cores: on which it runs.
+    """
+    from tempovlm import api
+    from tempovlm.engine.threads import pick_device, pick_dtype
+
+    with on_cores(cores):
+        where = pick_device(device)
+        if where.type == "cpu":
+            return api.load(model, device=device, warmup=False, progress=False).stamp().to_json()
+        from tempovlm.core.knobs import KnobSpace
+        from tempovlm.engine.environment import collect_stamp
+        from tempovlm.model.weights import read_config, weights_hash
+
+        folder = api.model_folder(model)
+        return collect_stamp(
+            model="pocket" if model == "pocket" else folder.name,
+            weights_hash=weights_hash(folder),
+            space=KnobSpace.for_model(read_config(folder).shape),
+            device=where,
+            dtype=pick_dtype(None, where),
+        ).to_json()
 
 
 def _port_of(process: subprocess.Popen[bytes], log: Path) -> int:

@@ -131,7 +131,7 @@ class Agreement:
         """
         simulated = {_name_of(row): row for row in (self._own["rows"] if self._rows is None else self._rows)}
         pairs = [(row, simulated[_name_of(row)]) for row in live if _name_of(row) in simulated]
-        paced = {_name_of(row): row["right_on_time"] for row in self._paced["rows"]}
+        paced = {_name_of(row): row for row in self._paced["rows"]}
         return {
             "simulated": [other for _, other in pairs],
             "differences": [
@@ -168,10 +168,11 @@ class Agreement:
         return result
 
 
-def _at_pace(live: Row, pace: float | None, paced: Mapping[tuple[Any, ...], float]) -> dict[str, Any]:
-    """Return a row's pace, and its difference to the simulator with lane times that are that much longer."""
-    share = paced.get(_name_of(live))
-    return {"pace": pace, "at_pace": None if share is None else _POINTS * (live["right_on_time"] - share)}
+def _at_pace(live: Row, pace: float | None, paced: Mapping[tuple[Any, ...], Row]) -> dict[str, Any]:
+    """Return a row's pace, and its differences to the simulator with lane times that are that much longer."""
+    other = paced.get(_name_of(live))
+    found = {name: None if other is None else _POINTS * (live[name] - other[name]) for name in SHARES}
+    return {"pace": pace, "at_pace": found.pop("right_on_time"), "shares_at_pace": found}
 
 
 def _ranked(rows: Sequence[Row]) -> list[str]:

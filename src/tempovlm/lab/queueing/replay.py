@@ -1,8 +1,9 @@
 """Replays the requests of a study against a running server: real pictures, a real clock, no waiting for answers.
 
 Requests are those of the simulator, arrival by arrival: the same questions, budgets and times between arrivals.
-Each is sent when it is due, whoever has been answered, and asks for an answer that runs to its end (`on_deadline`
-is `finish`), as the simulator takes it. The client judges by its own clock: an answer is on time if its last byte
+Each is sent when it is due, whoever has been answered, and is answered as the simulator takes it (`on_deadline`
+is `reject`): refused before it takes lane time if nothing fits or is worth its time any more, and otherwise
+answered to its end. The client judges by its own clock: an answer is on time if its last byte
 came within the budget from sending. The policy `native` has no deadlines: it is asked without a budget, and
 judged by it all the same. A connection that fails, or a reply that is neither an answer nor a refusal, counts as
 late.
@@ -33,7 +34,7 @@ from tempovlm.data.scoring import score
 from tempovlm.lab.judge.inputs import Content
 from tempovlm.lab.live.asking import BUDGET_HEADER, PATH, Call, body_of, one_by_one, open_loop
 from tempovlm.lab.live.client import Client, Reply
-from tempovlm.lab.live.server import client_of, serving
+from tempovlm.lab.live.server import client_of, serving, stamp_of
 from tempovlm.lab.queueing.agreement import Agreement, read_simulated
 from tempovlm.lab.queueing.choosers import NATIVE, SHEDS, TABLE
 from tempovlm.lab.queueing.journal import Journal, Replayed
@@ -74,6 +75,11 @@ class Replay(Study):
         None,
         "address of a running server, such as http://127.0.0.1:8000; default: each row starts one and ends it",
     )
+    server_cores: Sequence[int] = flag(
+        (),
+        "cores of the servers that are started; give the client others by taskset; default: those of the client",
+    )
+    max_tokens: int | None = flag(None, "most tokens of an answer; default: the server's own")
     simulated: Path | None = flag(
         None, "figures that simulate.py wrote, to compare with; default: the same requests are simulated"
     )
@@ -90,6 +96,8 @@ class Replay(Study):
             )
         if WAITING in self.prices:
             raise UserError(f"--price {WAITING}: no server has it; choose derived, 0, or accuracy per ms")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError(f"--max_tokens {self.max_tokens}: must be at least 1")
         if self.url is not None:
             client_of(self.url)
 
@@ -142,7 +150,7 @@ def _p99(lags_ms: Sequence[Floats]) -> float:
 
 def _sameness(flags: Replay, inputs: Inputs, stamp: Mapping[str, Any]) -> dict[str, Any]:
     """Return what all rows of one replay have in common, as JSON has it."""
-    named = ("arrivals", "loads", "policies", "prices", "disciplines", "model_path", "device", "url")
+    named = ("arrivals", "loads", "policies", "prices", "disciplines", "model_path", "device", "url", "max_tokens")
     given: dict[str, Any] = {name: getattr(flags, name) for name in named}
     given |= {name: stamp.get(name) for name in ("hardware", "weights")} | conditions_of(inputs)
     given["gaps"] = [float((gaps**2).sum()) for gaps in inputs.gaps.values()]
@@ -153,7 +161,8 @@ def _replay_row(
     flags: Replay, inputs: Inputs, plan: Plan, traffic: Traffic, samples: Mapping[int, Sample], advance: Advance
 ) -> Replayed:
     """Ask for one row."""
-    bodies = {row: body_of(samples[row], None, on_deadline="finish") for row in set(traffic.question.tolist())}
+    fields = {"on_deadline": "reject"} | ({} if flags.max_tokens is None else {"max_tokens": flags.max_tokens})
+    bodies = {row: body_of(samples[row], None, **fields) for row in set(traffic.question.tolist())}
     with _client(flags, inputs, plan) as client:
         calls = asyncio.run(_ask_all(client, plan, traffic, bodies, advance))
     return Replayed(judged(inputs, traffic, calls, samples), pace(inputs, calls))
@@ -189,9 +198,7 @@ def _samples(inputs: Inputs, data_dir: Path | None) -> dict[int, Sample]:
 
 
 def _stamp(flags: Replay) -> dict[str, Any]:
-    from tempovlm import api
-
-    return api.load(flags.model_path, device=flags.device, progress=False).stamp().to_json()
+    return stamp_of(flags.model_path, flags.device, flags.server_cores)
 
 
 def server_flags(inputs: Inputs, plan: Plan) -> list[str]:
@@ -211,7 +218,7 @@ def server_flags(inputs: Inputs, plan: Plan) -> list[str]:
 def _client(flags: Replay, inputs: Inputs, plan: Plan) -> Iterator[Client]:
     """Return a client of the server of a plan, which runs while the block runs."""
     if flags.url is None:
-        with serving(flags.model_path, *server_flags(inputs, plan)) as server:
+        with serving(flags.model_path, *server_flags(inputs, plan), cores=flags.server_cores) as server:
             yield server.client()
     else:
         yield client_of(flags.url)
@@ -227,7 +234,7 @@ def _native_ms(flags: Replay, samples: Sequence[Sample]) -> float:
 
     if flags.url is not None:
         return asyncio.run(ask(client_of(flags.url)))
-    with serving(flags.model_path, "--device", flags.device) as server:
+    with serving(flags.model_path, "--device", flags.device, cores=flags.server_cores) as server:
         return asyncio.run(ask(server.client()))
 
 
@@ -289,6 +296,13 @@ def _setting_of(inputs: Inputs, reply: Reply) -> int:
     return inputs.world.space.index(KnobConfig.from_mapping(reply.body["tempovlm"]["knobs"]))
 
 
+def _score(inputs: Inputs, sample: Sample, reply: Reply, row: int, setting: int) -> float:
+    """Return an answer's score; where accuracies are assumed, that of its setting."""
+    if inputs.study.assumed_accuracy:
+        return float(inputs.world.judged.accuracy[row, setting])
+    return score(sample, reply.body["choices"][0]["message"]["content"] or "")
+
+
 def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Mapping[int, Sample]) -> Outcome:
     """Return how the requests ended by the client's clock.
 
@@ -310,5 +324,5 @@ def judged(inputs: Inputs, traffic: Traffic, calls: Sequence[Call], samples: Map
         end_ms[i] += reply.took_ms
         if reply.status == _OK:
             setting[i] = _setting_of(inputs, reply)
-            scores[i] = score(samples[row], reply.body["choices"][0]["message"]["content"] or "")
+            scores[i] = _score(inputs, samples[row], reply, row, setting[i])
     return Outcome(setting, end_ms, scores, sent_ms + traffic.budget_ms, sent_ms)

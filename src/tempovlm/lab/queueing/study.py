@@ -71,6 +71,11 @@ class Study(DataDirFlags, DeviceFlags):
     results_dirs: Sequence[Path] = flag(
         _RESULTS, "results with answers (split val), training answers and times", "--results_dir"
     )
+    assumed_accuracy: bool = flag(
+        False,
+        "take the accuracies that a server assumes where none were measured; for results of random weights, of "
+        "which no answer is right",
+    )
     lanes: int = flag(1, "answers at once")
     first_request: int = flag(0, "number of the first request of the arrivals, from 0")
     num_requests: int | None = flag(None, "requests; default: the rest of a trace, 4000 of drawn ones")
@@ -159,7 +164,7 @@ def read_inputs(study: Study) -> Inputs:
     """
     study.check()
     prices = {text: parse_price(DERIVED if text == WAITING else text) for text in dict.fromkeys(study.prices)}
-    world = read_world(study.results_dirs, _space(study.model_path))
+    world = read_world(study.results_dirs, _space(study.model_path), assumed=study.assumed_accuracy)
     budgets_ms = budgets_of(study.budgets_ms, world)
     gaps = {one: gaps_of(one, study.first_request, study.num_requests, study.seed) for one in study.arrivals}
     plans = _plans(study, _choosers(study, world, budgets_ms), prices)
@@ -220,6 +225,7 @@ def conditions_of(inputs: Inputs) -> dict[str, Any]:
         "first_request": study.first_request,
         "num_requests": {Path(name).name: len(one) for name, one in inputs.gaps.items()},
         "seed": study.seed,
+        "assumed_accuracy": study.assumed_accuracy,
         "questions": len(world.judged),
         "timed_questions": len(world.laps_ms),
         "repeats": world.laps_ms.shape[1],

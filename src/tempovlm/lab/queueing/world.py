@@ -11,12 +11,13 @@ Shapes: `N` questions, `K` settings, `P` timed questions, `R` repeats, `n` reque
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.select import Ints
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
@@ -78,21 +79,36 @@ class World:
         return float(self.times_ms[:, self.native].mean())
 
 
-def read_world(results_dirs: Sequence[Path], space: KnobSpace, datasets: Sequence[str] | None = None) -> World:
+def read_world(
+    results_dirs: Sequence[Path], space: KnobSpace, datasets: Sequence[str] | None = None, *, assumed: bool = False
+) -> World:
     """Read answers, training answers and times from results of the core experiment.
+
+    Args:
+        results_dirs: folders of results.
+        space: the settings.
+        datasets: that are read; None reads all.
+        assumed: whether answers count as right as often as a server assumes where none was measured.
 
     Raises:
         UserError: results cannot be read, a split is missing, or no question was timed at every setting.
     """
     frame = read_results(results_dirs, datasets, space)
-    tables = {}
-    for split, what in (("val", "judged"), ("train", "training")):
+    tables, splits = {}, (("val", "judged"), ("train", "training"))
+    for split, what in splits[: 1 if assumed else 2]:
         if not (frame["split"] == split).any():
             raise UserError(f"--results_dir: no {what} questions (split {split}); add results that have them")
         tables[split] = table_of(frame, space, split)
-    judged = tables["val"]
+    judged = _assumed(tables["val"]) if assumed else tables["val"]
     timed, laps_ms = _laps_of(frame, space)
-    return World(judged, tables["train"], laps_ms, _stand_ins(judged, timed), timed)
+    return World(judged, tables.get("train", judged), laps_ms, _stand_ins(judged, timed), timed)
+
+
+def _assumed(table: Table) -> Table:
+    """Return a table whose questions are all answered as well as is assumed without measuring."""
+    accuracy = prior_accuracy(table.space)
+    row = np.array([accuracy[knobs] for knobs in table.space])
+    return replace(table, accuracy=np.tile(row, (len(table), 1)))
 
 
 def _laps_of(frame: pd.DataFrame, space: KnobSpace) -> tuple[list[tuple[str, str, int]], Floats]:

@@ -1,6 +1,6 @@
 """The budget's way in: of the places where clients and proxies put a time limit, the first one that has one.
 
-The clock starts when a request's headers have been read, so the time to read its body counts.
+The clock starts when a request's headers have come, so the time to read its body counts.
 """
 
 from __future__ import annotations

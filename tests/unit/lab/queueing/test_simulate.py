@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from decision_worlds import COST_MS, K
 from queue_worlds import CHANCE, door, traffic, world
 
+from tempovlm.control.policies import prior_accuracy
 from tempovlm.control.policy import Policy, Question
 from tempovlm.control.price import Price
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobSpace
 from tempovlm.lab.judge.inputs import Content, Sights
 from tempovlm.lab.queueing import clairvoyant
 from tempovlm.lab.queueing.arrivals import arrival_times_ms, gaps_of
 from tempovlm.lab.queueing.choosers import Chooser, accuracy_by_kind, knowing, named, of_policy, of_scores
 from tempovlm.lab.queueing.simulate import REFUSED, Outcome, simulate
-from tempovlm.lab.queueing.world import Traffic, World, draw_traffic
+from tempovlm.lab.queueing.world import Traffic, World, draw_traffic, read_world
 from tempovlm.lab.table import Table
+from tempovlm.model.config import PRESETS
 
 DERIVED, FREE = Price(), Price(is_derived=False)
+
+
+def test_where_no_answer_is_right_accuracies_are_those_that_a_server_assumes(repo_root: Path) -> None:
+    results = [repo_root / "results" / "core_exp_molmoe_h200"]
+    space = KnobSpace.for_model(PRESETS["molmoe-1b"].shape)
+    of = read_world(results, space, ["text_vqa"], assumed=True)
+    expected = [prior_accuracy(space)[knobs] for knobs in space]
+    assert of.judged.accuracy == pytest.approx(np.tile(expected, (len(of.judged), 1)))
+    assert of.train is of.judged
+    with pytest.raises(UserError, match="no training questions"):
+        read_world(results, space, ["text_vqa"])
 
 
 def run(of: World, requests: Traffic, name: str, price: Price = DERIVED, lanes: int = 1) -> Outcome:
