@@ -478,7 +478,7 @@ class Guard:
 
     @property
     def _crowding(self) -> float:
-        """What answers among others need more than was calibrated of them."""
+        """Return what answers among others need more than was calibrated of them."""
         return self.crowd.factor if self.is_among and self.crowd is not None else 1.0
 
     def _rest_factor(self, chosen: TierChoice, picture_ms: float | None) -> float:
