@@ -91,9 +91,16 @@ class Work:
         return choice, ready
 
     def _is_refused(self, tier: TierChoice) -> bool:
-        """Whether nothing fits; or nothing is worth its time to others, and that can still be told at once."""
-        if tier.feasible is False or self._request.budget_ms is None:
-            return tier.feasible is False
+        """Whether nothing fits; or nothing is worth its time to others, and that can still be told at once.
+
+        Only answers tell that the machine is as fast again as calibrated: so what would fit then is tried where
+        nobody waits.
+        """
+        if self._request.budget_ms is None:
+            return False
+        if tier.feasible is False:
+            needs_ms = self._guard.calibrated_ms()
+            return self._engine.door.waiting > 0 or self._passed_ms() + needs_ms > self._request.budget_ms
         return not tier.is_worth_it and is_at_once(now_ms() - self._watch.accepted_ms, self._request.budget_ms)
 
     def _tell(self, rest: Prediction) -> None:

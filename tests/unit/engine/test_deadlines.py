@@ -14,6 +14,7 @@ from PIL import Image
 import tiny_model
 from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
+from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import TablePolicy, prior_accuracy
 from tempovlm.control.price import parse_price
 from tempovlm.core.errors import UserError
@@ -136,6 +137,26 @@ def test_what_cannot_fit_is_rejected_at_once(engine: Engine, guard: Guard) -> No
     assert (answer.finish_reason, answer.text, answer.budget_met) == ("rejected", "", False)
     assert (answer.budget_feasible, answer.timings_ms["vision_encoder"]) == (False, pytest.approx(0.0))
     assert engine.answer(request(budget_ms=1e6, on_deadline="reject"), guard).finish_reason in ("stop", "length")
+
+
+def test_a_machine_that_was_slow_is_tried_again_where_nobody_waits(
+    engine: Engine, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were all refused, no answer would ever tell that it is fast again."""
+    margin = OnlineMargin()
+    slow = replace(guard, margin=margin)
+    for _ in range(8):
+        margin.observe(6.0, 1.0, 1.0)
+    asked = request(budget_ms=AMPLE_MS, on_deadline="reject")
+    assert slow.budgets_ms().min() > AMPLE_MS > guard.calibrated_ms()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(engine.door), "waiting", 1)
+        assert engine.answer(asked, slow).finish_reason == "rejected"
+    for _ in range(40):
+        assert engine.answer(asked, slow).finish_reason in ("stop", "length")
+    assert slow.budgets_ms().min() < AMPLE_MS
+    never = request(budget_ms=guard.calibrated_ms() / 2, on_deadline="reject")
+    assert engine.answer(never, slow).finish_reason == "rejected"
 
 
 @pytest.mark.parametrize(("waited", "reason"), [(0.0, "rejected"), (0.2, "answered")])

@@ -266,6 +266,17 @@ def test_depth_is_told_however_deep(app: Any) -> None:
     assert post(app, CHAT, body).status == 200, "brackets in a text are no depth"
 
 
+def test_what_a_text_holds_is_no_item_and_ends_no_string(app: Any) -> None:
+    for text in ("a," * MOST_ITEMS, '\\"[' * 50, "\\\\", "\\"):
+        said = json.dumps(question()).replace('"what does the sign say?"', json.dumps(f"what, {text}?")[:400_000])
+        reply = post(app, CHAT, said.encode())
+        assert reply.status == 200 or reply.code == "context_length_exceeded"
+    escaped = json.dumps(question()).replace("/", "\\/").encode()
+    assert post(app, CHAT, escaped).status == 200
+    for body in (b'{"a": "[', b'{"a": "\\', b'{"a": "\\"', b'"\\\\"]'):
+        assert post(app, CHAT, body).code == "invalid_json"
+
+
 @pytest.mark.parametrize("body", [b"[]", b"5", b"null", b'"text"'])
 def test_other_json_is_no_request(app: Any, body: bytes) -> None:
     assert post(app, CHAT, body).code == "invalid_value"

@@ -19,8 +19,8 @@ MOST_DEPTH = 32
 MOST_ITEMS = 20_000
 """Lists, objects and commas: a body of empty lists would take a hundred times its size in memory."""
 
-_MARKS = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]', re.DOTALL)
-"""A string, or one end of a list or an object."""
+_MARK, _STRING = re.compile(rb'["\[\]{}]'), re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+"""The beginning of a string or one end of a list or an object; a whole string."""
 
 _STEPS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
@@ -103,15 +103,27 @@ def _no_number(name: str) -> None:
 
 def _check_shape(data: bytes | bytearray) -> None:
     """Raise an error for a body that is too deep or has too many items, before a parser recurses into it."""
-    depth = 0
-    for number, mark in enumerate(_MARKS.finditer(data)):
-        if number > 4 * MOST_ITEMS:  # more strings and ends than that many items can have
+    depth = items = marks = at = 0
+    while (mark := _MARK.search(data, at)) is not None:
+        step = _STEPS.get(mark[0], 0)
+        items += data.count(b",", at, mark.start()) + (step > 0)
+        depth, marks = depth + step, marks + 1
+        if marks > 4 * MOST_ITEMS:  # more strings and ends than that many items can have
             raise _too_many()
-        depth += _STEPS.get(mark[0], 0)
         if depth > MOST_DEPTH:
             raise invalid(f"the body is nested deeper than {MOST_DEPTH}", code="invalid_json")
-    if sum(map(data.count, (b"[", b"{", b","))) > MOST_ITEMS:
+        at = mark.end() if step else _end_of_string(data, mark.start())
+    if items + data.count(b",", at) > MOST_ITEMS:
         raise _too_many()
+
+
+def _end_of_string(data: bytes | bytearray, begin: int) -> int:
+    """Return the place behind a string; one in which nothing is escaped, as a picture, is not read by letters."""
+    end = data.find(b'"', begin + 1)
+    if end >= 0 and data.find(b"\\", begin + 1, end) < 0:
+        return end + 1
+    whole = _STRING.match(data, begin)
+    return len(data) if whole is None else whole.end()
 
 
 def _too_many() -> ApiError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import io
 import re
 import warnings
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import median
 
+import pybase64
 from PIL import Image
 
 from tempovlm.core.units import now_ms
@@ -66,7 +66,7 @@ def from_data_url(url: str, param: str) -> bytes:
     if found["kind"] and not found["kind"].lower().startswith(("image/", "application/octet-stream")):
         raise invalid(f"{found['kind']}: no picture; send an image", param, "invalid_image_url")
     try:
-        return binascii.a2b_base64(url[found.end() :], strict_mode=True)
+        return pybase64.b64decode(url[found.end() :], validate=True)  # 8 times as fast as the standard library
     except ValueError:
         raise invalid("the picture's data URL is not valid base64", param, "invalid_image_url") from None
 
