@@ -117,7 +117,7 @@ def _loss(scores: Tensor, labels: DenseLabels) -> tuple[Tensor, Tensor]:
     total = torch.zeros((), device=scores.device)
     for logits, target in ((chars, labels.chars), (shape, labels.shapes), (color, labels.colors)):
         weight = torch.ones(logits.shape[-1], device=scores.device)
-        weight[0] = NOTHING_WEIGHT
+        weight[:1].fill_(NOTHING_WEIGHT)  # assigned, it would be copied from the host
         total = total + F.cross_entropy(logits.flatten(0, -2), target.flatten(), weight)
     held = labels.chars > 0
     right = (chars.argmax(-1) == labels.chars) & held
