@@ -47,7 +47,8 @@ def _forward(
     q_ptr, k_ptr, v_ptr, q_row, k_row, v_row, segments_ptr, out_ptr, lse_ptr, scale, T,
     H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    tile, b, h = tl.program_id(0), tl.program_id(1).to(tl.int64) // H, tl.program_id(1) % H
+    tile, pair = tl.program_id(0) % tl.cdiv(T, N), (tl.program_id(0) // tl.cdiv(T, N)).to(tl.int64)
+    b, h = pair // H, pair % H
     queries, w, base = tile * N + tl.arange(0, N), tl.arange(0, W), b * T
     at = h * W + w[None, :]
     here = (queries < T)[:, None]
@@ -73,7 +74,7 @@ def _forward(
         most = higher
     out = (gathered / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + (base + queries)[:, None] * (H * W) + at, out, mask=here)
-    tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * T + queries, most + tl.log(total), mask=queries < T)
+    tl.store(lse_ptr + pair * T + queries, most + tl.log(total), mask=queries < T)
 
 
 @triton.jit
@@ -81,11 +82,12 @@ def _backward_queries(
     q_ptr, k_ptr, v_ptr, q_row, k_row, v_row, segments_ptr, out_ptr, lse_ptr, d_ptr, delta_ptr, dq_ptr, dq_row,
     scale, T, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    tile, b, h = tl.program_id(0), tl.program_id(1).to(tl.int64) // H, tl.program_id(1) % H
+    tile, pair = tl.program_id(0) % tl.cdiv(T, N), (tl.program_id(0) // tl.cdiv(T, N)).to(tl.int64)
+    b, h = pair // H, pair % H
     queries, w, base = tile * N + tl.arange(0, N), tl.arange(0, W), b * T
     at = h * W + w[None, :]
     here = (queries < T)[:, None]
-    line = tl.program_id(1).to(tl.int64) * T + queries
+    line = pair * T + queries
     q = tl.load(q_ptr + (base + queries)[:, None] * q_row + at, mask=here, other=0.0)
     d = tl.load(d_ptr + (base + queries)[:, None] * (H * W) + at, mask=here, other=0.0)
     out = tl.load(out_ptr + (base + queries)[:, None] * (H * W) + at, mask=here, other=0.0)
@@ -116,7 +118,8 @@ def _backward_keys(
     dk_ptr, dv_ptr, dk_row, dv_row, scale, T,
     H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    tile, b, h = tl.program_id(0), tl.program_id(1).to(tl.int64) // H, tl.program_id(1) % H
+    tile, pair = tl.program_id(0) % tl.cdiv(T, N), (tl.program_id(0) // tl.cdiv(T, N)).to(tl.int64)
+    b, h = pair // H, pair % H
     keys, w, base = tile * N + tl.arange(0, N), tl.arange(0, W), b * T
     at = h * W + w[None, :]
     inside = (keys < T)[:, None]
@@ -129,7 +132,7 @@ def _backward_keys(
     for start in range(begin, T, N):
         queries = start + tl.arange(0, N)
         here = (queries < T)[:, None]
-        line = tl.program_id(1).to(tl.int64) * T + queries
+        line = pair * T + queries
         q = tl.load(q_ptr + (base + queries)[:, None] * q_row + at, mask=here, other=0.0)
         d = tl.load(d_ptr + (base + queries)[:, None] * (H * W) + at, mask=here, other=0.0)
         lse = tl.load(lse_ptr + line, mask=queries < T, other=0.0)[:, None]
@@ -156,7 +159,7 @@ def _start_forward(first: Tensor, parts: Parts, segments: Tensor | None, heads: 
     out = torch.empty(B, T, D, dtype=first.dtype, device=first.device)
     sums = torch.empty(B, heads, T, dtype=torch.float32, device=first.device)
     width = D // heads
-    _forward[(triton.cdiv(T, TILE), B * heads)](
+    _forward[(triton.cdiv(T, TILE) * B * heads,)](
         *parts, *(one.stride(1) for one in parts), out if segments is None else segments, out, sums, width**-0.5,
         T, heads, width, TILE, segments is not None, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
@@ -175,7 +178,7 @@ def _start_backward(
     strides, width = [one.stride(1) for one in parts], D // heads
     given = out if segments is None else segments
     sizes = (width**-0.5, T, heads, width, TILE, segments is not None)
-    grid, (dq, dk, dv) = (triton.cdiv(T, TILE), B * heads), slopes
+    grid, (dq, dk, dv) = (triton.cdiv(T, TILE) * B * heads,), slopes
     _backward_queries[grid](
         *parts, *strides, given, out, sums, d, delta, dq, dq.stride(1), *sizes, num_warps=WARPS, num_stages=STAGES
     )
