@@ -1,7 +1,8 @@
 r"""The core experiment: accuracy and latency of every knob setting on one set of questions.
 
-Run alone or, with several GPUs, by `torchrun --nproc_per_node N`; run again to resume. Writes one Parquet file a
-data set to `--output_dir`, which the other experiments read.
+Run alone or by `torchrun --nproc_per_node N`, whose processes share the GPUs: several a GPU are faster, as long as
+each has a core. Run again to resume. Writes one Parquet file a data set to `--output_dir`, which the other
+experiments read.
 
 Examples:
     python experiments/core_exp/run_core_experiment.py --dataset_names text_vqa --model_path pocket \
@@ -46,8 +47,10 @@ def main(argv: list[str]) -> None:
     """Run or resume the sweep."""
     args = flags().parse_args(argv)
     args.datasets = check_datasets(args.datasets, "dataset_names")
-    for name in ("num_samples", "batch_size", "repeats"):
+    for name in ("num_samples", "repeats"):
         script.positive(name, getattr(args, name))
+    if args.batch_size is not None:
+        script.positive("batch_size", args.batch_size)
     if args.latency_only and args.latency_samples == 0:
         raise UserError("--latency_only: nothing would be run; give --latency_samples")
     args.batch_size = 0 if args.latency_only else args.batch_size

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tempovlm.model.weights import load_model
+from tempovlm.training.pictures import Pictures
 from tempovlm.training.pocket import Trainer
 from tempovlm.training.recipes import Recipe
 from tempovlm.training.report import make_report
@@ -22,6 +24,24 @@ RECIPE = Recipe(
     steps=8, decay_steps=2, vision_steps=2, batch=4, passes=2, warmup=2, elastic_after=2, edition=2, questions=6,
     taught_weight=1.0, elastic_share=0.5, spread_weight=0.01, validation_batches=6,
 )  # fmt: skip
+
+
+def test_recorded_steps_learn_what_steps_that_run_do(tmp_path: Path) -> None:
+    found = []
+    for name in ("runs", "replays"):
+        options = {"taught_weight": 0.0, "steps": 100, "elastic_after": 100, "vision_steps": 0}
+        trainer = Trainer(tmp_path / name, replace(RECIPE, **options), TINY, torch.device("cuda", 0))
+        assert trainer.graphs is not None
+        recorded = trainer.graphs.recordings
+        if name == "runs":
+            trainer.graphs = None
+        pictures = Pictures(trainer.out / "tokenizer.json", "train", 4, 5, 0, 1, edition=2, questions=6)
+        batch, sums = next(iter(pictures)).to(trainer.device), {}
+        for _ in range(30):
+            trainer.advance(batch, sums)
+        found.append(torch.cat([values for _, values in sorted(sums.items())]))
+    assert recorded
+    torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.05)
 
 
 def test_a_run_is_measured_and_exported(tmp_path: Path) -> None:

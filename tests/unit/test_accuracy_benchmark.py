@@ -20,6 +20,12 @@ SCRIPT = Path("benchmarks/accuracy_cpu.py")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def card() -> dict[str, Any]:
+    """What the shipped pocket's folder says of it."""
+    found: dict[str, Any] = json.loads((model_folder("pocket") / "accuracy.json").read_text())
+    return found
+
+
 @pytest.fixture
 def run(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> Run:
     return partial(preloaded.run, repo_root / SCRIPT, cwd=tmp_path)
@@ -31,7 +37,7 @@ def question(right: str, reference: str, fast: str, dataset: str = "okvqa") -> d
 
 
 def shard(folder: Path, number: int, of: int, questions: list[dict[str, Any]], fast: str = "bfloat16") -> Path:
-    about = {"weights": "bfa549c23ae1", "hardware": "a CPU", "torch": "2", "commit": None}
+    about = {"weights": card()["weights"], "hardware": "a CPU", "torch": "2", "commit": None}
     stamps = {
         name: about | {"device": f"cpu/{kind}"} for name, kind in zip(BACKENDS, ("float32", fast), strict=True)
     }
@@ -48,12 +54,13 @@ def shards(tmp_path: Path) -> list[Path]:
 
 def test_a_shard_answers_the_questions_of_its_pictures(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "shard.json"
-    done = run("--backends", *BACKENDS, "--shard", "300/2048", "--json", out)
+    pictures = card()["recipe"]["batch"] * card()["recipe"]["validation_batches"]
+    done = run("--backends", *BACKENDS, "--shard", f"{pictures // 7}/{pictures}", "--json", out)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
-    assert record["shard"] == [300, 2048]
+    assert record["shard"] == [pictures // 7, pictures]
     assert {stamp["threads"] for stamp in record["stamps"].values()} == {1}
-    assert 1 <= len(record["questions"]) <= 5
+    assert 1 <= len(record["questions"]) <= 12
     for asked in record["questions"]:
         assert list(asked["texts"]) == ["low", "medium", "high"]
         for texts in asked["texts"].values():
@@ -69,11 +76,12 @@ def test_the_pictures_are_those_of_the_card(monkeypatch: pytest.MonkeyPatch, rep
     from tempovlm.training.pictures import Pictures
 
     folder = model_folder("pocket")
-    recipe = json.loads((folder / "accuracy.json").read_text())["recipe"]
+    recipe = card()["recipe"]
     batch, seed, edition = recipe["batch"], recipe["validation_seed"], recipe.get("edition", 1)
     small = Pictures(folder / "tokenizer.json", "val", batch, seed, 0, 1, edition=edition)
     drawn = small.make(0, Tokenizer.load(folder / "tokenizer.json"))
-    for row, (name, scene) in zip((0, 128), validation_scenes(folder, (0, 128)), strict=True):
+    rows = (0, batch // 2)
+    for row, (name, scene) in zip(rows, validation_scenes(folder, rows), strict=True):
         assert (scene.image == drawn.images[row].numpy()).all()
         assert name == GENERATED[drawn.datasets[row]]
         assert len(scene.questions) == drawn.segments[row].max()
@@ -102,19 +110,19 @@ def test_the_card_has_the_figures(
 
     folder = tmp_path / "pocket"
     shutil.copytree(model_folder("pocket"), folder)
-    card, figures = folder / "MODEL_CARD.md", folder / "accuracy.json"
+    page, figures = folder / "MODEL_CARD.md", folder / "accuracy.json"
     record = json.loads(figures.read_text())
     record.pop("cpu_bfloat16", None)
     for row in record["settings"]:
         row["num_samples"] = 4
     figures.write_text(json.dumps(record))
     write_card(folder)
-    before = card.read_text()
+    before = page.read_text()
     update_card(folder, merge(shards))
     found = json.loads(figures.read_text())
     assert found.pop("cpu_bfloat16")["hardware"] == "a CPU"
     assert found == record
-    after = card.read_text()
+    after = page.read_text()
     assert "| low | 83.33 | 66.67 | 3 | 2 | 1 |\n" in after
     added = after[after.index("\n## On a CPU in bfloat16") : after.index("\n## Limits")]
     assert after.replace(added, "") == before

@@ -49,7 +49,9 @@ def test_a_decoder_of_another_size_is_timed_here_and_by_another_checkout(
 
 def test_the_own_size_is_the_model_itself(backends: ModuleType, tmp_path: Path) -> None:
     folder = model_folder("pocket")
-    assert backends.decoder_folder(folder, "16x48", tmp_path) == folder
+    own = read_config(folder)
+    size = f"{own.num_experts}x{own.expert_width}"
+    assert backends.decoder_folder(folder, size, tmp_path) == folder
 
 
 def test_a_checkout_whose_package_fails_is_told(backends: ModuleType, tmp_path: Path) -> None:

@@ -134,13 +134,16 @@ def test_a_line_that_was_cut_is_answered_again(benchmark: Any, tmp_path: Path) -
 def test_fewer_questions_are_spread_over_all_pictures(benchmark: Any) -> None:
     pictures_of = benchmark("peers_cpu_accuracy").pictures_of
     folder = model_folder("pocket")
-    some, more, every = (pictures_of(folder, count) for count in (300, 1000, 10**6))
+    card = json.loads((folder / "accuracy.json").read_text())
+    pictures = card["recipe"]["batch"] * card["recipe"]["validation_batches"]
+    asked = card["settings"][0]["num_samples"]
+    some, more, every = (pictures_of(folder, count) for count in (asked // 24, asked // 7, 10**6))
     assert more[: len(some)] == some
-    assert sorted(every) == list(range(2048))
+    assert sorted(every) == list(range(pictures))
     assert every[: len(more)] == more
-    eighths = [sum(number // 256 == part for number in some) for part in range(8)]
+    eighths = [sum(8 * number // pictures == part for number in some) for part in range(8)]
     assert max(eighths) - min(eighths) <= 2
-    assert len(some) == pytest.approx(300 / 7244 * 2048, abs=1)
+    assert len(some) == pytest.approx(pictures / 24, abs=1)
 
 
 def test_accuracies_replace_those_of_a_result(benchmark: Any, tmp_path: Path) -> None:

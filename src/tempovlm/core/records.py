@@ -7,7 +7,7 @@ unit. `lab.core_exp.store` has the file format.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tempovlm.core.errors import UserError
@@ -106,8 +106,9 @@ class SweepRow:
         return len(self.repeats["T_total"]) if self.repeats else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object with one field for each attribute."""
-        return asdict(self)
+        """Return a JSON object with one field for each attribute; its lists are the row's own."""
+        # `asdict`, which copies them, takes ten times as long.
+        return {name: getattr(self, name) for name in COLUMNS}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], source: str = "the row") -> SweepRow:

@@ -167,6 +167,17 @@ def encode_all(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None
     return [None if one is None else next(parts) for one in crops]
 
 
+@torch.inference_mode()
+def embed_all(run: Runner, ready: Sequence[Prepared], vision: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Return embedded prompts (B, T, D), padded on the right, and their lengths (B,)."""
+    embedded = []
+    for one, features in zip(ready, vision, strict=True):
+        tokens = one.prompt.tokens.to(run.device, non_blocking=True).unsqueeze(0)
+        embedded.append(run.model.embed(tokens, features, one.prompt.slots)[0])
+    lengths = torch.tensor([len(row) for row in embedded], device=run.device)
+    return torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True), lengths
+
+
 @dataclass(frozen=True, slots=True)
 class Ragged:
     """Prompts of different lengths after they were read, padded on the right."""
@@ -183,12 +194,12 @@ class Ragged:
         cls, run: Runner, ready: Sequence[Prepared], vision: Sequence[Tensor | None], plan: Plan, room: int
     ) -> Ragged:
         """Embed each prompt, pad, and run the plan over all of them."""
-        embedded = []
-        for one, features in zip(ready, vision, strict=True):
-            tokens = one.prompt.tokens.to(run.device, non_blocking=True).unsqueeze(0)
-            embedded.append(run.model.embed(tokens, features, one.prompt.slots)[0])
-        x = torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True)
-        lengths = torch.tensor([len(row) for row in embedded], device=run.device)
+        return cls.read(run, *embed_all(run, ready, vision), plan, room)
+
+    @classmethod
+    @torch.inference_mode()
+    def read(cls, run: Runner, x: Tensor, lengths: Tensor, plan: Plan, room: int) -> Ragged:
+        """Run the plan over prompts of `embed_all`, which stay as they are, with room for generated tokens."""
         B, T, _ = x.shape
         cache = KVCache.allocate(run.model.config, len(plan.steps), B, T + room, x)
         return cls(run.read(x, plan, cache, lengths), plan, cache, lengths, T)

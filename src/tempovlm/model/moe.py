@@ -121,7 +121,10 @@ class MoE(nn.Module):
 
     def dense(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """Sum over each token's experts by running all of them; differentiable."""
+        return self.weighted(x, x.new_zeros(x.shape[0], len(self.gate_up)).scatter(1, experts, weights))
+
+    def weighted(self, x: Tensor, gates: Tensor) -> Tensor:
+        """Sum over all experts of (N, D) by weights (N, E), 0 for those that a token does not visit."""
         E, F2, D = self.gate_up.shape
-        gates = x.new_zeros(x.shape[0], E).scatter(1, experts, weights)
         hidden = gated_swiglu(F.linear(x, self.gate_up.view(E * F2, D)), gates)
         return F.linear(hidden, self.down.permute(1, 0, 2).reshape(D, -1))

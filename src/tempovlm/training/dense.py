@@ -8,6 +8,7 @@ canvas, `C` crops, `P` patches of a crop, `G` pooled tokens of a crop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def dense_labels(batch: PictureBatch, grid: Grid, vision: VisionConfig, pictures
         if not whole and (grid.rows, grid.cols) == (1, 1):
             break
         scale, top, left, _, _ = fit(batch.images.shape[1], batch.images.shape[2], *canvas)
-        shift = torch.tensor([left, top, left, top], device=batch.images.device)
+        shift = _shift(left, top, batch.images.device)
         cells = (canvas[0] // vision.patch_size, canvas[1] // vision.patch_size)
         boxes = batch.char_boxes[pictures] * scale + shift
         chars = _label(boxes, (batch.char_ids[pictures],), cells, vision.patch_size, 2)
@@ -54,6 +55,12 @@ def dense_labels(batch: PictureBatch, grid: Grid, vision: VisionConfig, pictures
         parts.append(stacked.unfold(1, g, w).unfold(2, g, w).permute(0, 1, 2, 4, 5, 3).flatten(1, 2))
     labels = torch.cat(parts, dim=1).flatten(2, 3).flatten(0, 1)  # B·C, P, 4
     return DenseLabels(labels[..., :2], labels[..., 2], labels[..., 3])
+
+
+@lru_cache(maxsize=256)
+def _shift(left: int, top: int, device: torch.device) -> Tensor:
+    """Return what is added to boxes (4,); kept, because copying from the host waits for the device."""
+    return torch.tensor([left, top, left, top], device=device)
 
 
 def _label(boxes: Tensor, ids: tuple[Tensor, ...], cells: tuple[int, int], patch: int, split: int) -> list[Tensor]:
@@ -110,7 +117,7 @@ def _loss(scores: Tensor, labels: DenseLabels) -> tuple[Tensor, Tensor]:
     total = torch.zeros((), device=scores.device)
     for logits, target in ((chars, labels.chars), (shape, labels.shapes), (color, labels.colors)):
         weight = torch.ones(logits.shape[-1], device=scores.device)
-        weight[0] = NOTHING_WEIGHT
+        weight[:1].fill_(NOTHING_WEIGHT)  # assigned, it would be copied from the host
         total = total + F.cross_entropy(logits.flatten(0, -2), target.flatten(), weight)
     held = labels.chars > 0
     right = (chars.argmax(-1) == labels.chars) & held

@@ -57,7 +57,9 @@ class Muon(torch.optim.Optimizer):
         turned = orthogonalise(ahead.view(-1, rows, columns), group["steps"]).view_as(ahead)
         rate = group["lr"] * ADAM_RMS * max(rows, columns) ** 0.5
         torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(members, turned.to(members[0].dtype).unbind(), alpha=-rate)
+        # Laid out as the parameters are: otherwise each would be added by a kernel of its own.
+        moves = turned.to(members[0].dtype, memory_format=torch.contiguous_format)
+        torch._foreach_add_(members, moves.unbind(), alpha=-rate)
 
 
 def orthogonalise(matrices: Tensor, steps: int) -> Tensor:

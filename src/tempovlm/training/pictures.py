@@ -55,6 +55,7 @@ class PictureBatch:
         images: (B, H, W, 3) uint8.
         tokens: (B, S) ids, padded. segments: (B, S) question number from 1, 0 for padding.
         offsets: (B, S) place within its question. targets: (B, S) next token where it is part of an answer.
+        answers: (A,) the places, in B·S, where it is.
         datasets: (B,) index into GENERATED.
         templates: of each picture, the template of each of its questions.
         char_boxes, char_ids, shape_boxes, shape_ids, color_ids: (B, N, 4) and (B, N); ids of -1 are padding.
@@ -65,6 +66,7 @@ class PictureBatch:
     segments: Tensor
     offsets: Tensor
     targets: Tensor
+    answers: Tensor
     datasets: Tensor
     char_boxes: Tensor
     char_ids: Tensor
@@ -207,6 +209,7 @@ def collate(
         segments,
         offsets,
         targets,
+        (targets != IGNORE).flatten().nonzero().squeeze(1),
         datasets,
         torch.from_numpy(np.stack([c[0] for c in chars])),
         torch.from_numpy(np.stack([c[1] for c in chars])),

@@ -39,14 +39,15 @@ from tempovlm.model.prompt import CONTROL_TOKENS, Tokenizer
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import load_model, save_model, weights_hash
 from tempovlm.testbed.words import alphabet, vocabulary
-from tempovlm.training.dense import DenseHead, dense_labels
-from tempovlm.training.elastic import read, sample_plan, sample_setting, see
+from tempovlm.training.elastic import sample_plan, sample_setting
+from tempovlm.training.graphs import Graphs
 from tempovlm.training.model_card import write_card
 from tempovlm.training.muon import Muon
 from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures, picture_loader
 from tempovlm.training.pocket_eval import Outcome, outcomes, tabulate, validation_batches
 from tempovlm.training.recipes import MAX_SIZE_MB, RECIPES, RUN_MINUTES, Recipe, find_recipe
 from tempovlm.training.report import make_report, summary
+from tempovlm.training.step import Gradients, Pupil, Result, Work, compute, prepare
 from tempovlm.training.tokenizer import build_tokenizer
 
 NO_LIMIT = 1e9
@@ -59,32 +60,11 @@ ENDLESS = 1 << 40
 """More batches than a run whose length is in minutes can draw."""
 
 
-class Pupil(nn.Module):
-    """The model with the read-outs that only training needs."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.model = Molmo(config)
-        self.head = DenseHead(config)
-
-
 def working_copy(pupil: Pupil) -> Pupil:
     """Return a bfloat16 copy, which computes; the float32 weights take the updates."""
     copy = deepcopy(pupil).bfloat16()
     copy.model.decoder.rotary.reset()
     return copy
-
-
-def hand_over(working: Pupil, pupil: Pupil) -> None:
-    """Copy the gradients of the working copy, in float32, to the weights that take the updates."""
-    pairs = [*zip(working.parameters(), pupil.parameters(), strict=True)]
-    for _, own in pairs:
-        own.grad = None
-    used = [(worked.grad, own) for worked, own in pairs if worked.grad is not None]
-    gradients = [torch.empty_like(own) for _, own in used]
-    torch._foreach_copy_(gradients, [gradient for gradient, _ in used])
-    for (_, own), gradient in zip(used, gradients, strict=True):
-        own.grad = gradient
 
 
 def initialise(model: Molmo, seed: int) -> None:
@@ -155,7 +135,9 @@ class Trainer:
         keep_recipe(out / "recipe.json", recipe)
         check_size(config)
         self.tokenizer = Tokenizer.load(out / "tokenizer.json")
-        self.pupil = Pupil(config)
+        with torch.random.fork_rng(devices=()):  # the read-outs are drawn by the library
+            torch.manual_seed(recipe.seed)
+            self.pupil = Pupil(config)
         initialise(self.pupil.model, recipe.seed)
         self.pupil.to(device)
         self.working = working_copy(self.pupil) if device.type == "cuda" else self.pupil
@@ -163,9 +145,13 @@ class Trainer:
         self.space = KnobSpace.for_model(config.shape)
         self.ranking = Ranking.evenly_spaced(config.num_blocks)
         self.optimisers = optimisers(self.pupil, recipe)
+        self.gradients = Gradients(self.working, self.pupil)
+        self.graphs: Graphs | None = None  # on a CPU nothing is gained
         self.draws = torch.Generator().manual_seed(recipe.seed)
         self.step, self.start, self.spent_ms, self.began_ms = 0, 0, 0.0, now_ms()
         self.teacher: tuple[str, Tensor] | None = None
+        if device.type == "cuda":
+            self.graphs = Graphs(self.compute, self.gradients, pool=torch.cuda.graph_pool_handle())
         self.resume()
 
     def resume(self) -> None:
@@ -249,33 +235,35 @@ class Trainer:
         """Whether the native setting's answers teach smaller ones."""
         return self.recipe.taught_weight > 0 and self.recipe.passes > 1 and self.place >= self.recipe.elastic_after
 
-    def losses(self, batch: PictureBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of one batch and the figures to log."""
+    def work(self, batch: PictureBatch) -> tuple[KnobConfig, Work]:
+        """Draw the setting of this step, and prepare its work."""
         knobs = self.setting()
-        seen = see(self.working.model, batch, knobs.tier)
         alone = self.place < self.recipe.vision_steps
         # Once the answers teach too, labels of every fourth picture are enough, and much cheaper.
         every = 1 if alone else min(4, len(batch.images))
-        some = slice(int(torch.randint(every, (), generator=self.draws)), None, every)
-        labels = dense_labels(batch, seen.grid, self.config.vision, some)
-        features, tokens = seen.features[some].flatten(0, 1), seen.distinct[some].flatten(0, 1)
-        patch, pooled, chars = self.working.head(features, tokens, labels)
-        figures = {"patch": patch, "pooled": pooled, "chars": chars}
-        if alone:
-            return patch + pooled, figures
-        plan = sample_plan(knobs, self.ranking, self.config, self.draws)
-        logits, targets, _, (balance, spread) = read(self.working.model, batch, seen, plan, self.tokenizer)
-        answer = F.cross_entropy(logits.float(), targets)
-        right = (logits.argmax(-1) == targets).float().mean()
-        figures |= {"answer": answer, "balance": balance, "spread": spread, "tokens": right}
-        loss = answer + self.recipe.dense_weight * (patch + pooled)
-        loss = loss + self.recipe.balance_weight * balance + self.recipe.spread_weight * spread
-        if self.teaches:
-            told = self.told(knobs, logits)
+        labelled = slice(int(torch.randint(every, (), generator=self.draws)), None, every)
+        plan = None if alone else sample_plan(knobs, self.ranking, self.config, self.draws)
+        return knobs, prepare(self.working.model, batch, knobs.tier, plan, labelled, self.tokenizer)
+
+    def compute(self, work: Work) -> Result:
+        """Return the loss of a step's work, but for teaching."""
+        return compute(self.working, work, self.recipe)
+
+    def learn(self, batch: PictureBatch) -> dict[tuple[str, ...], Tensor]:
+        """Take the gradients of one batch; return the figures to log, by their names."""
+        knobs, work = self.work(batch)
+        teaches = self.teaches and work.course.plan is not None
+        if self.graphs is not None and not teaches:
+            return dict([self.graphs.run(work)])
+        result = self.compute(work)
+        loss, figures = result.loss, {result.names: result.figures}
+        if teaches and result.logits is not None:
+            told = self.told(knobs, result.logits[: len(batch.answers)])
             if told is not None:
-                figures["taught"] = told
+                figures[("taught",)] = told.detach().view(1)
                 loss = loss + self.recipe.taught_weight * told
-        return loss, figures
+        self.gradients.show(self.gradients.take(loss))
+        return figures
 
     def told(self, knobs: KnobConfig, logits: Tensor) -> Tensor | None:
         """Return the divergence of answers (A, V) from the teacher's on the same pictures, or become the teacher.
@@ -301,7 +289,7 @@ class Trainer:
             self.out / "tokenizer.json", "train", recipe.batch, recipe.seed, first, last - first,
             edition=recipe.edition, questions=recipe.questions or None,
         )  # fmt: skip
-        sums: dict[str, Tensor] = {}
+        sums: dict[tuple[str, ...], Tensor] = {}
         mark, since = self.began_ms, self.step
         waiting_ms, ready = 0.0, mark
         for made in picture_loader(pictures, workers):
@@ -313,7 +301,11 @@ class Trainer:
             if self.step - since >= log_every or over:
                 now = now_ms()
                 rate = (self.step - since) * recipe.batch / s_from_ms(now - mark)
-                figures = {name: value.item() for name, value in sums.items()}
+                figures = {
+                    name: value
+                    for names, values in sums.items()
+                    for name, value in zip(names, values.tolist(), strict=True)
+                }
                 self.log(figures | {"waiting": waiting_ms / (now - mark)}, rate, now - self.began_ms)
                 sums.clear()
                 mark, since, waiting_ms = now, self.step, 0.0
@@ -325,25 +317,19 @@ class Trainer:
         self.save()
         return done
 
-    def advance(self, batch: PictureBatch, sums: dict[str, Tensor]) -> None:
+    def advance(self, batch: PictureBatch, sums: dict[tuple[str, ...], Tensor]) -> None:
         """Take one optimiser step; running means of its figures go to `sums`, without waiting for the device."""
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(self.place, group["late"], self.recipe, self.start)
-        self.working.zero_grad(set_to_none=True)
-        if self.working is not self.pupil:
-            with torch.no_grad():
-                torch._foreach_copy_([*self.working.parameters()], [*self.pupil.parameters()])
-        loss, figures = self.losses(batch)
-        loss.backward()
-        if self.working is not self.pupil:
-            hand_over(self.working, self.pupil)
+        self.gradients.refresh()
+        figures = self.learn(batch)
         nn.utils.clip_grad_norm_(self.pupil.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
         self.step += 1
-        for name, value in figures.items():
-            sums[name] = value.detach() if name not in sums else 0.9 * sums[name] + 0.1 * value.detach()
+        for names, values in figures.items():
+            sums[names] = sums[names].lerp_(values, 0.1) if names in sums else values.clone()
 
     def log(self, figures: dict[str, float], rate: float, elapsed_ms: float) -> None:
         """Append a line to `log.jsonl` and show it; `waiting` is the share of time without a batch to train on."""

@@ -58,14 +58,14 @@ def outcomes(
             seen = see(model, batch, tier)
             for knobs in choices:
                 plan = Plan.build(knobs, ranking, model.config.shape)
-                logits, targets, places, _ = read(model, batch, seen, plan, tokenizer)
-                yield _outcome(knobs, batch, logits.argmax(-1) == targets, places)
+                logits, targets, _ = read(model, batch, seen, plan, tokenizer)
+                yield _outcome(knobs, batch, logits.argmax(-1) == targets)
 
 
-def _outcome(knobs: KnobConfig, batch: PictureBatch, hits: Tensor, places: Tensor) -> Outcome:
+def _outcome(knobs: KnobConfig, batch: PictureBatch, hits: Tensor) -> Outcome:
     """Whether each question is right: all of its answer's tokens are."""
-    rows = places.nonzero()[:, 0]
-    questions = rows * 64 + batch.segments[places]
+    rows = batch.answers // batch.tokens.shape[1]
+    questions = rows * 64 + batch.segments.flatten()[batch.answers]
     names, index = questions.unique(return_inverse=True)
     wrong = torch.zeros(len(names), device=hits.device).index_add(0, index, (~hits).float())
     places_of = [divmod(name, 64) for name in names.tolist()]

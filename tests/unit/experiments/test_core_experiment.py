@@ -180,7 +180,7 @@ def test_a_missing_module_of_our_own_is_a_bug() -> None:
 def test_flags_are_the_fields_of_dataclasses() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Own:
-        batch_size: int = flag(PLAN.batch_size + 1, "questions of a batch")
+        batch_size: int = flag(33, "questions of a batch")
         seed: int = PLAN.seed
         names: Sequence[str] = required("names", "--all_names")
         kind: Literal["a", "b"] | None = flag(None, "kind; default: both")
@@ -188,7 +188,7 @@ def test_flags_are_the_fields_of_dataclasses() -> None:
 
     parser = FlagParser("A script.\n\nMore about it.", Own, SweepPlan)
     args = parser.parse_args(["--all_names", "x", "y", "--no-is_loud", "--max_new_tokens", "3", "4"])
-    assert (args.batch_size, args.repeats, args.twins) == (PLAN.batch_size + 1, PLAN.repeats, False)
+    assert (args.batch_size, args.repeats, args.twins) == (33, PLAN.repeats, False)
     assert (args.names, args.kind, args.is_loud) == (["x", "y"], None, False)
     plan = options_from(SweepPlan, {**vars(args), "settings": [], "warmup": None})
     assert (plan.max_new_tokens, plan.warmup, plan.settings) == ((3, 4), PLAN.warmup, ())
@@ -213,5 +213,8 @@ def test_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     share = Share.of_process()
     assert share == Share(3, 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [share.device(name) for name in ("cuda", "cpu", "cuda:1")] == ["cuda:3", "cpu", "cuda:1"]
     assert share.device("auto") == ("cuda:3" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert share.device("cuda") == "cuda:1", "several processes share a GPU"

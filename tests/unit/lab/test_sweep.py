@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from sweep_fakes import SPACE, STAMP, questions
 from sweep_runs import PLAN, ledger_of, sweep, timings
 
@@ -56,10 +57,10 @@ def test_a_batch_that_is_too_much_is_halved(
     whole = list(answer_settings(engine, jobs, settings))
     decode, encode = batched.decode_group, batched.encode_all
 
-    def small_decode(engine_, seen, plan):
-        if len(seen) > 1:
+    def small_decode(engine_, prompts, plan):
+        if len(prompts.seen) > 1:
             raise RuntimeError("out of memory")
-        return decode(engine_, seen, plan)
+        return decode(engine_, prompts, plan)
 
     def small_encode(run, crops):
         if len(crops) > 2:
@@ -69,6 +70,32 @@ def test_a_batch_that_is_too_much_is_halved(
     monkeypatch.setattr(batched, "decode_group", small_decode)
     monkeypatch.setattr(batched, "encode_all", small_encode)
     assert list(answer_settings(engine, jobs, settings)) == whole
+
+
+def test_a_question_is_answered_the_same_in_any_batch(engine: Engine, tmp_path: Path) -> None:
+    jobs = [Job(sample, 4) for sample in questions(tmp_path, 6)]
+    settings = choose_settings(SPACE, ["low"], None, [3, 6])
+    whole = {row.key: row for row in answer_settings(engine, jobs, settings)}
+    apart = [row for job in jobs for row in answer_settings(engine, [job], settings)]
+    assert {row.key: row for row in apart} == whole
+
+
+def test_prompts_of_a_part_are_those_of_the_whole(engine: Engine, tmp_path: Path) -> None:
+    jobs = [Job(replace(one, question=one.question * (1 + i)), 4) for i, one in enumerate(questions(tmp_path, 3))]
+    ready, failed = batched.prepare_all(engine, jobs, "low")
+    assert not failed
+    seen = batched.see_all(engine.runner, ready)
+    whole, first = (batched.Prompts.of(engine.runner, some) for some in (seen, seen[:2]))
+    part = whole.part(slice(0, 2))
+    assert whole.x.shape[1] > first.x.shape[1]
+    torch.testing.assert_close((part.x, part.lengths), (first.x, first.lengths))
+
+
+def test_a_gpu_answers_more_questions_together() -> None:
+    assert PLAN.batch_on("cuda") == PLAN.batch_on("cpu") == PLAN.batch_size
+    free = replace(PLAN, batch_size=None)
+    assert free.batch_on("cuda") > free.batch_on("cpu") > 1
+    assert replace(PLAN, batch_size=0).batch_on("cuda") == 0
 
 
 @pytest.mark.usefixtures("ticks")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from tempovlm.model.layers import RMSNorm, Rotary, rotate
+from tempovlm.model.moe import best
+from tempovlm.training.elastic import packed_mask
 
 pytest.importorskip("triton")
 
@@ -74,3 +76,58 @@ def test_unused_experts_get_zeros_whatever_they_hold(kernels: ModuleType) -> Non
     out = kernels.gated_swiglu(h, gates)
     assert torch.equal(out[:, 8:], torch.zeros(2, 8, device=DEVICE))
     torch.testing.assert_close(out[0, :8], torch.full((8,), 0.5 * F.silu(torch.tensor(1.0)).item(), device=DEVICE))
+
+
+def test_attention_of_packed_questions() -> None:
+    attention = importlib.import_module("tempovlm.model.kernels.attention")
+    torch.manual_seed(0)
+    B, T, D, W = 2, 150, 64, 32
+    qkv = torch.randn(B, T, 3 * D, device=DEVICE, requires_grad=True)
+    norms = [RMSNorm(D, 1e-5).to(DEVICE) for _ in range(2)]
+    for norm in norms:
+        norm.weight.data.uniform_(0.5, 1.5)
+    rotary = Rotary(W, 1e4, 200).to(DEVICE)
+    rotary.reset()
+    tables = rotary(torch.randint(0, 200, (B, T), device=DEVICE))
+    segments = torch.zeros(B, T, dtype=torch.int32, device=DEVICE)
+    segments[0, 70:90], segments[0, 90:140], segments[0, 140:] = 1, 2, -1
+    segments[1, 66:149], segments[1, 149:] = 1, -1
+    q, k, v = qkv.chunk(3, -1)
+    q, k = (rotate(norm(x).view(B, T, -1, W), *tables) for norm, x in zip(norms, (q, k), strict=True))
+    q, k, v = (x.reshape(B, T, -1, W).transpose(1, 2) for x in (q, k, v))
+    mask = packed_mask(segments)
+    plain = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    weights = (norms[0].weight, norms[1].weight)
+    ours = attention.packed_attention(qkv, weights, tables, segments, 1e-5)
+    same(ours, plain, [qkv, *weights])
+
+
+@pytest.mark.parametrize("tokens", [5, 64, 145])
+def test_attention_within_crops(tokens: int) -> None:
+    attention = importlib.import_module("tempovlm.model.kernels.attention")
+    torch.manual_seed(tokens)
+    qkv = torch.randn(3, tokens, 3 * 32, device=DEVICE, requires_grad=True)
+    q, k, v = qkv.view(3, tokens, 3, 2, 16).permute(2, 0, 3, 1, 4)
+    plain = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    same(attention.crop_attention(qkv, 2), plain, [qkv])
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(70, 32, 8), (5, 16, 16), (33, 6, 1)])
+def test_routing(tokens: int, experts: int, top_k: int) -> None:
+    routing = importlib.import_module("tempovlm.model.kernels.routing")
+    torch.manual_seed(tokens)
+    x = torch.randn(tokens, 24, device=DEVICE, requires_grad=True)
+    weight = torch.randn(experts, 24, device=DEVICE, requires_grad=True)
+    scores = x @ weight.t()
+    shares = scores.softmax(-1)
+    chosen = torch.zeros_like(scores).scatter(1, best(scores, top_k), 1.0)
+    gates, sums = routing.route(x, weight, top_k)
+    assert torch.equal(sums[0], chosen.sum(0))
+    plain = torch.cat((shares * chosen, shares.sum(0)[None], shares.square().sum(0)[None]))
+    same(torch.cat((gates, sums[1:])), plain, [x, weight])
+
+
+def test_equal_scores_go_to_the_first_experts() -> None:
+    routing = importlib.import_module("tempovlm.model.kernels.routing")
+    gates, _ = routing.route(torch.ones(2, 8, device=DEVICE), torch.ones(16, 8, device=DEVICE), 3)
+    assert gates.ne(0).nonzero()[:, 1].tolist() == [0, 1, 2] * 2

@@ -15,7 +15,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.model.config import POCKET
 from tempovlm.model.moe import MoE
-from tempovlm.training.elastic import moe_elastic, sample_setting
+from tempovlm.training.elastic import moe_elastic, router_terms, sample_setting
 from tempovlm.training.pictures import PictureBatch, Pictures
 from tempovlm.training.pocket import Trainer, check_size, learning_rate, main
 from tempovlm.training.pocket_eval import Outcome
@@ -84,9 +84,9 @@ def test_the_router_terms_tell_even_from_peaked() -> None:
         torch.nn.init.ones_(weight)
     x = torch.randn(1, 50, TINY.width)
     torch.nn.init.zeros_(layer.router.weight)
-    assert moe_elastic(layer, x, 4)[1][1].item() == pytest.approx(1.0)
+    assert router_terms(moe_elastic(layer, x, 4)[1].unsqueeze(0), 50)[1].item() == pytest.approx(1.0)
     torch.nn.init.normal_(layer.router.weight, std=50.0)
-    assert moe_elastic(layer, x, 4)[1][1].item() > 6
+    assert router_terms(moe_elastic(layer, x, 4)[1].unsqueeze(0), 50)[1].item() > 6
 
 
 def test_the_course_follows_the_clock(tmp_path: Path) -> None:

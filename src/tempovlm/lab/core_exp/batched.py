@@ -17,7 +17,7 @@ from tempovlm.core.records import SweepRow
 from tempovlm.core.request import Request
 from tempovlm.data.sample import Sample
 from tempovlm.data.scoring import score
-from tempovlm.engine.batching import Ragged, encode_all
+from tempovlm.engine.batching import Ragged, embed_all, encode_all
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import greedy
@@ -41,6 +41,29 @@ class Seen:
     job: Job
     ready: Prepared
     vision: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Questions with their prompts, embedded once for all settings of a tier.
+
+    Attributes:
+        seen: the questions. x: (B, T, D), padded on the right. lengths: (B,) tokens of each.
+    """
+
+    seen: Sequence[Seen]
+    x: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, run: Runner, seen: Sequence[Seen]) -> Prompts:
+        """Embed the prompts of some questions."""
+        return cls(seen, *embed_all(run, [one.ready for one in seen], [one.vision for one in seen]))
+
+    def part(self, which: slice) -> Prompts:
+        """Return some of the questions, padded to the longest of them."""
+        lengths = self.lengths[which]
+        return Prompts(self.seen[which], self.x[which, : int(lengths.max())], lengths)
 
 
 def blank_row(sample: Sample, knobs: KnobConfig, error: str | None = None) -> SweepRow:
@@ -101,6 +124,7 @@ def _see_and_answer(engine: Engine, ready: Ready, settings: Sequence[KnobConfig]
         return
     try:
         seen = see_all(engine.runner, ready)
+        prompts = Prompts.of(engine.runner, seen)
     except SAMPLE_ERRORS as error:
         if len(ready) == 1:
             yield from _failed([ready[0][0]], settings, error)
@@ -110,30 +134,31 @@ def _see_and_answer(engine: Engine, ready: Ready, settings: Sequence[KnobConfig]
         yield from _see_and_answer(engine, ready[middle:], settings)
         return
     for knobs in settings:
-        yield from _answer(engine, seen, knobs)
+        yield from _answer(engine, prompts, knobs)
 
 
-def _answer(engine: Engine, seen: Sequence[Seen], knobs: KnobConfig) -> Iterator[SweepRow]:
+def _answer(engine: Engine, prompts: Prompts, knobs: KnobConfig) -> Iterator[SweepRow]:
     """Answer together, in halves after a failure; a single question that fails becomes a row with its error."""
+    seen = prompts.seen
     try:
-        transcripts = decode_group(engine, seen, engine.plan(knobs))
+        transcripts = decode_group(engine, prompts, engine.plan(knobs))
         rows = [_row(one, transcript, knobs) for one, transcript in zip(seen, transcripts, strict=True)]
     except SAMPLE_ERRORS as error:
         if len(seen) == 1:
             yield from _failed([seen[0].job], [knobs], error)
             return
         middle = len(seen) // 2
-        yield from _answer(engine, seen[:middle], knobs)
-        yield from _answer(engine, seen[middle:], knobs)
+        yield from _answer(engine, prompts.part(slice(0, middle)), knobs)
+        yield from _answer(engine, prompts.part(slice(middle, None)), knobs)
         return
     yield from rows
 
 
-def decode_group(engine: Engine, seen: Sequence[Seen], plan: Plan) -> list[Transcript]:
+def decode_group(engine: Engine, prompts: Prompts, plan: Plan) -> list[Transcript]:
     """Answer a padded batch greedily under a plan."""
-    run, most = engine.runner, max(one.job.max_new_tokens for one in seen)
-    state = Ragged.prefill(run, [one.ready for one in seen], [one.vision for one in seen], plan, most)
-    return decode_greedily(run, [one.job.request for one in seen], state, most)
+    run, most = engine.runner, max(one.job.max_new_tokens for one in prompts.seen)
+    state = Ragged.read(run, prompts.x, prompts.lengths, plan, most)
+    return decode_greedily(run, [one.job.request for one in prompts.seen], state, most)
 
 
 @torch.inference_mode()

@@ -15,6 +15,9 @@ from tempovlm.data.sample import Sample
 from tempovlm.lab.script import flag
 from tempovlm.lab.script import seed as read_seed
 
+CPU_BATCH, GPU_BATCH = 32, 128
+"""Questions answered together: on a GPU starting the kernels takes as long for few as for many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -46,7 +49,8 @@ class SweepPlan:
 
     Attributes:
         settings: the settings to run.
-        batch_size: questions answered together for accuracy; 0 answers only the timed questions.
+        batch_size: questions answered together for accuracy; 0 answers only the timed questions, and None leaves
+            it to the device.
         latency_samples: number of timed questions of each data set, on as many pictures; 0 times none.
         repeats: passes over the timed questions. warmup: discarded answers at each setting before a
             question is first timed, in a resumed run too, because its process has not warmed up.
@@ -56,7 +60,9 @@ class SweepPlan:
     """
 
     settings: tuple[KnobConfig, ...]
-    batch_size: int = flag(32, "questions answered together for accuracy")
+    batch_size: int | None = flag(
+        None, f"questions answered together for accuracy; default: {GPU_BATCH} on a GPU, else {CPU_BATCH}"
+    )
     latency_samples: int = flag(0, "questions of each data set that are timed at batch 1")
     repeats: int = flag(5, "passes that time each of them once at each setting")
     warmup: int = flag(1, "untimed answers before a question's first pass in each run")
@@ -76,6 +82,12 @@ class SweepPlan:
         """Return each question with its cap, which depends on its index, not on how many there are."""
         caps = self.max_new_tokens
         return [Job(sample, caps[i % len(caps)]) for i, sample in enumerate(samples)]
+
+    def batch_on(self, device: str) -> int:
+        """Return how many questions are answered together on a type of device."""
+        if self.batch_size is None:
+            return GPU_BATCH if device == "cuda" else CPU_BATCH
+        return self.batch_size
 
     def conditions(self, split: str) -> dict[str, Any]:
         """Return the conditions that a resumed sweep must share."""

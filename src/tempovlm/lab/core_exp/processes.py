@@ -64,14 +64,20 @@ class Share:
         return cls(int(rank), int(world))
 
     def device(self, wanted: str) -> str:
-        """Return the GPU of this process if several share the work and the flag names none."""
+        """Return the GPU of this process if several share the work and the flag names none.
+
+        More processes than GPUs take turns: one alone leaves a GPU idle while it starts kernels and writes rows.
+        """
         if self.world == 1 or wanted not in ("auto", "cuda"):
             return wanted
         prepare()  # threads are set before torch is imported
         import torch
 
         is_cuda = wanted == "cuda" or torch.cuda.is_available()
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if is_cuda else "cpu"
+        if not is_cuda:
+            return "cpu"
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        return f"cuda:{local % gpus if gpus else local}"
 
 
 @contextlib.contextmanager

@@ -83,8 +83,9 @@ def run_sweep(
     """
     for name, samples in datasets.items():
         check_unique([str(sample.question_id) for sample in samples], [f"data set {name}"] * len(samples))
-    jobs = {name: plan.jobs(samples) for name, samples in datasets.items()} if plan.batch_size else {}
-    todo = _todo(jobs, plan, ledger, share)
+    batch = plan.batch_on(engine.device.type)
+    jobs = {name: plan.jobs(samples) for name, samples in datasets.items()} if batch else {}
+    todo = _todo(jobs, plan.settings, batch, ledger, share)
     if share.rank > 0 and todo:
         ledger.await_first()
     with progress_bar(_title("accuracy", jobs, share)) as advance:
@@ -119,29 +120,33 @@ def run_accuracy(engine: Engine, todo: Sequence[Todo], ledger: Ledger, advance: 
         advance(done, total)
 
 
-def _todo(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, ledger: Ledger, share: Share) -> list[Todo]:
+def _todo(
+    jobs: Mapping[str, Sequence[Job]], settings: Sequence[KnobConfig], size: int, ledger: Ledger, share: Share
+) -> list[Todo]:
     """List this process's questions without an answer; a failure of an earlier run counts as none."""
     todo: list[Todo] = []
-    for name, settings, batch in _shared(jobs, plan, share):
+    for name, some_settings, batch in _shared(jobs, settings, size, share):
         open_ = defaultdict[tuple[KnobConfig, ...], list[Job]](list)
         for job in batch:
-            keys = {row_key(job, knobs): knobs for knobs in settings}
+            keys = {row_key(job, knobs): knobs for knobs in some_settings}
             open_[tuple(keys[key] for key in ledger.unanswered(name, keys))].append(job)
         todo += [(name, lacking, some) for lacking, some in open_.items() if lacking]
     return todo
 
 
-def _shared(jobs: Mapping[str, Sequence[Job]], plan: SweepPlan, share: Share) -> Iterator[Todo]:
+def _shared(
+    jobs: Mapping[str, Sequence[Job]], settings: Sequence[KnobConfig], size: int, share: Share
+) -> Iterator[Todo]:
     """Deal the batches of each data set and tier to the processes in turn, and yield those of this one.
 
     Known rows count too, so that processes which begin at different times agree on whose each batch is.
     """
     number = 0
     for name, some in jobs.items():
-        for settings in _by_tier(plan.settings):
-            for start in range(0, len(some), plan.batch_size):
+        for group in _by_tier(settings):
+            for start in range(0, len(some), size):
                 if number % share.world == share.rank:
-                    yield name, settings, list(some[start : start + plan.batch_size])
+                    yield name, group, list(some[start : start + size])
                 number += 1
 
 

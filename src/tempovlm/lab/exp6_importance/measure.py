@@ -30,7 +30,7 @@ from tempovlm.core.progress import Advance, silent
 from tempovlm.data.digest import Digests, question_digests, refuse_others
 from tempovlm.data.sample import Sample, check_unique
 from tempovlm.data.scoring import score
-from tempovlm.engine.batching import Ragged
+from tempovlm.engine.batching import Ragged, embed_all
 from tempovlm.engine.engine import Engine
 from tempovlm.lab.core_exp.batched import Seen, decode_greedily, error_line, prepare_all, see_all
 from tempovlm.lab.core_exp.failures import AGAIN, tell_failures
@@ -254,7 +254,7 @@ def answer_plans(engine: Engine, seen: Sequence[Seen], plans: Sequence[Plan]) ->
     decoder, most = run.model.decoder, max(one.job.max_new_tokens for one in seen)
     if not isinstance(decoder, Decoder):
         raise UserError(f"--model {engine.name}: another family than Molmo, whose blocks are run one by one here")
-    x, lengths = _embed(engine, seen)
+    x, lengths = embed_all(run, [one.ready for one in seen], [one.vision for one in seen])
     B, T, _ = x.shape
     positions = torch.minimum(torch.arange(T, device=x.device).expand(B, T), (lengths - 1).unsqueeze(1))
     cos, sin = decoder.rotary(positions)
@@ -269,17 +269,6 @@ def answer_plans(engine: Engine, seen: Sequence[Seen], plans: Sequence[Plan]) ->
         before = list(plan.steps)
         logits = decoder.logits(hidden[-1][torch.arange(B, device=x.device), lengths - 1])
         yield Answered(_decode(engine, seen, Ragged(logits, plan, cache, lengths, T)), hidden, lengths)
-
-
-def _embed(engine: Engine, seen: Sequence[Seen]) -> tuple[Tensor, Tensor]:
-    """Return prompts (B, T, D), padded on the right, and their lengths (B,)."""
-    run, rows = engine.runner, []
-    for one in seen:
-        prompt = one.ready.prompt
-        slots = None if prompt.slots is None else prompt.slots.to(run.device)
-        rows.append(run.model.embed(prompt.tokens.to(run.device).unsqueeze(0), one.vision, slots)[0])
-    lengths = torch.tensor([len(row) for row in rows], device=run.device)
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
 
 def _decode(engine: Engine, seen: Sequence[Seen], state: Ragged) -> list[str]:

@@ -116,7 +116,7 @@ def _norm_rotate_forward(
 
 @triton.jit
 def _norm_rotate_backward(
-    x_ptr, x_stride, w_ptr, cos_ptr, sin_ptr, d_ptr, dx_ptr, dw_ptr, rows, eps,
+    x_ptr, x_stride, w_ptr, cos_ptr, sin_ptr, d_ptr, dx_ptr, dx_stride, dw_ptr, rows, eps,
     D: tl.constexpr, W: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     i = tl.arange(0, D_PAD)
@@ -140,39 +140,50 @@ def _norm_rotate_backward(
         dw += tl.sum(dy * unit, axis=0)
         dyw = dy * w
         dx = scale * (dyw - unit * (tl.sum(dyw * unit, axis=1) / D)[:, None])
-        tl.store(dx_ptr + row[:, None] * D + i[None, :], dx.to(dx_ptr.dtype.element_ty), mask=inside)
+        tl.store(dx_ptr + row[:, None] * dx_stride + i[None, :], dx.to(dx_ptr.dtype.element_ty), mask=inside)
     tl.store(dw_ptr + tl.program_id(0) * D + i, dw, mask=i < D)
+
+
+@on_device
+def start_norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """Return what `norm_rotate` does, without gradients; rows of `x` (B, T, D) may lie any length apart."""
+    B, T, D = x.shape
+    out = torch.empty(B, T, D, dtype=x.dtype, device=x.device)
+    sizes = (D, cos.shape[-1], triton.next_power_of_2(D), ROWS)
+    _norm_rotate_forward[(triton.cdiv(B * T, ROWS),)](x, x.stride(1), weight, cos, sin, out, B * T, eps, *sizes)
+    return out
+
+
+@on_device
+def start_norm_rotate_backward(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, d: Tensor, dx: Tensor, eps: float
+) -> Tensor:
+    """Write the gradient of `x` into `dx`, whose rows may lie any length apart; return the weight's (D,)."""
+    B, T, D = x.shape
+    programs = min(NORM_PROGRAMS, triton.cdiv(B * T, ROWS))
+    partial = torch.empty(programs, D, dtype=torch.float32, device=x.device)
+    sizes = (D, cos.shape[-1], triton.next_power_of_2(D), ROWS)
+    _norm_rotate_backward[(programs,)](
+        x, x.stride(1), weight, cos, sin, d, dx, dx.stride(1), partial, B * T, eps, *sizes
+    )
+    return partial.sum(0).to(weight.dtype)
 
 
 class _NormRotate(torch.autograd.Function):
     @staticmethod
-    @on_device
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-        B, T, D = x.shape
-        if x.stride(0) != T * x.stride(1) or x.stride(2) != 1:
+        if x.stride(0) != x.shape[1] * x.stride(1) or x.stride(2) != 1:
             x = x.contiguous()
         cos, sin = cos.contiguous(), sin.contiguous()
-        out = torch.empty(B, T, D, dtype=x.dtype, device=x.device)
-        sizes = (D, cos.shape[-1], triton.next_power_of_2(D), ROWS)
-        _norm_rotate_forward[(triton.cdiv(B * T, ROWS),)](
-            x, x.stride(1), weight, cos, sin, out, B * T, eps, *sizes
-        )
         ctx.save_for_backward(x, weight, cos, sin, torch.tensor(eps))
-        return out
+        return start_norm_rotate(x, weight, cos, sin, eps)
 
     @staticmethod
-    @on_device
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, weight, cos, sin, eps = ctx.saved_tensors
-        B, T, D = x.shape
-        dx = torch.empty(B, T, D, dtype=x.dtype, device=x.device)
-        programs = min(NORM_PROGRAMS, triton.cdiv(B * T, ROWS))
-        partial = torch.empty(programs, D, dtype=torch.float32, device=x.device)
-        sizes = (D, cos.shape[-1], triton.next_power_of_2(D), ROWS)
-        _norm_rotate_backward[(programs,)](
-            x, x.stride(1), weight, cos, sin, d.contiguous(), dx, partial, B * T, eps.item(), *sizes
-        )
-        return dx, partial.sum(0).to(weight.dtype), None, None, None
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dw = start_norm_rotate_backward(x, weight, cos, sin, d.contiguous(), dx, eps.item())
+        return dx, dw, None, None, None
 
 
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:

@@ -71,8 +71,13 @@ class VisionBlock(nn.Module):
     def mix(self, x: Tensor) -> Tensor:
         """Return the values that every patch gathers: (C, P + 1, width)."""
         C, T, W = x.shape
-        qkv = self.qkv(x).view(C, T, 3, self.num_heads, W // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x)
+        if x.is_cuda and x.requires_grad:
+            from tempovlm.model.kernels import attention
+
+            if attention.fits(W, self.num_heads):
+                return attention.crop_attention(qkv, self.num_heads)
+        q, k, v = qkv.view(C, T, 3, self.num_heads, W // self.num_heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
         return y.transpose(1, 2).reshape(C, T, W)
 

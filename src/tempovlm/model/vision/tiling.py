@@ -173,7 +173,7 @@ def _covered(length: int, canvas: int, vision: VisionConfig, device: torch.devic
     """Count, along one side, the picture's pixel lines in each patch of each tile: (tiles, patches) float32."""
     size, step = vision.crop_size, vision.window * vision.patch_size
     lines, start = torch.zeros(canvas, device=device), (canvas - length) // 2
-    lines[start : start + length] = 1
+    lines[start : start + length].fill_(1)  # a number that is assigned would be copied from the host
     return lines.unfold(0, size, step).unflatten(1, (vision.grid, vision.patch_size)).sum(-1)
 
 
