@@ -107,7 +107,10 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def shell(folder: Path, preloaded: Preloaded) -> Shell:
-    return Shell(folder, preloaded)
+    """On a machine that is calibrated."""
+    shell = Shell(folder, preloaded)
+    shell.run("tempovlm calibrate")
+    return shell
 
 
 @pytest.mark.parametrize("command", commands(README))
