@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from interpreter import list_language_once
 from run_report import pytest_configure, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tempovlm.engine.threads import prepare
 
@@ -39,6 +40,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    list_language_once()
 
 
 @pytest.fixture(scope="session")
