@@ -35,8 +35,8 @@ def test_skips_are_counted_by_reason_with_the_remedy() -> None:
 @pytest.fixture
 def run(tmp_path: Path, repo_root: Path):
     """Runs a few files under this suite's conftest and options; gives the lines that it prints."""
-    for path in (Path("tests/conftest.py"), Path("tests/run_report.py"), Path("pyproject.toml")):
-        (tmp_path / path.name).write_text((repo_root / path).read_text())
+    for name in ("tests/conftest.py", "tests/interpreter.py", "tests/run_report.py", "pyproject.toml"):
+        (tmp_path / Path(name).name).write_text((repo_root / name).read_text())
     folder = tmp_path / "tests"
     folder.mkdir()
     for name, text in FILES.items():

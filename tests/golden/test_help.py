@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -32,6 +33,7 @@ WORDS: dict[str, list[str]] = {
 }
 
 
+@functools.cache
 def help_of(name: str) -> str:
     """What a command or script prints for `--help` on a terminal of 100 columns without colours."""
     text = io.StringIO()

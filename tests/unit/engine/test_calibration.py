@@ -37,7 +37,6 @@ def stamp(engine: Engine) -> Stamp:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(machine, "SAMPLE_MS", 1.0)
     return tmp_path / "cache"
 
 

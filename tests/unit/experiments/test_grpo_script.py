@@ -34,7 +34,9 @@ FEW = ["--num_epochs", "2", "--hidden_dim", "8", "--device", "cpu", "--latency_s
 
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_testbed(tmp_path_factory.mktemp("beds") / "bed", 4, 1, seed=1, progress=False)
+    return make_testbed(
+        tmp_path_factory.mktemp("beds") / "bed", 4, 1, seed=1, progress=False, datasets=("okvqa",), workers=1
+    )
 
 
 @pytest.fixture(scope="module")

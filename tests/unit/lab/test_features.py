@@ -23,7 +23,9 @@ SPACE = tiny_model.SPACE
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     from tempovlm.testbed.make import make_testbed
 
-    bed = make_testbed(tmp_path_factory.mktemp("bed") / "bed", 2, 3, seed=1, progress=False)
+    bed = make_testbed(
+        tmp_path_factory.mktemp("bed") / "bed", 2, 3, seed=1, progress=False, datasets=("okvqa",), workers=1
+    )
     return load_samples("okvqa", "val", data_dir=bed)
 
 

@@ -35,6 +35,11 @@ ODD = replace(tiny_model.CONFIG, width=48, num_heads=3, num_experts=20, expert_w
 EVEN = replace(tiny_model.CONFIG, width=64, num_heads=2, num_experts=16, expert_width=32, num_blocks=2)
 """Every size is one, as in MolmoE-1B."""
 
+SIZES = {"odd": ODD, "even": EVEN}
+CONTEXTS = [("odd", c) for c in (0, 1, 7, 8, 9, 31, 33, 70, CAPACITY - 1)] + [("even", c) for c in (0, 8, 33, 70)]
+EXPERTS = [(size, k) for k in range(1, 17) for i, size in enumerate(SIZES) if k in (1, 8, 16) or k % 2 == i]
+"""Every number of experts, and the fewest, the usual and the most of each size."""
+
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
@@ -85,9 +90,9 @@ def test_norm_and_product(kernels: ModuleType, rows: int, width: int, tile: tupl
     assert_close(out, weight @ norm(x))
 
 
-@pytest.mark.parametrize("config", [ODD, EVEN], ids=["odd", "even"])
-@pytest.mark.parametrize("context", [0, 1, 7, 8, 9, 31, 33, 70, CAPACITY - 1])
-def test_attention(kernels: ModuleType, config: ModelConfig, context: int) -> None:
+@pytest.mark.parametrize(("size", "context"), CONTEXTS, ids=str)
+def test_attention(kernels: ModuleType, size: str, context: int) -> None:
+    config = SIZES[size]
     layer = filled(Attention(config))
     assert isinstance(layer, Attention)
     rotary = Rotary(config.head_width, 1e4, CAPACITY).to(DEVICE)
@@ -113,9 +118,9 @@ def test_attention(kernels: ModuleType, config: ModelConfig, context: int) -> No
     assert_close(on.x, (x + added).view(-1))
 
 
-@pytest.mark.parametrize("config", [ODD, EVEN], ids=["odd", "even"])
-@pytest.mark.parametrize("top_k", range(1, 17))
-def test_experts(kernels: ModuleType, config: ModelConfig, top_k: int) -> None:
+@pytest.mark.parametrize(("size", "top_k"), EXPERTS, ids=str)
+def test_experts(kernels: ModuleType, size: str, top_k: int) -> None:
+    config = SIZES[size]
     layer = filled(MoE(config))
     assert isinstance(layer, MoE)
     x = torch.randn(1, 1, config.width, device=DEVICE)
@@ -172,9 +177,9 @@ def test_no_embedding_is_read_for_no_token(kernels: ModuleType) -> None:
     model = tiny_model.build_model().to(DEVICE)
     plan = Plan(KnobConfig(tier="low", top_k=3, num_blocks=3), (Step(0, 3), Step(4, 3), Step(5, 3)))
     cache = KVCache.allocate(model.config, 3, 1, 32, model.decoder.embedding)
-    found = []
+    found, whole = [], kernels.Tile(64, 64)
     for token in (-1, 0):
-        on = buffers(kernels, model.config, 4)
+        on = buffers(kernels, model.config, 4, **dict.fromkeys(("qkv", "out", "hidden", "down", "head"), whole))
         on.token.fill_(token)
         on.position.fill_(0)
         kernels.forward(model.decoder, plan, cache, on)
@@ -205,7 +210,7 @@ def test_greedy_tokens_of_a_plan(kernels: ModuleType) -> None:
     on.token.copy_(first)
     on.position.fill_(prompt.shape[1])
     token = first
-    for step in range(3):
+    for step in range(2):
         logits = model.decode(token, plan, cache, prompt.shape[1] + step)
         token = logits.argmax(-1)
         kernels.forward(model.decoder, plan, ours, on)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -65,7 +66,8 @@ def test_a_product_that_ends_in_the_activation(kernels: ModuleType, rows: int, w
 
 
 def test_the_fused_features_are_the_plain_ones(kernels: ModuleType) -> None:
-    vision, config = tiny_model.build_model().vision.to(DEVICE), tiny_model.CONFIG.vision
+    config = replace(tiny_model.CONFIG.vision, crop_size=64, margins=(1, 1))
+    vision = tiny_model.build_model(config=replace(tiny_model.CONFIG, vision=config)).vision.to(DEVICE)
     for name, parameter in vision.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)

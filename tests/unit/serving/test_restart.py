@@ -21,12 +21,14 @@ pytest.importorskip("uvicorn", reason=NEEDS)
 
 STALLED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
 SOON_S = 60.0
+FEW = ("--tiers", "low", "--top_k", "4")
+"""Settings that are measured in a moment."""
 
 
 @contextmanager
 def serving(model: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int], str]]:
     """A server as a process, its address, and its log until it listened."""
-    command = [sys.executable, "-m", "tempovlm.cli.main", "serve", "--model", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "tempovlm.cli.main", "serve", "--model", str(model), "--port", "0", *FEW]
     env = os.environ | {"TEMPOVLM_CACHE_DIR": str(cache)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:

@@ -15,7 +15,7 @@ from tempovlm.testbed.lexicon import CHARSET, COLORS, HELD_OUT_WORDS, SHAPES
 from tempovlm.testbed.scene import SIZES, Scene
 from tempovlm.testbed.words import alphabet, split_words, vocabulary
 
-_PICTURES = 250
+_PICTURES = 120
 _SPELLED = {
     "sign_color",
     "sign_beside",
@@ -165,7 +165,7 @@ def test_answers_take_about_three_tokens(scenes: dict[tuple[str, str], list[Scen
 def test_yes_and_no_are_balanced() -> None:
     answers = [
         item.answer
-        for index in range(600)
+        for index in range(400)
         for item in make_scene("coco_2014_vqa", "train", index, size=(336, 448)).questions
         if item.template in ("exists", "relation")
     ]

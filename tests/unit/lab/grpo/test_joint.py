@@ -24,7 +24,8 @@ from tempovlm.testbed.make import make_testbed
 
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_testbed(tmp_path_factory.mktemp("beds") / "bed", 5, 1, seed=1, progress=False)
+    folder, few = tmp_path_factory.mktemp("beds") / "bed", (grpo_results.DATASET,)
+    return make_testbed(folder, 5, 1, seed=1, progress=False, datasets=few, workers=1)
 
 
 @pytest.fixture(scope="module")

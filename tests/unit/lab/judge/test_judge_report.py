@@ -61,6 +61,11 @@ def made() -> tuple[judge_trial.Trial, dict[str, Any], list[judge_trial.Outcome]
     return trial, {**about, **report}, outcomes
 
 
+@pytest.fixture(scope="module")
+def page(made: Any) -> str:
+    return judge_report.render(made[1])
+
+
 class Tags(HTMLParser):
     """Checks that tags close in order, and notes whatever would be fetched."""
 
@@ -86,8 +91,7 @@ class Tags(HTMLParser):
         self.handle_endtag(tag)
 
 
-def test_the_page_is_whole_and_fetches_nothing(made: Any) -> None:
-    page = judge_report.render(made[1])
+def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
@@ -103,15 +107,15 @@ def test_the_page_is_whole_and_fetches_nothing(made: Any) -> None:
         assert part in page
 
 
-def test_simulated_traffic_is_a_chapter(made: Any) -> None:
+def test_simulated_traffic_is_a_chapter(made: Any, page: str) -> None:
     simulated = load_page.read(ROOT / "results" / "serving" / "bursts.json")
-    page = judge_report.render(made[1], [simulated])
+    loaded = judge_report.render(made[1], [simulated])
     tags = Tags()
-    tags.feed(page)
+    tags.feed(loaded)
     assert tags.open == []
-    assert "<h2>Under load</h2>" in page
-    assert "table, derived price" in page
-    assert "Under load" not in judge_report.render(made[1])
+    assert "<h2>Under load</h2>" in loaded
+    assert "table, derived price" in loaded
+    assert "Under load" not in page
 
 
 def test_headline_says_who_wins_by_how_much_and_what_is_closed(made: Any) -> None:
@@ -154,8 +158,7 @@ def test_budgets_that_hold_are_those_left_after_the_correction(made: Any) -> Non
     assert judge_report.holding(weaker) == ([], pytest.approx([14.0]))
 
 
-def test_the_subjects_budgets_stand_beside_both_mixtures(made: Any) -> None:
-    page = judge_report.render(made[1])
+def test_the_subjects_budgets_stand_beside_both_mixtures(made: Any, page: str) -> None:
     head, tight, _, loose = rows_of(page, "budgets")
     assert head[:2] == ["budget", "gain"]
     assert tight[2:5] == ["1.000", "1.000", "no difference"]
@@ -178,8 +181,7 @@ def test_the_subjects_budgets_stand_beside_both_mixtures(made: Any) -> None:
     assert cells[2][3] == "100.0 %|+50.0 *"
 
 
-def test_each_data_set_has_a_row_and_every_policy_is_folded_below(made: Any) -> None:
-    page = judge_report.render(made[1])
+def test_each_data_set_has_a_row_and_every_policy_is_folded_below(made: Any, page: str) -> None:
     head, first, second = rows_of(page, "datasets")
     assert head == ["data set, questions", "14 ms", "24 ms", "40 ms"]
     assert (first[0], second[0]) == ("okvqa, 40", "text_vqa, 40")
@@ -190,9 +192,9 @@ def test_each_data_set_has_a_row_and_every_policy_is_folded_below(made: Any) -> 
     questions = "40 questions on 40 pictures"
     assert firsts == ["policy", f"okvqa: {questions}", *policies, f"text_vqa: {questions}", *policies]
     alone = {**made[1], "by_dataset": {"okvqa": made[1]["by_dataset"]["okvqa"]}}
-    page = judge_report.render(alone)
-    assert 'id="datasets"' not in page
-    assert "There is one data set only" in page
+    less = judge_report.render(alone)
+    assert 'id="datasets"' not in less
+    assert "There is one data set only" in less
 
 
 def test_figures_are_xml_and_show_every_policy(made: Any) -> None:
@@ -204,14 +206,14 @@ def test_figures_are_xml_and_show_every_policy(made: Any) -> None:
         assert not re.search(r"\bnan\b", draw(made[1]))
 
 
-def test_nothing_timed_is_one_sentence_and_no_table(made: Any) -> None:
-    assert 'id="timeliness"' in judge_report.render(made[1])
+def test_nothing_timed_is_one_sentence_and_no_table(made: Any, page: str) -> None:
+    assert 'id="timeliness"' in page
     report = json.loads(json.dumps(made[1]))
     for row in report["policies"][NAME]["by_budget"]:
         row |= {"num_measured": 0, "adherence": None, "adherence_wilson": None, "latency_over_budget": None}
-    page = judge_report.render(report)
-    assert 'id="timeliness"' not in page
-    assert "Not timed in this run" in page
+    untimed = judge_report.render(report)
+    assert 'id="timeliness"' not in untimed
+    assert "Not timed in this run" in untimed
 
 
 def test_sources_are_said_in_words() -> None:
