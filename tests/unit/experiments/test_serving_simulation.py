@@ -38,7 +38,7 @@ AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a small world in place of the one on the disk."""
-    monkeypatch.setattr(study, "read_world", lambda *_: world(spread=0.1))
+    monkeypatch.setattr(study, "read_world", lambda *_, **__: world(spread=0.1))
 
 
 def report_of(**changes: object) -> dict[str, object]:
