@@ -1,4 +1,4 @@
-"""Measures `tempovlm serve` by requests over HTTP: what it adds, who is on time under load, refusals and memory.
+r"""Measures `tempovlm serve` by requests over HTTP: what it adds, who is on time under load, refusals and memory.
 
 Starts the server as a process of its own, or asks one that runs (`--url`), with questions of the generated data
 sets and their pictures.
@@ -12,8 +12,10 @@ sets and their pictures.
   whose only setting is the native one, which sheds what it could not answer in time;
 - `memory`: pictures of 12 megapixels that wait, above an idle server and their bodies.
 
-Right and on time are shares of all requests. Of random weights only times count. Times are the client's; it runs
-on the same machine, on other cores where it is told so. The file is written after each part.
+Right and on time are shares of all requests; admitted are those that were not refused, however late the refusal
+came (`refused_late`), and one that was cut counts as on time if it came by its deadline. Of random weights only
+times count. Times are the client's; it runs on the same machine, on other cores where it is told so. The file is
+written after each part.
 
     python benchmarks/serving.py --json benchmarks/results/serving_cpu.json
     python benchmarks/serving.py --parts load --trace AzureLLMInferenceTrace_code.csv --loads 0.5 1.0
@@ -301,18 +303,30 @@ def read_flags() -> argparse.Namespace:
         metavar="N",
         help="cores of the servers that are started",
     )
-    add("--parts", nargs="+", choices=PARTS, default=PARTS)
-    add("--servers", nargs="+", choices=(POLICY, SHEDS), default=(POLICY, SHEDS), help="that are under load")
-    add("--loads", type=float, nargs="+", default=(0.5, 1.0, 1.5, 2.2), help="of native capacity")
-    add("--budget", type=float, default=2.0, help="times the native median")
-    add("--seconds", type=float, default=40.0, help="length of the arrivals at a load, and of the mixed clients")
-    add("--callers", type=int, default=2, help="of the closed loop that says what native capacity is")
-    add("--clients", type=int, default=8, help="of the mixed budgets")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; default: all")
+    add(
+        "--servers",
+        nargs="+",
+        choices=(POLICY, SHEDS),
+        default=(POLICY, SHEDS),
+        help="that are under load; default: both",
+    )
+    add(
+        "--loads",
+        type=float,
+        nargs="+",
+        default=(0.5, 1.0, 1.5, 2.2),
+        help="arrivals over native capacity; default: 0.5 1.0 1.5 2.2",
+    )
+    add("--budget", type=float, default=2.0, help="times the native median; default: 2")
+    add("--seconds", type=float, default=40.0, help="seconds of each load, and of `mixed`; default: 40")
+    add("--callers", type=int, default=2, help="of the closed loop that says what native capacity is; default: 2")
+    add("--clients", type=int, default=8, help="of `mixed`; default: 8")
     add(
         "--mixed_ms", type=float, nargs=2, metavar=("LOW", "HIGH"), help="default: 1 and 3 times the native median"
     )
     add("--max_tokens", type=int, help="most tokens of an answer; default: the server's own")
-    add("--num_samples", type=int, default=200)
+    add("--num_samples", type=int, default=200, help="questions; default: 200")
     add("--trace", type=Path, help="CSV with a column TIMESTAMP, whose second half is replayed")
     add("--json", type=Path, help="file to write; standard output without it")
     flags = parser.parse_args()

@@ -56,7 +56,7 @@ class Flags:
     """Policy that chooses the setting: auto, table, table:NAME, fixed, the path of a checkpoint, or
     module:Class or file.py:Class of your own."""
     max_queue: int = 64
-    """Most requests that wait; more are refused."""
+    """Most requests that wait, 1 to 240; more are refused."""
     api_key: tuple[str, ...] = ()
     """Keys, of which requests must bring one; each may take an even share of the places to wait. The environment
     variable TEMPOVLM_API_KEY, which no list of processes shows, is one more."""

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tempovlm.control.price import DERIVED
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig
 from tempovlm.core.progress import Advance, progress_bar, silent
@@ -61,6 +62,9 @@ SCHEMA = "tempovlm.replay/1"
 MOST_WAITING = 240
 """Requests that wait at a server that is started: as many as it takes."""
 
+SERVABLE = (NATIVE, SHEDS, TABLE)
+"""Policies with a name that a server can have."""
+
 _WARM, _TIMED = 8, 24
 """Answers at the native setting before a row, which count for nothing, and those that say how fast a server is."""
 
@@ -71,6 +75,8 @@ _OK, _REFUSALS = 200, (429, 503)
 class Replay(Study):
     """The flags of a replay."""
 
+    policies: Sequence[str] = flag((NATIVE, TABLE), f"{', '.join(SERVABLE)}, or paths of checkpoints")
+    prices: Sequence[str] = flag((DERIVED,), "of lane time: derived, 0, or accuracy per ms", "--price")
     url: str | None = flag(
         None,
         "address of a running server, such as http://127.0.0.1:8000; default: each row starts one and ends it",
@@ -88,10 +94,9 @@ class Replay(Study):
     def check(self) -> None:
         """Raise a `UserError` that names the first flag whose value makes no sense."""
         super().check()
-        servable = (NATIVE, SHEDS, TABLE)
-        if wrong := [name for name in self.policies if name not in servable and not is_path(name)]:
+        if wrong := [name for name in self.policies if name not in SERVABLE and not is_path(name)]:
             raise UserError(
-                f"--policies {wrong[0]}: no server has it; choose from {', '.join(servable)}, or give the path of "
+                f"--policies {wrong[0]}: no server has it; choose from {', '.join(SERVABLE)}, or give the path of "
                 "a checkpoint"
             )
         if WAITING in self.prices:
