@@ -49,7 +49,7 @@ from tempovlm.data.sample import Sample
 from tempovlm.data.scoring import score
 from tempovlm.lab.live.asking import BUDGET_HEADER, PATH, body_of, closed_loop, one_by_one, open_loop
 from tempovlm.lab.live.client import Client, Reply
-from tempovlm.lab.live.server import client_of, serving, stamp_of
+from tempovlm.lab.live.server import check_cores, client_of, serving, stamp_of
 from tempovlm.lab.queueing.arrivals import POISSON, gaps_of, is_drawn, read_trace
 
 PARTS = ("overhead", "refusal", "mixed", "load", "memory")
@@ -130,7 +130,12 @@ class Asking:
             yield self._warmed(server.client())
 
     def _warmed(self, client: Client) -> Client:
-        for reply in asyncio.run(one_by_one(client, self.plain[:WARM])):
+        try:
+            replies = asyncio.run(one_by_one(client, self.plain[:WARM]))
+        except OSError as error:
+            where = f"http://{client.host}:{client.port}"
+            raise UserError(f"{where}: no answer ({error.strerror or error}); start a server there") from None
+        for reply in replies:
             if reply.status != 200:
                 raise UserError(
                     f"{client.host}:{client.port}: status {reply.status} for a question without a budget"
@@ -336,12 +341,25 @@ def read_flags() -> argparse.Namespace:
         parser.error(
             "--url: memory and native_sheds need servers of their own; leave them out of --parts and --servers"
         )
+    try:
+        check_cores(flags.server_cores)
+        if flags.url is not None:
+            client_of(flags.url)
+    except UserError as error:
+        parser.error(str(error))
     return flags
 
 
 def main() -> None:
+    """Measure the parts, and print or write; a fault that the user can mend is one line."""
+    try:
+        measure(read_flags())
+    except UserError as error:
+        sys.exit(f"error: {error.flagged}")
+
+
+def measure(flags: argparse.Namespace) -> None:
     """Measure the parts, and print or write."""
-    flags = read_flags()
     asking = Asking(flags, samples_of(flags.num_samples))
     found: dict[str, Any] = {"stamp": stamp_of(flags.model, flags.device, flags.server_cores)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,37 @@ def test_servers_of_its_own_are_not_asked_for_beside_a_url(serving: Any, monkeyp
     with pytest.raises(SystemExit) as end:
         serving.read_flags()
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (["--url", "ftp://x"], "--url ftp://x: give the address"),
+        (["--server_cores", "-1"], "--server_cores -1: this machine has no such core"),
+    ],
+)
+def test_a_wrong_address_or_core_is_named_before_anything_is_asked(
+    serving: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], fault: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["serving.py", "--parts", "refusal", "--servers", "policy", *given])
+    with pytest.raises(SystemExit) as end:
+        serving.read_flags()
+    assert end.value.code == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_one_line(
+    serving: Any, picture_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "samples_of", lambda _: [replace(sample_of("cat"), image_path=picture_file)])
+    monkeypatch.setattr(serving, "stamp_of", lambda *_: {})
+    with socket.socket() as taken:  # nobody listens at its port
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr("sys.argv", ["serving.py", "--parts", "refusal", "--servers", "policy", "--url", url])
+        with pytest.raises(SystemExit) as end:
+            serving.main()
+    assert str(end.value.code).startswith(f"error: {url}: no answer")
 
 
 def test_a_missing_trace_is_named(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:

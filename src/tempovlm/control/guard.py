@@ -409,8 +409,11 @@ class Guard:
         )
 
     def observe_among(self, took_ms: float, expected_ms: float, spread: float) -> None:
-        """Learn from an answer among others, which `spread` times the time that needs made expect should cover."""
-        if self.crowd is not None and expected_ms > 0:
+        """Learn from an answer among others, which `spread` times the time that needs made expect should cover.
+
+        One that had its last token before the last of the others joined tells nothing.
+        """
+        if self.crowd is not None and took_ms > 0 and expected_ms > 0:
             calibrated_ms = expected_ms / self.crowd.factor
             self.crowd.observe(took_ms, spread * calibrated_ms, calibrated_ms)
 

@@ -117,6 +117,14 @@ def test_what_an_answer_needs_is_at_the_margin_that_holds() -> None:
     assert unknown.reading_ms >= UNKNOWN_MS
 
 
+@pytest.mark.parametrize("took_ms", [0.0, -0.5])
+def test_an_answer_that_was_there_before_the_last_one_joined_tells_nothing(took_ms: float) -> None:
+    guard = Guard.around(FixedPolicy(SPACE.native, SPACE), SPACE, PROFILE)
+    before = guard.need(SPACE.native, 4, math.inf)
+    guard.observe_among(took_ms, 20.0, 1.1)
+    assert guard.need(SPACE.native, 4, math.inf) == before
+
+
 def test_the_guard_learns_how_much_longer_answers_take_among_others() -> None:
     guard = Guard.around(FixedPolicy(SPACE.native, SPACE), SPACE, PROFILE)
     among = guard.among(2)

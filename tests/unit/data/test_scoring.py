@@ -76,6 +76,8 @@ def test_vqa_accuracy_without_answers_is_zero() -> None:
         ("", ("A",), 0.0),
         ("the", ("A",), 0.0),
         ("?", ("A",), 0.0),
+        ("(A)", ("A",), 1.0),
+        ("", ("?",), 0.0),
     ],
 )
 def test_exact_match_is_of_normalised_texts(prediction: str, answers: tuple[str, ...], expected: float) -> None:

@@ -12,6 +12,7 @@ import pytest
 import tiny_model
 from company_fakes import PlainRows, company_of, together
 from tempovlm.control.guard import Guard
+from tempovlm.control.joining import Forecast
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
@@ -182,6 +183,21 @@ def test_the_guard_learns_how_long_answers_take_after_the_last_one_joined(
     assert guard.crowd is not None
     assert guard.margin is not None
     assert guard.crowd.factor < guard.margin.factor == 1, "they took next to nothing"
+
+
+def test_one_who_joins_between_the_last_token_and_the_end_fails_nobody(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Member.finish
+
+    def finishing(member: Member, ended_ms: float) -> None:
+        member.expect(Forecast(at_ms=ended_ms + 1.0, reading_ms=1.0, step_ms=1.0, spread=1.0))
+        finish(member, ended_ms)
+
+    monkeypatch.setattr(Member, "finish", finishing)
+    guard = Guard.around(FixedPolicy(slower(engine), engine.space), engine.space, profile)
+    answers = Arrivals(crowded, monkeypatch).come([(asked(1e8, i), guard) for i in range(2)])
+    assert all(one.tokens for one in answers)
 
 
 @pytest.mark.parametrize(("spare", "joins"), [(1.2, True), (0.8, False)])

@@ -285,6 +285,35 @@ def test_a_kill_keeps_the_rows_that_were_finished_and_the_same_flags_go_on(
     )
 
 
+def test_a_row_of_a_load_with_many_digits_is_found_again(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TWO, "loads", (FAST + 1 / 3,))
+    killed(server, monkeypatch, tmp_path / "replay.json", 1)
+    server.flags.clear()
+    replayed(**TWO, json=tmp_path / "replay.json")
+    assert len(server.flags) == 1, "the other row was there"
+
+
+def test_a_journal_that_cannot_be_written_is_told_before_a_row(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        replayed(**TWO, json=tmp_path / "file" / "replay.json")
+    assert len(server.flags) == 1, "the one that says how fast native answers are"
+
+
+def test_a_row_with_lists_of_different_lengths_is_damaged(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(server, monkeypatch, tmp_path / "replay.json", 1)
+    journal = tmp_path / "replay.unfinished.json"
+    record = json.loads(journal.read_text())
+    record["rows"][0]["score"].pop()
+    journal.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="damaged"):
+        replayed(**TWO, json=tmp_path / "replay.json")
+
+
 def test_finished_figures_stay_until_new_ones_are_whole(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +436,7 @@ def test_figures_of_other_requests_are_refused_before_any_is_asked(
         (["--price", "derived", "0", "--url", "http://a:1"], "one server cannot be table derived edf and table 0"),
         (["--simulated", "none.json"], "--simulated none.json: cannot be read"),
         (["--loads", "0"], "--loads 0: must be a positive number"),
+        (["--server_cores", "0", "-1"], "--server_cores -1: this machine has no such core"),
     ],
 )
 def test_a_wrong_flag_is_one_line(server: FakeServer, argv: list[str], fault: str) -> None:

@@ -117,13 +117,15 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the prediction is one of the answers after `normalise`, else 0.0.
 
-    What would be normalised to nothing, as the letter A is, keeps its words: else no reply would be right there.
+    What would be normalised to nothing, as the letter A is, keeps its words without the marks around them: else no
+    reply would be right there.
     """
     return float(_normalise_to_words(prediction) in {_normalise_to_words(answer) for answer in answers})
 
 
 def _normalise_to_words(answer: str) -> str:
-    return normalise(answer) or _one_line(answer).lower().rstrip(".")
+    line = _one_line(answer).lower()
+    return normalise(answer) or line.strip(_PUNCTUATION + ". ") or line
 
 
 def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:

@@ -58,8 +58,8 @@ def serving(model: str, *flags: str, cores: Sequence[int] = ()) -> Iterator[Serv
         UserError: it does not start; says what it said last.
     """
     command = [sys.executable, "-m", "tempovlm.cli.main", "serve", "--model", model, "--port", "0", *flags]
+    check_cores(cores)
     if cores:
-        check_cores(cores)
         command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         process = subprocess.Popen(command, stderr=log)
@@ -75,8 +75,8 @@ def serving(model: str, *flags: str, cores: Sequence[int] = ()) -> Iterator[Serv
 
 
 def check_cores(cores: Sequence[int]) -> None:
-    """Raise a `UserError` unless a process can be kept on some cores."""
-    if shutil.which("taskset") is None:
+    """Raise a `UserError` unless a process can be kept on some cores; none are all right."""
+    if cores and shutil.which("taskset") is None:
         raise UserError("--server_cores: needs the command taskset, of util-linux")
     if wrong := set(cores) - set(range(os.cpu_count() or 1)):
         raise UserError(f"--server_cores {min(wrong)}: this machine has no such core")
@@ -84,7 +84,12 @@ def check_cores(cores: Sequence[int]) -> None:
 
 @contextmanager
 def on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """Keep this thread on some cores while the block runs; where they are none it stays on its own."""
+    """Keep this thread on some cores while the block runs; where they are none it stays on its own.
+
+    Raises:
+        UserError: the machine has no such cores.
+    """
+    check_cores(cores)
     before = os.sched_getaffinity(0) if cores else set[int]()
     if cores:
         os.sched_setaffinity(0, cores)

@@ -77,6 +77,8 @@ class Journal:
             self._rows = {_key_of(row): row for row in record["rows"]}
             for row in self._rows.values():
                 _replayed(row, np.zeros(len(row["setting"])))
+                if len({len(row[name]) for name in _FIELDS}) > 1:
+                    raise ValueError(f"{row['policy']}: lists of different lengths")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error!r}); remove it to begin anew") from None
         differs = [name for name, value in self._conditions.items() if before.get(name) != value]
@@ -96,6 +98,15 @@ class Journal:
         """Return a row that is there; `budget_ms` (n,) are the budgets of its requests."""
         return _replayed(self._rows[key], budget_ms)
 
+    def start(self, native_ms: float) -> None:
+        """Remember how fast native answers are, and write the file.
+
+        Raises:
+            UserError: the file cannot be written; said before a row is asked for.
+        """
+        self.native_ms = native_ms
+        self._write()
+
     def keep(self, key: Key, found: Replayed) -> None:
         """Add a row, and write the file.
 
@@ -106,7 +117,11 @@ class Journal:
         end_ms = [value if math.isfinite(value) else None for value in outcome.end_ms.tolist()]
         each = {name: getattr(outcome, name).tolist() for name in _FIELDS} | {"end_ms": end_ms}
         shares = share_row(outcome, blocks_of(len(outcome.setting)))
-        self._rows[key] = rounded({**head_of(key), **tail_of(key), **shares, "pace": found.pace, **each}, DIGITS)
+        told = rounded({**shares, "pace": found.pace, **each}, DIGITS)
+        self._rows[key] = {**head_of(key), **tail_of(key), **told}  # a load as given finds its row again
+        self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
             record = {"schema": SCHEMA, "conditions": self._conditions, "native_ms": self.native_ms}
             rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in self._rows.values())

@@ -35,7 +35,7 @@ from tempovlm.data.scoring import score
 from tempovlm.lab.judge.inputs import Content
 from tempovlm.lab.live.asking import BUDGET_HEADER, PATH, Call, body_of, one_by_one, open_loop
 from tempovlm.lab.live.client import Client, Reply
-from tempovlm.lab.live.server import client_of, serving, stamp_of
+from tempovlm.lab.live.server import check_cores, client_of, serving, stamp_of
 from tempovlm.lab.queueing.agreement import Agreement, read_simulated
 from tempovlm.lab.queueing.choosers import NATIVE, SHEDS, TABLE
 from tempovlm.lab.queueing.journal import Journal, Replayed
@@ -103,6 +103,7 @@ class Replay(Study):
             raise UserError(f"--price {WAITING}: no server has it; choose derived, 0, or accuracy per ms")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"--max_tokens {self.max_tokens}: must be at least 1")
+        check_cores(self.server_cores)
         if self.url is not None:
             client_of(self.url)
 
@@ -125,7 +126,7 @@ def run_replay(flags: Replay) -> dict[str, Any]:
     paces, lags_ms, failed = dict[Key, float | None](), list[Floats](), 0
     with progress_bar(_title(inputs, journal)) as advance:
         if journal.native_ms is None:
-            journal.native_ms = _native_ms(flags, list(samples.values()))
+            journal.start(_native_ms(flags, list(samples.values())))
         for name, load in inputs.cells:
             traffic, found = inputs.traffic(name, load), dict[Key, Replayed]()
             for plan in inputs.plans:

@@ -10,7 +10,7 @@ import pytest
 from tempovlm.core.errors import UserError
 from tempovlm.lab.live.asking import open_loop
 from tempovlm.lab.live.client import Client, Reply
-from tempovlm.lab.live.server import client_of
+from tempovlm.lab.live.server import client_of, stamp_of
 
 
 def test_a_client_keeps_its_connection_until_the_server_closes_it() -> None:
@@ -76,3 +76,9 @@ def test_a_url_names_host_and_port() -> None:
     client = client_of("http://example.com:8123/")
     assert (client.host, client.port) == ("example.com", 8123)
     assert client_of("http://example.com").port == 80
+
+
+@pytest.mark.parametrize("core", [-1, 1 << 20])
+def test_figures_on_cores_that_are_not_there_are_refused(core: int) -> None:
+    with pytest.raises(UserError, match=f"--server_cores {core}: this machine has no such core"):
+        stamp_of("pocket", "cpu", (0, core))
