@@ -397,7 +397,7 @@ class Schedule:
         return True
 
     def admit_instead(self, stay: Stay, now_ms: float) -> Stay | None:
-        """Admit a request that was refused in place of one that waits and gains clearly less with its lane time.
+        """Admit a request that was refused in place of one that waits and gains less with a ms of lane time.
 
         Only those can be displaced that have waited for `AT_ONCE` of their budgets at most.
 

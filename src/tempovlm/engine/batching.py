@@ -170,10 +170,8 @@ def encode_all(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None
 @torch.inference_mode()
 def embed_all(run: Runner, ready: Sequence[Prepared], vision: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """Return embedded prompts (B, T, D), padded on the right, and their lengths (B,)."""
-    embedded = []
-    for one, features in zip(ready, vision, strict=True):
-        tokens = one.prompt.tokens.to(run.device, non_blocking=True).unsqueeze(0)
-        embedded.append(run.model.embed(tokens, features, one.prompt.slots)[0])
+    prompts = zip((one.prompt for one in ready), vision, strict=True)
+    embedded = run.model.embed_packed([(prompt.tokens, seen, prompt.slots) for prompt, seen in prompts])
     lengths = torch.tensor([len(row) for row in embedded], device=run.device)
     return torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True), lengths
 

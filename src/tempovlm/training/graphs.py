@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tempovlm.engine.cuda.capture import without_collection
 from tempovlm.training.step import Gradients, Result, Work
 
 EAGER = 3
@@ -44,7 +45,7 @@ class Recording:
 def record_on_cuda(function: Callable[[], None], pool: Any) -> Callable[[], object]:
     """Record a function of the current device; other threads may use the device meanwhile."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with without_collection(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         function()
     return graph.replay
 

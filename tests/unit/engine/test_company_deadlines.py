@@ -185,7 +185,7 @@ def test_the_guard_learns_how_long_answers_take_after_the_last_one_joined(
     assert guard.crowd.factor < guard.margin.factor == 1, "they took next to nothing"
 
 
-def test_one_who_joins_between_the_last_token_and_the_end_fails_nobody(
+def test_one_who_joins_between_the_last_token_and_the_end_tells_nothing_and_fails_nobody(
     engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = Member.finish
@@ -195,6 +195,7 @@ def test_one_who_joins_between_the_last_token_and_the_end_fails_nobody(
         finish(member, ended_ms)
 
     monkeypatch.setattr(Member, "finish", finishing)
+    monkeypatch.setattr(Guard, "observe_among", lambda *_: pytest.fail("it waited for nobody"))
     guard = Guard.around(FixedPolicy(slower(engine), engine.space), engine.space, profile)
     answers = Arrivals(crowded, monkeypatch).come([(asked(1e8, i), guard) for i in range(2)])
     assert all(one.tokens for one in answers)

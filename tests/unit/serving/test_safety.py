@@ -268,7 +268,7 @@ def test_depth_is_told_however_deep(app: Any) -> None:
 
 def test_what_a_text_holds_is_no_item_and_ends_no_string(app: Any) -> None:
     for text in ("a," * MOST_ITEMS, '\\"[' * 50, "\\\\", "\\"):
-        said = json.dumps(question()).replace('"what does the sign say?"', json.dumps(f"what, {text}?")[:400_000])
+        said = json.dumps(question()).replace('"what does the sign say?"', json.dumps(f"what, {text}?"))
         reply = post(app, CHAT, said.encode())
         assert reply.status == 200 or reply.code == "context_length_exceeded"
     escaped = json.dumps(question()).replace("/", "\\/").encode()

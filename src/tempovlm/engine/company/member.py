@@ -127,7 +127,7 @@ class Member:
 
     def expect(self, forecast: Forecast) -> None:
         """Remember when the answer is expected to end, now that another request has joined."""
-        self._forecast = forecast, max(len(self.transcript.tokens), 1)
+        self._forecast = forecast, len(self.transcript.tokens)
 
     def hand_over(self) -> None:
         """Let the current stream use what another one prepared."""
@@ -186,14 +186,17 @@ class Member:
     def _learn(self, ended_ms: float) -> None:
         """Let the guard learn how long the answer took since the last request joined.
 
-        One that was cut at its deadline, although it was expected in time, counts too. One without a deadline may
-        have been put off for others.
+        One that was cut at its deadline, although it was expected in time, counts too. One whose last token was
+        made by then waited for nobody, and one without a deadline may have been put off for others.
         """
         is_late = self.transcript.finish == "deadline" and self._choice.feasible
         if self._forecast is None or not self.has_deadline or (self._stopped_at is not None and not is_late):
             return
-        forecast, made = self._forecast
-        expected_ms = forecast.expected_ms(max(len(self.transcript.tokens) - made, 0))
+        forecast, before = self._forecast
+        made = len(self.transcript.tokens) - before
+        if not made and not is_late:
+            return
+        expected_ms = forecast.expected_ms(made if before else max(made - 1, 0))
         self._guard.observe_among(ended_ms - forecast.at_ms, expected_ms, forecast.spread)
 
     def fail(self, error: BaseException) -> None:
