@@ -61,6 +61,7 @@ class Recipe:
 _BASE = Recipe(edition=2, questions=8)
 _TAUGHT: dict[str, Any] = {"taught_weight": 1.0, "elastic_share": 0.3}
 _SPREAD: dict[str, Any] = {"spread_weight": 0.01}
+_SPREAD_MORE: dict[str, Any] = {"spread_weight": 0.03}
 _32X24: dict[str, Any] = {"num_experts": 32, "expert_width": 24}
 _32X16: dict[str, Any] = {"num_experts": 32, "expert_width": 16}
 
@@ -69,6 +70,7 @@ RECIPES: dict[str, Recipe] = {
     "16x48-taught": replace(_BASE, **_TAUGHT),
     "32x24": replace(_BASE, **_32X24),
     "32x24-spread": replace(_BASE, **_32X24, **_SPREAD),
+    "32x24-spread-more": replace(_BASE, **_32X24, **_SPREAD_MORE),
     "32x24-taught": replace(_BASE, **_32X24, **_TAUGHT),
     "32x16": replace(_BASE, **_32X16),
     "32x16-spread": replace(_BASE, **_32X16, **_SPREAD),

@@ -24,13 +24,14 @@ _DRIFT = 0.5
 
 
 def em_size(rng: Random, edition: int) -> int:
-    """Em size in pixels: large, middle or small print, about a third each; mostly large in the second edition.
+    """Em size in pixels: large, middle or small print, about a third each; nearly always large in the second edition.
 
-    There what is asked takes memory, and not crops too.
+    There what is asked takes memory and depth, and not crops too.
     """
-    large, middle = (0.36, 0.68) if edition == 1 else (0.65, 0.85)
+    large, middle = (0.36, 0.68) if edition == 1 else (0.88, 0.95)
     draw = rng.random()
-    low, high = (36, 61) if draw < large else (19, 33) if draw < middle else (13, 19)
+    biggest = (36, 61) if edition == 1 else (44, 73)
+    low, high = biggest if draw < large else (19, 33) if draw < middle else (13, 19)
     return rng.randrange(low, high)
 
 

@@ -19,7 +19,7 @@ from tempovlm.testbed.stand_in import StandIn
 
 _RARE = 0.11
 """Share of held-out pairs among validation objects; a question often speaks of several objects."""
-_CLEAR = 0.55
+_CLEAR = 0.6
 """Share of scenes in the second edition without small objects: their questions take steps and no crops, and those
 of the other scenes crops and no steps."""
 _PLATE = 24.0

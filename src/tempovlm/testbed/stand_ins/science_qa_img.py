@@ -288,8 +288,8 @@ def _circuit(canvas: Canvas, quiz: Quiz, split: str) -> None:
 
 
 _DIAGRAMS: tuple[tuple[Callable[[Canvas, Quiz, str], None], int, int], ...] = (
-    (bars, 4, 4), (_map, 4, 3), (_chain, 3, 3), (heat, 2, 3), (_magnets, 2, 2), (_beakers, 2, 2),
-    (line_chart, 2, 3), (_circuit, 1, 2),
+    (bars, 4, 6), (_map, 4, 5), (_chain, 3, 2), (heat, 2, 3), (_magnets, 2, 2), (_beakers, 2, 3),
+    (line_chart, 2, 3), (_circuit, 1, 1),
 )  # fmt: skip
 """Diagrams with their weights in both editions."""
 

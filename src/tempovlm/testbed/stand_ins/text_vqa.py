@@ -372,13 +372,13 @@ _BUILDERS: tuple[Callable[[Job], None], ...] = (
 
 def _em_size(rng: Random, edition: int) -> int:
     """Return the em size: large, middle or small print, about a third each, or more of the small."""
-    large, middle = (0.38, 0.74) if edition == 1 else (0.24, 0.58)
+    large, middle = (0.38, 0.74) if edition == 1 else (0.22, 0.56)
     draw = rng.random()
     if draw < large:
         return rng.randrange(36, 65, 2)
     if draw < middle:
         return rng.randrange(19, 34)
-    return rng.randrange(12, 19)
+    return rng.randrange(12 if edition == 1 else 14, 19)
 
 
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
@@ -400,10 +400,10 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
             builders[slot] = _tag
     if quiz.edition > 1:
         for slot in range(count):
-            if rng.random() < 0.17:
+            if rng.random() < 0.12:
                 builders[slot] = _company
         if rng.random() < 0.42:
-            builders[0], sizes[0] = _menu, rng.randrange(38, 50)
+            builders[0], sizes[0] = _menu, rng.randrange(44, 58)
     written: list[Written] = []
     for cell, size, builder in zip(cells, sizes, builders, strict=True):
         before, asked = len(canvas.objects()), len(quiz.items)
