@@ -24,7 +24,7 @@ _DRIFT = 0.5
 
 
 def em_size(rng: Random, edition: int) -> int:
-    """Em size in pixels: large, middle or small print, about a third each; nearly always large in the second edition.
+    """Em size in pixels: large, middle or small print, about a third each; mostly large in the second edition.
 
     There what is asked takes memory and depth, and not crops too.
     """
