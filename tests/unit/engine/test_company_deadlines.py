@@ -220,6 +220,8 @@ def test_what_is_learned_while_an_answer_is_on_its_way_does_not_count_twice(
 
     monkeypatch.setattr(OnlineMargin, "observe", observing)
     guard = Guard.around(FixedPolicy(slower(engine), engine.space), engine.space, profile)
+    assert guard.crowd is not None
+    guard.crowd.factor = 2.0  # by answers before these
     Arrivals(crowded, monkeypatch).come([(asked(1e8, i), guard) for i in range(3)])
     reading_ms, steps_ms = needed_ms(profile, slower(engine))
     assert seen == [pytest.approx(3 * reading_ms + steps_ms)] * 3
