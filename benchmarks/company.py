@@ -8,6 +8,10 @@ the rates of `answer_batch`. With `--baseline` another checkout of this reposito
 source, in the same run: `baseline_answers_per_s` is its rate with one request in flight, and its own rows and
 batches stand under `baseline`. With random weights only times count.
 
+Where requests are answered together, each row of several is measured again for `--predict_seconds`, with a
+deadline far away and by a calibration of this run: `predicted_over_taken` says how far off the times were that
+those among others were told (docs/measuring.md).
+
     python benchmarks/company.py --json benchmarks/results/company_cpu.json
     python benchmarks/company.py --model molmoe-1b --random_weights --baseline ../old --json company_h200.json
 """
@@ -53,6 +57,7 @@ TOKENS = 6
 QUESTION = "what does the sign on the left of the door say in the second picture from above"
 
 Ask = Callable[[int], tuple[Request, KnobConfig]]
+Reply = Callable[[Request, KnobConfig], Answer]
 
 
 def settings_of(name: str, space: KnobSpace) -> list[KnobConfig]:
@@ -62,10 +67,15 @@ def settings_of(name: str, space: KnobSpace) -> list[KnobConfig]:
     return [space.native if name == "native" else space.cheapest]
 
 
+def draw_pictures() -> list[np.ndarray]:
+    """Return the pictures that requests are about."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, SHAPE, dtype=np.uint8) for _ in range(PICTURES)]
+
+
 def asker(name: str, space: KnobSpace) -> Ask:
     """Return the function that makes the n-th request of a kind and its setting."""
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, SHAPE, dtype=np.uint8) for _ in range(PICTURES)]
+    pictures = draw_pictures()
     settings, words = settings_of(name, space), QUESTION.split()
 
     def ask(number: int) -> tuple[Request, KnobConfig]:
@@ -76,7 +86,12 @@ def asker(name: str, space: KnobSpace) -> Ask:
     return ask
 
 
-def in_flight(engine: Engine, ask: Ask, count: int, seconds: float) -> dict[str, Any]:
+def at_setting(engine: Engine) -> Reply:
+    """Return the function that answers a request without a deadline at a setting."""
+    return lambda request, knobs: engine.answer(request, Guard.fixed(knobs, engine.space))
+
+
+def in_flight(reply: Reply, ask: Ask, count: int, seconds: float) -> dict[str, Any]:
     """Ask from `count` threads for some seconds; return the rate, and the times of all answers."""
     numbers, lock, gate = iter(range(1 << 30)), threading.Lock(), threading.Barrier(count)
     took_ms: list[float] = []
@@ -87,7 +102,7 @@ def in_flight(engine: Engine, ask: Ask, count: int, seconds: float) -> dict[str,
         while (begin_s := time.perf_counter()) < end_s:
             with lock:
                 request, knobs = ask(next(numbers))
-            engine.answer(request, Guard.fixed(knobs, engine.space))
+            reply(request, knobs)
             took_ms.append(1e3 * (time.perf_counter() - begin_s))
 
     with ThreadPoolExecutor(count) as pool:
@@ -135,6 +150,24 @@ def engine_for(model: str, device: torch.device, *, is_random: bool) -> tuple[En
     return engine, "random"
 
 
+def predictor(engine: Engine, seconds: float) -> Callable[[Ask, int], dict[str, Any]]:
+    """Calibrate, and return the function that measures predictions for `seconds` a row; nothing for 0 of them."""
+    if not seconds:
+        return lambda _ask, _count: {}
+    from company_predictions import Predictions, calibrated  # an older checkout may lack it
+
+    profile = calibrated(engine, TOKENS, draw_pictures())
+
+    def found(ask: Ask, count: int) -> dict[str, Any]:
+        if profile is None or count == 1:
+            return {"predicted_over_taken": None}
+        predictions = Predictions(engine, profile)
+        in_flight(predictions.answer, ask, count, seconds)
+        return {"predicted_over_taken": predictions.summary()}
+
+    return found
+
+
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Measure the package that is imported."""
     engine, weights_hash = engine_for(flags.model, pick_device(flags.device), is_random=flags.random_weights)
@@ -142,14 +175,14 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     stamp = collect_stamp(
         model=engine.name, weights_hash=weights_hash, space=engine.space, device=run.device, dtype=run.dtype
     )
-    rows, batches = [], []
+    rows, batches, reply, foreseen = [], [], at_setting(engine), predictor(engine, flags.predict_seconds)
     for name in flags.names:
         ask = asker(name, engine.space)
         for number in range(2 * PICTURES):  # what belongs to a picture's size is made once
-            request, knobs = ask(number)
-            engine.answer(request, Guard.fixed(knobs, engine.space))
+            reply(*ask(number))
         for count in flags.in_flight:
-            rows.append({"name": name, "in_flight": count, **in_flight(engine, ask, count, flags.seconds)})
+            found = in_flight(reply, ask, count, flags.seconds) | foreseen(ask, count)
+            rows.append({"name": name, "in_flight": count, **found})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         for size in flags.batches:
             batches.append({"name": name, "size": size, **batch(engine, ask, size, flags.seconds)})
@@ -157,9 +190,9 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     return {"stamp": stamp.to_json(), "rows": rows, "batches": batches}
 
 
-def measure_tree(tree: Path, flags: argparse.Namespace) -> dict[str, Any]:
-    """Measure a checkout in a process of its own, by its own source."""
-    words = [a for a in sys.argv[1:] if a != "--once"]
+def measure_tree(tree: Path, flags: argparse.Namespace, *more: str) -> dict[str, Any]:
+    """Measure a checkout in a process of its own, by its own source, with `more` flags."""
+    words = [*(a for a in sys.argv[1:] if a != "--once"), *more]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((f"{tree}/src", f"{tree}/benchmarks", *sys.path[1:]))}
     command = [sys.executable, "-P", str(Path(__file__).resolve()), *words, "--once"]
     done = subprocess.run(
@@ -189,6 +222,9 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--in_flight", type=int, nargs="+", default=IN_FLIGHT, help="requests at a time")
     parser.add_argument("--batches", type=int, nargs="*", default=IN_FLIGHT, help="sizes for answer_batch")
     parser.add_argument("--seconds", type=float, default=3.0, help="time of a row")
+    parser.add_argument(
+        "--predict_seconds", type=float, default=3.0, help="time for a row's predictions; 0 for none"
+    )
     parser.add_argument("--baseline", type=Path, help="checkout to compare with; without it, this one's own rates")
     parser.add_argument("--timeout_s", type=float, default=1800.0, help="most seconds for a checkout")
     parser.add_argument("--json", type=Path, help="file to write; standard output without it")
@@ -209,7 +245,9 @@ def main() -> None:
     if flags.once:
         print(json.dumps(measure(flags)))
         return
-    baseline = None if flags.baseline is None else measure_tree(flags.baseline.resolve(), flags)
+    baseline = (
+        None if flags.baseline is None else measure_tree(flags.baseline.resolve(), flags, "--predict_seconds", "0")
+    )
     found = measure_tree(Path(__file__).resolve().parents[1], flags)
     write_json(with_baseline(found, found if baseline is None else baseline), flags.json)
 

@@ -219,10 +219,10 @@ class Guard:
         """Return what an answer at a setting needs among others, by its times alone, at the margins of now."""
         if self.profile is None:
             return Need(UNKNOWN_MS, UNKNOWN_MS, max_new_tokens - 1, deadline_ms)
-        index, factor = self.space.index(knobs), self._factor * (1.0 if self.crowd is None else self.crowd.factor)
-        steps = min(max_new_tokens, self.profile.output.upper) - 1
+        index, crowding = self.space.index(knobs), 1.0 if self.crowd is None else self.crowd.factor
+        steps, factor = min(max_new_tokens, self.profile.output.upper) - 1, self._factor * crowding
         reading_ms, step_ms = self.profile.p50_reading_ms(index), self.profile.step_ms(index)
-        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms)
+        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms, crowding)
 
     def only(self, choices: Iterable[int]) -> Guard:
         """Return the same guard over fewer settings."""
@@ -408,13 +408,12 @@ class Guard:
             max(halves, default=0.0),
         )
 
-    def observe_among(self, took_ms: float, expected_ms: float, spread: float) -> None:
-        """Learn from an answer among others, which `spread` times the time that needs made expect should cover.
+    def observe_among(self, took_ms: float, calibrated_ms: float, spread: float) -> None:
+        """Learn from an answer among others, which `spread` times the time of calibrated needs should cover.
 
         One that had its last token before the last of the others joined tells nothing.
         """
-        if self.crowd is not None and took_ms > 0 and expected_ms > 0:
-            calibrated_ms = expected_ms / self.crowd.factor
+        if self.crowd is not None and took_ms > 0 and calibrated_ms > 0:
             self.crowd.observe(took_ms, spread * calibrated_ms, calibrated_ms)
 
     def _settled(self, chosen: TierChoice, sight: Sight, left_ms: float) -> Floats:
@@ -484,6 +483,13 @@ class Guard:
         """Return what answers among others need more than was calibrated of them."""
         return self.crowd.factor if self.is_among and self.crowd is not None else 1.0
 
+    @property
+    def middle(self) -> float:
+        """The factor on medians that answers among others taught, upon the margin that they learn beside."""
+        if not self.is_among or self.crowd is None:
+            return 1.0
+        return self.crowd.middle * (1.0 if self.margin is None else self.margin.factor)
+
     def _rest_factor(self, chosen: TierChoice, picture_ms: float | None) -> float:
         """Return the factor on remainders, once a picture took `picture_ms`."""
         if self.margin is None or self.profile is None or picture_ms is None:
@@ -526,9 +532,8 @@ class Guard:
         knobs, profile = self.space.settings[index], self.profile
         if profile is None:
             return Choice(knobs, feasible, None, 0.0, policy)
-        middle = self.crowd.middle if self.is_among and self.crowd is not None else 1.0
         predicted = Prediction(
-            p50_ms=elapsed_ms + middle * profile.p50_remainder_ms(index),
+            p50_ms=elapsed_ms + self.middle * profile.p50_remainder_ms(index),
             upper_ms=elapsed_ms + factor * profile.upper_remainder_ms(index),
         )
         return Choice(knobs, feasible, predicted, profile.step_ms(index), policy, self._factor)

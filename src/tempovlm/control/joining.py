@@ -25,12 +25,25 @@ class Need:
         reading_ms: from the opened picture to the first token; 0 once it is there.
         step_ms: of a later token. steps: number of those that may still come.
         deadline_ms: when it must have ended; infinite without a deadline.
+        crowding: the factor on both times that earlier answers among others taught.
     """
 
     reading_ms: float
     step_ms: float
     steps: int
     deadline_ms: float = math.inf
+    crowding: float = 1.0
+
+    @property
+    def calibrated(self) -> Need:
+        """The same need without what earlier answers among others taught."""
+        times_ms = self.reading_ms / self.crowding, self.step_ms / self.crowding
+        return Need(*times_ms, self.steps, self.deadline_ms)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its times were measured."""
+        return self.step_ms < UNKNOWN_MS
 
 
 @dataclass(frozen=True, slots=True)

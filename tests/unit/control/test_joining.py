@@ -141,10 +141,27 @@ def test_the_guard_learns_how_much_longer_answers_take_among_others() -> None:
 
     median_before_ms = median_ms()
     for _ in range(1000):
-        guard.observe_among(30.0, 20.0 * guard.need(SPACE.native, 4, math.inf).step_ms / before.step_ms, 1.1)
+        guard.observe_among(30.0, 20.0, 1.1)
     assert guard.budgets_ms()[NATIVE] == pytest.approx(alone_ms), "alone nothing has changed"
     assert among.budgets_ms()[NATIVE] > 1.25 * among_ms
     assert median_ms() == pytest.approx(1.5 * median_before_ms)
     after = guard.need(SPACE.native, 4, math.inf)
     assert 1.5 / 1.1 < after.reading_ms / before.reading_ms < 1.8
     assert after.step_ms / before.step_ms == pytest.approx(after.reading_ms / before.reading_ms)
+    assert after.calibrated.reading_ms == pytest.approx(before.reading_ms), "what was learned does not count twice"
+    assert after.calibrated.step_ms == pytest.approx(before.step_ms)
+
+
+def test_medians_among_others_are_learned_upon_the_margin_and_told_with_it() -> None:
+    margin, crowd = OnlineMargin(), OnlineMargin()
+    guard = replace(Guard.fixed(SPACE.native, SPACE, PROFILE), margin=margin, crowd=crowd)
+    among = guard.among(2)
+    assert among is not None
+    for _ in range(400):  # the machine is slower by a quarter, with company and without
+        margin.observe(1.25, 1.0, 1.0)
+        need = guard.need(SPACE.native, 4, math.inf).calibrated
+        known = Guard.fixed(SPACE.native, SPACE, PROFILE).need(SPACE.native, 4, math.inf)
+        guard.observe_among(1.25 * known.step_ms, need.step_ms, 1.0)
+    assert margin.factor > 1.2
+    assert among.middle == pytest.approx(1.25, rel=0.02)
+    assert guard.middle == pytest.approx(1.0), "alone nothing was learned of it"

@@ -13,13 +13,14 @@ import tiny_model
 from company_fakes import PlainRows, company_of, together
 from tempovlm.control.guard import Guard
 from tempovlm.control.joining import Forecast
+from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine import calibration
 from tempovlm.engine.company.company import Company
-from tempovlm.engine.company.member import Member
+from tempovlm.engine.company.member import Member, choose_ahead
 from tempovlm.engine.company.seats import Seats
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.transcript import Token
@@ -143,11 +144,34 @@ def test_the_predicted_time_is_that_among_others(
     guard = Guard.fixed(slower(engine), space, profile)
     first, second = Arrivals(crowded, monkeypatch).come([(asked(1e8), guard), (asked(1e8, 1), guard)])
     reading_ms, steps_ms = needed_ms(profile, slower(engine))
-    index = space.index(slower(engine))
     at_the_door_ms = profile.upper_total_ms(space.index(space.native))  # by who is inside, alone
-    rest_ms = READING * (profile.p50_reading_ms(index) - profile.p50_picture_ms(index)) + steps_ms
-    assert first.predicted.p50_ms == pytest.approx(at_the_door_ms + rest_ms, rel=0.01)
-    assert second.predicted.p50_ms == pytest.approx(at_the_door_ms + reading_ms + rest_ms, rel=0.01)
+    assert first.predicted.p50_ms == pytest.approx(at_the_door_ms + reading_ms + steps_ms, rel=0.01)
+    assert second.predicted.p50_ms == pytest.approx(at_the_door_ms + 2 * reading_ms + steps_ms, rel=0.01)
+    assert second.predicted.upper_ms >= second.predicted.p50_ms
+
+
+def test_the_bound_among_others_is_of_the_picture_too(engine: Engine, profile: LatencyProfile) -> None:
+    knobs = slower(engine)
+    among = replace(Guard.fixed(knobs, engine.space, profile), spread=1.5)
+    found = []
+    for pictures in ((tiny_model.picture(0),), ()):
+        request = replace(asked(1e8), images=pictures)
+        choice = choose_ahead(among, request, among.choose_tier(request, None, 7.0), 7.0)
+        assert choice.predicted is not None
+        found.append(choice.predicted)
+    picture_ms = profile.p50_picture_ms(engine.space.index(knobs))
+    assert found[0].p50_ms - found[1].p50_ms == pytest.approx(picture_ms)
+    assert found[0].upper_ms - found[1].upper_ms == pytest.approx(1.5 * picture_ms)
+
+
+def test_a_setting_that_fits_only_without_the_picture_is_not_expected_in_time(
+    engine: Engine, profile: LatencyProfile
+) -> None:
+    guard, index = Guard.fixed(slower(engine), engine.space, profile), engine.space.index(slower(engine))
+    request, tier = asked(1e8), guard.choose_tier(asked(1e8), None, 0.0)
+    rest_ms, picture_ms = profile.upper_remainder_ms(index), profile.p50_picture_ms(index)
+    for left_ms, fits in ((rest_ms + 0.9 * picture_ms, False), (rest_ms + 1.1 * picture_ms, True)):
+        assert choose_ahead(guard, request, tier, 1e8 - left_ms).feasible is fits
 
 
 def test_who_is_at_the_door_is_expected_to_take_as_long_as_the_last_ones(
@@ -156,9 +180,7 @@ def test_who_is_at_the_door_is_expected_to_take_as_long_as_the_last_ones(
     guard = Guard.fixed(slower(engine), engine.space, profile)
     assert crowded.answer(asked(None), guard).tokens
     (answer,) = Arrivals(crowded, monkeypatch).come([(asked(1e8), guard)])
-    index = engine.space.index(slower(engine))
-    rest_ms = READING * (profile.p50_reading_ms(index) - profile.p50_picture_ms(index))
-    expected_ms = rest_ms + needed_ms(profile, slower(engine))[1]
+    expected_ms = sum(needed_ms(profile, slower(engine)))
     assert answer.predicted.p50_ms == pytest.approx(expected_ms, rel=0.01), "it took next to nothing"
 
 
@@ -183,6 +205,39 @@ def test_the_guard_learns_how_long_answers_take_after_the_last_one_joined(
     assert guard.crowd is not None
     assert guard.margin is not None
     assert guard.crowd.factor < guard.margin.factor == 1, "they took next to nothing"
+
+
+def test_what_is_learned_while_an_answer_is_on_its_way_does_not_count_twice(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several that were foreseen together end one after the other, and each of them moves the factor."""
+    seen, observe = list[float](), OnlineMargin.observe
+
+    def observing(margin: OnlineMargin, _took_ms: float, _bound_ms: float, expected_ms: float) -> None:
+        observe(margin, 1.0, 1.0, 1.0)
+        margin.factor *= 1.5
+        seen.append(expected_ms)
+
+    monkeypatch.setattr(OnlineMargin, "observe", observing)
+    guard = Guard.around(FixedPolicy(slower(engine), engine.space), engine.space, profile)
+    assert guard.crowd is not None
+    guard.crowd.factor = 2.0  # by answers before these
+    Arrivals(crowded, monkeypatch).come([(asked(1e8, i), guard) for i in range(3)])
+    reading_ms, steps_ms = needed_ms(profile, slower(engine))
+    assert seen == [pytest.approx(3 * reading_ms + steps_ms)] * 3
+
+
+def test_beside_one_whose_times_are_unknown_nothing_is_learned(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guard, "observe_among", lambda *_: pytest.fail("nobody knew how long the other one takes"))
+    guard = Guard.around(FixedPolicy(slower(engine), engine.space), engine.space, profile)
+    unknown = Guard.fixed(slower(engine), engine.space)
+    for last in (unknown, Guard.fixed(slower(engine), engine.space, profile)):
+        pairs = [(asked(1e8, 0), guard), (asked(None, 1), unknown), (asked(None, 2), last)]
+        arrivals = Arrivals(crowded, monkeypatch)
+        assert all(one.tokens for one in arrivals.come(pairs))
+        assert "request 0" in arrivals.joined
 
 
 def test_one_who_joins_between_the_last_token_and_the_end_tells_nothing_and_fails_nobody(

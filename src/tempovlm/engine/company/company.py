@@ -191,13 +191,18 @@ class Company:
         self._changed.notify()
 
     def _forecast(self, profile: LatencyProfile | None) -> None:
-        """Tell all who are in flight, of whom one has just joined, when they end if no other one does."""
+        """Tell all who are in flight, of whom one has just joined, when they end if no other one does.
+
+        It is by calibrated times alone, so that what was learned meanwhile does not count twice; nothing is
+        foreseen beside one whose times were not measured.
+        """
         members = [one for one in (*self._taken, *self._pending) if not one.is_done]
         sharing = None if profile is None else profile.sharing(len(members))
-        if sharing is not None:
-            forecast = Forecast.of([one.need for one in members], sharing, now_ms())
-            for one in members:
-                one.expect(forecast)
+        needs, forecast = [one.need.calibrated for one in members], None
+        if sharing is not None and all(one.is_known for one in needs):
+            forecast = Forecast.of(needs, sharing, now_ms())
+        for one in members:
+            one.expect(forecast)
 
     def _in_flight(self, *, everybody: bool = False) -> list[Need]:
         """Return the needs of those taken, and of those who wait: all of them, or who may not be put off."""

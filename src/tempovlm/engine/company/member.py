@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tempovlm.control.guard import Guard
+from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.control.joining import Forecast, Need
 from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
-from tempovlm.core.request import Answer, Request
+from tempovlm.core.request import Answer, Prediction, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
@@ -76,7 +76,7 @@ class Member:
             among, ahead_ms = outlook(request, guard)
             passed_ms = 0.0 if among.profile is None else begun_ms - accepted_ms + ahead_ms
             tier = among.choose_tier(request, image_size(image), passed_ms)
-            self._choice = among.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), passed_ms)
+            self._choice = choose_ahead(among, request, tier, passed_ms)
             chosen_ms = now_ms()
             self.ready = run.prepare(image, tier.tier, request)
             ready_ms = now_ms()
@@ -125,9 +125,9 @@ class Member:
             return self._need
         return replace(self._need, reading_ms=0.0, steps=max(self._need.steps + 1 - made, 0))
 
-    def expect(self, forecast: Forecast) -> None:
-        """Remember when the answer is expected to end, now that another request has joined."""
-        self._forecast = forecast, len(self.transcript.tokens)
+    def expect(self, forecast: Forecast | None) -> None:
+        """Remember when the answer is expected to end, now that another request has joined; None if unknown."""
+        self._forecast = None if forecast is None else (forecast, len(self.transcript.tokens))
 
     def hand_over(self) -> None:
         """Let the current stream use what another one prepared."""
@@ -196,8 +196,8 @@ class Member:
         made = len(self.transcript.tokens) - before
         if not made and not is_late:
             return
-        expected_ms = forecast.expected_ms(made if before else max(made - 1, 0))
-        self._guard.observe_among(ended_ms - forecast.at_ms, expected_ms, forecast.spread)
+        calibrated_ms = forecast.expected_ms(made if before else max(made - 1, 0))
+        self._guard.observe_among(ended_ms - forecast.at_ms, calibrated_ms, forecast.spread)
 
     def fail(self, error: BaseException) -> None:
         """Wake a caller that waits by an error; what was prepared is freed here, not where that is caught."""
@@ -221,3 +221,17 @@ class Member:
         return build_answer(
             engine, request, choice, ready, self.transcript, reading, self.accepted_ms, self._stopped_at
         )
+
+
+def choose_ahead(guard: Guard, request: Request, tier: TierChoice, elapsed_ms: float) -> Choice:
+    """Choose top-k and depth before the picture is encoded, with its usual time set aside."""
+    profile = guard.profile
+    picture_ms = 0.0 if profile is None or not request.images else profile.p50_picture_ms(tier.index)
+    choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), elapsed_ms + picture_ms)
+    if choice.predicted is None:
+        return choice
+    predicted = Prediction(
+        p50_ms=choice.predicted.p50_ms + (guard.middle - 1) * picture_ms,
+        upper_ms=choice.predicted.upper_ms + (choice.margin - 1) * picture_ms,
+    )
+    return replace(choice, predicted=predicted)
