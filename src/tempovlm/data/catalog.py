@@ -143,9 +143,10 @@ def bed_of(datasets: Iterable[str], data_dir: str | Path | None = None) -> Bed |
     """
     root = default_data_dir() if data_dir is None else expanded(data_dir)
     names = [name for name in datasets if find_own(name) is None]
-    if data_dir is None and not all((root / name).is_dir() for name in names):
+    places = {name: Path() if data_dir is not None else _place_of_small(root, name) for name in names}
+    if data_dir is None and not all((root / place / name).is_dir() for name, place in places.items()):
         root = _temporary_root()
-    found = {Bed.read(root / name) for name in names}
+    found = {Bed.read(root / place / name) for name, place in places.items()}
     return found.pop() if len(found) == 1 else None
 
 
@@ -174,9 +175,20 @@ def folder_of(bed: Bed) -> Path:
 
 def _small_bed(root: Path, dataset: str) -> Path:
     """Return the folder that `_made_if_missing` makes of a small test bed."""
+    told = "no data sets: drawing a small synthetic test bed"
+    return _made_if_missing(root, dataset, _small(), _place_of_small(root, dataset), told)
+
+
+def _small() -> Bed:
+    """Return the test bed that is drawn where nobody made one."""
     train, val = _SMALL
-    small = Bed(num_train=train, num_val=val)
-    return _made_if_missing(root, dataset, small, Path(), "no data sets: drawing a small synthetic test bed")
+    return Bed(num_train=train, num_val=val)
+
+
+def _place_of_small(root: Path, dataset: str) -> Path:
+    """Return where a small test bed is in the default folder: its root, or beside pictures of another edition."""
+    there = Bed.read(root / dataset)
+    return Path() if there is None or there.edition == EDITION else Path(_BEDS) / _small().name
 
 
 def _made_if_missing(root: Path, dataset: str, bed: Bed, place: Path, told: str) -> Path:

@@ -101,6 +101,17 @@ def test_an_edition_that_is_not_drawn_any_more_is_refused_unless_it_is_there(roo
     assert folder_of(old) == root / "beds" / old.name
 
 
+def test_pictures_of_another_edition_are_left_alone_and_not_asked_about(root: Path) -> None:
+    make(root)
+    for notice in root.rglob(NOTICE):
+        old, new = (f"edition of the questions: {edition}" for edition in (EDITION, EDITION - 1))
+        notice.write_text(notice.read_text().replace(old, new))
+    assert load_samples("okvqa")
+    assert bed_of(["okvqa"]) == Bed(num_train=1, num_val=1)
+    assert bed_of(["okvqa"], root) == replace(SMALL, edition=EDITION - 1)
+    assert load_samples("okvqa", data_dir=root)
+
+
 def write_manifest(folder: Path, split: str, bed: Bed | None) -> Path:
     folder.mkdir()
     named = {} if bed is None else {"bed": bed.to_json()}
