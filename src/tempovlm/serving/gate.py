@@ -119,6 +119,7 @@ class Gate:
             elif ENDED in state:
                 self._out(now_ms() - state[ENDED])
             self._write(scope, exchange.status)
+            state.pop(ASK, None)  # an idle connection keeps the state of its last request, and would its picture
 
     async def _end(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
         """Tell a client that has no response yet that the server ends.

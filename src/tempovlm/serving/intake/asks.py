@@ -180,7 +180,7 @@ class Intake:
         return look(data, image.param), None if place is None else self._tiers[place]
 
     def _room(self, question: str, style: str, fields: Fields, asked: int) -> int:
-        """Return the most tokens that an answer can have beside the question, or those asked if they surely fit."""
+        """Return the most tokens that an answer can have beside the question; those asked if they surely fit."""
         picture = self._picture_tokens if fields.images else 0
         most = picture + _TOKENS_OF_BYTE * (len(question.encode()) + len(style)) + _TOKENS_AROUND
         if most + asked <= self._context:
