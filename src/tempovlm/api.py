@@ -140,6 +140,7 @@ class TempoVLM:
         self._profile: LatencyProfile | None = None
         self._profiled_threads: int | None = None
         self._guard: Guard | None = None
+        self._fixed_guards: dict[KnobConfig, Guard] = {}
 
     def __repr__(self) -> str:
         run, wanted = self.engine.runner, self._wanted
@@ -380,8 +381,10 @@ class TempoVLM:
             return self._fixed(knobs, request)
         given: dict[str, Any] = dict(zip(KNOBS, (tier, top_k, num_blocks), strict=True))
         bound = {name: value for name, value in given.items() if value is not None}
-        filled = replace(self._base, **bound)
-        self.space.validate(filled)
+        filled = self._base
+        if bound:
+            filled = replace(filled, **bound)
+            self.space.validate(filled)
         if request.budget_ms is None or len(bound) == len(KNOBS) or not self._chooses:
             return self._fixed(filled, request)
         guard = self._policy_guard().for_lengths(self.lengths.of(request))
@@ -408,12 +411,12 @@ class TempoVLM:
         return True
 
     def _fixed(self, knobs: KnobConfig, request: Request) -> Guard:
-        from tempovlm.control.guard import Guard
+        profile, guard = self.profile, self._fixed_guards.get(knobs)
+        if guard is None or guard.profile is not profile:
+            from tempovlm.control.guard import Guard
 
-        profile = self.profile
-        if profile is not None:
-            profile = profile.for_lengths(self.lengths.of(request))
-        return Guard.fixed(knobs, self.space, profile)
+            guard = self._fixed_guards[knobs] = Guard.fixed(knobs, self.space, profile)
+        return guard.for_lengths(self.lengths.of(request))
 
     def _policy_guard(self) -> Guard:
         """Return the guard around the policy; measures the machine first if there is no profile."""

@@ -91,6 +91,19 @@ def test_budgets_choose_and_partial_knobs_bind(model: TempoVLM, picture: Image.I
 
 
 @pytest.mark.usefixtures("counted")
+def test_the_guard_of_a_setting_is_made_once_for_each_calibration(model: TempoVLM) -> None:
+    request = Request(images=(), question="what?")
+    before = model.guard_for(request)
+    model.calibrate()
+    guard = model.guard_for(request)
+    assert (before.profile, guard.profile) == (None, model.profile.for_lengths(model.lengths.of(request)))
+    assert model.guard_for(request) is guard
+    model.calibrate(force=True)
+    assert model.guard_for(request) is not guard
+    assert model.guard_for(request).profile is not guard.profile
+
+
+@pytest.mark.usefixtures("counted")
 def test_own_policies(tiny_folder: Path, picture: Image.Image) -> None:
     class Middle(Policy):
         name = "middle"

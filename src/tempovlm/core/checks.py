@@ -20,6 +20,8 @@ _SHOWN = 60
 PATH_SHOWN = 4096
 """Maximum number of letters of a path."""
 
+_PLAIN = (int, float, str, bool)
+
 
 def shown(value: object, most: int = _SHOWN) -> str:
     """Return a description of any value, on one line and of `most` letters."""
@@ -49,6 +51,8 @@ def check_names(given: Iterable[str], known: Sequence[str]) -> None:
 
 def finite(value: object) -> float | None:
     """Return a value as a finite number, integers as integers; None for booleans, text and the rest."""
+    if type(value) is float:  # the usual case, without looks at abstract classes
+        return value if math.isfinite(value) else None
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real | Decimal):
         return None
@@ -82,6 +86,8 @@ def _kind(value: object) -> str:
 
 def _plain(value: object) -> object:
     """Return the scalar of an array or tensor without dimensions, or of a NumPy scalar."""
+    if type(value) in _PLAIN:
+        return value
     item, kind = getattr(value, "item", None), getattr(getattr(value, "dtype", None), "kind", None)
     if kind in ("m", "M"):
         return None  # NumPy's times claim to be integers

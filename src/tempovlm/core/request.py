@@ -97,6 +97,9 @@ class Request:
             raise wrong_argument("price_per_ms", self.price_per_ms, "needs a budget; give budget_ms too")
 
 
+_OPTIONAL = tuple(one.name for one in fields(Request))[len(("images", "question", "budget_ms")) :]
+
+
 def _images(value: object) -> tuple[Any, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
         raise UserError(f"images: must be a tuple of one picture or none, not {type(value).__name__}")
@@ -172,7 +175,7 @@ def request_of(image: Any, question: str, budget_ms: float | None, options: Mapp
     Raises:
         UserError: an option is no field of a request; suggests the nearest one.
     """
-    check_names(options, [one.name for one in fields(Request)][len(("images", "question", "budget_ms")) :])
+    check_names(options, _OPTIONAL)
     images = () if image is None else (image,)
     return Request(images=images, question=question, budget_ms=budget_ms, **options)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from tempovlm import __version__
@@ -23,11 +24,11 @@ from tempovlm.serving.gate import (
     ASK,
     CODE,
     ENDED,
+    HEADERS,
     OWNER,
     REQUEST_ID,
     Gate,
     error_response,
-    headers_of,
 )
 from tempovlm.serving.intake.asks import Ask, Intake
 from tempovlm.serving.intake.body import Gone, Receive, parse, read_body
@@ -130,9 +131,12 @@ class Service:
 
     def add_routes(self, app: FastAPI) -> None:
         """Add all routes to an app."""
-        add = app.add_api_route
-        add("/v1/chat/completions", self.chat, methods=["POST"], **asking(ChatRequest, stream=True))
-        add("/v1/responses", self.responses, methods=["POST"], **asking(ResponsesRequest, stream=True))
+        add, ask = app.add_api_route, app.router.add_api_route
+        for path, function, kind in (
+            ("/v1/chat/completions", self.chat, ChatRequest),
+            ("/v1/responses", self.responses, ResponsesRequest),
+        ):
+            ask(path, function, methods=["POST"], route_class_override=_Direct, **asking(kind, stream=True))
         add("/v1/models", self.models, responses=errors(401))
         add("/v1/models/{name:path}", self.model, responses=errors(401, 404))
         for path in ("/health", "/version"):
@@ -222,7 +226,7 @@ class Service:
         return JSONResponse(reply_of(ask).whole(first))
 
     async def _read(self, request: Request, kind: type[Any]) -> Ask:
-        headers, options = headers_of(request.scope), self.options
+        headers, options = request.scope["state"][HEADERS], self.options
         data = await read_body(request.receive, headers, options.max_body_bytes, options.body_timeout_ms)
         name = request.scope["state"][REQUEST_ID]
 
@@ -237,6 +241,19 @@ class Service:
 
         may_block = len(data) > _LARGE_BYTES or options.allow_remote_images
         return await asyncio.get_running_loop().run_in_executor(self._parsers, ask) if may_block else ask()
+
+
+class _Direct(APIRoute):
+    """A route whose function gets the request as it came: it reads and checks the body itself."""
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **given: Any) -> None:
+        super().__init__(path, endpoint, **given)
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
+
+        self.app = answer
 
 
 async def _watch(receive: Receive, answering: Answering) -> None:

@@ -306,18 +306,19 @@ class Desk:
         return replace(answer, budget_ms=budget_ms, budget_met=is_met)
 
     def _end(self, answering: Answering, outcome: Answer | ApiError) -> None:
-        """Free the place, count the answer and hand it over."""
+        """Free the place, hand the answer over, and count it once the loop has sent it."""
         self._ended_ms = now_ms()
         if answering.is_dismissed:
             return
         self.schedule.end(answering.stay, self._ended_ms)
         del self._answering[answering.stay]
-        if isinstance(outcome, Answer):
-            self._learn(answering.ask, outcome)
-            if outcome.finish_reason == "rejected":
-                message = "no setting fits the time that was left after waiting; ask again later"
-                outcome = later(429, "queue_full", message, self.schedule.drain_ms(self._ended_ms))
+        answer = outcome if isinstance(outcome, Answer) else None
+        if answer is not None and answer.finish_reason == "rejected":
+            message = "no setting fits the time that was left after waiting; ask again later"
+            outcome = later(429, "queue_full", message, self.schedule.drain_ms(self._ended_ms))
         answering.put(outcome)
+        if answer is not None:  # in the loop's turn, whoever waits for the item comes first
+            asyncio.get_running_loop().call_soon(self._learn, answering.ask, answer)
 
     def _learn(self, ask: Ask, answer: Answer) -> None:
         self.metrics.observe(answer, ask.request.price_per_ms)

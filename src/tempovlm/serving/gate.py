@@ -22,9 +22,9 @@ from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.intake.body import Receive, discard
 from tempovlm.serving.options import Options
 
-ARRIVED, OWNER, REQUEST_ID, ASK, ANSWER, CODE = "arrived_ms", "owner", "request_id", "ask", "answer", "code"
-ENDED, CAME, WAITED = "ended_ms", "came_ms", "waited_ms"
-"""Names in a request's state: set here are the first three, and by those who answer it the others;
+ARRIVED, OWNER, REQUEST_ID, HEADERS = "arrived_ms", "owner", "request_id", "headers"
+ASK, ANSWER, CODE, ENDED, CAME, WAITED = "ask", "answer", "code", "ended_ms", "came_ms", "waited_ms"
+"""Names in a request's state: set here are the first four, and by those who answer it the others;
 `CAME` is set before by the protocol, which knows when the headers came, and `WAITED` by whoever has kept the
 request, in this process."""
 
@@ -102,7 +102,7 @@ class Gate:
         given = headers.get("x-request-id", "")
         state[ARRIVED] = state.get(CAME, now_ms()) - state.get(WAITED, 0.0)
         state[REQUEST_ID] = given if _NAME.fullmatch(given) else uuid.uuid4().hex
-        state[OWNER] = self._keys.owner(headers)
+        state[OWNER], state[HEADERS] = self._keys.owner(headers), headers
         exchange = _Exchange(scope, headers, receive, send)
         try:
             if state[OWNER] is None and not is_open(_path(scope)):
@@ -119,6 +119,7 @@ class Gate:
             elif ENDED in state:
                 self._out(now_ms() - state[ENDED])
             self._write(scope, exchange.status)
+            state.pop(ASK, None)  # an idle connection keeps the state of its last request, and would its picture
 
     async def _end(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
         """Tell a client that has no response yet that the server ends.

@@ -57,11 +57,11 @@ class Metrics:
         self._model, self.registry, self.recent = model, CollectorRegistry(), Recent()
         self.registry.register(Live(model, gauges))
         self._times = {
-            name: Histogram(name, text, ["model_name"], registry=self.registry, buckets=_BUCKETS)
+            name: Histogram(name, text, ["model_name"], registry=self.registry, buckets=_BUCKETS).labels(model)
             for name, text in _TIMES.items()
         }
         self._tokens = {
-            name: self._counter(f"vllm:{name}", f"{name.capitalize().replace('_', ' ')}.")
+            name: self._counter(f"vllm:{name}", f"{name.capitalize().replace('_', ' ')}.").labels(model)
             for name in ("prompt_tokens", "generation_tokens")
         }
         self._ended = self._counter("vllm:request_success", "Answers by their end.", "finished_reason")
@@ -90,8 +90,8 @@ class Metrics:
         self.recent.answered(answer, deadline, price_per_ms, now_ms())
         if deadline is not None:
             self._deadlines.labels(self._model, deadline).inc()
-        self._tokens["prompt_tokens"].labels(self._model).inc(answer.num_vision_tokens + answer.num_text_tokens)
-        self._tokens["generation_tokens"].labels(self._model).inc(answer.num_output_tokens)
+        self._tokens["prompt_tokens"].inc(answer.num_vision_tokens + answer.num_text_tokens)
+        self._tokens["generation_tokens"].inc(answer.num_output_tokens)
         values_ms = (
             times_ms["total"],
             answer.ttft_ms,
@@ -105,7 +105,7 @@ class Metrics:
         )
         for histogram, value_ms in zip(self._times.values(), values_ms, strict=True):
             if value_ms is not None and math.isfinite(value_ms):  # one NaN would spoil a sum for good
-                histogram.labels(self._model).observe(s_from_ms(value_ms))
+                histogram.observe(s_from_ms(value_ms))
 
     def refused(self, code: str) -> None:
         """Count a request that got an error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -39,7 +40,41 @@ wait to be read while another one is answered."""
 GRACE_MS = 2_000.0
 """Time after the last deadline for a response to be sent."""
 
+_STATUS = tuple(b"HTTP/1.1 %d" % kind for kind in (2, 3, 4, 5))
+"""Beginnings of headers that a body follows."""
+
 _log = logging.getLogger("tempovlm.serving")
+
+
+class Joined:
+    """A transport that sends the headers of an answer with its first bytes, in one call to the system.
+
+    Each call takes as long as much of an answer's JSON, and wakes the client.
+    """
+
+    def __init__(self, transport: Any, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._transport, self._call_soon, self._held = transport, call_soon, b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; headers wait for what follows in this turn of the loop."""
+        if not self._held and data.startswith(_STATUS):
+            self._held = data
+            self._call_soon(self._flush)
+            return
+        self._held, held = b"", self._held
+        self._transport.write(held + data if held else data)
+
+    def close(self) -> None:
+        """Close after all that was written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            self.write(b"")
 
 
 class Protocol(H11Protocol):
@@ -49,7 +84,8 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for headers."""
-        super().connection_made(transport)
+        joined: Any = Joined(transport, self.loop.call_soon)
+        super().connection_made(joined)
         self._watch_headers()
 
     def data_received(self, data: bytes) -> None:
@@ -167,5 +203,7 @@ def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None], root
     host, number = port.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{number}"
     sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()  # the model and its libraries live as long as the server; to look through them takes 100 ms
     share_arenas()
     Server(config, app.state.desk, lambda: on_start(address)).run([port])

@@ -197,3 +197,13 @@ def test_pixels_are_taken_as_they_are() -> None:
 def test_other_arrays_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(UserError, match="the picture's pixels"):
         open_image(pixels)
+
+
+@pytest.mark.parametrize("band_pixels", [1, 20, 36, 1000])
+def test_a_large_picture_is_copied_by_bands(band_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "_LARGE_PIXELS", PIXELS.shape[0] * PIXELS.shape[1])
+    monkeypatch.setattr(image_module, "_BAND_PIXELS", band_pixels)
+    found = open_image(encoded(Image.fromarray(PIXELS)))
+    assert (found == PIXELS).all()
+    assert found.flags.writeable
+    assert found.flags.c_contiguous

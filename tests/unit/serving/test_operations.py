@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asgi import NEEDS, ask, chat, get, post
+from asgi import CHAT, NEEDS, ask, chat, get, post, question
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from tempovlm import __version__
 from tempovlm.api import TempoVLM
 from tempovlm.core.errors import UserError
+from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.options import Options
 
 
@@ -71,6 +72,19 @@ def test_the_access_log(
         assert 'verdict="on time"' in first
         assert "code=budget_infeasible" in second
     assert "sign" not in first + second, "texts of users are not logged"
+
+
+def test_what_a_connection_keeps_of_a_request_has_no_picture(app: Any, part: dict[str, Any]) -> None:
+    scopes = list[dict[str, Any]]()
+
+    async def kept(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await app(scope, receive, send)
+
+    for more in ({}, {"latency_budget_ms": 1}, {"stream": True}):
+        post(kept, CHAT, question(part, **more))
+    assert len(scopes) == 3
+    assert not [value for one in scopes for value in one["state"].values() if isinstance(value, Ask | bytes)]
 
 
 def test_requests_have_names(app: Any) -> None:

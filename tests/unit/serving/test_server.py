@@ -194,3 +194,35 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(running: Running) -> None:
     with pytest.raises(UserError) as caught:
         server.bind("127.0.0.1", 70_000)
     assert caught.value.flagged == "--port 70000: must be from 0 to 65535"
+
+
+class Wire:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.writes, self.is_closed = list[bytes](), False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_headers_go_with_the_body_in_one_write() -> None:
+    wire, turns, head = Wire(), list[Callable[[], None]](), b"HTTP/1.1 200 OK\r\n\r\n"
+    joined: Any = server.Joined(wire, turns.append)
+    joined.write(head)
+    assert not wire.writes, "the body comes in the same turn"
+    joined.write(b"{}")
+    joined.write(b"")
+    turns.pop()()
+    assert wire.writes == [head + b"{}", b""]
+    joined.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert len(wire.writes) == 3, "a client waits for it before it sends its body"
+    joined.write(head)
+    turns.pop()()
+    assert wire.writes[3:] == [head], "the body of a stream may come later"
+    joined.write(head)
+    joined.close()
+    assert (wire.writes[4:], wire.is_closed) == ([head], True)

@@ -22,6 +22,9 @@ MAX_PIXELS = 50_000_000
 MAX_BYTES = 1 << 30
 """Larger files are not read: that many pixels in the widest common type take 0.6 GB."""
 
+_LARGE_PIXELS, _BAND_PIXELS = 2_000_000, 1 << 18
+"""A picture from which on it is copied by bands, and the pixels of a band."""
+
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -131,10 +134,25 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
     _check_size(*image.size, name)
     try:
         image.load()
-        # A writable copy: torch shares its memory.
-        return np.array(_to_rgb(_upright(image)))
+        return _copied(_to_rgb(_upright(image)))
     except _DECODE_ERRORS as error:
         raise UserError(f"{name}: truncated or damaged image ({error})") from None
+
+
+def _copied(image: Image.Image) -> np.ndarray:
+    """Return a writable copy (H, W, 3) of RGB pixels: torch shares its memory.
+
+    The library's way to an array holds two more copies. A large picture goes by bands, which need none and stay in
+    the processor's caches.
+    """
+    width, height = image.size
+    if width * height < _LARGE_PIXELS:
+        return np.array(image)
+    pixels, rows = np.empty((height, width, 3), np.uint8), max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(band)
+    return pixels
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -28,6 +28,9 @@ _STYLE = next(str(one.default) for one in fields_of(Request) if one.name == "sty
 _LETTERS_OF_TOKEN = 16
 """A question with more letters than this for each token of the context is refused before it is cut into tokens."""
 
+_TOKENS_OF_BYTE, _TOKENS_AROUND = 3, 64
+"""The most tokens for each byte of a question, whose letters may be taken apart first, and for those around it."""
+
 _TIERS = {"low": 0, "high": -1, "original": -1}
 """The place, among a model's tiers, of the one that a picture's `detail` fixes; `auto` leaves it to the policy."""
 
@@ -130,13 +133,13 @@ class Intake:
             check_question(question)
         except UserError as error:
             raise invalid(str(error), fields.text_field) from None
-        most = self._room(question, style, fields)
         asked = USUAL_TOKENS if fields.max_tokens is None else fields.max_tokens
-        budget = find_budget(fields.budget, headers, alias_ms, min(asked, most), self._options.default_budget_ms)
+        most = min(asked, self._room(question, style, fields, asked))
+        budget = find_budget(fields.budget, headers, alias_ms, most, self._options.default_budget_ms)
         given: dict[str, Any] = {
             "request_id": request_id,
             "style": style,
-            "max_new_tokens": min(asked, most),
+            "max_new_tokens": most,
             "temperature": fields.temperature,
             "top_p": fields.top_p,
             "seed": fields.seed if fields.seed is not None or not fields.temperature else secrets.randbits(32),
@@ -176,9 +179,12 @@ class Intake:
         place = _TIERS.get(image.detail)
         return look(data, image.param), None if place is None else self._tiers[place]
 
-    def _room(self, question: str, style: str, fields: Fields) -> int:
-        """Return the most tokens that an answer can have beside the question."""
+    def _room(self, question: str, style: str, fields: Fields, asked: int) -> int:
+        """Return the most tokens that an answer can have beside the question; those asked if they surely fit."""
         picture = self._picture_tokens if fields.images else 0
+        most = picture + _TOKENS_OF_BYTE * (len(question.encode()) + len(style)) + _TOKENS_AROUND
+        if most + asked <= self._context:
+            return asked
         if len(question) > _LETTERS_OF_TOKEN * self._context:
             room = 0
         else:
