@@ -53,7 +53,7 @@ lint: $(STAMP)  ## ruff, mypy and the import contracts
 
 # One thread for each of the two workers: two workers of two threads each take a tenth longer on two cores.
 test: lint  ## lint, then all tests that need no GPU, two at a time
-	@echo "pytest" && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(PYTEST_FLAGS)
+	@echo "pytest" && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(PYTEST_FLAGS)
 
 clean:  ## remove the environments, caches and the demo's output
 	rm -rf .venv .venv-newest build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

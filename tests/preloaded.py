@@ -22,8 +22,16 @@ from pathlib import Path
 MODULES = (
     "tempovlm.api",
     "tempovlm.engine.calibration",
+    "tempovlm.cli.bench",
+    "tempovlm.cli.main",
+    "tempovlm.control.shipped",
+    "tempovlm.lab.charts",
+    "tempovlm.model.weights",
+    "numpy.random",
     "tyro",
+    "rich.progress",
     "rich.table",
+    "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "pyarrow.parquet",
 )

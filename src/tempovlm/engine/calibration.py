@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -223,17 +224,19 @@ def warm_up(engine: Engine, *, progress: bool = False) -> None:
 def sample_requests(seed: int, max_new_tokens: int, pictures: Sequence[Any] = ()) -> Iterator[Request]:
     """Yield questions about pictures without end; answers end by themselves or at the cap.
 
-    Where no pictures are given they are made, of the usual sizes.
+    Where no pictures are given they are made, of the usual sizes, each once in a process.
     """
-    pictures = pictures or [
-        smooth_noise(size, seed + i, "PNG" if i % 2 else "JPEG") for i, size in enumerate(PICTURE_SIZES)
-    ]
     draw = random.Random(seed)
     while True:
-        picture, question = draw.choice(pictures), draw.choice(QUESTIONS)
-        yield Request(images=(picture,), question=question, max_new_tokens=max_new_tokens)
+        if pictures:
+            picture = draw.choice(pictures)
+        else:
+            i = draw.randrange(len(PICTURE_SIZES))
+            picture = smooth_noise(PICTURE_SIZES[i], seed + i, "PNG" if i % 2 else "JPEG")
+        yield Request(images=(picture,), question=draw.choice(QUESTIONS), max_new_tokens=max_new_tokens)
 
 
+@cache
 def smooth_noise(size: tuple[int, int], seed: int, encoding: str) -> bytes:
     """Encode a picture of coloured blobs under fine noise, which takes about as long to decode as a photo."""
     rng = np.random.default_rng(seed)
