@@ -38,17 +38,12 @@ from tempovlm.latency.profile import LatencyProfile, OutputLength, Sharing
 
 CONTROL_REPEATS = 20
 """Number of measurements of a policy's own time."""
-
 CONTROL_SHARE = 0.9
 """Quantile of those times that is charged; the maximum is usually an interruption."""
-
 CROWD_BYTES = 1 << 25
 """Bytes touched before each timing to evict the CPU caches, as streaming the model's weights would."""
-
-
 ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
 """A question, the height and width of its picture, and a budget that everything fits."""
-
 QUICK_MS = 0.5
 """A second choice that takes longer is not rehearsed: the device would be done before, and wait."""
 
@@ -99,6 +94,11 @@ class Usual:
 
     scores: Floats
     envelope: Envelope
+
+    @classmethod
+    def of(cls, scores: Floats, profile: LatencyProfile) -> Usual:
+        """Return it for a profile's lane times."""
+        return cls(scores, Envelope.of(scores, [profile.lane_ms(i) for i in range(len(scores))]))
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Guard:
         guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, *margins)
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
-            guard = replace(guard, usual=Usual(scores, Envelope.of(scores, guard._costs_ms)))
+            guard = replace(guard, usual=Usual.of(scores, profile))
         guard._make_tables()
         return guard
 
@@ -207,7 +207,9 @@ class Guard:
             return None
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
-            self._crowds[sharing] = replace(self, profile=profile, is_among=True, spread=sharing.spread)
+            usual = None if self.usual is None else Usual.of(self.usual.scores, profile)
+            given: dict[str, Any] = {"profile": profile, "spread": sharing.spread, "usual": usual}
+            self._crowds[sharing] = replace(self, is_among=True, **given)
             self._crowds[sharing]._make_tables()
         return self._crowds[sharing]
 
@@ -222,7 +224,8 @@ class Guard:
         index, crowding = self.space.index(knobs), 1.0 if self.crowd is None else self.crowd.factor
         steps, factor = min(max_new_tokens, self.profile.output.upper) - 1, self._factor * crowding
         reading_ms, step_ms = self.profile.p50_reading_ms(index), self.profile.step_ms(index)
-        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms, crowding)
+        reserve_ms = factor * self.profile.reserve_ms(index, steps)
+        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms, crowding, reserve_ms)
 
     def only(self, choices: Iterable[int]) -> Guard:
         """Return the same guard over fewer settings."""
@@ -361,13 +364,13 @@ class Guard:
         """Return the cheapest setting's expected time of a whole answer, at the margin that holds now."""
         if self.profile is None:
             return self.least_ms()
-        return self.control_ms + self._factor * (float(self._costs_ms.min()) - self.profile.open_ms)
+        return self.control_ms + self._factor * (float(self._medians_ms.min()) - self.profile.open_ms)
 
     def least_of(self, tier: TierChoice) -> Prediction:
         """Return the least time of an answer at a tier, from the opened picture on: if others want the rest."""
         assert self.profile is not None
         of_tier = self._of_tier[tier.tier]
-        expected_ms = float(self._costs_ms[of_tier].min()) - self.profile.open_ms
+        expected_ms = float(self._medians_ms[of_tier].min()) - self.profile.open_ms
         bound_ms = float(self._totals_ms[self.policy.sees_glance][of_tier].min())
         return Prediction(p50_ms=self._factor * expected_ms, upper_ms=self._factor * bound_ms)
 
@@ -449,7 +452,12 @@ class Guard:
 
     @cached_property
     def _costs_ms(self) -> Floats:
-        """(K,) medians of whole answers, by which ties are broken; without a profile, places in the space."""
+        """(K,) lane times of whole answers, by which ties are broken; without a profile, places in the space."""
+        return self._table(float if self.profile is None else self.profile.lane_ms)
+
+    @cached_property
+    def _medians_ms(self) -> Floats:
+        """(K,) medians of whole answers."""
         return self._table(float if self.profile is None else self.profile.p50_total_ms)
 
     @cached_property

@@ -13,18 +13,20 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
 from tempovlm.control.guard import Guard
+from tempovlm.control.joining import AT_A_TIME, SharedDevice
 from tempovlm.control.policy import Question
 from tempovlm.control.queue import Schedule, Stay
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.transcript import Token
+from tempovlm.latency.profile import LatencyProfile, Sharing
 from tempovlm.serving.errors import ApiError, infeasible, invalid, invalid_field, later
 from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.intake.pictures import OpeningTimes
@@ -143,9 +145,14 @@ class Desk:
         share = -(-options.max_queue // max(1, len(options.api_keys)))
         lanes = model.engine.door.lanes
         model.engine.door.forecast = forecast = Forecast()
-        self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price, forecast)
+        company, self._profile = model.engine.company, cast("LatencyProfile | None", None)
+        device = None
+        if company is not None and company.has_rows:
+            company.gate.discipline = options.discipline
+            device = SharedDevice(AT_A_TIME, self._sharing)
+        self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price, forecast, device)
         self._answering: dict[Stay, Answering] = {}
-        self._pool = ThreadPoolExecutor(options.max_queue + lanes, thread_name_prefix="answer")
+        self._pool = ThreadPoolExecutor(options.max_queue + max(lanes, AT_A_TIME), thread_name_prefix="answer")
         self.is_draining = self.is_calibrating = False
         self.trim, self.out = Trim(), WayOut()
         self.metrics = Metrics(
@@ -225,9 +232,13 @@ class Desk:
         need_ms = (
             max(0.0, guard.least_ms()) + opening_ms + self.out.under_ms(KEPT) if len(self.schedule) else least_ms
         )
+        self._profile = None if guard.policy.sees_picture or guard.policy.sees_glance else guard.profile
         self._foresee()
         runs_over = ask.request.on_deadline == "finish"
         given = self._priced(ask, guard, opening_ms)
+        if self.schedule.is_shared:
+            due_ms = deadline_ms - opening_ms - self.out.under_ms(KEPT)
+            given["among"] = guard.need(guard.choice_of(None).knobs, ask.request.max_new_tokens, due_ms)
         stay = Stay(accepted_ms, deadline_ms, need_ms, owner, runs_over, self._options.weight_of(owner), **given)
         if not self.schedule.admit(stay, time_ms):
             instead = self.schedule.admit_instead(stay, time_ms)
@@ -238,8 +249,20 @@ class Desk:
         self.metrics.recent.waits(self.schedule.waiting, time_ms)
         return stay
 
+    def _sharing(self, in_flight: int) -> Sharing | None:
+        """Return how requests in flight together share the device, by the last one's calibration."""
+        return None if self._profile is None else self._profile.sharing(in_flight)
+
     def _foresee(self) -> None:
-        """Tell the schedule when those inside end, if their settings are chosen by a derived price."""
+        """Tell the schedule when those inside end, if their settings are chosen by a derived price.
+
+        Of those in flight together it is told what they still need.
+        """
+        company = self._model.engine.company
+        needs = company.needs() if company is not None and self.schedule.is_shared else {}
+        for answering in self._answering.values() if needs else ():
+            if answering.thread in needs:
+                self.schedule.share(answering.stay, needs[answering.thread])
         ends = self._model.engine.door.ends() if self.schedule.price.is_derived else {}
         for answering in self._answering.values() if ends else ():
             if answering.thread in ends:
@@ -250,7 +273,8 @@ class Desk:
         picture, request = ask.picture, ask.request
         size = None if picture is None else (picture.height, picture.width)
         question = Question(text=request.question, image_size=size, left_ms=request.budget_ms, style=request.style)
-        worths = guard.worths(question) if self.schedule.price.is_derived and guard.has_price else None
+        deciding = (guard.among(AT_A_TIME) or guard) if self.schedule.is_shared else guard
+        worths = deciding.worths(question) if self.schedule.price.is_derived and guard.has_price else None
         if worths is None:
             return {}
         gains, usual = worths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 import tiny_model
 from company_fakes import PlainRows, company_of, together
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import Forecast
+from tempovlm.control.joining import AT_A_TIME, Forecast
 from tempovlm.control.margin import OnlineMargin
-from tempovlm.control.policies import FixedPolicy
+from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
+from tempovlm.core.units import now_ms
 from tempovlm.engine import calibration
 from tempovlm.engine.company.company import Company
 from tempovlm.engine.company.member import Member, choose_ahead
@@ -412,3 +414,37 @@ def test_a_calibration_measures_requests_at_once(
     assert calibration.measure_shared(engine, output) == ()
     profile = replace(tiny_model.make_profile(space, output), shared=found)
     assert profile.sharing(16) is not None
+
+
+def test_few_with_budgets_are_in_flight_and_the_most_urgent_is_let_in_first(
+    engine: Engine, crowded: Engine, profile: LatencyProfile
+) -> None:
+    company, guard = company_of(crowded), Guard.fixed(engine.space.cheapest, engine.space, profile)
+    tickets = [company.gate.line_up(0.0, deadline_ms) for deadline_ms in (3e3, 1e3, 2e3)]
+    for one, thread in zip(tickets, (1, 2, 3), strict=True):
+        one.thread = thread
+    assert company.gate.lanes == AT_A_TIME
+    assert [one.deadline_ms for one in company.gate._waiting] == [1e3, 2e3, 3e3]
+    assert company.takes(asked(1e8), guard)
+    assert not company.takes(asked(1e8, temperature=1.0), guard), "drawn answers pass the door alone"
+    assert not company.takes(asked(1e8), Guard.fixed(engine.space.cheapest, engine.space)), "nothing was measured"
+    company.gate.leave(tickets)
+
+
+def test_who_joins_pays_for_those_who_wait_and_leaves_them_what_they_need(
+    engine: Engine, crowded: Engine, profile: LatencyProfile
+) -> None:
+    guard = Guard.around(TablePolicy(engine.space, prior_accuracy(engine.space)), engine.space, profile)
+    company = company_of(crowded)
+    crowded.door.outer = company.gate
+    request = asked(1e8)
+    _, _, lane, most_ms = company._outlook(request, guard)
+    assert guard.usual is not None
+    assert lane.per_ms(guard.usual.envelope) == 0, "nobody waits"
+    assert most_ms == math.inf
+    need_ms = guard.least_ms()
+    waiting = [company.gate.line_up(now_ms(), now_ms() + 3 * need_ms, need_ms) for _ in range(2)]
+    _, _, lane, most_ms = company._outlook(request, guard)
+    assert lane.per_ms(guard.usual.envelope) > 0
+    assert most_ms == pytest.approx(need_ms, rel=0.2)
+    company.gate.leave(waiting)

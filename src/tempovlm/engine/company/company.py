@@ -7,9 +7,10 @@ drawn, or too long for a row, are decoded one after the other. Between these pie
 again, so that a request with a deadline waits for one piece at most. Nothing is captured here, and nothing waits
 for Python's lock while the device computes.
 
-A request with a budget joins if it and all others are expected in time, by what a calibration measured of requests
-in flight together (`control/joining.py`); otherwise it passes the door alone. One without a budget waits while it
-would make others late.
+A request with a budget waits at a gate, the most urgent first, until few others with one are in flight. Then it
+chooses, at the price of those who wait, and joins if it and all others are expected in time, by what a calibration
+measured (`control/joining.py`); otherwise it passes the door alone. One without a budget waits while it would make
+others late.
 
 A request that comes while nobody is in flight is not answered here: alone it is faster on its caller's thread.
 """
@@ -33,8 +34,10 @@ import torch
 from torch import Tensor
 
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import Forecast, Need, ahead_ms, may_join, slack_ms
-from tempovlm.control.queue import PATIENCE_MS, check_waiting
+from tempovlm.control.joining import AT_A_TIME, Forecast, Need, ahead_ms, may_join, slack_ms
+from tempovlm.control.price import FREE, LanePrice
+from tempovlm.control.queue import Door, check_waiting
+from tempovlm.control.shares import PATIENCE_MS
 from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
@@ -109,6 +112,7 @@ class Company:
         self._engine = engine
         self._changed, self._called = threading.Condition(), threading.Condition()
         self._preparing = threading.Semaphore(PREPARING)
+        self.gate = Door(AT_A_TIME)
         self._pending: deque[Member] = deque()
         self._taken: list[Member] = []
         self._alone_ms: deque[float] = deque(maxlen=LAST_ALONE)
@@ -131,7 +135,10 @@ class Company:
             return self._join(asked).answer()
 
     def try_to_answer(self, asked: Asked) -> Answer | None:
-        """Answer a request with a budget among others; None if it, or another one, would be late."""
+        """Answer a request with a budget among others; None if it, or another one, would be late.
+
+        Its turn at the gate has come.
+        """
         if not self._may_ask(asked):
             return None
         with self._calling():
@@ -204,6 +211,11 @@ class Company:
         for one in members:
             one.expect(forecast)
 
+    def needs(self) -> dict[int, Need]:
+        """Return what those in flight still need, by the threads that asked."""
+        with self._changed:
+            return {one.thread: one.need for one in (*self._taken, *self._pending) if not one.is_done}
+
     def _in_flight(self, *, everybody: bool = False) -> list[Need]:
         """Return the needs of those taken, and of those who wait: all of them, or who may not be put off."""
         with self._changed:
@@ -211,11 +223,29 @@ class Company:
             waiting = [one for one in self._pending if everybody or one.has_deadline]
             return [one.need for one in (*self._taken, *waiting)]
 
-    def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float]:
+    def takes(self, request: Request, guard: Guard) -> bool:
+        """Whether a request with a budget may join others: nothing is drawn, and nobody waits for its picture."""
+        is_measured = self._seats is not None and guard.profile is not None and bool(guard.profile.shared)
+        return is_measured and not (request.temperature or guard.policy.sees_picture or guard.policy.sees_glance)
+
+    def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float, LanePrice, float]:
         """Return who decides about a request that joins now, and how long it waits for others; 0 if unknown.
 
-        Each at the door may take as long as the slowest of the last ones did; at first, as the native setting.
+        Also the price of its time, and how much of it is left beside those who wait. Each at the door may take as
+        long as the slowest of the last ones did; at first, as the native setting.
         """
+        among, ahead_ms = self._ahead(request, guard)
+        door, price = self._engine.door, self._engine.price
+        if request.budget_ms is None or among is guard or not among.has_price:
+            return among, ahead_ms, FREE, math.inf
+        if not price.is_derived:
+            return among, ahead_ms, LanePrice(price, math.inf, request.weight), math.inf
+        time_ms, least_ms = now_ms(), among.least_ms()
+        shares_ms = door.shares_ms(time_ms, least_ms, ahead_ms)
+        room_ms = max(door.room_ms(time_ms + ahead_ms), least_ms)
+        return among, ahead_ms, LanePrice(price, shares_ms, request.weight), room_ms
+
+    def _ahead(self, request: Request, guard: Guard) -> tuple[Guard, float]:
         profile = guard.profile
         if profile is None or not profile.shared:
             return guard, 0.0
@@ -231,11 +261,9 @@ class Company:
     def _may_ask(self, asked: Asked) -> bool:
         """Whether it makes sense to prepare a request with a budget: it may stand beside others, if in time."""
         request, guard = asked.request, asked.guard
-        if self._seats is None or request.temperature or guard.policy.sees_picture or guard.policy.sees_glance:
-            return False
-        among, waits_ms = self._outlook(request, guard)
+        among, waits_ms = self._ahead(request, guard)
         assert request.budget_ms is not None
-        return (
+        return self.takes(request, guard) and (
             among is not guard and now_ms() - asked.accepted_ms + waits_ms + among.least_ms() <= request.budget_ms
         )
 
