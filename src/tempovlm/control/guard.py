@@ -95,11 +95,6 @@ class Usual:
     scores: Floats
     envelope: Envelope
 
-    @classmethod
-    def of(cls, scores: Floats, profile: LatencyProfile) -> Usual:
-        """Return it for a profile's lane times."""
-        return cls(scores, Envelope.of(scores, [profile.lane_ms(i) for i in range(len(scores))]))
-
 
 @dataclass(frozen=True)
 class Guard:
@@ -159,7 +154,7 @@ class Guard:
         guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, *margins)
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
-            guard = replace(guard, usual=Usual.of(scores, profile))
+            guard = replace(guard, usual=Usual(scores, Envelope.of(scores, profile.lanes_ms)))
         guard._make_tables()
         return guard
 
@@ -207,10 +202,11 @@ class Guard:
             return None
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
-            usual = None if self.usual is None else Usual.of(self.usual.scores, profile)
-            given: dict[str, Any] = {"profile": profile, "spread": sharing.spread, "usual": usual}
-            self._crowds[sharing] = replace(self, is_among=True, **given)
-            self._crowds[sharing]._make_tables()
+            scores = None if self.usual is None else self.usual.scores
+            usual = None if scores is None else Usual(scores, Envelope.of(scores, profile.lanes_ms))
+            crowd = replace(self, profile=profile, is_among=True, spread=sharing.spread, usual=usual)
+            crowd._make_tables()
+            self._crowds[sharing] = crowd
         return self._crowds[sharing]
 
     @cached_property

@@ -238,6 +238,11 @@ class LatencyProfile:
         """Return the median from the opened picture to the first token."""
         return self._p50_totals[index] - (self.output.mean - 1) * self._steps[index] - self.open_ms
 
+    @property
+    def lanes_ms(self) -> list[float]:
+        """`lane_ms` of all settings."""
+        return [self.lane_ms(i) for i in range(len(self.space))]
+
     def reserve_ms(self, index: int, steps: int) -> float:
         """Return what an answer's bound exceeds its median by, if it takes some steps after its first token."""
         median_ms = self.open_ms + self.p50_reading_ms(index) + steps * self.step_ms(index)

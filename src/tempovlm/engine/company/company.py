@@ -61,22 +61,16 @@ if TYPE_CHECKING:
 
 MOST_TOGETHER = 8
 """Requests whose pictures and prompts are read in one turn; others wait for the next one."""
-
 TURN_TOKENS = 4096
 """Tokens of a turn's prompts: beyond, the experts' products are bound by arithmetic, and more only delay."""
-
 LONG_TOKENS = PACK_BUCKETS[-1] // 2
 """Longer prompts are read alone: two of them have no graph."""
-
 FEW = 2
 """So many answers are decoded faster one after the other on the lane than in rows."""
-
 LINGER_S = 1.0
 """Time after which the device's thread ends if nobody comes, seconds."""
-
 PREPARING = 2
 """Requests that are prepared at a time: more would hold Python's lock while the device waits for its thread."""
-
 LOOK_S = 0.001
 """Time between two looks at whether tokens are there while requests may come, seconds."""
 

@@ -214,7 +214,7 @@ def _need(run: _Run, shared: SharedTimes, index: int, deadline_ms: float) -> Nee
     reserve_ms = run.margin.factor * float(run.bound_ms[index] - run.usual_ms[index])
     usual_ms, share = run.margin.factor * float(run.usual_ms[index]), float(shared.step_share[index])
     return Need(
-        (1 - share) * usual_ms, share * usual_ms / max(shared.steps, 1), shared.steps, deadline_ms, reserve_ms
+        (1 - share) * usual_ms, share * usual_ms / max(shared.steps, 1), shared.steps, deadline_ms, 1.0, reserve_ms
     )
 
 
