@@ -202,8 +202,7 @@ class Guard:
             return None
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
-            scores = None if self.usual is None else self.usual.scores
-            usual = None if scores is None else Usual(scores, Envelope.of(scores, profile.lanes_ms))
+            usual = self.usual and Usual(self.usual.scores, Envelope.of(self.usual.scores, profile.lanes_ms))
             crowd = replace(self, profile=profile, is_among=True, spread=sharing.spread, usual=usual)
             crowd._make_tables()
             self._crowds[sharing] = crowd
