@@ -27,7 +27,7 @@ from tempovlm.control.joining import UNKNOWN_MS, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
-from tempovlm.control.price import FREE, ROUNDING, Envelope, LanePrice
+from tempovlm.control.price import FREE, ROUNDING, Envelope, LanePrice, Usual
 from tempovlm.control.select import Floats, Mask, best
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
@@ -38,12 +38,16 @@ from tempovlm.latency.profile import LatencyProfile, OutputLength, Sharing
 
 CONTROL_REPEATS = 20
 """Number of measurements of a policy's own time."""
+
 CONTROL_SHARE = 0.9
 """Quantile of those times that is charged; the maximum is usually an interruption."""
+
 CROWD_BYTES = 1 << 25
 """Bytes touched before each timing to evict the CPU caches, as streaming the model's weights would."""
+
 ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
 """A question, the height and width of its picture, and a budget that everything fits."""
+
 QUICK_MS = 0.5
 """A second choice that takes longer is not rehearsed: the device would be done before, and wait."""
 
@@ -82,18 +86,6 @@ class Choice:
     step_ms: float
     policy: str
     margin: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Usual:
-    """An ordinary question: what the time of those who wait is priced by, whatever a request restricts.
-
-    Attributes:
-        scores: (K,) mean accuracies. envelope: accuracy over expected lane time at all settings and usual lengths.
-    """
-
-    scores: Floats
-    envelope: Envelope
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ class Guard:
         guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, *margins)
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
-            guard = replace(guard, usual=Usual(scores, Envelope.of(scores, profile.lanes_ms)))
+            guard = replace(guard, usual=Usual.of(scores, profile.lanes_ms))
         guard._make_tables()
         return guard
 
@@ -202,7 +194,7 @@ class Guard:
             return None
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
-            usual = self.usual and Usual(self.usual.scores, Envelope.of(self.usual.scores, profile.lanes_ms))
+            usual = self.usual and Usual.of(self.usual.scores, profile.lanes_ms)
             crowd = replace(self, profile=profile, is_among=True, spread=sharing.spread, usual=usual)
             crowd._make_tables()
             self._crowds[sharing] = crowd

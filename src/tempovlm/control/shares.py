@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 PATIENCE_MS = 10_000.0
 """A request without a deadline is taken as if it had one that far in the future."""
+
+Discipline = Literal["edf", "fcfs", "slack"]
+"""Order of service: the earliest deadline first, first come first served, or the least slack first."""
+
+DISCIPLINES: tuple[Discipline, ...] = get_args(Discipline)
 
 
 class Waits(Protocol):
@@ -115,7 +120,7 @@ def has_passed(left_ms: float, least_ms: float) -> bool:
     return left_ms <= 0 or left_ms < least_ms
 
 
-def urgency_ms(discipline: str, accepted_ms: float, deadline_ms: float, need_ms: float) -> float:
+def urgency_ms(discipline: Discipline, accepted_ms: float, deadline_ms: float, need_ms: float) -> float:
     """Return the time by which requests are let in, lowest first; all on one clock.
 
     Args:

@@ -17,7 +17,7 @@ import torch
 
 from tempovlm.control.guard import Guard
 from tempovlm.control.price import Price
-from tempovlm.control.queue import Door, Ticket
+from tempovlm.control.queue.door import Door, Ticket
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
@@ -209,7 +209,8 @@ class Engine:
     @property
     def _has_company(self) -> bool:
         """Whether a request that comes now is one of several; between two pieces of work nobody is at the door."""
-        return self.company is not None and (self.door.is_busy or self.company.callers > 0)
+        company = self.company
+        return company is not None and (self.door.is_busy or company.gate.is_busy or company.callers > 0)
 
     def line_up(self, request: Request, accepted_ms: float | None = None, guard: Guard | None = None) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.

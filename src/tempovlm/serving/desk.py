@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +21,12 @@ from tempovlm.control.forecast import Forecast
 from tempovlm.control.guard import Guard
 from tempovlm.control.joining import AT_A_TIME, SharedDevice
 from tempovlm.control.policy import Question
-from tempovlm.control.queue import Schedule, Stay
+from tempovlm.control.queue.schedule import Schedule, Stay
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.transcript import Token
-from tempovlm.latency.profile import LatencyProfile, Sharing
+from tempovlm.latency.profile import Sharing
 from tempovlm.serving.errors import ApiError, infeasible, invalid, invalid_field, later
 from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.intake.pictures import OpeningTimes
@@ -145,14 +145,15 @@ class Desk:
         share = -(-options.max_queue // max(1, len(options.api_keys)))
         lanes = model.engine.door.lanes
         model.engine.door.forecast = forecast = Forecast()
-        company, self._profile = model.engine.company, cast("LatencyProfile | None", None)
-        device = None
-        if company is not None and company.has_rows:
+        company, device, policy = model.engine.company, None, self._guard().policy
+        self._profile = model.profile
+        if company is not None and company.has_rows and not (policy.sees_picture or policy.sees_glance):
             company.gate.discipline = options.discipline
             device = SharedDevice(AT_A_TIME, self._sharing)
         self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price, forecast, device)
         self._answering: dict[Stay, Answering] = {}
-        self._pool = ThreadPoolExecutor(options.max_queue + max(lanes, AT_A_TIME), thread_name_prefix="answer")
+        inside = lanes if device is None else max(lanes, device.seats)
+        self._pool = ThreadPoolExecutor(options.max_queue + inside, thread_name_prefix="answer")
         self.is_draining = self.is_calibrating = False
         self.trim, self.out = Trim(), WayOut()
         self.metrics = Metrics(
@@ -232,11 +233,11 @@ class Desk:
         need_ms = (
             max(0.0, guard.least_ms()) + opening_ms + self.out.under_ms(KEPT) if len(self.schedule) else least_ms
         )
-        self._profile = None if guard.policy.sees_picture or guard.policy.sees_glance else guard.profile
+        self._profile = self._model.profile
         self._foresee()
         runs_over = ask.request.on_deadline == "finish"
         given = self._priced(ask, guard, opening_ms)
-        if self.schedule.is_shared:
+        if len(self.schedule) and self._joins(ask.request, guard):
             due_ms = deadline_ms - opening_ms - self.out.under_ms(KEPT)
             given["among"] = guard.need(guard.choice_of(None).knobs, ask.request.max_new_tokens, due_ms)
         stay = Stay(accepted_ms, deadline_ms, need_ms, owner, runs_over, self._options.weight_of(owner), **given)
@@ -250,8 +251,15 @@ class Desk:
         return stay
 
     def _sharing(self, in_flight: int) -> Sharing | None:
-        """Return how requests in flight together share the device, by the last one's calibration."""
+        """Return how requests in flight together share the device; None where that was not measured."""
         return None if self._profile is None else self._profile.sharing(in_flight)
+
+    def _joins(self, request: Request, guard: Guard) -> bool:
+        """Whether a request is answered together with others."""
+        company = self._model.engine.company
+        if company is None or not self.schedule.is_shared:
+            return False
+        return request.budget_ms is None or company.takes(request, guard)
 
     def _foresee(self) -> None:
         """Tell the schedule when those inside end, if their settings are chosen by a derived price.

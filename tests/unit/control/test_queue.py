@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,9 @@ import pytest
 
 from tempovlm.control.joining import Need, SharedDevice
 from tempovlm.control.price import Envelope, Price, parse_price
-from tempovlm.control.queue import (
-    DISCIPLINES,
-    Discipline,
-    Door,
-    End,
-    Schedule,
-    Stay,
-    Ticket,
-)
-from tempovlm.control.shares import PATIENCE_MS, even_shares_ms, urgency_ms
+from tempovlm.control.queue.door import Door, End, Ticket
+from tempovlm.control.queue.schedule import Schedule, Stay
+from tempovlm.control.shares import DISCIPLINES, PATIENCE_MS, Discipline, even_shares_ms, urgency_ms
 from tempovlm.core.errors import UserError
 from tempovlm.latency.profile import Sharing
 
@@ -517,6 +511,28 @@ def test_what_those_in_flight_say_they_need_decides_who_is_admitted() -> None:
     assert schedule.admit(shared_stay(0.0, 40.0), 0.0)
     schedule.end(first, 20.0)
     assert schedule.drain_ms(20.0) == pytest.approx(10.0)
+
+
+def test_what_is_kept_of_a_budget_for_the_way_out_binds_on_a_shared_device() -> None:
+    schedule = Schedule(device=SharedDevice(2, lambda _: SHARED))
+    kept = shared_stay(0.0, 12.0)
+    kept = replace(kept, among=Need(10.0, 0.0, 0, 9.0))
+    assert not schedule.admit(kept, 0.0)
+    assert schedule.admit(replace(kept, among=Need(10.0, 0.0, 0, 10.0)), 0.0)
+
+
+def test_when_a_device_is_no_longer_shared_nobody_begins_before_a_lane_is_free() -> None:
+    measured = [True]
+    schedule = Schedule(device=SharedDevice(2, lambda _: SHARED if measured[0] else None))
+    both = [shared_stay(0.0, 1e3) for _ in range(2)]
+    assert all(schedule.admit(one, 0.0) for one in both)
+    measured[0] = False
+    later = [shared_stay(0.0, 1e3) for _ in range(2)]
+    assert all(schedule.admit(one, 0.0) for one in later)
+    assert schedule.inside == tuple(both)
+    for one in both:
+        schedule.end(one, 10.0)
+    assert schedule.inside == (later[0],)
 
 
 def test_where_nothing_was_measured_of_sharing_nothing_changes() -> None:

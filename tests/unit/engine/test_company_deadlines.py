@@ -84,10 +84,14 @@ def needed_ms(profile: LatencyProfile, knobs: KnobConfig) -> tuple[float, float]
 
 
 class Arrivals:
-    """Callers who come one after the other while the device is busy: who joins, and who stays alone."""
+    """Callers who come one after the other while the device is busy: who joins, and who stays alone.
+
+    The gate lets all of them in.
+    """
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine, self.company = engine, company_of(engine)
+        self.company.gate.lanes = 8
         self.joined: list[str | None] = []
         self.alone: list[str | None] = []
         append, line_up = Company._append, Engine.line_up
@@ -416,19 +420,89 @@ def test_a_calibration_measures_requests_at_once(
     assert profile.sharing(16) is not None
 
 
-def test_few_with_budgets_are_in_flight_and_the_most_urgent_is_let_in_first(
+def test_only_greedy_answers_of_known_times_wait_at_the_gate(
     engine: Engine, crowded: Engine, profile: LatencyProfile
 ) -> None:
     company, guard = company_of(crowded), Guard.fixed(engine.space.cheapest, engine.space, profile)
-    tickets = [company.gate.line_up(0.0, deadline_ms) for deadline_ms in (3e3, 1e3, 2e3)]
-    for one, thread in zip(tickets, (1, 2, 3), strict=True):
-        one.thread = thread
-    assert company.gate.lanes == AT_A_TIME
-    assert [one.deadline_ms for one in company.gate._waiting] == [1e3, 2e3, 3e3]
     assert company.takes(asked(1e8), guard)
     assert not company.takes(asked(1e8, temperature=1.0), guard), "drawn answers pass the door alone"
     assert not company.takes(asked(1e8), Guard.fixed(engine.space.cheapest, engine.space)), "nothing was measured"
-    company.gate.leave(tickets)
+
+
+class AtGate:
+    """Callers who come while this thread has the gate's one seat; nobody else is in flight."""
+
+    def __init__(self, engine: Engine, guard: Guard) -> None:
+        self.engine, self.gate, self.guard = engine, company_of(engine).gate, guard
+        self.gate.lanes = 1
+        self.found: dict[int, Any] = {}
+        self.threads = list[threading.Thread]()
+
+    def come(self, place: int, budget_ms: float, cancel: Any = None, **options: Any) -> None:
+        """Let one come, and return once it waits."""
+
+        def run() -> None:
+            try:
+                self.found[place] = self.engine.answer(asked(budget_ms, place, **options), self.guard, cancel)
+            except RuntimeError as error:
+                self.found[place] = error
+
+        before = self.gate.waiting
+        self.threads.append(threading.Thread(target=run))
+        self.threads[-1].start()
+        while self.gate.waiting == before and self.threads[-1].is_alive():
+            pass
+        assert self.gate.waiting == before + 1
+
+    def end(self) -> None:
+        """Wait for all of them."""
+        for thread in self.threads:
+            thread.join()
+        assert not self.gate.is_busy
+
+
+@pytest.fixture
+def at_gate(engine: Engine, crowded: Engine, profile: LatencyProfile) -> AtGate:
+    assert company_of(crowded).gate.lanes == AT_A_TIME
+    return AtGate(crowded, Guard.fixed(engine.space.cheapest, engine.space, profile))
+
+
+def test_the_most_urgent_at_the_gate_is_let_in_first_and_an_error_lets_the_next_one_in(
+    at_gate: AtGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = list[str | None]()
+
+    def try_to_answer(_: Company, of: Any) -> None:
+        order.append(of.request.request_id)
+        if len(order) == 1:
+            raise RuntimeError("lost")
+
+    monkeypatch.setattr(Company, "try_to_answer", try_to_answer)
+    with at_gate.gate.enter(at_gate.gate.line_up(0.0)):
+        for place, budget_ms in enumerate((9e3, 6e3, 6e3, 3e3)):
+            at_gate.come(place, budget_ms)
+    at_gate.end()
+    assert order == [f"request {place}" for place in (3, 1, 2, 0)]
+    assert str(at_gate.found[3]) == "lost"
+    assert all(at_gate.found[place].tokens for place in (0, 1, 2)), "they pass the door alone"
+
+
+def test_who_is_over_at_the_gate_ends_without_a_seat(at_gate: AtGate) -> None:
+    is_left = threading.Event()
+    with at_gate.gate.enter(at_gate.gate.line_up(0.0)):
+        at_gate.come(0, 1e8, is_left.is_set)
+        at_gate.come(1, 1e3, on_deadline="stop")
+        is_left.set()
+        for thread in at_gate.threads:
+            thread.join()
+    at_gate.end()
+    assert [at_gate.found[place].finish_reason for place in (0, 1)] == ["cancelled", "deadline"]
+
+
+def test_whoever_has_a_seat_may_ask_again(at_gate: AtGate) -> None:
+    with at_gate.gate.enter(at_gate.gate.line_up(0.0)):
+        assert at_gate.engine.answer(asked(1e8), at_gate.guard).tokens
+    at_gate.end()
 
 
 def test_who_joins_pays_for_those_who_wait_and_leaves_them_what_they_need(

@@ -20,7 +20,7 @@ from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
 from tempovlm.control.policy import Question
 from tempovlm.control.price import Envelope, Price
-from tempovlm.control.queue import End
+from tempovlm.control.queue.door import End
 from tempovlm.serving import desk
 from tempovlm.serving.intake.pictures import OpeningTimes, look, readable
 

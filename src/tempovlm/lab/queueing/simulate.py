@@ -1,10 +1,10 @@
 """Requests at a door, event by event: the schedule that serves says who waits, and the rule that serves chooses.
 
-Two kinds of events move time: a request comes, and an answer ends. When one comes, `control.queue.Schedule` admits
-or refuses it; when a lane is free, the most urgent of those that wait is let in, and `control.select.best` takes a
+Two kinds of events move time: a request comes, and an answer ends. When one comes, `Schedule` admits or
+refuses it; when a lane is free, the most urgent of those that wait is let in, and `control.select.best` takes a
 setting among those whose bound fits what is left of its budget, at the price of lane time that `control.price`
 derives from those who wait. It is refused before it takes any lane time if nothing fits; or if nothing is worth
-the price, and it has waited for at most `control.queue.AT_ONCE` of its budget. Bounds are those of a calibration
+the price, and it has waited for at most `AT_ONCE` of its budget. Bounds are those of a calibration
 times the factor that `control.margin` learns from service times, never from waiting.
 
 Where requests share a device (`world.shared`), those that are let in are in flight together. One takes a setting
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from tempovlm.control.joining import Forecast, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.price import Envelope
-from tempovlm.control.queue import AT_ONCE, End, Schedule, Stay
+from tempovlm.control.queue.door import End
+from tempovlm.control.queue.schedule import AT_ONCE, Schedule, Stay
 from tempovlm.control.select import Mask, best
 from tempovlm.core.progress import Advance, silent
 from tempovlm.lab.queueing import clairvoyant

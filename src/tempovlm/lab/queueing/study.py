@@ -19,8 +19,9 @@ import numpy as np
 from tempovlm.control.forecast import Forecast
 from tempovlm.control.joining import SharedDevice
 from tempovlm.control.price import DERIVED, Price, parse_price
-from tempovlm.control.queue import Discipline, Schedule
+from tempovlm.control.queue.schedule import Schedule
 from tempovlm.control.select import Mask
+from tempovlm.control.shares import Discipline
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole

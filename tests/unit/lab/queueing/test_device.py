@@ -12,7 +12,7 @@ from queue_worlds import traffic, world
 
 from tempovlm.control.forecast import Forecast
 from tempovlm.control.price import Price
-from tempovlm.control.queue import Schedule
+from tempovlm.control.queue.schedule import Schedule
 from tempovlm.lab.queueing import choosers
 from tempovlm.lab.queueing.device import Lanes, Shared, SharedTimes
 from tempovlm.lab.queueing.simulate import Outcome, simulate
