@@ -19,7 +19,6 @@ from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
-from tempovlm.core.units import now_ms
 from tempovlm.engine import calibration
 from tempovlm.engine.company.company import Company
 from tempovlm.engine.company.member import Member, choose_ahead
@@ -506,19 +505,30 @@ def test_whoever_has_a_seat_may_ask_again(at_gate: AtGate) -> None:
 
 
 def test_who_joins_pays_for_those_who_wait_and_leaves_them_what_they_need(
-    engine: Engine, crowded: Engine, profile: LatencyProfile
+    engine: Engine, crowded: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tempovlm.engine.company.company.now_ms", lambda: 0.0)
+    rough = tiny_model.make_profile(engine.space, OutputLength.exactly(6), spread=0.05)
+    shared = [
+        SharedMeasurement(setting=i, in_flight=n, first_ms=rough.p50_reading_ms(i), step_ms=rough.step_ms(i))
+        for i in range(len(engine.space))
+        for n in (2, 4)
+    ]
+    profile = replace(rough, shared=tuple(shared))
     guard = Guard.around(TablePolicy(engine.space, prior_accuracy(engine.space)), engine.space, profile)
     company = company_of(crowded)
     crowded.door.outer = company.gate
-    request = asked(1e8)
-    _, _, lane, most_ms = company._outlook(request, guard)
+    request = asked(1e4)
+    among, _, lane, most_ms = company._outlook(request, guard)
     assert guard.usual is not None
     assert lane.per_ms(guard.usual.envelope) == 0, "nobody waits"
     assert most_ms == math.inf
-    need_ms = guard.least_ms()
-    waiting = [company.gate.line_up(now_ms(), now_ms() + 3 * need_ms, need_ms) for _ in range(2)]
-    _, _, lane, most_ms = company._outlook(request, guard)
-    assert lane.per_ms(guard.usual.envelope) > 0
-    assert most_ms == pytest.approx(need_ms, rel=0.2)
-    company.gate.leave(waiting)
+    need_ms = among.least_ms()
+    for left_needs in (3.0, 2.0):  # of which the others need two
+        waiting = [company.gate.line_up(0.0, left_needs * need_ms, need_ms) for _ in range(2)]
+        among, _, lane, most_ms = company._outlook(request, guard)
+        company.gate.leave(waiting)
+        assert lane.per_ms(guard.usual.envelope) > 0
+        assert most_ms == pytest.approx(need_ms)
+        tier = among.choose_tier(request, (64, 64), 1e4 - most_ms, lane=lane)
+        assert tier.feasible, "at least the cheapest setting fits"

@@ -1,1 +1,1 @@
-"""Who waits for a device: at its door, and before that, by a server's schedule."""
+"""The door to a device, where requests wait, and the schedule by which a server admits them."""

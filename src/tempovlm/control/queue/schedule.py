@@ -1,4 +1,4 @@
-"""What a server asks before it lets a request line up at the door (`control/queue/door.py`).
+"""The schedule that a server asks before it lets a request line up at the door (`control/queue/door.py`).
 
     admit ── too many wait, or somebody would be late ──> refused, with the time after which to ask again
       │

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from tempovlm.control.guard import Guard
 from tempovlm.control.joining import AT_A_TIME, Forecast, Need, ahead_ms, may_join, slack_ms
-from tempovlm.control.price import FREE, LanePrice
+from tempovlm.control.price import FREE, ROUNDING, LanePrice
 from tempovlm.control.queue.door import Door, check_waiting
 from tempovlm.control.shares import PATIENCE_MS
 from tempovlm.core.errors import UserError
@@ -223,7 +223,7 @@ class Company:
             return among, ahead_ms, FREE, math.inf
         if not price.is_derived:
             return among, ahead_ms, LanePrice(price, math.inf, request.weight), math.inf
-        time_ms, least_ms = now_ms(), among.least_ms()
+        time_ms, least_ms = now_ms(), among.least_ms() * (1 + ROUNDING)
         shares_ms = door.shares_ms(time_ms, least_ms, ahead_ms)
         room_ms = max(door.room_ms(time_ms + ahead_ms), least_ms)
         return among, ahead_ms, LanePrice(price, shares_ms, request.weight), room_ms
