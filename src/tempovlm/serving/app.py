@@ -208,6 +208,7 @@ class Service:
             state[ASK] = ask = await self._read(request, kind)
         except Gone:
             return Response(status_code=_CLIENT_LEFT)
+        await desk.prepare(ask)
         answering = desk.answer(ask, desk.admit(ask, state[ARRIVED], state[OWNER]))
         items, watch = answering.items(), asyncio.create_task(_watch(request.receive, answering))
         try:
