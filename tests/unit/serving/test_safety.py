@@ -29,6 +29,7 @@ pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
+from tempovlm.serving import app as app_module
 from tempovlm.serving.errors import ApiError, scrubbed
 from tempovlm.serving.gate import OPEN, Keys
 from tempovlm.serving.intake import asks, remote
@@ -304,6 +305,19 @@ def test_a_byte_of_a_question_has_no_more_tokens_than_are_left_for_it() -> None:
     letters = (chr(code) for code in range(0xA0, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
     most = max(len(unicodedata.normalize("NFKD", one).encode()) / len(one.encode()) for one in letters)
     assert most <= asks._TOKENS_OF_BYTE
+
+
+def test_what_can_take_long_to_parse_is_parsed_beside_the_loop(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers = []
+
+    def noted(*given: Any) -> Any:
+        parsers.append(threading.current_thread())
+        return parse(*given)
+
+    monkeypatch.setattr(app_module, "parse", noted)
+    for num_letters in (1, 1 << 14):
+        assert chat(app, user="a" * num_letters).status == 200
+    assert [one is threading.current_thread() for one in parsers] == [True, False]
 
 
 def test_tables_for_other_lengths_are_made_beside_the_loop(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
