@@ -34,7 +34,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import STAGES, Answer, Prediction, Request
 from tempovlm.core.units import now_ms
-from tempovlm.latency.profile import LatencyProfile, OutputLength, Sharing
+from tempovlm.latency.profile import MOST_OUTPUTS, LatencyProfile, OutputLength, Sharing
+from tempovlm.latency.remembered import remembered
 
 CONTROL_REPEATS = 20
 """Number of measurements of a policy's own time."""
@@ -147,16 +148,16 @@ class Guard:
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
             guard = replace(guard, usual=Usual.of(scores, profile.lanes_ms))
-        guard._make_tables()
-        return guard
+        return guard._with_tables()
 
-    def _make_tables(self) -> None:
-        """Compute the cached tables now; otherwise the first answer of a process would pay for it."""
+    def _with_tables(self) -> Guard:
+        """Return this guard once its tables are made; otherwise the first answer of a process would pay for it."""
         _ = self._totals_ms, self._remainders_ms, self._cheapest
         if self.profile is not None:
             _ = self.profile.usual_picture
             self.profile.p50_prefix_ms(0)
             self._choice(self._cheapest, None, 0.0, "", self._factor)
+        return self
 
     def budgets_ms(self) -> Floats:
         """(K,) the least budget that lets each setting run, where the picture opens in the usual time."""
@@ -170,18 +171,19 @@ class Guard:
         Raises:
             UserError: the setting is not in the knob space.
         """
-        guard = cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)
-        guard._make_tables()
-        return guard
+        return cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)._with_tables()
 
     def for_lengths(self, output: OutputLength) -> Guard:
         """The same guard, with the same margin, of requests whose answers have other lengths."""
-        if self.profile is None or output == self.profile.output:
+        profile = self.profile
+        if profile is None or output == profile.output:
             return self
-        if output not in self._others:
-            self._others[output] = replace(self, profile=self.profile.for_lengths(output))
-            self._others[output]._make_tables()
-        return self._others[output]
+        make = lambda: replace(self, profile=profile.for_lengths(output))._with_tables()  # noqa: E731
+        return remembered(self._others, output, make, MOST_OUTPUTS)
+
+    def has_lengths(self, output: OutputLength) -> bool:
+        """Whether `for_lengths` has nothing to compute."""
+        return self.profile is None or output == self.profile.output or output in self._others
 
     @cached_property
     def _others(self) -> dict[OutputLength, Guard]:
@@ -196,8 +198,7 @@ class Guard:
             profile = self.profile.in_company(sharing)
             usual = self.usual and Usual.of(self.usual.scores, profile.lanes_ms)
             crowd = replace(self, profile=profile, is_among=True, spread=sharing.spread, usual=usual)
-            crowd._make_tables()
-            self._crowds[sharing] = crowd
+            self._crowds[sharing] = crowd._with_tables()
         return self._crowds[sharing]
 
     @cached_property

@@ -26,6 +26,7 @@ import numpy as np
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
+from tempovlm.latency.remembered import remembered
 
 SCHEMA = "tempovlm.profile/3"
 
@@ -34,6 +35,9 @@ UPPER_LEVEL = 0.98
 
 MOST_LENGTHS = 12
 """Lengths of answers that a bound tells apart."""
+
+MOST_OUTPUTS = 256
+"""Distributions of answers' lengths whose tables are kept: 30 KB each."""
 
 IN_FLIGHT = (2, 4, 8, 16)
 """Numbers of requests at once that are measured where answers share a device."""
@@ -165,9 +169,7 @@ class LatencyProfile:
         """The same measurements with the tables of other lengths of answers."""
         if output == self.output:
             return self
-        if output not in self._others:
-            self._others[output] = replace(self, output=output)
-        return self._others[output]
+        return remembered(self._others, output, lambda: replace(self, output=output), MOST_OUTPUTS)
 
     @cached_property
     def _others(self) -> dict[OutputLength, LatencyProfile]:
