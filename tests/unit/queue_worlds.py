@@ -9,7 +9,7 @@ from decision_worlds import COST_MS, SPACE, K
 
 from tempovlm.control.forecast import Forecast
 from tempovlm.control.price import Price
-from tempovlm.control.queue.schedule import Schedule
+from tempovlm.control.queue import Schedule
 from tempovlm.lab.queueing.world import Traffic, World
 from tempovlm.lab.table import Table
 

@@ -16,7 +16,7 @@ from tempovlm.cli import console
 from tempovlm.cli.calibrate import any_request, round_budgets_ms
 from tempovlm.cli.knobs import ALL, Knobs
 from tempovlm.control.price import DERIVED
-from tempovlm.control.shares import Discipline
+from tempovlm.control.queue import Discipline
 from tempovlm.core.decode_dtype import Backend, DecodeDtype
 from tempovlm.core.request import check_budget_ms
 

@@ -78,7 +78,7 @@ class Forecast:
             if not self._open or self._open[-1][0] < now_ms:
                 self._open.append((now_ms, horizon_ms, self._activity(now_ms)))
 
-    def shares_ms(self, waiting: int, now_ms: float, lanes: int = 1, ahead_ms: float = 0.0) -> Floats:
+    def shares_ms(self, waiting: int, now_ms: float, lanes: int = 1) -> Floats:
         """Return how long a request that begins may take in each scenario (S,) for who may come to get as much.
 
         A scenario's requests come after those who wait. The one in place i, counted from the request itself, binds
@@ -89,7 +89,6 @@ class Forecast:
             waiting: how many wait.
             now_ms: when the request begins.
             lanes: that serve them side by side.
-            ahead_ms: work of those who run, before which none of the lanes' time is left to others.
         """
         turns = -(-np.arange(waiting + 1, waiting + 2 + FOLLOWING) // lanes)
         with self._lock:
@@ -99,8 +98,8 @@ class Forecast:
             distance = np.abs(self._similar[:known] - self._activity(now_ms))
             count = min(SCENARIOS, max(LEAST_SCENARIOS, known // _OF_KNOWN))
             chosen = np.argpartition(distance, count - 1)[:count]
-            shares_ms: Floats = ((self._following_ms[chosen] - ahead_ms) / turns[1:]).min(axis=1)
-            return np.maximum(np.maximum(shares_ms, (self._first_ms[chosen] - ahead_ms) / turns[0]), 0.0)
+            shares_ms: Floats = (self._following_ms[chosen] / turns[1:]).min(axis=1)
+            return np.maximum(shares_ms, self._first_ms[chosen] / turns[0])
 
     @property
     def _horizon_ms(self) -> float:

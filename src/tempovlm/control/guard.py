@@ -27,7 +27,7 @@ from tempovlm.control.joining import UNKNOWN_MS, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
-from tempovlm.control.price import FREE, ROUNDING, Envelope, LanePrice, Usual
+from tempovlm.control.price import FREE, ROUNDING, Envelope, LanePrice
 from tempovlm.control.select import Floats, Mask, best
 from tempovlm.core.checks import wrong_argument
 from tempovlm.core.errors import UserError
@@ -45,6 +45,7 @@ CONTROL_SHARE = 0.9
 
 CROWD_BYTES = 1 << 25
 """Bytes touched before each timing to evict the CPU caches, as streaming the model's weights would."""
+
 
 ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
 """A question, the height and width of its picture, and a budget that everything fits."""
@@ -87,6 +88,18 @@ class Choice:
     step_ms: float
     policy: str
     margin: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """An ordinary question: what the time of those who wait is priced by, whatever a request restricts.
+
+    Attributes:
+        scores: (K,) mean accuracies. envelope: accuracy over expected lane time at all settings and usual lengths.
+    """
+
+    scores: Floats
+    envelope: Envelope
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ class Guard:
         guard = cls(policy, space, everything, profile, own_ms, second_ms, split_ms or {}, *margins)
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
-            guard = replace(guard, usual=Usual.of(scores, profile.lanes_ms))
+            guard = replace(guard, usual=Usual(scores, Envelope.of(scores, guard._costs_ms)))
         return guard._with_tables()
 
     def _with_tables(self) -> Guard:
@@ -196,9 +209,8 @@ class Guard:
             return None
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
-            usual = self.usual and Usual.of(self.usual.scores, profile.lanes_ms)
-            crowd = replace(self, profile=profile, is_among=True, spread=sharing.spread, usual=usual)
-            self._crowds[sharing] = crowd._with_tables()
+            guard = replace(self, profile=profile, is_among=True, spread=sharing.spread)
+            self._crowds[sharing] = guard._with_tables()
         return self._crowds[sharing]
 
     @cached_property
@@ -212,8 +224,7 @@ class Guard:
         index, crowding = self.space.index(knobs), 1.0 if self.crowd is None else self.crowd.factor
         steps, factor = min(max_new_tokens, self.profile.output.upper) - 1, self._factor * crowding
         reading_ms, step_ms = self.profile.p50_reading_ms(index), self.profile.step_ms(index)
-        reserve_ms = factor * self.profile.reserve_ms(index, steps)
-        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms, crowding, reserve_ms)
+        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms, crowding)
 
     def only(self, choices: Iterable[int]) -> Guard:
         """Return the same guard over fewer settings."""
@@ -352,13 +363,13 @@ class Guard:
         """Return the cheapest setting's expected time of a whole answer, at the margin that holds now."""
         if self.profile is None:
             return self.least_ms()
-        return self.control_ms + self._factor * (float(self._medians_ms.min()) - self.profile.open_ms)
+        return self.control_ms + self._factor * (float(self._costs_ms.min()) - self.profile.open_ms)
 
     def least_of(self, tier: TierChoice) -> Prediction:
         """Return the least time of an answer at a tier, from the opened picture on: if others want the rest."""
         assert self.profile is not None
         of_tier = self._of_tier[tier.tier]
-        expected_ms = float(self._medians_ms[of_tier].min()) - self.profile.open_ms
+        expected_ms = float(self._costs_ms[of_tier].min()) - self.profile.open_ms
         bound_ms = float(self._totals_ms[self.policy.sees_glance][of_tier].min())
         return Prediction(p50_ms=self._factor * expected_ms, upper_ms=self._factor * bound_ms)
 
@@ -440,12 +451,7 @@ class Guard:
 
     @cached_property
     def _costs_ms(self) -> Floats:
-        """(K,) lane times of whole answers, by which ties are broken; without a profile, places in the space."""
-        return self._table(float if self.profile is None else self.profile.lane_ms)
-
-    @cached_property
-    def _medians_ms(self) -> Floats:
-        """(K,) medians of whole answers."""
+        """(K,) medians of whole answers, by which ties are broken; without a profile, places in the space."""
         return self._table(float if self.profile is None else self.profile.p50_total_ms)
 
     @cached_property

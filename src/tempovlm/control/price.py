@@ -101,23 +101,6 @@ class Envelope:
         return float((self.accuracy - price_per_ms * self.lane_ms).max())
 
 
-@dataclass(frozen=True, slots=True)
-class Usual:
-    """An ordinary question: what the time of those who wait is priced by, whatever a request restricts.
-
-    Attributes:
-        scores: (K,) mean accuracies. envelope: accuracy over expected lane time at all settings and usual lengths.
-    """
-
-    scores: Floats
-    envelope: Envelope
-
-    @classmethod
-    def of(cls, scores: Floats, lanes_ms: Sequence[float]) -> Usual:
-        """Return it for mean accuracies (K,) and lane times (K,)."""
-        return cls(scores, Envelope.of(scores, lanes_ms))
-
-
 def _turns_up(before: tuple[float, float], middle: tuple[float, float], after: tuple[float, float]) -> bool:
     """Whether the middle one of three points lies on or under the line of the two others."""
     (x0, y0), (x1, y1), (x2, y2) = before, middle, after

@@ -1,4 +1,4 @@
-"""Shares of lane time: how long a request may take so that others keep their deadlines, and who is served first.
+"""Shares of lane time: how long a request may take so that others keep their deadlines.
 
 Times are of one clock, and requests stand in the order of their service.
 """
@@ -7,15 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
-
-PATIENCE_MS = 10_000.0
-"""A request without a deadline is taken as if it had one that far in the future."""
-
-Discipline = Literal["edf", "fcfs", "slack"]
-"""Order of service: the earliest deadline first, first come first served, or the least slack first."""
-
-DISCIPLINES: tuple[Discipline, ...] = get_args(Discipline)
+from typing import Protocol
 
 
 class Waits(Protocol):
@@ -118,19 +110,3 @@ def even_shares_ms(times_ms: Sequence[float]) -> list[float]:
 def has_passed(left_ms: float, least_ms: float) -> bool:
     """Whether a request can no longer be served in the time that is left."""
     return left_ms <= 0 or left_ms < least_ms
-
-
-def urgency_ms(discipline: Discipline, accepted_ms: float, deadline_ms: float, need_ms: float) -> float:
-    """Return the time by which requests are let in, lowest first; all on one clock.
-
-    Args:
-        discipline: `edf` goes by the deadline, `fcfs` by when a request came, `slack` by the latest moment at
-            which it can begin.
-        accepted_ms: when it came.
-        deadline_ms: when it must have ended; one later than `PATIENCE_MS` after it came counts as that.
-        need_ms: the time inside that it is expected to need at least.
-    """
-    if discipline == "fcfs":
-        return accepted_ms
-    due_ms = min(deadline_ms, accepted_ms + PATIENCE_MS)
-    return due_ms - need_ms if discipline == "slack" else due_ms

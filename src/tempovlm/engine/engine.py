@@ -17,7 +17,7 @@ import torch
 
 from tempovlm.control.guard import Guard
 from tempovlm.control.price import Price
-from tempovlm.control.queue.door import Door, Ticket
+from tempovlm.control.queue import Door, Ticket
 from tempovlm.core.decode_dtype import DecodeDtype
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
@@ -91,8 +91,8 @@ class Engine:
         self.ranking = ranking or Ranking.evenly_spaced(shape.num_blocks)
         self.name, self.option_letters, self.weights_hash = name, option_letters, weights_hash
         self.native = Guard.fixed(self.space.native, self.space)
-        self.company, self.price = Company.of(self), Price()
-        self.door = Door(outer=None if self.company is None else self.company.gate)
+        self.door, self.price = Door(), Price()
+        self.company = Company.of(self)
         self.pieces = Pieces()
         self._process = os.getpid()
         self._plans = {knobs: Plan.build(knobs, self.ranking, shape) for knobs in self.space}
@@ -179,38 +179,19 @@ class Engine:
         `on_token` gets the tokens as they come, while others wait.
         """
         guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
-        if not self._has_company or self.door.is_inside:
-            return self.answer_in_turn(request, guard, self.line_up(request, accepted_ms, guard), cancel, on_token)
-        assert self.company is not None
-        asked = Asked(request, guard, accepted_ms, cancel, on_token)
-        if request.budget_ms is None:
-            return self.company.answer(asked)
-        with self._at_gate(asked) as has_turn:
-            answer = self.company.try_to_answer(asked) if has_turn else None
+        if self._has_company and not self.door.is_inside:
+            assert self.company is not None
+            ask = self.company.answer if request.budget_ms is None else self.company.try_to_answer
+            answer = ask(Asked(request, guard, accepted_ms, cancel, on_token))
             if answer is not None:
                 return answer
-            ticket = self.line_up(request, accepted_ms, guard)
-            return self.answer_in_turn(request, guard, ticket, cancel, on_token)
-
-    @contextmanager
-    def _at_gate(self, asked: Asked) -> Iterator[bool]:
-        """Wait until few others are in flight, if it is to join them; False where it ended meanwhile."""
-        assert self.company is not None
-        if not self.company.takes(asked.request, asked.guard):
-            yield False
-            return
-        watch = Watch(asked.request, asked.accepted_ms, self.pieces, asked.cancel)
-        is_over = None if watch.is_idle else lambda: watch.reason() is not None
-        gate = self.company.gate
-        ticket = self._ticket(gate, asked.request, asked.accepted_ms, asked.guard)
-        with gate.enter(ticket, is_over) as has_turn:
-            yield has_turn
+        ticket = self.line_up(request, accepted_ms, guard)
+        return self.answer_in_turn(request, guard, ticket, cancel, on_token)
 
     @property
     def _has_company(self) -> bool:
         """Whether a request that comes now is one of several; between two pieces of work nobody is at the door."""
-        company = self.company
-        return company is not None and (self.door.is_busy or company.gate.is_busy or company.callers > 0)
+        return self.company is not None and (self.door.is_busy or self.company.callers > 0)
 
     def line_up(self, request: Request, accepted_ms: float | None = None, guard: Guard | None = None) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.
@@ -221,16 +202,12 @@ class Engine:
             UserError: too many wait.
         """
         accepted_ms = now_ms() - request.waited_ms if accepted_ms is None else accepted_ms
-        return self._ticket(self.door, request, accepted_ms, guard)
-
-    @staticmethod
-    def _ticket(door: Door, request: Request, accepted_ms: float, guard: Guard | None) -> Ticket:
         budget_ms = math.inf if request.budget_ms is None else request.budget_ms
         least_ms = 0.0 if guard is None or guard.profile is None else max(0.0, guard.least_ms())
         if guard is not None and request.images:
             least_ms += guard.opening_ms
         runs_over = request.on_deadline == "finish"
-        return door.line_up(accepted_ms, accepted_ms + budget_ms, least_ms, runs_over=runs_over)
+        return self.door.line_up(accepted_ms, accepted_ms + budget_ms, least_ms, runs_over=runs_over)
 
     def answer_in_turn(
         self,
@@ -323,5 +300,4 @@ class Engine:
 
     def _is_quiet(self) -> bool:
         """Whether nobody waits for this engine, at the door or among others."""
-        company = self.company
-        return not self.door.waiting and (company is None or not (company.callers or company.gate.waiting))
+        return not self.door.waiting and (self.company is None or not self.company.callers)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.control.price import FREE, LanePrice
-from tempovlm.control.queue.door import End
-from tempovlm.control.queue.schedule import is_at_once
+from tempovlm.control.queue import End, is_at_once
 from tempovlm.core.request import STAGES, Answer, FinishReason, Prediction, Request
 from tempovlm.core.units import now_ms, wall_clock
 from tempovlm.engine.glance import Glance, take_glance

@@ -228,10 +228,6 @@ class LatencyProfile:
         """Return the median from acceptance to last token, at the mean output length."""
         return self._p50_totals[index]
 
-    def lane_ms(self, index: int) -> float:
-        """Return what a whole answer takes of the device, at the mean output length: alone, all of its median."""
-        return self.p50_total_ms(index)
-
     def p50_remainder_ms(self, index: int) -> float:
         """Return the median of prefill and decode, at the mean output length."""
         return self._p50_remainders[index]
@@ -239,16 +235,6 @@ class LatencyProfile:
     def p50_reading_ms(self, index: int) -> float:
         """Return the median from the opened picture to the first token."""
         return self._p50_totals[index] - (self.output.mean - 1) * self._steps[index] - self.open_ms
-
-    @property
-    def lanes_ms(self) -> list[float]:
-        """`lane_ms` of all settings."""
-        return [self.lane_ms(i) for i in range(len(self.space))]
-
-    def reserve_ms(self, index: int, steps: int) -> float:
-        """Return what an answer's bound exceeds its median by, if it takes some steps after its first token."""
-        median_ms = self.open_ms + self.p50_reading_ms(index) + steps * self.step_ms(index)
-        return max(0.0, self.upper_total_ms(index) - median_ms)
 
     def p50_prefix_ms(self, index: int) -> float:
         """Return the median from acceptance to the choice of top-k and depth."""
@@ -455,14 +441,6 @@ class ProfileInCompany(LatencyProfile):
 
     alone: LatencyProfile
     factors: Sharing
-
-    def lane_ms(self, index: int) -> float:
-        """Return what a whole answer adds to the device's work among as many as the factors hold for.
-
-        Its own reading, and its part of the steps, which serve all.
-        """
-        steps_ms = (self.output.mean - 1) * self._steps[index]
-        return self.factors.reading * self.alone.p50_reading_ms(index) + steps_ms / self.factors.most
 
     def for_lengths(self, output: OutputLength) -> LatencyProfile:
         """As the profile of answers alone."""

@@ -1,1 +1,1 @@
-"""The HTTP API: OpenAI's, with a budget in milliseconds. HTTP only; who waits for whom is `control/queue`'s."""
+"""The HTTP API: OpenAI's, with a budget in milliseconds. HTTP only; who waits for whom is `control/queue.py`'s."""

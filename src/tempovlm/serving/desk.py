@@ -19,14 +19,12 @@ import numpy as np
 
 from tempovlm.control.forecast import Forecast
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import AT_A_TIME, SharedDevice
 from tempovlm.control.policy import Question
-from tempovlm.control.queue.schedule import Schedule, Stay
+from tempovlm.control.queue import Schedule, Stay
 from tempovlm.core.errors import UserError
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.transcript import Token
-from tempovlm.latency.profile import Sharing
 from tempovlm.serving.errors import ApiError, infeasible, invalid, invalid_field, later
 from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.intake.pictures import OpeningTimes
@@ -145,15 +143,9 @@ class Desk:
         share = -(-options.max_queue // max(1, len(options.api_keys)))
         lanes = model.engine.door.lanes
         model.engine.door.forecast = forecast = Forecast()
-        company, device, policy = model.engine.company, None, self._guard().policy
-        self._profile = model.profile
-        if company is not None and company.has_rows and not (policy.sees_picture or policy.sees_glance):
-            company.gate.discipline = options.discipline
-            device = SharedDevice(AT_A_TIME, self._sharing)
-        self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price, forecast, device)
+        self.schedule = Schedule(lanes, options.max_queue, share, options.discipline, price, forecast)
         self._answering: dict[Stay, Answering] = {}
-        inside = lanes if device is None else max(lanes, device.seats)
-        self._pool = ThreadPoolExecutor(options.max_queue + inside, thread_name_prefix="answer")
+        self._pool = ThreadPoolExecutor(options.max_queue + lanes, thread_name_prefix="answer")
         self.is_draining = self.is_calibrating = False
         self.trim, self.out = Trim(), WayOut()
         self.metrics = Metrics(
@@ -238,13 +230,9 @@ class Desk:
         need_ms = (
             max(0.0, guard.least_ms()) + opening_ms + self.out.under_ms(KEPT) if len(self.schedule) else least_ms
         )
-        self._profile = self._model.profile
         self._foresee()
         runs_over = ask.request.on_deadline == "finish"
         given = self._priced(ask, guard, opening_ms)
-        if len(self.schedule) and self._joins(ask.request, guard):
-            due_ms = deadline_ms - opening_ms - self.out.under_ms(KEPT)
-            given["among"] = guard.need(guard.choice_of(None).knobs, ask.request.max_new_tokens, due_ms)
         stay = Stay(accepted_ms, deadline_ms, need_ms, owner, runs_over, self._options.weight_of(owner), **given)
         if not self.schedule.admit(stay, time_ms):
             instead = self.schedule.admit_instead(stay, time_ms)
@@ -255,27 +243,8 @@ class Desk:
         self.metrics.recent.waits(self.schedule.waiting, time_ms)
         return stay
 
-    def _sharing(self, in_flight: int) -> Sharing | None:
-        """Return how requests in flight together share the device; None where that was not measured."""
-        return None if self._profile is None else self._profile.sharing(in_flight)
-
-    def _joins(self, request: Request, guard: Guard) -> bool:
-        """Whether a request is answered together with others."""
-        company = self._model.engine.company
-        if company is None or not self.schedule.is_shared:
-            return False
-        return request.budget_ms is None or company.takes(request, guard)
-
     def _foresee(self) -> None:
-        """Tell the schedule when those inside end, if their settings are chosen by a derived price.
-
-        Of those in flight together it is told what they still need.
-        """
-        company = self._model.engine.company
-        needs = company.needs() if company is not None and self.schedule.is_shared else {}
-        for answering in self._answering.values() if needs else ():
-            if answering.thread in needs:
-                self.schedule.share(answering.stay, needs[answering.thread])
+        """Tell the schedule when those inside end, if their settings are chosen by a derived price."""
         ends = self._model.engine.door.ends() if self.schedule.price.is_derived else {}
         for answering in self._answering.values() if ends else ():
             if answering.thread in ends:
@@ -286,8 +255,7 @@ class Desk:
         picture, request = ask.picture, ask.request
         size = None if picture is None else (picture.height, picture.width)
         question = Question(text=request.question, image_size=size, left_ms=request.budget_ms, style=request.style)
-        deciding = (guard.among(AT_A_TIME) or guard) if self.schedule.is_shared else guard
-        worths = deciding.worths(question) if self.schedule.price.is_derived and guard.has_price else None
+        worths = guard.worths(question) if self.schedule.price.is_derived and guard.has_price else None
         if worths is None:
             return {}
         gains, usual = worths

@@ -17,8 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableM
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tempovlm.control.queue.schedule import Schedule, Stay
-from tempovlm.control.shares import Discipline
+from tempovlm.control.queue import Discipline, Schedule, Stay
 from tempovlm.core.units import now_ms
 from tempovlm.serving.desk import WayOut
 from tempovlm.serving.errors import ApiError, later

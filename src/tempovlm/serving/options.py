@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tempovlm.control.price import DERIVED, Price, parse_price
-from tempovlm.control.queue.door import MOST_WAITING
-from tempovlm.control.shares import DISCIPLINES, Discipline
+from tempovlm.control.queue import DISCIPLINES, MOST_WAITING, Discipline
 from tempovlm.core.checks import checked_integer, checked_number, checked_texts, wrong_argument
 from tempovlm.core.request import check_budget_ms, check_weight
 

@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import RequestRouter
 
-from tempovlm.control.shares import Discipline
+from tempovlm.control.queue import Discipline
 from tempovlm.core.checks import check_names, checked_integer
 from tempovlm.core.units import now_ms
 from tempovlm.serving.front import Front, LostError, Message, Routes, Task, answered

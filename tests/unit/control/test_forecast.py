@@ -7,8 +7,7 @@ import pytest
 
 from tempovlm.control.forecast import FOLLOWING, LEAST_SCENARIOS, MOMENTS, Forecast
 from tempovlm.control.price import Envelope, Price
-from tempovlm.control.queue.door import Door
-from tempovlm.control.queue.schedule import Schedule, Stay
+from tempovlm.control.queue import Door, Schedule, Stay
 
 BUDGET_MS = 100.0
 

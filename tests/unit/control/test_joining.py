@@ -9,7 +9,7 @@ import pytest
 
 import tiny_model
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import UNKNOWN_MS, Need, SharedDevice, ahead_ms, ends_ms, may_join, slack_ms
+from tempovlm.control.joining import UNKNOWN_MS, Need, ahead_ms, ends_ms, may_join, slack_ms
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Sight
@@ -49,25 +49,6 @@ def test_one_that_is_late_anyway_keeps_nobody_out() -> None:
     late = replace(RUNNING, deadline_ms=1010.0)
     assert may_join([late], Need(15.0, 1.0, 2), TWO, FOUR, 1000.0)
     assert not may_join([late, RUNNING], Need(15.0, 1.0, 2), TWO, FOUR, 1000.0)
-
-
-def test_one_that_is_in_time_as_a_rule_is_protected_although_its_bound_is_late() -> None:
-    at_risk = replace(RUNNING, deadline_ms=1016.0, reserve_ms=5.0)
-    wide = replace(TWO, spread=1.3)
-    assert ends_ms([at_risk], wide, 1000.0)[0] > at_risk.deadline_ms
-    assert not may_join([at_risk], Need(1.0, 1.0, 2), wide, FOUR, 1000.0)
-    lost = replace(at_risk, deadline_ms=1005.0)
-    assert may_join([lost], Need(1.0, 1.0, 2), wide, FOUR, 1000.0)
-
-
-def test_a_shared_device_seats_few_and_counts_the_others_one_after_another() -> None:
-    device = SharedDevice(2, lambda _: TWO)
-    needs = [Need(10.0, 1.0, 2), Need(20.0, 1.0, 2), Need(5.0, 1.0, 3), Need(5.0, 1.0, 0)]
-    both_ms = 0.8 * 30.0 + 2 * 1.5
-    assert device.ends_ms(needs, 0.0) == pytest.approx([both_ms, both_ms, both_ms + 8.0, both_ms + 13.0])
-    assert device.work_ms(needs[:2]) == pytest.approx(both_ms)
-    assert device.work_ms([]) == pytest.approx(0.0)
-    assert not SharedDevice(2, lambda _: None).is_measured
 
 
 def test_beside_unknown_times_nobody_is_expected_in_time() -> None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tempovlm.control.joining import Need, SharedDevice
 from tempovlm.control.price import Envelope, Price, parse_price
-from tempovlm.control.queue.door import Door, End, Ticket
-from tempovlm.control.queue.schedule import Schedule, Stay
-from tempovlm.control.shares import DISCIPLINES, PATIENCE_MS, Discipline, even_shares_ms, urgency_ms
+from tempovlm.control.queue import (
+    DISCIPLINES,
+    PATIENCE_MS,
+    Discipline,
+    Door,
+    End,
+    Schedule,
+    Stay,
+    Ticket,
+    urgency_ms,
+)
+from tempovlm.control.shares import even_shares_ms
 from tempovlm.core.errors import UserError
-from tempovlm.latency.profile import Sharing
 
 SOON_S = 5.0
 """Seconds that nothing here takes unless it hangs."""
@@ -482,68 +488,3 @@ def test_every_request_is_answered_or_refused_once() -> None:
     assert len(ended) + len(refused) == len(alive)
     assert {*ended, *refused} == alive
     assert len({*refused}) > 0
-
-
-SHARED = Sharing(2, 0.5, 1.0, 1.0)
-"""Two in flight are read in the time of one."""
-
-
-def shared_stay(accepted_ms: float, budget_ms: float, need_ms: float = 10.0) -> Stay:
-    due_ms = accepted_ms + budget_ms
-    return Stay(accepted_ms, due_ms, need_ms, among=Need(need_ms, 0.0, 0, due_ms))
-
-
-def test_a_shared_device_admits_what_lanes_at_the_times_alone_would_refuse() -> None:
-    device = SharedDevice(2, lambda _: SHARED)
-    for schedule, admitted in ((Schedule(), False), (Schedule(device=device), True)):
-        assert schedule.admit(shared_stay(0.0, 12.0), 0.0)
-        assert schedule.admit(shared_stay(0.0, 12.0), 0.0) is admitted
-        assert not schedule.admit(shared_stay(0.0, 12.0), 0.0), "a third one waits for both"
-        assert schedule.drain_ms(0.0) == pytest.approx(10.0)
-
-
-def test_what_those_in_flight_say_they_need_decides_who_is_admitted() -> None:
-    schedule = Schedule(device=SharedDevice(2, lambda _: SHARED))
-    first = shared_stay(0.0, 100.0)
-    assert schedule.admit(first, 0.0)
-    schedule.share(first, Need(60.0, 0.0, 0, 100.0))
-    assert not schedule.admit(shared_stay(0.0, 30.0), 0.0), "it is read after 35 ms"
-    assert schedule.admit(shared_stay(0.0, 40.0), 0.0)
-    schedule.end(first, 20.0)
-    assert schedule.drain_ms(20.0) == pytest.approx(10.0)
-
-
-def test_what_is_kept_of_a_budget_for_the_way_out_binds_on_a_shared_device() -> None:
-    schedule = Schedule(device=SharedDevice(2, lambda _: SHARED))
-    kept = shared_stay(0.0, 12.0)
-    kept = replace(kept, among=Need(10.0, 0.0, 0, 9.0))
-    assert not schedule.admit(kept, 0.0)
-    assert schedule.admit(replace(kept, among=Need(10.0, 0.0, 0, 10.0)), 0.0)
-
-
-def test_when_a_device_is_no_longer_shared_nobody_begins_before_a_lane_is_free() -> None:
-    measured = [True]
-    schedule = Schedule(device=SharedDevice(2, lambda _: SHARED if measured[0] else None))
-    both = [shared_stay(0.0, 1e3) for _ in range(2)]
-    assert all(schedule.admit(one, 0.0) for one in both)
-    measured[0] = False
-    later = [shared_stay(0.0, 1e3) for _ in range(2)]
-    assert all(schedule.admit(one, 0.0) for one in later)
-    assert schedule.inside == tuple(both)
-    for one in both:
-        schedule.end(one, 10.0)
-    assert schedule.inside == (later[0],)
-
-
-def test_where_nothing_was_measured_of_sharing_nothing_changes() -> None:
-    unknown, lanes = Schedule(device=SharedDevice(2, lambda _: None)), Schedule()
-    draw = np.random.default_rng(0)
-    for now_ms in range(0, 400, 4):
-        one = shared_stay(float(now_ms), float(draw.uniform(10.0, 80.0)))
-        assert unknown.admit(one, now_ms) is lanes.admit(one, now_ms)
-        assert unknown.drain_ms(now_ms) == lanes.drain_ms(now_ms)
-        for inside in lanes.inside:
-            if now_ms - inside.accepted_ms > 20.0:
-                unknown.end(inside, now_ms)
-                lanes.end(inside, now_ms)
-        assert unknown.inside == lanes.inside

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 from dataclasses import replace
 from typing import Any
@@ -13,9 +12,9 @@ import pytest
 import tiny_model
 from company_fakes import PlainRows, company_of, together
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import AT_A_TIME, Forecast
+from tempovlm.control.joining import Forecast
 from tempovlm.control.margin import OnlineMargin
-from tempovlm.control.policies import FixedPolicy, TablePolicy, prior_accuracy
+from tempovlm.control.policies import FixedPolicy
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
@@ -83,14 +82,10 @@ def needed_ms(profile: LatencyProfile, knobs: KnobConfig) -> tuple[float, float]
 
 
 class Arrivals:
-    """Callers who come one after the other while the device is busy: who joins, and who stays alone.
-
-    The gate lets all of them in.
-    """
+    """Callers who come one after the other while the device is busy: who joins, and who stays alone."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine, self.company = engine, company_of(engine)
-        self.company.gate.lanes = 8
         self.joined: list[str | None] = []
         self.alone: list[str | None] = []
         append, line_up = Company._append, Engine.line_up
@@ -417,118 +412,3 @@ def test_a_calibration_measures_requests_at_once(
     assert calibration.measure_shared(engine, output) == ()
     profile = replace(tiny_model.make_profile(space, output), shared=found)
     assert profile.sharing(16) is not None
-
-
-def test_only_greedy_answers_of_known_times_wait_at_the_gate(
-    engine: Engine, crowded: Engine, profile: LatencyProfile
-) -> None:
-    company, guard = company_of(crowded), Guard.fixed(engine.space.cheapest, engine.space, profile)
-    assert company.takes(asked(1e8), guard)
-    assert not company.takes(asked(1e8, temperature=1.0), guard), "drawn answers pass the door alone"
-    assert not company.takes(asked(1e8), Guard.fixed(engine.space.cheapest, engine.space)), "nothing was measured"
-
-
-class AtGate:
-    """Callers who come while this thread has the gate's one seat; nobody else is in flight."""
-
-    def __init__(self, engine: Engine, guard: Guard) -> None:
-        self.engine, self.gate, self.guard = engine, company_of(engine).gate, guard
-        self.gate.lanes = 1
-        self.found: dict[int, Any] = {}
-        self.threads = list[threading.Thread]()
-
-    def come(self, place: int, budget_ms: float, cancel: Any = None, **options: Any) -> None:
-        """Let one come, and return once it waits."""
-
-        def run() -> None:
-            try:
-                self.found[place] = self.engine.answer(asked(budget_ms, place, **options), self.guard, cancel)
-            except RuntimeError as error:
-                self.found[place] = error
-
-        before = self.gate.waiting
-        self.threads.append(threading.Thread(target=run))
-        self.threads[-1].start()
-        while self.gate.waiting == before and self.threads[-1].is_alive():
-            pass
-        assert self.gate.waiting == before + 1
-
-    def end(self) -> None:
-        """Wait for all of them."""
-        for thread in self.threads:
-            thread.join()
-        assert not self.gate.is_busy
-
-
-@pytest.fixture
-def at_gate(engine: Engine, crowded: Engine, profile: LatencyProfile) -> AtGate:
-    assert company_of(crowded).gate.lanes == AT_A_TIME
-    return AtGate(crowded, Guard.fixed(engine.space.cheapest, engine.space, profile))
-
-
-def test_the_most_urgent_at_the_gate_is_let_in_first_and_an_error_lets_the_next_one_in(
-    at_gate: AtGate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order = list[str | None]()
-
-    def try_to_answer(_: Company, of: Any) -> None:
-        order.append(of.request.request_id)
-        if len(order) == 1:
-            raise RuntimeError("lost")
-
-    monkeypatch.setattr(Company, "try_to_answer", try_to_answer)
-    with at_gate.gate.enter(at_gate.gate.line_up(0.0)):
-        for place, budget_ms in enumerate((9e3, 6e3, 6e3, 3e3)):
-            at_gate.come(place, budget_ms)
-    at_gate.end()
-    assert order == [f"request {place}" for place in (3, 1, 2, 0)]
-    assert str(at_gate.found[3]) == "lost"
-    assert all(at_gate.found[place].tokens for place in (0, 1, 2)), "they pass the door alone"
-
-
-def test_who_is_over_at_the_gate_ends_without_a_seat(at_gate: AtGate) -> None:
-    is_left = threading.Event()
-    with at_gate.gate.enter(at_gate.gate.line_up(0.0)):
-        at_gate.come(0, 1e8, is_left.is_set)
-        at_gate.come(1, 1e3, on_deadline="stop")
-        is_left.set()
-        for thread in at_gate.threads:
-            thread.join()
-    at_gate.end()
-    assert [at_gate.found[place].finish_reason for place in (0, 1)] == ["cancelled", "deadline"]
-
-
-def test_whoever_has_a_seat_may_ask_again(at_gate: AtGate) -> None:
-    with at_gate.gate.enter(at_gate.gate.line_up(0.0)):
-        assert at_gate.engine.answer(asked(1e8), at_gate.guard).tokens
-    at_gate.end()
-
-
-def test_who_joins_pays_for_those_who_wait_and_leaves_them_what_they_need(
-    engine: Engine, crowded: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempovlm.engine.company.company.now_ms", lambda: 0.0)
-    rough = tiny_model.make_profile(engine.space, OutputLength.exactly(6), spread=0.05)
-    shared = [
-        SharedMeasurement(setting=i, in_flight=n, first_ms=rough.p50_reading_ms(i), step_ms=rough.step_ms(i))
-        for i in range(len(engine.space))
-        for n in (2, 4)
-    ]
-    profile = replace(rough, shared=tuple(shared))
-    guard = Guard.around(TablePolicy(engine.space, prior_accuracy(engine.space)), engine.space, profile)
-    company = company_of(crowded)
-    crowded.door.outer = company.gate
-    request = asked(1e4)
-    among, _, lane, most_ms = company._outlook(request, guard)
-    assert guard.usual is not None
-    assert lane.per_ms(guard.usual.envelope) == 0, "nobody waits"
-    assert most_ms == math.inf
-    need_ms = among.least_ms()
-    for left_needs in (3.0, 2.0):  # of which the others need two
-        waiting = [company.gate.line_up(0.0, left_needs * need_ms, need_ms) for _ in range(2)]
-        among, _, lane, most_ms = company._outlook(request, guard)
-        company.gate.leave(waiting)
-        assert lane.per_ms(guard.usual.envelope) > 0
-        assert most_ms == pytest.approx(need_ms)
-        tier = among.choose_tier(request, (64, 64), 1e4 - most_ms, lane=lane)
-        assert tier.feasible, "at least the cheapest setting fits"

@@ -15,7 +15,7 @@ from recorders import Again
 from tempovlm.control.guard import Guard
 from tempovlm.control.learned.observation import vision_feature
 from tempovlm.core.request import Request
-from tempovlm.engine.company.passes import encode_together, project_together
+from tempovlm.engine.company.company import encode_together, project_together
 from tempovlm.engine.cuda.vision_graphs import MAX_CROPS, VisionGraphs, crop_counts, vision_graphs
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner

@@ -14,7 +14,7 @@ from asgi import CHAT, NEEDS, ask, chat, get, post, question
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
-from tempovlm.control.shares import Discipline
+from tempovlm.control.queue import Discipline
 from tempovlm.serving.front import INSIDE, Front, LostError, Routes, Task, answered
 from tempovlm.serving.options import Options
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,13 +18,9 @@ pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import AT_A_TIME, Need
 from tempovlm.control.policy import Question
 from tempovlm.control.price import Envelope, Price
-from tempovlm.control.queue.door import End
-from tempovlm.engine.company.company import Company
-from tempovlm.engine.engine import Engine
-from tempovlm.latency.profile import SharedMeasurement
+from tempovlm.control.queue import End
 from tempovlm.serving import desk
 from tempovlm.serving.intake.pictures import OpeningTimes, look, readable
 
@@ -331,65 +326,6 @@ def test_a_failure_tells_no_more_than_that(
     assert b"secret" not in reply.body
     assert "secret" in caplog.text
     assert len(app.state.desk.schedule) == 0
-
-
-@pytest.fixture
-def shared(served: TempoVLM, app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An app whose requests share a device, by a made-up calibration, to its schedule; all pass the door alone."""
-    profile = served.profile
-    assert profile is not None
-    measured = [
-        SharedMeasurement(setting=i, in_flight=2, first_ms=profile.p50_reading_ms(i), step_ms=profile.step_ms(i))
-        for i in range(len(profile.space))
-    ]
-    company = Company(served.engine)
-    company._seats = object()  # type: ignore[assignment]  # nobody sits
-    monkeypatch.setattr(served.engine, "company", company)
-    monkeypatch.setattr(Engine, "_has_company", False)
-    monkeypatch.setattr(served, "_profile", replace(profile, shared=tuple(measured)))
-    monkeypatch.setattr(served, "_guard", None)
-    yield app_of()
-    served._fixed_guards.clear()
-
-
-def test_an_idle_server_of_a_shared_device_lets_one_in_that_is_late_only_by_the_margin(
-    shared: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Guard, "need", lambda *_: Need(1e6, 0.0, 0, 60_000.0))
-
-    async def talk() -> None:
-        first = send(shared, latency_budget_ms=60_000)
-        await gate.inside()
-        assert shared.state.desk.schedule.is_shared
-        assert (await send(shared, latency_budget_ms=60_000)).code == "queue_full"
-        gate.opened.set()
-        assert (await first).status == 200
-
-    asyncio.run(talk())
-
-
-def test_requests_without_a_budget_and_drawn_answers_leave_a_device_shared(shared: Any, gate: Gate) -> None:
-    schedule = shared.state.desk.schedule
-    given: tuple[dict[str, Any], ...] = (
-        {"latency_budget_ms": 60_000},
-        {"latency_budget_ms": 60_000},
-        {"latency_budget_ms": 60_000, "temperature": 1.0},
-        {},
-    )
-
-    async def talk() -> None:
-        tasks = []
-        for options in given:
-            tasks.append(send(shared, **options))
-            await gate.inside()
-            assert schedule.is_shared
-        assert len(schedule.inside) == AT_A_TIME
-        came = sorted(schedule._stays, key=lambda one: one.accepted_ms)
-        assert [one.among is None for one in came] == [True, False, True, False]
-        gate.opened.set()
-        assert [(await one).status for one in tasks] == [200] * len(given)
-
-    asyncio.run(talk())
 
 
 def test_an_idle_server_lets_one_in_that_is_late_only_by_the_margin(

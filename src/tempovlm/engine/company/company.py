@@ -7,10 +7,9 @@ drawn, or too long for a row, are decoded one after the other. Between these pie
 again, so that a request with a deadline waits for one piece at most. Nothing is captured here, and nothing waits
 for Python's lock while the device computes.
 
-A request with a budget waits at a gate, the most urgent first, until few others with one are in flight. Then it
-chooses, at the price of those who wait, and joins if it and all others are expected in time, by what a calibration
-measured (`control/joining.py`); otherwise it passes the door alone. One without a budget waits while it would make
-others late.
+A request with a budget joins if it and all others are expected in time, by what a calibration measured of requests
+in flight together (`control/joining.py`); otherwise it passes the door alone. One without a budget waits while it
+would make others late.
 
 A request that comes while nobody is in flight is not answered here: alone it is faster on its caller's thread.
 """
@@ -23,39 +22,35 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import compress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate, compress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import AT_A_TIME, Forecast, Need, ahead_ms, may_join, slack_ms
-from tempovlm.control.price import FREE, ROUNDING, LanePrice
-from tempovlm.control.queue.door import Door, check_waiting
-from tempovlm.control.shares import PATIENCE_MS
+from tempovlm.control.joining import Forecast, Need, ahead_ms, may_join, slack_ms
+from tempovlm.control.queue import PATIENCE_MS, check_waiting
 from tempovlm.core.errors import UserError
+from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.company.member import Asked, Member
-from tempovlm.engine.company.passes import (
-    Read,
-    embed,
-    encode_together,
-    first_token,
-    packs,
-    project_together,
-)
 from tempovlm.engine.company.seats import Seat, Seats
-from tempovlm.engine.runner import Decoding
+from tempovlm.engine.cuda.rows import PACK_BUCKETS
+from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
+from tempovlm.engine.runner import Decoding, Runner
 from tempovlm.engine.sampling import greedy
 from tempovlm.latency.clock import QUEUE, StageClock, stage_clock
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
 from tempovlm.model.packed import read_packed
+from tempovlm.model.vision.encoder import only_live
+from tempovlm.model.vision.tiling import Crops
 
 if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
@@ -66,6 +61,9 @@ MOST_TOGETHER = 8
 
 TURN_TOKENS = 4096
 """Tokens of a turn's prompts: beyond, the experts' products are bound by arithmetic, and more only delay."""
+
+LONG_TOKENS = PACK_BUCKETS[-1] // 2
+"""Longer prompts are read alone: two of them have no graph."""
 
 FEW = 2
 """So many answers are decoded faster one after the other on the lane than in rows."""
@@ -88,6 +86,22 @@ EXIT_S = 10.0
 ENDING = "the process ends, and with it the answers that others wait for"
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A member whose picture is encoded, (C, G, D); its prompt too, if it was read in a pack.
+
+    Attributes:
+        clocks: of the stages that it shared.
+        state: after the prompt, in a cache of its own. token: (1,) the first one.
+    """
+
+    member: Member
+    vision: Tensor | None
+    clocks: tuple[StageClock, ...]
+    state: Decoding | None = None
+    token: Tensor | None = None
+
+
 class Company:
     """Answers requests of one engine together."""
 
@@ -95,7 +109,6 @@ class Company:
         self._engine = engine
         self._changed, self._called = threading.Condition(), threading.Condition()
         self._preparing = threading.Semaphore(PREPARING)
-        self.gate = Door(AT_A_TIME)
         self._pending: deque[Member] = deque()
         self._taken: list[Member] = []
         self._alone_ms: deque[float] = deque(maxlen=LAST_ALONE)
@@ -118,10 +131,7 @@ class Company:
             return self._join(asked).answer()
 
     def try_to_answer(self, asked: Asked) -> Answer | None:
-        """Answer a request with a budget among others; None if it, or another one, would be late.
-
-        Its turn at the gate has come.
-        """
+        """Answer a request with a budget among others; None if it, or another one, would be late."""
         if not self._may_ask(asked):
             return None
         with self._calling():
@@ -194,11 +204,6 @@ class Company:
         for one in members:
             one.expect(forecast)
 
-    def needs(self) -> dict[int, Need]:
-        """Return what those in flight still need, by the threads that asked."""
-        with self._changed:
-            return {one.thread: one.need for one in (*self._taken, *self._pending) if not one.is_done}
-
     def _in_flight(self, *, everybody: bool = False) -> list[Need]:
         """Return the needs of those taken, and of those who wait: all of them, or who may not be put off."""
         with self._changed:
@@ -206,29 +211,11 @@ class Company:
             waiting = [one for one in self._pending if everybody or one.has_deadline]
             return [one.need for one in (*self._taken, *waiting)]
 
-    def takes(self, request: Request, guard: Guard) -> bool:
-        """Whether a request with a budget may join others: nothing is drawn, and nobody waits for its picture."""
-        is_measured = self._seats is not None and guard.profile is not None and bool(guard.profile.shared)
-        return is_measured and not (request.temperature or guard.policy.sees_picture or guard.policy.sees_glance)
-
-    def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float, LanePrice, float]:
+    def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float]:
         """Return who decides about a request that joins now, and how long it waits for others; 0 if unknown.
 
-        Also the price of its time, and how much of it is left beside those who wait. Each at the door may take as
-        long as the slowest of the last ones did; at first, as the native setting.
+        Each at the door may take as long as the slowest of the last ones did; at first, as the native setting.
         """
-        among, ahead_ms = self._ahead(request, guard)
-        door, price = self._engine.door, self._engine.price
-        if request.budget_ms is None or among is guard or not among.has_price:
-            return among, ahead_ms, FREE, math.inf
-        if not price.is_derived:
-            return among, ahead_ms, LanePrice(price, math.inf, request.weight), math.inf
-        time_ms, least_ms = now_ms(), among.least_ms() * (1 + ROUNDING)
-        shares_ms = door.shares_ms(time_ms, least_ms, ahead_ms)
-        room_ms = max(door.room_ms(time_ms + ahead_ms), least_ms)
-        return among, ahead_ms, LanePrice(price, shares_ms, request.weight), room_ms
-
-    def _ahead(self, request: Request, guard: Guard) -> tuple[Guard, float]:
         profile = guard.profile
         if profile is None or not profile.shared:
             return guard, 0.0
@@ -244,9 +231,11 @@ class Company:
     def _may_ask(self, asked: Asked) -> bool:
         """Whether it makes sense to prepare a request with a budget: it may stand beside others, if in time."""
         request, guard = asked.request, asked.guard
-        among, waits_ms = self._ahead(request, guard)
+        if self._seats is None or request.temperature or guard.policy.sees_picture or guard.policy.sees_glance:
+            return False
+        among, waits_ms = self._outlook(request, guard)
         assert request.budget_ms is not None
-        return self.takes(request, guard) and (
+        return (
             among is not guard and now_ms() - asked.accepted_ms + waits_ms + among.least_ms() <= request.budget_ms
         )
 
@@ -504,3 +493,85 @@ def end_all() -> None:
     """
     for company in list(_OPEN):
         company.end()
+
+
+def packs(reads: Iterable[Read]) -> list[list[Read]]:
+    """Sort members by the steps of their plans, into packs that a graph can have; long prompts stay apart."""
+    of_steps: dict[tuple[Step, ...], list[Read]] = {}
+    found = []
+    for one in reads:
+        steps = one.member.plan.steps
+        pack = of_steps.get(steps, [])
+        if len(one.member) > LONG_TOKENS:
+            found.append([one])
+        elif pack and sum(len(other.member) for other in pack) + len(one.member) <= PACK_BUCKETS[-1]:
+            pack.append(one)
+        else:
+            of_steps[steps] = [one]
+            found.append(of_steps[steps])
+    return found
+
+
+def embed(run: Runner, pack: Sequence[Read]) -> list[Tensor]:
+    """Return embeddings (T, D) of the prompts of a pack, with their pictures."""
+    prompts = [(one.member.ready.prompt, one.vision) for one in pack]
+    return run.model.embed_packed([(prompt.tokens, seen, prompt.slots) for prompt, seen in prompts])
+
+
+def first_token(run: Runner, one: Read, state: Decoding) -> Tensor:
+    """Return the first token (1,) of an answer."""
+    return one.member.sample(run.limits([one.member.request])(state.logits))
+
+
+def encode_together(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None]:
+    """Encode the distinct crops of all pictures; return features (U, P, F) of each picture."""
+    pictures = [one for one in crops if one is not None]
+    if not pictures or run.features is not None:
+        return [run.encode(one) for one in crops]
+    patches = [one.patches.to(run.device, non_blocking=True) for one in pictures]
+    counts = [len(one) for one in patches]
+    if run.vision is not None and sum(counts) <= MAX_CROPS:
+        every = run.vision.encode.together(patches)
+    else:
+        stage = run.see_crops if run.vision is None else run.vision.encode
+        every = in_chunks(stage, torch.cat(patches).to(run.dtype))
+    parts = iter(every.split(counts))
+    return [None if one is None else _live(next(parts), one) for one in crops]
+
+
+def _live(features: Tensor, crops: Crops) -> Tensor:
+    return only_live(features, None if crops.live is None else crops.live.to(features.device, non_blocking=True))
+
+
+def project_together(
+    run: Runner, features: Sequence[Tensor | None], crops: Sequence[Crops | None]
+) -> list[Tensor | None]:
+    """Project all crops of all pictures; return tokens (C, G, D) of each picture."""
+    if run.vision is None:
+        return [run.project(*one) for one in zip(features, crops, strict=True)]
+    pictures = [(f, c) for f, c in zip(features, crops, strict=True) if f is not None and c is not None]
+    if not pictures:
+        return [None] * len(crops)
+    index, masks = _of_all(tuple((c.index, c.masks, len(f)) for f, c in pictures), run.device)
+    every = torch.cat([f for f, _ in pictures]) if len(pictures) > 1 else pictures[0][0]
+    if len(index) != len(every):
+        every = every.index_select(0, index)
+    parts = iter(in_chunks(run.vision.project, every, masks).split([len(c.index) for _, c in pictures]))
+    return [None if one is None else next(parts) for one in crops]
+
+
+@lru_cache(maxsize=64)
+def _of_all(pictures: tuple[tuple[Tensor, Tensor, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return index (C,) and masks (C, P) of all crops of some pictures, from those of each and its distinct crops.
+
+    Kept for pictures with the same tensors, which all of one shape have.
+    """
+    begins = accumulate((count for *_, count in pictures), initial=0)
+    index = [own.to(device) + begin for (own, *_), begin in zip(pictures, begins, strict=False)]
+    return torch.cat(index), torch.cat([masks.to(device) for _, masks, _ in pictures])
+
+
+def in_chunks(stage: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Run a stage on values whose first dimension is crops, as many at a time as have a graph."""
+    made = [stage(*chunk) for chunk in zip(*(value.split(MAX_CROPS) for value in values), strict=True)]
+    return made[0] if len(made) == 1 else torch.cat(made)

@@ -13,7 +13,6 @@ import torch
 from tempovlm.control.guard import Choice, Guard, TierChoice
 from tempovlm.control.joining import Forecast, Need
 from tempovlm.control.policy import Sight
-from tempovlm.control.price import FREE, LanePrice
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Prediction, Request
 from tempovlm.core.units import now_ms
@@ -51,7 +50,7 @@ class Member:
 
     Attributes:
         plan: of its setting. ready: its crops and prompt. transcript: its tokens so far. sample: chooses them.
-        profile: the calibration that its setting was chosen by. thread: its caller's.
+        profile: the calibration that its setting was chosen by.
     """
 
     def __init__(
@@ -59,12 +58,11 @@ class Member:
         engine: Engine,
         asked: Asked,
         turn: threading.Semaphore,
-        outlook: Callable[[Request, Guard], tuple[Guard, float, LanePrice, float]],
+        outlook: Callable[[Request, Guard], tuple[Guard, float]],
     ) -> None:
         """Prepare a request; all but opening the picture in its `turn`.
 
-        The `outlook` says who decides about it among others, how long it waits for them, what its time costs those
-        who wait, and how much they leave it.
+        The `outlook` says who decides about it among others, and how long it waits for them.
 
         Raises:
             UserError: the picture cannot be read, or the prompt is too long.
@@ -75,15 +73,14 @@ class Member:
         opened_ms = now_ms()
         with turn:
             begun_ms = now_ms()
-            among, ahead_ms, lane, most_ms = outlook(request, guard)
+            among, ahead_ms = outlook(request, guard)
             passed_ms = 0.0 if among.profile is None else begun_ms - accepted_ms + ahead_ms
-            kept_ms = passed_ms if request.budget_ms is None else max(passed_ms, request.budget_ms - most_ms)
-            tier = among.choose_tier(request, image_size(image), kept_ms, lane=lane)
-            self._choice = choose_ahead(among, request, tier, kept_ms, lane)
+            tier = among.choose_tier(request, image_size(image), passed_ms)
+            self._choice = choose_ahead(among, request, tier, passed_ms)
             chosen_ms = now_ms()
             self.ready = run.prepare(image, tier.tier, request)
             ready_ms = now_ms()
-        self.request, self.accepted_ms, self.thread = request, accepted_ms, threading.get_ident()
+        self.request, self.accepted_ms = request, accepted_ms
         self.profile, budget_ms = guard.profile, request.budget_ms
         deadline_ms = math.inf if budget_ms is None else accepted_ms + budget_ms
         self._need = guard.need(self._choice.knobs, request.max_new_tokens, deadline_ms)
@@ -226,13 +223,11 @@ class Member:
         )
 
 
-def choose_ahead(
-    guard: Guard, request: Request, tier: TierChoice, elapsed_ms: float, lane: LanePrice = FREE
-) -> Choice:
+def choose_ahead(guard: Guard, request: Request, tier: TierChoice, elapsed_ms: float) -> Choice:
     """Choose top-k and depth before the picture is encoded, with its usual time set aside."""
     profile = guard.profile
     picture_ms = 0.0 if profile is None or not request.images else profile.p50_picture_ms(tier.index)
-    choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), elapsed_ms + picture_ms, lane=lane)
+    choice = guard.choose_compute(request, tier, Sight(tier.tier, None, 0, 0), elapsed_ms + picture_ms)
     if choice.predicted is None:
         return choice
     predicted = Prediction(

@@ -16,7 +16,7 @@ import numpy as np
 
 from tempovlm.control.forecast import Forecast
 from tempovlm.control.learned.policies import ValuePolicy
-from tempovlm.control.queue.schedule import Schedule
+from tempovlm.control.queue import Schedule
 from tempovlm.control.select import Ints
 from tempovlm.lab.queueing.arrivals import arrival_times_ms
 from tempovlm.lab.queueing.choosers import Chooser, of_scores

@@ -25,7 +25,7 @@ from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.forecast import Forecast
 from tempovlm.control.learned.networks import AccuracyNetwork
 from tempovlm.control.learned.observation import language_feature, question_ids, token_vectors
-from tempovlm.control.queue.schedule import Schedule
+from tempovlm.control.queue import Schedule
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole

@@ -1,15 +1,11 @@
 """Requests at a door, event by event: the schedule that serves says who waits, and the rule that serves chooses.
 
-Two kinds of events move time: a request comes, and an answer ends. When one comes, `Schedule` admits or
-refuses it; when a lane is free, the most urgent of those that wait is let in, and `control.select.best` takes a
+Two kinds of events move time: a request comes, and an answer ends. When one comes, `control.queue.Schedule` admits
+or refuses it; when a lane is free, the most urgent of those that wait is let in, and `control.select.best` takes a
 setting among those whose bound fits what is left of its budget, at the price of lane time that `control.price`
 derives from those who wait. It is refused before it takes any lane time if nothing fits; or if nothing is worth
-the price, and it has waited for at most `AT_ONCE` of its budget. Bounds are those of a calibration
+the price, and it has waited for at most `control.queue.AT_ONCE` of its budget. Bounds are those of a calibration
 times the factor that `control.margin` learns from service times, never from waiting.
-
-Where requests share a device (`world.shared`), those that are let in are in flight together. One takes a setting
-that is expected in time after the reading of the others, and that makes none of them late; it waits where there is
-none. Its lane time is what it adds to the device's work.
 
 An answer that has begun runs to its end, also beyond its deadline. Nobody asks again after a refusal.
 
@@ -18,23 +14,21 @@ Shapes: `n` requests, `N` questions, `K` settings.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tempovlm.control.joining import Forecast, Need
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.price import Envelope
-from tempovlm.control.queue.door import End
-from tempovlm.control.queue.schedule import AT_ONCE, Schedule, Stay
-from tempovlm.control.select import Mask, best
+from tempovlm.control.queue import AT_ONCE, End, Schedule, Stay
+from tempovlm.control.select import best
 from tempovlm.core.progress import Advance, silent
 from tempovlm.lab.queueing import clairvoyant
 from tempovlm.lab.queueing.choosers import Chooser
-from tempovlm.lab.queueing.device import Device, Lanes, Shared, SharedTimes
 from tempovlm.lab.queueing.world import Traffic, World
 from tempovlm.lab.table import Floats
 
@@ -99,8 +93,7 @@ class _Run:
     def __init__(self, world: World, traffic: Traffic, chooser: Chooser, schedule: Schedule) -> None:
         self.world, self.traffic, self.chooser = world, traffic, chooser
         self.schedule, self.margin = schedule, OnlineMargin()
-        self.shared = world.shared if chooser.is_guarded else None
-        self.device: Device = Lanes() if self.shared is None else Shared(self.shared)
+        self.ends: list[tuple[float, int]] = []  # of the answers that have begun
         self.stays: dict[Stay, int] = {}
         self.begun: set[int] = set()
         self.deadline_ms = traffic.arrival_ms + traffic.budget_ms
@@ -109,28 +102,11 @@ class _Run:
         self.usual_ms = np.where(chooser.allowed, world.usual_ms, np.inf)
         self.bound_ms = np.where(chooser.allowed, world.bound_ms, np.inf)
         self.least_ms = float(self.bound_ms.min())
-        self._gains: dict[int, tuple[Envelope, list[Envelope]]] = {}
-
-    def costs_ms(self, in_flight: int) -> Floats:
-        """(K,) lane times with some in flight."""
-        return self.usual_ms if self.shared is None else self.usual_ms * self.shared.lane_share(in_flight)
-
-    def gains(self, in_flight: int) -> tuple[Envelope, list[Envelope]] | None:
-        """Return what an ordinary question gains with lane time, and each question; None without a price."""
-        if not self.chooser.has_price:
-            return None
-        if in_flight not in self._gains:
-            costs_ms, scores = self.costs_ms(in_flight), np.asarray(self.chooser.scores[-1])
-            self._gains[in_flight] = (
-                Envelope.of(self.chooser.mean_scores, costs_ms),
-                _envelopes(scores, costs_ms),
-            )
-        return self._gains[in_flight]
-
-    @property
-    def in_flight(self) -> int:
-        """Requests in flight with one more, by whose factors times are; 1 on lanes."""
-        return 1 if self.shared is None else min(len(self.begun) + 1, self.shared.seats)
+        self.envelope: Envelope | None = None
+        self.gains: list[Envelope] = []
+        if chooser.has_price:
+            self.envelope = Envelope.of(chooser.mean_scores, self.usual_ms)
+            self.gains = _envelopes(np.asarray(chooser.scores[-1]), self.usual_ms)
 
 
 def simulate(
@@ -154,9 +130,9 @@ def simulate(
     run = _Run(world, traffic, chooser, make_schedule())
     arrivals, count = traffic.arrival_ms.tolist(), len(traffic)
     coming = 0
-    while coming < count or run.device.next_ms < math.inf:
-        if run.device.next_ms < math.inf and (coming == count or run.device.next_ms <= arrivals[coming]):
-            _end(run, *run.device.end())
+    while coming < count or run.ends:
+        if run.ends and (coming == count or run.ends[0][0] <= arrivals[coming]):
+            _end(run, *heapq.heappop(run.ends))
         else:
             _come(run, coming, arrivals[coming])
             coming += 1
@@ -180,7 +156,6 @@ def _outcome(world: World, traffic: Traffic, setting: NDArray[np.int64], end_ms:
 
 def _come(run: _Run, request: int, now_ms: float) -> None:
     """Admit a request, or refuse it; it begins at once where a lane is free."""
-    _foresee(run, now_ms)
     stay = _stay(run, request, now_ms)
     run.stays[stay] = request
     if not run.schedule.admit(stay, now_ms):
@@ -193,46 +168,15 @@ def _stay(run: _Run, request: int, now_ms: float) -> Stay:
     """Return what the schedule is told of a request, as the server tells it."""
     if not run.chooser.is_guarded:
         return Stay(now_ms, math.inf, 0.0)
-    factor, gains = run.margin.factor, run.gains(run.in_flight)
+    factor = run.margin.factor
     return Stay(
         now_ms,
         float(run.deadline_ms[request]),
         factor * run.least_ms,
         expected_ms=factor * float(run.usual_ms.min()),
-        gains=None if gains is None else gains[1][run.traffic.question[request]].stretched(factor),
-        usual=None if gains is None else gains[0].stretched(factor),
-        among=None if run.shared is None else _among(run, run.shared, float(run.deadline_ms[request])),
+        gains=run.gains[run.traffic.question[request]].stretched(factor) if run.gains else None,
+        usual=None if run.envelope is None else run.envelope.stretched(factor),
     )
-
-
-def _among(run: _Run, shared: SharedTimes, deadline_ms: float) -> Need:
-    """Return what a request needs at least beside others, by a deadline that its bound keeps."""
-    return _need(run, shared, int(run.usual_ms.argmin()), deadline_ms)
-
-
-def _need(run: _Run, shared: SharedTimes, index: int, deadline_ms: float) -> Need:
-    """Return what an answer at a setting needs."""
-    reserve_ms = run.margin.factor * float(run.bound_ms[index] - run.usual_ms[index])
-    usual_ms, share = run.margin.factor * float(run.usual_ms[index]), float(shared.step_share[index])
-    return Need(
-        (1 - share) * usual_ms, share * usual_ms / max(shared.steps, 1), shared.steps, deadline_ms, 1.0, reserve_ms
-    )
-
-
-def _foresee(run: _Run, now_ms: float) -> list[Need]:
-    """Tell the schedule what those in flight still need, and return it; nothing on lanes."""
-    if run.shared is None or not isinstance(run.device, Shared):
-        return []
-    rests, found = run.device.rests_at(now_ms), []
-    for stay in run.schedule.inside:
-        request = run.stays[stay]
-        if request in rests:
-            whole = _need(run, run.shared, int(run.setting[request]), stay.deadline_ms)
-            rest = rests[request]
-            need = replace(whole, reading_ms=rest.unread * whole.reading_ms, steps=math.ceil(rest.steps))
-            run.schedule.share(stay, need)
-            found.append(need)
-    return found
 
 
 def _end(run: _Run, now_ms: float, request: int) -> None:
@@ -241,7 +185,6 @@ def _end(run: _Run, now_ms: float, request: int) -> None:
     run.schedule.end(stay, now_ms)
     del run.stays[stay]
     run.begun.discard(request)
-    run.end_ms[request] = now_ms
     index = int(run.setting[request])
     took_ms = float(run.traffic.service_ms[request, index])
     run.margin.observe(took_ms, float(run.bound_ms[index]), float(run.usual_ms[index]))
@@ -250,31 +193,21 @@ def _end(run: _Run, now_ms: float, request: int) -> None:
 
 def _begin_all(run: _Run, now_ms: float) -> None:
     """Begin whoever was let in; where one is refused, its lane takes another one."""
-    put_off = set[Stay]()
-    while new := [one for one in run.schedule.inside if run.stays[one] not in run.begun and one not in put_off]:
+    while new := [one for one in run.schedule.inside if run.stays[one] not in run.begun]:
         stay = new[0]
         request = run.stays[stay]
         index = _choose(run, stay, request, now_ms)
-        if index == REFUSED and _may_wait(run, request, now_ms):
-            put_off.add(stay)
-            continue
         if index == REFUSED:
             run.end_ms[request] = now_ms
             run.schedule.end(stay, now_ms)
             del run.stays[stay]
             continue
         run.begun.add(request)
+        times_ms = (run.margin.factor * float(table[index]) for table in (run.usual_ms, run.bound_ms))
+        run.schedule.expect(stay, End(*(now_ms + time_ms for time_ms in times_ms)))
         run.setting[request] = index
-        if run.shared is None:
-            times_ms = (run.margin.factor * float(table[index]) for table in (run.usual_ms, run.bound_ms))
-            run.schedule.expect(stay, End(*(now_ms + time_ms for time_ms in times_ms)))
-        run.device.begin(request, index, float(run.traffic.service_ms[request, index]), now_ms)
-
-
-def _may_wait(run: _Run, request: int, now_ms: float) -> bool:
-    """Whether a request that finds no place beside those in flight can still be in time behind them."""
-    ends = bool(run.begun) and run.shared is not None
-    return ends and run.margin.factor * run.least_ms <= float(run.deadline_ms[request]) - now_ms
+        run.end_ms[request] = now_ms + run.traffic.service_ms[request, index]
+        heapq.heappush(run.ends, (float(run.end_ms[request]), request))
 
 
 def _choose(run: _Run, stay: Stay, request: int, now_ms: float) -> int:
@@ -283,49 +216,23 @@ def _choose(run: _Run, stay: Stay, request: int, now_ms: float) -> int:
     if not chooser.is_guarded:
         return int(np.flatnonzero(chooser.allowed)[0])
     left_ms = float(run.deadline_ms[request]) - now_ms
-    needs, most_ms = _foresee(run, now_ms), math.inf
     if chooser.leaves:
-        most_ms = max(run.schedule.most_ms(now_ms, stay), factor * run.least_ms)
-    if run.shared is None:
-        left_ms = min(left_ms, most_ms)
-        fits = run.bound_ms * factor <= left_ms
-    else:
-        fits = _fitting(run, run.shared, needs, left_ms, now_ms)
-        fits &= run.bound_ms * factor * run.shared.lane_share(run.in_flight) <= most_ms
+        left_ms = min(left_ms, max(run.schedule.most_ms(now_ms, stay), factor * run.least_ms))
+    fits = run.bound_ms * factor <= left_ms
     if not fits.any():
         return REFUSED
     place, row = chooser.place(left_ms), run.traffic.question[request]
     scores, price_per_ms = chooser.scores[place, row], 0.0
-    gains, costs_ms = run.gains(run.in_flight), run.costs_ms(run.in_flight)
-    if gains is not None:
-        price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(gains[0], factor)
-        if stay.may_be_refused(now_ms) and not gains[1][row].is_worth(price_per_ms):
+    if run.envelope is not None:
+        price_per_ms = run.schedule.lane_price(now_ms, stay).per_ms(run.envelope, factor)
+        if stay.may_be_refused(now_ms) and not run.gains[row].is_worth(price_per_ms):
             return REFUSED
-    index = int(best(scores, fits, costs_ms, price_per_ms, chooser.tie))
+    index = int(best(scores, fits, run.usual_ms, price_per_ms, chooser.tie))
     if chooser.settled is None:
         return index
     per_tier = run.world.judged.per_tier
     of_tier = fits & (np.arange(len(fits)) // per_tier == index // per_tier)
-    return int(best(chooser.settled[place, row], of_tier, costs_ms, price_per_ms, chooser.tie))
-
-
-def _fitting(run: _Run, shared: SharedTimes, needs: list[Need], left_ms: float, now_ms: float) -> Mask:
-    """(K,) settings that are in time beside those in flight, and make none late that is in time without."""
-    count, factor = len(needs) + 1, run.margin.factor
-    before, after = shared.device.factors(len(needs)), shared.device.factors(count)
-    own_ms = factor * after.spread * run.bound_ms * shared.stretch(count)
-    read_ms, forecast = sum(one.reading_ms for one in needs), Forecast.of(needs, before, now_ms)
-    fits: Mask = after.spread * after.reading * read_ms + own_ms <= left_ms
-    usual_ms, bound_ms = (factor * np.where(run.chooser.allowed, one, 0.0) for one in (run.usual_ms, run.bound_ms))
-    all_read_ms = after.reading * (read_ms + (1 - shared.step_share) * usual_ms)
-    step_ms = max((one.step_ms for one in needs), default=0.0)
-    steps_ms = after.step * np.maximum(step_ms, shared.step_share * usual_ms / max(shared.steps, 1))
-    fits &= after.spread * (all_read_ms + shared.steps * steps_ms) + bound_ms - usual_ms <= left_ms
-    for one in needs:
-        if not forecast.is_lost(one):
-            end_ms = now_ms + after.spread * (all_read_ms + one.steps * steps_ms) + one.reserve_ms
-            fits &= end_ms <= one.deadline_ms
-    return fits
+    return int(best(chooser.settled[place, row], of_tier, run.usual_ms, price_per_ms, chooser.tie))
 
 
 def _follow_plan(world: World, traffic: Traffic, chooser: Chooser, advance: Advance) -> Outcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
-from tempovlm.control.joining import SharedDevice
 from tempovlm.control.price import DERIVED, Price, parse_price
-from tempovlm.control.queue.schedule import Schedule
+from tempovlm.control.queue import Discipline, Schedule
 from tempovlm.control.select import Mask
-from tempovlm.control.shares import Discipline
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
@@ -32,7 +30,6 @@ from tempovlm.lab.options import DataDirFlags, DeviceFlags
 from tempovlm.lab.queueing import choosers
 from tempovlm.lab.queueing.arrivals import gaps_of
 from tempovlm.lab.queueing.choosers import CLAIRVOYANT, GREEDY, KIND, Chooser
-from tempovlm.lab.queueing.device import SharedTimes
 from tempovlm.lab.queueing.shares import blocks_of, gap_closed, share_row
 from tempovlm.lab.queueing.simulate import Outcome, simulate
 from tempovlm.lab.queueing.world import Traffic, World, draw_traffic, read_world
@@ -80,11 +77,6 @@ class Study(DataDirFlags, DeviceFlags):
         "which no answer is right",
     )
     lanes: int = flag(1, "answers at once")
-    shared_profile: Path | None = flag(
-        None,
-        "file of a calibration, which `tempovlm calibrate` names: requests are in flight together and share the "
-        "device as it measured; default: each has a lane",
-    )
     first_request: int = flag(0, "number of the first request of the arrivals, from 0")
     num_requests: int | None = flag(None, "requests; default: the rest of a trace, 4000 of drawn ones")
     seed: int = flag(0, "seed of questions, budgets, times and drawn arrivals", read=read_seed)
@@ -104,10 +96,6 @@ class Study(DataDirFlags, DeviceFlags):
         ):
             if value is not None and value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
-        if self.lanes > 1 and self.shared_profile is not None:
-            raise UserError(
-                f"--lanes {self.lanes}: requests in flight share one device; leave --shared_profile out"
-            )
         if self.lanes > 1 and any(name.startswith(CLAIRVOYANT) for name in self.policies):
             raise UserError(f"--lanes {self.lanes}: the clairvoyant plans for one lane; leave it out, or give 1")
 
@@ -155,9 +143,7 @@ class Inputs:
         """Simulate a plan for some requests."""
         chooser, price, discipline = plan
         cost = self.prices.get(price or "", Price(is_derived=False))
-        shared = self.world.shared if chooser.is_guarded else None
-        device = None if shared is None else shared.device
-        make = partial(_schedule, self.study.lanes, cost, discipline or "edf", price != WAITING, device)
+        make = partial(_schedule, self.study.lanes, cost, discipline or "edf", price != WAITING)
         return simulate(self.world, traffic, chooser, make, advance)
 
     def report(self, schema: str, stamp: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,8 +165,6 @@ def read_inputs(study: Study) -> Inputs:
     study.check()
     prices = {text: parse_price(DERIVED if text == WAITING else text) for text in dict.fromkeys(study.prices)}
     world = read_world(study.results_dirs, _space(study.model_path), assumed=study.assumed_accuracy)
-    if study.shared_profile is not None:
-        world = replace(world, shared=SharedTimes.read(study.shared_profile, world.space))
     budgets_ms = budgets_of(study.budgets_ms, world)
     gaps = {one: gaps_of(one, study.first_request, study.num_requests, study.seed) for one in study.arrivals}
     plans = _plans(study, _choosers(study, world, budgets_ms), prices)
@@ -218,12 +202,10 @@ def _tell(advance: Advance, before: int, total: int, done: int, _: int) -> None:
     advance(before + done, total)
 
 
-def _schedule(
-    lanes: int, price: Price, discipline: Discipline, looks_ahead: bool, device: SharedDevice | None
-) -> Schedule:
+def _schedule(lanes: int, price: Price, discipline: Discipline, looks_ahead: bool) -> Schedule:
     most = 10**9  # who waits is limited by deadlines alone
     forecast = Forecast() if price.is_derived and looks_ahead else None
-    return Schedule(lanes, most, most, discipline=discipline, price=price, forecast=forecast, device=device)
+    return Schedule(lanes, most, most, discipline=discipline, price=price, forecast=forecast)
 
 
 def _space(model: str) -> KnobSpace:
@@ -240,7 +222,6 @@ def conditions_of(inputs: Inputs) -> dict[str, Any]:
         "budgets_ms": list(inputs.budgets_ms),
         "native_ms": world.native_ms,
         "lanes": study.lanes,
-        **({} if world.shared is None else {"seats": world.shared.seats}),
         "first_request": study.first_request,
         "num_requests": {Path(name).name: len(one) for name, one in inputs.gaps.items()},
         "seed": study.seed,

@@ -23,7 +23,6 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobSpace
 from tempovlm.lab.core_exp.store import read_results
 from tempovlm.lab.queueing.arrivals import arrival_times_ms
-from tempovlm.lab.queueing.device import SharedTimes
 from tempovlm.lab.table import Floats, Table, table_of
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ class World:
     Attributes:
         judged: questions that are asked, with accuracies (N, K). train: those that policies learned from. laps_ms:
         (P, R, K) measured times. stands_for: for each question (N) those of the P whose times it may take.
-        timed: data set, id and image features of each of the P. shared: how requests in flight together share the
-        device; None where each has a lane.
+        timed: data set, id and image features of each of the P.
     """
 
     judged: Table
@@ -49,7 +47,6 @@ class World:
     laps_ms: Floats
     stands_for: Sequence[Ints]
     timed: Sequence[tuple[str, str, int]] = ()
-    shared: SharedTimes | None = None
 
     @property
     def space(self) -> KnobSpace:
@@ -153,7 +150,7 @@ def _stand_ins(judged: Table, timed: Sequence[tuple[str, str, int]]) -> list[Int
 def about_training(world: World, part: str = "") -> World:
     """Return the same world whose requests are about training questions, of one of their parts if it is named."""
     own = world.train.take(world.train.rows(part)) if part else world.train
-    return replace(world, judged=own, stands_for=_stand_ins(own, world.timed))
+    return World(own, world.train, world.laps_ms, _stand_ins(own, world.timed), world.timed)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

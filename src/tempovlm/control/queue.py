@@ -1,4 +1,15 @@
-"""The schedule that a server asks before it lets a request line up at the door (`control/queue/door.py`).
+"""The door to a device: requests pass it a few at a time, the most urgent first, and their waiting counts.
+
+Requests that compute at once slow each other down, so that none of them takes what was measured. So they wait here
+for a lane instead. The next one is that whose deadline comes first; one without a deadline waits `PATIENCE_MS` at
+most for those that came later. The door has no clock: it compares the times that it is given, all of one clock.
+Each change wakes the one thread whose turn it is: woken all at once, those who wait would take Python's lock from
+the thread that feeds the device.
+
+Whoever is inside can ask how long it may stay, so that those who wait keep their deadlines too: each of them gets
+the same share of the time until the latest moment at which all before it must have ended.
+
+A server asks its `Schedule` before it lets a request line up:
 
     admit ── too many wait, or somebody would be late ──> refused, with the time after which to ask again
       │
@@ -6,32 +17,38 @@
 
 It also says what the time of those who wait is worth (`control/price.py`), and refuses whoever would gain less. To
 have admitted is a promise once a tenth of the budget has passed: then nobody is refused for another one's sake.
-On a shared device (`joining.SharedDevice`) it goes by what one adds to the work of all in flight.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
+import os
+import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from tempovlm.control.forecast import Forecast
-from tempovlm.control.joining import Need, SharedDevice
 from tempovlm.control.price import ROUNDING, Envelope, LanePrice, Price
-from tempovlm.control.queue.door import MOST_WAITING, End
-from tempovlm.control.shares import (
-    PATIENCE_MS,
-    Discipline,
-    even_shares_ms,
-    has_passed,
-    room_beside_ms,
-    share_beside_ms,
-    urgency_ms,
-)
+from tempovlm.control.select import Floats
+from tempovlm.control.shares import even_shares_ms, has_passed, room_beside_ms, share_beside_ms
+from tempovlm.core.errors import UserError
+
+PATIENCE_MS = 10_000.0
+"""A request without a deadline is taken as if it had one that far in the future."""
+
+MOST_WAITING = 256
+"""Requests that may wait; another one is refused."""
+
+LOOK_S = 0.002
+"""Time between two looks at whether the first request that waits is over, seconds; the one at place `i` (from 0)
+looks `i + 1` times more seldom, so that a long queue does not take the processor from whoever is inside."""
 
 RECENT_STAYS = 8
 """Ended requests whose times say how long those stay that are inside."""
@@ -46,6 +63,218 @@ def is_at_once(waited_ms: float, budget_ms: float) -> bool:
     return waited_ms <= AT_ONCE * min(budget_ms, PATIENCE_MS)
 
 
+Discipline = Literal["edf", "fcfs", "slack"]
+"""Order of service: the earliest deadline first, first come first served, or the least slack first."""
+
+DISCIPLINES: tuple[Discipline, ...] = get_args(Discipline)
+
+
+def urgency_ms(discipline: Discipline, accepted_ms: float, deadline_ms: float, need_ms: float) -> float:
+    """Return the time by which requests are let in, lowest first; all on one clock.
+
+    Args:
+        discipline: `edf` goes by the deadline, `fcfs` by when a request came, `slack` by the latest moment at
+            which it can begin.
+        accepted_ms: when it came.
+        deadline_ms: when it must have ended; one later than `PATIENCE_MS` after it came counts as that.
+        need_ms: the time inside that it is expected to need at least.
+    """
+    if discipline == "fcfs":
+        return accepted_ms
+    due_ms = min(deadline_ms, accepted_ms + PATIENCE_MS)
+    return due_ms - need_ms if discipline == "slack" else due_ms
+
+
+def check_waiting(count: int, most: int = MOST_WAITING) -> None:
+    """Raise a `UserError` if `count` requests wait, and no more than `most` may."""
+    if count >= most:
+        raise UserError(f"{count} requests wait for this model; ask again later, or ask fewer at once")
+
+
+class End(NamedTuple):
+    """The time at which a request that is inside ends: as expected, and at the latest, if others want its time."""
+
+    expected_ms: float
+    latest_ms: float
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One request's place at the door.
+
+    Attributes:
+        accepted_ms: when it came. deadline_ms: when it must have ended; infinite without a deadline.
+        urgency: the order in which tickets are let in, lowest first.
+        turn: notified, with the door's lock held, when the ticket may be let in.
+        runs_over: whether it takes its time even if it cannot be in time.
+        need_ms: the time inside that it is expected to need at least.
+    """
+
+    accepted_ms: float
+    deadline_ms: float
+    urgency: tuple[float, int]
+    turn: threading.Condition
+    runs_over: bool = True
+    need_ms: float = 0.0
+    thread: int = field(default_factory=threading.get_ident)
+
+
+class Door:
+    """Lets requests through to a device.
+
+    Attributes:
+        lanes: how many are inside at once. discipline: who is let in first, of those that line up from then on.
+        forecast: of a server's requests, which its schedule keeps; None has nobody expected.
+    """
+
+    forecast: Forecast | None = None
+
+    def __init__(self, lanes: int = 1, most_waiting: int = MOST_WAITING, discipline: Discipline = "edf") -> None:
+        """Let `lanes` requests in at once, by a discipline."""
+        self.lanes, self._most_waiting, self.discipline = lanes, most_waiting, discipline
+        self._numbers = itertools.count()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._waiting: list[Ticket] = []
+        self._inside: dict[int, int] = {}
+        self._ends: dict[int, End] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., Door], tuple[int, int, Discipline]]:
+        """A new door: a copy of a model is asked by others."""
+        return Door, (self.lanes, self._most_waiting, self.discipline)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is inside."""
+        return threading.get_ident() in self._inside
+
+    def strangers(self, thread: int | None) -> int:
+        """Return how many threads but this one are inside or wait."""
+        with self._lock:
+            return len({*self._inside, *(one.thread for one in self._waiting)} - {thread})
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody is inside or waits."""
+        return bool(self._inside or self._waiting)
+
+    def line_up(
+        self, accepted_ms: float, deadline_ms: float = math.inf, need_ms: float = 0.0, *, runs_over: bool = True
+    ) -> Ticket:
+        """Take a place at the door, which `enter` waits at; `leave` gives it up.
+
+        Args:
+            accepted_ms: when the request came.
+            deadline_ms: when it must have ended.
+            need_ms: the time inside that it is expected to need at least.
+            runs_over: whether it is answered even if it cannot be in time.
+
+        Raises:
+            UserError: too many wait.
+        """
+        if self._process != os.getpid():  # a fork's child: those who waited live on in the parent alone
+            self._begin()
+        with self._lock:
+            check_waiting(len(self._waiting), self._most_waiting)
+            urgency = (urgency_ms(self.discipline, accepted_ms, deadline_ms, need_ms), next(self._numbers))
+            turn = threading.Condition(self._lock)
+            ticket = Ticket(accepted_ms, deadline_ms, urgency, turn, runs_over, need_ms)
+            self._waiting.append(ticket)
+            self._waiting.sort(key=lambda one: one.urgency)
+            return ticket
+
+    def leave(self, tickets: Sequence[Ticket]) -> None:
+        """Give up places that were not used."""
+        with self._lock:
+            self._waiting = [one for one in self._waiting if one not in tickets]
+            self._call()
+
+    @contextmanager
+    def enter(self, ticket: Ticket, is_over: Callable[[], bool] | None = None) -> Iterator[bool]:
+        """Wait for the ticket's turn, and be inside while the block runs; whoever is inside enters at once.
+
+        Yields:
+            True; False, outside and without a lane, where `is_over`, asked again and again, ended the waiting.
+        """
+        me, is_waiting = threading.get_ident(), True
+        with self._lock:
+            try:
+                while is_waiting and not self._may_enter(ticket, me):
+                    place = self._waiting.index(ticket)
+                    ticket.turn.wait(None if is_over is None else LOOK_S * (place + 1))
+                    is_waiting = is_over is None or not is_over()
+                if is_waiting:
+                    self._inside[me] = self._inside.get(me, 0) + 1
+            finally:
+                self._waiting.remove(ticket)
+                self._call()
+        if not is_waiting:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with self._lock:
+                self._inside[me] -= 1
+                if not self._inside[me]:
+                    del self._inside[me]
+                    self._ends.pop(me, None)
+                self._call()
+
+    def _call(self) -> None:
+        """Wake the thread whose turn it is, if there is a lane; of its tickets, the one that it waits with."""
+        if self._waiting and len(self._inside) < self.lanes:
+            first = self._waiting[0].thread
+            for ticket in itertools.takewhile(lambda one: one.thread == first, self._waiting):
+                ticket.turn.notify()
+
+    def _may_enter(self, ticket: Ticket, thread: int) -> bool:
+        if thread in self._inside:
+            return True
+        ahead = next(one for one in self._waiting if one is ticket or self._is_elsewhere(one, thread))
+        return ahead is ticket and len(self._inside) < self.lanes
+
+    @staticmethod
+    def _is_elsewhere(ticket: Ticket, thread: int) -> bool:
+        """Whether another thread waits with a ticket; of its own tickets a thread uses them as it likes."""
+        return ticket.thread != thread
+
+    def share_ms(self, now_ms: float, least_ms: float = 0.0) -> float:
+        """Return how long a request that begins now may take so that all who wait get as much."""
+        with self._lock:
+            return share_beside_ms(self._waiting, now_ms, self.lanes, least_ms, max(0, len(self._inside) - 1))
+
+    def shares_ms(self, now_ms: float, least_ms: float = 0.0) -> float | Floats:
+        """Return `share_ms`, or with a forecast (S,) its value in each scenario of who may come."""
+        share_ms = self.share_ms(now_ms, least_ms)
+        if self.forecast is None:
+            return share_ms
+        return np.minimum(share_ms, self.forecast.shares_ms(self.waiting, now_ms, self.lanes))
+
+    def room_ms(self, now_ms: float) -> float:
+        """Return how long a request that begins now may take so that all who wait can still be answered."""
+        with self._lock:
+            return room_beside_ms(self._waiting, now_ms, self.lanes, max(0, len(self._inside) - 1))
+
+    def expect(self, end: End) -> None:
+        """Say when this thread, which is inside, ends."""
+        with self._lock:
+            self._ends[threading.get_ident()] = end
+
+    def ends(self) -> dict[int, End]:
+        """Return when threads that are inside end, as far as they said so."""
+        with self._lock:
+            return dict(self._ends)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Stay:
     """One request that a schedule admitted.
@@ -58,7 +287,6 @@ class Stay:
         expected_ms: the time that it takes if it gets the least, for those behind it; `need_ms` if None.
         gains: accuracy over lane time of the settings that it may run at; None if unknown.
         usual: that of an ordinary question at all settings, which prices the time of others; None if unknown.
-        among: what it needs at least beside others; None if it is answered alone.
     """
 
     accepted_ms: float
@@ -70,7 +298,6 @@ class Stay:
     expected_ms: float | None = None
     gains: Envelope | None = None
     usual: Envelope | None = None
-    among: Need | None = None
 
     @property
     def worth(self) -> float:
@@ -101,7 +328,6 @@ class Schedule:
         discipline: Discipline = "edf",
         price: Price | None = None,
         forecast: Forecast | None = None,
-        device: SharedDevice | None = None,
     ) -> None:
         """Admit requests to a door.
 
@@ -112,10 +338,8 @@ class Schedule:
             discipline: of the door.
             price: of lane time; derived by default.
             forecast: remembers all who come, admitted or not; None has nobody expected.
-            device: on which requests are in flight together once that was measured; None has lanes alone.
         """
-        self._forecast, self._device = forecast, device
-        self._needs: dict[Stay, Need] = {}  # of those that have chosen what they do beside others
+        self._forecast = forecast
         self._lanes, self._most_waiting, self._most_of_owner = lanes, most_waiting, most_of_owner
         self._discipline, self.price = discipline, price or Price()
         self._last: Stay | None = None  # that came
@@ -206,16 +430,15 @@ class Schedule:
 
     def lane_price(self, now_ms: float, stay: Stay) -> LanePrice:
         """Return the price at which a request that begins now chooses its setting."""
-        others, (begin_ms, lanes, beside) = self._others(stay), self._lanes_for(stay, now_ms)
-        share_ms = share_beside_ms(others, begin_ms, lanes, stay.need_ms, beside)
+        others = self._others(stay)
+        share_ms = share_beside_ms(others, now_ms, self._lanes, stay.need_ms, self._beside(stay))
         return self._price_of(stay, share_ms, len(others), now_ms)
 
     def _price_of(self, stay: Stay, share_ms: float, others: int, now_ms: float) -> LanePrice:
         """Return the price for one whose share beside some others is known: also beside those who may come."""
         if self._forecast is None or not self.price.is_derived:
             return LanePrice(self.price, share_ms, stay.weight)
-        begin_ms, lanes, _ = self._lanes_for(stay, now_ms)
-        foreseen_ms = self._forecast.shares_ms(others, now_ms, lanes, begin_ms - now_ms)
+        foreseen_ms = self._forecast.shares_ms(others, now_ms, self._lanes)
         return LanePrice(self.price, np.minimum(share_ms, foreseen_ms), stay.weight)
 
     def most_ms(self, now_ms: float, stay: Stay) -> float:
@@ -223,26 +446,20 @@ class Schedule:
 
         Under a derived price those keep the least that they need, and otherwise each gets as much.
         """
-        waiting, (begin_ms, lanes, beside) = self._others(stay), self._lanes_for(stay, now_ms)
+        waiting, beside = self._others(stay), self._beside(stay)
         if self.price.is_derived and stay.usual is not None:
-            return room_beside_ms(waiting, begin_ms, lanes, beside)
-        return share_beside_ms(waiting, begin_ms, lanes, 0.0, beside)
+            return room_beside_ms(waiting, now_ms, self._lanes, beside)
+        return share_beside_ms(waiting, now_ms, self._lanes, 0.0, beside)
 
     def expect(self, stay: Stay, end: End) -> None:
         """Say when a request that is inside ends, now that its setting is chosen."""
         if stay in self._began_ms:
             self._ends[stay] = end
 
-    def share(self, stay: Stay, need: Need) -> None:
-        """Say what a request that is in flight with others still needs, now that its setting is chosen."""
-        if stay in self._began_ms:
-            self._needs[stay] = need
-
     def end(self, stay: Stay, now_ms: float) -> None:
         """Say that a request has ended, or that nobody wants its answer."""
         self._stays.remove(stay)
         self._ends.pop(stay, None)
-        self._needs.pop(stay, None)
         if stay in self._began_ms:
             stayed_ms = now_ms - self._began_ms.pop(stay)
             if stayed_ms > 0:  # else it was refused
@@ -251,11 +468,6 @@ class Schedule:
 
     def drain_ms(self, now_ms: float) -> float:
         """Return the time until all that are here are expected to have ended, at the pace of the last ones."""
-        if self.is_shared:
-            return (
-                max((end_ms for end_ms, _ in self._ends_among(self._stays, now_ms).values()), default=now_ms)
-                - now_ms
-            )
         inside_ms = sum(now_ms - began_ms for began_ms in self._began_ms.values())
         return max(0.0, sum(self._usual_ms(one.need_ms) for one in self._stays) - inside_ms) / self._lanes
 
@@ -276,37 +488,9 @@ class Schedule:
         """Those who wait but for one, the most urgent first."""
         return [one for one in self._outside(self._stays) if one is not stay]
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether requests are in flight together, and it is known how."""
-        return self._device is not None and self._device.is_measured
-
-    def _lanes_for(self, stay: Stay, now_ms: float) -> tuple[float, int, int]:
-        """Return when a request's lane is free for it, the number of lanes, and that of others that are inside.
-
-        A shared device is one lane, free when what those inside add to its work is done.
-        """
-        if self._device is None or not self.is_shared:
-            return now_ms, self._lanes, self.running - (stay in self._began_ms)
-        inside = [self._need_of(one, now_ms) for one in self._began_ms if one is not stay]
-        return now_ms + self._device.work_ms(inside), 1, 0
-
-    def _need_of(self, stay: Stay, now_ms: float) -> Need:
-        """Return what one still needs beside others: as it said, else the least."""
-        need_ms, found = stay.need_ms, self._needs.get(stay, stay.among)
-        if stay in self._ends and stay not in self._needs:  # it is answered alone
-            need_ms, found = max(0.0, self._ends[stay].expected_ms - now_ms), None
-        return found or Need(need_ms, 0.0, 0, stay.deadline_ms)
-
-    def _ends_among(self, stays: Sequence[Stay], now_ms: float) -> dict[Stay, tuple[float, Need]]:
-        """Return when some, the most urgent first, have ended at the latest where all share the device.
-
-        Also what each needs.
-        """
-        assert self._device is not None
-        order = [*self._began_ms, *self._outside(stays)]
-        needs = [self._need_of(one, now_ms) for one in order]
-        return dict(zip(order, zip(self._device.ends_ms(needs, now_ms), needs, strict=True), strict=True))
+    def _beside(self, stay: Stay) -> int:
+        """Return the number of others that are inside."""
+        return self.running - (stay in self._began_ms)
 
     def _price_per_ms(self, stay: Stay, stays: Sequence[Stay], now_ms: float) -> float:
         """Return the price for one of some stays, the most urgent first: at its place, if it waits."""
@@ -319,8 +503,7 @@ class Schedule:
 
     def _share_ms(self, stay: Stay, stays: Sequence[Stay], now_ms: float) -> float:
         """Return the share of the lanes' time of one that waits; infinite if no other one does."""
-        begin_ms, *_ = self._lanes_for(stay, now_ms)
-        free_ms = [begin_ms] if self.is_shared else [free_ms for free_ms, _ in self._free(now_ms)]
+        free_ms = [free_ms for free_ms, _ in self._free(now_ms)]
         waiting = [one for one in self._outside(stays) if one is stay or not self._is_lost(one, free_ms[0])]
         if len(waiting) == 1:
             return math.inf
@@ -332,8 +515,7 @@ class Schedule:
         return not stay.runs_over and has_passed(stay.deadline_ms - free_ms, stay.need_ms)
 
     def _let_in(self, now_ms: float) -> None:
-        seats = self._device.seats if self._device is not None and self.is_shared else self._lanes
-        free = max(0, seats - self.running)
+        free = self._lanes - self.running
         first = self._outside(self._stays)[:free]
         if first and self._forecast is not None:
             self._forecast.began(now_ms)
@@ -346,11 +528,8 @@ class Schedule:
         """Return those that wait, the most urgent first, and would end after their deadlines.
 
         Each needs its bound once those before it have taken their expected times; what these may take longer adds
-        up in squares, as independent errors do. On a shared device those inside may be late too.
+        up in squares, as independent errors do.
         """
-        if self.is_shared:
-            ends = self._ends_among(stays, now_ms)
-            return {one for one, (end_ms, need) in ends.items() if end_ms > need.deadline_ms}
         free = self._free(now_ms)
         late = set[Stay]()
         for stay in self._outside(stays):
