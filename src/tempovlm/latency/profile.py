@@ -564,7 +564,7 @@ def residual_ratios(samples: Sequence[Sequence[float]], centres: Sequence[float]
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
-    """Return of each row, (..., N), the smallest value such that `level` of the weights, (N,), is at or below it."""
+    """Return of each row, (..., N), the least value such that `level` of the weights, (N,), is at or below it."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order], axis=-1) >= level * weights.sum() * (1 - 1e-12)
     at = np.take_along_axis(order, reached.argmax(axis=-1)[..., None], axis=-1)
