@@ -47,6 +47,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
     list_language_once()
+    # No test compares tensors that are spread over processes, whose code takes a second to import.
+    if "torch.testing" in sys.modules:
+        sys.modules["torch.testing._comparison"]._HAS_DTENSOR = False
 
 
 @pytest.fixture(scope="session")
