@@ -163,7 +163,7 @@ def without_pause() -> dict[str, Any]:
 
 
 def main() -> None:
-    calibration.measure = partial(calibration.measure, passes=1)
+    calibration.measure = partial(calibration.measure, passes=2)
     begun = model.stream(PICTURE, asked)
     first = next(begun)
     found = {
