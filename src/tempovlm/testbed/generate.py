@@ -19,6 +19,11 @@ def _stream(*parts: object) -> Random:
     return Random(int.from_bytes(digest, "little"))
 
 
+def scene_size(dataset: str, split: str, index: int, *, seed: int = 0) -> tuple[int, int]:
+    """Return the height and width in pixels of the picture that `make_scene` draws where it is given no size."""
+    return _stream(seed, dataset, split, index).choice(SIZES)
+
+
 def make_scene(
     dataset: str,
     split: str,
