@@ -59,12 +59,12 @@ def _noise_bank(level: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=4)
 def _grain_bank(seed: int) -> NDArray[np.uint8]:
-    """Sparse specks for drawings on plain paper, (side, side, 1): they differ but compress well."""
+    """Sparse specks for drawings on plain paper, (side, side, 3): they differ but compress well."""
     generator = np.random.Generator(np.random.PCG64(2000 + seed))
     field = np.zeros((_NOISE_SIDE, _NOISE_SIDE, 1), np.int8)
     spots = generator.integers(0, _NOISE_SIDE, (_NOISE_SIDE * 12, 2))
     field[spots[:, 0], spots[:, 1], 0] = generator.integers(-12, 13, len(spots))
-    return field.view(np.uint8)
+    return field.repeat(3, axis=2).view(np.uint8)
 
 
 def luminance(rgb: RGB) -> float:
@@ -80,6 +80,16 @@ def distance(first: RGB, second: RGB) -> int:
 def ink_for(rgb: RGB) -> RGB:
     """Return near-black or near-white, whichever reads better on this colour."""
     return (22, 22, 22) if luminance(rgb) > 118 else (234, 234, 234)
+
+
+@lru_cache(maxsize=8192)
+def _number_mask(face: str, size: int, number: str) -> tuple[Image.Image, tuple[int, int]]:
+    """Draw a number once as a mask; return it with its place from where the base line starts, in pixels."""
+    font = fonts.face(face, size)
+    x0, y0, x1, y1 = (int(edge) for edge in font.getbbox(number, anchor="ls"))
+    mask = Image.new("L", (max(1, x1 - x0), max(1, y1 - y0)))
+    ImageDraw.Draw(mask).text((-x0, -y0), number, fill=255, font=font, anchor="ls")
+    return mask, (x0, y0)
 
 
 class Canvas:
@@ -215,7 +225,11 @@ class Canvas:
         total = fonts.width(face, size, string)
         cap = fonts.cap_height(face, size)
         x, baseline = round(center[0] - total / 2), round(center[1] + cap / 2)
-        self.draw.text((x + PAD, baseline + PAD), string, fill=fill, font=font, anchor="ls")
+        if len(string) <= 2 and string.isdigit():
+            mask, (left, top) = _number_mask(face, size, string)
+            self.draw.bitmap((x + PAD + left, baseline + PAD + top), mask, fill=fill)
+        else:
+            self.draw.text((x + PAD, baseline + PAD), string, fill=fill, font=font, anchor="ls")
         pen = float(x)
         for char in string:
             advance, x0, y0, x1, y1 = fonts.glyph(face, size, char)
