@@ -1,4 +1,4 @@
-"""What the answer to each kind of question of the second edition is meant to cost, and how often each cost occurs.
+"""The cost that each kind of question of the second edition is meant to have, and how often each cost is asked.
 
 The one place that says so. A scene's questions are drawn by these shares, tests compare drawn scenes with them,
 and the report of a training tells what is lost by cost. No policy sees the name of a template.

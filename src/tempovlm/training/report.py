@@ -47,6 +47,12 @@ def axes_settings(space: KnobSpace) -> dict[str, list[KnobConfig]]:
     return {name: [replace(space.native, **{name: value}) for value in axis] for name, axis in space.axes.items()}
 
 
+def corner_settings(space: KnobSpace) -> dict[str, KnobConfig]:
+    """Return the native setting, the one with the lowest value of each knob alone, and the cheapest, by name."""
+    lowest = {name: settings[0] for name, settings in axes_settings(space).items()}
+    return {"native": space.native, **lowest, "cheapest": space.cheapest}
+
+
 class Answers:
     """Right or wrong of each question, (N,), at each of some settings."""
 
@@ -93,12 +99,7 @@ def make_report(trainer: Trainer, done: bool) -> dict[str, Any]:
     axes = axes_settings(space)
     wished = dict.fromkeys([*(knobs for settings in axes.values() for knobs in settings), *grid(space)])
     answers = Answers(trainer.answered(wished, recipe.validation_batches))
-    native = space.native
-    corners = {
-        "native": native,
-        **{name: settings[0] for name, settings in axes.items()},
-        "cheapest": space.cheapest,
-    }
+    native, corners = space.native, corner_settings(space)
     overall, error = answers.mean(answers.right[native])
     by_dataset = answers.rows(np.array(GENERATED)[answers.datasets], corners)
     knobs = {
@@ -129,7 +130,7 @@ def make_report(trainer: Trainer, done: bool) -> dict[str, Any]:
 
 
 def by_cost(answers: Answers, corners: dict[str, KnobConfig]) -> dict[str, dict[str, Any]]:
-    """Return a row for each cost that the templates are meant to have: accuracies, and points lost at each corner."""
+    """Return a row for each cost that templates are meant to have: accuracies, and points lost at each corner."""
     rows: dict[str, dict[str, Any]] = {}
     for cost, row in answers.rows(np.array([cost_of(name) for name in answers.templates]), corners).items():
         lost = {name: round(row["native"] - row[name], 2) for name in corners if name != "native"}

@@ -49,10 +49,8 @@ def test_what_is_not_clear_is_not_asked() -> None:
     assert things.hop(row[0], row, "right of") is None, "only a shelf has places beside one another"
     twins = [row[0], row[0], row[1]]
     assert [ref for _, ref in things.named(twins)] == ["car"]
-    assert [ref for _, ref in things.looked_up([*row, Thing("car", "red", (9.0, 9.0), 20.0)])] == [
-        "star",
-        "blue object",
-    ]
+    more = [*row, Thing("car", "red", (9.0, 9.0), 20.0)]
+    assert [ref for _, ref in things.looked_up(more)] == ["star", "blue object"]
 
 
 def test_one_object_of_each_asks_without_failing() -> None:

@@ -28,7 +28,7 @@ _WEIGHTS = (
 WEIGHT = {name: level for level, names in enumerate(_WEIGHTS) for name in names.split()}
 """Object to its class of weight."""
 FOOD = ("apple", "banana", "carrot", "pear", "cherry", "pepper", "mushroom")
-"""What one can eat."""
+"""Objects that one can eat."""
 
 WAYS: dict[str, tuple[int, int]] = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 """Words to steps of row and column."""
@@ -50,7 +50,7 @@ class Known:
 
     @property
     def ref(self) -> str:
-        """How it is pointed at."""
+        """The words that point at it."""
         return f"{self.color} {self.noun}"
 
 

@@ -15,6 +15,8 @@ from tempovlm.testbed.content.things import EXTREMES, HOPS, Thing, alike, extrem
 from tempovlm.testbed.lexicon import PLAIN_SHAPES, SIGN_WORDS, article, held_out_pair, plural
 from tempovlm.testbed.scene import Quiz
 
+_TRIED = 12
+"""Kinds that are tried of all in a scene; few questions are kept."""
 _NEGATED = 0.25
 """Share of the yes or no questions that may be put negated and are."""
 
@@ -244,7 +246,7 @@ def ask_yes_no(quiz: Quiz, things: list[Thing], split: str) -> None:
         maker.is_color, maker.exists, maker.shape_exists,
     )  # fmt: skip
     said_yes: set[str] = set()
-    for make in kinds:
+    for make in rng.sample(kinds, _TRIED):
         pair = make()
         if pair and pair[1].ask not in said_yes:  # else the same thing would be asked about with no more often
             template, *sayings = pair

@@ -113,7 +113,7 @@ class Canvas:
             self.image = Image.new("RGB", shape, self.background)
         else:
             self.background = rng.choice(LIGHT) if rng.random() < 0.8 else rng.choice(DARK)
-            self.image = Image.fromarray(self._gradient())
+            self.image = self._gradient()
         self.draw = ImageDraw.Draw(self.image)
         self._chars: list[Box] = []
         self._char_ids: list[int] = []
@@ -123,17 +123,15 @@ class Canvas:
         if not paper:
             self._clutter()
 
-    def _gradient(self) -> NDArray[np.uint8]:
-        """A gentle linear change of tone, (height + 2 PAD, width + 2 PAD, 3)."""
+    def _gradient(self) -> Image.Image:
+        """A gentle linear change of tone, with the margin."""
         rng = self.rng
         rows, cols = self.height + 2 * PAD, self.width + 2 * PAD
         vertical = np.linspace(0, rng.uniform(-20, 20), rows, dtype=np.float32)[:, None]
         horizontal = np.linspace(0, rng.uniform(-14, 14), cols, dtype=np.float32)[None, :]
         ramp = (vertical + horizontal).astype(np.int8).view(np.uint8)
-        image = np.empty((rows, cols, 3), np.uint8)
-        for channel in range(3):
-            image[:, :, channel] = ramp + np.uint8(min(200, max(54, self.background[channel])))
-        return image
+        tones = (np.uint8(min(200, max(54, tone))) for tone in self.background)
+        return Image.merge("RGB", [Image.fromarray(ramp + tone) for tone in tones])
 
     def _clutter(self) -> None:
         """Faint shapes behind the scene, close to the background in tone."""

@@ -42,7 +42,7 @@ class Sheet:
     captions: dict[str, str] = field(default_factory=dict)
 
     def colors(self, shape: str, count: int) -> list[str]:
-        """Choose different colours for objects of a class; fewer if training may not show so many."""
+        """Choose different colours for objects of a class; fewer if training may show fewer."""
         found: list[str] = []
         for _ in range(count):
             free = [color for color in COLORS if color not in found]
