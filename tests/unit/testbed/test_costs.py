@@ -59,7 +59,8 @@ def test_each_data_set_asks_by_the_declared_shares(
 
 def test_every_declared_template_is_asked(trained: dict[str, list[Scene]]) -> None:
     asked = Counter(item.template for drawn in trained.values() for scene in drawn for item in scene.questions)
-    assert set(asked) == set(costs())
+    meant = {template for template, cost in costs().items() if cost != "none"}
+    assert meant <= set(asked) <= set(costs()), "some facts for which a look is enough are rare"
     assert sum(SHARES.values()) == pytest.approx(1)
 
 
