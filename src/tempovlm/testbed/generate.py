@@ -65,7 +65,8 @@ def make_scene(
     canvas = Canvas(rng, size or drawn, paper=stand_in.paper)
     quiz = Quiz(rng, edition)
     usual = stand_in.paint(canvas, quiz, split)
-    questions = quiz.pick(most or usual, stand_in.yes_no if edition > 1 else None)
+    most = most or usual
+    questions = quiz.pick(most) if edition == 1 else quiz.pick_by_cost(most, stand_in.yes_no)
     noise = _stream(seed, dataset, split, index, "twin" if twin else "original")
     shift = (noise.choice(_SHIFTS), noise.choice(_SHIFTS)) if twin else (0, 0)
     image, labels = canvas.finish(noise, shift)
