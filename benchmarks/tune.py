@@ -35,7 +35,7 @@ def read(accuracies: Path, times: Path, space: KnobSpace) -> tuple[np.ndarray, n
     order = [(one.tier, one.top_k, one.num_blocks) for one in space]
     table = frame.pivot(index=["dataset", "question_id"], columns=knobs, values="accuracy")[order]
     costs_ms = timed.groupby(knobs)["T_total"].median()[order]
-    return table.to_numpy(), costs_ms.to_numpy(), frame.attrs["stamp"]
+    return table.to_numpy(), costs_ms.to_numpy(), next(iter(frame.attrs["stamps"].values()))
 
 
 def simulate(accuracy: np.ndarray, costs_ms: np.ndarray, space: KnobSpace, num_samples: int, draws: int) -> Any:

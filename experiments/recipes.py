@@ -342,10 +342,8 @@ def timing(s: Setup) -> Run:
 
 
 def profiling(s: Setup) -> Run:
-    """Exp 7, which sums up answers and times; the published one of the CPU measures, as the protocol says."""
-    anew = f"--importance_scores_file {IMPORTANCE} --num_samples 500 --batch_size 1"
-    is_measured = s.is_published and not s.is_gpus
-    source = anew if is_measured else f"--results_dir {ANSWERS['val']} {s.times}"
+    """Exp 7, which sums up answers and times."""
+    source = f"--results_dir {ANSWERS['val']} {s.times}"
     names = GENERATED[:1] if s.is_gpus else GENERATED
     return s.run(
         *("exp7", "Exp 7, accuracy and time of every setting", f"{CONTROLLER}/profiling_with_importance.py"),

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 # Before any test module imports torch: spinning threads would make tests slow beside other processes.
 prepare()
 
+HAS_GPU = Path("/dev/nvidiactl").exists()
+
 # Before Triton is imported, and with it its own library: without a GPU, kernels run in its interpreter.
-if not Path("/dev/nvidiactl").exists():
+if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,9 +32,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Draws that no generator is named for are the same whatever ran before: before the first fixture is made."""
+    """Draws that no generator is named for are the same whatever ran before: before the first fixture is made.
+
+    Without a GPU, torch would note each seed for one that may come, with the whole stack of calls.
+    """
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+        torch = sys.modules["torch"]
+        (torch if HAS_GPU else torch.default_generator).manual_seed(0)
 
 
 def pytest_collection_finish() -> None:
@@ -41,6 +47,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
     list_language_once()
+    # No test compares tensors that are spread over processes, whose code takes a second to import.
+    if "torch.testing" in sys.modules:
+        sys.modules["torch.testing._comparison"]._HAS_DTENSOR = False
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 A script finds what it would find in a process of its own, but for the modules: nothing has computed in that
 process and no thread was started, so that nothing is shared that a script could change. Each saves the second or
-two of processor time that torch takes to import. What is calibrated there is timed by the fewest passes.
+two of processor time that torch takes to import. What is calibrated there is timed once, and models
+are warmed up once.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def serve(files: list[str]) -> None:
     for name in MODULES:
         importlib.import_module(name)
     calibration = sys.modules["tempovlm.engine.calibration"]
-    calibration.measure = partial(calibration.measure, passes=calibration.MIN_PASSES)
+    calibration.measure = partial(calibration.measure, passes=1)
+    calibration.WARM_UP_ROUNDS = 1
     gc.freeze()  # else each fork copies and collects what was imported
     while line := sys.stdin.readline():
         child = os.fork()

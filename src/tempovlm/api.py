@@ -377,20 +377,29 @@ class TempoVLM:
     ) -> Guard:
         """Return the guard of a request: around the policy, or of one setting if given or without a budget."""
         check_style(request.style)
-        if knobs is not None:
-            return self._fixed(knobs, request)
         given: dict[str, Any] = dict(zip(KNOBS, (tier, top_k, num_blocks), strict=True))
         bound = {name: value for name, value in given.items() if value is not None}
+        guard = self._guard_of_any(request, knobs, bound).for_lengths(self.lengths.of(request))
+        if not bound or len(guard.choices) == 1:
+            return guard
+        return guard.only(i for i, one in enumerate(self.space) if replace(one, **bound) == one)
+
+    def is_quick(self, request: Request, tier: str | None = None) -> bool:
+        """Whether `guard_for` has nothing to compute: tables for answers of other lengths take tens of ms."""
+        bound = {} if tier is None else {"tier": tier}
+        return self._guard_of_any(request, None, bound).has_lengths(self.lengths.of(request))
+
+    def _guard_of_any(self, request: Request, knobs: KnobConfig | None, bound: Mapping[str, Any]) -> Guard:
+        """Return the guard of answers of any length; of one setting, or of all, whatever knobs are bound."""
+        if knobs is not None:
+            return self._fixed(knobs)
         filled = self._base
         if bound:
             filled = replace(filled, **bound)
             self.space.validate(filled)
         if request.budget_ms is None or len(bound) == len(KNOBS) or not self._chooses:
-            return self._fixed(filled, request)
-        guard = self._policy_guard().for_lengths(self.lengths.of(request))
-        if not bound:
-            return guard
-        return guard.only(i for i, one in enumerate(self.space) if replace(one, **bound) == one)
+            return self._fixed(filled)
+        return self._policy_guard()
 
     @property
     def _base(self) -> KnobConfig:
@@ -410,13 +419,13 @@ class TempoVLM:
             return False
         return True
 
-    def _fixed(self, knobs: KnobConfig, request: Request) -> Guard:
+    def _fixed(self, knobs: KnobConfig) -> Guard:
         profile, guard = self.profile, self._fixed_guards.get(knobs)
         if guard is None or guard.profile is not profile:
             from tempovlm.control.guard import Guard
 
             guard = self._fixed_guards[knobs] = Guard.fixed(knobs, self.space, profile)
-        return guard.for_lengths(self.lengths.of(request))
+        return guard
 
     def _policy_guard(self) -> Guard:
         """Return the guard around the policy; measures the machine first if there is no profile."""

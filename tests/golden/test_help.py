@@ -78,12 +78,17 @@ def test_values_have_names(name: str) -> None:
 
 
 def examples(name: str) -> list[list[str]]:
-    """The commands that a help shows as examples, word by word, without `tempovlm`."""
-    shown = help_of(name).partition("\nexamples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    """The commands that a stored help shows as examples, word by word, without `tempovlm`."""
+    stored = (STORE / f"{name}.txt").read_text(encoding="utf-8")
+    shown = stored.partition("\nexamples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in shown.splitlines()]
 
 
-@pytest.mark.parametrize("words", [words for name in WORDS for words in examples(name)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [words for name in WORDS if (STORE / f"{name}.txt").exists() for words in examples(name)],
+    ids=" ".join,
+)
 def test_examples_are_taken_and_read_what_is_there(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     real = console.parse
 

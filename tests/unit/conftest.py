@@ -39,9 +39,16 @@ def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.core.machine.busy_cores.__defaults__", (1.0,))
 
 
+@pytest.fixture(autouse=True)
+def _brief_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round of answers warms a model up: the second changes times alone."""
+    monkeypatch.setattr("tempovlm.engine.calibration.WARM_UP_ROUNDS", 1)
+
+
 @pytest.fixture
 def no_ink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are composed but not rendered, which is matplotlib's work and half the time of a report."""
+    monkeypatch.setattr("tempovlm.lab.drawing._arrange", lambda *_: None)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
 
 

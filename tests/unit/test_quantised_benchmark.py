@@ -55,7 +55,7 @@ def test_bytes_of_a_step(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     shape = POCKET.shape
     knobs = KnobSpace.for_model(shape).native
     plan = Plan.build(knobs, Ranking.evenly_spaced(shape.num_blocks), shape)
-    context, D, F, E, V = 700, 192, 48, 16, 1024
+    context, D, F, E, V = 700, 192, shape.expert_width, shape.num_experts, 1024
     exact = plan_cost(plan, shape, 0, 0, context, 2)
     ours = step_cost(exact, plan, shape, 2, 1)
     products = 4 * D * D + 8 * 3 * D * F

@@ -60,8 +60,10 @@ def parse(
     program = f"tempovlm {command}"
     about: dict[str, Any] = {"prog": program, "description": text, "use_underscores": True}
     if surplus:
-        _, unknown = tyro.cli(_described(flags), args=list(argv), return_unknown_args=True, **about)
-        if unknown and not any(word.startswith("-") for word in unknown):
+        found, unknown = tyro.cli(_described(flags), args=list(argv), return_unknown_args=True, **about)
+        if not unknown:
+            return found
+        if not any(word.startswith("-") for word in unknown):
             raise UserError(f"unexpected {shlex.join(unknown)}: {surplus}")
     return tyro.cli(_described(flags), args=list(argv), **about)
 

@@ -34,7 +34,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.request import STAGES, Answer, Prediction, Request
 from tempovlm.core.units import now_ms
-from tempovlm.latency.profile import LatencyProfile, OutputLength, Sharing
+from tempovlm.latency.profile import MOST_OUTPUTS, LatencyProfile, OutputLength, Sharing
+from tempovlm.latency.remembered import remembered
 
 CONTROL_REPEATS = 20
 """Number of measurements of a policy's own time."""
@@ -160,16 +161,16 @@ class Guard:
         if profile is not None and policy.scale == "accuracy":
             scores = policy.usual if policy.usual is not None else _ordinary(policy, glance)
             guard = replace(guard, usual=Usual(scores, Envelope.of(scores, guard._costs_ms)))
-        guard._make_tables()
-        return guard
+        return guard._with_tables()
 
-    def _make_tables(self) -> None:
-        """Compute the cached tables now; otherwise the first answer of a process would pay for it."""
+    def _with_tables(self) -> Guard:
+        """Return this guard once its tables are made; otherwise the first answer of a process would pay for it."""
         _ = self._totals_ms, self._remainders_ms, self._cheapest
         if self.profile is not None:
             _ = self.profile.usual_picture
             self.profile.p50_prefix_ms(0)
             self._choice(self._cheapest, None, 0.0, "", self._factor)
+        return self
 
     def budgets_ms(self) -> Floats:
         """(K,) the least budget that lets each setting run, where the picture opens in the usual time."""
@@ -183,18 +184,19 @@ class Guard:
         Raises:
             UserError: the setting is not in the knob space.
         """
-        guard = cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)
-        guard._make_tables()
-        return guard
+        return cls(FixedPolicy(knobs, space), space, (space.index(knobs),), profile)._with_tables()
 
     def for_lengths(self, output: OutputLength) -> Guard:
         """The same guard, with the same margin, of requests whose answers have other lengths."""
-        if self.profile is None or output == self.profile.output:
+        profile = self.profile
+        if profile is None or output == profile.output:
             return self
-        if output not in self._others:
-            self._others[output] = replace(self, profile=self.profile.for_lengths(output))
-            self._others[output]._make_tables()
-        return self._others[output]
+        make = lambda: replace(self, profile=profile.for_lengths(output))._with_tables()  # noqa: E731
+        return remembered(self._others, output, make, MOST_OUTPUTS)
+
+    def has_lengths(self, output: OutputLength) -> bool:
+        """Whether `for_lengths` has nothing to compute."""
+        return self.profile is None or output == self.profile.output or output in self._others
 
     @cached_property
     def _others(self) -> dict[OutputLength, Guard]:
@@ -207,8 +209,8 @@ class Guard:
             return None
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
-            self._crowds[sharing] = replace(self, profile=profile, is_among=True, spread=sharing.spread)
-            self._crowds[sharing]._make_tables()
+            guard = replace(self, profile=profile, is_among=True, spread=sharing.spread)
+            self._crowds[sharing] = guard._with_tables()
         return self._crowds[sharing]
 
     @cached_property

@@ -19,6 +19,7 @@ from tempovlm.core.request import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
+    from matplotlib.backend_bases import FigureCanvasBase
     from matplotlib.figure import Figure
 
 THEME = {
@@ -101,7 +102,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, one and a half times as large as its CSS pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(108)
+    _arrange(figure, FigureCanvasAgg)
     figure.savefig(path, dpi=108)
+
+
+def _arrange(figure: Figure, canvas: type[FigureCanvasBase]) -> None:
+    """Places what a figure holds, as its format measures text; left to `savefig`, all is drawn twice."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    canvas(figure)
+    ConstrainedLayoutEngine().execute(figure)
 
 
 def mark_log(axis: Axis) -> None:
@@ -122,6 +135,9 @@ def tip(artist: Any, text: str) -> None:
 
 def to_pdf(figure: Figure, title: str) -> bytes:
     """Renders a figure as a PDF page of its own size, the same bytes each time."""
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
+    _arrange(figure, FigureCanvasPdf)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="pdf", metadata={"Title": title, "CreationDate": None, "Producer": None})
     return buffer.getvalue()
@@ -135,6 +151,9 @@ def to_svg(figure: Figure, title: str, *, theme: bool = True) -> str:
         title: describes it to people who do not see it.
         theme: whether it includes the colours of `THEME`; False inside a page that defines them.
     """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    _arrange(figure, FigureCanvasSVG)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
@@ -149,13 +168,19 @@ def to_svg(figure: Figure, title: str, *, theme: bool = True) -> str:
     for name, (light, _) in THEME.items():
         body = body.replace(light, f"var(--{name})")
     width, height = (round(72 * length) for length in figure.get_size_inches())
-    sheet = f"<style>{escape(theme_css('.plot'), quote=False)}</style>" if theme else ""
     name = escape(title)
     box = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return (
+    drawn = (
         f'<svg xmlns="http://www.w3.org/2000/svg" {box} class="plot" role="img" aria-label="{name}" '
-        f'stroke-linejoin="round"><title>{name}</title>{sheet}{body}'
+        f'stroke-linejoin="round"><title>{name}</title>{body}'
     )
+    return with_theme(drawn) if theme else drawn
+
+
+def with_theme(svg: str) -> str:
+    """Returns what `to_svg` made for a page, with the colours of `THEME` of its own."""
+    sheet = f"<style>{escape(theme_css('.plot'), quote=False)}</style>"
+    return svg.replace("</title>", f"</title>{sheet}", 1)
 
 
 def theme_css(selector: str) -> str:

@@ -381,7 +381,7 @@ def table_of(frame: pd.DataFrame, space: KnobSpace, split: str) -> Table:
     part = part.assign(setting=[index.get(key, -1) for key in zip(*(part[n] for n in _SETTING), strict=True)])
     part = part[part["setting"] >= 0]
     answered = part[part["accuracy"].notna()].drop_duplicates([*_QUESTION, "setting"])
-    whole = answered.groupby(_QUESTION).filter(lambda rows: len(rows) == len(space))
+    whole = answered[answered.groupby(_QUESTION)["setting"].transform("size") == len(space)]
     if whole.empty:
         where = ", ".join(sorted(set(frame["source"])))
         raise UserError(f"{where}: no question of split {split} has an answer at all {len(space)} settings")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ import numpy as np
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.core.paths import write_whole
+from tempovlm.latency.remembered import remembered
 
 SCHEMA = "tempovlm.profile/3"
 
@@ -34,6 +36,9 @@ UPPER_LEVEL = 0.98
 
 MOST_LENGTHS = 12
 """Lengths of answers that a bound tells apart."""
+
+MOST_OUTPUTS = 256
+"""Distributions of answers' lengths whose tables are kept: 30 KB each."""
 
 IN_FLIGHT = (2, 4, 8, 16)
 """Numbers of requests at once that are measured where answers share a device."""
@@ -165,9 +170,7 @@ class LatencyProfile:
         """The same measurements with the tables of other lengths of answers."""
         if output == self.output:
             return self
-        if output not in self._others:
-            self._others[output] = replace(self, output=output)
-        return self._others[output]
+        return remembered(self._others, output, lambda: replace(self, output=output), MOST_OUTPUTS)
 
     @cached_property
     def _others(self) -> dict[OutputLength, LatencyProfile]:
@@ -330,25 +333,26 @@ class LatencyProfile:
         samples, medians = self._samples(value, self.output.mean), self._medians(value)
         lengths, numbers = self.output.points()
         counts, longer = np.array(numbers, dtype=float), np.array(lengths) - self.output.mean
-        bounds = []
+        expected_ms = np.array(medians)[:, None] + longer * np.array(self._steps)[:, None]  # (settings, lengths)
+        bounds_ms = []
         for ratios in (residual_ratios(samples), residual_ratios(samples, medians)):
             level = min(math.ceil((len(ratios) + 1) * UPPER_LEVEL) / len(ratios), 1.0)
-            weights = np.broadcast_to(counts, (len(ratios), len(counts))).ravel()
-            bounds.append(
-                [
-                    weighted_quantile(np.outer(ratios, median + longer * step).ravel(), weights, level)
-                    for median, step in zip(medians, self._steps, strict=True)
-                ]
-            )
-        return self._smooth([[max(pair)] for pair in zip(*bounds, strict=True)])
+            values_ms = np.array(ratios)[:, None] * expected_ms[:, None]  # (settings, residuals, lengths)
+            weights = np.tile(counts, len(ratios))
+            bounds_ms.append(weighted_quantile(values_ms.reshape(len(medians), -1), weights, level))
+        return self._monotone(np.maximum(*bounds_ms))
 
     def _smooth(self, samples: list[list[float]]) -> tuple[float, ...]:
-        """Medians that never fall when a knob rises: more work cannot take less time.
+        """Medians that never fall when a knob rises."""
+        return self._monotone(np.array([median(values) for values in samples]))
 
-        Midway between the smallest monotone table above the medians and the largest one below them, so that noise
+    def _monotone(self, table: np.ndarray) -> tuple[float, ...]:
+        """A table, (settings,), that never falls when a knob rises: more work cannot take less time.
+
+        Midway between the smallest monotone table above the given one and the largest one below it, so that noise
         is pulled neither up nor down.
         """
-        above = np.array([np.median(values) for values in samples]).reshape(self.space.shape)
+        above = table.reshape(self.space.shape)
         below = np.flip(above)
         for axis in range(above.ndim):
             above = np.maximum.accumulate(above, axis=axis)
@@ -531,17 +535,18 @@ def residual_ratios(samples: Sequence[Sequence[float]], centres: Sequence[float]
             continue
         for i, value in enumerate(values):
             others = [*values[:i], *values[i + 1 :]]
-            centre = float(np.median(others)) if centres is None else centres[setting]
+            centre = median(others) if centres is None else centres[setting]
             if centre > 0:
                 ratios.append(value / centre)
     return ratios or [SINGLE_PASS_SPREAD]
 
 
-def weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
-    """Return the smallest value such that `level` of the weight is at or below it."""
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
+    """Return of each row, (..., N), the least value such that `level` of the weights, (N,), is at or below it."""
     order = np.argsort(values)
-    reached = np.cumsum(weights[order]) >= level * weights.sum() * (1 - 1e-12)
-    return float(values[order][reached.argmax()])
+    reached = np.cumsum(weights[order], axis=-1) >= level * weights.sum() * (1 - 1e-12)
+    at = np.take_along_axis(order, reached.argmax(axis=-1)[..., None], axis=-1)
+    return np.asarray(np.take_along_axis(values, at, axis=-1)[..., 0])
 
 
 def _remainder_ms(measurement: Measurement) -> float:

@@ -44,8 +44,18 @@ Advance = Callable[[int, int], None]
 
 def empty_model(config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> VisionLanguageModel:
     """A model of the config's family with memory and no values; tables that no checkpoint stores are filled."""
+    return _with_memory(_outline(config), device, dtype)
+
+
+def _outline(config: ModelConfig) -> VisionLanguageModel:
+    """A model that has shapes and no memory."""
     with torch.device("meta"):
-        model = class_of(config.model_type)(config)
+        return class_of(config.model_type)(config)
+
+
+def _with_memory(
+    model: VisionLanguageModel, device: torch.device | str, dtype: torch.dtype
+) -> VisionLanguageModel:
     # By `to_empty` it would be made like meta tensors, for which torch imports half a second of other code.
     torch.nn.Module._apply(model.to(dtype), lambda one: torch.empty(one.shape, dtype=one.dtype, device=device))
     model.fill_tables()
@@ -92,8 +102,9 @@ def load_model(
     config, files = read_config(folder), checkpoint_files(folder)
     with ExitStack() as stack:
         sources = [stack.enter_context(open_weights(path)) for path in files]
-        check_tensors(sources, expected_shapes(config), folder)
-        views = (model := empty_model(config, device, dtype)).hub_views()
+        outline = _outline(config)
+        check_tensors(sources, _shapes(outline), folder)
+        views = (model := _with_memory(outline, device, dtype)).hub_views()
         total = sum(stored.nbytes for source in sources for stored in source.tensors.values())
         done = 0
         for source in sources:
@@ -257,6 +268,8 @@ def weights_hash(folder: Path) -> str:
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the published name of every tensor with its shape, without allocating it."""
-    with torch.device("meta"):
-        model = class_of(config.model_type)(config)
+    return _shapes(_outline(config))
+
+
+def _shapes(model: VisionLanguageModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(view.shape) for name, view in model.hub_views().items()}

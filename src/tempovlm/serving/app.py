@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from tempovlm.api import TempoVLM
     from tempovlm.serving.intake.asks import Fields
 
-_LARGE_BYTES = 1 << 18
-"""A larger body is parsed beside the event loop."""
+_LARGE_BYTES = 1 << 14
+"""A larger body is parsed beside the event loop: its text or its picture's header can be made to take 100 ms."""
 
 _PARSERS, _FETCHERS = 2, 8
 """Threads for that: each holds a body three times while it is parsed; fetching pictures is mostly waiting."""
@@ -208,6 +208,7 @@ class Service:
             state[ASK] = ask = await self._read(request, kind)
         except Gone:
             return Response(status_code=_CLIENT_LEFT)
+        await desk.prepare(ask)
         answering = desk.answer(ask, desk.admit(ask, state[ARRIVED], state[OWNER]))
         items, watch = answering.items(), asyncio.create_task(_watch(request.receive, answering))
         try:

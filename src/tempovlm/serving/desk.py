@@ -198,6 +198,11 @@ class Desk:
         message = f"{self.schedule.waiting} requests wait; ask again later, or with a larger budget"
         return later(429, "queue_full", message, drain_ms)
 
+    async def prepare(self, ask: Ask) -> None:
+        """Make the tables that a question's length of answers needs beside the loop, if there are none yet."""
+        if self.is_ready and not self._model.is_quick(ask.request, ask.tier):
+            await asyncio.to_thread(self._model.guard_for, ask.request, tier=ask.tier)
+
     def admit(self, ask: Ask, accepted_ms: float, owner: str) -> Stay:
         """Admit a question that is expected to be answered in time.
 

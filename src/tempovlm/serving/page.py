@@ -54,7 +54,7 @@ class Page:
 
     def add_routes(self, app: FastAPI) -> None:
         """Add the page, its files and its figures to an app."""
-        app.add_api_route("/", self.page, include_in_schema=False)
+        app.add_api_route("/", self.page, methods=["GET", "HEAD"], include_in_schema=False)
         app.add_api_route("/live", self.live, responses=errors(401))
         app.mount("/static", self._files)
 

@@ -19,6 +19,11 @@ def _stream(*parts: object) -> Random:
     return Random(int.from_bytes(digest, "little"))
 
 
+def scene_size(dataset: str, split: str, index: int, *, seed: int = 0) -> tuple[int, int]:
+    """Return the height and width in pixels of the picture that `make_scene` draws where it is given no size."""
+    return _stream(seed, dataset, split, index).choice(SIZES)
+
+
 def make_scene(
     dataset: str,
     split: str,
@@ -60,7 +65,8 @@ def make_scene(
     canvas = Canvas(rng, size or drawn, paper=stand_in.paper)
     quiz = Quiz(rng, edition)
     usual = stand_in.paint(canvas, quiz, split)
-    questions = quiz.pick(most or usual, stand_in.yes_no if edition > 1 else None)
+    most = most or usual
+    questions = quiz.pick(most) if edition == 1 else quiz.pick_by_cost(most, stand_in.yes_no)
     noise = _stream(seed, dataset, split, index, "twin" if twin else "original")
     shift = (noise.choice(_SHIFTS), noise.choice(_SHIFTS)) if twin else (0, 0)
     image, labels = canvas.finish(noise, shift)

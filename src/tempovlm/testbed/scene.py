@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from bisect import bisect
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tempovlm.testbed.costs import SHARES, cost_of
 
 SPLITS: tuple[str, ...] = ("train", "val")
 
@@ -17,6 +21,8 @@ SIZES: tuple[tuple[int, int], ...] = (
     (336, 448), (448, 336), (384, 384), (320, 480), (480, 320), (300, 450), (360, 448), (288, 512),
 )  # fmt: skip
 """Height and width in pixels of the pictures, in several aspect ratios."""
+
+_MOST_WORDS = 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +79,13 @@ class Quiz:
 
     Attributes:
         rng: random numbers of the scene. edition: one of `testbed.EDITIONS`. items: the questions so far.
+        asked: their words.
     """
 
     rng: Random
     edition: int = 1
     items: list[SceneQuestion] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
 
     def ask(
         self, template: str, question: str, answer: str, variants: tuple[str, ...] = (), *, held_out: bool = False
@@ -86,7 +94,7 @@ class Quiz:
         self._add(
             SceneQuestion(
                 question=question,
-                answers=_humans(self.rng, answer, variants),
+                answers=_humans(self.rng, answer, variants) if self.edition == 1 else (answer, *variants),
                 answer=answer,
                 template=template,
                 held_out=held_out,
@@ -114,26 +122,49 @@ class Quiz:
         )
 
     def _add(self, item: SceneQuestion) -> None:
-        """Keep a question unless it was asked before."""
-        if all(item.question != other.question for other in self.items):
+        """Keep a question unless it was asked before or, in the second edition, has too many words."""
+        if self.edition > 1 and len(item.question.split()) > _MOST_WORDS:
+            return
+        if item.question not in self.asked:
+            self.asked.add(item.question)
             self.items.append(item)
 
-    def pick(self, most: int, yes_no: float | None = None) -> tuple[SceneQuestion, ...]:
-        """Return at most `most` of the questions, in random order.
+    def pick(self, most: int) -> tuple[SceneQuestion, ...]:
+        """Return at most `most` of the questions, in random order."""
+        return tuple(self.rng.sample(self.items, min(most, len(self.items))))
+
+    def pick_by_cost(self, most: int, yes_no: float | None = None) -> tuple[SceneQuestion, ...]:
+        """Return at most `most` of the questions, by the shares of `costs.SHARES`.
+
+        The counts are those of the shares, rounded up or down at random. Where a
+        scene has no question of that cost left, another takes its place.
 
         Args:
             most: the most questions to keep.
             yes_no: expected share of questions with the answer yes or no; None takes them as they come.
         """
-        items, rng = self.items, self.rng
+        rng = self.rng
+        left = [(item, item.answer in ("yes", "no"), cost_of(item.template)) for item in self.items]
+        rng.shuffle(left)
+        most = min(most, len(left))
+        start, edges = rng.random(), list(accumulate(SHARES.values()))
+        costs = [list(SHARES)[bisect(edges[:-1], (start + slot) / most)] for slot in range(most)]
+        closed: list[bool | None] = [None] * most
         if yes_no is not None:
-            rng.shuffle(items)
-            wished = sum(rng.random() < yes_no for _ in range(most))
-            closed = [item for item in items if item.answer in ("yes", "no")]
-            others = [item for item in items if item.answer not in ("yes", "no")]
-            chosen = closed[:wished] + others[: most - wished]
-            items = chosen + [item for item in items if item not in chosen][: most - len(chosen)]
-        return tuple(rng.sample(items, min(most, len(items))))
+            number = int(most * yes_no + rng.random())
+            closed = [slot < number for slot in range(most)]
+            rng.shuffle(closed)
+        chosen: list[SceneQuestion] = []
+        for cost, wished in zip(costs, closed, strict=True):
+            strange = [(wished is not None and says != wished, own != cost) for _, says, own in left]
+            chosen.append(left.pop(strange.index(min(strange)))[0])
+        rng.shuffle(chosen)
+        return tuple(item if item.options else self._answered(item) for item in chosen)
+
+    def _answered(self, item: SceneQuestion) -> SceneQuestion:
+        """Return an open question with ten answers of people in place of all ways to say the right one."""
+        answer, *variants = item.answers
+        return replace(item, answers=_humans(self.rng, answer, tuple(variants)))
 
 
 def _humans(rng: Random, answer: str, variants: tuple[str, ...]) -> tuple[str, ...]:

@@ -31,7 +31,10 @@ left right light lamp open closed food hot cold north south east west pet pets v
 ticket picture best you can have kind thing belong season need would use uses find grow live eat like sound make
 legs wheels made why an company
 cost together than older one signs menu nearest regions animals higher leftmost rightmost dearest cheapest cheaper
-smaller three four five six different be hour owns"""
+smaller three four five six different be
+owns after ahead all away before beside between both but coldest come degrees disc friend go grows heavier heaviest
+home inside less life lighter lower neither nor numbers own places plus points real since solutions taken team
+teams things those twice under warmest"""
 
 
 def split_words(text: str) -> list[str]:

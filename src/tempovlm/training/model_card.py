@@ -11,6 +11,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.data.registry import GENERATED
 from tempovlm.model.files.hub import checkpoint_files
 from tempovlm.model.weights import read_config
+from tempovlm.testbed.costs import SHARES
 
 _INTRODUCTION = """\
 # The pocket model
@@ -60,7 +61,7 @@ def write_card(folder: Path) -> None:
         "settings": len(space),
     }
     notes = "".join(f"- note: {note}\n" for note in record.get("notes", []))
-    tables = _accuracy(space, record) + _cpu_bfloat16(record)
+    tables = _accuracy(space, record) + _costs(record) + _cpu_bfloat16(record)
     text = _INTRODUCTION.format(**facts) + notes + "\n" + tables + "\n" + _LIMITS
     (folder / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
@@ -78,6 +79,23 @@ def _accuracy(space: KnobSpace, record: dict[str, Any]) -> str:
             shares = (row["accuracy"] if name == "all" else row["by_dataset"][name] for row in cells)
             texts = [*map(str, knobs.values[1:]), *(f"{100 * s:.1f}" for s in shares)]
             parts.append(f"| {' | '.join(texts)} |\n")
+    return "".join(parts)
+
+
+def _costs(record: dict[str, Any]) -> str:
+    """Return what questions of each meant cost lose at the lowest value of each knob; empty if it was not told."""
+    rows = {cost: row for cost, row in record.get("by_cost", {}).items() if cost in SHARES}
+    if not rows:
+        return ""
+    names = list(next(iter(rows.values()))["lost"])
+    parts = [
+        "\n## What questions cost\n\nWhat `tempovlm.testbed.costs` says an answer should cost; per cent right at "
+        "the native setting, and points\nlost at the lowest value of one knob, and of all.\n\n"
+        f"| cost | questions | native | {' | '.join(names)} |\n" + "|---" * (3 + len(names)) + "|\n"
+    ]
+    for cost, row in rows.items():
+        lost = (f"{row['lost'][name]:.1f}" for name in names)
+        parts.append(f"| {' | '.join((cost, str(row['questions']), format(row['native'], '.1f'), *lost))} |\n")
     return "".join(parts)
 
 

@@ -46,7 +46,7 @@ from tempovlm.training.muon import Muon
 from tempovlm.training.pictures import IGNORE, PictureBatch, Pictures, picture_loader
 from tempovlm.training.pocket_eval import Outcome, outcomes, tabulate, validation_batches
 from tempovlm.training.recipes import MAX_SIZE_MB, RECIPES, RUN_MINUTES, Recipe, find_recipe
-from tempovlm.training.report import make_report, summary
+from tempovlm.training.report import Answers, by_cost, corner_settings, make_report, summary
 from tempovlm.training.step import Gradients, Pupil, Result, Work, compute, prepare
 from tempovlm.training.tokenizer import build_tokenizer
 
@@ -347,10 +347,6 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         show(f"{json.dumps(line)}  {left / 60:.1f} min left")
 
-    def evaluate(self, settings: Iterable[KnobConfig], batches: int) -> list[dict[str, Any]]:
-        """Measure accuracy on validation scenes, the same ones at every call."""
-        return tabulate(self.answered(settings, batches), self.space)
-
     def answered(self, settings: Iterable[KnobConfig], batches: int) -> Iterator[Outcome]:
         """Answer validation questions at some settings, the same ones at every call."""
         scenes = validation_batches(self.validation(self.recipe.batch, batches), batches, self.device)
@@ -368,7 +364,7 @@ class Trainer:
         save_model(self.model, folder)
         (folder / "tokenizer.json").write_bytes((self.out / "tokenizer.json").read_bytes())
         self.model.load_state_dict(load_model(folder, self.device, torch.float32).state_dict())
-        table = self.evaluate(self.space.settings, self.recipe.validation_batches)
+        found = list(self.answered(self.space.settings, self.recipe.validation_batches))
         card = {
             "weights": weights_hash(folder),
             "knob_space": self.space.fingerprint,
@@ -380,7 +376,8 @@ class Trainer:
             "steps": self.step,
             "recipe": asdict(self.recipe),
             "hardware": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "settings": table,
+            "settings": tabulate(found, self.space),
+            "by_cost": by_cost(Answers(found), corner_settings(self.space)),
         }
         (folder / "accuracy.json").write_text(json.dumps(card, indent=1) + "\n")
         write_card(folder)

@@ -1,4 +1,4 @@
-"""The report of a run: accuracy overall, by data set and by template, and what each knob's lower values lose.
+"""The report of a run: accuracy overall, by data set, cost and template, and what each knob's lower values lose.
 
 One knob at a time is changed and the others stay native. All settings answer the same questions, so what a setting
 loses is a mean of paired differences, and its standard error is that of the pairs. Headroom is told at equal
@@ -25,6 +25,7 @@ from tempovlm.data.registry import GENERATED
 from tempovlm.lab.judge.headroom import Scored, budgets_up_to, headroom_at
 from tempovlm.model.prompt import image_tokens
 from tempovlm.model.vision.tiling import choose_grid
+from tempovlm.testbed.costs import cost_of
 from tempovlm.testbed.scene import SIZES
 from tempovlm.training.pocket_eval import Outcome
 from tempovlm.training.recipes import name_of
@@ -44,6 +45,12 @@ NATIVE_TARGETS = {"overall": 90.0, "each data set": 82.0}
 def axes_settings(space: KnobSpace) -> dict[str, list[KnobConfig]]:
     """Return for each knob the settings in which only it is not native, from the cheapest of its values."""
     return {name: [replace(space.native, **{name: value}) for value in axis] for name, axis in space.axes.items()}
+
+
+def corner_settings(space: KnobSpace) -> dict[str, KnobConfig]:
+    """Return the native setting, the one with the lowest value of each knob alone, and the cheapest, by name."""
+    lowest = {name: settings[0] for name, settings in axes_settings(space).items()}
+    return {"native": space.native, **lowest, "cheapest": space.cheapest}
 
 
 class Answers:
@@ -92,12 +99,7 @@ def make_report(trainer: Trainer, done: bool) -> dict[str, Any]:
     axes = axes_settings(space)
     wished = dict.fromkeys([*(knobs for settings in axes.values() for knobs in settings), *grid(space)])
     answers = Answers(trainer.answered(wished, recipe.validation_batches))
-    native = space.native
-    corners = {
-        "native": native,
-        **{name: settings[0] for name, settings in axes.items()},
-        "cheapest": space.cheapest,
-    }
+    native, corners = space.native, corner_settings(space)
     overall, error = answers.mean(answers.right[native])
     by_dataset = answers.rows(np.array(GENERATED)[answers.datasets], corners)
     knobs = {
@@ -120,10 +122,20 @@ def make_report(trainer: Trainer, done: bool) -> dict[str, Any]:
         "by_dataset": by_dataset,
         "knobs": knobs,
         "headroom": headroom(answers, trainer),
+        "by_cost": by_cost(answers, corners),
         "by_template": answers.rows(answers.templates, corners),
         "options": asdict(recipe),
     }
     return report | {"missed": missed(report)}
+
+
+def by_cost(answers: Answers, corners: dict[str, KnobConfig]) -> dict[str, dict[str, Any]]:
+    """Return a row for each cost that templates are meant to have: accuracies, and points lost at each corner."""
+    rows: dict[str, dict[str, Any]] = {}
+    for cost, row in answers.rows(np.array([cost_of(name) for name in answers.templates]), corners).items():
+        lost = {name: round(row["native"] - row[name], 2) for name in corners if name != "native"}
+        rows[cost] = {**row, "lost": lost}
+    return rows
 
 
 def grid(space: KnobSpace) -> list[KnobConfig]:
@@ -198,6 +210,8 @@ def summary(report: dict[str, Any]) -> str:
     head = ("recipe", "seed", "steps", "minutes", "ms_per_step", "size_mb", "accuracy", "questions")
     lines = [json.dumps({name: report[name] for name in head})]
     lines += [f"  {name}: {json.dumps(row)}" for name, row in report["by_dataset"].items()]
+    for cost, row in report["by_cost"].items():
+        lines.append(f"  {cost} ({row['questions']} questions): {row['native']}, lost {json.dumps(row['lost'])}")
     for name, steps in report["knobs"].items():
         lines.append(
             f"  {name}: "

@@ -46,7 +46,24 @@ def test_answers_seen_count_once_they_are_many() -> None:
         lengths.observe(request, Ended(9 + number % 3))  # type: ignore[arg-type]
         lengths.observe(request, Ended(1, "deadline"))  # type: ignore[arg-type]
     assert lengths.of(request).upper == 11
-    assert lengths.of(asked(style="long_caption", max_new_tokens=41)).upper == 41, "another cap was never seen"
+    assert lengths.of(asked(style="long_caption", max_new_tokens=45)).upper == 46, "another cap was never seen"
+
+
+def test_few_caps_are_told_apart() -> None:
+    lengths = Lengths({"vqa2": OutputLength((1,) * 4096)})
+    for style in ("vqa2", "long_caption"):
+        longest = [len(lengths.of(asked(style=style, max_new_tokens=cap)).counts) for cap in range(1, 4097)]
+        assert longest[:32] == list(range(1, 33)), "those of short answers"
+        assert all(cap <= found <= cap * 17 / 16 for cap, found in enumerate(longest, start=1))
+        assert len(set(longest)) < 150, "each has tables of its own"
+
+
+def test_answers_at_a_cap_count_for_those_that_are_taken_for_the_same() -> None:
+    lengths = Lengths({})
+    for cap in (33, 34) * (SEEN // 2):
+        ended: Any = Ended(cap, "length")
+        lengths.observe(asked(style="long_caption", max_new_tokens=cap), ended)
+    assert lengths.of(asked(style="long_caption", max_new_tokens=33)).counts[-2:] == (SEEN // 2, SEEN // 2)
 
 
 def test_points_of_many_lengths_are_their_parts_longest() -> None:

@@ -51,14 +51,16 @@ def request(**fields: object) -> Request:
 
 def test_greedy_and_drawn_tokens_are_those_of_the_model(engine: Engine, on_lanes: Engine) -> None:
     guard = Guard.fixed(engine.space.cheapest, engine.space)
-    for wanted in (request(), request(temperature=1.5, top_p=0.7, seed=3)):
+    for wanted in (request(max_new_tokens=3), request(max_new_tokens=3, temperature=1.5, top_p=0.7, seed=3)):
         expected, answer = (one.answer(wanted, guard) for one in (engine, on_lanes))
         assert answer.tokens == expected.tokens
         assert len(answer.step_ms) == len(answer.tokens) - 1
 
 
 def test_interleaved_plans_answer_as_each_alone(engine: Engine, on_lanes: Engine) -> None:
-    guards = [Guard.fixed(knobs, engine.space) for knobs in (engine.space.cheapest, engine.space.native)]
+    cheapest, native = engine.space.cheapest, engine.space.native
+    deeper = replace(native, num_blocks=next(n for n in engine.space.block_counts if n > cheapest.num_blocks))
+    guards = [Guard.fixed(knobs, engine.space) for knobs in (cheapest, deeper)]
     requests = [request(max_new_tokens=3), request(question="what is the dog?", max_new_tokens=3)]
     drawn = request(temperature=1.5, top_p=0.9, seed=5)
     pairs = [*zip(requests, guards, strict=True), (requests[0], guards[1]), (drawn, guards[0])]

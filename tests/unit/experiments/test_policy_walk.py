@@ -134,6 +134,7 @@ def test_every_policy_is_served_and_judged(
     assert list(json.loads((out / "e" / "judge.json").read_text())["policies"]) == [name]
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_wrong_scores_end_a_run_at_once(
     tiny_folder: Path, small_bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def test_wrong_scores_end_a_run_at_once(
     assert capsys.readouterr().err.splitlines()[-1].startswith("tempovlm: error: policy Short: scored")
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_bench_takes_fewer_settings(
     tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

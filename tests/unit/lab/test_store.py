@@ -49,7 +49,8 @@ def test_both_layouts_read_alike(tmp_path: Path) -> None:
     write_json(tmp_path / "b", rows())
     one, other = (read_results([tmp_path / name], ["text_vqa"], SPACE) for name in "ab")
     assert list(one.columns) == [*COLUMNS, "source"]
-    assert one.attrs["stamp"] == other.attrs["stamp"] == STAMP.to_json()
+    for read in (one, other):
+        assert list(read.attrs["stamps"].values()) == [STAMP.to_json()]
     order = ["question_id", "tier", "top_k", "num_blocks"]
     one, other = (frame.sort_values(order, ignore_index=True) for frame in (one, other))
     for name in COLUMNS:
@@ -96,7 +97,7 @@ def test_the_predecessors_own_files_load(tmp_path: Path) -> None:
     assert frame["T_preprocess"].isna().all()
     assert second["question_id"] != first["question_id"]
     assert frame["T_decode_per_token"].isna().tolist() == [False, True]
-    assert frame.attrs["stamp"] is None
+    assert list(frame.attrs["stamps"].values()) == [None]
 
 
 def change(name: str, value: Any) -> list[SweepRow]:

@@ -111,11 +111,25 @@ def test_residuals() -> None:
     assert residual_ratios([[2.0, 4.0]], [2.0]) == pytest.approx([1.0, 2.0])
 
 
+def quantile_of_one(values: np.ndarray, weights: np.ndarray, level: float) -> float:
+    """The definition, value by value."""
+    reached = 0.0
+    for value, weight in sorted(zip(values.tolist(), weights.tolist(), strict=True)):
+        reached += weight
+        if reached >= level * weights.sum() * (1 - 1e-12):
+            return float(value)
+    raise AssertionError
+
+
 def test_weighted_quantile() -> None:
     values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 2.0])
-    assert [weighted_quantile(values, weights, level) for level in (0.2, 0.5, 0.75, 0.9, 1.0)] == pytest.approx(
-        [1, 2, 2, 3, 3]
-    )
+    for level, expected in ((0.2, 1), (0.5, 2), (0.75, 2), (0.9, 3), (1.0, 3)):
+        assert weighted_quantile(values, weights, level) == pytest.approx(expected)
+    rng = np.random.default_rng(0)
+    rows, weights = rng.lognormal(size=(20, 30)), rng.integers(0, 4, 30).astype(float)
+    for level in (0.1, 0.5, 0.97, 1.0):
+        each = [quantile_of_one(row, weights, level) for row in rows]
+        assert weighted_quantile(rows, weights, level) == pytest.approx(each)
 
 
 def test_bounds_weigh_lengths_by_how_often_they_occur() -> None:

@@ -97,7 +97,7 @@ def test_requests_have_names(app: Any) -> None:
 
 def test_probes(app: Any) -> None:
     assert [get(app, path).status for path in ("/health", "/ready", "/version")] == [200] * 3
-    for path in ("/health", "/ready", "/version", "/metrics"):
+    for path in ("/health", "/ready", "/version", "/metrics", "/"):
         assert asyncio.run(ask(app, path, method="HEAD")).status == 200
     assert get(app, "/version").json == {"version": __version__}
 

@@ -9,6 +9,9 @@ import asyncio
 import io
 import json
 import struct
+import sys
+import threading
+import unicodedata
 import zlib
 from collections.abc import Callable
 from http.client import HTTPException
@@ -18,16 +21,20 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 from asgi import CHAT, NEEDS, ask, chat, encoded, get, post, question, url_of
 
 pytest.importorskip("fastapi", reason=NEEDS)
 
 from tempovlm.api import TempoVLM
+from tempovlm.control.guard import Guard
+from tempovlm.serving import app as app_module
 from tempovlm.serving.errors import ApiError, scrubbed
 from tempovlm.serving.gate import OPEN, Keys
-from tempovlm.serving.intake import remote
-from tempovlm.serving.intake.body import MOST_DEPTH, MOST_ITEMS
+from tempovlm.serving.intake import asks, remote
+from tempovlm.serving.intake import body as body_module
+from tempovlm.serving.intake.body import MOST_DEPTH, MOST_ITEMS, parse
 
 HOSTS = ("images.example.com",)
 PUBLIC = "93.184.216.34"
@@ -275,6 +282,57 @@ def test_what_a_text_holds_is_no_item_and_ends_no_string(app: Any) -> None:
     assert post(app, CHAT, escaped).status == 200
     for body in (b'{"a": "[', b'{"a": "\\', b'{"a": "\\"', b'"\\\\"]'):
         assert post(app, CHAT, body).code == "invalid_json"
+
+
+@pytest.mark.parametrize("num_bytes", [2, 3, 4, 5])
+def test_a_string_ends_where_it_does_however_it_is_read(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    monkeypatch.setattr(body_module, "_PIECE_BYTES", num_bytes)
+
+    class Pair(BaseModel):
+        a: str
+        b: list[str]
+
+    for text in ('"', "\\", '\\"', 'a"[' * 40, '\\\\"a' * 7, "é\n[" * 33, "[" * 40 + "\\"):
+        value = {"a": text, "b": [text] * 3}
+        assert parse(json.dumps(value).encode(), Pair).model_dump() == value
+        with pytest.raises(ApiError, match="deeper"):
+            parse(json.dumps(value).encode()[:-1] + b', "c": ' + b"[" * MOST_DEPTH, Pair)
+        with pytest.raises(ApiError, match="not valid JSON"):
+            parse(b'{"a": "' + b"[" * 40 + json.dumps(text).encode()[1:-1], Pair)
+
+
+def test_a_byte_of_a_question_has_no_more_tokens_than_are_left_for_it() -> None:
+    letters = (chr(code) for code in range(0xA0, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
+    most = max(len(unicodedata.normalize("NFKD", one).encode()) / len(one.encode()) for one in letters)
+    assert most <= asks._TOKENS_OF_BYTE
+
+
+def test_what_can_take_long_to_parse_is_parsed_beside_the_loop(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers = []
+
+    def noted(*given: Any) -> Any:
+        parsers.append(threading.current_thread())
+        return parse(*given)
+
+    monkeypatch.setattr(app_module, "parse", noted)
+    for num_letters in (1, 1 << 14):
+        assert chat(app, user="a" * num_letters).status == 200
+    assert [one is threading.current_thread() for one in parsers] == [True, False]
+
+
+def test_tables_for_other_lengths_are_made_beside_the_loop(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers, make = [], Guard._with_tables
+
+    def noted(guard: Guard) -> Guard:
+        makers.append(threading.current_thread())
+        return make(guard)
+
+    monkeypatch.setattr(Guard, "_with_tables", noted)
+    for latency_budget_ms in (None, 1e5, 1.0):
+        new = {"style": "pointing", "max_tokens": 27, "latency_budget_ms": latency_budget_ms}
+        assert chat(app, **new).status == (429 if latency_budget_ms == 1 else 200)
+        assert len(makers) == (1 if latency_budget_ms is None else 2), "once for each guard"
+    assert threading.current_thread() not in makers
 
 
 @pytest.mark.parametrize("body", [b"[]", b"5", b"null", b'"text"'])

@@ -80,7 +80,7 @@ def test_answers_are_single_words_of_the_vocabulary_and_cannot_be_guessed() -> N
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_both_splits_tell_the_facts_of_the_table(scenes: dict[str, list[Scene]], split: str) -> None:
+def test_both_splits_tell_the_facts_of_the_table(edition: int, scenes: dict[str, list[Scene]], split: str) -> None:
     asked: Counter[str] = Counter()
     for scene in scenes[split]:
         by_look = {f"company {'in' if kind == 'shop' else 'on'} the {color} {kind}": name
@@ -94,10 +94,10 @@ def test_both_splits_tell_the_facts_of_the_table(scenes: dict[str, list[Scene]],
             said = {item.answer, *said_otherwise(fact, item.answer), "unanswerable"}
             assert {answer.lower() for answer in item.answers} <= said
             asked[fact] += len(names) == 1
-    assert min(asked[fact] for fact in COMPANY_FACTS) > 60
+    assert min(asked[fact] for fact in COMPANY_FACTS) > (60 if edition == 1 else 5)
 
 
-def test_places_point_at_the_sign_there(scenes: dict[str, list[Scene]]) -> None:
+def test_places_point_at_the_sign_there(edition: int, scenes: dict[str, list[Scene]]) -> None:
     ways = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
     checked = 0
     for scene in scenes["train"]:
@@ -114,7 +114,7 @@ def test_places_point_at_the_sign_there(scenes: dict[str, list[Scene]]) -> None:
             ]
             assert [facts_of(name)[fact] for name in there] == [item.answer]
             checked += 1
-    assert checked > 100
+    assert checked > 100 if edition == 1 else checked == 0
 
 
 def test_questions_never_name_a_company(scenes: dict[str, list[Scene]]) -> None:
@@ -157,8 +157,9 @@ def test_a_color_is_asked_only_where_one_company_fits(edition: int, scenes: dict
     assert checked > 40 if edition == 1 else checked == 0
 
 
-def test_companies_are_nearly_half_of_the_questions_in_print_of_every_size(scenes: dict[str, list[Scene]]) -> None:
-    for found in scenes.values():
+def test_companies_are_nearly_half_of_the_questions_in_print_of_every_size() -> None:
+    for split in ("train", "val"):
+        found = [make_scene("okvqa", split, index, edition=1) for index in range(_PICTURES)]
         asked = ["company" in item.template for scene in found for item in scene.questions]
         assert 0.38 < np.mean(asked) < 0.52
         heights = np.concatenate([s.char_boxes[:, 3] - s.char_boxes[:, 1] for s in found])

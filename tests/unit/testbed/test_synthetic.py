@@ -18,7 +18,6 @@ from tempovlm.testbed.words import alphabet, split_words, vocabulary
 _PICTURES = 120
 _SPELLED = {
     "sign_color",
-    "sign_beside",
     "number_on",
     "shop_name",
     "box_label",

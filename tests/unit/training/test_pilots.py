@@ -15,12 +15,13 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KNOBS, KnobConfig, KnobSpace
 from tempovlm.model.config import POCKET
 from tempovlm.model.moe import MoE
+from tempovlm.testbed.costs import SHARES
 from tempovlm.training.elastic import moe_elastic, router_terms, sample_setting
 from tempovlm.training.pictures import PictureBatch, Pictures
 from tempovlm.training.pocket import Trainer, check_size, learning_rate, main
 from tempovlm.training.pocket_eval import Outcome
 from tempovlm.training.recipes import RECIPES, Recipe, find_recipe, name_of
-from tempovlm.training.report import Answers, axes_settings, make_report, missed, summary
+from tempovlm.training.report import Answers, axes_settings, by_cost, make_report, missed, summary
 from tiny_model import TRAINED as TINY
 
 CPU = torch.device("cpu")
@@ -179,6 +180,24 @@ def test_losses_are_paired() -> None:
     assert rows["c"]["native"] == pytest.approx(0)
 
 
+def test_losses_are_told_by_what_a_question_should_cost() -> None:
+    space = KnobSpace.for_model(POCKET.shape)
+    kinds, datasets = ["menu_sum", "price", "menu_sum", "largest_color"], torch.tensor([0, 0, 1, 1])
+    corners = {"native": space.native, "cheapest": space.cheapest}
+    answers = Answers(
+        [
+            Outcome(space.native, datasets, kinds, torch.tensor([True, True, True, False])),
+            Outcome(space.cheapest, datasets, kinds, torch.tensor([True, False, False, False])),
+        ]
+    )
+    rows = by_cost(answers, corners)
+    assert {cost: (row["questions"], row["lost"]) for cost, row in rows.items()} == {
+        "depth": (2, {"cheapest": pytest.approx(50)}),
+        "tier": (1, {"cheapest": pytest.approx(100)}),
+        "unknown": (1, {"cheapest": pytest.approx(0)}),
+    }
+
+
 def test_a_report_has_every_figure_that_a_choice_needs(trainer: Trainer) -> None:
     report = make_report(trainer, done=True)
     assert set(report["knobs"]) == set(KNOBS)
@@ -194,6 +213,8 @@ def test_a_report_has_every_figure_that_a_choice_needs(trainer: Trainer) -> None
     asked = [row["questions"] for row in report["by_template"].values()]
     assert sum(asked) == report["questions"] == sum(row["questions"] for row in report["by_dataset"].values())
     assert report["size_mb"] == pytest.approx(report["parameters"] * 2e-6, abs=0.01)
+    assert set(report["by_cost"]) <= set(SHARES)
+    assert sum(row["questions"] for row in report["by_cost"].values()) == report["questions"]
     assert "native accuracy, overall" in report["missed"][0]
     assert all(line in summary(report) for line in report["missed"])
     json.dumps(report)

@@ -18,6 +18,7 @@ from tempovlm.core.plan import Plan, Ranking
 from tempovlm.model.config import POCKET, VisionConfig
 from tempovlm.model.prompt import IMAGE_PATCH, Tokenizer, feature_slots, image_tokens
 from tempovlm.model.vision.tiling import choose_grid, cut_crops
+from tempovlm.testbed.costs import SHARES
 from tempovlm.testbed.lexicon import CHARSET
 from tempovlm.testbed.scene import SceneQuestion
 from tempovlm.testbed.words import alphabet, vocabulary
@@ -187,6 +188,18 @@ def test_a_run_goes_on_where_it_stopped_and_exports(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert "answer" not in lines[0]
     assert lines[2]["answer"] > 0
+
+
+def test_the_model_card_tells_what_questions_cost(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, replace(RECIPE, edition=2, batch=12), TINY, torch.device("cpu"))
+    trainer.export()
+    card = (tmp_path / "pocket" / "MODEL_CARD.md").read_text()
+    rows = [line.split(" | ") for line in card.split("## What questions cost")[1].splitlines() if " | " in line]
+    assert rows[0] == ["| cost", "questions", "native", "tier", "top_k", "num_blocks", "cheapest |"]
+    assert {row[0].removeprefix("| ") for row in rows[1:]} <= set(SHARES)
+    record = json.loads((tmp_path / "pocket" / "accuracy.json").read_text())
+    asked = sum(int(row[1]) for row in rows[1:])
+    assert asked == sum(row["questions"] for row in record["by_cost"].values()) > 0
 
 
 def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tempovlm.data.registry import DATASETS
 from tempovlm.data.sample import Sample, choice_question
 from tempovlm.data.scoring import score
 from tempovlm.lab.bench.bench import Model
-from tempovlm.testbed.generate import make_scene
+from tempovlm.testbed.generate import make_scene, scene_size
 from tempovlm.testbed.lexicon import CHARSET, SIGN_WORDS
 from tempovlm.testbed.scene import Scene, SceneQuestion
 
@@ -173,9 +173,9 @@ def find_scenes(wanted: Wanted, seed: int) -> Iterator[tuple[int, Scene, SceneQu
     """Yield validation scenes near 4 : 3 with a question of the wanted kind, in the test bed's order."""
     index = 0
     while True:
-        scene = make_scene(wanted.dataset, "val", index, seed=seed)
-        height, width = scene.image.shape[:2]
+        height, width = scene_size(wanted.dataset, "val", index, seed=seed)
         if _ASPECT[0] <= width / height <= _ASPECT[1]:
+            scene = make_scene(wanted.dataset, "val", index, seed=seed)
             for question in scene.questions:
                 if _fits(wanted, scene, question):
                     yield index, scene, question

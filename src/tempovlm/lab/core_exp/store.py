@@ -72,6 +72,13 @@ def read_stamp(path: Path) -> Stamp:
     return _stamp_of(_read(path, pq.read_schema), path)
 
 
+class Stamps(dict[str, dict[str, Any] | None]):
+    """Stamps by file: one object, though pandas copies it with each column and part that it takes of a table."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stamps:
+        return self
+
+
 def read_results(
     results_dirs: Sequence[Path], datasets: Sequence[str] | None = None, space: KnobSpace | None = None
 ) -> pd.DataFrame:
@@ -85,8 +92,7 @@ def read_results(
     Returns:
         The columns of `SweepRow` and `source`, the directory as given. Whole numbers of a column with gaps are
         floats. `attrs["stamps"]` holds the stamp of each file as a JSON object (None for the predecessor's
-        files, which have none), `attrs["stamp"]` the first of them. Failed samples are among the rows, with
-        `error` set.
+        files, which have none). Failed samples are among the rows, with `error` set.
 
     Raises:
         UserError: something is missing, damaged or does not fit; names file and field.
@@ -97,7 +103,7 @@ def read_results(
     if not results_dirs:
         raise UserError("--results_dir: name at least one results directory")
     frames: list[pd.DataFrame] = []
-    stamps: dict[str, dict[str, Any] | None] = {}
+    stamps = Stamps()
     found: set[str] = set()
     folders = list(dict.fromkeys(map(Path, results_dirs)))
     check_directories(folders)
@@ -111,7 +117,7 @@ def read_results(
         where = ", ".join(map(str, results_dirs))
         raise UserError(f"{where}: no results of {missing[0]} (neither {missing[0]}.parquet nor a JSON folder)")
     result = pd.concat(frames, ignore_index=True)
-    result.attrs = {"stamps": stamps, "stamp": next(iter(stamps.values()))}
+    result.attrs = {"stamps": stamps}
     return result
 
 

@@ -55,14 +55,15 @@ def _colors(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 @style()
-def frontier(report: Mapping[str, Any], *, theme: bool = True) -> str:
+def frontier(report: Mapping[str, Any]) -> str:
     """Draws accuracy against mean latency: static settings, their best mixtures, the reference, a line a policy.
+
+    For a page that defines the theme.
 
     Args:
         report: of the judge.
-        theme: False inside a page that defines the theme.
     """
-    return to_svg(_frontier(report), FRONTIER, theme=theme)
+    return to_svg(_frontier(report), FRONTIER, theme=False)
 
 
 @style(paper=True)
@@ -186,14 +187,15 @@ def _draw_bound(axes: Axes, points: Sequence[Mapping[str, float]], **line: Any) 
 
 
 @style()
-def gaps(report: Mapping[str, Any], *, theme: bool = True) -> str:
+def gaps(report: Mapping[str, Any]) -> str:
     """Draws each policy's gain over the best static mixture at its own latency, and that of the shuffled controls.
+
+    For a page that defines the theme.
 
     Args:
         report: of the judge.
-        theme: False inside a page that defines the theme.
     """
-    return to_svg(_gaps(report), GAIN, theme=theme)
+    return to_svg(_gaps(report), GAIN, theme=False)
 
 
 @style(paper=True)

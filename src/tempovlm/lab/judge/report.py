@@ -16,6 +16,7 @@ from tempovlm.core.files import make_folder
 from tempovlm.core.paths import write_whole
 from tempovlm.lab import charts
 from tempovlm.lab.bench.summary import rounded
+from tempovlm.lab.drawing import with_theme
 from tempovlm.lab.judge import figures as judge_figures
 from tempovlm.lab.judge.judge import best_policy
 from tempovlm.lab.judge.trial import Outcome, Trial
@@ -66,12 +67,13 @@ def write(
     """
     make_folder(folder)
     report = {**report, "headline": headline(report)}
+    drawn = _drawn(report)
     files: dict[str, str | bytes] = {
         "judge.json": json.dumps(rounded(report, _DIGITS), indent=1, ensure_ascii=False) + "\n",
         "judge.parquet": rows_as_parquet(trial, outcomes),
-        "judge.html": render(report, simulated),
-        "frontier.svg": judge_figures.frontier(report),
-        "gain.svg": judge_figures.gaps(report),
+        "judge.html": render(report, simulated, drawn),
+        "frontier.svg": with_theme(drawn["frontier"]),
+        "gain.svg": with_theme(drawn["gaps"]),
     }
     for name, content in files.items():
         write_whole(folder / name, content)
@@ -109,16 +111,23 @@ def rows_as_parquet(trial: Trial, outcomes: Sequence[Outcome]) -> bytes:
     return buffer.getvalue()
 
 
-def render(report: Mapping[str, Any], simulated: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Renders the whole page."""
+def _drawn(report: Mapping[str, Any]) -> dict[str, str]:
+    return {"frontier": judge_figures.frontier(report), "gaps": judge_figures.gaps(report)}
+
+
+def render(
+    report: Mapping[str, Any],
+    simulated: Sequence[Mapping[str, Any]] = (),
+    drawn: Mapping[str, str] | None = None,
+) -> str:
+    """Renders the whole page; `drawn` are its wide figures, if they are there already."""
     subject = report["policies"][report["subject"]]["by_budget"]
     above_ms, below_ms = holding(subject)
     return render_template(
         "judge.html",
         report=report,
         headline=headline(report),
-        frontier=judge_figures.frontier(report, theme=False),
-        gaps=judge_figures.gaps(report, theme=False),
+        **(drawn or _drawn(report)),
         frontier_narrow=judge_figures.frontier_narrow(report),
         gaps_narrow=judge_figures.gaps_narrow(report),
         knobs=charts.knobs({"budgets": subject, "knob_space": report["knob_space"]}),

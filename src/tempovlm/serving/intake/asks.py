@@ -28,8 +28,9 @@ _STYLE = next(str(one.default) for one in fields_of(Request) if one.name == "sty
 _LETTERS_OF_TOKEN = 16
 """A question with more letters than this for each token of the context is refused before it is cut into tokens."""
 
-_TOKENS_OF_BYTE, _TOKENS_AROUND = 3, 64
-"""The most tokens for each byte of a question, whose letters may be taken apart first, and for those around it."""
+_TOKENS_OF_BYTE, _TOKENS_AROUND = 11, 64
+"""The most tokens for each byte of a question, whose letters may be taken apart first (compatibility decomposition
+makes 33 bytes of the 3 of U+FDFA), and for those around it."""
 
 _TIERS = {"low": 0, "high": -1, "original": -1}
 """The place, among a model's tiers, of the one that a picture's `detail` fixes; `auto` leaves it to the policy."""

@@ -19,9 +19,13 @@ MOST_DEPTH = 32
 MOST_ITEMS = 20_000
 """Lists, objects and commas: a body of empty lists would take a hundred times its size in memory."""
 
-_MARK, _STRING = re.compile(rb'["\[\]{}]'), re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
-"""The beginning of a string or one end of a list or an object; a whole string."""
+_MARK, _LETTERS = re.compile(rb'["\[\]{}]'), re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+"""The beginning of a string or one end of a list or an object; letters within a string."""
 
+_PIECE_BYTES = 1 << 16
+"""Letters are read by such pieces: no other thread runs while one is."""
+
+_QUOTE = ord('"')
 _STEPS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 _DISCARD_MS = 2_000.0
@@ -125,8 +129,13 @@ def _end_of_string(data: bytes | bytearray, begin: int) -> int:
     end = data.find(b'"', begin + 1)
     if end >= 0 and data.find(b"\\", begin + 1, end) < 0:
         return end + 1
-    whole = _STRING.match(data, begin)
-    return len(data) if whole is None else whole.end()
+    at = begin + 1
+    while at < len(data) and data[at] != _QUOTE:
+        letters = _LETTERS.match(data, at, at + _PIECE_BYTES)
+        if letters is None or letters.end() == at:
+            return len(data)  # a backslash is the last of all
+        at = letters.end()
+    return min(at + 1, len(data))
 
 
 def _too_many() -> ApiError:

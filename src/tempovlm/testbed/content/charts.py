@@ -7,13 +7,6 @@ from __future__ import annotations
 
 from random import Random
 
-from tempovlm.testbed.content.companies import (
-    COMPANY_FACTS,
-    COMPANY_QUESTIONS,
-    draw_names,
-    fact_values,
-    facts_of,
-)
 from tempovlm.testbed.drawing.canvas import RGB, Canvas
 from tempovlm.testbed.drawing.layout import choose_color
 from tempovlm.testbed.lexicon import held_out_pair
@@ -31,8 +24,6 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "rain": ("may", "june", "july", "april", "march"),
 }
 """Topic of a bar chart to its possible labels."""
-_SALES = "sales"
-"""Topic of a bar chart whose labels are names of companies, in the second edition."""
 
 
 def label_face(rng: Random) -> str:
@@ -58,9 +49,9 @@ def frame(canvas: Canvas, share: float = 0.8) -> tuple[float, float, float, floa
 def bars(canvas: Canvas, quiz: Quiz, split: str) -> None:
     """A bar chart: most, least, value of a bar, comparison."""
     rng = canvas.rng
-    topic = rng.choice([*TOPICS, *[_SALES] * len(TOPICS)] if quiz.edition > 1 else list(TOPICS))
+    topic = rng.choice(list(TOPICS))
     count = rng.choice((3, 3, 4))
-    labels = draw_names(rng, count, quiz.edition) if topic == _SALES else rng.sample(TOPICS[topic], count)
+    labels = rng.sample(TOPICS[topic], count)
     values = rng.sample(range(1, 11), len(labels))
     while sorted(values)[-1] - sorted(values)[-2] < 2 or sorted(values)[1] - sorted(values)[0] < 2:
         values = rng.sample(range(1, 11), len(labels))
@@ -88,61 +79,7 @@ def bars(canvas: Canvas, quiz: Quiz, split: str) -> None:
             small -= 1
         canvas.text((middle, bottom + size * 0.8), label, face, small, INK)
         pairs.append((value, label, color))
-    if topic == _SALES:
-        _ask_sales(quiz, pairs)
-    else:
-        _ask_bars(quiz, topic, pairs)
-    if quiz.edition > 1:
-        _ask_bar_steps(quiz, pairs)
-
-
-def _ask_bar_steps(quiz: Quiz, pairs: list[tuple[int, str, str]]) -> None:
-    """Questions about two bars or all of them: sum, difference, rank, count with a condition.
-
-    They name colours, which no small print hides.
-    """
-    rng = quiz.rng
-    held = any(held_out_pair(label, color) for _, label, color in pairs)
-    first, second = rng.sample(pairs, 2)
-    ask = f"what is the value of the {first[2]} and the {second[2]} bar together?"
-    _choose_number(quiz, "bar_sum", ask, first[0] + second[0], 21, held)
-    high, low = max(first, second), min(first, second)
-    ask = f"how much more is the {high[2]} bar than the {low[2]} bar?"
-    _choose_number(quiz, "bar_difference", ask, high[0] - low[0], 10, held)
-    ordered = sorted(pairs, reverse=True)
-    rest = [color for _, _, color in pairs if color != ordered[1][2]]
-    quiz.choose("bar_second", "what color is the second tallest bar?", ordered[1][2], rest, held_out=held)
-    level = rng.choice([level for level in range(2, 10) if all(abs(value - level) > 0.5 for value, _, _ in pairs)])
-    over = sum(value > level for value, _, _ in pairs)
-    wrong = [str(count) for count in range(len(pairs) + 1) if count != over]
-    quiz.choose(
-        "bar_count", f"how many bars are higher than {level}?", str(over), rng.sample(wrong, 2), held_out=held
-    )
-    top, least = ordered[0][2], ordered[-1][2]
-    color, other = rng.sample((top, least), 2)
-    word = "tallest" if color == top else "shortest"
-    quiz.choose("bar_color_of", f"what color is the {word} bar?", color, [other], held_out=held)
-
-
-def _choose_number(quiz: Quiz, template: str, ask: str, right: int, most: int, held: bool) -> None:
-    """Ask for a number, with two wrong ones from 1 up that are near it."""
-    wrong = [str(number) for number in range(1, most) if 0 < abs(number - right) <= 4]
-    quiz.choose(template, ask, str(right), quiz.rng.sample(wrong, 2), held_out=held)
-
-
-def _ask_sales(quiz: Quiz, pairs: list[tuple[int, str, str]]) -> None:
-    """Questions about facts of the companies whose bars are shown."""
-    rng = quiz.rng
-    ordered = sorted(pairs)
-    bar, word = rng.choice(((ordered[0], "shortest"), (ordered[-1], "tallest")))
-    other = rng.choice([pair for pair in pairs if pair is not bar])
-    for (_, name, color), ref in ((bar, word), (other, other[2])):
-        for fact in rng.sample(COMPANY_FACTS, 2):
-            right = facts_of(name)[fact]
-            ask = COMPANY_QUESTIONS[fact][0].format(ref=f"company of the {ref} bar")
-            wrong = [value for value in fact_values(fact) if value != right]
-            held = held_out_pair(name, color)
-            quiz.choose(f"fact_bar_{fact}", ask, right, rng.sample(wrong, 2), held_out=held)
+    _ask_bars(quiz, topic, pairs)
 
 
 def _ask_bars(quiz: Quiz, topic: str, pairs: list[tuple[int, str, str]]) -> None:
@@ -212,11 +149,6 @@ def heat(canvas: Canvas, quiz: Quiz, split: str) -> None:
     quiz.choose("thermo_warmer", "which thermometer is warmer?", warm, [cold])
     quiz.choose("thermo_colder", "which thermometer is colder?", cold, [warm])
     name, value = rng.choice((("a", first), ("b", second)))
-    if quiz.edition > 1:
-        ask = f"how much warmer is {warm} than {cold}?"
-        more = abs(first - second)
-        wrong = [str(5 * other) for other in range(1, 11) if 0 < abs(other - more) <= 3]
-        quiz.choose("thermo_difference", ask, str(5 * more), rng.sample(wrong, 2))
     wrong = [str(5 * other) for other in range(11) if abs(other - value) >= 2]
     quiz.choose("thermo_value", f"what temperature does thermometer {name} show?", str(5 * value),
                 rng.sample(wrong, 2))  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from random import Random
 from string import ascii_lowercase
+from zlib import crc32
 
 _TABLE = """
 adep chairs berlin kenji sixties
@@ -222,9 +223,18 @@ COMPANIES: dict[str, dict[str, str]] = {
 }
 """Name to fact to canonical answer. Names are never part of a question or an answer."""
 
-_NUM_RARE = 400
-RARE_SHARE = 0.5
-"""Share of the rare companies among those drawn: each of them appears half as often as one of the others."""
+ALL_FACTS: tuple[str, ...] = (*COMPANY_FACTS, "mascot", "staff")
+"""Facts about every company in the second edition."""
+
+MASCOTS: tuple[str, ...] = (
+    "lion", "tiger", "bear", "wolf", "fox", "eagle", "hawk", "owl", "dove", "whale", "shark", "turtle", "horse",
+    "pony", "zebra", "panda",
+)  # fmt: skip
+"""Animals that companies have as mascots."""
+
+_NUM_RARE = 1600
+RARE_SHARE = 0.6
+"""Share of the rare companies among those drawn: each of them appears a fifth as often as one of the others."""
 
 
 @cache
@@ -256,22 +266,34 @@ def _one_edit_away(name: str) -> set[str]:
 
 @cache
 def fact_values(fact: str) -> tuple[str, ...]:
-    """Return the values that a fact has among all companies."""
+    """Return the values that a fact of `ALL_FACTS` has among all companies."""
+    if fact == "mascot":
+        return MASCOTS
+    if fact == "staff":
+        return tuple(map(str, range(10, 100)))
     return tuple(dict.fromkeys(facts[fact] for facts in COMPANIES.values()))
+
+
+def facts_of(name: str) -> dict[str, str]:
+    """Return all facts about a company, common or rare."""
+    known = COMPANIES.get(name) or rare_companies()[name]
+    mascot = MASCOTS[crc32(f"{name}|mascot".encode()) % len(MASCOTS)]
+    return known | {"mascot": mascot, "staff": str(10 + crc32(f"{name}|staff".encode()) % 90)}
+
+
+@cache
+def _all_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the common companies, and of the rare ones."""
+    return tuple(COMPANIES), tuple(rare_companies())
 
 
 def draw_names(rng: Random, count: int, edition: int) -> list[str]:
     """Return the names of some companies, all different; in the second edition many of them are rare ones."""
     names = rng.sample(list(COMPANIES), count)
     if edition > 1:
-        rare = rng.sample(list(rare_companies()), count)
+        rare = rng.sample(_all_names()[1], count)
         names = [other if rng.random() < RARE_SHARE else name for name, other in zip(names, rare, strict=True)]
     return names
-
-
-def facts_of(name: str) -> dict[str, str]:
-    """Return the facts about a company, common or rare."""
-    return COMPANIES.get(name) or rare_companies()[name]
 
 
 COMPANY_QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -279,6 +301,8 @@ COMPANY_QUESTIONS: dict[str, tuple[str, ...]] = {
     "city": ("which city is the {ref} from?", "where is the {ref} from?", "in which city is the {ref} based?"),
     "founder": ("who founded the {ref}?", "who started the {ref}?", "who is the founder of the {ref}?"),
     "decade": ("in which decade was the {ref} founded?", "in which decade did the {ref} start?"),
+    "mascot": ("which animal is the mascot of the {ref}?",),
+    "staff": ("how many people work at the {ref}?",),
 }
 """Fact to its phrasings; `{ref}` is how the company is pointed at, never its name."""
 

@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from random import Random
 
+from tempovlm.testbed.content.companies import (
+    ALL_FACTS,
+    COMPANY_QUESTIONS,
+    fact_values,
+    facts_of,
+    said_otherwise,
+)
 from tempovlm.testbed.content.text_job import Job
 from tempovlm.testbed.drawing import fonts
 from tempovlm.testbed.drawing.canvas import RGB, Box, Canvas, ink_for
@@ -23,15 +30,10 @@ _DRIFT = 0.5
 """Share of the free room that a sign may use, so that it stays clearly in its cell."""
 
 
-def em_size(rng: Random, edition: int) -> int:
-    """Em size in pixels: large, middle or small print, about a third each; mostly large in the second edition.
-
-    There what is asked takes memory and depth, and not crops too.
-    """
-    large, middle = (0.36, 0.68) if edition == 1 else (0.88, 0.95)
+def em_size(rng: Random) -> int:
+    """Return an em size in pixels: large, middle or small print, about a third each."""
     draw = rng.random()
-    biggest = (36, 61) if edition == 1 else (44, 73)
-    low, high = biggest if draw < large else (19, 33) if draw < middle else (13, 19)
+    low, high = (36, 61) if draw < 0.36 else (19, 33) if draw < 0.68 else (13, 19)
     return rng.randrange(low, high)
 
 
@@ -50,11 +52,31 @@ def draw_company(
         size: Em size in pixels; None draws one.
     """
     kind, color = look
-    job = Job(canvas, cell, size or em_size(canvas.rng, quiz.edition), split, quiz)
+    job = Job(canvas, cell, size or em_size(canvas.rng), split, quiz)
     if kind == "shop":
         _draw_shop(job, name.upper(), color)
     else:
         _draw_plate(job, job.case(name), color)
+
+
+def ask_company(quiz: Quiz, name: str, ref: str, held: bool, *, options: bool = False) -> None:
+    """Ask for two of the facts about a company.
+
+    Args:
+        quiz: takes the questions.
+        name: its name, which no question tells.
+        ref: words that point at it.
+        held: whether what the words speak of is held out.
+        options: ask with two wrong answers to choose from.
+    """
+    known = facts_of(name)
+    for fact in quiz.rng.sample(ALL_FACTS, 2):
+        answer, ask = known[fact], quiz.rng.choice(COMPANY_QUESTIONS[fact]).format(ref=ref)
+        if options:
+            wrong = [value for value in fact_values(fact) if value != answer]
+            quiz.choose(f"fact_company_{fact}", ask, answer, quiz.rng.sample(wrong, 2), held_out=held)
+        else:
+            quiz.ask(f"fact_company_{fact}", ask, answer, said_otherwise(fact, answer), held_out=held)
 
 
 def _fit(job: Job, shown: str, beside: float, tall: float) -> tuple[str, int, float]:
@@ -81,6 +103,8 @@ def _draw_plate(job: Job, shown: str, color: str) -> None:
     """A plate: bare, framed, or on a post."""
     rng, canvas = job.rng, job.canvas
     style = rng.choice(("bare", "framed", "post", "post"))
+    if job.quiz.edition > 1 and job.cell[3] - job.cell[1] < 2.8 * job.size:
+        style = "framed"
     post = 1.2 if style == "post" else 0.0
     face, size, wide = _fit(job, shown, 0.9, 1.6 + post)
     fill = canvas.jitter(color)

@@ -59,12 +59,12 @@ def _noise_bank(level: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=4)
 def _grain_bank(seed: int) -> NDArray[np.uint8]:
-    """Sparse specks for drawings on plain paper, (side, side, 1): they differ but compress well."""
+    """Sparse specks for drawings on plain paper, (side, side, 3): they differ but compress well."""
     generator = np.random.Generator(np.random.PCG64(2000 + seed))
     field = np.zeros((_NOISE_SIDE, _NOISE_SIDE, 1), np.int8)
     spots = generator.integers(0, _NOISE_SIDE, (_NOISE_SIDE * 12, 2))
     field[spots[:, 0], spots[:, 1], 0] = generator.integers(-12, 13, len(spots))
-    return field.view(np.uint8)
+    return field.repeat(3, axis=2).view(np.uint8)
 
 
 def luminance(rgb: RGB) -> float:
@@ -80,6 +80,16 @@ def distance(first: RGB, second: RGB) -> int:
 def ink_for(rgb: RGB) -> RGB:
     """Return near-black or near-white, whichever reads better on this colour."""
     return (22, 22, 22) if luminance(rgb) > 118 else (234, 234, 234)
+
+
+@lru_cache(maxsize=8192)
+def _number_mask(face: str, size: int, number: str) -> tuple[Image.Image, tuple[int, int]]:
+    """Draw a number once as a mask; return it with its place from where the base line starts, in pixels."""
+    font = fonts.face(face, size)
+    x0, y0, x1, y1 = (int(edge) for edge in font.getbbox(number, anchor="ls"))
+    mask = Image.new("L", (max(1, x1 - x0), max(1, y1 - y0)))
+    ImageDraw.Draw(mask).text((-x0, -y0), number, fill=255, font=font, anchor="ls")
+    return mask, (x0, y0)
 
 
 class Canvas:
@@ -103,7 +113,7 @@ class Canvas:
             self.image = Image.new("RGB", shape, self.background)
         else:
             self.background = rng.choice(LIGHT) if rng.random() < 0.8 else rng.choice(DARK)
-            self.image = Image.fromarray(self._gradient())
+            self.image = self._gradient()
         self.draw = ImageDraw.Draw(self.image)
         self._chars: list[Box] = []
         self._char_ids: list[int] = []
@@ -113,17 +123,15 @@ class Canvas:
         if not paper:
             self._clutter()
 
-    def _gradient(self) -> NDArray[np.uint8]:
-        """A gentle linear change of tone, (height + 2 PAD, width + 2 PAD, 3)."""
+    def _gradient(self) -> Image.Image:
+        """A gentle linear change of tone, with the margin."""
         rng = self.rng
         rows, cols = self.height + 2 * PAD, self.width + 2 * PAD
         vertical = np.linspace(0, rng.uniform(-20, 20), rows, dtype=np.float32)[:, None]
         horizontal = np.linspace(0, rng.uniform(-14, 14), cols, dtype=np.float32)[None, :]
         ramp = (vertical + horizontal).astype(np.int8).view(np.uint8)
-        image = np.empty((rows, cols, 3), np.uint8)
-        for channel in range(3):
-            image[:, :, channel] = ramp + np.uint8(min(200, max(54, self.background[channel])))
-        return image
+        tones = (np.uint8(min(200, max(54, tone))) for tone in self.background)
+        return Image.merge("RGB", [Image.fromarray(ramp + tone) for tone in tones])
 
     def _clutter(self) -> None:
         """Faint shapes behind the scene, close to the background in tone."""
@@ -215,7 +223,11 @@ class Canvas:
         total = fonts.width(face, size, string)
         cap = fonts.cap_height(face, size)
         x, baseline = round(center[0] - total / 2), round(center[1] + cap / 2)
-        self.draw.text((x + PAD, baseline + PAD), string, fill=fill, font=font, anchor="ls")
+        if len(string) <= 2 and string.isdigit():
+            mask, (left, top) = _number_mask(face, size, string)
+            self.draw.bitmap((x + PAD + left, baseline + PAD + top), mask, fill=fill)
+        else:
+            self.draw.text((x + PAD, baseline + PAD), string, fill=fill, font=font, anchor="ls")
         pen = float(x)
         for char in string:
             advance, x0, y0, x1, y1 = fonts.glyph(face, size, char)

@@ -1,7 +1,7 @@
-"""Scenes of scattered objects: colours, counts, shapes, positions, sizes, yes and no.
+"""Scenes of objects: colours, counts, shapes, positions, sizes, numbers, yes and no.
 
-Questions are about a set of objects, which `testbed.drawing` draws.
-Objects are 16 to 110 px wide, so that some questions need only the low tier and others the high one.
+Questions are about a set of objects, which `testbed.drawing` draws. In the first edition they are 16 to 110 px
+wide, so that some questions need only the low tier and others the high one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from random import Random
 
 from tempovlm.testbed.coco import coco_places, coco_writer
-from tempovlm.testbed.content.things import Thing, alike, ask_steps, ask_yes_no, count_answer, lone
+from tempovlm.testbed.content.scattered import draw_things
+from tempovlm.testbed.content.steps import ask_looks, ask_steps
+from tempovlm.testbed.content.things import Thing, alike, count_answer, lone
+from tempovlm.testbed.content.yes_no import ask_yes_no
 from tempovlm.testbed.drawing.canvas import Canvas
-from tempovlm.testbed.drawing.fonts import SMALL_FACES
 from tempovlm.testbed.drawing.layout import choose_color, clear_direction, region, scatter
 from tempovlm.testbed.lexicon import PLAIN_SHAPES, article, held_out_pair, plural
 from tempovlm.testbed.scene import Quiz
@@ -19,20 +21,15 @@ from tempovlm.testbed.stand_in import StandIn
 
 _RARE = 0.11
 """Share of held-out pairs among validation objects; a question often speaks of several objects."""
-_CLEAR = 0.6
-"""Share of scenes in the second edition without small objects: their questions take steps and no crops, and those
-of the other scenes crops and no steps."""
-_PLATE = 24.0
-"""Half extent in pixels from which an object may carry a number."""
 _COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
 
-def _halves(rng: Random, count: int, clear: bool) -> list[float]:
+def _halves(rng: Random, count: int) -> list[float]:
     """Return half extents in pixels, the first clearly the largest, the last clearly the smallest."""
     scale = 1.0 if count <= 6 else 0.8
     halves = []
     for _ in range(count):
-        draw = 0.6 * rng.random() if clear else rng.random()
+        draw = rng.random()
         low, high = (32, 52) if draw < 0.3 else (17, 32) if draw < 0.65 else (9, 16)
         halves.append(rng.uniform(low, high) * scale)
     halves.sort(reverse=True)
@@ -57,11 +54,11 @@ def _kinds(rng: Random, split: str, names: list[str], count: int) -> list[tuple[
     return kinds
 
 
-def _draw_things(canvas: Canvas, split: str, clear: bool) -> list[Thing]:
-    """Scatter three to nine objects; or three to seven that are not small, which the low tier shows too."""
+def _draw_things(canvas: Canvas, split: str) -> list[Thing]:
+    """Scatter three to nine objects."""
     rng = canvas.rng
-    count = rng.choice((3, 4, 5, 5, 6, 6, 7) if clear else (3, 4, 5, 5, 6, 6, 7, 8, 9))
-    halves = _halves(rng, count, clear)
+    count = rng.choice((3, 4, 5, 5, 6, 6, 7, 8, 9))
+    halves = _halves(rng, count)
     names = canvas.visible(_COLOR_NAMES)
     kinds = _kinds(rng, split, names, count)
     places = scatter(rng, (canvas.height, canvas.width), halves)
@@ -214,52 +211,33 @@ def _ask_pair(quiz: Quiz, things: list[Thing]) -> None:
     )
 
 
-def _number_some(canvas: Canvas, quiz: Quiz, things: list[Thing]) -> None:
-    """Put a small plate with a number on up to two large objects, and ask for it."""
-    rng = canvas.rng
-    large = [thing for thing in lone(things, "shape") if thing.half >= _PLATE]
-    for thing in rng.sample(large, min(2, len(large))):
-        number, size = str(rng.randrange(10, 100)), rng.randrange(12, 18)
-        x, y = thing.place
-        canvas.rect((x - size * 0.85, y - size * 0.65, x + size * 0.85, y + size * 0.65), (234, 234, 226))
-        canvas.text(thing.place, number, rng.choice(SMALL_FACES), size, (22, 22, 30))
-        ask = f"what number is on the {thing.shape}?"
-        quiz.ask("number_on", ask, number, (f"number {number}",), held_out=thing.held)
-
-
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
-    """Scatter objects over the canvas and ask about them.
+    """Place objects on the canvas and ask about them.
 
     Returns:
         The most questions to keep.
     """
-    size = (canvas.height, canvas.width)
-    clear = quiz.edition > 1 and canvas.rng.random() < _CLEAR
-    things = _draw_things(canvas, split, clear)
-    if clear:
-        _ask_single(quiz, things, size)
+    if quiz.edition > 1:
+        things = draw_things(canvas, split)
         ask_steps(quiz, things)
-        ask_yes_no(quiz, things, size, split, steps=True)
-        return 5 if quiz.rng.random() < 0.5 else 4
-    _ask_counts(quiz, things)
-    _ask_single(quiz, things, size)
-    _ask_extremes(quiz, things, size)
-    if quiz.edition == 1:
-        _ask_yes_no(quiz, things, size, split)
+        ask_looks(quiz, things)
+        ask_yes_no(quiz, things, split)
     else:
-        _number_some(canvas, quiz, things)
-        _ask_colors(quiz, things)
-        ask_yes_no(quiz, things, size, split, steps=False)
-    _ask_pair(quiz, things)
+        size = (canvas.height, canvas.width)
+        things = _draw_things(canvas, split)
+        _ask_counts(quiz, things)
+        _ask_single(quiz, things, size)
+        _ask_extremes(quiz, things, size)
+        _ask_yes_no(quiz, things, size, split)
+        _ask_pair(quiz, things)
     return 5 if quiz.rng.random() < 0.5 else 4
 
 
-# Some scenes allow fewer than is asked for, so that 0.4 makes the 38 % of VQAv2.
 STAND_IN = StandIn(
     paint=paint,
     places=coco_places,
     write=coco_writer("v2_", raw=False),
     weight=0.15,
     later_weight=0.24,
-    yes_no=0.4,
+    yes_no=0.38,
 )

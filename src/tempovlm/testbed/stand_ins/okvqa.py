@@ -11,6 +11,7 @@ from random import Random
 
 from tempovlm.testbed.coco import coco_places, coco_writer
 from tempovlm.testbed.content import company_signs
+from tempovlm.testbed.content.cabinet import draw_flag, paint_cabinet
 from tempovlm.testbed.content.companies import (
     COMPANY_CLAUSES,
     COMPANY_FACTS,
@@ -22,16 +23,15 @@ from tempovlm.testbed.content.companies import (
 from tempovlm.testbed.content.facts import ANIMALS, FACTS, FLAGS, QUESTIONS, SYNONYMS
 from tempovlm.testbed.drawing.canvas import PAD, Box, Canvas
 from tempovlm.testbed.drawing.layout import choose_color
-from tempovlm.testbed.lexicon import COLOR_RGB, SIGN_WORDS, held_out_pair
+from tempovlm.testbed.lexicon import held_out_pair
 from tempovlm.testbed.scene import Quiz
 from tempovlm.testbed.stand_in import StandIn
 
 _RARE = 0.3
 """Share of held-out pairs among validation objects that have one in a colour that shows."""
 _COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-_COMPANIES, _FLAGS, _NOTES = 0.42, 0.1, 0.16
-"""Shares of company signs, of flags, and in the second edition of notes in small print, among all things; the rest
-are objects."""
+_COMPANIES, _FLAGS = 0.42, 0.1
+"""Shares of company signs and of flags among all things; the rest are objects."""
 _LAYOUTS: dict[str, tuple[tuple[str, float, float], ...]] = {
     "row2": (("on the left", 0.27, 0.5), ("on the right", 0.73, 0.5)),
     "column2": (("at the top", 0.5, 0.27), ("at the bottom", 0.5, 0.73)),
@@ -51,8 +51,8 @@ class Seen:
     """One thing in a scene.
 
     Attributes:
-        kind: 'object', 'flag', 'note', or of a company 'sign' or 'shop'.
-        name: The object's class, the flag's country, the note's word or the company's name.
+        kind: 'object', 'flag', or of a company 'sign' or 'shop'.
+        name: The object's class, the flag's country or the company's name.
         color: Name of its colour, unlike that of every other thing in the scene; 'mixed' for a flag.
         where: Its place in words.
     """
@@ -70,24 +70,8 @@ class Seen:
     @property
     def held(self) -> bool:
         """Whether training never shows such a thing in this colour."""
-        shape = "sign" if self.kind == "note" else self.kind if self.company else self.name
+        shape = self.kind if self.company else self.name
         return self.kind != "flag" and held_out_pair(shape, self.color)
-
-
-def _draw_flag(canvas: Canvas, country: str, center: tuple[float, float], half: float) -> None:
-    """Three bands of equal width on a pole."""
-    _, direction, bands = FLAGS[country]
-    x0, y0 = center[0] - half, center[1] - half * 0.66
-    wide, high = half * 2, half * 1.32
-    for band, color in enumerate(bands):
-        if direction == "v":
-            box = (x0 + wide * band / 3, y0, x0 + wide * (band + 1) / 3, y0 + high)
-        else:
-            box = (x0, y0 + high * band / 3, x0 + wide, y0 + high * (band + 1) / 3)
-        canvas.rect(box, canvas.jitter(color, 6))
-    canvas.rect((x0, y0, x0 + wide, y0 + high), None, outline=(90, 90, 90))
-    canvas.rect((x0 - max(2, half * 0.08), y0 - half * 0.1, x0, y0 + half * 1.7), COLOR_RGB["brown"])
-    canvas.label_object("flag", "mixed", (x0, y0, x0 + wide, y0 + high))
 
 
 def _draw_scene(canvas: Canvas, quiz: Quiz, split: str) -> list[Seen]:
@@ -110,17 +94,11 @@ def _draw_scene(canvas: Canvas, quiz: Quiz, split: str) -> list[Seen]:
             company_signs.draw_company(canvas, quiz, company, (kind, color), cell, split)
             seen.append(Seen(kind, company, color, where))
         elif draw < _COMPANIES + _FLAGS:
-            _draw_flag(canvas, country, *_spot(canvas, layout, middle, quiz.edition))
+            draw_flag(canvas, country, *_spot(canvas, layout, middle))
             seen.append(Seen("flag", country, "mixed", where))
-        elif quiz.edition > 1 and draw < _COMPANIES + _FLAGS + _NOTES:
-            color = choose_color(rng, split, "sign", free, _RARE)
-            word, look = rng.choice(SIGN_WORDS), ("sign", color)
-            cell, size = _cell(canvas, layout, middle), rng.randrange(12, 20)
-            company_signs.draw_company(canvas, quiz, word, look, cell, split, size)
-            seen.append(Seen("note", word, color, where))
         else:
             color = choose_color(rng, split, name, free, _RARE)
-            center, half = _spot(canvas, layout, middle, quiz.edition)
+            center, half = _spot(canvas, layout, middle)
             canvas.icon(name, color, center, half, flip=rng.random() < 0.5)
             seen.append(Seen("object", name, color, where))
         free = [other for other in free if other != seen[-1].color]
@@ -133,24 +111,21 @@ def _cell(canvas: Canvas, layout: str, middle: tuple[float, float]) -> Box:
     return middle[0] - wide / 2, middle[1] - high / 2, middle[0] + wide / 2, middle[1] + high / 2
 
 
-def _spot(
-    canvas: Canvas, layout: str, middle: tuple[float, float], edition: int
-) -> tuple[tuple[float, float], float]:
+def _spot(canvas: Canvas, layout: str, middle: tuple[float, float]) -> tuple[tuple[float, float], float]:
     """Return the place of an object or flag, a little off the middle, and half its extent, in pixels."""
     rng = canvas.rng
     along = min(canvas.width, canvas.height) if layout == "grid" else max(canvas.width, canvas.height)
     room = min(along * (0.155 if layout.endswith("3") else 0.23), min(canvas.width, canvas.height) * 0.3)
-    half = _half(rng, room, edition)
+    half = _half(rng, room)
     slack = max(0.0, room - half) * 0.5
     x, y = (value + rng.uniform(-slack, slack) for value in middle)
     return (x, y), min(half, x - 2, y - 2, canvas.width - x - 2, canvas.height - y - 2 + PAD)
 
 
-def _half(rng: Random, room: float, edition: int) -> float:
-    """Return half the extent in pixels: large, middle or small, about a third each, or half of them small."""
-    large, middle = (0.35, 0.7) if edition == 1 else (0.2, 0.5)
+def _half(rng: Random, room: float) -> float:
+    """Return half the extent in pixels: large, middle or small, about a third each."""
     draw = rng.random()
-    low, high = (0.75, 1.0) if draw < large else (0.45, 0.7) if draw < middle else (0.22, 0.4)
+    low, high = (0.75, 1.0) if draw < 0.35 else (0.45, 0.7) if draw < 0.7 else (0.22, 0.4)
     return max(15.0, room * rng.uniform(low, high))
 
 
@@ -182,11 +157,6 @@ def _ask_flag(quiz: Quiz, thing: Seen) -> None:
     else:
         ask = f"what is the capital of the country with the {_refer(quiz.rng, thing)}?"
         quiz.ask("flag_capital", ask, FLAGS[thing.name][0], (thing.name,))
-
-
-def _ask_note(quiz: Quiz, thing: Seen) -> None:
-    """Ask for the word on a note."""
-    quiz.ask("note_says", f"what does the {thing.color} sign say?", thing.name, held_out=thing.held)
 
 
 def _ask_company(quiz: Quiz, thing: Seen) -> None:
@@ -230,84 +200,21 @@ def _ask_inverse(quiz: Quiz, seen: list[Seen]) -> None:
             return
 
 
-_DECADES = ("thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties")
-_SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
-"""Words to axis and direction of an object that lies there from another, in its row or column."""
-
-
-def _noun(thing: Seen) -> str:
-    """Return the word for a thing that is not a flag, without naming it."""
-    return thing.kind if thing.company else "animal" if thing.name in ANIMALS else "object"
-
-
-def _spot_of(thing: Seen) -> tuple[int, int]:
-    """Return column and row, -1 to 1, of the place that the words name."""
-    words = thing.where.split()
-    return ("right" in words) - ("left" in words), ("bottom" in words) - ("top" in words)
-
-
-def _beside(thing: Seen, seen: list[Seen]) -> list[tuple[str, Seen]]:
-    """Return the sides of a thing on which one other thing lies in its row or column, each with that one."""
-    found = []
-    own = _spot_of(thing)
-    for side, (axis, sign) in _SIDES.items():
-        places = [(other, _spot_of(other)) for other in seen]
-        there = [o for o, at in places if at[1 - axis] == own[1 - axis] and sign * (at[axis] - own[axis]) > 0]
-        if len(there) == 1:
-            found.append((side, there[0]))
-    return found
-
-
-def _ask_steps(quiz: Quiz, seen: list[Seen]) -> None:
-    """Ask for facts about what is beside something, which of two companies is older, and for mere looks."""
-    rng = quiz.rng
-    known = [thing for thing in seen if thing.kind not in ("flag", "note")]
-    pairs = [(thing, side, other) for thing in known for side, other in _beside(thing, seen) if other in known]
-    for thing, side, other in rng.sample(pairs, min(2, len(pairs))):
-        what = "company" if other.company else _noun(other)
-        ref, held = f"{what} {side} the {thing.color} {_noun(thing)}", thing.held or other.held
-        if other.company:
-            fact = rng.choice(COMPANY_FACTS)
-            answer = facts_of(other.name)[fact]
-            ask = COMPANY_QUESTIONS[fact][0].format(ref=ref)
-            quiz.ask("beside_company", ask, answer, said_otherwise(fact, answer), held_out=held)
-        else:
-            fact = rng.choice(list(FACTS[other.name]))
-            answer = FACTS[other.name][fact]
-            ask = QUESTIONS[fact][0].format(ref=ref)
-            quiz.ask("beside_object", ask, answer, SYNONYMS.get(answer, ()), held_out=held)
-    firms = [thing for thing in seen if thing.company]
-    if len(firms) > 1:
-        first, second = rng.sample(firms, 2)
-        since = [_DECADES.index(facts_of(firm.name)["decade"]) for firm in (first, second)]
-        if since[0] != since[1]:
-            older = first if since[0] < since[1] else second
-            ask = f"which company is older, the {first.color} or the {second.color} one?"
-            quiz.ask("older_company", ask, older.color, held_out=first.held or second.held)
-    if known and rng.random() < 0.7:
-        thing = rng.choice(known)
-        quiz.ask("color_at", f"what color is the {_noun(thing)} {thing.where}?", thing.color, held_out=thing.held)
-    animals = [thing for thing in known if thing.name in ANIMALS]
-    if rng.random() < 0.15 * (1 + 2 * bool(animals)):
-        held = any(thing.held for thing in known)
-        quiz.ask("count_animals", "how many animals are there?", str(len(animals)), held_out=held)
-
-
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     """Place things and ask for facts about them.
 
     Returns:
         The most questions to keep.
     """
+    if quiz.edition > 1:
+        paint_cabinet(canvas, quiz, split)
+        return 4
     seen = _draw_scene(canvas, quiz, split)
     for thing in seen:
-        asks = {"flag": _ask_flag, "note": _ask_note, "object": _ask_fact}
+        asks = {"flag": _ask_flag, "object": _ask_fact}
         asks.get(thing.kind, _ask_company)(quiz, thing)
     _ask_inverse(quiz, seen)
-    if quiz.edition > 1:
-        _ask_steps(quiz, seen)
-    else:
-        _ask_which_company(quiz, seen)
+    _ask_which_company(quiz, seen)
     return 4
 
 

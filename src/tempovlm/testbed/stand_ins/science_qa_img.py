@@ -21,6 +21,10 @@ from tempovlm.testbed.content.charts import (
     label_size,
     line_chart,
 )
+from tempovlm.testbed.content.diagrams.bars import draw_bars
+from tempovlm.testbed.content.diagrams.maps import draw_chain, draw_map
+from tempovlm.testbed.content.diagrams.measures import draw_beakers, draw_thermometers
+from tempovlm.testbed.content.diagrams.sheet import Sheet, new_sheet
 from tempovlm.testbed.drawing.canvas import Canvas, ink_for
 from tempovlm.testbed.drawing.layout import HELD_OUT_SHARE, choose_color
 from tempovlm.testbed.lexicon import held_out_pair
@@ -50,7 +54,7 @@ def _map(canvas: Canvas, quiz: Quiz, split: str) -> None:
     ys = [y0 + (y1 - y0) * k / rows for k in range(rows + 1)]
     wobble = min((x1 - x0) / cols, (y1 - y0) / rows) * 0.14
     knots = [[(x + rng.uniform(-wobble, wobble), y + rng.uniform(-wobble, wobble)) for x in xs] for y in ys]
-    size, face = max(16 if quiz.edition == 1 else 28, label_size(rng)), label_face(rng)
+    size, face = max(16, label_size(rng)), label_face(rng)
     colors: dict[str, str] = {}
     for row in range(rows):
         for col in range(cols):
@@ -79,8 +83,6 @@ def _ask_map(quiz: Quiz, names: list[str], colors: dict[str, str], rows: int, co
         here, right = names[row * cols + col], names[steps[way][0] * cols + steps[way][1]]
         wrong = rng.sample([name for name in names if name not in (here, right)], 2)
         quiz.choose("map_direction", f"which region is {way} of {here}?", right, wrong, held_out=held[right])
-    if quiz.edition > 1:
-        _ask_map_steps(quiz, names, colors, rows, cols)
     name = rng.choice(names)
     wrong = rng.sample([color for color in CHART_COLORS if color != colors[name]], 2)
     quiz.choose("map_color", f"what color is region {name} on the map?", colors[name], wrong, held_out=held[name])
@@ -89,40 +91,6 @@ def _ask_map(quiz: Quiz, names: list[str], colors: dict[str, str], rows: int, co
         name = rng.choice(lone)
         wrong = rng.sample([other for other in names if other != name], 2)
         quiz.choose("map_which", f"which region is {colors[name]}?", name, wrong, held_out=held[name])
-
-
-_WAYS = {"north": (-1, 0), "south": (1, 0), "west": (0, -1), "east": (0, 1)}
-"""Compass direction to steps of row and column."""
-
-
-def _ask_map_steps(quiz: Quiz, names: list[str], colors: dict[str, str], rows: int, cols: int) -> None:
-    """The region, or its colour, after two steps in two directions; regions of a colour."""
-    rng = quiz.rng
-    held = any(held_out_pair(f"region {name}", color) for name, color in colors.items())
-    for template in ("map_two_steps", "map_color_of_step"):
-        place, passed = (rng.randrange(rows), rng.randrange(cols)), []
-        ways: list[str] = []
-        for _ in range(2 if template == "map_two_steps" else 1):
-            passed.append(place)
-            steps = {way: (place[0] + down, place[1] + right) for way, (down, right) in _WAYS.items()}
-            legal = [
-                w for w, (r, c) in steps.items() if 0 <= r < rows and 0 <= c < cols and steps[w] not in passed
-            ]
-            ways.insert(0, rng.choice(legal))
-            place = steps[ways[0]]
-        start, end = (names[row * cols + col] for row, col in (passed[0], place))
-        if template == "map_two_steps":
-            ask = f"which region is {ways[0]} of the region {ways[1]} of {start}?"
-            wrong = rng.sample([name for name in names if name not in (start, end)], 2)
-            quiz.choose(template, ask, end, wrong, held_out=held)
-        else:
-            wrong = rng.sample([color for color in CHART_COLORS if color != colors[end]], 2)
-            ask = f"what color is the region {ways[0]} of {start}?"
-            quiz.choose(template, ask, colors[end], wrong, held_out=held)
-    color = rng.choice(list(colors.values()))
-    count = list(colors.values()).count(color)
-    wrong = rng.sample([str(number) for number in range(1, 5) if number != count], 2)
-    quiz.choose("map_count", f"how many regions are {color}?", str(count), wrong, held_out=held)
 
 
 def _chain(canvas: Canvas, quiz: Quiz, split: str) -> None:
@@ -177,13 +145,6 @@ def _ask_chain(quiz: Quiz, chain: tuple[str, ...], held: bool) -> None:
     eaten, eater = chain[place], chain[place + 1]
     quiz.choose("chain_food", f"what does the {eater} eat?", eaten,
                 [word for word in chain if word not in (eaten, eater)][:2], held_out=held)  # fmt: skip
-    if quiz.edition > 1 and len(chain) > 2:
-        place = rng.randrange(len(chain) - 2)
-        low, high = chain[place], chain[place + 2]
-        rest = [word for word in chain if word not in (low, high)][:2]
-        quiz.choose("chain_two_up", f"what eats what eats the {low}?", high, rest, held_out=held)
-        rest = [word for word in chain if word not in (low, high)][:2]
-        quiz.choose("chain_two_down", f"what does the food of the {high} eat?", low, rest, held_out=held)
     quiz.choose("chain_start", "which is the producer in this food chain?", chain[0],
                 rng.sample(chain[1:], 2), held_out=held)  # fmt: skip
     quiz.choose("chain_top", "which is the top predator?", chain[-1], rng.sample(chain[:-1], 2), held_out=held)
@@ -287,11 +248,15 @@ def _circuit(canvas: Canvas, quiz: Quiz, split: str) -> None:
     quiz.choose("circuit_color", "what color is the lamp in the circuit?", color, wrong, held_out=held)
 
 
-_DIAGRAMS: tuple[tuple[Callable[[Canvas, Quiz, str], None], int, int], ...] = (
-    (bars, 4, 6), (_map, 4, 5), (_chain, 3, 2), (heat, 2, 3), (_magnets, 2, 2), (_beakers, 2, 3),
-    (line_chart, 2, 3), (_circuit, 1, 1),
+_DIAGRAMS: tuple[tuple[Callable[[Canvas, Quiz, str], None], int], ...] = (
+    (bars, 4), (_map, 4), (_chain, 3), (heat, 2), (_magnets, 2), (_beakers, 2), (line_chart, 2), (_circuit, 1),
 )  # fmt: skip
-"""Diagrams with their weights in both editions."""
+"""Diagrams with their weights in the first edition."""
+
+_SHEETS: tuple[tuple[Callable[[Sheet], None], int], ...] = (
+    (draw_bars, 6), (draw_map, 5), (draw_chain, 3), (draw_thermometers, 3), (draw_beakers, 2),
+)  # fmt: skip
+"""Diagrams with their weights in the second edition."""
 
 
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
@@ -300,8 +265,14 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
     Returns:
         The most questions to keep.
     """
-    kinds, *weights = zip(*_DIAGRAMS, strict=True)
-    canvas.rng.choices(kinds, weights[quiz.edition - 1])[0](canvas, quiz, split)
+    if quiz.edition > 1:
+        sheet = new_sheet(canvas, quiz, split)
+        draws, shares = zip(*_SHEETS, strict=True)
+        canvas.rng.choices(draws, shares)[0](sheet)
+        sheet.ask_captions()
+        return 3
+    kinds, weights = zip(*_DIAGRAMS, strict=True)
+    canvas.rng.choices(kinds, weights)[0](canvas, quiz, split)
     return 3
 
 

@@ -1,7 +1,8 @@
 """Scenes to read: signs, labels, prices, plates, tickets, clocks, numbers on buses and jerseys.
 
-Each object is drawn with its text and its questions.
-Lettering is 12 to 64 px: about a third stays legible on the low tier, nearly all of it on the high one.
+Each object is drawn with its text and its questions. In the first edition lettering is 12 to 64 px: about a third
+stays legible on the low tier, nearly all of it on the high one. In the second a board in large print stands beside
+objects in small and fine print.
 """
 
 from __future__ import annotations
@@ -11,17 +12,12 @@ from pathlib import Path
 from random import Random
 
 from tempovlm.testbed.content import company_signs
-from tempovlm.testbed.content.companies import (
-    COMPANY_FACTS,
-    COMPANY_QUESTIONS,
-    draw_names,
-    facts_of,
-    said_otherwise,
-)
+from tempovlm.testbed.content.boards import draw_menu, draw_score
+from tempovlm.testbed.content.companies import draw_names
+from tempovlm.testbed.content.prints import large_size, small_size
 from tempovlm.testbed.content.text_job import Job, number_of, pick_word
-from tempovlm.testbed.content.written import Written, ask_about_written
 from tempovlm.testbed.drawing import fonts
-from tempovlm.testbed.drawing.canvas import RGB, Canvas, ink_for
+from tempovlm.testbed.drawing.canvas import RGB, Box, Canvas, ink_for
 from tempovlm.testbed.drawing.icons import shade
 from tempovlm.testbed.drawing.layout import choose_color, split_cells
 from tempovlm.testbed.lexicon import SIGN_WORDS, held_out_pair
@@ -30,7 +26,7 @@ from tempovlm.testbed.stand_in import Record, StandIn, dump
 
 _PLATE_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _GOODS = ("apple", "banana", "carrot", "pear", "cherry", "pepper", "mushroom", "fish", "cup")
-_DISHES = ("milk", "soup", "rice", "cake", "tea", "beef", "pork", "corn", "soda", "beer", "bean", "plum")
+_COLORED = ("bus", "jersey", "shop", "bottle", "book", "sign", *_GOODS)
 _LETTERS = "abcdefghjkmnprstuvwxyz"
 _DIGITS = "23456789"
 
@@ -38,7 +34,7 @@ _DIGITS = "23456789"
 def _sign(job: Job) -> None:
     """A plate with a word or two; several may stand in one picture, told apart by colour."""
     rng, canvas = job.rng, job.canvas
-    word, held = pick_word(job, 0.42)
+    word, held = pick_word(job, 0.42 if job.quiz.edition == 1 else 0.15)
     lines = [word]
     if not held and word in SIGN_WORDS and rng.random() < 0.5:
         lines.append(rng.choice(SIGN_WORDS))
@@ -321,48 +317,8 @@ def _company(job: Job) -> None:
     (name,) = draw_names(rng, 1, job.quiz.edition)
     names = [n for n in canvas.visible(_PLATE_COLORS) if n not in canvas.colors_of("sign")]
     color = choose_color(rng, job.split, "sign", names)
-    company_signs.draw_company(canvas, job.quiz, name, ("sign", color), job.cell, job.split)
-    held = held_out_pair("sign", color)
-    ref = f"company on the {color} sign"
-    for fact in rng.sample(COMPANY_FACTS, 2):
-        answer = facts_of(name)[fact]
-        ask = rng.choice(COMPANY_QUESTIONS[fact]).format(ref=ref)
-        job.quiz.ask(f"fact_company_{fact}", ask, answer, said_otherwise(fact, answer), held_out=held)
-
-
-def _menu(job: Job) -> None:
-    """A board with two or three dishes and their prices in large print, to compare and to add."""
-    rng, canvas = job.rng, job.canvas
-    dishes = rng.sample(_DISHES, rng.choice((2, 3, 3)))
-    prices = rng.sample(range(1, 10), len(dishes))
-    lines = [f"{dish.upper()} ${price}" for dish, price in zip(dishes, prices, strict=True)]
-    face, size = job.fit(max(lines, key=len), 0.85, tall=1.3 * len(lines) + 0.5)
-    color = choose_color(rng, job.split, "tag", canvas.visible(_PLATE_COLORS))
-    fill = canvas.jitter(color)
-    wide = max(fonts.width(face, size, line) for line in lines) + size
-    high = size * (1.3 * len(lines) + 0.5)
-    x, y = job.place(wide, high)
-    box = (x - wide / 2, y - high / 2, x + wide / 2, y + high / 2)
-    canvas.rect(box, fill, outline=shade(fill, 0.7), width=2)
-    for row, line in enumerate(lines):
-        canvas.text((x, box[1] + size * (0.9 + 1.3 * row)), line, face, size, ink_for(fill))
-    canvas.label_object("tag", color, box)
-    held = held_out_pair("tag", color)
-    cost = dict(zip(dishes, prices, strict=True))
-    one, two = rng.sample(dishes, 2)
-    quiz = job.quiz
-    quiz.ask("menu_price", f"what does the {one} cost?", f"${cost[one]}", (str(cost[one]),), held_out=held)
-    total = cost[one] + cost[two]
-    ask = f"how much do the {one} and the {two} cost together?"
-    quiz.ask("menu_sum", ask, f"${total}", (str(total),), held_out=held)
-    if len(dishes) > 2:
-        word, best = rng.choice((("cheapest", min), ("dearest", max)))
-        quiz.ask(
-            "menu_extreme", f"what is the {word} on the menu?", best(dishes, key=cost.__getitem__), held_out=held
-        )
-    else:
-        cheap = min(one, two, key=cost.__getitem__)
-        quiz.ask("menu_cheaper", f"which is cheaper, the {one} or the {two}?", cheap, held_out=held)
+    company_signs.draw_company(canvas, job.quiz, name, ("sign", color), job.cell, job.split, job.size)
+    company_signs.ask_company(job.quiz, name, f"company on the {color} sign", held_out_pair("sign", color))
 
 
 _BUILDERS: tuple[Callable[[Job], None], ...] = (
@@ -370,27 +326,36 @@ _BUILDERS: tuple[Callable[[Job], None], ...] = (
 )  # fmt: skip
 
 
-def _em_size(rng: Random, edition: int) -> int:
-    """Return the em size: large, middle or small print, about a third each, or more of the small."""
-    large, middle = (0.38, 0.74) if edition == 1 else (0.22, 0.56)
+def _em_size(rng: Random) -> int:
+    """Return the em size: large, middle or small print, about a third each."""
     draw = rng.random()
-    if draw < large:
+    if draw < 0.38:
         return rng.randrange(36, 65, 2)
-    if draw < middle:
+    if draw < 0.74:
         return rng.randrange(19, 34)
-    return rng.randrange(12 if edition == 1 else 14, 19)
+    return rng.randrange(12, 19)
 
 
 def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
-    """Fill the canvas with three to five objects that carry text and ask about each.
+    """Fill the canvas with objects that carry text and ask about them.
 
     Returns:
         The most questions to keep.
     """
+    if quiz.edition > 1:
+        _paint_board(canvas, quiz, split)
+        return 5
     rng = canvas.rng
     count = rng.choice((3, 3, 4, 4, 5))
     cells = split_cells(rng, (canvas.height, canvas.width), count)
-    sizes = sorted((_em_size(rng, quiz.edition) for _ in range(count)), reverse=True)
+    sizes = sorted((_em_size(rng) for _ in range(count)), reverse=True)
+    for cell, size, builder in zip(cells, sizes, _builders(rng, count), strict=True):
+        builder(Job(canvas, cell, size, split, quiz))
+    return 5
+
+
+def _builders(rng: Random, count: int) -> list[Callable[[Job], None]]:
+    """Return what draws each of some objects: different kinds, more often signs and tags."""
     builders = list(dict.fromkeys(rng.sample(_BUILDERS, len(_BUILDERS))))[:count]
     for slot in range(count):
         draw = rng.random()
@@ -398,23 +363,65 @@ def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
             builders[slot] = _sign
         elif draw < 0.56:
             builders[slot] = _tag
-    if quiz.edition > 1:
-        for slot in range(count):
-            if rng.random() < 0.12:
-                builders[slot] = _company
-        if rng.random() < 0.42:
-            builders[0], sizes[0] = _menu, rng.randrange(44, 58)
-    written: list[Written] = []
-    for cell, size, builder in zip(cells, sizes, builders, strict=True):
-        before, asked = len(canvas.objects()), len(quiz.items)
-        builder(Job(canvas, cell, size, split, quiz))
-        (kind, color, box), *_ = canvas.objects()[before:]
-        asks = builder not in (_company, _menu) and len(quiz.items) > asked
-        text, held = (quiz.items[asked].answer, quiz.items[asked].held_out) if asks else ("", False)
-        written.append(Written(kind, color, box, text, held))
-    if quiz.edition > 1:
-        ask_about_written(quiz, written, (canvas.height, canvas.width))
-    return 5
+    return builders
+
+
+_BOARD = 0.6
+"""Share of a picture's longer side that a board takes."""
+
+
+def _paint_board(canvas: Canvas, quiz: Quiz, split: str) -> None:
+    """Draw a board in large print, often a company's sign, and three or four objects in small print beside it."""
+    rng = canvas.rng
+    wide, high = float(canvas.width), float(canvas.height)
+    first = rng.random() < 0.5
+    whole, share = (0.0, 0.0, wide, high), _BOARD if first else 1 - _BOARD
+    parts = _cut(whole, share, down=high > wide)
+    board, rest = parts if first else parts[::-1]
+    draw_board = draw_menu if rng.random() < 0.5 else draw_score
+    draw_board(canvas, quiz, _inside(board, 8), split)
+    company = rng.random() < 0.92
+    if company:
+        row, rest = _cut(rest, 0.42, down=True)
+        _company(Job(canvas, _inside(row, 2), large_size(canvas), split, quiz))
+    cells = _halves(rest, rng.choice((3, 4, 4)))
+    for cell, builder in zip(cells, _builders(rng, len(cells)), strict=True):
+        builder(Job(canvas, _inside(cell, 3), small_size(canvas), split, quiz))
+    _ask_carrier(canvas, quiz)
+
+
+def _cut(box: Box, share: float, *, down: bool) -> tuple[Box, Box]:
+    """Cut a box in two, the first with a share of its height (down) or of its width."""
+    x0, y0, x1, y1 = box
+    if down:
+        edge = y0 + (y1 - y0) * share
+        return (x0, y0, x1, edge), (x0, edge, x1, y1)
+    edge = x0 + (x1 - x0) * share
+    return (x0, y0, edge, y1), (edge, y0, x1, y1)
+
+
+def _halves(box: Box, count: int) -> list[Box]:
+    """Cut a box into cells by halving the longer sides."""
+    if count == 1:
+        return [box]
+    down = box[3] - box[1] > box[2] - box[0]
+    first, second = _cut(box, (count // 2) / count, down=down)
+    return _halves(first, count // 2) + _halves(second, count - count // 2)
+
+
+def _ask_carrier(canvas: Canvas, quiz: Quiz) -> None:
+    """Ask for the colour of the only one of its kind among the objects that carry text."""
+    kinds = [kind for kind, _, _ in canvas.objects()]
+    found = [(kind, color) for kind, color, _ in canvas.objects() if kind in _COLORED and kinds.count(kind) == 1]
+    if found:
+        kind, color = quiz.rng.choice(found)
+        ask = f"what color is the {kind}?"
+        quiz.ask("color_of_carrier", ask, color, held_out=held_out_pair(kind, color))
+
+
+def _inside(box: Box, margin: float) -> Box:
+    """Return a box without a margin in pixels on each side."""
+    return box[0] + margin, box[1] + margin, box[2] - margin, box[3] - margin
 
 
 def _image_id(split: str, index: int) -> str:

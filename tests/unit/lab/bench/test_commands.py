@@ -75,7 +75,7 @@ def test_files_for_papers_are_written_and_named(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "trade_off.pdf").read_bytes().startswith(b"%PDF")
 
 
-@pytest.mark.usefixtures("model")
+@pytest.mark.usefixtures("model", "no_ink")
 def test_without_a_fixed_setting_nothing_is_gained_over_it(tmp_path: Path) -> None:
     words = ["--budgets", "120", "--num_samples", "2", "--fixed", "none", "--output_dir", str(tmp_path)]
     bench.main([*words, "--export", "latex", "csv"])
@@ -119,6 +119,7 @@ def test_bad_flags_are_named(words: list[str], named: str) -> None:
     assert named in refused.value.flagged
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_results_are_kept_when_they_cannot_be_shown(
     model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def test_results_are_kept_when_they_cannot_be_shown(
     assert len(model.asked) == 10
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_results_that_cannot_be_kept_are_shown(
     model: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +145,7 @@ def test_results_that_cannot_be_kept_are_shown(
     assert len(model.asked) == 10
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_nothing_but_failures_is_an_error(
     model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
