@@ -101,12 +101,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, one and a half times as large as its CSS pixels."""
+    """Writes a figure as PNG of 256 colours, one and a half times as large as its CSS pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
     figure.set_dpi(108)
     _arrange(figure, FigureCanvasAgg)
-    figure.savefig(path, dpi=108)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=108)
+    with Image.open(buffer) as drawn:
+        drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
 
 
 def _arrange(figure: Figure, canvas: type[FigureCanvasBase]) -> None:

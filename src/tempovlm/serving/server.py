@@ -22,6 +22,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.units import s_from_ms
 from tempovlm.serving.desk import Desk
 from tempovlm.serving.gate import CAME
+from tempovlm.serving.intake.pictures import limit_text
 from tempovlm.serving.memory import share_arenas
 from tempovlm.serving.waits import WatchedLoop, ready_since_ms
 
@@ -203,6 +204,7 @@ def run(app: FastAPI, port: socket.socket, on_start: Callable[[str], None], root
     host, number = port.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{number}"
     sys.setswitchinterval(SWITCH_S)
+    limit_text()
     gc.collect()
     gc.freeze()  # the model and its libraries live as long as the server; to look through them takes 100 ms
     share_arenas()

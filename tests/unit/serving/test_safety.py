@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pydantic import BaseModel
 
 from asgi import CHAT, NEEDS, ask, chat, encoded, get, post, question, url_of
@@ -32,7 +32,7 @@ from tempovlm.control.guard import Guard
 from tempovlm.serving import app as app_module
 from tempovlm.serving.errors import ApiError, scrubbed
 from tempovlm.serving.gate import OPEN, Keys
-from tempovlm.serving.intake import asks, remote
+from tempovlm.serving.intake import asks, pictures, remote
 from tempovlm.serving.intake import body as body_module
 from tempovlm.serving.intake.body import MOST_DEPTH, MOST_ITEMS, parse
 
@@ -315,9 +315,20 @@ def test_what_can_take_long_to_parse_is_parsed_beside_the_loop(app: Any, monkeyp
         return parse(*given)
 
     monkeypatch.setattr(app_module, "parse", noted)
-    for num_letters in (1, 1 << 14):
+    for num_letters in (1, 1 << 18):
         assert chat(app, user="a" * num_letters).status == 200
     assert [one is threading.current_thread() for one in parsers] == [True, False]
+
+
+def test_a_picture_that_holds_much_text_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", PngImagePlugin.MAX_TEXT_MEMORY)
+    monkeypatch.setattr(pictures, "MOST_TEXT_BYTES", 1000)
+    pictures.limit_text()
+    for num_letters, status in ((500, 200), (2000, 400)):
+        file, notes = io.BytesIO(), PngImagePlugin.PngInfo()
+        notes.add_text("note", "a" * num_letters, zip=True)
+        Image.new("RGB", (30, 20)).save(file, "PNG", pnginfo=notes)
+        assert chat(app, image(url_of(file.getvalue()))).status == status
 
 
 def test_tables_for_other_lengths_are_made_beside_the_loop(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from statistics import median
 
 import pybase64
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tempovlm.core.units import now_ms
 from tempovlm.model.vision.image import MAX_PIXELS, open_image
@@ -21,6 +21,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Formats that are read; each further decoder is more code that strangers reach."""
 
 _DATA_URL = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[\w-]+)*;base64,", re.IGNORECASE)
+
+MOST_TEXT_BYTES = 4 << 20
+"""Text of a PNG, unpacked, with which it is read; the library allows 64 MB, which takes it a third of a second."""
 
 _MEGA = 1_000_000
 _SIDE = 1024
@@ -92,6 +95,11 @@ def look(data: bytes, param: str) -> Picture:
     if not picture.width * picture.height:
         raise invalid("the picture has no area", param, "invalid_image")
     return picture
+
+
+def limit_text() -> None:
+    """Have no picture of this process unpack more than `MOST_TEXT_BYTES` of text, which its header may hold."""
+    PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT_BYTES
 
 
 @cache
