@@ -198,6 +198,20 @@ def test_expected_accuracies_have_a_price_and_know_an_ordinary_question(engine: 
     np.testing.assert_allclose(policy.usual, net.usual.numpy())
 
 
+def test_an_ensemble_expects_the_mean_of_its_networks_logits() -> None:
+    torch.manual_seed(0)
+    features, accuracy = torch.randn(40, 6), torch.rand(40, 9)
+    nets = [AccuracyNetwork(6, hidden, 9) for hidden in (4, 8, 8)]
+    for net in nets:
+        net.fit_inputs(features, accuracy)
+        torch.nn.init.normal_(net.last.weight)
+    ensemble = AccuracyNetwork.ensemble([net.eval() for net in nets])
+    assert ensemble.sizes["hidden_dim"] == 20
+    want = torch.stack([net(features) for net in nets]).mean(dim=0)
+    torch.testing.assert_close(ensemble(features), want, rtol=1e-4, atol=1e-5)
+    assert float(want.std()) > 0.1
+
+
 def test_the_llm_based_one_scores_all_knobs_at_once(engine: Engine, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, run = LLMBasedController(WIDTH, 16, num_blocks=2, num_tiers=3, **SIZES).eval(), engine.runner

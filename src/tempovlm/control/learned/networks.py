@@ -9,6 +9,7 @@ Shapes: `B` batch, `L` width of the language feature, `V` width of the vision fe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -240,7 +241,7 @@ class AccuracyNetwork(nn.Module):
 
     @torch.no_grad()
     def fit_inputs(self, language: Tensor, accuracy: Tensor) -> None:
-        """Standardise by training features (N, L), and begin with the mean accuracies of all settings (N, K)."""
+        """Standardise by features (N, L), and begin with the mean accuracies of all settings (M, K)."""
         self.language.standard.fit(language)
         last = self.last
         last.weight.mul_(0.1)
@@ -258,6 +259,35 @@ class AccuracyNetwork(nn.Module):
     def forward(self, language: Tensor) -> Tensor:
         """Return logits (B, K) of the accuracies from questions (B, L)."""
         return self.last(self.hidden(language))
+
+    @classmethod
+    @torch.no_grad()
+    def ensemble(cls, nets: Sequence[AccuracyNetwork]) -> AccuracyNetwork:
+        """Return one network whose logits are the mean of some networks', which standardise alike.
+
+        Their hidden units stand side by side, and none sees another network's. `fit_usual` is to be called.
+        """
+        sizes = [net.sizes for net in nets]
+        found = cls(sizes[0]["language_width"], sum(one["hidden_dim"] for one in sizes), sizes[0]["num_settings"])
+        found.language.standard.load_state_dict(nets[0].language.standard.state_dict())
+        pairs = [
+            (found.language.linear, torch.cat([net.language.linear.weight for net in nets])),
+            (found.middle, torch.block_diag(*(net.middle.weight for net in nets))),
+            (found.last, torch.cat([net.last.weight for net in nets], dim=1) / len(nets)),
+        ]
+        for layer, weight in pairs:
+            layer.weight.copy_(weight)
+        found.language.linear.bias.copy_(torch.cat([net.language.linear.bias for net in nets]))
+        found.middle.bias.copy_(torch.cat([net.middle.bias for net in nets]))
+        found.last.bias.copy_(torch.stack([net.last.bias for net in nets]).mean(dim=0))
+        return found.eval().requires_grad_(False)
+
+    @property
+    def middle(self) -> nn.Linear:
+        """The layer between both rows of hidden units."""
+        layer = self.trunk[1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     @property
     def last(self) -> nn.Linear:

@@ -3,7 +3,7 @@
 Of the training questions the part `train` fits the values, `validation` says which epoch of them is best and is
 asked in GRPO's episodes, and `test` says which epoch of GRPO is best. Of a trace the first half is learned from,
 and of this the last quarter says which epoch is best; the second half is judged, and so are Poisson arrivals, with
-other questions.
+other questions. What serves is the ensemble of the values of all seeds, each of which has seen other parts.
 
 Shapes: `N` questions, `K` settings, `L` width of the language feature, `n` requests, `S` seeds.
 """
@@ -49,8 +49,8 @@ from tempovlm.lab.statistics import percentile_interval
 from tempovlm.lab.table import Floats, Table, find_samples
 
 SCHEMA = "tempovlm.queue_report/1"
-VALUE, LEARNED = "value", "learned"
-CHECKPOINTS = {VALUE: "best_value.pt", LEARNED: "best_controller.pt"}
+VALUE, LEARNED, ENSEMBLE = "value", "learned", "ensemble"
+CHECKPOINTS = {ENSEMBLE: "best_value.pt", LEARNED: "best_controller.pt"}
 
 _LEARNED_FROM = 0.75
 """Of the first half of the arrivals; the rest chooses GRPO's epoch."""
@@ -86,7 +86,6 @@ class QueueJob(QueueFlags, GrpoJob):
 class _Run:
     seed: int
     nets: Mapping[str, AccuracyNetwork]
-    value_loss: float
     trained: QueueTraining
 
 
@@ -113,8 +112,9 @@ def run_job(job: QueueJob) -> dict[str, Any]:
     given = _Material(world, language, judged, halves_of(job), budgets_of(job.budgets_ms, world))
     with writing_to(job.output_dir) as folder:
         runs = [_train(job, given, seed, folder / f"seed_{seed}") for seed in job.seeds]
-        report = _report(job, given, runs)
-        _save(job, given, runs, report)
+        best = {ENSEMBLE: ensemble_of(given, runs), LEARNED: _best(runs).nets[LEARNED]}
+        report = _report(job, given, runs, best)
+        _save(job, given, best, report)
     return report
 
 
@@ -158,24 +158,26 @@ def _train(job: QueueJob, given: _Material, seed: int, folder: Path) -> _Run:
     trained = QueueTraining(policy, source, judge, options, job.exploration)
     trained.resume(folder / STATE)
     trained.run(folder / STATE, f"queue, seed {seed}")
-    loss = trained_loss(net, given.language, table)
-    return _Run(seed, {VALUE: net, LEARNED: policy.folded(own)}, loss, trained)
+    return _Run(seed, {VALUE: net, LEARNED: policy.folded(own)}, trained)
 
 
-def trained_loss(net: AccuracyNetwork, language: Tensor, table: Table) -> float:
-    """Return the mean squared error on the validation questions."""
-    rows = table.rows("validation")
-    return float(((predicted(net, language[torch.as_tensor(rows)]) - table.accuracy[rows]) ** 2).mean())
+def ensemble_of(given: _Material, runs: Sequence[_Run]) -> AccuracyNetwork:
+    """Return the network that expects the mean of what the values of all seeds do."""
+    net = AccuracyNetwork.ensemble([run.nets[VALUE] for run in runs])
+    net.fit_usual(given.language)
+    return net
 
 
-def _report(job: QueueJob, given: _Material, runs: Sequence[_Run]) -> dict[str, Any]:
-    rows = judge(given, runs, job)
+def _report(
+    job: QueueJob, given: _Material, runs: Sequence[_Run], best: Mapping[str, AccuracyNetwork]
+) -> dict[str, Any]:
+    rows = judge(given, runs, best[ENSEMBLE], job)
     gains = [run.trained.best_score - run.trained.start_reward for run in runs]
     report = {
         "schema": SCHEMA,
         "verdict": verdict(rows),
         "rows": rows,
-        "reliability": _reliabilities(job, given, runs),
+        "reliability": _reliabilities(job, given, best),
         "seeds": [
             {
                 "seed": run.seed,
@@ -200,8 +202,10 @@ def _report(job: QueueJob, given: _Material, runs: Sequence[_Run]) -> dict[str, 
     return report
 
 
-def judge(given: _Material, runs: Sequence[_Run], job: QueueJob) -> list[dict[str, Any]]:
-    """Return shares of right answers in time at every load: of the table, of both learned policies, and gains.
+def judge(
+    given: _Material, runs: Sequence[_Run], ensemble: AccuracyNetwork, job: QueueJob
+) -> list[dict[str, Any]]:
+    """Return shares of right answers in time at every load: of the table, of the learned policies, and gains.
 
     Those of learned policies are means over the seeds, request by request, and all intervals are by blocks of
     requests: of the same policies under other arrivals.
@@ -212,6 +216,7 @@ def judge(given: _Material, runs: Sequence[_Run], job: QueueJob) -> list[dict[st
     known: dict[str, list[Chooser]] = {TABLE: [named(TABLE, given.world)]}
     for name in (VALUE, LEARNED):
         known[name] = [_chooser(name, run.nets[name], given) for run in runs]
+    known[ENSEMBLE] = [_chooser(ENSEMBLE, ensemble, given)]
     total = len(every) * len(job.loads) * sum(map(len, known.values()))
     rows, done = [], 0
     with progress_bar("judging") as advance:
@@ -247,7 +252,7 @@ def compare(right: Mapping[str, Floats]) -> dict[str, Any]:
     blocks = blocks_of(len(next(iter(right.values()))))
     shares = {name: _share(values.mean(axis=1), blocks) for name, values in right.items()}
     gains = {}
-    for name, over in ((VALUE, TABLE), (LEARNED, VALUE), (LEARNED, TABLE)):
+    for name, over in ((VALUE, TABLE), (LEARNED, VALUE), (LEARNED, TABLE), (ENSEMBLE, TABLE), (ENSEMBLE, VALUE)):
         off = right[name] - right[over]
         gains[f"{name} over {over}"] = _share(off.mean(axis=1), blocks) | {
             "over_seeds": spread(off.mean(axis=0).tolist())
@@ -279,9 +284,9 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(lines)
 
 
-def _reliabilities(job: QueueJob, given: _Material, runs: Sequence[_Run]) -> dict[str, Any]:
-    """Return how calibrated policies are on the judged questions: those learned by the best seed, and others."""
-    world, best = given.world, _best(runs)
+def _reliabilities(job: QueueJob, given: _Material, best: Mapping[str, AccuracyNetwork]) -> dict[str, Any]:
+    """Return how calibrated policies are on the judged questions: those that are kept, and others."""
+    world = given.world
     content = Content.read([world.train, world.judged], job.data_dir)
     train = content.features_of(world.train)
     neighbours = NearestNeighbours.fit(train, world.train.accuracy, world.train.image_id.tolist())
@@ -289,35 +294,32 @@ def _reliabilities(job: QueueJob, given: _Material, runs: Sequence[_Run]) -> dic
         TABLE: np.broadcast_to(world.train.accuracy.mean(axis=0), world.judged.accuracy.shape),
         KIND: named(KIND, world).scores[0],
         "nearest neighbours": neighbours.scores(content.features_of(world.judged)),
-        **{name: predicted(best[name].nets[name], given.judged_language) for name in (VALUE, LEARNED)},
+        **{name: predicted(net, given.judged_language) for name, net in best.items()},
     }
     return {name: reliability(values, world.judged) for name, values in expected.items()}
 
 
-def _best(runs: Sequence[_Run]) -> dict[str, _Run]:
-    """Return the seed of each checkpoint: of the least error, and of the highest reward over its own start."""
-    return {
-        VALUE: min(runs, key=lambda run: run.value_loss),
-        LEARNED: max(runs, key=lambda run: run.trained.best_score - run.trained.start_reward),
-    }
+def _best(runs: Sequence[_Run]) -> _Run:
+    """Return the seed of GRPO with the highest reward over its own start."""
+    return max(runs, key=lambda run: run.trained.best_score - run.trained.start_reward)
 
 
-def _save(job: QueueJob, given: _Material, runs: Sequence[_Run], report: Mapping[str, Any]) -> None:
+def _save(job: QueueJob, given: _Material, best: Mapping[str, AccuracyNetwork], report: Mapping[str, Any]) -> None:
     folder = job.output_dir
-    for name, run in _best(runs).items():
+    for name, net in best.items():
         save_controller(
             folder / CHECKPOINTS[name],
             kind="value",
-            networks={"accuracy": run.nets[name]},
+            networks={"accuracy": net},
             space=given.world.space,
             weights_hash=job.weights_hash,
             stamp=given.world.judged.stamp,
-            options={"policy": name, "seed": run.seed, **report["conditions"]},
+            options={"policy": name, "seeds": list(job.seeds), **report["conditions"]},
             metrics={"reliability": report["reliability"][name]["error"]},
         )
     write_whole(folder / "report.json", json.dumps(_rounded(report), indent=1) + "\n")
     if can_draw():
-        shown = {name: report["reliability"][name] for name in (TABLE, "nearest neighbours", VALUE)}
+        shown = {name: report["reliability"][name] for name in (TABLE, "nearest neighbours", ENSEMBLE)}
         write_whole(folder / "reliability.svg", draw_reliability(shown))
 
 
@@ -329,9 +331,10 @@ def _rounded(report: Mapping[str, Any]) -> Any:
 
 def render(report: Mapping[str, Any]) -> str:
     """Render what was judged as text."""
-    lines = [f"{'arrivals':<26}{'load':>5}" + "".join(f"{name:>9}" for name in (TABLE, VALUE, LEARNED))]
+    names = (TABLE, VALUE, LEARNED, ENSEMBLE)
+    lines = [f"{'arrivals':<26}{'load':>5}" + "".join(f"{name:>10}" for name in names)]
     for row in report["rows"]:
-        shares = "".join(f"{100 * one['mean']:>9.1f}" for one in row["right_on_time"].values())
+        shares = "".join(f"{100 * one['mean']:>10.1f}" for one in row["right_on_time"].values())
         lines.append(f"{row['arrivals'][-25:]:<26}{row['load']:>5g}{shares}")
         for name, gain in row["gains"].items():
             low, high = (100 * end for end in gain["interval"])

@@ -52,6 +52,8 @@ class AccuracyObjective:
 def train_values(table: Table, language: Tensor, options: FitOptions, folder: Path) -> AccuracyNetwork:
     """Fit a network to a table's part `train`; its part `validation` says which epoch is best.
 
+    Networks of one table standardise alike, whatever its parts, so that they make an ensemble.
+
     Args:
         table: answers of questions that have parts.
         language: (N, L) their features.
@@ -61,7 +63,7 @@ def train_values(table: Table, language: Tensor, options: FitOptions, folder: Pa
     sizes = (language.shape[1], options.hidden_dim, len(table.space))
     net = seeded(options.seed, lambda: AccuracyNetwork(*sizes))
     objective = AccuracyObjective(net, table, language)
-    net.fit_inputs(language[objective.train], objective.accuracy[objective.train])
+    net.fit_inputs(language, objective.accuracy[objective.train])
     about = {"questions": table.question_id.tolist(), "part": table.part.tolist(), "sum": table.accuracy.sum()}
     fit(net, objective, options, folder, about)
     net.fit_usual(language[objective.train])

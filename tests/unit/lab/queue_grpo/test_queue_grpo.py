@@ -186,7 +186,7 @@ def test_a_verdict_is_a_gain_only_where_it_shows() -> None:
     base = (rng.random((200, 3)) < 0.5).astype(float)
     better = np.maximum(base, rng.random((200, 3)) < 0.2)
     for learned, word in ((base, "nothing that shows"), (better, "GRPO gains,"), (0.8 * base, "GRPO loses,")):
-        found = study.compare({"table": base[:, :1], "value": base, "learned": learned})
+        found = study.compare({"table": base[:, :1], "value": base, "learned": learned, "ensemble": base[:, :1]})
         row = {"arrivals": "bursts", "load": 1.0, **found}
         assert word in study.verdict([row])
 
@@ -240,7 +240,9 @@ def test_the_whole_study_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert {path.name for path in job.output_dir.glob("*.*")} >= {"report.json", *study.CHECKPOINTS.values()}
     for name in study.CHECKPOINTS.values():
         assert load_controller(job.output_dir / name, SPACE, "abc").kind == "value"
-    assert set(report["reliability"]) == {"table", "kind", "nearest neighbours", "value", "learned"}
+    assert set(report["reliability"]) == {"table", "kind", "nearest neighbours", "ensemble", "learned"}
     assert [row["seed"] for row in report["seeds"]] == [1, 2]
-    assert report["rows"][0]["gains"]["learned over value"]["over_seeds"]["interval"] is not None
+    gains = report["rows"][0]["gains"]
+    assert gains["learned over value"]["over_seeds"]["interval"] is not None
+    assert gains["ensemble over table"]["over_seeds"]["interval"] is None
     assert report["verdict"].split("; ")[0] in study.render(report)
