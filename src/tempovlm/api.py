@@ -140,7 +140,7 @@ class TempoVLM:
         self._profile: LatencyProfile | None = None
         self._profiled_threads: int | None = None
         self._guard: Guard | None = None
-        self._fixed_guards: dict[KnobConfig, Guard] = {}
+        self._fixed_guards: dict[int, Guard] = {}
 
     def __repr__(self) -> str:
         run, wanted = self.engine.runner, self._wanted
@@ -420,11 +420,12 @@ class TempoVLM:
         return True
 
     def _fixed(self, knobs: KnobConfig) -> Guard:
-        profile, guard = self.profile, self._fixed_guards.get(knobs)
+        index, profile = self.space.index(knobs), self.profile
+        guard = self._fixed_guards.get(index)
         if guard is None or guard.profile is not profile:
             from tempovlm.control.guard import Guard
 
-            guard = self._fixed_guards[knobs] = Guard.fixed(knobs, self.space, profile)
+            guard = self._fixed_guards[index] = Guard.fixed(knobs, self.space, profile)
         return guard
 
     def _policy_guard(self) -> Guard:

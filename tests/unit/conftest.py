@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -45,11 +46,17 @@ def _brief_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.engine.calibration.WARM_UP_ROUNDS", 1)
 
 
+def _blank(_: object, file: Any, *, format: str | None = None, **__: object) -> None:  # noqa: A002 - matplotlib's
+    """Write a picture of one pixel in place of a figure that is read again."""
+    if format == "png":
+        Image.new("RGB", (1, 1)).save(file, "PNG")
+
+
 @pytest.fixture
 def no_ink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are composed but not rendered, which is matplotlib's work and half the time of a report."""
     monkeypatch.setattr("tempovlm.lab.drawing._arrange", lambda *_: None)
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", _blank)
 
 
 @pytest.fixture
