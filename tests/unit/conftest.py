@@ -46,7 +46,7 @@ def _brief_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.engine.calibration.WARM_UP_ROUNDS", 1)
 
 
-def _blank(_: object, file: Any, *, format: str | None = None, **__: object) -> None:  # noqa: A002 - matplotlib's
+def _blank(_: object, file: Any, *, format: str | None = None, **__: object) -> None:
     """Write a picture of one pixel in place of a figure that is read again."""
     if format == "png":
         Image.new("RGB", (1, 1)).save(file, "PNG")
