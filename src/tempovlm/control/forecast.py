@@ -97,7 +97,7 @@ class Forecast:
                 return np.array([math.inf])
             distance = np.abs(self._similar[:known] - self._activity(now_ms))
             count = min(SCENARIOS, max(LEAST_SCENARIOS, known // _OF_KNOWN))
-            chosen = np.argpartition(distance, count - 1)[:count]
+            chosen = np.argsort(distance, kind="stable")[:count]  # others break ties as the processor has it
             shares_ms: Floats = (self._following_ms[chosen] / turns[1:]).min(axis=1)
             return np.maximum(shares_ms, self._first_ms[chosen] / turns[0])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tempovlm.control.forecast import FOLLOWING, LEAST_SCENARIOS, MOMENTS, Forecast
+from tempovlm.control.forecast import FOLLOWING, LEAST_SCENARIOS, MOMENTS, SCENARIOS, Forecast
 from tempovlm.control.price import Envelope, Price
 from tempovlm.control.queue import Door, Schedule, Stay
 
@@ -52,6 +52,20 @@ def test_who_comes_when_the_lane_is_idle_again_binds_nobody() -> None:
         "190 / 2, and not 90 alone"
     )
     assert (forecast.shares_ms(0, end_ms) >= 90.0).all()
+
+
+def test_of_moments_that_are_alike_the_places_decide() -> None:
+    forecast = Forecast()
+    for number in range(400):  # all begin alike, and what follows takes turns
+        at_ms = number * 1000.0
+        forecast.came(at_ms, at_ms + BUDGET_MS)
+        forecast.began(at_ms)
+        then_ms = at_ms + 10.0 + number % 80
+        forecast.came(then_ms, then_ms + BUDGET_MS)
+    forecast.came(400_000.0, 400_100.0)
+    forecast.began(400_000.0)
+    expected = (BUDGET_MS + 10.0 + np.arange(SCENARIOS)) / 2
+    assert forecast.shares_ms(0, 400_000.0) == pytest.approx(expected), "those of the first places"
 
 
 def test_moments_are_told_apart_by_who_came_before() -> None:
