@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength
+from tempovlm.latency.profile import LatencyProfile, Measurement, OutputLength, SharedMeasurement
 from tempovlm.model.config import POCKET, ModelConfig
 from tempovlm.model.vlm import Molmo
 from tempovlm.model.weights import empty_model, save_model
@@ -75,6 +76,19 @@ def build_model(seed: int = 0, config: ModelConfig = CONFIG) -> Molmo:
     return model
 
 
+def rounded_pair(config: ModelConfig, device: str) -> tuple[Molmo, Molmo]:
+    """Make random weights of usual sizes in bfloat16, and the same ones in float32."""
+    torch.manual_seed(0)
+    model, exact = (empty_model(config, device, dtype) for dtype in (torch.bfloat16, torch.float32))
+    for name, parameter in model.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            parameter.uniform_(0.7, 1.3)
+        else:
+            parameter.normal_(std=0.02)
+    exact.load_state_dict(model.state_dict())
+    return model, exact
+
+
 def save_folder(folder: Path, config: ModelConfig = CONFIG) -> Path:
     save_model(build_model(config=config), folder, torch.float32)
     alphabet = "abcdefghijklmnopqrstuvwxyz0123456789?:()."
@@ -110,3 +124,33 @@ def make_profile(
         for factor in factors
     )
     return LatencyProfile("test", space, output or OutputLength.exactly(4), measurements, 0.0, {})
+
+
+def shared_profile(
+    space: KnobSpace, output: OutputLength, scale: float, readings: Sequence[float], step: float = 1.0
+) -> LatencyProfile:
+    """The profile without a spread, `scale` times as slow, with answers of 2, 4 and 8 in flight.
+
+    A reading takes as many times as long as alone as each of `readings` says, and a step `step` times as long.
+    """
+    plain = make_profile(space, output, spread=0.0)
+    measurements = tuple(
+        replace(
+            m,
+            total_ms=scale * m.total_ms,
+            prefix_ms=scale * m.prefix_ms,
+            open_ms=scale * m.open_ms,
+            step_ms=tuple(scale * one for one in m.step_ms),
+        )
+        for m in plain.measurements
+    )
+    alone = replace(plain, measurements=measurements)
+    shared = [
+        SharedMeasurement(
+            setting=i, in_flight=n, first_ms=share * alone.p50_reading_ms(i), step_ms=step * alone.step_ms(i)
+        )
+        for i in range(len(space))
+        for n in (2, 4, 8)
+        for share in readings
+    ]
+    return replace(alone, shared=tuple(shared))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import tiny_model
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan, Step
 from tempovlm.engine.cuda.capture import Recorder
@@ -15,8 +16,6 @@ from tempovlm.engine.cuda.rows import PACK_BUCKETS, Rows
 from tempovlm.engine.sampling import greedy
 from tempovlm.model.cache import KVCache
 from tempovlm.model.config import POCKET
-from tempovlm.model.vlm import Molmo
-from tempovlm.model.weights import empty_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,24 +32,11 @@ def plan_of(blocks: Iterable[int]) -> Plan:
     return Plan(KnobConfig(tier="low", top_k=CONFIG.num_experts, num_blocks=len(steps)), steps)
 
 
-def models() -> tuple[Molmo, Molmo]:
-    """The same random weights in bfloat16 and in float32."""
-    torch.manual_seed(0)
-    model, exact = (empty_model(CONFIG, "cuda", dtype) for dtype in (torch.bfloat16, torch.float32))
-    for name, parameter in model.named_parameters():
-        if "norm" in name and name.endswith("weight"):
-            parameter.uniform_(0.7, 1.3)
-        else:
-            parameter.normal_(std=0.02)
-    exact.load_state_dict(model.state_dict())
-    return model, exact
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("is_captured", [False, True])
 def test_packed_prompts_decode_beside_another_plan_as_alone(is_captured: bool) -> None:
     """Captured, a pack has padding; tokens may differ where float32 finds two almost equally likely."""
-    model, exact = models()
+    model, exact = tiny_model.rounded_pair(CONFIG, "cuda")
     recorder = Recorder.on(torch.device("cuda", 0))
     assert recorder is not None
     rows, both, short = Rows(model, recorder), plan_of((0, 1)), plan_of((0,))

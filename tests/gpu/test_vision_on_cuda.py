@@ -26,7 +26,6 @@ from tempovlm.model.config import MOLMOE_1B, POCKET
 from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vision.encoder import kernels_for
 from tempovlm.model.vlm import Molmo
-from tempovlm.model.weights import empty_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,16 +39,7 @@ COUNTS = (1, 2, 5, 7, 13)
 @pytest.fixture(scope="module", params=CONFIGS, ids=str)
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Molmo, Molmo]]:
     """A model of one decoder block in bfloat16, and the same weights in float32."""
-    torch.manual_seed(0)
-    config = replace(CONFIGS[request.param], num_blocks=1)
-    model, exact = (empty_model(config, "cuda", dtype) for dtype in (torch.bfloat16, torch.float32))
-    for name, parameter in model.named_parameters():
-        if "norm" in name and name.endswith("weight"):
-            parameter.uniform_(0.7, 1.3)
-        else:
-            parameter.normal_(std=0.02)
-    exact.load_state_dict(model.state_dict())
-    yield model, exact
+    yield tiny_model.rounded_pair(replace(CONFIGS[request.param], num_blocks=1), "cuda")
     torch.cuda.empty_cache()
 
 

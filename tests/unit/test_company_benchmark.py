@@ -6,7 +6,6 @@ import importlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,7 +19,7 @@ from tempovlm.core.request import Request
 from tempovlm.engine.company.company import Company
 from tempovlm.engine.company.seats import Seats
 from tempovlm.engine.engine import Engine
-from tempovlm.latency.profile import LatencyProfile, OutputLength, SharedMeasurement
+from tempovlm.latency.profile import LatencyProfile, OutputLength
 
 SCRIPT = Path("benchmarks", "company.py")
 
@@ -85,27 +84,7 @@ def crowded(engine: Engine) -> Engine:
 
 def profile_of(engine: Engine, scale: float) -> LatencyProfile:
     """Of answers of six tokens that take `scale` times as long as the tiny model is said to take."""
-    plain = tiny_model.make_profile(engine.space, OutputLength.exactly(6), spread=0.0)
-    measurements = tuple(
-        replace(
-            m,
-            total_ms=scale * m.total_ms,
-            prefix_ms=scale * m.prefix_ms,
-            open_ms=scale * m.open_ms,
-            step_ms=tuple(scale * one for one in m.step_ms),
-        )
-        for m in plain.measurements
-    )
-    alone = replace(plain, measurements=measurements)
-    shared = [
-        SharedMeasurement(
-            setting=i, in_flight=n, first_ms=share * alone.p50_reading_ms(i), step_ms=alone.step_ms(i)
-        )
-        for i in range(len(engine.space))
-        for n in (2, 4, 8)
-        for share in (0.8, 0.8, 1.2)
-    ]
-    return replace(alone, shared=tuple(shared))
+    return tiny_model.shared_profile(engine.space, OutputLength.exactly(6), scale, (0.8, 0.8, 1.2))
 
 
 def asked_at_once(engine: Engine, predictions: Any, count: int) -> None:

@@ -24,7 +24,7 @@ from tempovlm.engine.company.member import Member, choose_ahead
 from tempovlm.engine.company.seats import Seats
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.transcript import Token
-from tempovlm.latency.profile import LatencyProfile, OutputLength, SharedMeasurement
+from tempovlm.latency.profile import LatencyProfile, OutputLength
 
 SCALE = 1e4
 """Answers are said to take so much longer than they do that what this machine takes does not count."""
@@ -44,25 +44,7 @@ def crowded(engine: Engine) -> Engine:
 @pytest.fixture
 def profile(engine: Engine) -> LatencyProfile:
     """Of answers of six tokens, alone and among others."""
-    plain = tiny_model.make_profile(engine.space, OutputLength.exactly(6), spread=0.0)
-    slow = tuple(
-        replace(
-            m,
-            total_ms=SCALE * m.total_ms,
-            prefix_ms=SCALE * m.prefix_ms,
-            step_ms=tuple(SCALE * one for one in m.step_ms),
-        )
-        for m in plain.measurements
-    )
-    alone = replace(plain, measurements=slow)
-    shared = [
-        SharedMeasurement(
-            setting=i, in_flight=n, first_ms=READING * alone.p50_reading_ms(i), step_ms=STEP * alone.step_ms(i)
-        )
-        for i in range(len(engine.space))
-        for n in (2, 4, 8)
-    ]
-    return replace(alone, shared=tuple(shared))
+    return tiny_model.shared_profile(engine.space, OutputLength.exactly(6), SCALE, (READING,), STEP)
 
 
 def asked(budget_ms: float | None, seed: int = 0, **options: Any) -> Request:

@@ -29,7 +29,7 @@ _NUMBERED = 33.0
 def draw_things(canvas: Canvas, split: str) -> list[Thing]:
     """Draw the objects of a scene with what stands on them."""
     shelf = canvas.rng.random() < _SHELF
-    things = _draw_shelf(canvas, split) if shelf else _draw_scattered(canvas, split)
+    things = _draw_shelf(canvas, split) if shelf else _draw_large(canvas, split)
     return _write_on(canvas, things)
 
 
@@ -46,7 +46,7 @@ def _kinds(canvas: Canvas, split: str, count: int) -> list[tuple[str, str]]:
     return kinds
 
 
-def _draw_scattered(canvas: Canvas, split: str) -> list[Thing]:
+def _draw_large(canvas: Canvas, split: str) -> list[Thing]:
     """Scatter four to seven objects, one of them clearly the largest."""
     rng, unit = canvas.rng, scale(canvas)
     count = rng.choice((5, 5, 6, 6, 7, 7))
@@ -54,8 +54,13 @@ def _draw_scattered(canvas: Canvas, split: str) -> list[Thing]:
     if rng.random() < 0.5:
         halves[0] = max(halves[0], 1.3 * halves[1])
     kinds = _kinds(canvas, split, count)
+    return draw_scattered(canvas, halves, kinds)
+
+
+def draw_scattered(canvas: Canvas, halves: list[float], kinds: list[tuple[str, str]]) -> list[Thing]:
+    """Draw objects of some half extents, shapes and colours where there is room; return those that have some."""
+    rng, things = canvas.rng, []
     places = scatter(rng, (canvas.height, canvas.width), halves)
-    things = []
     for half, place, (shape, color) in zip(halves, places, kinds, strict=True):
         if place is not None:
             canvas.icon(shape, color, place, half, flip=rng.random() < 0.5)

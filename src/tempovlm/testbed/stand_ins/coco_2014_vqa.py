@@ -9,12 +9,12 @@ from __future__ import annotations
 from random import Random
 
 from tempovlm.testbed.coco import coco_places, coco_writer
-from tempovlm.testbed.content.scattered import draw_things
+from tempovlm.testbed.content.scattered import draw_scattered, draw_things
 from tempovlm.testbed.content.steps import ask_looks, ask_steps
 from tempovlm.testbed.content.things import Thing, alike, count_answer, lone
 from tempovlm.testbed.content.yes_no import ask_yes_no
 from tempovlm.testbed.drawing.canvas import Canvas
-from tempovlm.testbed.drawing.layout import choose_color, clear_direction, region, scatter
+from tempovlm.testbed.drawing.layout import choose_color, clear_direction, region
 from tempovlm.testbed.lexicon import PLAIN_SHAPES, article, held_out_pair, plural
 from tempovlm.testbed.scene import Quiz
 from tempovlm.testbed.stand_in import StandIn
@@ -61,13 +61,7 @@ def _draw_things(canvas: Canvas, split: str) -> list[Thing]:
     halves = _halves(rng, count)
     names = canvas.visible(_COLOR_NAMES)
     kinds = _kinds(rng, split, names, count)
-    places = scatter(rng, (canvas.height, canvas.width), halves)
-    things = []
-    for half, place, (shape, color) in zip(halves, places, kinds, strict=True):
-        if place is not None:
-            canvas.icon(shape, color, place, half, flip=rng.random() < 0.5)
-            things.append(Thing(shape, color, place, half))
-    return things
+    return draw_scattered(canvas, halves, kinds)
 
 
 def _ask_counts(quiz: Quiz, things: list[Thing]) -> None:
