@@ -47,3 +47,11 @@ def untold_ms(timings_ms: Mapping[str, float], total: str = "total") -> float:
 
 
 UNTOLD_MS = TICK_MS
+
+
+def stages_add_up(timings_ms: Mapping[str, float], total: str = "total") -> bool:
+    """Whether stages that a device's clock timed make up most of the total, and no more than it.
+
+    None was forgotten and none counted twice; what a busy host loses between two stages is neither.
+    """
+    return 0.5 <= 1 - untold_ms(timings_ms, total) / timings_ms[total] <= 1.01
