@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tempovlm.control.guard import Guard
-    from tempovlm.latency.profile import LatencyProfile
+    from tempovlm.latency.profile import Factor, LatencyProfile
 
 DESCRIPTION = """\
 Measure what each knob setting takes on this machine, and store it for the budgets to come.
@@ -180,8 +180,15 @@ def sharing_text(profile: LatencyProfile) -> str:
     """Return the factors of requests in flight together, by their number."""
     found = (profile.sharing(count) for count in sorted({one.in_flight for one in profile.shared}))
     return ", ".join(
-        f"{one.most} requests: reading {one.reading:.2f} each, a token {one.step:.2f}" for one in found if one
+        f"{one.most} requests: reading {factor_text(one.reading)} each, a token {factor_text(one.step)}"
+        for one in found
+        if one
     )
+
+
+def factor_text(factor: Factor) -> str:
+    """Return a factor at the shortest and at the longest time that it was measured at."""
+    return " to ".join(dict.fromkeys(f"{one:.2f}" for one in (factor.at_short, factor.at_long)))
 
 
 def table(guard: Guard) -> Table:

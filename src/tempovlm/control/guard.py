@@ -222,9 +222,9 @@ class Guard:
         if self.profile is None:
             return Need(UNKNOWN_MS, UNKNOWN_MS, max_new_tokens - 1, deadline_ms)
         index, crowding = self.space.index(knobs), 1.0 if self.crowd is None else self.crowd.factor
-        steps, factor = min(max_new_tokens, self.profile.output.upper) - 1, self._factor * crowding
-        reading_ms, step_ms = self.profile.p50_reading_ms(index), self.profile.step_ms(index)
-        return Need(factor * reading_ms, factor * step_ms, steps, deadline_ms, crowding)
+        times_ms = self.profile.p50_reading_ms(index), self.profile.step_ms(index)
+        steps = min(max_new_tokens, self.profile.output.upper) - 1
+        return Need(*times_ms, steps, deadline_ms, self._factor, crowding)
 
     def only(self, choices: Iterable[int]) -> Guard:
         """Return the same guard over fewer settings."""

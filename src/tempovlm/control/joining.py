@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tempovlm.latency.profile import Sharing
 
@@ -19,26 +19,31 @@ UNKNOWN_MS = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The rest of a request in flight, by its times alone.
+    """The rest of a request in flight, by its times alone as they were calibrated.
 
     Attributes:
         reading_ms: from the opened picture to the first token; 0 once it is there.
         step_ms: of a later token. steps: number of those that may still come.
         deadline_ms: when it must have ended; infinite without a deadline.
-        crowding: the factor on both times that earlier answers among others taught.
+        margin, crowding: factors on both times that earlier answers taught: of all, and of those among others.
     """
 
     reading_ms: float
     step_ms: float
     steps: int
     deadline_ms: float = math.inf
+    margin: float = 1.0
     crowding: float = 1.0
 
     @property
     def calibrated(self) -> Need:
         """The same need without what earlier answers among others taught."""
-        times_ms = self.reading_ms / self.crowding, self.step_ms / self.crowding
-        return Need(*times_ms, self.steps, self.deadline_ms)
+        return replace(self, crowding=1.0)
+
+    @property
+    def factor(self) -> float:
+        """The factor on both times."""
+        return self.margin * self.crowding
 
     @property
     def is_known(self) -> bool:
@@ -63,7 +68,7 @@ class Forecast:
     @classmethod
     def of(cls, needs: Sequence[Need], sharing: Sharing, now_ms: float) -> Forecast:
         """Return the forecast for some requests."""
-        step_ms = sharing.step * max((one.step_ms for one in needs), default=0.0)
+        step_ms = max((one.factor * sharing.step.on(one.step_ms) for one in needs), default=0.0)
         return cls(now_ms, ahead_ms(needs, sharing), step_ms, sharing.spread)
 
     def expected_ms(self, steps: int) -> float:
@@ -77,7 +82,7 @@ class Forecast:
 
 def ahead_ms(needs: Sequence[Need], sharing: Sharing) -> float:
     """Return how long one that joins waits until those before it are read."""
-    return sharing.reading * sum(one.reading_ms for one in needs)
+    return sum(one.factor * sharing.reading.on(one.reading_ms) for one in needs)
 
 
 def ends_ms(needs: Sequence[Need], sharing: Sharing, now_ms: float) -> list[float]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,32 @@ class SharedMeasurement:
 
 
 @dataclass(frozen=True, slots=True)
+class Factor:
+    """A factor on times alone that was measured at a short and at a long one; between them it is interpolated.
+
+    Attributes:
+        short_ms, long_ms: the times alone. at_short, at_long: the factors on them, and beyond them.
+    """
+
+    short_ms: float
+    at_short: float
+    long_ms: float
+    at_long: float
+
+    @classmethod
+    def through(cls, points: Iterable[tuple[float, float]]) -> Factor:
+        """Return the factor through pairs of a time and a factor: of the shortest and the longest time."""
+        ordered = sorted(points)
+        return cls(*ordered[0], *ordered[-1])
+
+    def on(self, alone_ms: float) -> float:
+        """Return the product of a time alone and its factor."""
+        wide_ms = self.long_ms - self.short_ms
+        share = 1.0 if wide_ms <= 0 else min(max((alone_ms - self.short_ms) / wide_ms, 0.0), 1.0)
+        return alone_ms * (self.at_short + share * (self.at_long - self.at_short))
+
+
+@dataclass(frozen=True, slots=True)
 class Sharing:
     """Times of requests in flight together, as factors on their times alone.
 
@@ -133,8 +159,8 @@ class Sharing:
     """
 
     most: int
-    reading: float
-    step: float
+    reading: Factor
+    step: Factor
     spread: float
 
 
@@ -192,7 +218,7 @@ class LatencyProfile:
 
     @cached_property
     def _sharings(self) -> tuple[Sharing, ...]:
-        """Factors by number in flight: of the setting that sharing costs most."""
+        """Factors by number in flight, with the spread of the setting whose bursts differ most."""
         found = []
         for most in sorted({m.in_flight for m in self.shared}):
             ratios: dict[int, list[tuple[float, float]]] = {}
@@ -200,10 +226,11 @@ class LatencyProfile:
                 if m.in_flight == most:
                     step = m.step_ms / self._steps[m.setting] if self._steps[m.setting] > 0 else 1.0
                     ratios.setdefault(m.setting, []).append((m.first_ms / self.p50_reading_ms(m.setting), step))
-            medians = [np.median(of_setting, axis=0) for of_setting in ratios.values()]
-            spreads = [np.max(np.divide(*pair)) for pair in zip(ratios.values(), medians, strict=True)]
-            reading, step = np.max(medians, axis=0).tolist()
-            found.append(Sharing(most, reading, step, float(max(spreads))))
+            medians = {setting: np.median(pairs, axis=0).tolist() for setting, pairs in ratios.items()}
+            spread = max(float(np.max(np.divide(pairs, medians[setting]))) for setting, pairs in ratios.items())
+            reading = Factor.through((self.p50_reading_ms(one), factors[0]) for one, factors in medians.items())
+            token = Factor.through((self._steps[one], factors[1]) for one, factors in medians.items())
+            found.append(Sharing(most, reading, token, spread))
         return tuple(found)
 
     def in_company(self, sharing: Sharing) -> LatencyProfile:
@@ -460,18 +487,23 @@ class ProfileInCompany(LatencyProfile):
 
     @cached_property
     def _steps(self) -> tuple[float, ...]:
-        return tuple(self.factors.step * one_ms for one_ms in self._of_alone(self.alone.step_ms))
+        return tuple(map(self.factors.step.on, self._of_alone(self.alone.step_ms)))
 
     @cached_property
     def _p50_prefixes(self) -> tuple[float, ...]:
-        pictures_ms = self._of_alone(self.alone.p50_picture_ms)
-        return tuple(self.open_ms + self.factors.reading * one_ms for one_ms in pictures_ms)
+        pictures_ms, alone_ms = (
+            self._of_alone(one) for one in (self.alone.p50_picture_ms, self.alone.p50_reading_ms)
+        )
+        return tuple(
+            self.open_ms + in_proportion(picture_ms, self.factors.reading.on(one_ms), one_ms)
+            for picture_ms, one_ms in zip(pictures_ms, alone_ms, strict=True)
+        )
 
     @cached_property
     def _p50_totals(self) -> tuple[float, ...]:
         later, reading = self.output.mean - 1, self._of_alone(self.alone.p50_reading_ms)
         return tuple(
-            self.open_ms + self.factors.reading * first_ms + later * step_ms
+            self.open_ms + self.factors.reading.on(first_ms) + later * step_ms
             for first_ms, step_ms in zip(reading, self._steps, strict=True)
         )
 

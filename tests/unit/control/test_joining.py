@@ -14,10 +14,11 @@ from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Sight
 from tempovlm.core.request import Request
-from tempovlm.latency.profile import SharedMeasurement, Sharing
+from tempovlm.latency.profile import Factor, SharedMeasurement, Sharing
 
 SPACE = tiny_model.SPACE
-TWO, FOUR = Sharing(2, 0.8, 1.5, 1.0), Sharing(4, 0.8, 2.0, 1.0)
+ALWAYS = {share: Factor(1.0, share, 1.0, share) for share in (0.8, 1.5, 2.0)}
+TWO, FOUR = Sharing(2, ALWAYS[0.8], ALWAYS[1.5], 1.0), Sharing(4, ALWAYS[0.8], ALWAYS[2.0], 1.0)
 RUNNING = Need(0.0, 1.0, 10, 1030.0)
 NATIVE = SPACE.index(SPACE.native)
 
@@ -29,6 +30,19 @@ def test_all_are_read_before_a_step_that_serves_all() -> None:
     wide = replace(TWO, spread=1.5)
     assert ends_ms(needs, wide, 1000.0) == pytest.approx([1000 + 1.5 * 61.0, 1000 + 1.5 * 34.0])
     assert ends_ms([], TWO, 1000.0) == []
+
+
+def test_a_short_request_shares_by_its_own_factor_whatever_was_learned() -> None:
+    uneven = Sharing(2, Factor(5.0, 0.4, 20.0, 1.0), Factor(1.0, 3.0, 2.0, 1.0), 1.0)
+    short, long = Need(5.0, 1.0, 2), Need(20.0, 2.0, 2)
+    assert ahead_ms([short, short], uneven) == pytest.approx(4.0)
+    assert ahead_ms([short, long], uneven) == pytest.approx(22.0)
+    assert ends_ms([short, long], uneven, 0.0) == pytest.approx([22.0 + 2 * 3.0] * 2), (
+        "the dearest step serves all"
+    )
+    slow = replace(short, margin=2.0, crowding=1.5)
+    assert ahead_ms([slow], uneven) == pytest.approx(3 * 2.0)
+    assert ahead_ms([slow.calibrated], uneven) == pytest.approx(2 * 2.0)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +126,7 @@ def test_what_an_answer_needs_is_at_the_margin_that_holds() -> None:
     assert guard.need(SPACE.native, 100, 50.0).steps == 3, "answers have at most 4 tokens"
     for _ in range(8):
         margin.observe(30.0, 10.0, 10.0)
-    assert guard.need(SPACE.native, 3, 50.0).reading_ms > 2 * usual.reading_ms
+    assert guard.need(SPACE.native, 3, 50.0).factor > 2 * usual.factor
     unknown = Guard.fixed(SPACE.native, SPACE).need(SPACE.native, 3, 50.0)
     assert unknown.reading_ms >= UNKNOWN_MS
 
@@ -146,10 +160,8 @@ def test_the_guard_learns_how_much_longer_answers_take_among_others() -> None:
     assert among.budgets_ms()[NATIVE] > 1.25 * among_ms
     assert median_ms() == pytest.approx(1.5 * median_before_ms)
     after = guard.need(SPACE.native, 4, math.inf)
-    assert 1.5 / 1.1 < after.reading_ms / before.reading_ms < 1.8
-    assert after.step_ms / before.step_ms == pytest.approx(after.reading_ms / before.reading_ms)
-    assert after.calibrated.reading_ms == pytest.approx(before.reading_ms), "what was learned does not count twice"
-    assert after.calibrated.step_ms == pytest.approx(before.step_ms)
+    assert 1.5 / 1.1 < after.factor / before.factor < 1.8
+    assert after.calibrated == before, "what was learned does not count twice"
 
 
 def test_medians_among_others_are_learned_upon_the_margin_and_told_with_it() -> None:
@@ -161,7 +173,7 @@ def test_medians_among_others_are_learned_upon_the_margin_and_told_with_it() -> 
         margin.observe(1.25, 1.0, 1.0)
         need = guard.need(SPACE.native, 4, math.inf).calibrated
         known = Guard.fixed(SPACE.native, SPACE, PROFILE).need(SPACE.native, 4, math.inf)
-        guard.observe_among(1.25 * known.step_ms, need.step_ms, 1.0)
+        guard.observe_among(1.25 * known.step_ms, need.factor * need.step_ms, 1.0)
     assert margin.factor > 1.2
     assert among.middle == pytest.approx(1.25, rel=0.02)
     assert guard.middle == pytest.approx(1.0), "alone nothing was learned of it"

@@ -225,7 +225,7 @@ def in_flight(setting: int, number: int, first_ms: float, step_ms: float) -> Sha
     return SharedMeasurement(setting=setting, in_flight=number, first_ms=first_ms, step_ms=step_ms)
 
 
-def test_requests_in_flight_together_have_factors_of_the_setting_that_sharing_costs_most() -> None:
+def test_requests_in_flight_together_have_factors_of_the_settings_that_were_measured() -> None:
     profile = tiny_model.make_profile()
     last = len(SPACE) - 1
     first, largest = profile.p50_reading_ms(0), profile.p50_reading_ms(last)
@@ -239,8 +239,14 @@ def test_requests_in_flight_together_have_factors_of_the_setting_that_sharing_co
     assert two is not None
     assert eight is not None
     assert (two.most, eight.most) == (2, 8)
-    assert (two.reading, two.step, two.spread) == pytest.approx((1.0, 1.2, 1.2))
-    assert (eight.reading, eight.step, eight.spread) == pytest.approx((0.5, 3.0, 1.0))
+    assert two.reading.on(first) == pytest.approx(first)
+    assert two.reading.on(largest) == pytest.approx(0.8 * largest)
+    assert two.reading.on((first + largest) / 2) == pytest.approx(0.9 * (first + largest) / 2)
+    assert two.reading.on(first / 2) == pytest.approx(first / 2), "no factor but those measured"
+    assert two.reading.on(2 * largest) == pytest.approx(2 * 0.8 * largest)
+    assert two.step.on(0.5) == pytest.approx(0.6), "of equal times the dearer one counts"
+    assert two.spread == pytest.approx(1.2)
+    assert (eight.reading.on(10.0), eight.step.on(10.0), eight.spread) == pytest.approx((5.0, 30.0, 1.0))
     assert shared.sharing(1) == two
     assert shared.sharing(99) == eight
     assert profile.sharing(2) is None
@@ -252,7 +258,9 @@ def test_requests_in_flight_together_have_factors_of_the_setting_that_sharing_co
     assert shared.in_company(eight) is slower
     half = shared.part(SPACE.subset({"tier": [SPACE.tiers[-1]]}))
     assert {one.setting for one in half.shared} == {len(half.space) - 1}
-    told = "2 requests: reading 1.00 each, a token 1.20, 8 requests: reading 0.50 each, a token 3.00"
+    told = (
+        "2 requests: reading 1.00 to 0.80 each, a token 1.00 to 1.20, 8 requests: reading 0.50 each, a token 3.00"
+    )
     assert sharing_text(shared) == told
     other = slower.for_lengths(OutputLength.exactly(2))
     assert other.p50_total_ms(last) == pytest.approx(slower.p50_total_ms(last) - 2 * 3 * profile.step_ms(last))
