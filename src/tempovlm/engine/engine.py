@@ -24,6 +24,7 @@ from tempovlm.core.knobs import KnobConfig, KnobSpace
 from tempovlm.core.plan import Plan, Ranking
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
+from tempovlm.engine.company.ahead import Opened
 from tempovlm.engine.company.company import Company
 from tempovlm.engine.company.member import Asked
 from tempovlm.engine.cpu.library import Precision
@@ -179,24 +180,38 @@ class Engine:
         `on_token` gets the tokens as they come, while others wait.
         """
         guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
+        opened: Opened | None = None
         if self._has_company and not self.door.is_inside:
             assert self.company is not None
             ask = self.company.answer if request.budget_ms is None else self.company.try_to_answer
-            answer = ask(Asked(request, guard, accepted_ms, cancel, on_token))
-            if answer is not None:
-                return answer
-        ticket = self.line_up(request, accepted_ms, guard)
-        return self.answer_in_turn(request, guard, ticket, cancel, on_token)
+            found = ask(Asked(request, guard, accepted_ms, cancel, on_token))
+            if isinstance(found, Answer):
+                return found
+            opened = found
+        try:
+            ticket = self.line_up(request, accepted_ms, guard, is_open=opened is not None)
+            return self.answer_in_turn(request, guard, ticket, cancel, on_token, opened)
+        finally:
+            if opened is not None:
+                opened.close()
 
     @property
     def _has_company(self) -> bool:
         """Whether a request that comes now is one of several; between two pieces of work nobody is at the door."""
         return self.company is not None and (self.door.is_busy or self.company.callers > 0)
 
-    def line_up(self, request: Request, accepted_ms: float | None = None, guard: Guard | None = None) -> Ticket:
+    def line_up(
+        self,
+        request: Request,
+        accepted_ms: float | None = None,
+        guard: Guard | None = None,
+        *,
+        is_open: bool = False,
+    ) -> Ticket:
         """Take the request's place at the door; its clock began at `accepted_ms`, by default now.
 
-        The `guard` says how long it needs at least, its picture's opening included; those before leave it that.
+        The `guard` says how long it needs at least, with its picture's opening unless it `is_open`; those before
+        leave it that.
 
         Raises:
             UserError: too many wait.
@@ -204,7 +219,7 @@ class Engine:
         accepted_ms = now_ms() - request.waited_ms if accepted_ms is None else accepted_ms
         budget_ms = math.inf if request.budget_ms is None else request.budget_ms
         least_ms = 0.0 if guard is None or guard.profile is None else max(0.0, guard.least_ms())
-        if guard is not None and request.images:
+        if guard is not None and request.images and not is_open:
             least_ms += guard.opening_ms
         runs_over = request.on_deadline == "finish"
         return self.door.line_up(accepted_ms, accepted_ms + budget_ms, least_ms, runs_over=runs_over)
@@ -216,10 +231,14 @@ class Engine:
         ticket: Ticket,
         cancel: Callable[[], bool] | None = None,
         on_token: Callable[[Token], object] | None = None,
+        opened: Opened | None = None,
     ) -> Answer:
-        """Answer a request when its ticket's turn comes; `on_token` gets its tokens as they come, inside."""
+        """Answer a request when its ticket's turn comes; `on_token` gets its tokens as they come, inside.
+
+        A picture that is `opened` is not opened there.
+        """
         watch = Watch(request, ticket.accepted_ms, self.pieces, cancel)
-        items = self._run(request, guard, watch)
+        items = self._run(request, guard, watch, opened)
         answer = None
         with self._inside(ticket, watch):
             for item in items:
@@ -260,12 +279,14 @@ class Engine:
                 needs = None
                 yield item
 
-    def _run(self, request: Request, guard: Guard, watch: Watch) -> Generator[Token | Answer, None, None]:
+    def _run(
+        self, request: Request, guard: Guard, watch: Watch, opened: Opened | None = None
+    ) -> Generator[Token | Answer, None, None]:
         """Answer a request: tokens as they come, and the answer last."""
         run, sample = self.runner, sampler_for(request, self.device)
         clock = stage_clock(self.device, now_ms() - watch.accepted_ms)
         watch.go_by(clock.elapsed_ms)
-        work = Work(self, request, guard, clock, watch)
+        work = Work(self, request, guard, clock, watch, opened)
         try:
             choice, ready = work.look()
             with run.lane() as lane:
@@ -290,7 +311,7 @@ class Engine:
         except Interrupted as end:
             clock.mark(end.stage)
             work.stop(end.reason, end.stage)
-        reading = clock.read()
+        reading = work.read()
         yield from work.transcript.settled()
         answer = work.answer(reading)
         guard.observe(answer, next((lap.duration_ms for lap in reading.laps if lap.stage == "preprocess"), 0.0))

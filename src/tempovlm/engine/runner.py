@@ -33,7 +33,7 @@ from tempovlm.model.narrow import NARROW, NarrowDecoder
 from tempovlm.model.prompt import Prompt, Tokenizer, build_prompt
 from tempovlm.model.vision.device_crops import cut_on_device
 from tempovlm.model.vision.encoder import only_live
-from tempovlm.model.vision.image import open_image
+from tempovlm.model.vision.image import open_if, open_image
 from tempovlm.model.vision.tiling import Crops, choose_grid, cut_crops
 
 FEW_CROPS = 2
@@ -108,6 +108,10 @@ class Runner:
     def open(self, request: Request) -> np.ndarray | None:
         """Return the picture's pixels (H, W, 3), None without a picture."""
         return open_image(request.images[0]) if request.images else None
+
+    def open_if(self, request: Request, may: Callable[[int], bool]) -> np.ndarray | None:
+        """Like `open`, if `may`, asked with the number of pixels before any is decoded, says True; else None."""
+        return open_if(request.images[0], may) if request.images else None
 
     @torch.inference_mode()
     def prepare(self, image: np.ndarray | None, tier: str, request: Request) -> Prepared:

@@ -14,6 +14,7 @@ from tempovlm.control.price import FREE, LanePrice
 from tempovlm.control.queue import End, is_at_once
 from tempovlm.core.request import STAGES, Answer, FinishReason, Prediction, Request
 from tempovlm.core.units import now_ms, wall_clock
+from tempovlm.engine.company.ahead import Opened
 from tempovlm.engine.glance import Glance, take_glance
 from tempovlm.engine.runner import Prepared
 from tempovlm.engine.transcript import Transcript
@@ -33,13 +34,22 @@ class Work:
         stopped_at: the stage in which the request was ended; None while nobody ended it.
     """
 
-    def __init__(self, engine: Engine, request: Request, guard: Guard, clock: StageClock, watch: Watch) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        guard: Guard,
+        clock: StageClock,
+        watch: Watch,
+        opened: Opened | None = None,
+    ) -> None:
+        """Begin with a request, whose picture may be `opened`."""
         self.ready: Prepared | None = None
         self.vision: Tensor | None = None
         self.transcript = Transcript(request, engine.runner.tokenizer)
         self.stopped_at: str | None = None
         self._engine, self._request, self._guard = engine, request, guard
-        self._clock, self._watch = clock, watch
+        self._clock, self._watch, self._opened = clock, watch, opened
         self._tier: TierChoice | None = None
         self._choice: Choice | None = None
         self._begun_ms = 0.0
@@ -53,9 +63,7 @@ class Work:
         run, request, clock, watch = self._engine.runner, self._request, self._clock, self._watch
         watch.check("queue")
         self._begun_ms = now_ms()
-        with watch.piece("preprocess"):
-            image = run.open(request)
-        clock.mark("preprocess")
+        image = self._open()
         watch.check("preprocess")
         tier, glance = self._choose_tier(image)
         self._tier = tier
@@ -89,6 +97,20 @@ class Work:
             self._tell(Prediction(p50_ms=expected_ms, upper_ms=choice.predicted.upper_ms - passed_ms))
         clock.mark("control")
         return choice, ready
+
+    def _open(self) -> np.ndarray | None:
+        """Return the picture's pixels (H, W, 3), None without a picture."""
+        if self._opened is not None:
+            return self._opened.close()
+        with self._watch.piece("preprocess"):
+            image = self._engine.runner.open(self._request)
+        self._clock.mark("preprocess")
+        return image
+
+    def read(self) -> Reading:
+        """Return the laps and the total, with the time of a picture's opening where it belongs."""
+        reading = self._clock.read()
+        return reading if self._opened is None else self._opened.placed(reading)
 
     def _is_refused(self, tier: TierChoice) -> bool:
         """Whether nothing fits; or nothing is worth its time to others, and that can still be told at once.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import tiny_model
 from company_fakes import PlainRows, company_of, together
@@ -17,14 +19,16 @@ from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.request import Answer, Request
+from tempovlm.core.request import STAGES, Answer, Request
 from tempovlm.engine import calibration
+from tempovlm.engine.company.ahead import MOST_PIXELS, Room
 from tempovlm.engine.company.company import Company
 from tempovlm.engine.company.member import Member, choose_ahead
 from tempovlm.engine.company.seats import Seats
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.transcript import Token
 from tempovlm.latency.profile import LatencyProfile, OutputLength
+from tempovlm.model.vision import image
 
 SCALE = 1e4
 """Answers are said to take so much longer than they do that what this machine takes does not count."""
@@ -70,17 +74,27 @@ class Arrivals:
         self.engine, self.company = engine, company_of(engine)
         self.joined: list[str | None] = []
         self.alone: list[str | None] = []
+        self.opened = list[bool]()
+        """For each picture that was opened, whether that was in its request's turn."""
         append, line_up = Company._append, Engine.line_up
 
         def appending(company: Company, member: Member) -> None:
             append(company, member)
             self.joined.append(member.request.request_id)
 
-        def lining_up(engine: Engine, request: Request, *rest: Any) -> Any:
-            ticket = line_up(engine, request, *rest)
+        def lining_up(engine: Engine, request: Request, *rest: Any, **named: Any) -> Any:
+            ticket = line_up(engine, request, *rest, **named)
             self.alone.append(request.request_id)
             return ticket
 
+        pixels = image._pixels
+
+        def opening(*given: Any) -> Any:
+            found = pixels(*given)
+            self.opened += [] if found is None else [engine.door.is_inside]
+            return found
+
+        monkeypatch.setattr(image, "_pixels", opening)
         monkeypatch.setattr(Company, "_append", appending)
         monkeypatch.setattr(Engine, "line_up", lining_up)
 
@@ -394,3 +408,71 @@ def test_a_calibration_measures_requests_at_once(
     assert calibration.measure_shared(engine, output) == ()
     profile = replace(tiny_model.make_profile(space, output), shared=found)
     assert profile.sharing(16) is not None
+
+
+def file_of(seed: int) -> bytes:
+    """A picture as a file."""
+    file = io.BytesIO()
+    Image.fromarray(tiny_model.picture(seed)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("most", "in_turn"), [(MOST_PIXELS, [False, False]), (10, [False, True])])
+def test_one_that_stays_alone_has_its_picture_opened_before_its_turn_if_there_is_room(
+    engine: Engine,
+    crowded: Engine,
+    profile: LatencyProfile,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    in_turn: list[bool],
+) -> None:
+    joins, stays = (Guard.fixed(slower(engine), engine.space, one) for one in (profile, None))
+    pairs = [(replace(asked(1e8, i), images=(file_of(i),)), guard) for i, guard in enumerate((joins, stays))]
+    expected = [engine.answer(*pair).tokens for pair in pairs]
+    company_of(crowded).room = room = Room(most)
+    arrivals = Arrivals(crowded, monkeypatch)
+    answers = arrivals.come(pairs)
+    assert (arrivals.joined, arrivals.alone) == (["request 0"], ["request 1"])
+    assert arrivals.opened == in_turn
+    assert room.has(most), "and it is given back"
+    assert [one.tokens for one in answers] == expected
+    for one in answers:
+        stages_ms = [one.timings_ms[stage] for stage in STAGES]
+        assert min(stages_ms) >= 0
+        assert sum(stages_ms) == pytest.approx(one.timings_ms["total"], rel=0.01)
+
+
+def test_one_that_would_make_others_late_opens_its_picture_once(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was prepared for company, and what it waits for at the door is only its turn."""
+    monkeypatch.setattr(Company, "_admit", lambda *_: False)
+    arrivals = Arrivals(crowded, monkeypatch)
+    request = replace(asked(1e8), images=(file_of(0),))
+    (answer,) = arrivals.come([(request, Guard.fixed(slower(engine), engine.space, profile))])
+    assert (arrivals.joined, arrivals.alone) == ([], ["request 0"])
+    assert answer.tokens
+    assert arrivals.opened == [False]
+
+
+@pytest.mark.parametrize("is_calibrated", [True, False])
+def test_a_damaged_picture_is_told_by_the_same_words_and_leaves_room(
+    engine: Engine,
+    crowded: Engine,
+    profile: LatencyProfile,
+    *,
+    is_calibrated: bool,
+) -> None:
+    request = replace(asked(1e8), images=(file_of(0)[:-40],))
+    guard = Guard.fixed(slower(engine), engine.space, profile if is_calibrated else None)
+    with pytest.raises(UserError) as alone:
+        engine.answer(request, guard)
+    company_of(crowded).room = room = Room(MOST_PIXELS)
+    failed: list[Any] = []
+    with crowded.door.enter(crowded.door.line_up(0.0)):
+        thread = threading.Thread(target=lambda: failed.extend(together([lambda: crowded.answer(request, guard)])))
+        thread.start()
+        thread.join()
+    assert [str(one) for one in failed] == [str(alone.value)]
+    assert room.has(MOST_PIXELS)
+    assert not crowded.door.is_busy

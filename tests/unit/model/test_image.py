@@ -13,7 +13,7 @@ from PIL import Image
 
 from tempovlm.core.errors import UserError
 from tempovlm.model.vision import image as image_module
-from tempovlm.model.vision.image import MAX_PIXELS, open_image
+from tempovlm.model.vision.image import MAX_PIXELS, open_if, open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -207,3 +207,14 @@ def test_a_large_picture_is_copied_by_bands(band_pixels: int, monkeypatch: pytes
     assert (found == PIXELS).all()
     assert found.flags.writeable
     assert found.flags.c_contiguous
+
+
+def test_a_picture_that_may_not_be_opened_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG")
+    asked: list[int] = []
+    np.testing.assert_array_equal(open_if(file.getvalue(), lambda count: asked.append(count) is None), PIXELS)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it was decoded"))
+    for source in (file.getvalue(), Image.open(file), PIXELS):
+        assert open_if(source, lambda count: asked.append(count) is not None) is None
+    assert asked == [PIXELS.shape[0] * PIXELS.shape[1]] * 4

@@ -39,6 +39,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
+from tempovlm.engine.company.ahead import Opened, Room
 from tempovlm.engine.company.member import Asked, Member
 from tempovlm.engine.company.seats import Seat, Seats
 from tempovlm.engine.cuda.rows import PACK_BUCKETS
@@ -103,10 +104,14 @@ class Read:
 
 
 class Company:
-    """Answers requests of one engine together."""
+    """Answers requests of one engine together.
+
+    Attributes:
+        room: for pictures that are opened before their requests' turns.
+    """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self.room = engine, Room()
         self._changed, self._called = threading.Condition(), threading.Condition()
         self._preparing = threading.Semaphore(PREPARING)
         self._pending: deque[Member] = deque()
@@ -130,15 +135,32 @@ class Company:
         with self._calling():
             return self._join(asked).answer()
 
-    def try_to_answer(self, asked: Asked) -> Answer | None:
+    def try_to_answer(self, asked: Asked) -> Answer | Opened | None:
+        """Answer a request with a budget among others.
+
+        Returns:
+            Its picture, open, if it or another one would be late; None if there is no room for that.
+        """
+        with self._calling():
+            opened = Opened.of(self._engine.runner, asked.request, self.room)
+            try:
+                answer = self._answer_if_in_time(asked, opened)
+            except BaseException:
+                if opened is not None:
+                    opened.close()
+                raise
+        return opened if answer is None else answer
+
+    def _answer_if_in_time(self, asked: Asked, opened: Opened | None) -> Answer | None:
         """Answer a request with a budget among others; None if it, or another one, would be late."""
         if not self._may_ask(asked):
             return None
-        with self._calling():
-            member = self._prepare(asked)
-            answer = member.answer() if self._admit(member) else None
-            del member  # what it prepared is freed before the process may end
-        return answer
+        member = self._prepare(asked, opened)
+        if not self._admit(member):
+            return None
+        if opened is not None:
+            opened.close()
+        return member.answer()
 
     def answer_all(self, requests: Iterable[tuple[Request, Guard]]) -> list[Answer]:
         """Answer several requests together, each decided about by its guard; in their order."""
@@ -171,9 +193,9 @@ class Company:
             self._append(member)
         return member
 
-    def _prepare(self, asked: Asked) -> Member:
+    def _prepare(self, asked: Asked, opened: Opened | None = None) -> Member:
         with self._engine.computing(), torch.cuda.stream(self._side):
-            return Member(self._engine, asked, self._preparing, self._outlook)
+            return Member(self._engine, asked, self._preparing, self._outlook, opened)
 
     def _append(self, member: Member) -> None:
         """Pass a member to the device's thread: before those without a deadline, if it has one."""

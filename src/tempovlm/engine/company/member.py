@@ -16,6 +16,7 @@ from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Prediction, Request
 from tempovlm.core.units import now_ms
+from tempovlm.engine.company.ahead import Opened
 from tempovlm.engine.sampling import sampler_for
 from tempovlm.engine.transcript import Token, Transcript
 from tempovlm.engine.watch import Watch
@@ -59,8 +60,9 @@ class Member:
         asked: Asked,
         turn: threading.Semaphore,
         outlook: Callable[[Request, Guard], tuple[Guard, float]],
+        opened: Opened | None = None,
     ) -> None:
-        """Prepare a request; all but opening the picture in its `turn`.
+        """Prepare a request; all but opening the picture, unless it is `opened`, in its `turn`.
 
         The `outlook` says who decides about it among others, and how long it waits for them.
 
@@ -69,8 +71,8 @@ class Member:
         """
         request, guard, accepted_ms = asked.request, asked.guard, asked.accepted_ms
         run, start_ms = engine.runner, now_ms()
-        image = run.open(request)
-        opened_ms = now_ms()
+        image = run.open(request) if opened is None else opened.image
+        opening_ms = now_ms() - start_ms if opened is None else opened.took_ms
         with turn:
             begun_ms = now_ms()
             among, ahead_ms = outlook(request, guard)
@@ -92,7 +94,7 @@ class Member:
         self._forecast: tuple[Forecast, int] | None = None
         self._error: BaseException | None = None
         self._total_ms = 0.0
-        preparing_ms = (opened_ms - start_ms) + (ready_ms - chosen_ms)
+        preparing_ms = opening_ms + (ready_ms - chosen_ms)
         self._laps = [Lap("preprocess", preparing_ms), Lap("control", chosen_ms - begun_ms)]
         self._prepared = None
         if run.device.type == "cuda":

@@ -8,6 +8,7 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,20 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
     Raises:
         UserError: the picture cannot be read, or is too large; names the source.
     """
+    pixels = open_if(source, lambda _: True)
+    assert pixels is not None
+    return pixels
+
+
+def open_if(
+    source: str | Path | bytes | Image.Image | np.ndarray, may: Callable[[int], bool]
+) -> np.ndarray | None:
+    """Like `open_image`, if `may`, asked with the number of pixels before any is decoded, says True; else None."""
     if isinstance(source, np.ndarray):
-        return _checked(source)
+        pixels = _checked(source)
+        return pixels if may(pixels.shape[0] * pixels.shape[1]) else None
     if isinstance(source, Image.Image):
-        return _pixels(source, "the picture")
+        return _pixels(source, "the picture", may)
     if isinstance(source, bytes | bytearray | memoryview):
         name, data = "the picture's bytes", bytes(source)
     elif isinstance(source, str | os.PathLike):
@@ -81,7 +92,7 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray) -> np.ndar
     with image:
         if image.format in _PROGRAMS:
             raise UserError(f"{name}: {image.format} pictures are programs and are not run; save it as PNG")
-        return _pixels(image, name)
+        return _pixels(image, name, may)
 
 
 def _read(name: str | os.PathLike[str]) -> bytes:
@@ -130,8 +141,10 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise UserError(f"{name}: {width} × {height} pixels; the picture has no area")
 
 
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
+def _pixels(image: Image.Image, name: str, may: Callable[[int], bool]) -> np.ndarray | None:
     _check_size(*image.size, name)
+    if not may(image.width * image.height):
+        return None
     try:
         image.load()
         return _copied(_to_rgb(_upright(image)))
