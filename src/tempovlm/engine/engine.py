@@ -247,7 +247,8 @@ class Engine:
                 answer = item
         assert isinstance(answer, Answer)
         if self.company is not None:
-            self.company.learn(answer.timings_ms["total"] - answer.timings_ms["queue"])
+            outside_ms = answer.timings_ms["queue"] + (0.0 if opened is None else opened.took_ms)
+            self.company.learn(answer.timings_ms["total"] - outside_ms)
         return answer
 
     def stream(
