@@ -2,8 +2,8 @@
 
 A script finds what it would find in a process of its own, but for the modules: nothing has computed in that
 process and no thread was started, so that nothing is shared that a script could change. Each saves the second or
-two of processor time that torch takes to import. What is calibrated there is timed once, and models
-are warmed up once.
+two of processor time that torch takes to import. A calibration there times the smallest and the largest setting
+once and puts the others between them, models are not warmed up, and policies are timed in warm caches.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 MODULES = (
     "tempovlm.api",
@@ -80,9 +82,10 @@ def serve(files: list[str]) -> None:
     start_torch()
     for name in MODULES:
         importlib.import_module(name)
-    calibration = sys.modules["tempovlm.engine.calibration"]
-    calibration.measure = partial(calibration.measure, passes=1)
-    calibration.WARM_UP_ROUNDS = 1
+    calibration: Any = sys.modules["tempovlm.engine.calibration"]
+    calibration.measure = partial(measure_two, calibration)
+    calibration.WARM_UP_ROUNDS = 0
+    sys.modules["tempovlm.control.guard"].CROWD_BYTES = 1  # type: ignore[attr-defined]
     gc.freeze()  # else each fork copies and collects what was imported
     while line := sys.stdin.readline():
         child = os.fork()
@@ -90,6 +93,26 @@ def serve(files: list[str]) -> None:
             become(files, *json.loads(line))
             return
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201 - the answer
+
+
+def measure_two(calibration: Any, engine: Any, output: Any, **options: Any) -> tuple[Any, ...]:
+    """Time the smallest and the largest setting; each other is given a time by its place on the axes between them."""
+    space = engine.space
+    requests = calibration.sample_requests(0, output.upper, options.get("pictures", ()))
+    ends = [
+        calibration.measure_once(engine, next(requests), space.index(knobs))
+        for knobs in (space.cheapest, space.native, space.cheapest, space.native)
+    ][2:]
+    small, large = sorted(ends, key=lambda one: one.total_ms)
+    found = []
+    for index, knobs in enumerate(space):
+        places = [legal.index(getattr(knobs, name)) / max(len(legal) - 1, 1) for name, legal in space.axes.items()]
+        share = sum(places) / len(places)
+        total_ms, prefix_ms = (
+            (1 - share) * getattr(small, name) + share * getattr(large, name) for name in ("total_ms", "prefix_ms")
+        )
+        found.append(replace(small, setting=index, total_ms=total_ms, prefix_ms=prefix_ms))
+    return tuple(found)
 
 
 def become(files: list[str], script: str, words: list[str], cwd: str, env: dict[str, str]) -> None:

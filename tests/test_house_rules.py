@@ -51,6 +51,12 @@ def parsed(text: str) -> ast.Module:
     return ast.parse(text)
 
 
+@lru_cache(maxsize=1)
+def walked(text: str) -> tuple[ast.AST, ...]:
+    """All nodes of that tree."""
+    return tuple(ast.walk(parsed(text)))
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A Python file: its path from the root, its text and its tree."""
@@ -67,7 +73,7 @@ class Source:
         return len(self.text.splitlines())
 
     def nodes(self, *kinds: type[ast.AST]) -> Iterator[ast.AST]:
-        return (node for node in ast.walk(self.tree) if isinstance(node, kinds))
+        return (node for node in walked(self.text) if isinstance(node, kinds))
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

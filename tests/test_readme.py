@@ -106,9 +106,10 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def shell(folder: Path, preloaded: Preloaded) -> Shell:
-    """On a machine that is calibrated."""
+def shell(folder: Path, preloaded: Preloaded, cache_home: Path) -> Shell:
+    """On a machine that is calibrated and has a small test bed where one is drawn for who has none."""
     shell = Shell(folder, preloaded)
+    make_testbed(cache_home / "tempovlm" / "data", 8, 8, progress=False)
     shell.run("tempovlm calibrate")
     return shell
 
@@ -145,12 +146,11 @@ def test_python_examples(folder: Path, shell: Shell) -> None:
 
 
 def test_commands_of_fewer_settings_and_own_policies(folder: Path, shell: Shell) -> None:
-    data = make_testbed(folder / "bed", 8, 8, progress=False)
     (folder / "experiments").symlink_to(ROOT / "experiments")
     found = commands(ADDED)
     assert len(found) == 8
     for command in found:
-        shell.run(command, {"TEMPOVLM_DATA_DIR": str(data)})
+        shell.run(command)
     judged = json.loads((folder / "results" / "evaluate" / "judge.json").read_text())
     assert list(judged["policies"]) == ["few_blocks.py:FewBlocks", "table"]
     assert judged["knob_space"]["tier"] == ["low", "high"]

@@ -41,9 +41,10 @@ def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _brief_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One round of answers warms a model up: the second changes times alone."""
-    monkeypatch.setattr("tempovlm.engine.calibration.WARM_UP_ROUNDS", 1)
+def _brief_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answers warm a model up, and no caches are emptied before a policy is timed: both change times alone."""
+    monkeypatch.setattr("tempovlm.engine.calibration.WARM_UP_ROUNDS", 0)
+    monkeypatch.setattr("tempovlm.control.guard.CROWD_BYTES", 1)
 
 
 def _blank(_: object, file: Any, *, format: str | None = None, **__: object) -> None:

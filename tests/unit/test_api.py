@@ -376,6 +376,7 @@ def test_loading_warms_up(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         return answer
 
     monkeypatch.setattr(Engine, "answer", watched)
+    monkeypatch.setattr("tempovlm.engine.calibration.WARM_UP_ROUNDS", 1)
     model = load(str(tiny_folder))
     assert {model.space.cheapest, model.space.native} <= set(seen)
 

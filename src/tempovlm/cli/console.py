@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -68,6 +69,7 @@ def parse(
     return tyro.cli(_described(flags), args=list(argv), **about)
 
 
+@cache
 def _described(flags: type[Flags]) -> type[Flags]:
     """Return the same flags, whose help names values (IMAGE, N) instead of types (STR, {None}|INT)."""
     shown, texts = {}, _texts(flags)
