@@ -86,6 +86,7 @@ def test_the_whole_chain(
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "measure", lambda *_, **__: tiny_model.make_profile().measurements)
     monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.TREES", 5)
+    monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.benchmark_ms", lambda *_: 0.1)
     out = tmp_path / "run"
     # Names of folders hold wherever the steps run.
     monkeypatch.chdir(tiny_folder.parent)

@@ -22,9 +22,17 @@ from tempovlm.engine.calibration import PICTURE_SIZES, measure, obtain_profile, 
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.environment import collect_stamp, fingerprint
 from tempovlm.latency.profile import OutputLength
+from tempovlm.model.prompt import Tokenizer
 from tempovlm.model.vision.image import open_image
 
 OUTPUT = OutputLength.exactly(2)
+FEW = tiny_model.SPACE.subset({"tier": ["low"], "top_k": [2, 4], "num_blocks": [3, 4, 6]})
+
+
+@pytest.fixture
+def narrow(engine: Engine, tiny_folder: Path) -> Engine:
+    """The engine with six settings, which are soon measured."""
+    return Engine(engine.runner.model, Tokenizer.load(tiny_folder / "tokenizer.json"), space=FEW, name="tiny")
 
 
 @pytest.fixture
@@ -53,10 +61,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_every_setting_is_measured_in_shuffled_order(engine: Engine) -> None:
+def test_every_setting_is_measured_in_shuffled_order(narrow: Engine) -> None:
     seen: list[tuple[int, int]] = []
-    rows = measure(engine, OUTPUT, passes=1, advance=lambda done, total: seen.append((done, total)))
-    size = len(engine.space)
+    rows = measure(narrow, OUTPUT, passes=1, advance=lambda done, total: seen.append((done, total)))
+    size = len(narrow.space)
     assert seen[-1] == (2 * size, 2 * size)
     order = [row.setting for row in rows]
     assert sorted(order) == [*range(size)]
@@ -67,7 +75,7 @@ def test_every_setting_is_measured_in_shuffled_order(engine: Engine) -> None:
         assert len(row.step_ms) == row.num_output_tokens - 1 <= 1
 
 
-def test_it_waits_where_an_answer_with_a_deadline_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_where_an_answer_with_a_deadline_waits(narrow: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets_ms: list[float | None] = []
     answer = Engine.answer
 
@@ -78,14 +86,14 @@ def test_it_waits_where_an_answer_with_a_deadline_waits(engine: Engine, monkeypa
         return found
 
     monkeypatch.setattr(Engine, "answer", asked)
-    measure(engine, OutputLength.exactly(1), passes=1)
+    measure(narrow, OutputLength.exactly(1), passes=1)
     assert budgets_ms
     assert None not in budgets_ms
 
 
-def test_a_slow_machine_gets_fewer_passes(engine: Engine) -> None:
-    rows = measure(engine, OutputLength.exactly(1), passes=4, limit_ms=0.0)
-    assert len(rows) == calibration.MIN_PASSES * len(engine.space)
+def test_a_slow_machine_gets_fewer_passes(narrow: Engine) -> None:
+    rows = measure(narrow, OutputLength.exactly(1), passes=4, limit_ms=0.0)
+    assert len(rows) == calibration.MIN_PASSES * len(narrow.space)
 
 
 def test_pictures_are_of_the_usual_sizes() -> None:

@@ -106,10 +106,7 @@ def test_a_request_that_waits_ends_on_time(engine: Engine, is_cancelled: bool) -
     assert engine.answer(request()).finish_reason in ("stop", "length")
 
 
-@pytest.mark.parametrize(
-    "stage", ["queue", "preprocess", "vision_encoder", "projector", "control", "prefill", "decode"]
-)
-def test_cancel_ends_at_any_stage(engine: Engine, stage: str) -> None:
+def test_cancel_ends_at_any_stage(engine: Engine) -> None:
     stages: set[str] = set()
     for number in range(64):
         asked = [0]
@@ -123,7 +120,7 @@ def test_cancel_ends_at_any_stage(engine: Engine, stage: str) -> None:
         if answer.finish_reason != "cancelled":
             break
         stages.add(str(answer.stopped_at))
-    assert stage in stages
+    assert stages >= {"queue", "preprocess", "vision_encoder", "projector", "control", "prefill", "decode"}
 
 
 def test_an_engine_answers_as_before_after_it_was_stopped(engine: Engine) -> None:

@@ -78,11 +78,18 @@ def _equally_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.TREES", 5)
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of three pictures."""
+    return write_results(tmp_path_factory.mktemp("few"), pictures=3)
+
+
 def words(out: Path, *results: Path) -> list[str]:
     folders = [str(folder) for folder in results]
     return ["--results_dir", *folders, "--dataset_names", "text_vqa", "--output_dir", str(out), *FEW]
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_train_choose_move_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = write_results(tmp_path / "cpu")
     there = write_results(tmp_path / "gpu", GPU, replace(STAMP, hardware="another", device="cuda/bfloat16"))
@@ -110,11 +117,10 @@ def test_train_choose_move_and_report(tmp_path: Path, capsys: pytest.CaptureFixt
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_two_devices_are_not_one(tmp_path: Path) -> None:
-    one = write_results(tmp_path / "a", pictures=3)
+def test_two_devices_are_not_one(few: Path, tmp_path: Path) -> None:
     other = write_results(tmp_path / "b", pictures=3, stamp=replace(STAMP, hardware="another"))
     with pytest.raises(UserError, match="field hardware of the stamps differs"):
-        script(SCRIPT).main(words(tmp_path / "out", one, other))
+        script(SCRIPT).main(words(tmp_path / "out", few, other))
 
 
 def test_a_model_of_unknown_sizes(tmp_path: Path) -> None:
@@ -139,10 +145,9 @@ def test_a_model_of_unknown_sizes(tmp_path: Path) -> None:
         (["--seed", "-1"], "--seed: -1: must be from 0"),
     ],
 )
-def test_wrong_flags_are_named(tmp_path: Path, flags: list[str], message: str) -> None:
-    folder = write_results(tmp_path / "a", pictures=3)
+def test_wrong_flags_are_named(few: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        script(SCRIPT).main([*words(tmp_path / "out", folder), *flags])
+        script(SCRIPT).main([*words(tmp_path / "out", few), *flags])
     assert not (tmp_path / "out").exists(), "told before the training"
 
 
@@ -154,8 +159,8 @@ def test_a_failure_is_one_line_and_code_two(tmp_path: Path, preloaded: Preloaded
     assert "no such results directory" in done.stderr
 
 
-def test_two_trainings_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
-    here, out = write_results(tmp_path / "cpu"), tmp_path / "out"
+def test_two_trainings_in_one_folder_are_not_mixed(few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     with writing_to(out), pytest.raises(UserError, match="another process is writing results there"):
-        script(SCRIPT).main(words(out, here))
+        script(SCRIPT).main(words(out, few))
     assert not list(out.iterdir())

@@ -36,6 +36,7 @@ def words(folder: Path, bed: Path, scores: Path, out: Path, *more: str) -> list[
     return [*base, "--latency_samples", "1", "--repeats", "1", "--max_new_tokens", "2", "--device", "cpu", *more]
 
 
+@pytest.mark.usefixtures("no_ink")
 def test_every_setting_has_a_row(tiny_folder: Path, small_bed: Path, scores: Path, tmp_path: Path) -> None:
     main, out = script(SCRIPT).main, tmp_path / "out"
     main(words(tiny_folder, small_bed, scores, out))

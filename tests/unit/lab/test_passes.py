@@ -54,7 +54,7 @@ def test_parts_read_beside_their_merged_file_count_once(engine: Engine, tmp_path
 def test_a_pass_times_every_picture_before_any_is_timed_again(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = replace(PLAN, batch_size=0, latency_samples=4, repeats=6)
+    plan = replace(PLAN, batch_size=0, latency_samples=4, repeats=3)
     some = questions(tmp_path, 8)
     samples = {
         "text_vqa": some[:4],
