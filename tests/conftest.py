@@ -81,6 +81,14 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small test bed for scripts, which draw 900 pictures where they find none."""
+    from tempovlm.testbed.make import make_testbed
+
+    return make_testbed(tmp_path_factory.mktemp("few_pictures") / "data", 8, 8, progress=False)
+
+
+@pytest.fixture(scope="session")
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     """Runs scripts as processes of their own, in the environment of a user who has set the workers' threads."""
     from preloaded import Preloaded

@@ -96,7 +96,7 @@ def serve(files: list[str]) -> None:
 
 
 def measure_two(calibration: Any, engine: Any, output: Any, **options: Any) -> tuple[Any, ...]:
-    """Time the smallest and the largest setting; each other is given a time by its place on the axes between them."""
+    """Time the smallest and the largest setting; each other is given a time by its place between them."""
     space = engine.space
     requests = calibration.sample_requests(0, output.upper, options.get("pictures", ()))
     ends = [

@@ -463,6 +463,7 @@ RIDDLE = re.compile(
 )
 """Forms that make readers guess: a noun clause in place of a verb, an omitted subject, a list of the absent."""
 
+
 def explanations(source: Source) -> Iterator[tuple[int, str]]:
     """Docstrings, of attributes too, and comments, each with its line."""
     for node in source.nodes(ast.Expr):

@@ -21,7 +21,6 @@ import pytest
 
 from preloaded import Preloaded
 from tempovlm.data.styles import STYLES
-from tempovlm.testbed.make import make_testbed
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -89,16 +88,17 @@ class Shell:
 
     folder: Path
     preloaded: Preloaded
+    env: Mapping[str, str]
 
-    def run(self, command: str, env: Mapping[str, str] | None = None) -> None:
+    def run(self, command: str) -> None:
         """By a shell where it takes one; else a script's path and its words are all there is to know."""
         name, *words = shlex.split(command)
         scripts = {"tempovlm": [BIN / "tempovlm"], "python": []}
         if name in scripts and not SHELL & set(command):
             script, *words = [*scripts[name], *words]
-            done = self.preloaded.run(self.folder / script, *words, cwd=self.folder, env=env)
+            done = self.preloaded.run(self.folder / script, *words, cwd=self.folder, env=self.env)
         else:
-            outer = self.preloaded.env | (env or {})
+            outer = self.preloaded.env | self.env
             done = subprocess.run(
                 ["bash", "-c", command], cwd=self.folder, env=outer, capture_output=True, text=True, timeout=600
             )
@@ -106,10 +106,9 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def shell(folder: Path, preloaded: Preloaded, cache_home: Path) -> Shell:
-    """On a machine that is calibrated and has a small test bed where one is drawn for who has none."""
-    shell = Shell(folder, preloaded)
-    make_testbed(cache_home / "tempovlm" / "data", 8, 8, progress=False)
+def shell(folder: Path, preloaded: Preloaded, few_pictures: Path) -> Shell:
+    """On a machine that is calibrated and has pictures."""
+    shell = Shell(folder, preloaded, {"TEMPOVLM_DATA_DIR": str(few_pictures)})
     shell.run("tempovlm calibrate")
     return shell
 

@@ -19,8 +19,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> Run:
-    return lambda script, *words: preloaded.run(repo_root / "benchmarks" / script, *words, cwd=tmp_path)
+def run(repo_root: Path, tmp_path: Path, preloaded: Preloaded, few_pictures: Path) -> Run:
+    env = {"TEMPOVLM_DATA_DIR": str(few_pictures)}
+    return lambda script, *words: preloaded.run(repo_root / "benchmarks" / script, *words, cwd=tmp_path, env=env)
 
 
 def test_errors_and_accuracy_of_each_kind(run: Run, tmp_path: Path) -> None:
