@@ -191,7 +191,8 @@ def test_a_run_goes_on_where_it_stopped_and_exports(tmp_path: Path) -> None:
 
 
 def test_the_model_card_tells_what_questions_cost(tmp_path: Path) -> None:
-    trainer = Trainer(tmp_path, replace(RECIPE, edition=2, batch=4), TINY, torch.device("cpu"))
+    recipe = replace(RECIPE, edition=2, batch=4, validation_batches=4)
+    trainer = Trainer(tmp_path, recipe, TINY, torch.device("cpu"))
     trainer.export()
     card = (tmp_path / "pocket" / "MODEL_CARD.md").read_text()
     rows = [line.split(" | ") for line in card.split("## What questions cost")[1].splitlines() if " | " in line]
