@@ -69,7 +69,6 @@ def parse(
     return tyro.cli(_described(flags), args=list(argv), **about)
 
 
-@cache
 def _described(flags: type[Flags]) -> type[Flags]:
     """Return the same flags, whose help names values (IMAGE, N) instead of types (STR, {None}|INT)."""
     shown, texts = {}, _texts(flags)
@@ -84,13 +83,19 @@ def _described(flags: type[Flags]) -> type[Flags]:
 
 def _texts(flags: type[Any]) -> dict[str, str]:
     """Return the text below each field, which the parser itself would break where the source is broken."""
+    kinds = filter(is_dataclass, reversed(flags.__mro__))
+    return {name: text for kind in kinds for name, text in _own_texts(kind).items()}
+
+
+@cache
+def _own_texts(kind: type) -> dict[str, str]:
+    """Return the texts of the fields that a dataclass declares itself."""
     found = {}
-    for kind in filter(is_dataclass, reversed(flags.__mro__)):
-        (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-        assert isinstance(declared, ast.ClassDef)
-        for one, below in pairwise(declared.body):
-            if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr):
-                found[ast.unparse(one.target)] = " ".join(ast.literal_eval(below.value).split())
+    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(declared, ast.ClassDef)
+    for one, below in pairwise(declared.body):
+        if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr):
+            found[ast.unparse(one.target)] = " ".join(ast.literal_eval(below.value).split())
     return found
 
 
