@@ -56,6 +56,15 @@ def _any_machine(ticks: Ticks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.engine.calibration.stored_profile", lambda *_: tiny_model.make_profile())
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a policy chose is read from the records; how it is drawn is no matter of the policy."""
+    for name in ("judge.figures.frontier", "judge.figures.gaps", "charts.knobs", "charts.trade_off"):
+        monkeypatch.setattr(f"tempovlm.lab.{name}", lambda *_, **__: "")
+    for name in ("frontier_narrow", "gaps_narrow"):
+        monkeypatch.setattr(f"tempovlm.lab.judge.figures.{name}", lambda *_: "")
+
+
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, small_bed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The flags of `evaluate` that name training and judged results of the tiny model."""
