@@ -61,6 +61,15 @@ def no_ink(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge's and the bench's reports are written without figures, which other tests draw."""
+    for name in ("frontier", "gaps", "frontier_narrow", "gaps_narrow"):
+        monkeypatch.setattr(f"tempovlm.lab.judge.figures.{name}", lambda *_: "")
+    for name in ("knobs", "trade_off"):
+        monkeypatch.setattr(f"tempovlm.lab.charts.{name}", lambda *_, **__: "")
+
+
+@pytest.fixture
 def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
     """A clock that no machine drives, for requests and policies."""
     return Ticks.everywhere(monkeypatch)

@@ -66,7 +66,7 @@ def judged(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_a_table_of_own_questions_is_judged(
     tiny_folder: Path, results: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +198,7 @@ def test_a_checkpoint_is_judged_and_is_what_the_headline_is_about(
     assert "best.pt" not in printed.err
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_a_controllers_own_time_is_part_of_its_latency(
     tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -214,7 +214,7 @@ def test_a_controllers_own_time_is_part_of_its_latency(
     assert (tight["fallback_rate"], tight_charged["fallback_rate"]) == pytest.approx((0.0, 1.0))
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_a_table_needs_no_data(tiny_folder: Path, results: dict[str, Path], tmp_path: Path) -> None:
     evaluate.main(
         words(tiny_folder, results, tmp_path, "--policies", "table", "--data_dir", str(tmp_path / "none"))
@@ -267,7 +267,7 @@ def test_other_data_than_that_of_the_results_is_named(
         evaluate.main(words(tiny_folder, results, tmp_path, "--policies", "knn", "--data_dir", str(other)))
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_results_of_another_model_are_refused(
     tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -291,7 +291,7 @@ def only(axes: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array is not writable")
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_results_of_a_subset_are_judged_on_it(
     tiny_folder: Path, bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,7 +324,7 @@ def test_results_of_a_subset_are_judged_on_it(
         evaluate.main(words(tiny_folder, few, tmp_path / "out", "--tiers", "huge"))
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_flags_judge_whole_results_on_a_subset(
     tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -345,7 +345,7 @@ def test_flags_judge_whole_results_on_a_subset(
     assert {name: report[name] for name in same} == {name: judged(tmp_path / "few")[name] for name in same}
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_a_ranking_must_be_that_of_the_results(
     tiny_folder: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -385,7 +385,7 @@ class Nan(FewBlocks):
 """
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_a_policy_of_ones_own_is_judged(
     tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -419,7 +419,7 @@ def test_two_runs_in_one_folder_are_not_mixed(tiny_folder: Path, results: dict[s
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_data_that_is_other_under_the_same_ids_is_named(
     tiny_folder: Path, bed: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -56,15 +56,6 @@ def _any_machine(ticks: Ticks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempovlm.engine.calibration.stored_profile", lambda *_: tiny_model.make_profile())
 
 
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a policy chose is read from the records; how it is drawn is no matter of the policy."""
-    for name in ("judge.figures.frontier", "judge.figures.gaps", "charts.knobs", "charts.trade_off"):
-        monkeypatch.setattr(f"tempovlm.lab.{name}", lambda *_, **__: "")
-    for name in ("frontier_narrow", "gaps_narrow"):
-        monkeypatch.setattr(f"tempovlm.lab.judge.figures.{name}", lambda *_: "")
-
-
 @pytest.fixture(scope="module")
 def results(tiny_folder: Path, small_bed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The flags of `evaluate` that name training and judged results of the tiny model."""
@@ -106,7 +97,7 @@ def policy(kind: str, folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("kind", [*NAMES, "own", *PARTS])
 def test_every_policy_is_served_and_judged(
     kind: str,
@@ -143,7 +134,7 @@ def test_every_policy_is_served_and_judged(
     assert list(json.loads((out / "e" / "judge.json").read_text())["policies"]) == [name]
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_wrong_scores_end_a_run_at_once(
     tiny_folder: Path, small_bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +152,7 @@ def test_wrong_scores_end_a_run_at_once(
     assert capsys.readouterr().err.splitlines()[-1].startswith("tempovlm: error: policy Short: scored")
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_bench_takes_fewer_settings(
     tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +172,7 @@ def test_bench_takes_fewer_settings(
     assert fresh[0][-5:] == ["--tier", "low", "medium", "--num_blocks", "4"]
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_figures")
 def test_what_evaluate_fitted_is_what_it_judges_from_its_file(
     tiny_folder: Path, results: list[str], tmp_path: Path
 ) -> None:
