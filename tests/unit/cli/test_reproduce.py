@@ -73,7 +73,7 @@ def argv(tiny_folder: Path, bed: Path, checkout: Path, tmp_path: Path) -> list[s
     return words(tiny_folder, bed, checkout, tmp_path / "run")
 
 
-@pytest.mark.usefixtures("no_ink")
+@pytest.mark.usefixtures("no_ink", "no_figures")
 def test_the_whole_chain(
     tiny_folder: Path,
     bed: Path,
@@ -87,6 +87,7 @@ def test_the_whole_chain(
     monkeypatch.setattr(calibration, "measure", lambda *_, **__: tiny_model.make_profile().measurements)
     monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.TREES", 5)
     monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.benchmark_ms", lambda *_: 0.1)
+    monkeypatch.setattr("tempovlm.lab.core_exp.sweep.warm_up", lambda *_: None)
     out = tmp_path / "run"
     # Names of folders hold wherever the steps run.
     monkeypatch.chdir(tiny_folder.parent)

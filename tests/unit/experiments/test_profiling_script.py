@@ -37,7 +37,10 @@ def words(folder: Path, bed: Path, scores: Path, out: Path, *more: str) -> list[
 
 
 @pytest.mark.usefixtures("no_ink")
-def test_every_setting_has_a_row(tiny_folder: Path, small_bed: Path, scores: Path, tmp_path: Path) -> None:
+def test_every_setting_has_a_row(
+    tiny_folder: Path, small_bed: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempovlm.lab.core_exp.sweep.warm_up", lambda *_: None)
     main, out = script(SCRIPT).main, tmp_path / "out"
     main(words(tiny_folder, small_bed, scores, out))
     records = json.loads((out / "text_vqa" / "profiling_results.json").read_text())
