@@ -42,7 +42,10 @@ def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _brief_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answers warm a model up, and no caches are emptied before a policy is timed: both change times alone."""
+    """No answers warm a model up, and no caches are emptied before a policy is timed.
+
+    A test of what the first answers tell asks for a round of them.
+    """
     monkeypatch.setattr("tempovlm.engine.calibration.WARM_UP_ROUNDS", 0)
     monkeypatch.setattr("tempovlm.control.guard.CROWD_BYTES", 1)
 
