@@ -287,7 +287,6 @@ class Stay:
         expected_ms: the time that it takes if it gets the least, for those behind it; `need_ms` if None.
         gains: accuracy over lane time of the settings that it may run at; None if unknown.
         usual: that of an ordinary question at all settings, which prices the time of others; None if unknown.
-        ready_ms: when what is done before it needs a lane has ended.
     """
 
     accepted_ms: float
@@ -299,7 +298,6 @@ class Stay:
     expected_ms: float | None = None
     gains: Envelope | None = None
     usual: Envelope | None = None
-    ready_ms: float = -math.inf
 
     @property
     def worth(self) -> float:
@@ -536,7 +534,6 @@ class Schedule:
         late = set[Stay]()
         for stay in self._outside(stays):
             begin_ms, square = heapq.heappop(free)
-            begin_ms = max(begin_ms, stay.ready_ms)
             expected_ms = stay.need_ms if stay.expected_ms is None else min(stay.expected_ms, stay.need_ms)
             end_ms, square = begin_ms + expected_ms, square + (stay.need_ms - expected_ms) ** 2
             if end_ms + math.sqrt(square) > stay.deadline_ms:
@@ -549,7 +546,7 @@ class Schedule:
         """Return when each lane is expected to be free, and the square of how much later it may be, as a heap."""
         usual_ms, free = self._usual_ms(0.0), [(now_ms, 0.0)] * (self._lanes - self.running)
         for one, began_ms in self._began_ms.items():
-            unknown_ms = max(began_ms, one.ready_ms) + max(usual_ms, one.need_ms)
+            unknown_ms = began_ms + max(usual_ms, one.need_ms)
             end = self._ends.get(one, End(unknown_ms, unknown_ms))
             expected_ms, latest_ms = (max(now_ms, min(time_ms, one.deadline_ms)) for time_ms in end)
             free.append((expected_ms, max(0.0, latest_ms - expected_ms) ** 2))

@@ -27,7 +27,7 @@ from tempovlm.core.units import now_ms, s_from_ms
 from tempovlm.engine.transcript import Token
 from tempovlm.serving.errors import ApiError, infeasible, invalid, invalid_field, later
 from tempovlm.serving.intake.asks import Ask
-from tempovlm.serving.intake.pictures import OpeningTimes, Picture
+from tempovlm.serving.intake.pictures import OpeningTimes
 from tempovlm.serving.memory import Trim
 from tempovlm.serving.metrics import Metrics
 from tempovlm.serving.options import Options
@@ -232,10 +232,8 @@ class Desk:
         )
         self._foresee()
         runs_over = ask.request.on_deadline == "finish"
-        ahead_ms = opening_ms if self._is_opened_ahead(ask.picture) else 0.0
-        given = self._priced(ask, guard, opening_ms - ahead_ms) | {"ready_ms": time_ms + ahead_ms}
-        weight, lane_ms = self._options.weight_of(owner), need_ms - ahead_ms
-        stay = Stay(accepted_ms, deadline_ms, lane_ms, owner, runs_over, weight, **given)
+        given = self._priced(ask, guard, opening_ms)
+        stay = Stay(accepted_ms, deadline_ms, need_ms, owner, runs_over, self._options.weight_of(owner), **given)
         if not self.schedule.admit(stay, time_ms):
             instead = self.schedule.admit_instead(stay, time_ms)
             full = self._full(self.schedule.drain_ms(time_ms))
@@ -244,11 +242,6 @@ class Desk:
             self._answering.pop(instead).dismiss(full)
         self.metrics.recent.waits(self.schedule.waiting, time_ms)
         return stay
-
-    def _is_opened_ahead(self, picture: Picture | None) -> bool:
-        """Whether a picture is opened while others are inside, so that it takes no lane's time."""
-        company = self._model.engine.company
-        return company is not None and picture is not None and company.room.has(picture.width * picture.height)
 
     def _foresee(self) -> None:
         """Tell the schedule when those inside end, if their settings are chosen by a derived price."""

@@ -208,14 +208,6 @@ def test_who_would_be_late_is_not_admitted() -> None:
     assert schedule.admit(stay(25.0), 5.0), "from 5 to 15, and from 15 to 25, before the one without a deadline"
 
 
-def test_a_lane_waits_for_what_is_done_before() -> None:
-    schedule = Schedule()
-    assert not schedule.admit(stay(15.0, ready_ms=6.0), 0.0), "it ends at 16"
-    assert schedule.admit(stay(16.0, ready_ms=6.0), 0.0)
-    assert not schedule.admit(stay(25.0, ready_ms=6.0), 0.0), "the lane is taken until 16"
-    assert schedule.admit(stay(26.0, ready_ms=6.0), 0.0), "what both need before is done side by side"
-
-
 def test_who_is_late_already_keeps_nobody_out() -> None:
     schedule = Schedule()
     schedule.admit(stay(100.0, need_ms=50.0), 0.0)

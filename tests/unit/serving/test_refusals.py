@@ -21,8 +21,6 @@ from tempovlm.control.guard import Guard
 from tempovlm.control.policy import Question
 from tempovlm.control.price import Envelope, Price
 from tempovlm.control.queue import End
-from tempovlm.engine.company.ahead import MOST_PIXELS, Room
-from tempovlm.engine.company.company import Company
 from tempovlm.serving import desk
 from tempovlm.serving.intake.pictures import OpeningTimes, look, readable
 
@@ -78,9 +76,9 @@ def gate(served: TempoVLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     found.opened.set()
 
 
-def send(app: Any, key: str = "", *parts: dict[str, Any], **more: Any) -> asyncio.Task[Reply]:
+def send(app: Any, key: str = "", **more: Any) -> asyncio.Task[Reply]:
     headers = {"authorization": f"Bearer {key}"} if key else None
-    return asyncio.create_task(ask(app, CHAT, [json.dumps(question(*parts, **more)).encode()], headers))
+    return asyncio.create_task(ask(app, CHAT, [json.dumps(question(**more)).encode()], headers))
 
 
 @pytest.mark.usefixtures("nothing_is_decoded")
@@ -152,43 +150,6 @@ def test_who_would_be_late_is_not_let_in(app: Any, gate: Gate, monkeypatch: pyte
         await gate.inside()
         gate.opened.set()
         assert [(await one).status for one in (first, patient)] == [200, 200]
-
-    asyncio.run(talk())
-
-
-@pytest.mark.parametrize(("most", "is_let_in"), [(None, False), (10, False), (MOST_PIXELS, True)])
-def test_a_picture_that_is_opened_beside_others_takes_no_time_of_the_lane(
-    app_of: Callable[..., Any],
-    served: TempoVLM,
-    gate: Gate,
-    monkeypatch: pytest.MonkeyPatch,
-    part: dict[str, Any],
-    most: int | None,
-    is_let_in: bool,
-) -> None:
-    """Company opens it, if there is room for its pixels."""
-    app = app_of()
-    if most is not None:
-        company = Company(served.engine)
-        company.room = Room(most)
-        monkeypatch.setattr(served.engine, "company", company)
-    monkeypatch.setattr(
-        app.state.desk, "_opening", SimpleNamespace(of=lambda _: 20_000.0, observe=lambda *_: None)
-    )
-    for name in ("least_ms", "calibrated_ms", "expected_ms"):
-        monkeypatch.setattr(Guard, name, lambda *_: 10_000.0)
-
-    async def talk() -> None:
-        first = send(app, "", part, latency_budget_ms=100_000)
-        await gate.inside()
-        second = send(app, "", part, latency_budget_ms=45_000)
-        if is_let_in:  # 20 + 10 s, and then 10 or 30 more
-            await gate.inside()
-        else:
-            assert (await second).code == "queue_full"
-        gate.opened.set()
-        assert (await first).status == 200
-        assert not is_let_in or (await second).status == 200
 
     asyncio.run(talk())
 
