@@ -124,7 +124,9 @@ class SharedMeasurement:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A factor on times alone that was measured at a short and at a long one; between them it is interpolated.
+    """A factor on times alone that was measured at a short and at a long one; between them the product is linear.
+
+    So it never falls from the one to the other, unless the measured products do.
 
     Attributes:
         short_ms, long_ms: the times alone. at_short, at_long: the factors on them, and beyond them.
@@ -143,9 +145,12 @@ class Factor:
 
     def on(self, alone_ms: float) -> float:
         """Return the product of a time alone and its factor."""
-        wide_ms = self.long_ms - self.short_ms
-        share = 1.0 if wide_ms <= 0 else min(max((alone_ms - self.short_ms) / wide_ms, 0.0), 1.0)
-        return alone_ms * (self.at_short + share * (self.at_long - self.at_short))
+        if alone_ms >= self.long_ms:
+            return alone_ms * self.at_long
+        if alone_ms <= self.short_ms:
+            return alone_ms * self.at_short
+        share = (alone_ms - self.short_ms) / (self.long_ms - self.short_ms)
+        return (1 - share) * self.short_ms * self.at_short + share * self.long_ms * self.at_long
 
 
 @dataclass(frozen=True, slots=True)

@@ -434,7 +434,7 @@ def test_one_that_stays_alone_has_its_picture_opened_before_its_turn_if_there_is
     answers = arrivals.come(pairs)
     assert (arrivals.joined, arrivals.alone) == (["request 0"], ["request 1"])
     assert arrivals.opened == in_turn
-    assert room.has(most), "and it is given back"
+    assert room.take(most), "and it is given back"
     assert [one.tokens for one in answers] == expected
     for one in answers:
         stages_ms = [one.timings_ms[stage] for stage in STAGES]
@@ -474,5 +474,19 @@ def test_a_damaged_picture_is_told_by_the_same_words_and_leaves_room(
         thread.start()
         thread.join()
     assert [str(one) for one in failed] == [str(alone.value)]
-    assert room.has(MOST_PIXELS)
+    assert room.take(MOST_PIXELS)
     assert not crowded.door.is_busy
+
+
+def test_the_picture_of_one_that_is_late_already_is_not_opened(
+    engine: Engine, crowded: Engine, profile: LatencyProfile
+) -> None:
+    damaged = file_of(0)[:-40]
+    request = replace(asked(50.0), images=(damaged,), waited_ms=100.0, on_deadline="stop")
+    guard = Guard.fixed(slower(engine), engine.space, profile)
+    found: list[Any] = []
+    with crowded.door.enter(crowded.door.line_up(0.0)):
+        thread = threading.Thread(target=lambda: found.extend(together([lambda: crowded.answer(request, guard)])))
+        thread.start()
+    thread.join()
+    assert [one.finish_reason for one in found] == ["deadline"]

@@ -14,6 +14,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.latency.profile import (
     SINGLE_PASS_SPREAD,
+    Factor,
     LatencyProfile,
     Measurement,
     OutputLength,
@@ -225,6 +226,13 @@ def in_flight(setting: int, number: int, first_ms: float, step_ms: float) -> Sha
     return SharedMeasurement(setting=setting, in_flight=number, first_ms=first_ms, step_ms=step_ms)
 
 
+def test_times_in_company_never_fall_between_those_that_were_measured() -> None:
+    factor = Factor(11.5, 5.0, 57.5, 1.2)  # 57.5 and 69 ms
+    found = [factor.on(alone_ms) for alone_ms in np.linspace(11.5, 57.5, 40)]
+    assert np.all(np.diff(found) > 0)
+    assert (found[0], found[-1]) == pytest.approx((57.5, 69.0))
+
+
 def test_requests_in_flight_together_have_factors_of_the_settings_that_were_measured() -> None:
     profile = tiny_model.make_profile()
     last = len(SPACE) - 1
@@ -241,7 +249,7 @@ def test_requests_in_flight_together_have_factors_of_the_settings_that_were_meas
     assert (two.most, eight.most) == (2, 8)
     assert two.reading.on(first) == pytest.approx(first)
     assert two.reading.on(largest) == pytest.approx(0.8 * largest)
-    assert two.reading.on((first + largest) / 2) == pytest.approx(0.9 * (first + largest) / 2)
+    assert two.reading.on((first + largest) / 2) == pytest.approx((first + 0.8 * largest) / 2)
     assert two.reading.on(first / 2) == pytest.approx(first / 2), "no factor but those measured"
     assert two.reading.on(2 * largest) == pytest.approx(2 * 0.8 * largest)
     assert two.step.on(0.5) == pytest.approx(0.6), "of equal times the dearer one counts"

@@ -26,10 +26,6 @@ class Room:
     def __init__(self, most: int = MOST_PIXELS) -> None:
         self._lock, self._left = threading.Lock(), most
 
-    def has(self, count: int) -> bool:
-        """Whether there is room for that many pixels more."""
-        return count <= self._left
-
     def take(self, count: int) -> bool:
         """Take room for some pixels; return whether there was any."""
         with self._lock:

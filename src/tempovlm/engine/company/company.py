@@ -139,16 +139,19 @@ class Company:
         """Answer a request with a budget among others.
 
         Returns:
-            Its picture, open, if it or another one would be late; None if there is no room for that.
+            Its picture, open, if it or another one would be late; None if there is no room for that, or it is late
+            already.
         """
-        with self._calling():
-            opened = Opened.of(self._engine.runner, asked.request, self.room)
-            try:
+        if asked.is_late:
+            return None
+        opened = Opened.of(self._engine.runner, asked.request, self.room)
+        try:
+            with self._calling():
                 answer = self._answer_if_in_time(asked, opened)
-            except BaseException:
-                if opened is not None:
-                    opened.close()
-                raise
+        except BaseException:
+            if opened is not None:
+                opened.close()
+            raise
         return opened if answer is None else answer
 
     def _answer_if_in_time(self, asked: Asked, opened: Opened | None) -> Answer | None:

@@ -42,6 +42,12 @@ class Asked:
     cancel: Callable[[], bool] | None = None
     on_token: Callable[[Token], object] | None = None
 
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline has passed."""
+        budget_ms = self.request.budget_ms
+        return budget_ms is not None and now_ms() - self.accepted_ms >= budget_ms
+
 
 class Member:
     """A request that is answered with others.
