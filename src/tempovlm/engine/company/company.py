@@ -139,8 +139,7 @@ class Company:
         """Answer a request with a budget among others.
 
         Returns:
-            Its picture, open, if it or another one would be late; None if there is no room for that, or it is late
-            already.
+            Its picture, open, if it or another one would be late; None if there is no room, or it is late already.
         """
         if asked.is_late:
             return None
@@ -156,10 +155,8 @@ class Company:
 
     def _answer_if_in_time(self, asked: Asked, opened: Opened | None) -> Answer | None:
         """Answer a request with a budget among others; None if it, or another one, would be late."""
-        if not self._may_ask(asked):
-            return None
-        member = self._prepare(asked, opened)
-        if not self._admit(member):
+        member = self._prepare(asked, opened) if self._may_ask(asked) else None
+        if member is None or not self._admit(member):
             return None
         if opened is not None:
             opened.close()
