@@ -224,6 +224,8 @@ class Desk:
             cause = f", {opening_ms:.0f} of them to open the picture" if opening_ms > least_ms / 2 else ""
             raise infeasible(f"no setting fits {budget_ms:g} ms; the least is {least_ms:.0f} ms{cause}")
         if time_ms + least_ms > deadline_ms:
+            if len(self.schedule):  # others may have kept the loop from its body
+                raise self._full(self.schedule.drain_ms(time_ms))
             raise infeasible(f"too late: {time_ms - accepted_ms:.0f} ms had passed when the body was whole")
         # The margin says how slow the machine is now, and the slowest of the last replies how long the way out may
         # be. Only answers tell that this is over, so who comes to an idle server is let in all the same.

@@ -314,6 +314,24 @@ def test_a_body_that_comes_too_late_is_refused(app: Any, monkeypatch: pytest.Mon
     assert "when the body was whole" in reply.json["error"]["message"]
 
 
+def test_a_body_that_was_read_late_beside_others_may_come_again(
+    app: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        first = send(app)
+        await gate.inside()
+        with monkeypatch.context() as late:
+            late.setattr(desk, "now_ms", lambda: 1e15)
+            refused = await send(app, latency_budget_ms=1000)
+        assert (refused.status, refused.code) == (429, "queue_full")
+        assert "x-should-retry" not in refused.headers
+        assert float(refused.headers["retry-after-ms"]) > 0
+        gate.opened.set()
+        assert (await first).status == 200
+
+    asyncio.run(talk())
+
+
 def test_a_failure_tells_no_more_than_that(
     app: Any, served: TempoVLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
