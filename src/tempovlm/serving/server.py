@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import signal
 import socket
@@ -21,6 +22,7 @@ from tempovlm.core.checks import checked_integer, wrong_argument
 from tempovlm.core.errors import UserError
 from tempovlm.core.units import s_from_ms
 from tempovlm.serving.desk import Desk
+from tempovlm.serving.errors import ApiError
 from tempovlm.serving.gate import CAME
 from tempovlm.serving.intake.pictures import limit_text
 from tempovlm.serving.memory import share_arenas
@@ -103,6 +105,19 @@ class Protocol(H11Protocol):
         """Forget the timer."""
         self._forget()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP in the form of the API's errors, unless a response has begun; then close."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        body = json.dumps(ApiError(400, "invalid_http", msg).body()).encode()
+        size = (b"content-length", str(len(body)).encode())
+        headers = [(b"content-type", b"application/json"), size, (b"connection", b"close")]
+        begin = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for part in (begin, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
 
     def _watch_headers(self) -> None:
         self._timer = self.loop.call_later(s_from_ms(HEADERS_MS), self._close_slow)

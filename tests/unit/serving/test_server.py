@@ -116,6 +116,43 @@ def test_long_headers_are_refused(running: Running) -> None:
         assert b" 400 " in connection.recv(1000).splitlines()[0]
 
 
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"what?\r\n\r\n",
+        HEAD + b"Content-Length: three\r\n\r\n",
+        HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n",
+    ],
+)
+def test_what_is_no_http_gets_an_error_of_the_api(running: Running, said: bytes) -> None:
+    with running.connect() as connection:
+        connection.sendall(said)
+        reply = http.client.HTTPResponse(connection)
+        reply.begin()
+        assert (reply.status, reply.getheader("content-type")) == (400, "application/json")
+        error = json.load(reply)["error"]
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "invalid_http", None)
+        assert connection.recv(100) == b""
+
+
+def test_what_is_no_http_amid_a_response_closes_the_connection(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The response to an unknown path begins before the body is whole, which then turns out to be none."""
+    with running.connect() as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        received = b""
+        while b"not_found" not in received:
+            received += connection.recv(1000)
+        connection.sendall(b"no size\r\n")
+        assert connection.recv(1000) == b""
+    assert not [one for one in caplog.records if one.exc_info], "a failure of the protocol is logged as one"
+
+
 def test_on_a_signal_it_answers_what_it_has_and_ends(
     running: Running, served: TempoVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
