@@ -22,6 +22,7 @@ import numpy as np
 
 from tempovlm.control.select import Floats
 from tempovlm.core.checks import finite, wrong_argument
+from tempovlm.core.request import MOST_PRICE_PER_MS
 
 DERIVED = "derived"
 """Names the price that follows from the deadlines of those who wait."""
@@ -180,6 +181,7 @@ def parse_price(text: object) -> Price:
         number = finite(float(text) if isinstance(text, str) else text)
     except ValueError:
         number = None
-    if number is None or number < 0:
-        raise wrong_argument("price", text, f"must be {DERIVED}, 0, or accuracy per ms, such as 0.0005")
+    if number is None or not 0 <= number <= MOST_PRICE_PER_MS:
+        limit = f"accuracy per ms up to {MOST_PRICE_PER_MS:g}"
+        raise wrong_argument("price", text, f"must be {DERIVED}, 0, or {limit}, such as 0.0005")
     return Price(is_derived=False, per_ms=float(number))

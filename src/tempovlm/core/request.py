@@ -30,6 +30,9 @@ SCHEMA = "tempovlm.answer/1"
 ON_DEADLINE = ("finish", "stop", "reject")
 """Ways to treat an answer that does not fit its budget."""
 
+MOST_PRICE_PER_MS = 1e3
+"""All accuracy for a microsecond: at a higher price the quickest setting runs as well."""
+
 _LONGEST_WAIT_MS = 1e12
 """About thirty years: a longer time is of another unit, or no duration."""
 
@@ -127,9 +130,10 @@ def check_price_per_ms(value: object) -> float:
     """Return the price as a plain number.
 
     Raises:
-        UserError: it is negative or not finite.
+        UserError: it is negative, or so large that its product with a time may be infinite.
     """
-    return checked_number("price_per_ms", value, "zero or a positive number, such as 0.0005")
+    meaning = f"a number from 0 to {MOST_PRICE_PER_MS:g}, such as 0.0005"
+    return checked_number("price_per_ms", value, meaning, lambda number: 0 <= number <= MOST_PRICE_PER_MS)
 
 
 def check_weight(value: object, name: str = "weight") -> float:

@@ -98,7 +98,6 @@ def create_app(model: TempoVLM, options: Options | None = None) -> FastAPI:
         )
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_failure)
     service.add_routes(app)
     return app
 
@@ -111,10 +110,6 @@ async def _on_api_error(request: Request, error: Any) -> Response:
 async def _on_http_error(request: Request, error: Any) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     return await _on_api_error(request, ApiError(error.status_code, code, error.detail, None, error.headers))
-
-
-async def _on_failure(_: Request, __: Any) -> Response:
-    return error_response(ApiError(500, "internal_error", "the server failed"))
 
 
 class Service:
@@ -207,6 +202,7 @@ class Service:
         try:
             state[ASK] = ask = await self._read(request, kind)
         except Gone:
+            state[CODE] = "client_left"
             return Response(status_code=_CLIENT_LEFT)
         await desk.prepare(ask)
         answering = desk.answer(ask, desk.admit(ask, state[ARRIVED], state[OWNER]))

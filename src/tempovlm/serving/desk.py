@@ -210,7 +210,7 @@ class Desk:
             ApiError: no setting fits its budget, or the queue leaves no time for it.
         """
         self.check_open()
-        budget_ms = ask.budget.budget_ms
+        budget_ms, place = ask.budget.budget_ms, ask.budget.place
         try:
             self._model.check_price(ask.request.price_per_ms)
             guard = self._model.guard_for(ask.request, tier=ask.tier)
@@ -222,11 +222,11 @@ class Desk:
         deadline_ms = math.inf if budget_ms is None else accepted_ms + budget_ms
         if budget_ms is not None and least_ms > budget_ms:
             cause = f", {opening_ms:.0f} of them to open the picture" if opening_ms > least_ms / 2 else ""
-            raise infeasible(f"no setting fits {budget_ms:g} ms; the least is {least_ms:.0f} ms{cause}")
+            raise infeasible(f"no setting fits {budget_ms:g} ms; the least is {least_ms:.0f} ms{cause}", place)
         if time_ms + least_ms > deadline_ms:
             if len(self.schedule):  # others may have kept the loop from its body
                 raise self._full(self.schedule.drain_ms(time_ms))
-            raise infeasible(f"too late: {time_ms - accepted_ms:.0f} ms had passed when the body was whole")
+            raise infeasible(f"too late: {time_ms - accepted_ms:.0f} ms had passed when the body was whole", place)
         # The margin says how slow the machine is now, and the slowest of the last replies how long the way out may
         # be. Only answers tell that this is over, so who comes to an idle server is let in all the same.
         need_ms = (
@@ -320,9 +320,9 @@ class Desk:
         self.schedule.end(answering.stay, self._ended_ms)
         del self._answering[answering.stay]
         answer = outcome if isinstance(outcome, Answer) else None
-        if answer is not None and answer.finish_reason == "rejected":
+        if answer is not None and answer.finish_reason == "rejected":  # counted where errors are
             message = "no setting fits the time that was left after waiting; ask again later"
-            outcome = later(429, "queue_full", message, self.schedule.drain_ms(self._ended_ms))
+            outcome, answer = later(429, "queue_full", message, self.schedule.drain_ms(self._ended_ms)), None
         answering.put(outcome)
         if answer is not None:  # in the loop's turn, whoever waits for the item comes first
             asyncio.get_running_loop().call_soon(self._learn, answering.ask, answer)

@@ -53,10 +53,9 @@ def invalid_field(error: UserError) -> ApiError:
     return invalid(str(error), None if found is None else found[0])
 
 
-def infeasible(message: str) -> ApiError:
-    """Return the refusal of a budget that no setting can ever keep; clients do not ask again."""
-    headers = {"x-should-retry": "false"}
-    return ApiError(429, "budget_infeasible", message, "latency_budget_ms", headers)
+def infeasible(message: str, param: str | None) -> ApiError:
+    """Return the refusal of a budget that came by `param` and no setting can ever keep; clients ask no more."""
+    return ApiError(429, "budget_infeasible", message, param, {"x-should-retry": "false"})
 
 
 def later(status: int, code: str, message: str, drain_ms: float, *, closes: bool = False) -> ApiError:

@@ -36,7 +36,7 @@ _NAME = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-_log = logging.getLogger("tempovlm.access")
+_log, _server_log = logging.getLogger("tempovlm.access"), logging.getLogger("tempovlm.serving")
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -113,6 +113,8 @@ class Gate:
                 await self._app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:  # the server ends, and waits no longer
             await self._end(scope, exchange)
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the client is told
+            await self._fail(scope, exchange, failure)
         finally:
             if CODE in state:
                 self._refused(state[CODE])
@@ -132,6 +134,19 @@ class Gate:
         error = later(503, "draining", "this server ends; ask another one", 0.0, closes=True)
         scope["state"][CODE] = error.code
         exchange.forget_body()
+        await error_response(error)(scope, exchange.receive, exchange.send)
+
+    async def _fail(self, scope: MutableMapping[str, Any], exchange: _Exchange, failure: Exception) -> None:
+        """Tell a client that has no response yet that the server failed; the cause goes to the log alone.
+
+        Raises:
+            Exception: part of the response is on its way; its connection closes.
+        """
+        error = ApiError(500, "internal_error", "the server failed")
+        scope["state"][CODE] = error.code
+        if exchange.has_begun:
+            raise failure
+        _server_log.error("%s: the server failed", scope["state"][REQUEST_ID], exc_info=failure)
         await error_response(error)(scope, exchange.receive, exchange.send)
 
     def _write(self, scope: Mapping[str, Any], status: int) -> None:
@@ -211,5 +226,5 @@ def _visible(text: str) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{name}:{one:g}" for name, one in value.items())
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = _visible(f"{value:g}" if isinstance(value, float) else str(value))
     return json.dumps(text) if " " in text else text

@@ -15,6 +15,9 @@ from tempovlm.serving.openai.account import FINISH, deadline_of
 from tempovlm.serving.recent import Recent
 
 _BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
+_MOST_S = 86_400.0
+"""Longer times and budgets count as a day: a budget of 1e300 ms would drown all others in a sum for good."""
+
 _TIMES = {
     "vllm:e2e_request_latency_seconds": "From a request's headers to its last token.",
     "vllm:time_to_first_token_seconds": "From a request's headers to its first token.",
@@ -105,7 +108,7 @@ class Metrics:
         )
         for histogram, value_ms in zip(self._times.values(), values_ms, strict=True):
             if value_ms is not None and math.isfinite(value_ms):  # one NaN would spoil a sum for good
-                histogram.observe(s_from_ms(value_ms))
+                histogram.observe(min(s_from_ms(value_ms), _MOST_S))
 
     def refused(self, code: str) -> None:
         """Count a request that got an error."""

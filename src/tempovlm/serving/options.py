@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tempovlm.control.price import DERIVED, Price, parse_price
@@ -54,6 +55,16 @@ class Options:
             checked_number(name, getattr(self, name), "a positive number", lambda number: number > 0)
         for name, plural in (("api_key", "api_keys"), *((one, one) for one in _HOSTS)):
             checked_texts(name, getattr(self, plural))
+        for host in self.allow_remote_images:
+            if not _HOST.fullmatch(host):
+                raise wrong_argument(
+                    "allow_remote_images", host, "must be a host's name alone, such as images.example.com"
+                )
+        for origin in self.allow_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise wrong_argument(
+                    "allow_origins", origin, "must be a page's scheme and host, such as https://example.com"
+                )
         parse_price(self.price)
         if self.discipline not in DISCIPLINES:
             raise wrong_argument("discipline", self.discipline, f"choose from {', '.join(DISCIPLINES)}")
@@ -80,5 +91,7 @@ class Options:
         """The most bytes of a request's body."""
         return int(self.max_body_mb * BYTES_OF_MB)
 
+
+_HOST, _ORIGIN = re.compile(r"[\w.-]+"), re.compile(r"[a-zA-Z][\w+.-]*://[^/\s]+")
 
 _HOSTS = ("allow_remote_images", "allow_origins")

@@ -59,6 +59,8 @@ def test_the_first_place_counts() -> None:
         ({"x-request-timeout-seconds": "-1"}, 80.0),
         ({"x-envoy-expected-rq-timeout-ms": "inf"}, 80.0),
         ({"x-llm-d-slo-ttft-ms": "40"}, 80.0),
+        ({"x-llm-d-slo-ttft-ms": "1e308", "x-llm-d-slo-tpot-ms": "1e308"}, 80.0),
+        ({"x-request-timeout-seconds": "1_0"}, 80.0),
         ({CAP: "600"}, 80.0),
         ({CAP: "0.05"}, 50.0),
     ],
@@ -76,7 +78,13 @@ def test_one_token_needs_no_time_for_later_ones() -> None:
     assert find(None, {"x-slo-ttft-ms": "60"}, max_new_tokens=1)[0] == pytest.approx(60.0)
 
 
-@pytest.mark.parametrize("value", [0, -5, "soon", True])
+@pytest.mark.parametrize("value", ["0", "-5", "1e999"])
+def test_a_number_in_our_header_is_not_called_text(value: str) -> None:
+    with pytest.raises(ApiError, match=r"must be a positive, finite number of milliseconds$"):
+        find(None, {HEADER: value})
+
+
+@pytest.mark.parametrize("value", [0, -5, "soon", True, "1_000"])
 def test_a_wrong_budget_of_ours_is_an_error(value: Any) -> None:
     for field, headers in ((value, {}), (None, {HEADER: str(value)})):
         with pytest.raises(ApiError, match="milliseconds") as caught:
@@ -87,7 +95,15 @@ def test_a_wrong_budget_of_ours_is_an_error(value: Any) -> None:
 def test_aliases() -> None:
     assert split_alias("pocket@150ms") == ("pocket", pytest.approx(150.0))
     assert split_alias("pocket@0.5ms")[1] == pytest.approx(0.5)
-    for name in ("pocket", "pocket@150", "pocket@fastms", "@5ms", "pocket@0ms", f"pocket@{'9' * 400}ms"):
+    for name in (
+        "pocket",
+        "pocket@150",
+        "pocket@fastms",
+        "@5ms",
+        "pocket@0ms",
+        f"pocket@{'9' * 400}ms",
+        "pocket@5ms\n",
+    ):
         assert split_alias(name) == (name, None)
 
 

@@ -142,7 +142,18 @@ def test_conversations_are_one_question() -> None:
         ({"max_tokens": "5"}, "max_tokens", "invalid_value"),
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"n": 2}, "n", "invalid_value"),
-        ({"latency_budget_ms": 0}, "latency_budget_ms", "invalid_value"),
+        ({"latency_budget_ms": 0}, "latency_budget_ms", "invalid_budget"),
+        ({"latency_budget_ms": "150"}, "latency_budget_ms", "invalid_budget"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+         "messages.0.content.0.text", "invalid_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+         "messages.0.content.0.text", "invalid_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]},
+         "messages.0.content.0.image_url.url", "invalid_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+         "messages.0.content.0.image_url", "invalid_value"),
+        ({"messages": [{"role": "clown", "content": "hi"}]}, "messages.0.role", "invalid_value"),
+        ({"price_per_ms": 1e300}, "price_per_ms", "invalid_value"),
         ({"style": "poem"}, "style", "invalid_value"),
         ({"seed": 1 << 70}, "seed", "invalid_value"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value"),
@@ -156,6 +167,17 @@ def test_errors_name_the_field(app: Any, more: dict[str, Any], param: str | None
     error = reply.json["error"]
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"stop": ""}, "stop: String should have at least 1 character"),
+        ({"messages": ["hello"]}, "messages.0: Input should be an object"),
+    ],
+)
+def test_errors_say_what_is_wrong_in_words_of_json(app: Any, more: dict[str, Any], message: str) -> None:
+    assert post(app, CHAT, question() | more).json["error"]["message"] == message
 
 
 def test_models(app_of: Any) -> None:

@@ -52,6 +52,51 @@ def test_metrics(app: Any, part: dict[str, Any]) -> None:
     assert not [name for name, value in found.items() if value != value], "one NaN spoils a sum for good"
 
 
+def test_every_question_is_counted_once(
+    app: Any, served: TempoVLM, monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]
+) -> None:
+    """Those that were answered are answers; the others, the client that left amid its body too, are refused."""
+    chat(app, latency_budget_ms=60_000)
+    chat(app, temperature=3)
+    left = asyncio.Event()
+    left.set()
+    assert asyncio.run(ask(app, CHAT, [b'{"messages": ['], leave=left, stall=True)).status == 499
+    real = served.answer
+    monkeypatch.setattr(served, "answer", lambda *given, **more: real(*given, **more | {"waited_ms": 1e6}))
+    assert chat(app, part, latency_budget_ms=1000, on_deadline="reject").code == "queue_full"
+    found = samples(app)
+    refused = {name: value for name, value in found.items() if name.startswith("tempovlm:requests_refused_total")}
+    codes = ("invalid_value", "client_left", "queue_full")
+    assert refused == {f"tempovlm:requests_refused_total {code}": 1 for code in codes}
+    for prefix in ("vllm:request_success_total", "tempovlm:deadlines_total", "tempovlm:settings_total"):
+        assert sum(value for name, value in found.items() if name.startswith(prefix)) == 1, prefix
+
+
+def test_a_huge_budget_does_not_drown_the_others(app: Any) -> None:
+    chat(app, latency_budget_ms=1e308)
+    chat(app, latency_budget_ms=60_000)
+    day_s = 86_400.0
+    assert samples(app)["tempovlm:request_budget_seconds_sum"] == pytest.approx(day_s + 60.0)
+
+
+def test_a_failure_beside_the_model_is_told_counted_and_logged(
+    app: Any, served: TempoVLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret at /srv/models/tiny")
+
+    caplog.set_level(logging.INFO, "tempovlm.access")
+    with monkeypatch.context() as broken:
+        broken.setattr(served, "guard_for", fail)
+        reply = chat(app, headers={"x-request-id": "page-17"})
+    assert (reply.status, reply.code, reply.headers["x-request-id"]) == (500, "internal_error", "page-17")
+    assert b"secret" not in reply.body
+    assert "secret" in caplog.text
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "tempovlm.access"]
+    assert "status=500 code=internal_error" in line
+    assert samples(app)["tempovlm:requests_refused_total internal_error"] == 1
+
+
 @pytest.mark.parametrize("log_json", [False, True])
 def test_the_access_log(
     app_of: Callable[..., Any], caplog: pytest.LogCaptureFixture, part: dict[str, Any], log_json: bool
@@ -161,6 +206,9 @@ def test_measuring_is_due_where_an_idle_server_has_drifted(
         ({"max_body_mb": -1}, "--max_body_mb"),
         ({"api_keys": ("",)}, "--api_key"),
         ({"price": "cheap"}, "--price cheap: must be derived, 0, or accuracy per ms"),
+        ({"price": 1e300}, "--price 1e+300: must be derived, 0, or accuracy per ms up to 1000"),
+        ({"allow_remote_images": ("https://a.example",)}, "--allow_remote_images https://a.example"),
+        ({"allow_origins": ("a.example",)}, "--allow_origins a.example"),
         ({"discipline": "lifo"}, "--discipline lifo: choose from edf, fcfs, slack"),
         ({"api_keys": ("a",), "key_weights": (0.0,)}, "--key_weights 0.0"),
         ({"api_keys": ("a",), "key_weights": (1.0, 2.0)}, "--key_weights"),

@@ -92,6 +92,22 @@ def test_a_budget_that_nothing_fits_is_refused_at_once(app: Any, part: dict[str,
     assert chat(app, fixed, latency_budget_ms=25).code == "budget_infeasible", "the high tier takes longer"
 
 
+@pytest.mark.parametrize(
+    ("options", "headers", "more", "place"),
+    [
+        ({}, {}, {"latency_budget_ms": 5}, "latency_budget_ms"),
+        ({}, {"x-tempovlm-budget-ms": "5"}, {}, "x-tempovlm-budget-ms"),
+        ({}, {}, {"model": "tiny@5ms"}, "model"),
+        ({"default_budget_ms": 5.0}, {}, {}, None),
+    ],
+)
+def test_the_refusal_names_the_place_of_the_budget(
+    app_of: Callable[..., Any], options: dict[str, Any], headers: dict[str, str], more: dict[str, Any], place: str
+) -> None:
+    reply = chat(app_of(**options), headers=headers, **more)
+    assert (reply.code, reply.json["error"]["param"]) == ("budget_infeasible", place)
+
+
 @pytest.mark.usefixtures("nothing_is_decoded")
 def test_a_picture_that_takes_the_budget_is_refused(
     app_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]

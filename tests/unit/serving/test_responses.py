@@ -60,8 +60,10 @@ def test_texts_and_instructions(app: Any) -> None:
         ({"input": [{"role": "user", "content": "what?"}] * 300}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0"),
         (asked({"image_url": {"url": "file:///a.png"}}), "input.0.content.1.image_url"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]}, "input.0.content.0.text"),
+        ({"input": 5}, "input"),
     ],
-    ids=["stored", "turns", "file", "path"],
+    ids=["stored", "turns", "file", "path", "text", "number"],
 )
 def test_errors_name_the_field(app: Any, body: dict[str, Any], param: str) -> None:
     reply = post(app, PATH, body)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from tempovlm.core.units import s_from_ms
 from tempovlm.serving.errors import ApiError, invalid
+from tempovlm.serving.intake.budget import BODY_FIELD
 
 MOST_DEPTH = 32
 """Lists and objects within one another."""
@@ -95,10 +96,31 @@ def parse(data: bytes | bytearray, kind: type[Body]) -> Body:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        # Of the alternatives for a value the last one is the richest, and its name is no part of the field's.
-        last = error.errors(include_url=False, include_input=False, include_context=False)[-1]
-        param = ".".join(str(part) for part in last["loc"] if "[" not in str(part)) or None
-        raise invalid(f"{param or 'the body'}: {last['msg']}", param) from None
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        # Of the alternatives for a value the one of its type says what is wrong, else the last one is the richest.
+        worst = next((one for one in found if not one["type"].endswith("_type")), found[-1])
+        param = _param(worst["loc"], value)
+        message = "Input should be an object" if worst["type"] == "model_type" else worst["msg"]
+        code = "invalid_budget" if param == BODY_FIELD else "invalid_value"
+        raise invalid(f"{param or 'the body'}: {message}", param, code) from None
+
+
+def _param(place: Sequence[int | str], value: Any) -> str | None:
+    """Return the name of a field in a body, without the names of the alternatives that its place has as well."""
+    names, inside, is_in_list = list[str](), value, False
+    for part in place[:-1]:
+        if isinstance(inside, list) and isinstance(part, int):
+            inside, is_in_list = inside[part], True
+        elif isinstance(inside, dict) and part in inside and not (is_in_list and part == inside.get("type")):
+            inside, is_in_list = inside[part], False
+        else:  # a type's name, which for an item of a list is the value of its field `type`
+            is_in_list = False
+            continue
+        names.append(str(part))
+    for part in place[-1:]:
+        if isinstance(inside, list if isinstance(part, int) else dict) and "[" not in str(part):
+            names.append(str(part))
+    return ".".join(names) or None
 
 
 def _no_number(name: str) -> None:

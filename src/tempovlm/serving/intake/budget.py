@@ -21,11 +21,17 @@ BODY_FIELD, HEADER = "latency_budget_ms", "x-tempovlm-budget-ms"
 CAP = "x-stainless-read-timeout"
 """Seconds after which OpenAI's clients give up reading; 600 by default, so it is no budget but an upper limit."""
 
-ALIAS = re.compile(r"^(?P<model>.+)@(?P<budget>\d+(?:\.\d+)?)ms$")
+_DEFAULT = "default"
+"""The source of a server's own budget."""
+
+ALIAS = re.compile(r"(?P<model>.+)@(?P<budget>[0-9]+(?:\.[0-9]+)?)ms")
 """A model's name with a budget, for clients that can send nothing else: `pocket@150ms`."""
 
 _MS_OF_GRPC = {"H": 3.6e6, "M": 6e4, "S": 1e3, "m": 1.0, "u": 1e-3, "n": 1e-6}
-_GRPC = re.compile(r"^(\d{1,8})([HMSmun])$")
+_GRPC = re.compile(r"([0-9]{1,8})([HMSmun])")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+"""A number as JSON and HTTP's headers write it; Python's own reading takes underscores and names as well."""
+
 _MS_OF_S = 1e3
 
 
@@ -35,6 +41,11 @@ class Budget:
 
     budget_ms: float | None
     source: str
+
+    @property
+    def place(self) -> str | None:
+        """The field or header that the client sent; None for the server's own budget."""
+        return self.source if self.source not in ("", _DEFAULT) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +65,13 @@ class Place:
 
 def _positive(text: str | None, factor: float = 1.0) -> float | None:
     """Return a positive, finite number times a factor; None for anything else."""
-    try:
-        number = float(text or "nan") * factor
-    except ValueError:
+    if text is None or _NUMBER.fullmatch(text) is None:
         return None
+    return _limited(float(text) * factor)
+
+
+def _limited(number: float) -> float | None:
+    """Return a number that is positive and finite, and so can limit a time; None for another one."""
     return number if math.isfinite(number) and number > 0 else None
 
 
@@ -66,7 +80,7 @@ def _number(name: str, factor: float, sender: str) -> Place:
 
 
 def _grpc(headers: Mapping[str, str], _: int) -> float | None:
-    found = _GRPC.match(headers.get("grpc-timeout", ""))
+    found = _GRPC.fullmatch(headers.get("grpc-timeout", ""))
     return None if found is None else _positive(found[1], _MS_OF_GRPC[found[2]])
 
 
@@ -76,7 +90,9 @@ def _tokens(prefix: str) -> Callable[[Mapping[str, str], int], float | None]:
     def read(headers: Mapping[str, str], max_new_tokens: int) -> float | None:
         first_ms = _positive(headers.get(f"{prefix}-ttft-ms"))
         step_ms = 0.0 if max_new_tokens == 1 else _positive(headers.get(f"{prefix}-tpot-ms"))
-        return None if first_ms is None or step_ms is None else first_ms + (max_new_tokens - 1) * step_ms
+        if first_ms is None or step_ms is None:
+            return None
+        return _limited(first_ms + (max_new_tokens - 1) * step_ms)
 
     return read
 
@@ -93,7 +109,7 @@ PLACES = (
 
 def split_alias(model: str) -> tuple[str, float | None]:
     """Return a model's name and the budget after it; the whole name and None where there is none."""
-    found = ALIAS.match(model)
+    found = ALIAS.fullmatch(model)
     budget_ms = None if found is None else _positive(found["budget"])
     return (model, None) if found is None or budget_ms is None else (found["model"], budget_ms)
 
@@ -126,14 +142,15 @@ def _first(
     if field is not None:
         return Budget(_own(field, BODY_FIELD), BODY_FIELD)
     if HEADER in headers:
-        return Budget(_own(_positive(headers[HEADER]) or headers[HEADER], HEADER), HEADER)
+        text = headers[HEADER]
+        return Budget(_own(text if _NUMBER.fullmatch(text) is None else float(text), HEADER), HEADER)
     for place in PLACES:
         found_ms = place.read(headers, max_new_tokens)
         if found_ms is not None:
             return Budget(found_ms, place.name.partition(",")[0])
     if alias_ms is not None:
         return Budget(alias_ms, "model")
-    return Budget(default_ms, "" if default_ms is None else "default")
+    return Budget(default_ms, "" if default_ms is None else _DEFAULT)
 
 
 def _own(value: Any, name: str) -> float:

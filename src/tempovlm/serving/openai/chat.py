@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from tempovlm.core.request import Answer
+from tempovlm.core.request import MOST_PRICE_PER_MS, Answer
 from tempovlm.data.styles import STYLES
 from tempovlm.serving.errors import invalid
 from tempovlm.serving.intake.asks import Ask, Fields, ImageField
@@ -88,7 +88,7 @@ class Common(Model):
     """Style of the answer, the prompt's prefix."""
     on_deadline: Literal["stop", "finish", "reject"] | None = None
     """stop cuts the answer at its deadline, finish lets it run on, reject refuses what is not expected to fit."""
-    price_per_ms: float | None = Field(None, ge=0, allow_inf_nan=False)
+    price_per_ms: float | None = Field(None, ge=0, le=MOST_PRICE_PER_MS, allow_inf_nan=False)
     """Expected accuracy, as a share of 1, that a millisecond must gain."""
 
     def common(self) -> dict[str, Any]:
