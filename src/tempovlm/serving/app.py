@@ -94,7 +94,7 @@ def create_app(model: TempoVLM, options: Options | None = None) -> FastAPI:
             allow_origins=list(given.allow_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", "retry-after-ms", "x-should-retry"],
         )
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)

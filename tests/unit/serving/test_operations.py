@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from tempovlm import __version__
 from tempovlm.api import TempoVLM
 from tempovlm.core.errors import UserError
+from tempovlm.serving import errors
 from tempovlm.serving.intake.asks import Ask
 from tempovlm.serving.options import Options
 
@@ -164,6 +165,9 @@ def test_pages_of_other_origins_are_kept_out_unless_named(app_of: Callable[..., 
     named = app_of(allow_origins=(origin["origin"],))
     assert get(named, "/health", **origin).headers["access-control-allow-origin"] == origin["origin"]
     assert "access-control-allow-origin" not in get(named, "/health", origin="https://evil.example").headers
+    exposed = get(named, "/health", **origin).headers["access-control-expose-headers"].lower()
+    full = errors.later(429, "queue_full", "wait", 100.0).headers | errors.infeasible("never", None).headers
+    assert not [name for name in full if name.lower() not in exposed], "clients in a page could not obey them"
 
 
 def test_the_machine_is_measured_anew_where_that_is_allowed(
