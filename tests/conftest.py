@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from interpreter import list_language_once
+from interpreter import spare_the_interpreter
 from run_report import pytest_configure, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tempovlm.engine.threads import prepare
 
@@ -46,7 +46,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-    list_language_once()
+    spare_the_interpreter()
     # No test compares tensors that are spread over processes, whose code takes a second to import.
     if "torch.testing" in sys.modules:
         sys.modules["torch.testing._comparison"]._HAS_DTENSOR = False
