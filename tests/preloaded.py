@@ -37,6 +37,8 @@ MODULES = (
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "pyarrow.parquet",
+    "pandas",
+    "jinja2",
 )
 LONGEST_S = 600
 

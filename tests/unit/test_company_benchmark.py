@@ -26,7 +26,7 @@ SCRIPT = Path("benchmarks", "company.py")
 
 def test_random_weights(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     words = ["--model", "pocket", "--random_weights", "--device", "cpu", "--names", "cheapest", "--in_flight", "1"]
-    done = preloaded.run(repo_root / SCRIPT, *words, "--batches", "--seconds", "0.1", cwd=tmp_path)
+    done = preloaded.run(repo_root / SCRIPT, *words, "--batches", "--seconds", "0.02", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["stamp"]["weights"] == "random"
@@ -37,7 +37,7 @@ def test_random_weights(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -
 def test_rows_beside_a_baseline(repo_root: Path, tiny_folder: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     out = tmp_path / "company.json"
     words = ["--model", str(tiny_folder), "--device", "cpu", "--names", "cheapest", "mixed"]
-    words += ["--in_flight", "1", "2", "--batches", "2", "--seconds", "0.1", "--json", str(out)]
+    words += ["--in_flight", "1", "2", "--batches", "2", "--seconds", "0.02", "--json", str(out)]
     done = preloaded.run(repo_root / SCRIPT, *words, "--baseline", repo_root, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from preloaded import Preloaded
+from preloaded import Preloaded, measure_two
+from tempovlm.api import load
 from tempovlm.data.sample import Sample
+from tempovlm.engine import calibration
 
 
 @pytest.fixture
@@ -79,6 +82,9 @@ def test_a_server_is_measured_and_the_file_has_what_there_is(
 ) -> None:
     """The tiny model behind a server of its own; a GPU's file has the same form."""
     monkeypatch.setenv("TEMPOVLM_CACHE_DIR", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:  # the server finds a calibration, as its second start does
+        patch.setattr(calibration, "measure", partial(measure_two, calibration))
+        load(str(tiny_folder), device="cpu", warmup=False, progress=False).calibrate()
     one = replace(sample_of("cat"), image_path=picture_file)
     monkeypatch.setattr(serving, "samples_of", lambda count: [one] * count)
     seen: list[set[str]] = []

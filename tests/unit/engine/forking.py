@@ -30,7 +30,8 @@ PICTURE = np.zeros((480, 640, 3), np.uint8)
 PICTURE[100:300, 150:500] = (200, 40, 40)
 
 model = tempovlm.load("pocket", device="cpu", threads=2, progress=False, calibrate=False)
-other = tempovlm.load(sys.argv[1], device="cpu", threads=2, progress=False, warmup=False)
+few = {"tier": ["low", "high"], "top_k": [4], "num_blocks": [3, 6]}
+other = tempovlm.load(sys.argv[1], device="cpu", threads=2, progress=False, warmup=False, space=few)
 asked = "what color is it?"
 
 

@@ -30,9 +30,10 @@ COUNT = 13
 BATCHED = replace(PLAN, batch_size=2, latency_samples=0)
 
 SCRIPT = """
-import json, os, sys, time
+import gc, json, os, sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[2].split(os.pathsep)
+import pandas, pyarrow.parquet, rich.progress, PIL.PngImagePlugin, PIL.JpegImagePlugin
 import torch
 torch.set_num_threads(1)
 import tiny_model
@@ -66,6 +67,7 @@ def run(out, stop_at):
         return 2
     return 0
 
+gc.freeze()  # else each fork copies and collects what was imported
 for line in sys.stdin:
     job = json.loads(line)
     pids = []
