@@ -118,7 +118,7 @@ def test_command(command: str, shell: Shell) -> None:
     if command == "make demo":
         # -o takes the environment as set up: the demo itself runs, its installation does not.
         demo = shell.folder / "demo"
-        few = "DEMO_FLAGS='--num_samples 6'"
+        few = "DEMO_FLAGS='--num_samples 2'"
         shell.run(f"make -C {ROOT} -o .venv/.installed demo BIN={BIN} DEMO_DIR={demo} {few}")
         assert (demo / "report.html").is_file()
     else:

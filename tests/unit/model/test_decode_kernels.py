@@ -179,7 +179,8 @@ def test_no_embedding_is_read_for_no_token(kernels: ModuleType) -> None:
     cache = KVCache.allocate(model.config, 3, 1, 32, model.decoder.embedding)
     found, whole = [], kernels.Tile(64, 64)
     for token in (-1, 0):
-        on = buffers(kernels, model.config, 4, **dict.fromkeys(("qkv", "out", "hidden", "down", "head"), whole))
+        tiles = dict.fromkeys(("qkv", "out", "hidden", "down", "head"), whole)
+        on = buffers(kernels, model.config, 4, splits=1, **tiles)
         on.token.fill_(token)
         on.position.fill_(0)
         kernels.forward(model.decoder, plan, cache, on)
@@ -206,7 +207,7 @@ def test_greedy_tokens_of_a_plan(kernels: ModuleType) -> None:
     cache = KVCache.allocate(model.config, 3, 1, 32, model.decoder.embedding)
     first = model.prefill(model.embed(prompt, None, None), plan, cache).argmax(-1)
     ours = KVCache(cache.keys.clone(), cache.values.clone())
-    on = buffers(kernels, model.config, 4)
+    on = buffers(kernels, model.config, 4, splits=2)
     on.token.copy_(first)
     on.position.fill_(prompt.shape[1])
     token = first
