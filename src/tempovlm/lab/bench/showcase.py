@@ -65,10 +65,10 @@ class Wanted:
 
 WANTED = (
     Wanted(
-        name="sign",
+        name="menu",
         caption="Large print",
         dataset="text_vqa",
-        templates=("sign_color",),
+        templates=("menu_extreme", "menu_compare"),
         lettering=(24, 60),
         known_word=True,
     ),
@@ -98,7 +98,7 @@ WANTED = (
         name="chart",
         caption="A bar chart",
         dataset="science_qa_img",
-        templates=("bar_most", "bar_least", "bar_value"),
+        templates=("bar_color_of", "bar_second"),
     ),
 )
 
