@@ -58,7 +58,7 @@ def test_shipped_results_name_the_test_bed_they_are_about() -> None:
     for path in folders:
         told = json.loads(path.read_text(encoding="utf-8"))
         bed = Bed.from_json(told["bed"], path)
-        assert bed.edition == EDITION or told["conditions"]["weights"] == "random"
+        assert bed.edition == EDITION or told["stamp"]["weights"] == "random"
 
 
 def test_another_output_folder_of_exp_6_leaves_the_scores_of_exp_7_alone(
