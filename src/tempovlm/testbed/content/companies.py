@@ -1,7 +1,7 @@
 """Invented companies and facts about them, the same in both splits: too many to guess from.
 
-Signs are drawn in `company_signs`; `stand_ins.okvqa` asks the questions. No company exists. Names are
-two letters or more apart, so that one misread letter never turns a name into another.
+`company_signs` draws their signs and asks about them. No company exists. Names are two letters or more apart, so
+that one misread letter never turns a name into another.
 """
 
 from __future__ import annotations
