@@ -65,12 +65,10 @@ class Wanted:
 
 WANTED = (
     Wanted(
-        name="menu",
-        caption="Large print",
+        name="score",
+        caption="A scoreboard",
         dataset="text_vqa",
-        templates=("menu_extreme", "menu_compare"),
-        lettering=(24, 60),
-        known_word=True,
+        templates=("score_winner", "score_compare"),
     ),
     Wanted(
         name="small_print",
