@@ -68,10 +68,7 @@ def validation_scenes(folder: Path, numbers: Iterable[int]) -> Iterator[tuple[st
 
     recipe = card_of(folder)["recipe"]
     batch, count = recipe["batch"], recipe["validation_batches"]
-    edition = recipe.get("edition", 1)
-    pictures = Pictures(
-        folder / "tokenizer.json", "val", batch, recipe["validation_seed"], 0, count, edition=edition
-    )
+    pictures = Pictures(folder / "tokenizer.json", "val", batch, recipe["validation_seed"], 0, count)
     names = [pictures.mixture(index)[1] for index in range(count)]
     for number in numbers:
         index, row = divmod(number, batch)

@@ -43,6 +43,9 @@ from experiments.recipes import (
 TRACE = "AzureLLMInferenceTrace_code.csv"
 """Arrivals of a public trace of 2023 (docs/serving_under_load.md links it), in the folder of the repository."""
 
+POCKET_RUN = "--output_dir RUN --recipe 32x24-spread-more --minutes 25 --total_minutes 18.5 --resume --device cuda"
+"""Options of the training of the shipped pocket; --vision_from takes the first part of another run."""
+
 
 def published_setup(place: str) -> Setup:
     """That of the repository's own results of a device."""
@@ -93,7 +96,7 @@ def under_load() -> Iterable[Run]:
         ("bursts", second, "0.5 1.0 1.7", known),
         ("poisson", "poisson", "0.1 1.0 1.7", known),
         (
-            *("budgets", f"{second} --budgets_ms 150 300 600 --discipline edf fcfs slack", "1.0"),
+            *("budgets", f"{second} --budgets_ms 80 160 320 --discipline edf fcfs slack", "1.0"),
             "native_sheds greedy table kind clairvoyant",
         ),
         ("learned", f"{TRACE} poisson --first_request 4409", "0.1 0.5 1.0 1.7", learned),
@@ -125,7 +128,7 @@ def _benchmarks() -> Iterable[Run]:
     """The pocket's training and the runs that are no experiment; `FILE` stands for the output."""
     full = "--model molmoe-1b --random-weights"
     for command, flags, name in (
-        ("bench", "--budgets 60 100 150 200 300 --num_samples 200 --fresh_processes 10", "pocket_cpu"),
+        ("bench", "--budgets 30 60 80 110 150 --num_samples 200 --fresh_processes 10", "pocket_cpu"),
         ("benchmarks/load.py", "", "load"),
         ("benchmarks/preprocess.py", "--json FILE", "preprocess"),
         ("benchmarks/parity.py", "--device cpu --json FILE", "parity_cpu"),
@@ -136,7 +139,7 @@ def _benchmarks() -> Iterable[Run]:
         ("benchmarks/engine.py", f"{full} --weights fp8 --json FILE", "engine_fp8_h100"),
         ("benchmarks/engine.py", "--model pocket --device cpu --json FILE", "engine_cpu"),
         ("benchmarks/quantised.py", "--model pocket --num_samples 200 --json FILE", "quantised_pocket"),
-        ("-m tempovlm.training.pocket", "--out RUN --device cuda --export", "src/tempovlm/pocket/accuracy.json"),
+        ("-m tempovlm.training.pocket", POCKET_RUN, "src/tempovlm/pocket/accuracy.json"),
     ):
         file = name if name.endswith(".json") else f"benchmarks/results/{name}.json"
         words = flags.replace("FILE", file).split()

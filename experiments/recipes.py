@@ -55,8 +55,8 @@ pocket's settings."""
 _GPU_ANSWERED_MS = (6, 7, 8, 10, 12)
 """Budgets that leave room for the time a host may lose between two launches."""
 
-JUDGED_MS = {"cpu": (60, 80, 100, 150, 200, 300), "h200": _GPU_JUDGED_MS, "h100": _GPU_JUDGED_MS}
-ANSWERED_MS = {"cpu": (60, 100, 150, 200, 300), "h200": _GPU_ANSWERED_MS, "h100": _GPU_ANSWERED_MS}
+JUDGED_MS = {"cpu": (30, 40, 60, 80, 110, 150), "h200": _GPU_JUDGED_MS, "h100": _GPU_JUDGED_MS}
+ANSWERED_MS = {"cpu": (30, 60, 80, 110, 150), "h200": _GPU_ANSWERED_MS, "h100": _GPU_ANSWERED_MS}
 """The budgets of Exp 8."""
 
 TIME_PRICE = {"cpu": "0.3", "h200": "2.0", "h100": "2.0"}
@@ -105,7 +105,7 @@ class Counts:
     val: int = 300
     importance: int = 5000
     joint: int = 400
-    timed: int = 40
+    timed: int = 10
     repeats: int = 5
     requests: int = 1000
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)

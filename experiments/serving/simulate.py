@@ -7,7 +7,7 @@ Examples:
     python experiments/serving/simulate.py --arrivals poisson bursts --loads 0.5 1.0 1.7 \
         --policies native greedy table clairvoyant:table --price derived 0 --json runs/load.json
     python experiments/serving/simulate.py --arrivals trace.csv --first_request 4409 --loads 1.0 \
-        --policies native_sheds greedy table kind clairvoyant --budgets_ms 150 300 600 --discipline edf fcfs \
+        --policies native_sheds greedy table kind clairvoyant --budgets_ms 80 160 320 --discipline edf fcfs \
         --output_dir runs/under_load
 """
 

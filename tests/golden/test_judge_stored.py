@@ -25,7 +25,7 @@ from tempovlm.lab.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 STORE = Path(__file__).with_name("judge.json")
 BLIND = ("table", "best_static", "only_tier", "only_top_k", "only_num_blocks", "random", "oracle")
-BUDGETS_MS = (30.0, 60.0, 100.0, 150.0)
+BUDGETS_MS = (30.0, 50.0, 75.0, 110.0)
 NUM_QUESTIONS = 300
 PRICE = 0.3
 

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 RECIPE = Recipe(
-    steps=8, decay_steps=2, vision_steps=2, batch=4, passes=2, warmup=2, elastic_after=2, edition=2, questions=6,
+    steps=8, decay_steps=2, vision_steps=2, batch=4, passes=2, warmup=2, elastic_after=2, questions=6,
     taught_weight=1.0, elastic_share=0.5, spread_weight=0.01, validation_batches=6,
 )  # fmt: skip
 
@@ -35,7 +35,7 @@ def test_recorded_steps_learn_what_steps_that_run_do(tmp_path: Path) -> None:
         recorded = trainer.graphs.recordings
         if name == "runs":
             trainer.graphs = None
-        pictures = Pictures(trainer.out / "tokenizer.json", "train", 4, 5, 0, 1, edition=2, questions=6)
+        pictures = Pictures(trainer.out / "tokenizer.json", "train", 4, 5, 0, 1, questions=6)
         batch, sums = next(iter(pictures)).to(trainer.device), {}
         for _ in range(30):
             trainer.advance(batch, sums)

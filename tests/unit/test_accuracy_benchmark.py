@@ -77,8 +77,8 @@ def test_the_pictures_are_those_of_the_card(monkeypatch: pytest.MonkeyPatch, rep
 
     folder = model_folder("pocket")
     recipe = card()["recipe"]
-    batch, seed, edition = recipe["batch"], recipe["validation_seed"], recipe.get("edition", 1)
-    small = Pictures(folder / "tokenizer.json", "val", batch, seed, 0, 1, edition=edition)
+    batch, seed = recipe["batch"], recipe["validation_seed"]
+    small = Pictures(folder / "tokenizer.json", "val", batch, seed, 0, 1)
     drawn = small.make(0, Tokenizer.load(folder / "tokenizer.json"))
     rows = (0, batch // 2)
     for row, (name, scene) in zip(rows, validation_scenes(folder, rows), strict=True):

@@ -26,7 +26,8 @@ class OpenAnswers:
     """Limits of one model's open answers, on its device.
 
     Attributes:
-        first: (3, V) for the first token: of any answer, of an open one, of an open one limited to one token.
+        first: (3, V) for the first token: of any answer, of an open one, of an open one limited to one token,
+            which has a letter or a digit but is no lone letter.
         second: (2, V) for the token after it: after any token, after a letter.
         is_letter: (V,) 1 for the tokens that are letters, else 0.
         is_open: (2,) 0 and 1, to select rows of a batch without a copy to the device.
@@ -55,14 +56,13 @@ class OpenAnswers:
         before = tokenizer.decode([begin])
         inside = [tokenizer.decode([begin, i]) == before + text for i, text in enumerate(texts)]
         begins = [text != "" and not joined for text, joined in zip(texts, inside, strict=True)]
-        goes_on = [
-            any(c.isalnum() for c in text) and (joined or len(text) > 1)
-            for text, joined in zip(texts, inside, strict=True)
-        ]
+        says = [any(c.isalnum() for c in text) for text in texts]
+        goes_on = [s and (joined or len(t) > 1) for s, t, joined in zip(says, texts, inside, strict=True)]
         letter = torch.zeros(V, dtype=torch.int64).index_fill(0, torch.tensor(alone), 1)
         anything, first = torch.ones(V, dtype=torch.bool), torch.tensor(begins)
+        alone_too = first & torch.tensor(says) & (letter == 0)
         return cls(
-            _limit(torch.stack((anything, first, first & (letter == 0)))).to(like.device),
+            _limit(torch.stack((anything, first, alone_too))).to(like.device),
             _limit(torch.stack((anything, torch.tensor(goes_on)))).to(like.device),
             letter.to(like.device),
             torch.arange(2, device=like.device),

@@ -50,13 +50,13 @@ class Bed:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], where: str | Path) -> Bed:
-        """Return the test bed of a stored record.
+        """Return the test bed of a stored record; one without an edition is of the first.
 
         Raises:
             UserError: the record, which is from `where`, has a field missing or a wrong one.
         """
         try:
-            return cls(**{name: int(value) for name, value in record.items()})
+            return cls(**{"edition": 1} | {name: int(value) for name, value in record.items()})
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: field bed is half-written or damaged ({error})") from None
 

@@ -1,4 +1,4 @@
-"""The cost that each kind of question of the second edition is meant to have, and how often each cost is asked.
+"""The cost that each kind of question is meant to have, and how often each cost is asked.
 
 The one place that says so. A scene's questions are drawn by these shares, tests compare drawn scenes with them,
 and the report of a training tells what is lost by cost. No policy sees the name of a template.
@@ -54,10 +54,10 @@ _TEMPLATES: dict[str, str] = {
 
 @cache
 def costs() -> dict[str, str]:
-    """Return each template of the second edition with its cost, a key of `SHARES`."""
+    """Return each template with its cost, a key of `SHARES`."""
     return {name: cost for cost, names in _TEMPLATES.items() for name in names.split()}
 
 
 def cost_of(template: str) -> str:
-    """Return the cost of a template; 'unknown' for one that only the first edition has."""
+    """Return the cost of a template; 'unknown' for one that is not entered here."""
     return costs().get(template, "unknown")

@@ -6,7 +6,7 @@ import hashlib
 from random import Random
 
 from tempovlm.core.errors import UserError
-from tempovlm.testbed import EDITION, EDITIONS, stand_ins
+from tempovlm.testbed import stand_ins
 from tempovlm.testbed.drawing.canvas import Canvas
 from tempovlm.testbed.scene import SIZES, SPLITS, Quiz, Scene
 
@@ -32,7 +32,6 @@ def make_scene(
     seed: int = 0,
     size: tuple[int, int] | None = None,
     twin: bool = False,
-    edition: int = EDITION,
     most: int | None = None,
 ) -> Scene:
     """Draw one picture with its questions; the same arguments always give the same bytes.
@@ -44,29 +43,23 @@ def make_scene(
         seed: Another seed gives another data set.
         size: Height and width in pixels; None draws one of `SIZES`.
         twin: The same scene and questions with other noise and a shift of 3 to 6 pixels each way.
-        edition: One of `testbed.EDITIONS`.
         most: The most questions; None leaves it to the data set. The picture is the same.
 
     Returns:
         The picture with its questions and dense labels.
 
     Raises:
-        UserError: Unknown data set, split or edition.
+        UserError: Unknown data set or split.
     """
     stand_in = stand_ins.find(dataset)
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose train or val")
-    if edition not in EDITIONS:
-        raise UserError(
-            f"unknown edition {edition!r} of the test bed; choose one of {', '.join(map(str, EDITIONS))}"
-        )
     rng = _stream(seed, dataset, split, index)
     drawn = rng.choice(SIZES)
     canvas = Canvas(rng, size or drawn, paper=stand_in.paper)
-    quiz = Quiz(rng, edition)
+    quiz = Quiz(rng)
     usual = stand_in.paint(canvas, quiz, split)
-    most = most or usual
-    questions = quiz.pick(most) if edition == 1 else quiz.pick_by_cost(most, stand_in.yes_no)
+    questions = quiz.pick(most or usual, stand_in.yes_no)
     noise = _stream(seed, dataset, split, index, "twin" if twin else "original")
     shift = (noise.choice(_SHIFTS), noise.choice(_SHIFTS)) if twin else (0, 0)
     image, labels = canvas.finish(noise, shift)

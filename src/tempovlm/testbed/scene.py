@@ -78,12 +78,11 @@ class Quiz:
     """Collects the questions of a scene while it is drawn.
 
     Attributes:
-        rng: random numbers of the scene. edition: one of `testbed.EDITIONS`. items: the questions so far.
-        asked: their words.
+        rng: random numbers of the scene. items: the questions so far; the answers of an open one are all ways
+            to say the right one. asked: their words.
     """
 
     rng: Random
-    edition: int = 1
     items: list[SceneQuestion] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)
 
@@ -94,7 +93,7 @@ class Quiz:
         self._add(
             SceneQuestion(
                 question=question,
-                answers=_humans(self.rng, answer, variants) if self.edition == 1 else (answer, *variants),
+                answers=(answer, *variants),
                 answer=answer,
                 template=template,
                 held_out=held_out,
@@ -122,18 +121,12 @@ class Quiz:
         )
 
     def _add(self, item: SceneQuestion) -> None:
-        """Keep a question unless it was asked before or, in the second edition, has too many words."""
-        if self.edition > 1 and len(item.question.split()) > _MOST_WORDS:
-            return
-        if item.question not in self.asked:
+        """Keep a question unless it was asked before or has too many words."""
+        if item.question not in self.asked and len(item.question.split()) <= _MOST_WORDS:
             self.asked.add(item.question)
             self.items.append(item)
 
-    def pick(self, most: int) -> tuple[SceneQuestion, ...]:
-        """Return at most `most` of the questions, in random order."""
-        return tuple(self.rng.sample(self.items, min(most, len(self.items))))
-
-    def pick_by_cost(self, most: int, yes_no: float | None = None) -> tuple[SceneQuestion, ...]:
+    def pick(self, most: int, yes_no: float | None = None) -> tuple[SceneQuestion, ...]:
         """Return at most `most` of the questions, by the shares of `costs.SHARES`.
 
         The counts are those of the shares, rounded up or down at random. Where a

@@ -27,8 +27,7 @@ class StandIn:
         weight: Share among the pictures that the pocket model is trained on, relative to the other stand-ins:
             harder ones are shown more often.
         paper: Whether pictures are drawn on paper rather than in front of a scene.
-        later_weight: The same from the second edition on; None leaves it as it is.
-        yes_no: Share of questions with the answer yes or no from the second edition on; None leaves it to chance.
+        yes_no: Share of questions with the answer yes or no; None leaves it to chance.
     """
 
     paint: Callable[[Canvas, Quiz, str], int]
@@ -36,7 +35,6 @@ class StandIn:
     write: Callable[[Path, str, Iterable[Record]], None]
     weight: float
     paper: bool = False
-    later_weight: float | None = None
     yes_no: float | None = None
 
 

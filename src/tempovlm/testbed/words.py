@@ -1,24 +1,15 @@
 """Words and characters of the questions, options and answers, for the pocket's tokenizer.
 
-Words are those of the training split; `training.tokenizer` numbers them.
+Words are those of the training split, and a few more that people may ask with; `training.tokenizer` numbers them.
 """
 
 from __future__ import annotations
 
 import string
 from functools import lru_cache
-from itertools import chain
 
-from tempovlm.testbed.content import charts, companies, facts
-from tempovlm.testbed.lexicon import (
-    CHARSET,
-    COLORS,
-    ICONS,
-    PLAIN_SHAPES,
-    SIGN_WORDS,
-    plural,
-)
-from tempovlm.testbed.stand_ins import science_qa_img as science
+from tempovlm.testbed.content import companies, facts
+from tempovlm.testbed.lexicon import CHARSET, COLORS, ICONS, PLAIN_SHAPES, SIGN_WORDS, plural
 
 _FRAME_WORDS = """object there sign are color at top written say bottom region number animal largest objects yes
 smallest or has much price country flag same shape this chain and more line solution attract repel other magnet
@@ -34,7 +25,9 @@ cost together than older one signs menu nearest regions animals higher leftmost 
 smaller three four five six different be
 owns after ahead all away before beside between both but coldest come degrees disc friend go grows heavier heaviest
 home inside less life lighter lower neither nor numbers own places plus points real since solutions taken team
-teams things those twice under warmest"""
+teams things those twice under warmest
+algae apples april ben birds cara cats clover dan deer eva figs finn frog grass july june krill limes makes march
+pears plankton plums seal shrimp snake that toad"""
 
 
 def split_words(text: str) -> list[str]:
@@ -45,7 +38,9 @@ def split_words(text: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
-    """Return all words of two letters or more in questions, options and canonical answers of training, sorted.
+    """Return the words of two letters or more that are one token each, sorted.
+
+    All that questions, options and canonical answers of training have are among them.
 
     Numbers, prices, codes and made-up names, including those of companies, are not words: they are spelled from
     `alphabet`, as are the words that are held out for validation.
@@ -63,13 +58,9 @@ def vocabulary() -> tuple[str, ...]:
         words |= {country, capital}
     for known in companies.COMPANIES.values():
         words.update(known.values())
-    about = (*companies.COMPANY_QUESTIONS.values(), companies.COMPANY_CLAUSES.values())
-    for phrase in chain.from_iterable(about):
-        words.update(split_words(phrase.replace("{ref}", "").replace("{answer}", "")))
-    for topic, labels in charts.TOPICS.items():
-        words |= {topic, *labels}
-    for links in science.CHAINS:
-        words.update(links)
+    for phrasings in companies.COMPANY_QUESTIONS.values():
+        for phrase in phrasings:
+            words.update(split_words(phrase.replace("{ref}", "")))
     return tuple(sorted(word for word in words if len(word) > 1 and word.isalpha()))
 
 

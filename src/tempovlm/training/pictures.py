@@ -20,20 +20,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tempovlm.data.registry import DATASETS, GENERATED
 from tempovlm.data.sample import choice_question
 from tempovlm.model.prompt import Tokenizer, prompt_text
-from tempovlm.testbed import EDITION, stand_ins
+from tempovlm.testbed import stand_ins
 from tempovlm.testbed.generate import make_scene
 from tempovlm.testbed.scene import SIZES, Scene, SceneQuestion
 
-
-def mixture_of(edition: int) -> np.ndarray:
-    """Return the share of each stand-in among the pictures of an edition, in the order of `GENERATED`."""
-    declared = [stand_ins.find(name) for name in GENERATED]
-    weights = np.array([one.weight if edition == 1 else one.later_weight or one.weight for one in declared])
-    return weights / weights.sum()
-
-
-MIXTURE = mixture_of(EDITION)
-"""The shares in the default edition."""
+_WEIGHTS = np.array([stand_ins.find(name).weight for name in GENERATED])
+MIXTURE = _WEIGHTS / _WEIGHTS.sum()
+"""The share of each stand-in among the pictures, in the order of `GENERATED`."""
 
 OPEN_STYLE = DATASETS["coco_2014_vqa"].style
 GENERAL_STYLE = 0.25
@@ -102,7 +95,6 @@ class Pictures(IterableDataset[PictureBatch]):
         first: int,
         count: int,
         *,
-        edition: int = EDITION,
         questions: int | None = None,
     ) -> None:
         """Describe a stream; nothing is drawn yet.
@@ -114,11 +106,10 @@ class Pictures(IterableDataset[PictureBatch]):
             seed: Seed of all pictures.
             first: Number of the first batch.
             count: Batches from there on.
-            edition: Edition of the questions.
             questions: The most of a picture; None leaves it to its data set.
         """
         self.tokenizer, self.split, self.batch, self.seed = tokenizer, split, batch, seed
-        self.first, self.count, self.edition, self.questions = first, count, edition, questions
+        self.first, self.count, self.questions = first, count, questions
 
     def __iter__(self) -> Iterator[PictureBatch]:
         worker = get_worker_info()
@@ -143,16 +134,13 @@ class Pictures(IterableDataset[PictureBatch]):
     def mixture(self, index: int) -> tuple[np.random.Generator, list[str]]:
         """Return the data set of each picture of batch `index`, and the numbers that word its questions."""
         rng = np.random.default_rng((self.seed, index))
-        shares = mixture_of(self.edition)
-        return rng, [str(name) for name in rng.choice(GENERATED, size=self.batch, p=shares)]
+        return rng, [str(name) for name in rng.choice(GENERATED, size=self.batch, p=MIXTURE)]
 
     def scene(self, index: int, row: int, name: str) -> Scene:
         """Draw picture `row` of batch `index`, a scene of data set `name`."""
         size = SIZES[index % len(SIZES)]
         number = index * self.batch + row
-        return make_scene(
-            name, self.split, number, seed=self.seed, size=size, edition=self.edition, most=self.questions
-        )
+        return make_scene(name, self.split, number, seed=self.seed, size=size, most=self.questions)
 
     def word(self, item: SceneQuestion, style: str, rng: np.random.Generator) -> tuple[str, str]:
         """Return a question's prompt and its answer; in training a choice may be asked as an open question."""

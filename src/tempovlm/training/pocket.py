@@ -287,7 +287,7 @@ class Trainer:
         last = ENDLESS if recipe.total_minutes else -(-recipe.steps // recipe.passes)
         pictures = Pictures(
             self.out / "tokenizer.json", "train", recipe.batch, recipe.seed, first, last - first,
-            edition=recipe.edition, questions=recipe.questions or None,
+            questions=recipe.questions or None,
         )  # fmt: skip
         sums: dict[tuple[str, ...], Tensor] = {}
         mark, since = self.began_ms, self.step
@@ -356,7 +356,7 @@ class Trainer:
     def validation(self, batch: int, batches: int) -> Pictures:
         """Describe the validation pictures."""
         path, recipe = self.out / "tokenizer.json", self.recipe
-        return Pictures(path, "val", batch, recipe.validation_seed, 0, batches, edition=recipe.edition)
+        return Pictures(path, "val", batch, recipe.validation_seed, 0, batches)
 
     def export(self) -> None:
         """Write weights in bfloat16 and the accuracy of every setting, measured on those weights."""

@@ -1,6 +1,6 @@
 """Recipes of the pocket model: the options of a run, and the candidates among which short runs choose.
 
-All candidates learn the second edition of the test bed, with eight questions a picture, and differ in what a
+All candidates learn with eight questions a picture, and differ in what a
 smaller top-k or depth takes away. Narrow experts leave little width where few of them run, and `spread` keeps the
 router from giving the first few all the weight. No setting is left untrained to make it worse: each gets its share
 of the steps, with the loss of its own answers, and where it is `taught` also that of the native setting's answers
@@ -16,7 +16,6 @@ from typing import Any
 from tempovlm.core.errors import UserError
 from tempovlm.lab.script import flag
 from tempovlm.model.config import POCKET, ModelConfig
-from tempovlm.testbed import EDITION
 
 MAX_SIZE_MB = 24.0
 """Most that the weights of a pocket may take, in bfloat16."""
@@ -45,7 +44,6 @@ class Recipe:
     taught_weight: float = flag(0.0, "weight of a smaller setting's divergence from the native setting's answers")
     num_experts: int = flag(POCKET.num_experts, "experts of a block")
     expert_width: int = flag(POCKET.expert_width, "hidden units of an expert")
-    edition: int = flag(EDITION, "edition of the test bed's questions")
     questions: int = flag(0, "questions of a training picture; 0: as many as its data set asks")
     total_minutes: float = flag(0.0, "minutes of the whole run, whose course follows the clock; 0: the steps")
     seed: int = flag(0, "seed of the weights and of the training pictures")
@@ -58,16 +56,17 @@ class Recipe:
         return replace(POCKET, num_experts=self.num_experts, expert_width=self.expert_width)
 
 
-_BASE = Recipe(edition=2, questions=8)
+_BASE = Recipe(questions=8)
 _TAUGHT: dict[str, Any] = {"taught_weight": 1.0, "elastic_share": 0.3}
 _SPREAD: dict[str, Any] = {"spread_weight": 0.01}
 _SPREAD_MORE: dict[str, Any] = {"spread_weight": 0.03}
+_16X48: dict[str, Any] = {"num_experts": 16, "expert_width": 48}
 _32X24: dict[str, Any] = {"num_experts": 32, "expert_width": 24}
 _32X16: dict[str, Any] = {"num_experts": 32, "expert_width": 16}
 
 RECIPES: dict[str, Recipe] = {
-    "16x48": _BASE,
-    "16x48-taught": replace(_BASE, **_TAUGHT),
+    "16x48": replace(_BASE, **_16X48),
+    "16x48-taught": replace(_BASE, **_16X48, **_TAUGHT),
     "32x24": replace(_BASE, **_32X24),
     "32x24-spread": replace(_BASE, **_32X24, **_SPREAD),
     "32x24-spread-more": replace(_BASE, **_32X24, **_SPREAD_MORE),

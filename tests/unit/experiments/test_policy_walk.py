@@ -220,5 +220,5 @@ def test_logits_have_no_price(
 def test_a_price_needs_a_budget(picture_file: Path) -> None:
     with pytest.raises(UserError, match=r"--price_per_ms 0.001: needs a budget; give --budget_ms too"):
         answer.main([str(picture_file), "what?", "--price_per_ms", "0.001"])
-    with pytest.raises(UserError, match=r"price_per_ms=-1.0: must be zero or a positive number"):
+    with pytest.raises(UserError, match=r"price_per_ms=-1.0: must be a number from 0 to 1000"):
         answer.main([str(picture_file), "what?", "--budget_ms", "9", "--price_per_ms", "-1"])

@@ -41,9 +41,11 @@ def test_a_notice_tells_what_was_drawn(tmp_path: Path) -> None:
     assert Bed.read(tmp_path) is None
 
 
-def test_a_notice_without_an_edition_is_of_the_first(tmp_path: Path) -> None:
+def test_what_names_no_edition_is_of_the_first(tmp_path: Path) -> None:
     (tmp_path / NOTICE).write_text(f"- made again by: `{SMALL.command()}`\n")
     assert Bed.read(tmp_path) == replace(SMALL, edition=1)
+    told = {name: value for name, value in SMALL.to_json().items() if name != "edition"}
+    assert Bed.from_json(told, "here") == replace(SMALL, edition=1)
     (tmp_path / NOTICE).write_text("drawn")
     assert Bed.read(tmp_path) is None
 

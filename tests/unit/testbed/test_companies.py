@@ -8,10 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tempovlm.testbed import EDITIONS
 from tempovlm.testbed.content.companies import (
     COMPANIES,
-    COMPANY_CLAUSES,
     COMPANY_FACTS,
     facts_of,
     rare_companies,
@@ -28,15 +26,10 @@ _PICTURES = 400
 _NAMES = {*COMPANIES, *rare_companies()}
 
 
-@pytest.fixture(scope="module", params=EDITIONS)
-def edition(request: pytest.FixtureRequest) -> int:
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def scenes(edition: int) -> dict[str, list[Scene]]:
+def scenes() -> dict[str, list[Scene]]:
     numbers = range(_PICTURES)
-    return {split: [make_scene("okvqa", split, i, edition=edition) for i in numbers] for split in ("train", "val")}
+    return {split: [make_scene("okvqa", split, i) for i in numbers] for split in ("train", "val")}
 
 
 def _signs(scene: Scene) -> list[tuple[str, str, str, np.ndarray]]:
@@ -80,7 +73,7 @@ def test_answers_are_single_words_of_the_vocabulary_and_cannot_be_guessed() -> N
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_both_splits_tell_the_facts_of_the_table(edition: int, scenes: dict[str, list[Scene]], split: str) -> None:
+def test_both_splits_tell_the_facts_of_the_table(scenes: dict[str, list[Scene]], split: str) -> None:
     asked: Counter[str] = Counter()
     for scene in scenes[split]:
         by_look = {f"company {'in' if kind == 'shop' else 'on'} the {color} {kind}": name
@@ -94,27 +87,7 @@ def test_both_splits_tell_the_facts_of_the_table(edition: int, scenes: dict[str,
             said = {item.answer, *said_otherwise(fact, item.answer), "unanswerable"}
             assert {answer.lower() for answer in item.answers} <= said
             asked[fact] += len(names) == 1
-    assert min(asked[fact] for fact in COMPANY_FACTS) > (60 if edition == 1 else 5)
-
-
-def test_places_point_at_the_sign_there(edition: int, scenes: dict[str, list[Scene]]) -> None:
-    ways = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
-    checked = 0
-    for scene in scenes["train"]:
-        size = np.array(scene.image.shape[1::-1])
-        for item in scene.questions:
-            named = [ways[word] for word in split_words(item.question) if word in ways]
-            if item.template not in _ABOUT_COMPANY or not named:
-                continue
-            fact = item.template.removeprefix("fact_company_")
-            there = [
-                name
-                for _, _, name, box in _signs(scene)
-                if all(((box[axis] + box[axis + 2]) / 2 / size[axis] - 0.5) * sign > 0.1 for axis, sign in named)
-            ]
-            assert [facts_of(name)[fact] for name in there] == [item.answer]
-            checked += 1
-    assert checked > 100 if edition == 1 else checked == 0
+    assert min(asked[fact] for fact in COMPANY_FACTS) > 5
 
 
 def test_questions_never_name_a_company(scenes: dict[str, list[Scene]]) -> None:
@@ -137,33 +110,3 @@ def test_one_company_a_color_and_each_inside_its_picture(scenes: dict[str, list[
         for *_, box in signs:
             assert np.all(box[:2] >= 0)
             assert np.all(box[2:] <= (width, height))
-
-
-def test_a_color_is_asked_only_where_one_company_fits(edition: int, scenes: dict[str, list[Scene]]) -> None:
-    checked = 0
-    for scene in (*scenes["train"], *scenes["val"]):
-        for item in scene.questions:
-            if item.template != "color_by_company":
-                continue
-            said = item.question.split(" of the company ")[1].removesuffix("?")
-            fitting = [
-                color
-                for _, color, name, _ in _signs(scene)
-                if said in {COMPANY_CLAUSES[f].format(answer=facts_of(name)[f]) for f in COMPANY_FACTS}
-            ]
-            assert fitting == [item.answer]
-            assert sum(f" {kind} of " in item.question for kind, *_ in _signs(scene)) >= 2
-            checked += 1
-    assert checked > 40 if edition == 1 else checked == 0
-
-
-def test_companies_are_nearly_half_of_the_questions_in_print_of_every_size() -> None:
-    for split in ("train", "val"):
-        found = [make_scene("okvqa", split, index, edition=1) for index in range(_PICTURES)]
-        asked = ["company" in item.template for scene in found for item in scene.questions]
-        assert 0.38 < np.mean(asked) < 0.52
-        heights = np.concatenate([s.char_boxes[:, 3] - s.char_boxes[:, 1] for s in found])
-        ems = heights / 0.72
-        assert 0.25 < (ems >= 30).mean() < 0.45
-        assert 0.22 < (ems < 19).mean() < 0.42
-        assert ems.min() > 11

@@ -1,4 +1,4 @@
-"""The second edition asks by cost: shares, sizes of print and objects, yes and no, nothing told by words."""
+"""Scenes ask by cost: shares, sizes of print and objects, yes and no, nothing told by words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tempovlm.data.registry import GENERATED
-from tempovlm.testbed.content.company_signs import KINDS
 from tempovlm.testbed.costs import SHARES, cost_of, costs
 from tempovlm.testbed.generate import make_scene
 from tempovlm.testbed.lexicon import COLORS, SHAPES
@@ -25,18 +24,13 @@ _READ, _SEEN = 7.0, 7.5
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[Scene]]:
-    return {
-        name: [make_scene(name, "train", index, edition=2) for index in range(_PICTURES)] for name in GENERATED
-    }
+    return {name: [make_scene(name, "train", index) for index in range(_PICTURES)] for name in GENERATED}
 
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, list[Scene]]:
     """Scenes with as many questions as a training takes of each."""
-    return {
-        name: [make_scene(name, "train", index, edition=2, most=8) for index in range(_PICTURES)]
-        for name in GENERATED
-    }
+    return {name: [make_scene(name, "train", index, most=8) for index in range(_PICTURES)] for name in GENERATED}
 
 
 def _shares(scenes: list[Scene]) -> dict[str, float]:
@@ -94,7 +88,7 @@ def test_objects_of_steps_are_seen_in_the_low_tier(trained: dict[str, list[Scene
             boxes = [
                 box
                 for box, kind in zip(scene.shape_boxes, kinds, strict=True)
-                if kind not in (*KINDS, "flag", "bar")  # a bar of 1 is low, and told from 2 by the scale
+                if kind not in ("sign", "flag", "bar")  # a bar of 1 is low, and told from 2 by the scale
             ]
             for box in boxes:
                 assert unit * max(box[2] - box[0], box[3] - box[1]) >= _SEEN
@@ -139,7 +133,7 @@ def test_yes_or_no_is_asked_as_often_as_in_vqa(scenes: dict[str, list[Scene]]) -
 
 
 def _claims(first: int, count: int) -> list[SceneQuestion]:
-    scenes = (make_scene("coco_2014_vqa", "train", first + i, edition=2, most=12) for i in range(count))
+    scenes = (make_scene("coco_2014_vqa", "train", first + i, most=12) for i in range(count))
     return [item for scene in scenes for item in scene.questions if item.answer in ("yes", "no")]
 
 
@@ -203,7 +197,7 @@ def test_open_questions_have_no_letter_and_no_empty_answer(name: str, scenes: di
 def test_counts_of_costs_are_the_shares_rounded() -> None:
     for seed in range(20):
         quiz = make_quiz(seed, 40)
-        chosen = Counter(cost_of(item.template) for item in quiz.pick_by_cost(10))
+        chosen = Counter(cost_of(item.template) for item in quiz.pick(10))
         assert chosen.total() == 10
         assert all(abs(chosen[cost] - 10 * share) < 1 for cost, share in SHARES.items())
 
@@ -211,14 +205,14 @@ def test_counts_of_costs_are_the_shares_rounded() -> None:
 def test_another_cost_takes_the_place_of_one_that_a_scene_lacks() -> None:
     quiz = make_quiz(0, 12)
     quiz.items = [item for item in quiz.items if cost_of(item.template) != "tier"]
-    assert len(quiz.pick_by_cost(6)) == 6
+    assert len(quiz.pick(6)) == 6
     few = make_quiz(0, 3)
-    assert len(few.pick_by_cost(8)) == 3
+    assert len(few.pick(8)) == 3
 
 
 def make_quiz(seed: int, count: int) -> Quiz:
     """A quiz with as many questions of each cost, which all have other words."""
-    quiz = Quiz(Random(seed), 2)
+    quiz = Quiz(Random(seed))
     kinds = {cost: next(name for name, own in costs().items() if own == cost) for cost in SHARES}
     for number in range(count):
         quiz.ask(kinds[list(SHARES)[number % 4]], f"question {number}?", COLORS[number % 10])

@@ -50,7 +50,7 @@ def labelled(scene: Scene) -> list[Labelled]:
 def asked() -> dict[str, list[tuple[SceneQuestion, list[Labelled]]]]:
     found = {}
     for name in GENERATED:
-        scenes = [make_scene(name, "train", index, edition=2, most=14) for index in range(350)]
+        scenes = [make_scene(name, "train", index, most=14) for index in range(350)]
         found[name] = [(item, labelled(scene)) for scene in scenes for item in scene.questions]
     return found
 

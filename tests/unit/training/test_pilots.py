@@ -26,7 +26,7 @@ from tiny_model import TRAINED as TINY
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
-    steps=8, decay_steps=2, vision_steps=2, batch=2, passes=2, warmup=2, elastic_after=2, edition=2, questions=6,
+    steps=8, decay_steps=2, vision_steps=2, batch=2, passes=2, warmup=2, elastic_after=2, questions=6,
     taught_weight=1.0, elastic_share=0.5, spread_weight=0.01, validation_batches=2,
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 
 @pytest.fixture(scope="module")
 def batch(trainer: Trainer) -> PictureBatch:
-    return next(iter(Pictures(trainer.out / "tokenizer.json", "train", 2, 5, 0, 1, edition=2, questions=6)))
+    return next(iter(Pictures(trainer.out / "tokenizer.json", "train", 2, 5, 0, 1, questions=6)))
 
 
 def test_candidates_fit_the_package_and_keep_the_shapes_that_a_cpu_is_fast_at() -> None:
@@ -52,7 +52,7 @@ def test_candidates_fit_the_package_and_keep_the_shapes_that_a_cpu_is_fast_at() 
     for name, one in RECIPES.items():
         check_size(replace(one.config, embedding_size=896))
         assert name_of(replace(one, seed=4, total_minutes=8.0)) == name
-        assert (one.config.top_k, one.edition) == (8, 2)
+        assert (one.config.top_k, one.questions) == (8, 8)
     space, draws = (
         KnobSpace.for_model(POCKET.shape),
         torch.rand(9999, 4, generator=torch.Generator().manual_seed(0)),
@@ -60,7 +60,7 @@ def test_candidates_fit_the_package_and_keep_the_shapes_that_a_cpu_is_fast_at() 
     for share in {one.elastic_share for one in RECIPES.values()}:
         assert {sample_setting(space, draw, share) for draw in draws} == set(space), "each setting is trained"
     with pytest.raises(UserError, match=r"--num_experts 64 --expert_width 48: makes .* MB; at most 24"):
-        check_size(replace(POCKET, num_experts=64))
+        check_size(replace(POCKET, num_experts=64, expert_width=48))
 
 
 def test_given_options_replace_those_of_a_named_recipe() -> None:

@@ -191,7 +191,7 @@ def test_a_run_goes_on_where_it_stopped_and_exports(tmp_path: Path) -> None:
 
 
 def test_the_model_card_tells_what_questions_cost(tmp_path: Path) -> None:
-    recipe = replace(RECIPE, edition=2, batch=4, validation_batches=4)
+    recipe = replace(RECIPE, batch=4, validation_batches=4)
     trainer = Trainer(tmp_path, recipe, TINY, torch.device("cpu"))
     trainer.export()
     card = (tmp_path / "pocket" / "MODEL_CARD.md").read_text()

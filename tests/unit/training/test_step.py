@@ -24,13 +24,13 @@ from tiny_model import TRAINED as TINY
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
-    steps=8, decay_steps=2, vision_steps=2, batch=4, passes=2, warmup=2, elastic_after=4, edition=2, questions=4,
+    steps=8, decay_steps=2, vision_steps=2, batch=4, passes=2, warmup=2, elastic_after=4, questions=4,
     elastic_share=0.5, spread_weight=0.01,
 )  # fmt: skip
 
 
 def batch_of(trainer: Trainer) -> PictureBatch:
-    return next(iter(Pictures(trainer.out / "tokenizer.json", "train", 4, 5, 0, 1, edition=2, questions=4)))
+    return next(iter(Pictures(trainer.out / "tokenizer.json", "train", 4, 5, 0, 1, questions=4)))
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

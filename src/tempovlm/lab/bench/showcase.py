@@ -65,12 +65,10 @@ class Wanted:
 
 WANTED = (
     Wanted(
-        name="sign",
-        caption="Large print",
+        name="score",
+        caption="A scoreboard",
         dataset="text_vqa",
-        templates=("sign_color",),
-        lettering=(24, 60),
-        known_word=True,
+        templates=("score_winner", "score_compare"),
     ),
     Wanted(
         name="small_print",
@@ -98,7 +96,7 @@ WANTED = (
         name="chart",
         caption="A bar chart",
         dataset="science_qa_img",
-        templates=("bar_most", "bar_least", "bar_value"),
+        templates=("bar_color_of", "bar_second"),
     ),
 )
 

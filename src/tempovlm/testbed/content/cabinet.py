@@ -1,4 +1,4 @@
-"""Knowledge scenes of the second edition: objects in rows and columns, with small print below them.
+"""Knowledge scenes: objects in rows and columns, with small print below them.
 
 Flags and notes stand among them, and above or below them often the signs of companies in large print.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from random import Random
 
-from tempovlm.testbed.content import company_signs
 from tempovlm.testbed.content.companies import draw_names
+from tempovlm.testbed.content.company_signs import ask_company, draw_company
 from tempovlm.testbed.content.facts import ANIMALS, FACTS, FLAGS, QUESTIONS, SYNONYMS
 from tempovlm.testbed.content.invented import ask_invented
 from tempovlm.testbed.content.lives import Known, ask_about_known
 from tempovlm.testbed.content.prints import OBJECT, large_size, plate, scale, small_size, small_text
+from tempovlm.testbed.content.text_job import Job
 from tempovlm.testbed.drawing.canvas import Box, Canvas
 from tempovlm.testbed.drawing.layout import choose_color
 from tempovlm.testbed.lexicon import COLOR_RGB, SIGN_WORDS, held_out_pair
@@ -100,16 +101,16 @@ def _take(rng: Random, split: str, shape: str, free: list[str]) -> str | None:
 def _draw_signs(canvas: Canvas, quiz: Quiz, row: Box, free: list[str], split: str) -> None:
     """Draw one company's sign in a row, or two where there is room, and ask about each."""
     rng = canvas.rng
-    names = draw_names(rng, 2 if canvas.width > 1.3 * canvas.height else 1, quiz.edition)
+    names = draw_names(rng, 2 if canvas.width > 1.3 * canvas.height else 1)
     wide = (row[2] - row[0]) / len(names)
     for place, name in enumerate(names):
         cell = (row[0] + wide * place + 3, row[1] + 3, row[0] + wide * (place + 1) - 3, row[3] - 3)
         color = _take(rng, split, "sign", free)
         if color is None:
             continue
-        company_signs.draw_company(canvas, quiz, name, ("sign", color), cell, split, large_size(canvas))
+        draw_company(Job(canvas, cell, large_size(canvas), split, quiz), name, color)
         ref = f"company on the {color} sign"
-        company_signs.ask_company(quiz, name, ref, held_out_pair("sign", color))
+        ask_company(quiz, name, ref, held_out_pair("sign", color))
 
 
 def _flag(
@@ -139,7 +140,7 @@ def _note(canvas: Canvas, quiz: Quiz, cell: Box, free: list[str], split: str) ->
     if color is None:
         return
     box = (cell[0] + 4, cell[1] + 4, cell[2] - 4, cell[3] - 4)
-    company_signs.draw_company(canvas, quiz, word, ("sign", color), box, split, small_size(canvas))
+    draw_company(Job(canvas, box, small_size(canvas), split, quiz), word, color)
     quiz.ask("note_says", f"what does the {color} sign say?", word, held_out=held_out_pair("sign", color))
 
 

@@ -1,7 +1,7 @@
 """Invented companies and facts about them, the same in both splits: too many to guess from.
 
-Signs are drawn in `company_signs`; `stand_ins.okvqa` asks the questions. No company exists. Names are
-two letters or more apart, so that one misread letter never turns a name into another.
+`company_signs` draws their signs and asks about them. No company exists. Names are two letters or more apart, so
+that one misread letter never turns a name into another.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ COMPANIES: dict[str, dict[str, str]] = {
 """Name to fact to canonical answer. Names are never part of a question or an answer."""
 
 ALL_FACTS: tuple[str, ...] = (*COMPANY_FACTS, "mascot", "staff")
-"""Facts about every company in the second edition."""
+"""Facts about every company, those that are not in the table too."""
 
 MASCOTS: tuple[str, ...] = (
     "lion", "tiger", "bear", "wolf", "fox", "eagle", "hawk", "owl", "dove", "whale", "shark", "turtle", "horse",
@@ -239,7 +239,7 @@ RARE_SHARE = 0.6
 
 @cache
 def rare_companies() -> dict[str, dict[str, str]]:
-    """Return the companies that only the second edition draws, in the form of `COMPANIES`.
+    """Return the companies of which each is drawn seldom, in the form of `COMPANIES`.
 
     Their values are those of the table. Their names are two letters or more from every other company's.
     """
@@ -287,13 +287,10 @@ def _all_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(COMPANIES), tuple(rare_companies())
 
 
-def draw_names(rng: Random, count: int, edition: int) -> list[str]:
-    """Return the names of some companies, all different; in the second edition many of them are rare ones."""
-    names = rng.sample(list(COMPANIES), count)
-    if edition > 1:
-        rare = rng.sample(_all_names()[1], count)
-        names = [other if rng.random() < RARE_SHARE else name for name, other in zip(names, rare, strict=True)]
-    return names
+def draw_names(rng: Random, count: int) -> list[str]:
+    """Return the names of some companies, all different; many of them are rare ones."""
+    common, rare = (rng.sample(names, count) for names in _all_names())
+    return [other if rng.random() < RARE_SHARE else name for name, other in zip(common, rare, strict=True)]
 
 
 COMPANY_QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -305,14 +302,6 @@ COMPANY_QUESTIONS: dict[str, tuple[str, ...]] = {
     "staff": ("how many people work at the {ref}?",),
 }
 """Fact to its phrasings; `{ref}` is how the company is pointed at, never its name."""
-
-COMPANY_CLAUSES: dict[str, str] = {
-    "product": "that makes {answer}",
-    "city": "from {answer}",
-    "founder": "that {answer} founded",
-    "decade": "founded in the {answer}",
-}
-"""Fact to the words that single a company out by it."""
 
 _SAID = {
     "soda": ("soft drinks",), "juice": ("juices",), "coffee": ("coffee beans",), "candy": ("sweets",),

@@ -53,13 +53,7 @@ def _draw_large(canvas: Canvas, split: str) -> list[Thing]:
     halves = sorted((unit * _half(rng) for _ in range(count)), reverse=True)
     if rng.random() < 0.5:
         halves[0] = max(halves[0], 1.3 * halves[1])
-    kinds = _kinds(canvas, split, count)
-    return draw_scattered(canvas, halves, kinds)
-
-
-def draw_scattered(canvas: Canvas, halves: list[float], kinds: list[tuple[str, str]]) -> list[Thing]:
-    """Draw objects of some half extents, shapes and colours where there is room; return those that have some."""
-    rng, things = canvas.rng, []
+    kinds, things = _kinds(canvas, split, count), []
     places = scatter(rng, (canvas.height, canvas.width), halves)
     for half, place, (shape, color) in zip(halves, places, kinds, strict=True):
         if place is not None:

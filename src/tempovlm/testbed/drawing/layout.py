@@ -1,4 +1,4 @@
-"""Layout of objects: cells that do not overlap, scattered places, and choices that respect the held-out rules.
+"""Layout of objects: middles, scattered places, and choices that respect the held-out rules.
 
 Works with geometry and splits only.
 """
@@ -13,42 +13,6 @@ from tempovlm.testbed.lexicon import held_out_pair
 
 HELD_OUT_SHARE = 0.13
 """Share of validation choices taken from those that training never shows."""
-
-
-_MARGIN = 6
-"""Pixels left free inside every cell's edge."""
-
-
-def split_cells(rng: Random, size: tuple[int, int], count: int) -> list[Box]:
-    """Cut a picture into cells by halving the largest along its longer side.
-
-    Args:
-        rng: Source of the cuts.
-        size: Height and width in pixels.
-        count: Number of cells.
-
-    Returns:
-        Boxes x0, y0, x1, y1 in pixels, largest first.
-    """
-    height, width = size
-    cells: list[Box] = [(0.0, 0.0, float(width), float(height))]
-    while len(cells) < count:
-        cells.sort(key=area)
-        x0, y0, x1, y1 = cells.pop()
-        ratio = rng.uniform(0.4, 0.6)
-        if x1 - x0 > 1.15 * (y1 - y0):
-            cut = x0 + (x1 - x0) * ratio
-            cells += [(x0, y0, cut, y1), (cut, y0, x1, y1)]
-        else:
-            cut = y0 + (y1 - y0) * ratio
-            cells += [(x0, y0, x1, cut), (x0, cut, x1, y1)]
-    cells.sort(key=area, reverse=True)
-    return [(x0 + _MARGIN, y0 + _MARGIN, x1 - _MARGIN, y1 - _MARGIN) for x0, y0, x1, y1 in cells]
-
-
-def area(box: Box) -> float:
-    """Return the area of a box in square pixels."""
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def center_of(box: Box) -> tuple[float, float]:
@@ -98,23 +62,3 @@ def choose_color(rng: Random, split: str, shape: str, names: Sequence[str], shar
         return rng.choice(held)
     free = [name for name in names if not held_out_pair(shape, name)]
     return rng.choice(free or list(names))
-
-
-def clear_direction(first: tuple[float, float], second: tuple[float, float], size: tuple[int, int]) -> str | None:
-    """Return where the first point lies from the second: left, right, above, below, or None if not clear."""
-    dx, dy = (first[0] - second[0]) / size[1], (first[1] - second[1]) / size[0]
-    if abs(dx) > 0.18 and abs(dx) > 1.6 * abs(dy):
-        return "left" if dx < 0 else "right"
-    if abs(dy) > 0.18 and abs(dy) > 1.6 * abs(dx):
-        return "above" if dy < 0 else "below"
-    return None
-
-
-def region(point: tuple[float, float], size: tuple[int, int]) -> str | None:
-    """Return the corner or middle that a point clearly lies in, or None."""
-    x, y = point[0] / size[1] - 0.5, point[1] / size[0] - 0.5
-    if abs(x) < 0.12 and abs(y) < 0.12:
-        return "center"
-    if abs(x) > 0.12 and abs(y) > 0.12:
-        return f"{'top' if y < 0 else 'bottom'} {'left' if x < 0 else 'right'}"
-    return None

@@ -1,8 +1,7 @@
 """Scenes to read: signs, labels, prices, plates, tickets, clocks, numbers on buses and jerseys.
 
-Each object is drawn with its text and its questions. In the first edition lettering is 12 to 64 px: about a third
-stays legible on the low tier, nearly all of it on the high one. In the second a board in large print stands beside
-objects in small and fine print.
+Each object is drawn with its text and its questions. A board in large print, which the low tier shows, stands
+beside objects in small and fine print.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
-from tempovlm.testbed.content import company_signs
 from tempovlm.testbed.content.boards import draw_menu, draw_score
 from tempovlm.testbed.content.companies import draw_names
+from tempovlm.testbed.content.company_signs import ask_company, draw_company
 from tempovlm.testbed.content.prints import large_size, small_size
 from tempovlm.testbed.content.text_job import Job, number_of, pick_word
 from tempovlm.testbed.drawing import fonts
 from tempovlm.testbed.drawing.canvas import RGB, Box, Canvas, ink_for
 from tempovlm.testbed.drawing.icons import shade
-from tempovlm.testbed.drawing.layout import choose_color, split_cells
+from tempovlm.testbed.drawing.layout import choose_color
 from tempovlm.testbed.lexicon import SIGN_WORDS, held_out_pair
 from tempovlm.testbed.scene import Quiz
 from tempovlm.testbed.stand_in import Record, StandIn, dump
@@ -34,7 +33,7 @@ _DIGITS = "23456789"
 def _sign(job: Job) -> None:
     """A plate with a word or two; several may stand in one picture, told apart by colour."""
     rng, canvas = job.rng, job.canvas
-    word, held = pick_word(job, 0.42 if job.quiz.edition == 1 else 0.15)
+    word, held = pick_word(job, 0.15)
     lines = [word]
     if not held and word in SIGN_WORDS and rng.random() < 0.5:
         lines.append(rng.choice(SIGN_WORDS))
@@ -314,44 +313,16 @@ def _box(job: Job) -> None:
 def _company(job: Job) -> None:
     """A company's sign, of which only memory can tell what is asked."""
     rng, canvas = job.rng, job.canvas
-    (name,) = draw_names(rng, 1, job.quiz.edition)
+    (name,) = draw_names(rng, 1)
     names = [n for n in canvas.visible(_PLATE_COLORS) if n not in canvas.colors_of("sign")]
     color = choose_color(rng, job.split, "sign", names)
-    company_signs.draw_company(canvas, job.quiz, name, ("sign", color), job.cell, job.split, job.size)
-    company_signs.ask_company(job.quiz, name, f"company on the {color} sign", held_out_pair("sign", color))
+    draw_company(job, name, color)
+    ask_company(job.quiz, name, f"company on the {color} sign", held_out_pair("sign", color))
 
 
 _BUILDERS: tuple[Callable[[Job], None], ...] = (
     _bus, _plate, _plate, _jersey, _clock, _clock, _ticket, _ticket, _gate, _speed, _shop, _book, _bottle, _box,
 )  # fmt: skip
-
-
-def _em_size(rng: Random) -> int:
-    """Return the em size: large, middle or small print, about a third each."""
-    draw = rng.random()
-    if draw < 0.38:
-        return rng.randrange(36, 65, 2)
-    if draw < 0.74:
-        return rng.randrange(19, 34)
-    return rng.randrange(12, 19)
-
-
-def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
-    """Fill the canvas with objects that carry text and ask about them.
-
-    Returns:
-        The most questions to keep.
-    """
-    if quiz.edition > 1:
-        _paint_board(canvas, quiz, split)
-        return 5
-    rng = canvas.rng
-    count = rng.choice((3, 3, 4, 4, 5))
-    cells = split_cells(rng, (canvas.height, canvas.width), count)
-    sizes = sorted((_em_size(rng) for _ in range(count)), reverse=True)
-    for cell, size, builder in zip(cells, sizes, _builders(rng, count), strict=True):
-        builder(Job(canvas, cell, size, split, quiz))
-    return 5
 
 
 def _builders(rng: Random, count: int) -> list[Callable[[Job], None]]:
@@ -370,8 +341,12 @@ _BOARD = 0.6
 """Share of a picture's longer side that a board takes."""
 
 
-def _paint_board(canvas: Canvas, quiz: Quiz, split: str) -> None:
-    """Draw a board in large print, often a company's sign, and three or four objects in small print beside it."""
+def paint(canvas: Canvas, quiz: Quiz, split: str) -> int:
+    """Draw a board in large print, often a company's sign, and three or four objects in small print beside it.
+
+    Returns:
+        The most questions to keep.
+    """
     rng = canvas.rng
     wide, high = float(canvas.width), float(canvas.height)
     first = rng.random() < 0.5
@@ -388,6 +363,7 @@ def _paint_board(canvas: Canvas, quiz: Quiz, split: str) -> None:
     for cell, builder in zip(cells, _builders(rng, len(cells)), strict=True):
         builder(Job(canvas, _inside(cell, 3), small_size(canvas), split, quiz))
     _ask_carrier(canvas, quiz)
+    return 5
 
 
 def _cut(box: Box, share: float, *, down: bool) -> tuple[Box, Box]:

@@ -212,7 +212,7 @@ def test_demo_leaves_a_report(model: FakeModel, tmp_path: Path, capsys: pytest.C
     assert "high" in shown
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert names == {"report.html", "images", "bench.json", "records.jsonl", "trade_off.svg"}
-    assert (tmp_path / "demo" / "images" / "sign.jpg").is_file()
+    assert (tmp_path / "demo" / "images" / "score.jpg").is_file()
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "a &lt;fake&gt; machine" in page
     assert {71.0, 130.0, 230.0} <= {budget_ms for _, budget_ms in model.asked}

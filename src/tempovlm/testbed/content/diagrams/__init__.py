@@ -1,1 +1,1 @@
-"""Diagrams of the second edition: what they show is large, what stands under it is small."""
+"""Diagrams: what they show is large, what stands under it is small."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tempovlm.testbed.content import company_signs
 from tempovlm.testbed.content.companies import draw_names
+from tempovlm.testbed.content.company_signs import ask_company, draw_company
 from tempovlm.testbed.content.prints import large_size, misread, small_size, small_text
+from tempovlm.testbed.content.text_job import Job
 from tempovlm.testbed.content.values import near
 from tempovlm.testbed.drawing import fonts
 from tempovlm.testbed.drawing.canvas import RGB, Box, Canvas
@@ -91,12 +92,12 @@ def new_sheet(canvas: Canvas, quiz: Quiz, split: str) -> Sheet:
     left, right = canvas.width * rng.uniform(0.03, 0.08), canvas.width * rng.uniform(0.92, 0.97)
     top, bottom = canvas.height * 0.04, canvas.height * 0.97
     if rng.random() < _TITLED:
-        (name,) = draw_names(rng, 1, quiz.edition)
+        (name,) = draw_names(rng, 1)
         color = choose_color(rng, split, "sign", COLORS, RARE)
         edge = canvas.height * (_TITLE + 0.02)
         cell = (left, 4.0, right, edge)
-        company_signs.draw_company(canvas, quiz, name, ("sign", color), cell, split, large_size(canvas))
+        draw_company(Job(canvas, cell, large_size(canvas), split, quiz), name, color)
         ref, held = f"company on the {color} sign", held_out_pair("sign", color)
-        company_signs.ask_company(quiz, name, ref, held, options=True)
+        ask_company(quiz, name, ref, held, options=True)
         top = edge + 6
     return Sheet(canvas, quiz, split, (left, top, right, bottom))
