@@ -172,7 +172,7 @@ def _stay(run: _Run, request: int, now_ms: float) -> Stay:
     return Stay(
         now_ms,
         float(run.deadline_ms[request]),
-        factor * run.least_ms,
+        run.least_ms * (factor if len(run.schedule) else 1.0),  # only answers tell that a slow time is over
         expected_ms=factor * float(run.usual_ms.min()),
         gains=run.gains[run.traffic.question[request]].stretched(factor) if run.gains else None,
         usual=None if run.envelope is None else run.envelope.stretched(factor),
@@ -211,16 +211,20 @@ def _begin_all(run: _Run, now_ms: float) -> None:
 
 
 def _choose(run: _Run, stay: Stay, request: int, now_ms: float) -> int:
-    """Return the setting of a request that begins, or `REFUSED`."""
+    """Return the setting of a request that begins, or `REFUSED`.
+
+    As in a server, what fits by the calibrated bounds alone is tried where nobody waits.
+    """
     chooser, factor = run.chooser, run.margin.factor
     if not chooser.is_guarded:
         return int(np.flatnonzero(chooser.allowed)[0])
     left_ms = float(run.deadline_ms[request]) - now_ms
+    if factor * run.least_ms > left_ms:
+        is_tried = not run.schedule.waiting and run.least_ms <= left_ms
+        return int(np.argmin(run.bound_ms)) if is_tried else REFUSED
     if chooser.leaves:
         left_ms = min(left_ms, max(run.schedule.most_ms(now_ms, stay), factor * run.least_ms))
     fits = run.bound_ms * factor <= left_ms
-    if not fits.any():
-        return REFUSED
     place, row = chooser.place(left_ms), run.traffic.question[request]
     scores, price_per_ms = chooser.scores[place, row], 0.0
     if run.envelope is not None:

@@ -84,8 +84,9 @@ def test_who_waits_is_left_time_by_the_price_and_by_no_price_is_not() -> None:
     requests = traffic(of, (np.arange(40)[:, None] * 300.0 + np.arange(4)).ravel())
     greedy, priced = (run(of, requests, name).on_time for name in ("greedy", "table"))
     assert greedy.mean() == pytest.approx(0.5), "two of four native answers fit"
-    assert priced[:4].mean() == pytest.approx(0.75), "the first one does not know yet who comes behind it"
-    assert priced[80:].mean() == pytest.approx(1.0), "later on it does"
+    early = priced[:32].mean()
+    assert 0.75 <= early < 1, "the first ones do not know yet who comes behind them"
+    assert priced[80:].mean() == pytest.approx(1.0), "later on they do"
 
 
 def test_what_is_not_expected_in_time_is_refused_before_it_takes_time() -> None:
@@ -102,6 +103,18 @@ def test_a_late_answer_is_one_that_took_longer_than_its_bound() -> None:
     outcome = run(of, requests, "table")
     assert outcome.late.tolist() == [False, False, True, False, False]
     assert outcome.right_on_time[2] == 0
+
+
+def test_a_machine_that_was_slow_is_tried_again() -> None:
+    """After slow answers the margin exceeds the budget, and only further answers can tell that they are over."""
+    of = world()
+    native = named("native_sheds", of)
+    bound_ms = float(of.bound_ms[np.flatnonzero(native.allowed)[0]])
+    requests = traffic(of, np.arange(200) * 500.0, budget_ms=1.1 * bound_ms)
+    requests.service_ms[:8] *= 3
+    outcome = simulate(of, requests, native, door(FREE, 1))
+    assert outcome.late[:8].all()
+    assert outcome.on_time[8:].all()
 
 
 def test_a_refusal_is_told_at_once_or_counts_as_late() -> None:
