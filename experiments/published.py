@@ -44,7 +44,8 @@ TRACE = "AzureLLMInferenceTrace_code.csv"
 """Arrivals of a public trace of 2023 (docs/serving_under_load.md links it), in the folder of the repository."""
 
 POCKET_RUN = "--output_dir RUN --recipe 32x24-spread-more --minutes 25 --total_minutes 18.5 --resume --device cuda"
-"""Options of the training of the shipped pocket; --vision_from takes the first part of another run."""
+"""Options of the training of the shipped pocket, after the vision side of a run of its own (`--vision_from`,
+docs/adding.md)."""
 
 
 def published_setup(place: str) -> Setup:

@@ -26,7 +26,8 @@ words, and nothing of photographs.
 - weights `{weights}`, knob space `{knob_space}`, trained on {hardware}, {steps} steps of {batch} pictures
 - data: scenes drawn by `tempovlm.testbed` while it trained (`data_source: synthetic`); validation has
   words and combinations that training never showed
-- recipe: `python -m tempovlm.training.pocket`; vision on dense labels first ({vision_steps} steps), then all
+- recipe: `python -m tempovlm.training.pocket`; vision on dense labels first ({vision_steps} steps, or
+  those of the run that `--vision_from` named), then all
   parts, Muon and AdamW, learning rate {lr}, {dense_weight} × the dense loss, {balance_weight} × the
   load-balance term, seed {seed}; the full recipe is in `accuracy.json`
 - answers: {mean} tokens on average with the end token, at most {p97} in 97 % of cases

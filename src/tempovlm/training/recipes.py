@@ -1,10 +1,9 @@
 """Recipes of the pocket model: the options of a run, and the candidates among which short runs choose.
 
-All candidates learn with eight questions a picture, and differ in what a
-smaller top-k or depth takes away. Narrow experts leave little width where few of them run, and `spread` keeps the
-router from giving the first few all the weight. No setting is left untrained to make it worse: each gets its share
-of the steps, with the loss of its own answers, and where it is `taught` also that of the native setting's answers
-to the same pictures.
+All candidates learn with eight questions a picture, and differ in what a smaller top-k or depth takes away. Narrow
+experts leave little width where few of them run, and `spread` keeps the router from giving the first few all the
+weight. No setting is left untrained to make it worse: each gets its share of the steps, with the loss of its own
+answers, and where it is `taught` also that of the native setting's answers to the same pictures.
 """
 
 from __future__ import annotations
