@@ -19,6 +19,7 @@ from experiments.recipes import (
     QUEUE,
     SECOND_STAGE,
     SWEEP,
+    TEST_ANSWERS,
     TIME_PRICE,
     WARM_START,
     Run,
@@ -31,11 +32,14 @@ from experiments.recipes import (
     importance,
     judge,
     llm_based,
+    of_pictures,
     parquet,
     profiling,
     second_stage,
     supervised,
+    testing,
     timing,
+    timing_pictures,
     value_stage,
     with_report,
 )
@@ -63,16 +67,17 @@ def published() -> tuple[Run, ...]:
         *_benchmarks(),
         importance(cpu),
         *(answering(cpu, part) for part in ANSWERS),
-        *(timing(cpu), profiling(cpu)),
-        estimator(cpu, transfer=gpus[0].times),
-        *(supervised(cpu), first_stage(cpu), *_of_controllers(cpu)),
+        *(testing(cpu, part) for part in TEST_ANSWERS),
+        *(timing(cpu), timing_pictures(cpu), profiling(cpu)),
+        *(estimator(cpu, transfer=gpus[0].times), of_pictures(cpu, gpus[0].times)),
+        *(supervised(cpu), *_of_controllers(cpu)),
         *(in_queue(cpu), *under_load(), judge(cpu)),
         *(run for gpu in gpus for run in _of_gpu(gpu)),
     )
 
 
 def _of_controllers(s: Setup) -> Iterable[Run]:
-    yield from (value_stage(s), second_stage(s), end_to_end(s), llm_based(s))
+    yield from (value_stage(s) if s.is_gpus else first_stage(s), second_stage(s), end_to_end(s), llm_based(s))
     yield from (adaptive(s, "", SECOND_STAGE), adaptive(s, "pocket_llm_based", LLM_BASED))
 
 
@@ -116,7 +121,7 @@ def _of_gpu(gpu: Setup) -> Iterable[Run]:
     yield gpu.run(
         *("core_times", "core experiment, times at full size", SWEEP),
         f"--dataset_names {NAMES} --model_path {model} --output_dir {times} --latency_only --device {gpu.device} "
-        f"--latency_samples {c.timed} --repeats {c.repeats} --max_new_tokens 1 2 4 8 16 32",
+        f"--latency_samples 25 --repeats {c.repeats} --max_new_tokens 1 2 4 8 16 32",
         parquet(times),
     )
     full = f"checkpoints/latency_estimator_molmoe_{gpu.place}/{Path(ESTIMATOR).name}"

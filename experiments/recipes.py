@@ -20,6 +20,12 @@ TAKE = "take"
 ANSWERS = {part: f"results/core_exp_pocket_{part}" for part in ("train", "val", "twin")}
 """Accuracies of the core experiment."""
 
+TEST_ANSWERS = {part: f"results/core_exp_pocket_{part}" for part in ("test", "test_twin")}
+"""The same on a test bed of another seed, on which nothing is selected."""
+
+PICTURES = "results/core_exp_pocket_cpu_pictures"
+"""Times of many pictures, each once at every setting, for the quantiles of Exp 1."""
+
 ESTIMATOR = "checkpoints/latency_estimator/best_latency_estimator.pt"
 SUPERVISED = "checkpoints/controller/supervised/best_supervised_controller.pt"
 VALUE_STAGE = "checkpoints/two_stage_value/stage1/best_stage1_checkpoint.pt"
@@ -31,10 +37,6 @@ QUEUE = "checkpoints/controller/queue/best_value.pt"
 IMPORTANCE = "results/importance/merged_scores.json"
 PROFILES = "results/profiling/exp3_importance_comparison"
 LEARNED_UNDER_LOAD = "results/serving/learned.json"
-
-LABEL_EPOCHS = 16
-LABEL_STAGE = "--knob1_variant glance --lr 3e-4 --batch_size 512 --budgets_per_question 4"
-"""Flags of Exp 3, chosen by cross-validation on its training and validation questions."""
 
 GRPO_RECIPE = "--scale_rewards none --group_size 16 --lr 2e-5 --beta 0.02 --entropy_coef 0.001"
 """Flags of Exp 4 and 5 beside the price of time."""
@@ -60,7 +62,8 @@ ANSWERED_MS = {"cpu": (30, 60, 80, 110, 150), "h200": _GPU_ANSWERED_MS, "h100": 
 """The budgets of Exp 8."""
 
 TIME_PRICE = {"cpu": "0.3", "h200": "2.0", "h100": "2.0"}
-"""A GPU's controllers and baselines pay a higher price, because accuracy is worth fewer milliseconds there."""
+"""What using the whole budget costs the judged policies that predict accuracy, and the repository's controllers of
+GPUs, whose settings lie so close together that free time leaves nothing to choose. The CPU's pay nothing."""
 
 RATES_MS = {
     "picture drawn": 5,
@@ -93,20 +96,21 @@ class Counts:
     Attributes:
         train_pictures, val_pictures: drawn. train, val: questions whose accuracy at every setting counts.
         importance, joint: questions of Exp 6 of each split, and in its joint search.
-        timed, repeats: questions that are timed at every setting, and how often.
+        timed, repeats: questions that are timed at every setting, and how often. pictures: those timed once.
         requests: of Exp 8 in all, at every budget. seeds: of Exp 5. max_new_tokens: of an answer.
         epochs: of every training; None takes the experiment protocol's. budgets: drawn in Exp 2.
         draws: bootstrap resamples. shuffles: permutations of the shuffled control.
     """
 
     train_pictures: int = 2000
-    val_pictures: int = 500
-    train: int = 600
-    val: int = 300
-    importance: int = 5000
-    joint: int = 400
+    val_pictures: int = 750
+    train: int = 1000
+    val: int = 750
+    importance: int = 500
+    joint: int = 200
     timed: int = 10
     repeats: int = 5
+    pictures: int = 100
     requests: int = 1000
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     max_new_tokens: int = 16
@@ -225,8 +229,8 @@ class Setup:
 
     @property
     def price(self) -> str:
-        """The flag with the price of time."""
-        return f"--time_price {TIME_PRICE[self.place]}"
+        """The flag with the price of time in the training of a GPU's controllers."""
+        return f"--time_price {TIME_PRICE[self.place]}" if self.is_gpus else ""
 
     def conditions(self) -> dict[str, Any]:
         """Return the conditions that must not change when a run is resumed."""
@@ -273,7 +277,7 @@ def chain(setup: Setup) -> tuple[Run, ...]:
         importance(setup),
         *(answering(setup, part) for part in ANSWERS),
         *(timing(setup), profiling(setup), estimator(setup), supervised(setup)),
-        *(first_stage(setup), value_stage(setup), second_stage(setup), end_to_end(setup)),
+        *(first_stage(setup), second_stage(setup), end_to_end(setup)),
         *(adaptive(setup, "", SECOND_STAGE), judge(setup)),
     )
 
@@ -294,7 +298,7 @@ def importance(s: Setup) -> Run:
     """Exp 6."""
     c, folder = s.counts, "results/importance_validation"
     plans = 2 * c.importance * (_REMOVED + _RANKED) + c.joint * _SEARCHED
-    few = s.own(f"--num_joint_samples {c.joint} --tier medium")
+    few = f"--num_joint_samples {c.joint} {s.own('--tier medium')} {s.published('--batch_size 128')}"
     return s.run(
         *("exp6", "Exp 6, importance of blocks", f"{CONTROLLER}/validate_importance_consistency.py"),
         f"{NAMED} {_placed(s)} --num_samples {c.importance} {few} --output_dir {folder}",
@@ -324,6 +328,30 @@ def answering(s: Setup, part: str) -> Run:
         parquet(folder),
         counts=counts,
         about_ms=len(GENERATED) * count * RATES_MS["question at all settings"],
+    )
+
+
+def testing(s: Setup, part: str) -> Run:
+    """Accuracies on the test bed of another seed, which lies in `BED`, or on its twins."""
+    twins = "--twins" if part == "test_twin" else ""
+    folder, count = TEST_ANSWERS[part], s.counts.val
+    return s.run(
+        *(f"core_{part}", "core experiment, answers on the test bed of another seed", SWEEP),
+        f"{NAMED} --data_dir BED --output_dir {folder} --num_samples {count} --split val {twins}",
+        parquet(folder),
+        counts=f"{count} questions each at every setting",
+    )
+
+
+def timing_pictures(s: Setup) -> Run:
+    """The core experiment's times of many pictures, one answer at every setting."""
+    count = s.counts.pictures
+    return s.run(
+        *("core_pictures", "core experiment, times of many pictures", SWEEP),
+        f"{NAMED} --output_dir {PICTURES} --latency_only --device {s.device} --latency_samples {count} "
+        "--repeats 1 --warmup 0",
+        parquet(PICTURES),
+        counts=f"{count} questions each, one answer at every setting",
     )
 
 
@@ -369,6 +397,18 @@ def estimator(s: Setup, times: str = "", file: str = "", transfer: str = "") -> 
     )
 
 
+def of_pictures(s: Setup, transfer: str) -> Run:
+    """Exp 1 on the times of many pictures, half of them for the test: whether its quantiles hold."""
+    folder = "checkpoints/latency_estimator_pictures"
+    return s.run(
+        *("exp1_pictures", "Exp 1, quantiles on many pictures", f"{CONTROLLER}/train_latency_estimator.py"),
+        f"--results_dir {PICTURES} --dataset_names {NAMES} --output_dir {folder} --train_split 0.5 "
+        f"--transfer_results_dir {transfer}",
+        with_report(f"{folder}/{Path(ESTIMATOR).name}"),
+        counts=f"{s.counts.pictures} questions each at every setting",
+    )
+
+
 def supervised(s: Setup) -> Run:
     """Exp 2 on Exp 7's table of one data set."""
     file, budgets = s.checkpoint(SUPERVISED), s.counts.budgets
@@ -383,24 +423,23 @@ def supervised(s: Setup) -> Run:
 
 
 def first_stage(s: Setup) -> Run:
-    """Exp 3, by labels."""
-    own = s.published(f"--test_results_dir {ANSWERS['val']} --knob1_label literal")
-    flags = f"{own} {LABEL_STAGE} --num_epochs_stage1 {s.counts.epochs or LABEL_EPOCHS}"
+    """Exp 3."""
+    own = f"--test_results_dir {TEST_ANSWERS['test']}" if s.is_published and not s.is_gpus else ""
+    flags = f"{own} {s.epochs('--num_epochs_stage1')}"
     about_ms = _looked_ms(s.counts.train, s.counts.train_pictures) + RATES_MS["boosting"]
-    return _stage(s, "exp3", "Exp 3, first stage by labels", FIRST_STAGE, flags, about_ms)
+    return _stage(s, "exp3", "Exp 3, first stage", FIRST_STAGE, flags, about_ms)
 
 
 def value_stage(s: Setup) -> Run:
-    """Return the first stage that Exp 4 builds on, by value at a price of time, which a label does not have."""
-    label = s.published("--knob1_label literal")
-    flags = f"--knob1_loss value {label} {s.price} --lr 1e-3 {s.epochs('--num_epochs_stage1')}"
+    """Return the first stage by value at a price of time, which a label does not have; for a GPU's Exp 4."""
+    flags = f"--knob1_loss value --knob1_label literal {s.price} --lr 1e-3 {s.epochs('--num_epochs_stage1')}"
     return _stage(s, "value_stage", "first stage by value, for Exp 4", VALUE_STAGE, flags, RATES_MS["boosting"])
 
 
 def second_stage(s: Setup) -> Run:
     """Exp 4."""
     flags = (
-        f"--stage1_checkpoint {s.checkpoint(VALUE_STAGE)} "
+        f"--stage1_checkpoint {s.checkpoint(VALUE_STAGE if s.is_gpus else FIRST_STAGE)} "
         f"--num_epochs_stage2 {s.counts.epochs or GRPO_EPOCHS} {_grpo(s, WARM_START)}"
     )
     return _stage(s, "exp4", "Exp 4, second stage by GRPO", SECOND_STAGE, flags, _TRAINED_MS)
@@ -443,15 +482,18 @@ def judge(s: Setup) -> Run:
     """The controllers and baselines on recorded answers, on times that the setup's estimator predicts."""
     c, folder = s.counts, f"results/evaluate/pocket_{s.place}"
     learned = " ".join(s.checkpoint(file) for file in (SECOND_STAGE, END_TO_END, SUPERVISED))
+    is_tested = s.is_published and not s.is_gpus
+    judged, twins = (TEST_ANSWERS["test"], "test_twin") if is_tested else (s.results("val"), "twin")
     return s.run(
         *("judge", "controllers against baselines", "evaluate"),
-        f"--results_dir {s.results('val')} "
+        f"--results_dir {judged} "
         f"--train_results_dir {s.results('train') if s.is_published else ANSWERS['train']} "
-        f"--twin_results_dir {ANSWERS['twin']} --latency_estimator_path {s.checkpoint(ESTIMATOR)} "
+        f"--twin_results_dir {(ANSWERS | TEST_ANSWERS)[twins]} --latency_estimator_path {s.checkpoint(ESTIMATOR)} "
         f"{s.own(f'--model {{model}} --device {s.device}')} "
-        f"--policies {learned} table best_static {s.published('only_tier only_top_k only_num_blocks')} random knn "
-        f"linucb --budgets {' '.join(map(str, JUDGED_MS[s.place]))} {s.price} "
-        f"{s.published('' if s.is_gpus else f'--under_load {LEARNED_UNDER_LOAD}')} "
+        f"--policies {learned} {QUEUE if is_tested else ''} "
+        f"table best_static {s.published('only_tier only_top_k only_num_blocks')} random knn "
+        f"linucb --budgets {' '.join(map(str, JUDGED_MS[s.place]))} --time_price {TIME_PRICE[s.place]} "
+        f"{f'--under_load {LEARNED_UNDER_LOAD}' if is_tested else ''} "
         f"{s.own(f'--data_dir {{data}} --draws {c.draws} --shuffles {c.shuffles}')} --output_dir {folder}",
         (f"{folder}/judge.json", f"{folder}/judge.html"),
         counts=f"{c.val} questions each, {c.draws} resamples",
@@ -498,7 +540,8 @@ def _rests_on(c: Counts) -> str:
 
 
 def _grpo(s: Setup, warm_start: int) -> str:
-    return f"{s.price} {GRPO_RECIPE} --warm_start {s.counts.epochs or warm_start} --warm_start_values literal"
+    literal = "--warm_start_values literal" if s.is_gpus else ""
+    return f"{s.price} {GRPO_RECIPE} --warm_start {s.counts.epochs or warm_start} {literal}"
 
 
 def _looked_ms(questions: int, pictures: int) -> float:

@@ -197,14 +197,21 @@ def coverage_gap(content: Content, level: float) -> float:
 
 def budgets_won(content: Content, checkpoint: str) -> float:
     """Return the percentage of budgets where the gain over the static mixture has an interval above zero."""
-    lows = [number(low, "interval") for low in _against_mixture(content, checkpoint)]
-    if len(lows) < _NUM_BUDGETS:
-        raise AbsentError(f"it judges {len(lows)} budgets of at least {_NUM_BUDGETS}")
+    lows = _lower_ends(content, checkpoint, "against_mixture")
     return number(sum(low > 0 for low in lows) / len(lows), "by_budget", 100)
 
 
-def _against_mixture(content: Content, checkpoint: str) -> list[Any]:
-    return select(content, f"policies[{checkpoint}].by_budget.*.against_mixture.interval.0")
+def budgets_above_table(content: Content, checkpoint: str) -> float:
+    """Return the number of budgets where the gain over the table at the same budget has an interval above zero."""
+    return float(sum(low > 0 for low in _lower_ends(content, checkpoint, "at_same_budget.table")))
+
+
+def _lower_ends(content: Content, checkpoint: str, gain: str) -> list[float]:
+    """Return the lower end of a gain's interval at each budget; there must be enough of them."""
+    found = select(content, f"policies[{checkpoint}].by_budget.*.{gain}.interval.0")
+    if len(found) < _NUM_BUDGETS:
+        raise AbsentError(f"it judges {len(found)} budgets of at least {_NUM_BUDGETS}")
+    return [number(low, "interval") for low in found]
 
 
 COMPUTED: dict[str, Callable[..., float]] = {
@@ -212,5 +219,6 @@ COMPUTED: dict[str, Callable[..., float]] = {
     "settings": settings,
     "coverage_gap": coverage_gap,
     "budgets_won": budgets_won,
+    "budgets_above_table": budgets_above_table,
 }
 """Readings that a path cannot express, by their name in `targets.toml`."""

@@ -49,6 +49,11 @@ def pocket() -> TempoVLM:
     return load("pocket", device="cuda", calibrate=False, progress=False)
 
 
+@pytest.fixture(scope="module")
+def exact() -> Engine:
+    return load("pocket", device="cuda", dtype=torch.float32, calibrate=False, progress=False).engine
+
+
 def asked(engine: Engine, count: int) -> list[tuple[Request, Guard]]:
     space = engine.space
     settings = (space.native, space.cheapest, space.cheapest, space.largest)
@@ -77,22 +82,37 @@ def test_answers_of_callers_and_batches_are_those_alone(tiny: Engine) -> None:
     assert not tiny.door.is_busy
 
 
-def margins(rows: Rows, engine: Engine, knobs: list[KnobConfig], steps: int) -> tuple[int, list[float]]:
-    """Decode prompts of several plans in rows and alone; equal tokens, and margins of logits where they differ."""
+def rounding(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """Root mean square of the relative errors of logits against those of float32."""
+    pairs = zip(found, exact, strict=True)
+    return float(torch.stack([((one - true).norm() / true.norm()).square() for one, true in pairs]).mean().sqrt())
+
+
+def margins(
+    rows: Rows, engine: Engine, knobs: list[KnobConfig], steps: int, exact: Engine
+) -> tuple[int, list[float]]:
+    """Decode prompts of several plans in rows and alone; equal tokens, and margins of logits where they differ.
+
+    Where two experts are almost as likely, rounding decides, and logits of bfloat16 are up to a tenth off. In rows
+    they may be no further off than alone, by half.
+    """
     model, run = engine.runner.model, engine.runner
     torch.manual_seed(0)
     plans, prompts = [engine.plan(one) for one in knobs], []
-    caches, alone = [], []
+    caches, alone, true, read = [], [], [], []
     for i, plan in enumerate(plans):
-        x = model.decoder.embed(torch.randint(0, 200, (1, 20 + 37 * i), device="cuda"))
+        drawn = torch.randint(0, 200, (1, 20 + 37 * i), device="cuda")
+        x, whole = model.decoder.embed(drawn), exact.runner.model.decoder.embed(drawn)
+        own = KVCache.allocate(exact.runner.model.config, len(plan.steps), 1, whole.shape[1], whole)
+        true.append(exact.runner.read(whole, exact.plan(knobs[i]), own))
         cache = KVCache.allocate(model.config, len(plan.steps), 1, x.shape[1] + steps + 1, x)
         caches.append(cache)
         alone.append(run.read(x, plan, cache))
         prompts.append(x[0])
     for i, plan in enumerate(plans):
-        logits = rows.read([prompts[i]], [i], plan)
-        assert (logits - alone[i]).float().norm() <= 3e-2 * alone[i].float().norm()
+        read.append(rows.read([prompts[i]], [i], plan).float())
         rows.join([i], plan, [len(prompts[i])], greedy(alone[i]))
+    assert rounding(read, true) <= 1.5 * rounding(alone, true)
     equal, found = 0, list[float]()
     tokens = [greedy(one) for one in alone]
     for step in range(steps):
@@ -109,18 +129,18 @@ def margins(rows: Rows, engine: Engine, knobs: list[KnobConfig], steps: int) -> 
     return equal, found
 
 
-def test_rows_of_different_plans_decode_as_alone(pocket: TempoVLM) -> None:
+def test_rows_of_different_plans_decode_as_alone(pocket: TempoVLM, exact: Engine) -> None:
     engine = pocket.engine
     graphs, space = engine.runner.graphs, engine.space
     assert graphs is not None
     assert graphs.rows is not None
     rows = graphs.rows
     knobs = [space.native, space.cheapest, space.largest, space.cheapest, space.native]
-    eager, different = margins(Rows(engine.runner.model, Recorder.on(engine.device)), engine, knobs, 12)  # type: ignore[arg-type]
+    eager, different = margins(Rows(engine.runner.model, Recorder.on(engine.device)), engine, knobs, 12, exact)  # type: ignore[arg-type]
     assert eager >= 0.85 * 60
     assert max(different, default=0.0) <= 0.1
     graphs.warmup([engine.plan(one) for one in space])
-    captured, different = margins(rows, engine, knobs, 12)
+    captured, different = margins(rows, engine, knobs, 12, exact)
     assert captured >= 0.85 * 60
     assert max(different, default=0.0) <= 0.1
 

@@ -43,7 +43,7 @@ class MakeFlags:
     """Folder to make; it must not exist, or be empty."""
     num_train: int = 2000
     """Training pictures of each data set."""
-    num_val: int = 500
+    num_val: int = 750
     """Validation pictures of each data set; each also gets a twin."""
     seed: int = 0
     """The same seed draws the same files."""

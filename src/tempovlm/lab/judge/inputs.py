@@ -6,7 +6,7 @@ Shapes: `N` questions, `F` features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +150,11 @@ class Known:
         scores_of: offline.ScoresOf = lambda table: scorer.scores(content.features_of(table))  # noqa: E731
         return offline.Scored(scores_of, time_price=prices[0], price_per_ms=prices[1])
 
+    def rivals(self) -> dict[str, Rule]:
+        """Rules that read nothing and for which time is free: the table, and each budget's best fixed setting."""
+        free = replace(self, time_price=0.0, price_per_ms=0.0)
+        return {name: free.rule(name) for name in ("table", "best_static")}
+
     def scorer(self, name: str) -> NearestNeighbours | LinUCB:
         """One of `LOOKING`, fitted to the training questions once."""
         if name not in self._fitted:
@@ -198,6 +203,7 @@ def learned_rule(
     runner: Runner,
     weights_hash: str,
     sights: Sights,
+    time_price: float = 0.0,
     price_per_ms: float = 0.0,
 ) -> Rule:
     """The rule of a checkpoint.
@@ -209,7 +215,8 @@ def learned_rule(
         runner: of the model whose features the controller reads.
         weights_hash: hash of that model's weights.
         sights: encoded pictures.
-        price_per_ms: accuracy that a millisecond costs.
+        time_price: as `policy_rule` takes it.
+        price_per_ms: as `policy_rule` takes it.
 
     Raises:
         UserError: the file cannot be used with this model, or its scores have no price.
@@ -217,13 +224,25 @@ def learned_rule(
     from tempovlm.control.learned.policies import policy_from_checkpoint
 
     policy = policy_from_checkpoint(path, space, runner.model, runner.tokenizer, weights_hash, whole)
-    return policy_rule(policy, sights.content, sights, price_per_ms)
+    return policy_rule(policy, sights.content, sights, time_price, price_per_ms)
 
 
 def policy_rule(
-    policy: Policy, content: Content, sights: Callable[[Table, int, str], Sight], price_per_ms: float = 0.0
+    policy: Policy,
+    content: Content,
+    sights: Callable[[Table, int, str], Sight],
+    time_price: float = 0.0,
+    price_per_ms: float = 0.0,
 ) -> Rule:
     """The rule of a policy, which is shown the questions' content.
+
+    Args:
+        policy: what chooses.
+        content: of the questions.
+        sights: encoded pictures.
+        time_price: accuracy that using the whole budget costs. Scores on another scale have none: those of GRPO
+            were trained with their own.
+        price_per_ms: accuracy that a millisecond costs.
 
     Raises:
         UserError: its scores have no price.
@@ -232,7 +251,8 @@ def policy_rule(
 
     if price_per_ms and policy.scale != "accuracy":
         raise no_price(policy.name, price_per_ms)
-    return PolicyRule(policy, content.question_of, sights, price_per_ms)
+    own = time_price if policy.scale == "accuracy" else 0.0
+    return PolicyRule(policy, content.question_of, sights, own, price_per_ms)
 
 
 def measure_ms(rule: Rule, table: Table) -> float:

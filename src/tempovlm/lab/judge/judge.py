@@ -49,6 +49,8 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     p_values = [statistics.bootstrap_p_value(one) for one in gain[1:].T]
     holm_p_values = statistics.holm(p_values)
     below = trial.reference_accuracy - accuracy
+    ahead = {name: without_dust(accuracy - rival) for name, rival in trial.rival_accuracy.items()}
+    at_budget = {name: _at_same_budget(trial.rival_accuracy[name], gains) for name, gains in ahead.items()}
     points = trial.frontier(outcome)
     rows = []
     for b, budget_ms in enumerate(trial.budgets_ms):
@@ -64,6 +66,7 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
                     "holm_p_value": holm_p_values[b],
                 },
                 "against_feasible_mixture": _against_feasible(trial, b, accuracy[:, b], latency_ms[:, b]),
+                "at_same_budget": {name: cells[b] for name, cells in at_budget.items()},
                 "gap": float(gap[0, b]),
                 "gap_closed": share_closed(gain[:, b], gap[:, b]),
                 "below_reference": estimate(below[:, b]),
@@ -79,8 +82,18 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "area_against_mixture": estimate(without_dust(area - trial.area(trial.mixture_points))),
         "gap_closed": share_closed(gain.sum(axis=1), gap.sum(axis=1)),
         "against_mixture": estimate(gain.mean(axis=1)),
+        "at_same_budget": {name: estimate(gains.mean(axis=1)) for name, gains in ahead.items()},
         "below_reference": estimate(below.mean(axis=1)),
     }
+
+
+def _at_same_budget(rival: Floats, gains: Floats) -> list[dict[str, Any]]:
+    """Return for each budget the gain over a rival, whose accuracy is (R, B), with the p-values of all budgets."""
+    p_values = [statistics.bootstrap_p_value(one) for one in gains[1:].T]
+    return [
+        {**estimate(gains[:, b]), "rival_accuracy": float(rival[0, b]), "p_value": p, "holm_p_value": corrected}
+        for b, (p, corrected) in enumerate(zip(p_values, statistics.holm(p_values), strict=True))
+    ]
 
 
 def _against_feasible(trial: Trial, budget: int, accuracy: Floats, latency_ms: Floats) -> dict[str, Any]:

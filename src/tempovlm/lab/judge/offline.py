@@ -146,12 +146,14 @@ class PolicyRule:
     Attributes:
         question_of: a row's text, picture size and prompt style.
         sight_of: the encoded picture of a row at a tier.
+        time_price: score that using the whole budget costs.
         price_per_ms: score that a millisecond costs.
     """
 
     policy: Policy
     question_of: Callable[[Table, int], Question]
     sight_of: Callable[[Table, int, str], Sight]
+    time_price: float = 0.0
     price_per_ms: float = 0.0
 
     def __call__(self, table: Table, budgets_ms: Sequence[float]) -> Ints:
@@ -171,7 +173,7 @@ class PolicyRule:
         fits = upper_ms <= budget_ms
         if np.count_nonzero(fits) < 2:
             return int(best(upper_ms, fits, upper_ms))
-        rest = (upper_ms, self.price_per_ms, policy.tie)
+        rest = (upper_ms, self.price_per_ms + self.time_price / budget_ms, policy.tie)
         first = int(best(policy.look(question, budget_ms), fits, *rest))
         if not policy.sees_picture:
             return first

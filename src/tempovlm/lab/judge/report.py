@@ -107,7 +107,7 @@ def rows_as_parquet(trial: Trial, outcomes: Sequence[Outcome]) -> bytes:
             values[name] += getattr(outcome, name).ravel().tolist()
     repeated = {name: np.tile(column, len(kept)).tolist() for name, column in about.items()}
     buffer = io.BytesIO()
-    pq.write_table(pa.table({**columns, **repeated, **values}), buffer, compression="zstd")
+    pq.write_table(pa.table({**columns, **repeated, **values}), buffer, compression="zstd", compression_level=19)
     return buffer.getvalue()
 
 
@@ -173,7 +173,8 @@ def machine(stamp: Mapping[str, Any]) -> str:
     return ", ".join(named)
 
 
-def holding(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """Budgets where a policy is above, and below, the static mixture after the correction over its budgets."""
-    signs = [(row["budget_ms"], held(row["against_mixture"])) for row in rows]
+def holding(rows: Sequence[Mapping[str, Any]], rival: str | None = None) -> tuple[list[float], list[float]]:
+    """Budgets where a policy is above, and below, a rival, corrected; without one, the static mixture."""
+    gains = [row["against_mixture"] if rival is None else row["at_same_budget"][rival] for row in rows]
+    signs = [(row["budget_ms"], held(gain)) for row, gain in zip(rows, gains, strict=True)]
     return [budget_ms for budget_ms, sign in signs if sign > 0], [b_ms for b_ms, sign in signs if sign < 0]

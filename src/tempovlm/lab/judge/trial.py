@@ -57,6 +57,7 @@ class Trial:
         table: the judged questions. budgets_ms: ascending.
         mixture: of static settings, found on training questions.
         dataset_mixtures: by data set, found on its training questions; one that is absent takes `mixture`.
+        rivals: by name, rules that read nothing, at the same budget for each request; time costs them nothing.
         reference: the rule that policies are measured by, beside the mixture. reference_name: `twin pick` or
             `hindsight oracle`.
     """
@@ -69,6 +70,7 @@ class Trial:
     draws: int = DRAWS
     seed: int = 0
     dataset_mixtures: Mapping[str, StaticMixture] = field(default_factory=dict)
+    rivals: Mapping[str, Rule] = field(default_factory=dict)
 
     def of_dataset(self, name: str) -> tuple[Trial, Ints]:
         """The same trial on one data set's questions and mixture, and where its questions stand here."""
@@ -133,6 +135,11 @@ class Trial:
     def reference_accuracy(self) -> Floats:
         """(R, B) of the reference at the same budgets."""
         return self.resamples.means(self.run(self.reference_name, self.reference).accuracy)
+
+    @cached_property
+    def rival_accuracy(self) -> dict[str, Floats]:
+        """(R, B) of each rival at the same budgets."""
+        return {name: self.resamples.means(self.run(name, rule).accuracy) for name, rule in self.rivals.items()}
 
     def frontier(self, outcome: Outcome) -> Points:
         """Vertices of a policy's rising concave hull, the cheapest static setting among its points."""

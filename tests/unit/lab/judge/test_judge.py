@@ -56,6 +56,22 @@ def test_where_content_matters_a_policy_that_reads_it_closes_the_whole_gap_and_s
     assert control["content_gain"]["interval"][0] > 0.1
 
 
+def test_at_the_same_budget_a_reader_is_ahead_of_the_table_and_the_table_of_nobody() -> None:
+    world = content_world()
+    usual = offline.table_rule(world.accuracy.mean(axis=0))
+    rules = {"reader": content_rule(world), "table": usual}
+    report, _ = judge.judge_all(trial(world, rivals={"table": usual}), rules)
+    reader, table_itself = (report["policies"][name] for name in ("reader", "table"))
+    gains = [row["at_same_budget"]["table"] for row in reader["by_budget"]]
+    # Only the last budget has room for both settings that are ever right; the table takes one of them for all.
+    assert [gain["value"] for gain in gains] == pytest.approx([0.0, 0.0, 0.0, 0.5])
+    assert gains[-1]["rival_accuracy"] == pytest.approx(0.5)
+    assert gains[-1]["interval"][0] > 0.4
+    assert gains[-1]["holm_p_value"] < 0.05 < gains[0]["holm_p_value"]
+    assert reader["at_same_budget"]["table"]["value"] == pytest.approx(0.125)
+    assert all(row["at_same_budget"]["table"]["interval"] == [0.0, 0.0] for row in table_itself["by_budget"])
+
+
 def test_where_only_the_budget_matters_no_policy_beats_the_mixture() -> None:
     train, test = budget_world(1500, seed=1), budget_world(800, seed=2)
     neighbours = NearestNeighbours.fit(parity(train), train.accuracy, train.image_id.tolist())
