@@ -17,10 +17,13 @@ from tempovlm.core.paths import expanded, scratch_folder
 from tempovlm.testbed import NOTICE, stand_ins
 from tempovlm.testbed.bed import Bed
 from tempovlm.testbed.stand_in import Record
-from tempovlm.testbed.worker import part_path
+from tempovlm.testbed.worker import draw_share, part_path
 
 Progress = Callable[[int, int], None]
 """Callback with the pictures drawn so far and all pictures."""
+
+_WORTH_A_PROCESS = 64
+"""Pictures that take about as long to draw as a process takes to start."""
 
 _NOTICE_TEXT = """# Synthetic data
 
@@ -58,7 +61,8 @@ def make_testbed(
         seed: The same seed gives the same files.
         progress: True shows a bar on stderr, False nothing; a function is called with done and total.
         datasets: Data sets to draw.
-        workers: Number of processes. Default: the cores that this process may use.
+        workers: Number of processes; 1 is this one. Default: the cores that this process may use, fewer for few
+            pictures.
 
     Returns:
         The folder.
@@ -71,12 +75,13 @@ def make_testbed(
         raise UserError(f"num_train and num_val must be 0 or more and not both 0, got {num_train} and {num_val}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; choose another folder or remove it")
+    most = workers or max(1, min(_cores(), (num_train + num_val) * len(datasets) // _WORTH_A_PROCESS))
     share = {
         "seed": seed,
         "num_train": num_train,
         "num_val": num_val,
         "datasets": list(datasets),
-        "workers": max(1, min(workers or _cores(), num_train + num_val)),
+        "workers": max(1, min(most, num_train + num_val)),
     }
     try:
         with scratch_folder(target) as partial:
@@ -99,13 +104,26 @@ def _cores() -> int:
 
 
 def _draw(folder: Path, share: dict[str, Any], progress: Progress | bool) -> None:
-    """Run the workers of a job (`share` as in `worker`) and report their counts."""
+    """Draw a job (`share` as in `worker`) here or by workers, and report their counts."""
     total = (share["num_train"] + share["num_val"]) * len(share["datasets"])
+    draw = _run_workers if share["workers"] > 1 else _draw_here
     if progress is True:
         with _Bar(total) as bar:
-            _run_workers(folder, share, bar.update, total)
+            draw(folder, share, bar.update, total)
     else:
-        _run_workers(folder, share, progress or (lambda _done, _total: None), total)
+        draw(folder, share, progress or (lambda _done, _total: None), total)
+
+
+def _draw_here(folder: Path, share: dict[str, Any], progress: Progress, total: int) -> None:
+    """Do the work of the only worker in this process."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    draw_share(folder, share | {"worker": 0}, report)
 
 
 def _run_workers(folder: Path, share: dict[str, Any], progress: Progress, total: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,14 @@ def part_path(folder: Path, dataset: str, split: str, worker: int) -> Path:
     return folder / f".part-{dataset}-{split}-{worker}.json"
 
 
-def draw_share(folder: Path, share: dict[str, Any]) -> None:
-    """Draw every picture whose number belongs to this worker; the module's docstring describes `share`."""
+def draw_share(folder: Path, share: dict[str, Any], report: Callable[[int], None]) -> None:
+    """Draw every picture whose number belongs to this worker.
+
+    Args:
+        folder: The folder of the test bed.
+        share: As the module's docstring describes it.
+        report: Is called with the number of pictures of each batch.
+    """
     done = 0
     for dataset in share["datasets"]:
         for split in ("train", "val"):
@@ -77,12 +84,16 @@ def draw_share(folder: Path, share: dict[str, Any]) -> None:
                 records.append(draw_picture(folder / dataset, dataset, split, index, share["seed"]))
                 done += 1
                 if done % _BATCH == 0:
-                    sys.stdout.write(f"{_BATCH}\n")
-                    sys.stdout.flush()
+                    report(_BATCH)
             path = part_path(folder, dataset, split, share["worker"])
             path.write_text(json.dumps(records), encoding="utf-8")
-    sys.stdout.write(f"{done % _BATCH}\n")
+    report(done % _BATCH)
+
+
+def _print(count: int) -> None:
+    sys.stdout.write(f"{count}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    draw_share(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    draw_share(Path(sys.argv[1]), json.loads(sys.argv[2]), _print)

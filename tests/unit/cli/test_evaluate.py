@@ -262,7 +262,7 @@ def test_without_training_questions_it_says_which_flag_is_missing(
 def test_other_data_than_that_of_the_results_is_named(
     tiny_folder: Path, results: dict[str, Path], tmp_path: Path
 ) -> None:
-    other = make_testbed(tmp_path / "other", 1, 1, seed=9, progress=False, datasets=(DATASET,), workers=1)
+    other = make_testbed(tmp_path / "other", 1, 1, seed=9, progress=False, datasets=(DATASET,))
     with pytest.raises(UserError, match=r"--data_dir: question .* data make --output_dir DIR"):
         evaluate.main(words(tiny_folder, results, tmp_path, "--policies", "knn", "--data_dir", str(other)))
 

@@ -327,8 +327,22 @@ def test_what_a_back_end_computes_in(model: Molmo) -> None:
         pick_precision("tensorrt", None, model)  # type: ignore[arg-type]
 
 
-QUICK = [*libraries._COMMON, "-O0"]
-"""Flags for libraries that are compiled to see whether they can be."""
+COPYING = 'until [ "$1" = -o ]; do shift; done; cp "$0" "$2"'
+"""A compiler that has done its work before: six seconds of it."""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Path:
+    return Path(libraries.library(best_precision())._name)
+
+
+@pytest.fixture(scope="module")
+def copier(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a compiler as a command that is called `cc`."""
+    path = tmp_path_factory.mktemp("compiler") / "cc"
+    path.write_text(f'#!/bin/sh\nexec sh -c {shlex.quote(COPYING)} {shlex.quote(str(compiled))} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 class Nowhere:
@@ -358,9 +372,9 @@ class TestWithoutACompiler(Nowhere):
             pick_precision("kernels", None, model)
 
     def test_one_of_cc_that_fails_is_named_before_another_compiles(
-        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, copier: Path, model: Molmo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(libraries, "_COMMON", QUICK)
+        monkeypatch.setenv("PATH", f"{copier.parent}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setattr(libraries, "_kept", lambda made, _: made)
         for named in ("false -x", "/no/such/cc", '"b'):
             caplog.clear()
@@ -381,9 +395,14 @@ class TestWithoutACompiler(Nowhere):
 
 class TestWithAnOldCompiler(Nowhere):
     def test_the_kernels_run_in_float32(
-        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self,
+        copier: Path,
+        model: Molmo,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        compiler, old = shlex.join(libraries._compilers()[0]), tmp_path / "old"
+        compiler, old = shlex.quote(str(copier)), tmp_path / "old"
         old.write_text(
             f'#!/bin/sh\nfor word; do [ "$word" = -mavx512bf16 ] && echo "what is $word?" >&2 && exit 1; done\n'
             f'exec {compiler} "$@"\n'
@@ -392,7 +411,6 @@ class TestWithAnOldCompiler(Nowhere):
         monkeypatch.setattr(libraries, "_compilers", lambda: [[str(old)]])
         monkeypatch.setattr("tempovlm.engine.cpu.stages.best_precision", lambda: "bfloat16")
         monkeypatch.setattr(libraries, "instructions", lambda: "avx512-bf16")
-        monkeypatch.setattr(libraries, "_COMMON", QUICK)
         monkeypatch.setattr("ctypes.CDLL", lambda path: path)
         assert pick_precision("auto", None, model) == "float32"
         assert "run in float32, slower than in bfloat16" in caplog.text
@@ -400,22 +418,15 @@ class TestWithAnOldCompiler(Nowhere):
 
 
 class TestBeforeTheFirstLoad(Nowhere):
-    def test_only_what_will_run_is_to_be_compiled(self, model: Molmo, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(libraries, "_COMMON", QUICK)
+    def test_only_what_will_run_is_to_be_compiled(
+        self, copier: Path, model: Molmo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(libraries, "_compilers", lambda: [[str(copier)]])
         assert to_compile("auto", None, model)
         assert not to_compile("torch", None, model)
         assert not to_compile("auto", None, tiny_model.build_model()), "whose heads are too narrow"
         pick_precision("auto", torch.float32, model)
         assert not to_compile("auto", torch.float32, model)
-
-
-COPYING = 'until [ "$1" = -o ]; do shift; done; cp "$0" "$2"'
-"""A compiler that has done its work before: six seconds of it."""
-
-
-@pytest.fixture(scope="module")
-def compiled() -> Path:
-    return Path(libraries.library(best_precision())._name)
 
 
 class TestWhereNothingCanBeWritten(Nowhere):
@@ -483,12 +494,13 @@ class TestOnOtherProcessors(Nowhere):
 
     @torch.inference_mode()
     def test_those_with_avx2_in_narrower_registers(
-        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, model: Molmo, monkeypatch: pytest.MonkeyPatch, cache_home: Path
     ) -> None:
+        monkeypatch.setenv("TEMPOVLM_KERNELS_DIR", str(cache_home / "kernels"))  # where it may be compiled already
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
         assert pick_precision("auto", None, model) == "float32"
         stages, patches, plan = CpuStages(model, "float32", 2), patches_of(3), plan_of(3, 6)
-        assert [path.name.partition("-float32")[0] for path in (tmp_path / "kernels").iterdir()] == ["avx2"]
+        assert Path(stages._kernels._name).name.startswith("avx2-float32-")
         features = model.vision(patches)
         masks = torch.ones(features.shape[:2])
         assert off(stages.encode(patches), features) < 1e-5

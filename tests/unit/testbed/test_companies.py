@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from unpainted import unpainted
 
 from tempovlm.testbed.content.companies import (
     COMPANIES,
@@ -29,7 +30,8 @@ _NAMES = {*COMPANIES, *rare_companies()}
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[Scene]]:
     numbers = range(_PICTURES)
-    return {split: [make_scene("okvqa", split, i) for i in numbers] for split in ("train", "val")}
+    with unpainted():
+        return {split: [make_scene("okvqa", split, i) for i in numbers] for split in ("train", "val")}
 
 
 def _signs(scene: Scene) -> list[tuple[str, str, str, np.ndarray]]:

@@ -8,6 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from unpainted import unpainted
 
 from tempovlm.data.registry import GENERATED
 from tempovlm.testbed.costs import SHARES, cost_of, costs
@@ -24,13 +25,16 @@ _READ, _SEEN = 7.0, 7.5
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[Scene]]:
-    return {name: [make_scene(name, "train", index) for index in range(_PICTURES)] for name in GENERATED}
+    with unpainted():
+        return {name: [make_scene(name, "train", index) for index in range(_PICTURES)] for name in GENERATED}
 
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, list[Scene]]:
     """Scenes with as many questions as a training takes of each."""
-    return {name: [make_scene(name, "train", index, most=8) for index in range(_PICTURES)] for name in GENERATED}
+    numbers = range(_PICTURES)
+    with unpainted():
+        return {name: [make_scene(name, "train", index, most=8) for index in numbers] for name in GENERATED}
 
 
 def _shares(scenes: list[Scene]) -> dict[str, float]:
@@ -133,7 +137,8 @@ def test_yes_or_no_is_asked_as_often_as_in_vqa(scenes: dict[str, list[Scene]]) -
 
 
 def _claims(first: int, count: int) -> list[SceneQuestion]:
-    scenes = (make_scene("coco_2014_vqa", "train", first + i, most=12) for i in range(count))
+    with unpainted():
+        scenes = [make_scene("coco_2014_vqa", "train", first + i, most=12) for i in range(count)]
     return [item for scene in scenes for item in scene.questions if item.answer in ("yes", "no")]
 
 

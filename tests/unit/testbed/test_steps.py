@@ -9,6 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from unpainted import unpainted
 
 from tempovlm.data.registry import GENERATED
 from tempovlm.testbed.content.facts import ANIMALS, FACTS
@@ -50,7 +51,8 @@ def labelled(scene: Scene) -> list[Labelled]:
 def asked() -> dict[str, list[tuple[SceneQuestion, list[Labelled]]]]:
     found = {}
     for name in GENERATED:
-        scenes = [make_scene(name, "train", index, most=14) for index in range(350)]
+        with unpainted():
+            scenes = [make_scene(name, "train", index, most=14) for index in range(350)]
         found[name] = [(item, labelled(scene)) for scene in scenes for item in scene.questions]
     return found
 

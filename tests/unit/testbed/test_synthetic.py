@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
+from unpainted import unpainted
 
 from tempovlm.core.errors import UserError
 from tempovlm.data.metrics.choices import choice_accuracy
@@ -14,7 +17,7 @@ from tempovlm.testbed.lexicon import CHARSET, COLORS, HELD_OUT_WORDS, SHAPES
 from tempovlm.testbed.scene import SIZES, Scene
 from tempovlm.testbed.words import alphabet, split_words, vocabulary
 
-_PICTURES = 120
+_PICTURES, _PAINTED = 120, 12
 _SPELLED = {
     "sign_color",
     "number_on",
@@ -28,11 +31,12 @@ _SPELLED = {
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[tuple[str, str], list[Scene]]:
-    return {
-        (dataset, split): [make_scene(dataset, split, index) for index in range(_PICTURES)]
-        for dataset in GENERATED
-        for split in ("train", "val")
-    }
+    found = {}
+    for dataset, split in product(GENERATED, ("train", "val")):
+        found[dataset, split] = [make_scene(dataset, split, index) for index in range(_PAINTED)]
+        with unpainted():
+            found[dataset, split] += [make_scene(dataset, split, index) for index in range(_PAINTED, _PICTURES)]
+    return found
 
 
 @pytest.mark.parametrize("dataset", GENERATED)
@@ -57,6 +61,21 @@ def test_twin_has_other_pixels_and_the_same_questions(dataset: str) -> None:
         moved = np.concatenate(both)[0]
         assert 0 < abs(moved[0]) < 8
         assert 0 < abs(moved[1]) < 8
+
+
+@pytest.mark.parametrize("dataset", GENERATED)
+def test_what_is_asked_and_labelled_needs_no_paint(dataset: str) -> None:
+    """So tests that look at no pixel may leave it out."""
+    for index in range(8):
+        painted = make_scene(dataset, "train", index)
+        with unpainted():
+            other = make_scene(dataset, "train", index)
+        assert painted.image.any()
+        assert not other.image.any()
+        assert other.image.shape == painted.image.shape
+        assert other.questions == painted.questions
+        for labels in ("char_boxes", "char_ids", "shape_boxes", "shape_ids", "color_ids"):
+            assert np.array_equal(getattr(other, labels), getattr(painted, labels))
 
 
 def test_sizes(scenes: dict[tuple[str, str], list[Scene]]) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tempovlm.testbed.make import make_testbed
 
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_testbed(tmp_path_factory.mktemp("beds") / "bed", 3, 5, seed=1, progress=False)
+    return make_testbed(tmp_path_factory.mktemp("beds") / "bed", 3, 5, seed=1, progress=False, workers=2)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -84,12 +85,24 @@ def test_same_seed_same_files_whatever_the_workers(bed: Path, tmp_path: Path) ->
     assert _digests(again) == _digests(bed)
 
 
-def test_progress_reaches_the_total(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_reaches_the_total(tmp_path: Path, workers: int) -> None:
     seen: list[tuple[int, int]] = []
-    make_testbed(
-        tmp_path / "bed", 1, 1, progress=lambda done, total: seen.append((done, total)), datasets=("okvqa",)
-    )
+    options: dict[str, Any] = {"datasets": ("okvqa",), "workers": workers}
+    make_testbed(tmp_path / "bed", 1, 1, progress=lambda done, total: seen.append((done, total)), **options)
     assert seen[-1] == (2, 2)
+
+
+def test_few_pictures_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: Path, share: dict[str, Any], *__: object) -> None:
+        raise OSError(f"{share['workers']} processes")
+
+    monkeypatch.setattr("tempovlm.testbed.make._cores", lambda: 8)
+    monkeypatch.setattr("tempovlm.testbed.make._run_workers", start)
+    assert load_samples("okvqa", data_dir=make_testbed(tmp_path / "few", 1, 1, progress=False))
+    for pictures, workers in ((40, 2), (4000, 8)):
+        with pytest.raises(UserError, match=f": {workers} processes"):
+            make_testbed(tmp_path / "many", pictures, 0, progress=False)
 
 
 def test_refuses_what_it_would_overwrite(tmp_path: Path) -> None:

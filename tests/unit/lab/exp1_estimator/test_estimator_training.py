@@ -52,12 +52,12 @@ def test_the_network_recovers_the_roofline_and_its_spread(loss: str) -> None:
 
 
 def test_the_network_learns_what_the_roofline_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = make_rows(24)
+    rows = make_rows(12)
     wave = 1 + 0.3 * np.tanh((rows.workload.vision_tokens - 250) / 80)
     for times in (rows.ms, rows.repeats):
         times[..., 2] *= wave if times.ndim == 2 else wave[:, None]
     split = split_rows(rows, SPACE)
-    options = EstimatorOptions(num_epochs=40, hidden_dim=32, batch_size=128, lr=3e-3)
+    options = EstimatorOptions(num_epochs=20, hidden_dim=32, batch_size=128, lr=3e-3)
     found = {
         "mlp": train_mlp(TABLE, split, options, lambda _: None, {}),
         "roofline": cross_fit(TABLE, split, lambda some: RooflineCore.fit(TABLE, some.workload, some.ms), {}),
@@ -105,7 +105,8 @@ def test_training_repeats() -> None:
         np.testing.assert_allclose(too, bias)
 
 
-def test_boosting_learns_what_the_roofline_cannot_say() -> None:
+def test_boosting_learns_what_the_roofline_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.TREES", 50)
     rows, truth = make_rows(4), make_rows(4, noise=0.0)
     for some in (rows, truth):
         some.ms[:, 2] *= np.where(some.workload.text_tokens > 30, 1.3, 1.0)
@@ -115,7 +116,8 @@ def test_boosting_learns_what_the_roofline_cannot_say() -> None:
     assert max(trees) < 0.03 < line[2]
 
 
-def test_a_stage_that_one_row_has_is_left_to_the_roofline() -> None:
+def test_a_stage_that_one_row_has_is_left_to_the_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempovlm.lab.exp1_estimator.baselines.TREES", 5)
     rows = make_rows(2)
     rows.ms[1:, 3] = np.nan
     core = fit_boosting(TABLE, rows, seed=0)

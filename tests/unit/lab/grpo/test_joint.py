@@ -25,7 +25,7 @@ from tempovlm.testbed.make import make_testbed
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, few = tmp_path_factory.mktemp("beds") / "bed", (grpo_results.DATASET,)
-    return make_testbed(folder, 5, 1, seed=1, progress=False, datasets=few, workers=1)
+    return make_testbed(folder, 5, 1, seed=1, progress=False, datasets=few)
 
 
 @pytest.fixture(scope="module")
