@@ -96,7 +96,7 @@ def test_the_whole_chain(
     printed = capsys.readouterr()
     for text in ("Exp 1", "Exp 2", "Exp 3", "Exp 4", "Exp 5", "Exp 6", "Exp 7", "Exp 8", "> 80 %", "missed"):
         assert text in printed.out
-    assert "[1/14] Exp 6, importance of blocks: 1 training" in printed.err
+    assert "[1/13] Exp 6, importance of blocks: 1 training" in printed.err
     rows = json.loads((out / "results_table.json").read_text())["targets"]
     measured = {row["experiment"] for row in rows if row["measured"] is not None}
     assert measured >= {f"Exp {number}" for number in range(1, 9)}
