@@ -62,8 +62,8 @@ ANSWERED_MS = {"cpu": (30, 60, 80, 110, 150), "h200": _GPU_ANSWERED_MS, "h100": 
 """The budgets of Exp 8."""
 
 TIME_PRICE = {"cpu": "0.3", "h200": "2.0", "h100": "2.0"}
-"""Accuracy that using the whole budget costs the judged policies that predict it, and the controllers of GPUs, whose
-settings lie so close together that free time leaves nothing to choose; it costs the CPU's controllers nothing."""
+"""Accuracy that a whole budget costs the judged policies that predict it, and the controllers of GPUs, whose
+settings lie so close together that free time leaves nothing to choose. It costs the CPU's controllers nothing."""
 
 RATES_MS = {
     "picture drawn": 5,
