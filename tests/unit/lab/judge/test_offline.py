@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tempovlm.control.select import Floats
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.lab.judge import offline
+from tempovlm.lab.judge.inputs import policy_rule
 from tempovlm.lab.table import Table
 
 BUDGETS = (13.0, 20.0, 30.0, 40.0)
@@ -167,16 +169,25 @@ def test_restricted_rules_choose_among_the_rest() -> None:
         assert set(chosen.ravel().tolist()) <= {2, 5}
 
 
-def test_a_policy_of_the_engine_chooses_as_its_rule_does() -> None:
+@pytest.mark.parametrize("prices", [{}, {"price_per_ms": 0.05}, {"time_price": 1.5}], ids=str)
+def test_a_policy_of_the_engine_chooses_as_its_rule_does(prices: dict[str, float]) -> None:
     world = budget_world(30)
     accuracy = np.linspace(0.2, 0.9, K)
     policy = TablePolicy(SPACE, dict(zip(SPACE, accuracy.tolist(), strict=True)))
-    for price_per_ms in (0.0, 0.05):
-        asked = offline.PolicyRule(policy, question_of, sight_of, price_per_ms=price_per_ms)
-        rule = offline.table_rule(accuracy, price_per_ms=price_per_ms)
-        chosen = rule(world, BUDGETS)
-        np.testing.assert_array_equal(asked(world, BUDGETS), chosen)
-    assert (chosen != offline.table_rule(accuracy)(world, BUDGETS)).any()
+    asked = offline.PolicyRule(policy, question_of, sight_of, **prices)
+    chosen = offline.table_rule(accuracy, **prices)(world, BUDGETS)
+    np.testing.assert_array_equal(asked(world, BUDGETS), chosen)
+    assert (chosen != offline.table_rule(accuracy)(world, BUDGETS)).any() == bool(prices)
+
+
+def test_only_scores_on_the_scale_of_accuracy_pay_for_the_share_of_the_budget() -> None:
+    accuracy = np.linspace(0.2, 0.9, K)
+    policy = TablePolicy(SPACE, dict(zip(SPACE, accuracy.tolist(), strict=True)))
+    content: Any = SimpleNamespace(question_of=question_of)
+    for one, price in ((policy, 0.3), (Listener(), 0.0)):
+        rule = policy_rule(one, content, sight_of, 0.3)
+        assert isinstance(rule, offline.PolicyRule)
+        assert rule.time_price == pytest.approx(price)
 
 
 class Listener(Policy):
