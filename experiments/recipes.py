@@ -223,6 +223,11 @@ class Setup:
         return self.is_published and self.place != "cpu"
 
     @property
+    def is_cpus(self) -> bool:
+        """Whether the files lie at the CPU's places in the repository."""
+        return self.is_published and self.place == "cpu"
+
+    @property
     def profiles(self) -> str:
         """Folder of Exp 7."""
         return f"results/profiling/gpu_{self.place}" if self.is_gpus else PROFILES
@@ -246,7 +251,7 @@ class Setup:
         They come with the setup's own times, but for the published ones of the CPU: an estimator does not know how
         long a picture takes to be prepared, which is most of an answer on a GPU and little on the CPU.
         """
-        return ANSWERS[part] if self.is_published and not self.is_gpus else f"{ANSWERS[part]} {self.times}"
+        return ANSWERS[part] if self.is_cpus else f"{ANSWERS[part]} {self.times}"
 
     def own(self, text: str) -> str:
         """Flags that only a run in a folder of its own has."""
@@ -424,7 +429,7 @@ def supervised(s: Setup) -> Run:
 
 def first_stage(s: Setup) -> Run:
     """Exp 3."""
-    own = f"--test_results_dir {TEST_ANSWERS['test']}" if s.is_published and not s.is_gpus else ""
+    own = f"--test_results_dir {TEST_ANSWERS['test']}" if s.is_cpus else ""
     flags = f"{own} {s.epochs('--num_epochs_stage1')}"
     about_ms = _looked_ms(s.counts.train, s.counts.train_pictures) + RATES_MS["boosting"]
     return _stage(s, "exp3", "Exp 3, first stage", FIRST_STAGE, flags, about_ms)
@@ -482,18 +487,19 @@ def judge(s: Setup) -> Run:
     """The controllers and baselines on recorded answers, on times that the setup's estimator predicts."""
     c, folder = s.counts, f"results/evaluate/pocket_{s.place}"
     learned = " ".join(s.checkpoint(file) for file in (SECOND_STAGE, END_TO_END, SUPERVISED))
-    is_tested = s.is_published and not s.is_gpus
-    judged, twins = (TEST_ANSWERS["test"], "test_twin") if is_tested else (s.results("val"), "twin")
+    judged, twins = s.results("val"), ANSWERS["twin"]
+    if s.is_cpus:
+        judged, twins = TEST_ANSWERS["test"], TEST_ANSWERS["test_twin"]
     return s.run(
         *("judge", "controllers against baselines", "evaluate"),
         f"--results_dir {judged} "
         f"--train_results_dir {s.results('train') if s.is_published else ANSWERS['train']} "
-        f"--twin_results_dir {(ANSWERS | TEST_ANSWERS)[twins]} --latency_estimator_path {s.checkpoint(ESTIMATOR)} "
+        f"--twin_results_dir {twins} --latency_estimator_path {s.checkpoint(ESTIMATOR)} "
         f"{s.own(f'--model {{model}} --device {s.device}')} "
-        f"--policies {learned} {QUEUE if is_tested else ''} "
+        f"--policies {learned} {QUEUE if s.is_cpus else ''} "
         f"table best_static {s.published('only_tier only_top_k only_num_blocks')} random knn "
         f"linucb --budgets {' '.join(map(str, JUDGED_MS[s.place]))} --time_price {TIME_PRICE[s.place]} "
-        f"{f'--under_load {LEARNED_UNDER_LOAD}' if is_tested else ''} "
+        f"{f'--under_load {LEARNED_UNDER_LOAD}' if s.is_cpus else ''} "
         f"{s.own(f'--data_dir {{data}} --draws {c.draws} --shuffles {c.shuffles}')} --output_dir {folder}",
         (f"{folder}/judge.json", f"{folder}/judge.html"),
         counts=f"{c.val} questions each, {c.draws} resamples",

@@ -75,7 +75,7 @@ def make_testbed(
         raise UserError(f"num_train and num_val must be 0 or more and not both 0, got {num_train} and {num_val}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; choose another folder or remove it")
-    most = workers or max(1, min(_cores(), (num_train + num_val) * len(datasets) // _WORTH_A_PROCESS))
+    most = workers or min(_cores(), (num_train + num_val) * len(datasets) // _WORTH_A_PROCESS)
     share = {
         "seed": seed,
         "num_train": num_train,

@@ -46,11 +46,10 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     accuracy = trial.resamples.means(outcome.accuracy)
     matched = mixed(*trial.mixture_points, latency_ms)
     gain, gap = without_dust(accuracy - matched), mixed(*trial.reference_points, latency_ms) - matched
-    p_values = [statistics.bootstrap_p_value(one) for one in gain[1:].T]
-    holm_p_values = statistics.holm(p_values)
+    against = _tested(gain)
     below = trial.reference_accuracy - accuracy
     ahead = {name: without_dust(accuracy - rival) for name, rival in trial.rival_accuracy.items()}
-    at_budget = {name: _at_same_budget(trial.rival_accuracy[name], gains) for name, gains in ahead.items()}
+    at_budget = {name: _tested(gains) for name, gains in ahead.items()}
     points = trial.frontier(outcome)
     rows = []
     for b, budget_ms in enumerate(trial.budgets_ms):
@@ -59,14 +58,12 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
                 "budget_ms": budget_ms,
                 "accuracy": estimate(accuracy[:, b]),
                 "mean_latency_ms": float(latency_ms[0, b]),
-                "against_mixture": {
-                    **estimate(gain[:, b]),
-                    "mixture_accuracy": float(matched[0, b]),
-                    "p_value": p_values[b],
-                    "holm_p_value": holm_p_values[b],
-                },
+                "against_mixture": {**against[b], "mixture_accuracy": float(matched[0, b])},
                 "against_feasible_mixture": _against_feasible(trial, b, accuracy[:, b], latency_ms[:, b]),
-                "at_same_budget": {name: cells[b] for name, cells in at_budget.items()},
+                "at_same_budget": {
+                    name: {**cells[b], "rival_accuracy": float(trial.rival_accuracy[name][0, b])}
+                    for name, cells in at_budget.items()
+                },
                 "gap": float(gap[0, b]),
                 "gap_closed": share_closed(gain[:, b], gap[:, b]),
                 "below_reference": estimate(below[:, b]),
@@ -87,11 +84,11 @@ def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _at_same_budget(rival: Floats, gains: Floats) -> list[dict[str, Any]]:
-    """Return for each budget the gain over a rival, whose accuracy is (R, B), with the p-values of all budgets."""
+def _tested(gains: Floats) -> list[dict[str, Any]]:
+    """Return the estimate of a gain (R, B) at each budget, with its p-value, raw and corrected over them."""
     p_values = [statistics.bootstrap_p_value(one) for one in gains[1:].T]
     return [
-        {**estimate(gains[:, b]), "rival_accuracy": float(rival[0, b]), "p_value": p, "holm_p_value": corrected}
+        {**estimate(gains[:, b]), "p_value": p, "holm_p_value": corrected}
         for b, (p, corrected) in enumerate(zip(p_values, statistics.holm(p_values), strict=True))
     ]
 
