@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+import tiny_model
 from tempovlm.control.guard import Guard
 from tempovlm.core.errors import UserError
+from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Request
 from tempovlm.engine.company.company import Company
-from tempovlm.engine.company.member import Asked
+from tempovlm.engine.company.member import Asked, Member
+from tempovlm.engine.company.seats import Seats
 from tempovlm.engine.cuda.rows import Arriving, arriving
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Runner
 from tempovlm.engine.sampling import greedy
+from tempovlm.latency.profile import LatencyProfile, OutputLength
 from tempovlm.model.cache import KVCache
+from tempovlm.model.vision import image
 
 
 def company_of(engine: Engine) -> Company:
@@ -77,6 +84,103 @@ class PlainRows:
             state[0], state[1] = greedy(logits), state[1] + 1
             tokens[row] = state[0]
         return arriving(tokens)
+
+
+SCALE = 1e4
+"""Answers are said to take so much longer than they do that what this machine takes does not count."""
+
+READING, STEP = 0.9, 1.5
+"""Factors on times alone among others: of a reading, and of a step."""
+
+
+def with_rows(engine: Engine) -> Engine:
+    """An engine on the same model whose company has rows although it is on a CPU."""
+    other = Engine(engine.runner.model, engine.runner.tokenizer, name="crowded")
+    other.company = Company(other)
+    other.company._seats = Seats(PlainRows(other.runner))  # type: ignore[arg-type]
+    return other
+
+
+def shared_profile(engine: Engine) -> LatencyProfile:
+    """Of answers of six tokens, alone and among others."""
+    return tiny_model.shared_profile(engine.space, OutputLength.exactly(6), SCALE, (READING,), STEP)
+
+
+def steep(profile: LatencyProfile) -> LatencyProfile:
+    """The same profile, where steps take longer the more they run."""
+    measurements = []
+    for m in profile.measurements:
+        knobs = profile.space.settings[m.setting]
+        more_ms = m.step_ms[0] * (knobs.num_blocks * knobs.top_k - 1)
+        step_ms = tuple(one + more_ms for one in m.step_ms)
+        measurements.append(replace(m, step_ms=step_ms, total_ms=m.total_ms + more_ms * len(step_ms)))
+    alone = replace(profile, measurements=tuple(measurements), shared=())
+    shared = (replace(m, step_ms=STEP * alone.step_ms(m.setting)) for m in profile.shared)
+    return replace(alone, shared=tuple(shared))
+
+
+def asked(budget_ms: float | None, seed: int = 0, **options: Any) -> Request:
+    named = {"request_id": f"request {seed}", "question": "stop", "max_new_tokens": 6, **options}
+    return Request(images=(tiny_model.picture(seed),), budget_ms=budget_ms, **named)
+
+
+def slower(engine: Engine) -> KnobConfig:
+    """The native setting with as few crops as the cheapest: the prompt fits a row."""
+    return replace(engine.space.native, tier=engine.space.cheapest.tier)
+
+
+def needed_ms(profile: LatencyProfile, knobs: KnobConfig) -> tuple[float, float]:
+    """Times for the first token and the five others, among others."""
+    index = profile.space.index(knobs)
+    return READING * profile.p50_reading_ms(index), 5 * STEP * profile.step_ms(index)
+
+
+class Arrivals:
+    """Callers who come one after the other while the device is busy: who joins, and who stays alone."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.company = engine, company_of(engine)
+        self.joined: list[str | None] = []
+        self.alone: list[str | None] = []
+        self.opened = list[bool]()
+        """For each picture that was opened, whether that was in its request's turn."""
+        append, line_up = Company._append, Engine.line_up
+
+        def appending(company: Company, member: Member) -> None:
+            append(company, member)
+            self.joined.append(member.request.request_id)
+
+        def lining_up(engine: Engine, request: Request, *rest: Any, **named: Any) -> Any:
+            ticket = line_up(engine, request, *rest, **named)
+            self.alone.append(request.request_id)
+            return ticket
+
+        pixels = image._pixels
+
+        def opening(*given: Any) -> Any:
+            found = pixels(*given)
+            self.opened += [] if found is None else [engine.door.is_inside]
+            return found
+
+        monkeypatch.setattr(image, "_pixels", opening)
+        monkeypatch.setattr(Company, "_append", appending)
+        monkeypatch.setattr(Engine, "line_up", lining_up)
+
+    def come(self, pairs: list[tuple[Any, ...]]) -> list[Any]:
+        """Return the answers to calls of `Engine.answer` with these arguments, in their order."""
+        found: dict[int, Any] = {}
+        threads = []
+        with self.engine.door.enter(self.engine.door.line_up(0.0)):
+            for place, pair in enumerate(pairs):
+                call = [lambda pair=pair: self.engine.answer(*pair)]
+                run = lambda place=place, call=call: found.update({place: together(call)[0]})  # noqa: E731
+                threads.append(threading.Thread(target=run))
+                threads[-1].start()
+                while len(self.joined) + len(self.alone) <= place:
+                    pass
+        for thread in threads:
+            thread.join()
+        return [found[place] for place in range(len(pairs))]
 
 
 def at_once(company: Company, engine: Engine, pairs: list[tuple[Request, Guard]]) -> list[Any]:

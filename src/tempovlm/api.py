@@ -319,7 +319,8 @@ class TempoVLM:
     ) -> list[Answer]:
         """Answer several requests; each answer equals that of the request alone. Returned in order.
 
-        Those without a budget run together. Those with one run one after another, the earliest deadline first.
+        Those without a budget run together. Those with one join each other on CUDA where they are in time, and run
+        one after another elsewhere; the earliest deadline first.
 
         Args:
             requests: `Request` values, or pairs of image and question, which use `budget_ms` and `options`.

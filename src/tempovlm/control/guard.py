@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tempovlm.control.joining import UNKNOWN_MS, Need
+from tempovlm.control.joining import UNKNOWN_MS, Need, in_turns
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FIXED, FixedPolicy
 from tempovlm.control.policy import Policy, Question, Sight
@@ -45,7 +45,6 @@ CONTROL_SHARE = 0.9
 
 CROWD_BYTES = 1 << 25
 """Bytes touched before each timing to evict the CPU caches, as streaming the model's weights would."""
-
 
 ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
 """A question, the height and width of its picture, and a budget that everything fits."""
@@ -202,11 +201,12 @@ class Guard:
     def _others(self) -> dict[OutputLength, Guard]:
         return {}
 
-    def among(self, in_flight: int) -> Guard | None:
-        """Return the guard of answers given while `in_flight` requests are; None if that was not measured."""
+    def among(self, in_flight: int, turns: int = 1) -> Guard | None:
+        """Return the guard of answers among `in_flight`, `turns` of which come at once; None if not measured."""
         sharing = None if self.profile is None else self.profile.sharing(in_flight)
         if self.profile is None or sharing is None or sharing.most < in_flight:
             return None
+        sharing = in_turns(sharing, turns)
         if sharing not in self._crowds:
             profile = self.profile.in_company(sharing)
             guard = replace(self, profile=profile, is_among=True, spread=sharing.spread)

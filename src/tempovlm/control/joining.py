@@ -108,6 +108,42 @@ def may_join(others: Sequence[Need], joiner: Need, before: Sharing, after: Shari
     return own_ms <= joiner.deadline_ms and not is_late
 
 
+def may_become(others: Sequence[Need], own: Need, wanted: Need, sharing: Sharing, now_ms: float) -> bool:
+    """Return whether a request in flight may need something else: none is late that is in time without that.
+
+    Args:
+        others: those in flight beside it.
+        own: what it was let in with.
+        wanted: what it would need instead.
+        sharing: the factors for all of them.
+        now_ms: on the clock of the deadlines.
+    """
+    needs = [*others, own]
+    before, after = ends_ms(needs, sharing, now_ms), ends_ms([*others, wanted], sharing, now_ms)
+    return not any(
+        as_is_ms <= one.deadline_ms < end_ms for one, as_is_ms, end_ms in zip(needs, before, after, strict=True)
+    )
+
+
+def narrowest(deadlines_ms: Sequence[float], begin_ms: float) -> tuple[int, float]:
+    """Return how many of some requests, from the first one on, have the least time each; and all of that time.
+
+    Args:
+        deadlines_ms: in ascending order.
+        begin_ms: when the first one begins.
+    """
+    times_ms = [deadline_ms - begin_ms for deadline_ms in deadlines_ms]
+    count = min(range(1, len(times_ms) + 1), key=lambda place: times_ms[place - 1] / place)
+    return count, times_ms[count - 1]
+
+
+def in_turns(sharing: Sharing, turns: int) -> Sharing:
+    """Return the factors for `turns` requests at one setting, all of which are read before anybody's next step."""
+    reading = sharing.reading
+    longer = replace(reading, at_short=turns * reading.at_short, at_long=turns * reading.at_long)
+    return replace(sharing, reading=longer)
+
+
 def slack_ms(needs: Sequence[Need], sharing: Sharing, now_ms: float) -> float:
     """Return how long the work for some requests may rest before one is late; infinite without deadlines."""
     ends = ends_ms(needs, sharing, now_ms)

@@ -42,7 +42,8 @@ class Sight:
 
     Attributes:
         tier: the tier at which it was encoded.
-        vision: projected tokens (C, G, D) on the model's device; None without a picture.
+        vision: projected tokens (C, G, D) on the model's device; None without a picture, and where a choice is
+            only foreseen.
         num_vision_tokens: image features in the prompt. num_text_tokens: all other tokens of the prompt.
         pooled: (2 * D,) the picture's `vision_feature` as a tensor on the host, whose copy was queued when the
             picture was projected; None if nobody asked for it.

@@ -9,9 +9,9 @@ kernels, which are as fast for one request as for several, they are answered one
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tempovlm.control.policy import Sight
 from tempovlm.core.plan import Plan
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
+from tempovlm.engine.company.batch import soonest_ms
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.runner import Prepared, Runner
 from tempovlm.engine.sampling import sampler_for
@@ -51,11 +52,12 @@ class _Row:
 def answer_batch(
     engine: Engine, requests: Sequence[Request], guard: Guard | Callable[[Request], Guard] | None = None
 ) -> list[Answer]:
-    """Answer every request; the answers are in the order of the requests.
+    """Answer every request; the answers are in the order of the requests, and all clocks run from this call on.
 
-    Requests with a budget are answered alone, one after another, the earliest deadline first: their clocks all run
-    from this call on, and each leaves the others their share of the time. Then those without one, in groups; by a
-    CPU's kernels alone, too.
+    On CUDA the engine's company answers them: those with a budget join it, the earliest deadline first, where none
+    is late by that. Elsewhere those with a budget are answered alone, one after another, the earliest deadline
+    first, and each leaves the others their share of the time; then those without one, in groups. By a CPU's
+    kernels they are alone, too.
 
     Args:
         engine: the engine.
@@ -64,23 +66,20 @@ def answer_batch(
     """
     guard = guard or engine.native
     guards = [guard if isinstance(guard, Guard) else guard(one) for one in requests]
+    company = None if engine.door.is_inside else engine.company
+    _warn_of_budgets(requests, guards, together=company is not None and company.has_rows)
+    if company is not None:
+        return company.answer_all(zip(requests, guards, strict=True))
     has_groups = engine.runner.stages is None
     alone = [place for place, one in enumerate(requests) if one.budget_ms is not None or not has_groups]
     together = [place for place, one in enumerate(requests) if one.budget_ms is None and has_groups]
-    company = None if engine.door.is_inside else engine.company
-    places = [*alone, *together[: company is None]]
-    tickets = {place: engine.line_up(requests[place], guard=guards[place]) for place in places}
+    tickets = {place: engine.line_up(requests[place], guard=guards[place]) for place in (*alone, *together[:1])}
     answers: dict[int, Answer] = {}
     try:
         alone.sort(key=lambda place: tickets[place].urgency)
-        hurried = [place for place in alone if requests[place].budget_ms is not None]
-        _warn_of_budgets([requests[place] for place in hurried], [guards[place] for place in hurried])
         for place in alone:
             answers[place] = engine.answer_in_turn(requests[place], guards[place], tickets.pop(place))
-        if together and company is not None:
-            done = company.answer_all((requests[place], guards[place]) for place in together)
-            answers |= dict(zip(together, done, strict=True))
-        elif together:
+        if together:
             with engine.door.enter(tickets.pop(together[0])), engine.computing():
                 answers |= _answer_together(engine, {place: requests[place] for place in together}, guards)
     finally:
@@ -88,16 +87,18 @@ def answer_batch(
     return [answers[place] for place in range(len(requests))]
 
 
-def _warn_of_budgets(requests: Sequence[Request], guards: Sequence[Guard]) -> None:
-    """Say before they run that some of the requests, in their order, cannot keep their budgets."""
-    ends_ms = accumulate(guard.least_ms() for guard in guards)
-    late = sum(one.waited_ms + end > (one.budget_ms or 0) for one, end in zip(requests, ends_ms, strict=True))
+def _warn_of_budgets(requests: Sequence[Request], guards: Sequence[Guard], *, together: bool) -> None:
+    """Say before they run that some of the requests cannot keep their budgets."""
+    left_ms = [math.inf if one.budget_ms is None else one.budget_ms - one.waited_ms for one in requests]
+    hurried = sorted((place for place, left in enumerate(left_ms) if left < math.inf), key=left_ms.__getitem__)
+    ends_ms = soonest_ms([guards[place] for place in hurried], together=together)
+    late = sum(end > left_ms[place] for end, place in zip(ends_ms, hurried, strict=True))
     if late:
         _log.warning(
             "%d of %d requests of this batch are not expected within their budgets, even at the cheapest setting: "
-            "they run one after another; ask for fewer at once, or give them more time",
+            "they share one device; ask for fewer at once, or give them more time",
             late,
-            len(requests),
+            len(hurried),
         )
 
 

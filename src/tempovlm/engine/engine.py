@@ -180,23 +180,28 @@ class Engine:
         `on_token` gets the tokens as they come, while others wait.
         """
         guard, accepted_ms = guard or self.native, now_ms() - request.waited_ms
+        asked = Asked(request, guard, accepted_ms, cancel, on_token)
         opened: Opened | None = None
-        if self._has_company and not self.door.is_inside:
+        if self.has_company and not self.door.is_inside:
             assert self.company is not None
             ask = self.company.answer if request.budget_ms is None else self.company.try_to_answer
-            found = ask(Asked(request, guard, accepted_ms, cancel, on_token))
+            found = ask(asked)
             if isinstance(found, Answer):
                 return found
             opened = found
+        return self.answer_alone(asked, opened)
+
+    def answer_alone(self, asked: Asked, opened: Opened | None = None) -> Answer:
+        """Answer a request in its turn at the door; its picture may be `opened`."""
         try:
-            ticket = self.line_up(request, accepted_ms, guard, is_open=opened is not None)
-            return self.answer_in_turn(request, guard, ticket, cancel, on_token, opened)
+            ticket = self.line_up(asked.request, asked.accepted_ms, asked.guard, is_open=opened is not None)
+            return self.answer_in_turn(asked.request, asked.guard, ticket, asked.cancel, asked.on_token, opened)
         finally:
             if opened is not None:
                 opened.close()
 
     @property
-    def _has_company(self) -> bool:
+    def has_company(self) -> bool:
         """Whether a request that comes now is one of several; between two pieces of work nobody is at the door."""
         return self.company is not None and (self.door.is_busy or self.company.callers > 0)
 

@@ -12,108 +12,41 @@ import pytest
 from PIL import Image
 
 import tiny_model
-from company_fakes import PlainRows, company_of, together
+from company_fakes import (
+    Arrivals,
+    asked,
+    company_of,
+    needed_ms,
+    shared_profile,
+    slower,
+    together,
+    with_rows,
+)
 from tempovlm.control.guard import Guard
 from tempovlm.control.joining import Forecast
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.core.errors import UserError
-from tempovlm.core.knobs import KnobConfig
-from tempovlm.core.request import STAGES, Answer, Request
+from tempovlm.core.request import STAGES, Answer
 from tempovlm.engine import calibration
 from tempovlm.engine.company.ahead import MOST_PIXELS, Room
 from tempovlm.engine.company.company import Company
-from tempovlm.engine.company.member import Member, choose_ahead
+from tempovlm.engine.company.member import Member, choose_among
 from tempovlm.engine.company.seats import Seats
 from tempovlm.engine.engine import Engine
 from tempovlm.engine.transcript import Token
 from tempovlm.latency.profile import LatencyProfile, OutputLength
-from tempovlm.model.vision import image
 from timings import stages_add_up
-
-SCALE = 1e4
-"""Answers are said to take so much longer than they do that what this machine takes does not count."""
-
-READING, STEP = 0.9, 1.5
 
 
 @pytest.fixture
 def crowded(engine: Engine) -> Engine:
-    """An engine whose company has rows although it is on a CPU."""
-    other = Engine(engine.runner.model, engine.runner.tokenizer, name="crowded")
-    other.company = Company(other)
-    other.company._seats = Seats(PlainRows(other.runner))  # type: ignore[arg-type]
-    return other
+    return with_rows(engine)
 
 
 @pytest.fixture
 def profile(engine: Engine) -> LatencyProfile:
-    """Of answers of six tokens, alone and among others."""
-    return tiny_model.shared_profile(engine.space, OutputLength.exactly(6), SCALE, (READING,), STEP)
-
-
-def asked(budget_ms: float | None, seed: int = 0, **options: Any) -> Request:
-    named = {"request_id": f"request {seed}", "max_new_tokens": 6, **options}
-    return Request(images=(tiny_model.picture(seed),), question="stop", budget_ms=budget_ms, **named)
-
-
-def slower(engine: Engine) -> KnobConfig:
-    """The native setting with as few crops as the cheapest: the prompt fits a row."""
-    return replace(engine.space.native, tier=engine.space.cheapest.tier)
-
-
-def needed_ms(profile: LatencyProfile, knobs: KnobConfig) -> tuple[float, float]:
-    """Times for the first token and the five others, among others."""
-    index = profile.space.index(knobs)
-    return READING * profile.p50_reading_ms(index), 5 * STEP * profile.step_ms(index)
-
-
-class Arrivals:
-    """Callers who come one after the other while the device is busy: who joins, and who stays alone."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.engine, self.company = engine, company_of(engine)
-        self.joined: list[str | None] = []
-        self.alone: list[str | None] = []
-        self.opened = list[bool]()
-        """For each picture that was opened, whether that was in its request's turn."""
-        append, line_up = Company._append, Engine.line_up
-
-        def appending(company: Company, member: Member) -> None:
-            append(company, member)
-            self.joined.append(member.request.request_id)
-
-        def lining_up(engine: Engine, request: Request, *rest: Any, **named: Any) -> Any:
-            ticket = line_up(engine, request, *rest, **named)
-            self.alone.append(request.request_id)
-            return ticket
-
-        pixels = image._pixels
-
-        def opening(*given: Any) -> Any:
-            found = pixels(*given)
-            self.opened += [] if found is None else [engine.door.is_inside]
-            return found
-
-        monkeypatch.setattr(image, "_pixels", opening)
-        monkeypatch.setattr(Company, "_append", appending)
-        monkeypatch.setattr(Engine, "line_up", lining_up)
-
-    def come(self, pairs: list[tuple[Any, ...]]) -> list[Any]:
-        """Return the answers to calls of `Engine.answer` with these arguments, in their order."""
-        found: dict[int, Any] = {}
-        threads = []
-        with self.engine.door.enter(self.engine.door.line_up(0.0)):
-            for place, pair in enumerate(pairs):
-                call = [lambda pair=pair: self.engine.answer(*pair)]
-                run = lambda place=place, call=call: found.update({place: together(call)[0]})  # noqa: E731
-                threads.append(threading.Thread(target=run))
-                threads[-1].start()
-                while len(self.joined) + len(self.alone) <= place:
-                    pass
-        for thread in threads:
-            thread.join()
-        return [found[place] for place in range(len(pairs))]
+    return shared_profile(engine)
 
 
 def test_budgets_join_and_are_answered_as_alone(
@@ -153,7 +86,7 @@ def test_the_bound_among_others_is_of_the_picture_too(engine: Engine, profile: L
     found = []
     for pictures in ((tiny_model.picture(0),), ()):
         request = replace(asked(1e8), images=pictures)
-        choice = choose_ahead(among, request, among.choose_tier(request, None, 7.0), 7.0)
+        choice = choose_among(among, request, among.choose_tier(request, None, 7.0), 7.0)
         assert choice.predicted is not None
         found.append(choice.predicted)
     picture_ms = profile.p50_picture_ms(engine.space.index(knobs))
@@ -168,7 +101,7 @@ def test_a_setting_that_fits_only_without_the_picture_is_not_expected_in_time(
     request, tier = asked(1e8), guard.choose_tier(asked(1e8), None, 0.0)
     rest_ms, picture_ms = profile.upper_remainder_ms(index), profile.p50_picture_ms(index)
     for left_ms, fits in ((rest_ms + 0.9 * picture_ms, False), (rest_ms + 1.1 * picture_ms, True)):
-        assert choose_ahead(guard, request, tier, 1e8 - left_ms).feasible is fits
+        assert choose_among(guard, request, tier, 1e8 - left_ms).feasible is fits
 
 
 def test_who_is_at_the_door_is_expected_to_take_as_long_as_the_last_ones(

@@ -49,6 +49,9 @@ from tempovlm.core.knobs import KnobSpace
 
 Kind = TypeVar("Kind", bound=Part)
 
+QUESTIONS = 32
+"""Questions whose features are kept: requests in flight together make their choices in turn."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -58,12 +61,12 @@ class Reader:
     tokenizer: Encodes
 
     def language(self, question: str) -> Row:
-        """Return the feature (L,) of a question; the last one is cached, since both stages ask."""
+        """Return the feature (L,) of a question; the last ones are cached, since both stages ask."""
         return self._remembered(question)
 
     @cached_property
     def _remembered(self) -> Callable[[str], Row]:
-        return lru_cache(maxsize=1)(self._read)
+        return lru_cache(maxsize=QUESTIONS)(self._read)
 
     def _read(self, question: str) -> Row:
         return language_feature(self._vectors, question_ids(self.tokenizer, question))
@@ -147,9 +150,9 @@ class Stage1Policy(LearnedPolicy):
 
     @cached_property
     def _asked(self) -> Callable[[str], Row | float]:
-        """Add a question to the first stage; the last one is kept, since it serves every budget."""
+        """Add a question to the first stage; the last ones are kept, since they serve every budget."""
         read = self._network.inputs.get("language")
-        return lru_cache(maxsize=1)(lambda text: 0.0 if read is None else read(self.reader.language(text)))
+        return lru_cache(maxsize=QUESTIONS)(lambda text: 0.0 if read is None else read(self.reader.language(text)))
 
     @cached_property
     def _of_tiers(self) -> Ints:
@@ -188,11 +191,11 @@ class TwoStagePolicy(Stage1Policy):
 
     @cached_property
     def _known(self) -> Callable[[str, str], Row]:
-        """Add question and tier to the second stage; those of the last question are kept."""
+        """Add question and tier to the second stage; those of the last questions are kept."""
         net, tiers, read = self.knob2knob3, self.space.tiers, self._second.inputs["language"]
         of_tier = added((net.tier.weight @ net.of_tier.weight.T).T.detach().cpu().numpy()).T
 
-        @lru_cache(maxsize=len(tiers))
+        @lru_cache(maxsize=QUESTIONS * len(tiers))
         def known(text: str, tier: str) -> Row:
             return read(self.reader.language(text)) + of_tier[tiers.index(tier)]
 

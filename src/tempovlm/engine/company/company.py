@@ -9,7 +9,9 @@ for Python's lock while the device computes.
 
 A request with a budget joins if it and all others are expected in time, by what a calibration measured of requests
 in flight together (`control/joining.py`); otherwise it passes the door alone. One without a budget waits while it
-would make others late.
+would make others late. One whose policy sees the picture joins by what it would choose without it, and chooses by
+the pooled picture before its prompt is read, while the device works for others: what would make another one late
+that is in time without it does not replace the setting that it was let in with.
 
 A request that comes while nobody is in flight is not answered here: alone it is faster on its caller's thread.
 """
@@ -22,36 +24,41 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import accumulate, compress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tempovlm.control.guard import Guard
-from tempovlm.control.joining import Forecast, Need, ahead_ms, may_join, slack_ms
+from tempovlm.control.guard import Choice, Guard
+from tempovlm.control.joining import Forecast, ahead_ms, may_become, may_join, narrowest, slack_ms
+from tempovlm.control.policy import Sight
 from tempovlm.control.queue import PATIENCE_MS, check_waiting
 from tempovlm.core.errors import UserError
-from tempovlm.core.plan import Step
 from tempovlm.core.request import Answer, Request
 from tempovlm.core.units import now_ms
 from tempovlm.engine.company.ahead import Opened, Room
-from tempovlm.engine.company.member import Asked, Member
+from tempovlm.engine.company.batch import Batch
+from tempovlm.engine.company.looks import Look
+from tempovlm.engine.company.member import Asked, Member, Outlook
 from tempovlm.engine.company.seats import Seat, Seats
-from tempovlm.engine.cuda.rows import PACK_BUCKETS
-from tempovlm.engine.cuda.vision_graphs import MAX_CROPS
-from tempovlm.engine.runner import Decoding, Runner
+from tempovlm.engine.company.together import (
+    Read,
+    embed,
+    encode_together,
+    first_token,
+    packs,
+    project_together,
+)
+from tempovlm.engine.runner import Decoding
 from tempovlm.engine.sampling import greedy
 from tempovlm.latency.clock import QUEUE, StageClock, stage_clock
 from tempovlm.model.cache import KVCache
 from tempovlm.model.decoder import is_plain
 from tempovlm.model.packed import read_packed
-from tempovlm.model.vision.encoder import only_live
-from tempovlm.model.vision.tiling import Crops
 
 if TYPE_CHECKING:
     from tempovlm.engine.engine import Engine
@@ -63,8 +70,8 @@ MOST_TOGETHER = 8
 TURN_TOKENS = 4096
 """Tokens of a turn's prompts: beyond, the experts' products are bound by arithmetic, and more only delay."""
 
-LONG_TOKENS = PACK_BUCKETS[-1] // 2
-"""Longer prompts are read alone: two of them have no graph."""
+MOST_LOOKS = 2
+"""Turns whose members wait to choose by their pictures: while one looks, the next one's pictures are encoded."""
 
 FEW = 2
 """So many answers are decoded faster one after the other on the lane than in rows."""
@@ -87,22 +94,6 @@ EXIT_S = 10.0
 ENDING = "the process ends, and with it the answers that others wait for"
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A member whose picture is encoded, (C, G, D); its prompt too, if it was read in a pack.
-
-    Attributes:
-        clocks: of the stages that it shared.
-        state: after the prompt, in a cache of its own. token: (1,) the first one.
-    """
-
-    member: Member
-    vision: Tensor | None
-    clocks: tuple[StageClock, ...]
-    state: Decoding | None = None
-    token: Tensor | None = None
-
-
 class Company:
     """Answers requests of one engine together.
 
@@ -116,6 +107,7 @@ class Company:
         self._preparing = threading.Semaphore(PREPARING)
         self._pending: deque[Member] = deque()
         self._taken: list[Member] = []
+        self._looks: deque[Look] = deque()
         self._alone_ms: deque[float] = deque(maxlen=LAST_ALONE)
         self._thread: threading.Thread | None = None
         self._is_over, self._num_callers, self._process = False, 0, os.getpid()
@@ -132,8 +124,8 @@ class Company:
 
     def answer(self, asked: Asked) -> Answer:
         """Answer one request among others."""
-        with self._calling():
-            return self._join(asked).answer()
+        with self.calling():
+            return self.join(asked).answer()
 
     def try_to_answer(self, asked: Asked) -> Answer | Opened | None:
         """Answer a request with a budget among others.
@@ -145,31 +137,44 @@ class Company:
             return None
         opened = Opened.of(self._engine.runner, asked.request, self.room)
         try:
-            with self._calling():
-                answer = self._answer_if_in_time(asked, opened)
+            with self.calling():
+                member = self.offer(asked, opened)
+                if member is None:
+                    return opened
+                if opened is not None:
+                    opened.close()
+                return member.answer()
         except BaseException:
             if opened is not None:
                 opened.close()
             raise
-        return opened if answer is None else answer
-
-    def _answer_if_in_time(self, asked: Asked, opened: Opened | None) -> Answer | None:
-        """Answer a request with a budget among others; None if it, or another one, would be late."""
-        member = self._prepare(asked, opened) if self._may_ask(asked) else None
-        if member is None or not self._admit(member):
-            return None
-        if opened is not None:
-            opened.close()
-        return member.answer()
 
     def answer_all(self, requests: Iterable[tuple[Request, Guard]]) -> list[Answer]:
         """Answer several requests together, each decided about by its guard; in their order."""
-        accepted_ms, requests = now_ms(), list(requests)
-        with self._calling(len(requests)):
-            members = [self._join(Asked(one, guard, accepted_ms - one.waited_ms)) for one, guard in requests]
-            answers = [member.answer() for member in members]
-            members.clear()
-        return answers
+        return Batch(self, self._engine, requests).answers()
+
+    def offer(self, asked: Asked, opened: Opened | None) -> Member | None:
+        """Prepare a request with a budget, and pass it to the device's thread; None if it, or one, would be late.
+
+        Raises:
+            UserError: the picture cannot be read, or the prompt is too long.
+        """
+        member = self._prepare(asked, opened) if self.takes(asked) and self._may_be_in_time(asked) else None
+        return None if member is None or not self._admit(member) else member
+
+    def join(self, asked: Asked) -> Member:
+        """Prepare a request, and pass it to the device's thread, whoever is late."""
+        check_waiting(len(self._pending))
+        member = self._prepare(asked)
+        with self._changed:
+            self._append(member)
+        return member
+
+    def takes(self, asked: Asked) -> bool:
+        """Whether requests like it may stand beside others: greedy ones, whose times among others are known."""
+        profile, policy = asked.guard.profile, asked.guard.policy
+        is_known = profile is not None and bool(profile.shared) and not policy.sees_glance
+        return self._seats is not None and not asked.request.temperature and is_known
 
     def learn(self, alone_ms: float) -> None:
         """Remember how long an answer alone took, without its waiting."""
@@ -185,13 +190,23 @@ class Company:
         """Requests that are prepared, wait or run."""
         return self._num_callers
 
-    def _join(self, asked: Asked) -> Member:
-        """Prepare a request, and pass it to the device's thread."""
-        check_waiting(len(self._pending))
-        member = self._prepare(asked)
-        with self._changed:
-            self._append(member)
-        return member
+    @contextmanager
+    def calling(self, count: int = 1) -> Iterator[None]:
+        """Context of a caller of some requests, from their preparation to their answers."""
+        with self._called:
+            if self._is_over and count > 0:
+                raise UserError(ENDING)
+            self._num_callers += count
+        try:
+            yield
+        finally:
+            with self._called:
+                self._num_callers -= count
+                self._called.notify_all()
+
+    def calling_less(self, count: int) -> AbstractContextManager[None]:
+        """Context in which some requests of a caller are not on their way, or are answered already."""
+        return self.calling(-count)
 
     def _prepare(self, asked: Asked, opened: Opened | None = None) -> Member:
         with self._engine.computing(), torch.cuda.stream(self._side):
@@ -226,40 +241,42 @@ class Company:
         for one in members:
             one.expect(forecast)
 
-    def _in_flight(self, *, everybody: bool = False) -> list[Need]:
-        """Return the needs of those taken, and of those who wait: all of them, or who may not be put off."""
+    def _in_flight(self, *, everybody: bool = False, but: Member | None = None) -> list[Member]:
+        """Return those taken, and those who wait: all of them, or who may not be put off; but for one."""
         with self._changed:
             self._taken = [one for one in self._taken if not one.is_done]
             waiting = [one for one in self._pending if everybody or one.has_deadline]
-            return [one.need for one in (*self._taken, *waiting)]
+            return [one for one in (*self._taken, *waiting) if one is not but]
 
-    def _outlook(self, request: Request, guard: Guard) -> tuple[Guard, float]:
-        """Return who decides about a request that joins now, and how long it waits for others; 0 if unknown.
+    def _outlook(self, asked: Asked, but: Member | None = None) -> Outlook:
+        """Return what a request goes by that joins now, or is in flight; unknown times make it that of one alone.
 
         Each at the door may take as long as the slowest of the last ones did; at first, as the native setting.
         """
-        profile = guard.profile
+        guard, profile = asked.guard, asked.guard.profile
         if profile is None or not profile.shared:
-            return guard, 0.0
-        needs = self._in_flight(everybody=request.budget_ms is None)
-        among, sharing = guard.among(len(needs) + 1), profile.sharing(len(needs) + 1)
+            return Outlook(guard)
+        members = self._in_flight(everybody=asked.request.budget_ms is None, but=but)
+        among, sharing = guard.among(len(members) + 1), profile.sharing(len(members) + 1)
         if among is None or sharing is None:
-            return guard, 0.0
+            return Outlook(guard)
         thread = self._thread
         strangers = self._engine.door.strangers(None if thread is None else thread.ident)
         alone_ms = max(self._alone_ms, default=profile.upper_total_ms(guard.space.index(guard.space.native)))
-        return among, ahead_ms(needs, sharing) + strangers * alone_ms
+        waits_ms = ahead_ms([one.need for one in members], sharing) + strangers * alone_ms
+        begin_ms, coming = now_ms() + waits_ms, set(asked.rest) - {one.asked for one in members}
+        ends_ms = [one.deadline_ms for one in asked.rest if one in coming and one.can_begin(begin_ms)]
+        turns, common_ms = narrowest([asked.deadline_ms, *ends_ms], begin_ms)
+        if turns == 1:
+            return Outlook(among, waits_ms)
+        most = max(one.in_flight for one in profile.shared)
+        return Outlook(among, waits_ms, guard.among(min(len(members) + turns, most), turns), common_ms)
 
-    def _may_ask(self, asked: Asked) -> bool:
-        """Whether it makes sense to prepare a request with a budget: it may stand beside others, if in time."""
-        request, guard = asked.request, asked.guard
-        if self._seats is None or request.temperature or guard.policy.sees_picture or guard.policy.sees_glance:
-            return False
-        among, waits_ms = self._outlook(request, guard)
-        assert request.budget_ms is not None
-        return (
-            among is not guard and now_ms() - asked.accepted_ms + waits_ms + among.least_ms() <= request.budget_ms
-        )
+    def _may_be_in_time(self, asked: Asked) -> bool:
+        """Whether it makes sense to prepare a request with a budget."""
+        view = self._outlook(asked)
+        ready_ms = now_ms() + view.ahead_ms + view.guard.least_ms()
+        return view.guard is not asked.guard and ready_ms <= asked.deadline_ms
 
     def _admit(self, member: Member) -> bool:
         """Pass a member to the device's thread, if nobody is late by that."""
@@ -272,7 +289,7 @@ class Company:
 
     def _makes_late(self, member: Member) -> bool:
         """Whether a member that is not counted yet would be late, or make others late."""
-        needs, profile = self._in_flight(), member.profile
+        needs, profile = [one.need for one in self._in_flight()], member.profile
         before, after = (None if profile is None else profile.sharing(len(needs) + more) for more in (0, 1))
         if before is None or after is None:
             return any(one.deadline_ms < math.inf for one in (*needs, member.need))
@@ -284,23 +301,9 @@ class Company:
             profile = next((one.profile for one in (*self._taken, *self._pending) if one.has_deadline), None)
         if profile is None:
             return math.inf
-        needs = self._in_flight()
+        needs = [one.need for one in self._in_flight()]
         sharing = profile.sharing(len(needs))
         return math.inf if sharing is None else slack_ms(needs, sharing, now_ms())
-
-    @contextmanager
-    def _calling(self, count: int = 1) -> Iterator[None]:
-        """Context of a caller of some requests, from their preparation to their answers."""
-        with self._called:
-            if self._is_over:
-                raise UserError(ENDING)
-            self._num_callers += count
-        try:
-            yield
-        finally:
-            with self._called:
-                self._num_callers -= count
-                self._called.notify_all()
 
     def end(self) -> None:
         """Fail those who wait; return when neither the device's thread nor a caller is here."""
@@ -319,10 +322,13 @@ class Company:
         while self._has_work():
             group: list[Member] = []
             try:
-                if self._pending and self._room():
+                if self._looks and self._looks[0].is_there:
+                    group = self._looks[0].members
+                    self._go_on(self._looks.popleft())
+                elif self._pending and self._room():
                     with self._turn(self._pending[0]):
                         group = self._take()
-                        reads = self._read(group) if group else []
+                        reads = self._read(self._encode(group)) if group else []
                     for one in reads:
                         self._finish(one)
                 elif self._seats is not None and self._seats.may_start:
@@ -331,8 +337,7 @@ class Company:
                 else:
                     self._rest()
             except BaseException as error:  # noqa: BLE001 - the callers raise it
-                seated = [] if self._seats is None else self._seats.clear()
-                for member in [*group, *seated] or self._take():
+                for member in [*group, *self._clear()] or self._take():
                     member.fail(error)
 
     def _rest(self) -> None:
@@ -340,8 +345,11 @@ class Company:
         seats = self._seats
         if seats is not None and seats.collect():
             return
+        if self._looks and (seats is None or not seats.awaits(self._looks[0].ahead)):
+            self._looks[0].wait()
+            return
         is_one_prepared = not self._pending and self._num_callers > (0 if seats is None else len(seats.members))
-        if seats is not None and seats.members and not is_one_prepared:
+        if seats is not None and (self._looks or (seats.members and not is_one_prepared)):
             seats.wait()
             return
         with self._changed:
@@ -349,10 +357,13 @@ class Company:
 
     def _room(self) -> int:
         """Requests that can be read now; none while the next one would make others late."""
+        if len(self._looks) >= MOST_LOOKS:
+            return 0
         with self._changed:
             if self._pending and self._is_put_off(self._pending[0]):
                 return 0
-        return MOST_TOGETHER if self._seats is None else min(len(self._seats.rows.free), MOST_TOGETHER)
+        looking = sum(len(one.reads) for one in self._looks)
+        return MOST_TOGETHER if self._seats is None else min(len(self._seats.rows.free) - looking, MOST_TOGETHER)
 
     def _is_put_off(self, member: Member) -> bool:
         """Whether a member without a deadline waits, for some time at most, for those that have one."""
@@ -362,9 +373,12 @@ class Company:
 
     def _has_work(self) -> bool:
         if self._is_over:
-            self._dismiss()
+            with self._changed:
+                for member in [*self._clear(), *self._pending]:
+                    member.fail(UserError(ENDING))
+                self._pending.clear()
             return False
-        if self._seats is not None and self._seats.members:
+        if self._looks or (self._seats is not None and self._seats.members):
             return True
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._is_over, LINGER_S)
@@ -372,13 +386,11 @@ class Company:
                 self._thread = None
             return bool(self._pending)
 
-    def _dismiss(self) -> None:
-        """Fail all who are here."""
-        seated = [] if self._seats is None else self._seats.clear()
-        with self._changed:
-            for member in [*seated, *self._pending]:
-                member.fail(UserError(ENDING))
-            self._pending.clear()
+    def _clear(self) -> list[Member]:
+        """Give up all rows and looks; return whose they were."""
+        members = [member for look in self._looks for member in look.members]
+        self._looks.clear()
+        return members if self._seats is None else [*members, *self._seats.clear()]
 
     def _take(self) -> list[Member]:
         """Take those that are ready, in their order, for one turn, which has room for one at least.
@@ -405,11 +417,11 @@ class Company:
             yield
 
     @torch.inference_mode()
-    def _read(self, group: Sequence[Member]) -> list[Read]:
-        """Encode all pictures, and read the prompts that can share a pass; start the work and wait for nothing.
+    def _encode(self, group: Sequence[Member]) -> list[Read]:
+        """Encode all pictures; start the work and wait for nothing.
 
         Returns:
-            Those whose answers are decoded alone.
+            Those whose prompts can be read; the others look at their pictures first.
         """
         run, device = self._engine.runner, self._engine.device
         for member in group:
@@ -421,6 +433,62 @@ class Company:
         vision = project_together(run, patches, crops)
         clock.mark("projector")
         reads = [Read(member, seen, (clock,)) for member, seen in zip(group, vision, strict=True)]
+        looking = [one for one in reads if one.member.looks]
+        if looking:
+            self._looks.append(Look.at(run, looking, None if self._seats is None else self._seats.last))
+        return [one for one in reads if not one.member.looks]
+
+    def _go_on(self, look: Look) -> None:
+        """Let members choose by their pictures, and read the prompts of those whose answers are still wanted."""
+        reads = [one for one, sight in zip(look.reads, look.sights, strict=True) if self._chooses(one, sight)]
+        if reads:
+            with self._turn(reads[0].member):
+                reads = self._read(reads)
+        for one in reads:
+            self._finish(one)
+
+    def _chooses(self, one: Read, sight: Sight) -> bool:
+        """Let a member choose by its picture; return whether its answer is still wanted."""
+        member = one.member
+        try:
+            if not member.is_over("control"):
+                self._settle(member, sight)
+                return True
+            member.spent(*(clock.read() for clock in one.clocks))
+            member.finish(now_ms())
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            member.fail(error)
+        return False
+
+    def _settle(self, member: Member, sight: Sight) -> None:
+        """Give a member the setting that it chooses by its picture, if nobody who is in time is late by that."""
+        begun_ms, view = now_ms(), self._outlook(member.asked, member)
+        if view.guard is member.asked.guard:  # with more in flight than were measured
+            return
+        passed_ms = begun_ms - member.accepted_ms + view.ahead_ms
+        choice = view.compute(member.request, member.tier, passed_ms, sight)
+        with self._changed:
+            before = member.plan
+            member.settle(choice if self._may_become(member, choice) else None, now_ms() - begun_ms)
+            if member.plan is not before:
+                self._forecast(member.profile)
+
+    def _may_become(self, member: Member, choice: Choice) -> bool:
+        """Whether nobody who is in time is late if a member takes another setting than it was let in with."""
+        own, wanted, profile = member.unread(), member.unread(choice), member.profile
+        if wanted.reading_ms <= own.reading_ms and wanted.step_ms <= own.step_ms:
+            return True
+        others = [one.need for one in self._in_flight(but=member)]
+        sharing = None if profile is None else profile.sharing(len(others) + 1)
+        return sharing is not None and may_become(others, own, wanted, sharing, now_ms())
+
+    @torch.inference_mode()
+    def _read(self, reads: Sequence[Read]) -> list[Read]:
+        """Read the prompts that can share a pass; start the work and wait for nothing.
+
+        Returns:
+            Those whose answers are decoded alone.
+        """
         if self._seats is None:
             return [one for pack in packs(reads) for one in (self._read_pack(pack) if len(pack) > 1 else pack)]
         are_few = self._num_callers <= FEW and not self._seats.members
@@ -515,85 +583,3 @@ def end_all() -> None:
     """
     for company in list(_OPEN):
         company.end()
-
-
-def packs(reads: Iterable[Read]) -> list[list[Read]]:
-    """Sort members by the steps of their plans, into packs that a graph can have; long prompts stay apart."""
-    of_steps: dict[tuple[Step, ...], list[Read]] = {}
-    found = []
-    for one in reads:
-        steps = one.member.plan.steps
-        pack = of_steps.get(steps, [])
-        if len(one.member) > LONG_TOKENS:
-            found.append([one])
-        elif pack and sum(len(other.member) for other in pack) + len(one.member) <= PACK_BUCKETS[-1]:
-            pack.append(one)
-        else:
-            of_steps[steps] = [one]
-            found.append(of_steps[steps])
-    return found
-
-
-def embed(run: Runner, pack: Sequence[Read]) -> list[Tensor]:
-    """Return embeddings (T, D) of the prompts of a pack, with their pictures."""
-    prompts = [(one.member.ready.prompt, one.vision) for one in pack]
-    return run.model.embed_packed([(prompt.tokens, seen, prompt.slots) for prompt, seen in prompts])
-
-
-def first_token(run: Runner, one: Read, state: Decoding) -> Tensor:
-    """Return the first token (1,) of an answer."""
-    return one.member.sample(run.limits([one.member.request])(state.logits))
-
-
-def encode_together(run: Runner, crops: Sequence[Crops | None]) -> list[Tensor | None]:
-    """Encode the distinct crops of all pictures; return features (U, P, F) of each picture."""
-    pictures = [one for one in crops if one is not None]
-    if not pictures or run.features is not None:
-        return [run.encode(one) for one in crops]
-    patches = [one.patches.to(run.device, non_blocking=True) for one in pictures]
-    counts = [len(one) for one in patches]
-    if run.vision is not None and sum(counts) <= MAX_CROPS:
-        every = run.vision.encode.together(patches)
-    else:
-        stage = run.see_crops if run.vision is None else run.vision.encode
-        every = in_chunks(stage, torch.cat(patches).to(run.dtype))
-    parts = iter(every.split(counts))
-    return [None if one is None else _live(next(parts), one) for one in crops]
-
-
-def _live(features: Tensor, crops: Crops) -> Tensor:
-    return only_live(features, None if crops.live is None else crops.live.to(features.device, non_blocking=True))
-
-
-def project_together(
-    run: Runner, features: Sequence[Tensor | None], crops: Sequence[Crops | None]
-) -> list[Tensor | None]:
-    """Project all crops of all pictures; return tokens (C, G, D) of each picture."""
-    if run.vision is None:
-        return [run.project(*one) for one in zip(features, crops, strict=True)]
-    pictures = [(f, c) for f, c in zip(features, crops, strict=True) if f is not None and c is not None]
-    if not pictures:
-        return [None] * len(crops)
-    index, masks = _of_all(tuple((c.index, c.masks, len(f)) for f, c in pictures), run.device)
-    every = torch.cat([f for f, _ in pictures]) if len(pictures) > 1 else pictures[0][0]
-    if len(index) != len(every):
-        every = every.index_select(0, index)
-    parts = iter(in_chunks(run.vision.project, every, masks).split([len(c.index) for _, c in pictures]))
-    return [None if one is None else next(parts) for one in crops]
-
-
-@lru_cache(maxsize=64)
-def _of_all(pictures: tuple[tuple[Tensor, Tensor, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return index (C,) and masks (C, P) of all crops of some pictures, from those of each and its distinct crops.
-
-    Kept for pictures with the same tensors, which all of one shape have.
-    """
-    begins = accumulate((count for *_, count in pictures), initial=0)
-    index = [own.to(device) + begin for (own, *_), begin in zip(pictures, begins, strict=False)]
-    return torch.cat(index), torch.cat([masks.to(device) for _, masks, _ in pictures])
-
-
-def in_chunks(stage: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """Run a stage on values whose first dimension is crops, as many at a time as have a graph."""
-    made = [stage(*chunk) for chunk in zip(*(value.split(MAX_CROPS) for value in values), strict=True)]
-    return made[0] if len(made) == 1 else torch.cat(made)

@@ -105,6 +105,15 @@ class Seats:
             seat.start()
         self._under_way.append(UnderWay(made, going, is_step=True))
 
+    @property
+    def last(self) -> UnderWay | None:
+        """The tokens that were the last to start; None if none are on their way."""
+        return self._under_way[-1] if self._under_way else None
+
+    def awaits(self, tokens: UnderWay | None) -> bool:
+        """Whether some tokens are on their way still."""
+        return any(one is tokens for one in self._under_way)
+
     def collect(self) -> bool:
         """Read the tokens that are there already; whether there were any."""
         before = len(self._under_way)
