@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,8 @@ import tiny_model
 from streams import taking_turns
 from tempovlm.api import TempoVLM, load
 from tempovlm.control.guard import Guard
+from tempovlm.control.policy import Policy, Question, Sight
+from tempovlm.control.select import Floats
 from tempovlm.core.knobs import KnobConfig
 from tempovlm.core.request import Answer, Request
 from tempovlm.engine.batching import answer_batch
@@ -52,6 +55,26 @@ def pocket() -> TempoVLM:
 @pytest.fixture(scope="module")
 def exact() -> Engine:
     return load("pocket", device="cuda", dtype=torch.float32, calibrate=False, progress=False).engine
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> TempoVLM:
+    model = load("pocket", device="cuda", progress=False)
+    model.calibrate()
+    return model
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each request that joined others, whether it has a budget."""
+    found, append = list[bool](), Company._append
+
+    def appending(company: Company, member: Member) -> None:
+        found.append(member.has_deadline)
+        append(company, member)
+
+    monkeypatch.setattr(Company, "_append", appending)
+    return found
 
 
 def asked(engine: Engine, count: int) -> list[tuple[Request, Guard]]:
@@ -221,18 +244,10 @@ def test_streams_and_callers_share_the_lane(tiny: Engine) -> None:
     assert [one.tokens for one in taking_turns(rest)] == alone[:4]
 
 
-def test_requests_with_a_budget_join_and_are_answered_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load("pocket", device="cuda", progress=False)
-    engine, profile = model.engine, model.calibrate()
+def test_requests_with_a_budget_join_and_are_answered_as_alone(calibrated: TempoVLM, joined: list[bool]) -> None:
+    engine, profile = calibrated.engine, calibrated.calibrate()
     assert {one.in_flight for one in profile.shared} == set(IN_FLIGHT)
     assert all(one.first_ms > 0 and one.step_ms > 0 for one in profile.shared)
-    joined, append = [], Company._append
-
-    def appending(company: Company, member: Member) -> None:
-        joined.append(member.has_deadline)
-        append(company, member)
-
-    monkeypatch.setattr(Company, "_append", appending)
     pairs = [
         (replace(request, budget_ms=2000.0), Guard.fixed(engine.space.native, engine.space, profile))
         for request, _ in asked(engine, 48)
@@ -245,6 +260,90 @@ def test_requests_with_a_budget_join_and_are_answered_as_alone(monkeypatch: pyte
     assert all(one.budget_met for one in among)
     same = [ours.tokens == own.tokens for ours, own in zip(among, alone, strict=True)]
     assert sum(same) >= 0.9 * len(same)
+
+
+class Nearest(Policy):
+    """Runs the first tier; then the setting of the picture that is most like the one it sees."""
+
+    name = "nearest"
+    sees_picture = True
+
+    def __init__(self, count: int) -> None:
+        self.count, self.known = count, dict[int, np.ndarray]()
+        self.asked = list[tuple[str, bool]]()
+
+    def look(self, question: Question, left_ms: float) -> Floats:
+        del question, left_ms
+        return -np.arange(self.count, dtype=float)
+
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+        del left_ms
+        self.asked.append((question.text, sight.pooled is not None))
+        place = 0
+        if sight.pooled is not None:
+            pooled = sight.pooled.numpy()
+            place = int(question.text) if question.text.isdigit() else self.nearest(pooled)
+            self.known.setdefault(place, pooled.copy())
+        return np.eye(self.count)[place]
+
+    def nearest(self, pooled: np.ndarray) -> int:
+        return min(self.known, key=lambda place: float(np.linalg.norm(self.known[place] - pooled)))
+
+
+def test_requests_that_choose_by_their_pictures_join_and_choose_as_alone(
+    calibrated: TempoVLM, joined: list[bool]
+) -> None:
+    engine, profile = calibrated.engine, calibrated.calibrate()
+    policy, places = Nearest(len(engine.space)), (0, 7, 12, 24)
+    guard = Guard(policy, engine.space, tuple(range(len(engine.space))), profile)
+    pictures = [tiny_model.picture(place, 84, 112) for place in places]
+    for place, picture in zip(places, pictures, strict=True):
+        learned = engine.answer(Request(images=(picture,), question=str(place), budget_ms=2000.0), guard)
+        assert engine.space.index(learned.knobs) == place
+    pairs = [
+        (Request(images=(pictures[i % 4],), question=QUESTIONS[i % 3], budget_ms=2000.0, max_new_tokens=6), guard)
+        for i in range(48)
+    ]
+    alone = [engine.answer(*pair) for pair in pairs]
+    assert [engine.space.index(one.knobs) for one in alone] == [places[i % 4] for i in range(len(pairs))]
+    assert not joined
+    policy.asked.clear()
+    among = by_threads(engine, pairs, 8)
+    assert sum(joined) >= len(pairs) // 4
+    assert [one.knobs for one in among] == [one.knobs for one in alone]
+    assert sum(is_seen for _, is_seen in policy.asked) == len(pairs), "each sees its picture once"
+    assert all(one.budget_met for one in among)
+    same = [ours.tokens == own.tokens for ours, own in zip(among, alone, strict=True)]
+    assert sum(same) >= 0.9 * len(same)
+
+
+def test_a_batch_with_budgets_joins_and_is_answered_as_alone(calibrated: TempoVLM, joined: list[bool]) -> None:
+    engine, profile = calibrated.engine, calibrated.calibrate()
+    guard = Guard.fixed(engine.space.native, engine.space, profile)
+    requests = [replace(request, budget_ms=4000.0 - i) for i, (request, _) in enumerate(asked(engine, 24))]
+    alone = [engine.answer(one, guard) for one in requests]
+    assert not joined
+    batch = answer_batch(engine, requests, guard)
+    assert sum(joined) >= len(requests) // 2, "all but drawn ones"
+    assert all(one.budget_met for one in batch)
+    same = [ours.tokens == own.tokens for ours, own in zip(batch, alone, strict=True)]
+    assert sum(same) >= 0.9 * len(same)
+    assert not engine.door.is_busy
+
+
+def test_a_batch_leaves_all_of_it_time_where_it_can(calibrated: TempoVLM, joined: list[bool]) -> None:
+    """The budget is the cheapest setting's for twice as many; chosen greedily, the first ones take it all."""
+    engine = calibrated.engine
+    pairs = [(tiny_model.picture(i, 84, 112), QUESTIONS[i % 3]) for i in range(8)]
+    calibrated.answer_batch(pairs, budget_ms=2000.0, max_new_tokens=4)
+    least_ms = calibrated.guard_for(
+        Request(images=(), question="what?", budget_ms=1.0, max_new_tokens=4)
+    ).least_ms()
+    joined.clear()
+    answers = calibrated.answer_batch(pairs, budget_ms=16 * least_ms, max_new_tokens=4)
+    assert sum(joined) >= len(pairs) // 2
+    assert sum(bool(one.budget_met) for one in answers) >= len(pairs) - 1
+    assert not engine.door.is_busy
 
 
 def test_a_graph_that_is_collected_does_not_spoil_a_capture() -> None:
