@@ -9,7 +9,17 @@ import pytest
 
 import tiny_model
 from tempovlm.control.guard import Guard
-from tempovlm.control.joining import UNKNOWN_MS, Need, ahead_ms, ends_ms, may_join, slack_ms
+from tempovlm.control.joining import (
+    UNKNOWN_MS,
+    Need,
+    ahead_ms,
+    ends_ms,
+    in_turns,
+    may_become,
+    may_join,
+    narrowest,
+    slack_ms,
+)
 from tempovlm.control.margin import OnlineMargin
 from tempovlm.control.policies import FixedPolicy
 from tempovlm.control.policy import Sight
@@ -57,6 +67,41 @@ def test_a_short_request_shares_by_its_own_factor_whatever_was_learned() -> None
 )
 def test_nobody_joins_who_is_late_or_makes_another_one_late(joiner: Need, may: bool) -> None:
     assert may_join([RUNNING], joiner, TWO, FOUR, 1000.0) is may
+
+
+@pytest.mark.parametrize(
+    ("wanted", "deadline_ms", "may"),
+    [
+        (Need(5.0, 2.0, 2), 1040.0, True),  # 4 ms to be read, then 10 steps of 3 ms: 1034
+        (Need(5.0, 2.0, 2), 1033.0, False),
+        (Need(15.0, 1.0, 2), 1026.0, False),  # 12 ms, then 10 steps of 1.5: 1027
+        (Need(15.0, 1.0, 2), 1028.0, True),
+        (Need(15.0, 9.0, 2), 1018.0, True),  # late as it is: 4 ms, then 10 steps of 1.5: 1019
+    ],
+)
+def test_nobody_takes_more_by_which_another_one_is_late(wanted: Need, deadline_ms: float, may: bool) -> None:
+    others = [replace(RUNNING, deadline_ms=deadline_ms)]
+    assert may_become(others, Need(5.0, 1.0, 2), wanted, TWO, 1000.0) is may
+
+
+def test_nobody_takes_more_by_which_it_is_late_itself() -> None:
+    own = Need(5.0, 1.0, 2, 1008.0)
+    assert may_become([], own, replace(own, reading_ms=6.0), TWO, 1000.0)
+    assert not may_become([], own, replace(own, reading_ms=7.0), TWO, 1000.0)
+
+
+def test_the_narrowest_of_requests_in_turn_are_those_with_the_least_time_each() -> None:
+    assert narrowest([1100.0], 1000.0) == (1, pytest.approx(100.0))
+    assert narrowest([1100.0] * 4, 1000.0) == (4, pytest.approx(100.0))
+    assert narrowest([1100.0, 1100.0, 1900.0], 1000.0) == (2, pytest.approx(100.0))
+    assert narrowest([1100.0, 1240.0, 1270.0], 1000.0) == (3, pytest.approx(270.0))
+    assert narrowest([math.inf], 1000.0)[0] == 1
+
+
+def test_those_in_turn_read_as_often_and_share_their_steps() -> None:
+    once, thrice = TWO, in_turns(TWO, 3)
+    assert thrice.reading.on(20.0) == pytest.approx(3 * once.reading.on(20.0))
+    assert thrice.step == once.step
 
 
 def test_one_that_is_late_anyway_keeps_nobody_out() -> None:

@@ -249,6 +249,24 @@ def test_while_one_looks_the_pictures_of_others_are_encoded(
     assert order == ["encode", "encode", "settle", "encode", "settle", "settle"]
 
 
+def test_those_who_look_keep_their_rows(
+    engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four rows the first three are taken by then: of the next three one follows."""
+    at, groups, encode = Look.at, list[int](), companies.encode_together
+    monkeypatch.setattr(Look, "at", lambda *given: replace(at(*given), seen=Later()))
+    monkeypatch.setattr(companies, "MOST_TOGETHER", 3)
+    monkeypatch.setattr(
+        companies, "encode_together", lambda *given: (groups.append(len(given[1])), encode(*given))[1]
+    )
+    guard = guarded(engine, profile, Seeing(len(engine.space), drawn(engine)))
+    pairs = [(asked(1e9, i), guard) for i in range(6)]
+    expected = [engine.answer(*pair).tokens for pair in pairs]
+    assert [one.tokens for one in Arrivals(crowded, monkeypatch).come(pairs)] == expected
+    assert groups[:2] == [3, 1]
+    assert sum(groups) == len(pairs)
+
+
 @pytest.mark.parametrize(("place", "stage"), [(0, "queue"), (1, "control"), (2, "decode")])
 def test_an_answer_may_end_before_its_choice(
     engine: Engine,
