@@ -39,11 +39,11 @@ def batch(engine: Engine, pairs: list[tuple[Request, Guard]]) -> list[Answer]:
     return answer_batch(engine, [request for request, _ in pairs], by_request(pairs))
 
 
-def table(engine: Engine, profile: LatencyProfile) -> Guard:
-    """Chooses among settings whose prompts fit a row, by accuracies that more compute raises."""
+def table(engine: Engine, profile: LatencyProfile, tiers: int = 1) -> Guard:
+    """Chooses among settings of the lowest tiers by accuracies that more compute raises."""
     space = engine.space
     guard = Guard(TablePolicy(space, prior_accuracy(space)), space, tuple(range(len(space))), profile)
-    return guard.only(i for i, one in enumerate(space) if one.tier == space.cheapest.tier)
+    return guard.only(i for i, one in enumerate(space) if one.tier in space.tiers[:tiers])
 
 
 def test_those_with_a_budget_join_by_deadline_and_all_answers_are_those_alone(
@@ -91,7 +91,7 @@ def test_each_leaves_those_behind_it_the_time_for_the_same_setting(
 def test_where_time_is_short_the_first_ones_take_the_cheapest_setting(
     engine: Engine, crowded: Engine, profile: LatencyProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guard = table(engine, profile)
+    guard = table(engine, profile, tiers=2)
     reading_ms, steps_ms = needed_ms(profile, engine.space.cheapest)
     arrivals = Arrivals(crowded, monkeypatch)
     pairs = [(asked(1.2 * (2 * reading_ms + steps_ms), i), guard) for i in range(4)]
