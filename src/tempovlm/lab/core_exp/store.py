@@ -7,18 +7,19 @@ line which file and field is wrong. Needs the extra `experiments`, imported when
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
-from tempovlm.core.paths import whole
+from tempovlm.core.paths import write_whole
 from tempovlm.core.records import COLUMNS, REPEAT_FIELDS, TIME_FIELDS, SweepRow
 from tempovlm.core.stamp import Stamp
 from tempovlm.data.registry import DATASETS, check_datasets, is_known
 from tempovlm.lab.core_exp import legacy
 from tempovlm.lab.core_exp.checks import check_rows
+from tempovlm.lab.core_exp.parquet import STAMP_KEY, as_parquet, labels, read_schema, read_table
 from tempovlm.lab.core_exp.questions import check_directories, has_questions
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ SCHEMA = "tempovlm.core_exp/1"
 PARTS = ".parts"
 """Folder of an unfinished sweep, within its output directory."""
 
-_STAMP, _SCHEMA = b"tempovlm.stamp", b"tempovlm.schema"
 _TEXTS = ("dataset", "split", "question_id", "image_id", "template", "tier", "prediction", "error")
 
 
@@ -40,13 +40,11 @@ def write_rows(folder: Path, dataset: str, rows: Iterable[SweepRow], stamp: Stam
         UserError: the folder cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    about = {_STAMP: json.dumps(stamp.to_json()).encode(), _SCHEMA: SCHEMA.encode()}
-    table = pa.Table.from_pylist([row.to_json() for row in rows], schema=_schema().with_metadata(about))
+    schema = _schema().with_metadata(labels(stamp, SCHEMA))
+    table = pa.Table.from_pylist([row.to_json() for row in rows], schema=schema)
     path = folder / f"{dataset}.parquet"
-    with whole(path) as part:
-        pq.write_table(table, part, compression="zstd", compression_level=9)
+    write_whole(path, as_parquet(table, level=9))
     return path
 
 
@@ -67,9 +65,7 @@ def read_stamp(path: Path) -> Stamp:
     Raises:
         UserError: the file is missing, damaged, or has no stamp.
     """
-    import pyarrow.parquet as pq
-
-    return _stamp_of(_read(path, pq.read_schema), path)
+    return _stamp_of(read_schema(path), path)
 
 
 class Stamps(dict[str, dict[str, Any] | None]):
@@ -201,27 +197,10 @@ def _check_same(stamps: Iterable[dict[str, Any] | None], path: Path) -> None:
             raise UserError(f"{path}: field {name} of its files' stamps differs; give results of one")
 
 
-def _read(path: Path, read: Callable[[Any], Any]) -> Any:
-    """Read a Parquet file, opened as a file: a path would add columns from folder names such as a=b."""
-    import pyarrow as pa
-
-    try:
-        with path.open("rb") as file:
-            return read(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: half-written or damaged, not a Parquet file ({reason})") from None
-
-
 def _read_table(path: Path) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such results file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
-    table = _read(path, pq.read_table)
+    table = read_table(path)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: no column {missing[0]}")
@@ -232,13 +211,13 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _stamp_of(schema: pa.Schema, path: Path) -> Stamp:
-    text = (schema.metadata or {}).get(_STAMP)
+    text = (schema.metadata or {}).get(STAMP_KEY)
     if text is None:
-        raise UserError(f"{path}: field {_STAMP.decode()} is missing from its metadata: of unknown origin")
+        raise UserError(f"{path}: field {STAMP_KEY.decode()} is missing from its metadata: of unknown origin")
     try:
         return Stamp.from_json(json.loads(text))
     except (ValueError, TypeError, UserError) as error:
-        raise UserError(f"{path}: field {_STAMP.decode()} of its metadata: {error}") from None
+        raise UserError(f"{path}: field {STAMP_KEY.decode()} of its metadata: {error}") from None
 
 
 def _schema() -> pa.Schema:

@@ -16,6 +16,7 @@ from tempovlm.core.files import make_folder
 from tempovlm.core.paths import write_whole
 from tempovlm.lab import charts
 from tempovlm.lab.bench.summary import rounded
+from tempovlm.lab.core_exp.parquet import as_parquet
 from tempovlm.lab.drawing import with_theme
 from tempovlm.lab.judge import figures as judge_figures
 from tempovlm.lab.judge.judge import best_policy
@@ -82,10 +83,7 @@ def write(
 
 def rows_as_parquet(trial: Trial, outcomes: Sequence[Outcome]) -> bytes:
     """A row a policy, budget and question: what was chosen, what it scored and took; null where not measured."""
-    import io
-
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     table, budgets = trial.table, trial.budgets_ms
     names = np.array([str(knobs) for knobs in table.space])
@@ -106,9 +104,7 @@ def rows_as_parquet(trial: Trial, outcomes: Sequence[Outcome]) -> bytes:
         for name in ("accuracy", "latency_ms", "fits"):
             values[name] += getattr(outcome, name).ravel().tolist()
     repeated = {name: np.tile(column, len(kept)).tolist() for name, column in about.items()}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({**columns, **repeated, **values}), buffer, compression="zstd", compression_level=19)
-    return buffer.getvalue()
+    return as_parquet(pa.table({**columns, **repeated, **values}))
 
 
 def _drawn(report: Mapping[str, Any]) -> dict[str, str]:
