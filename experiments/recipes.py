@@ -477,7 +477,7 @@ def adaptive(
         f"--model_path {model} --controller_path {s.checkpoint(controller)} --dataset {NAMES} "
         f"--num_samples {count} --latency_budget {' '.join(map(str, budgets_ms))} "
         f"{s.published(f'--device {s.device}')} --output_path {path} {_placed(s)}",
-        (path,),
+        (path, str(Path(path).with_suffix(".parquet"))),
         counts=f"{count} requests at each of {len(budgets_ms)} budgets",
         about_ms=RATES_MS["calibration"] + count * len(budgets_ms) * RATES_MS["answer within a budget"],
     )

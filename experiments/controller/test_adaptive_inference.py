@@ -1,7 +1,7 @@
 r"""Exp 8: answer a data set within budgets through the whole pipeline, with a trained controller behind the guard.
 
-Writes knobs, stage times, answer and score of each sample, and totals by budget. What is done is kept beside the
-result file, so the same command resumes.
+Writes totals by budget to the result file, and knobs, stage times, answer and score of each request to a Parquet
+file beside it. What is done is kept there too, so the same command resumes.
 
 Examples:
     python experiments/controller/test_adaptive_inference.py --latency_budget 100 200 --num_samples 20 \
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
 
     plan = script.options_from(adaptive.Plan, vars(args))
     path = args.output_path or adaptive.default_path(plan.datasets, plan.budgets_ms)
+    adaptive.check_output(path)
     sys.stdout.write(adaptive.render(adaptive.run(controlled(args), plan, path)) + f"{path}\n")
 
 

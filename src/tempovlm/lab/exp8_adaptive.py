@@ -1,7 +1,8 @@
 """Exp 8: a data set answered within budgets by a loaded model and its controller, sample by sample, resumable.
 
-It measures and summarises with `tempovlm bench`, adds the experiment's own fields to the file,
-keeps finished records on disk, and prints the trade-off. The model is only used through `answer`.
+It measures and summarises with `tempovlm bench`, adds the experiment's own fields to the file, writes the records
+of all requests to a Parquet file beside it, keeps finished records on disk, and prints the trade-off. The model is
+only used through `answer`. Needs the extra `experiments`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tempovlm.core.errors import UserError
 from tempovlm.core.files import make_folder
@@ -29,14 +32,22 @@ from tempovlm.lab import statistics
 from tempovlm.lab.bench import bench
 from tempovlm.lab.bench.summary import Record, rounded, summarise
 from tempovlm.lab.core_exp.failures import ANEW, tell_failures
+from tempovlm.lab.core_exp.parquet import SCHEMA_KEY, as_parquet, labels, read_table
 from tempovlm.lab.options import AdaptiveFlags
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _log = logging.getLogger("tempovlm")
 
-SCHEMA = "tempovlm.adaptive_inference/2"
+SCHEMA = "tempovlm.adaptive_inference/3"
+"""Of the result file and of the records."""
 
 _IN_DATA = ("question", "references", "picture")
 """Fields of a record that are not written: they are the data's, and the same at each budget."""
+
+_TIMES = "timings_ms."
+_PREDICTED = ("predicted_p50_ms", "predicted_upper_ms")
 
 
 class Loaded(bench.Model, Protocol):
@@ -82,8 +93,21 @@ def default_path(datasets: Sequence[str], budgets_ms: Sequence[float]) -> Path:
     return Path("results/adaptive_inference") / f"{'+'.join(datasets)}_{budgets}.json"
 
 
+def check_output(path: Path) -> None:
+    """Check that records can be written beside a result file; now and not in an hour, when there are records.
+
+    Raises:
+        UserError: the result file has the records' name.
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    if path.suffix == ".parquet":
+        raise UserError(f"--output_path {path}: is where the records go; give a name that ends in .json")
+    if find_spec("pyarrow") is None:
+        raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow")
+
+
 def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
-    """Answer the remaining questions, with a bar and the time left, and write the result file.
+    """Answer the remaining questions, with a bar and the time left, and write the records and the result file.
 
     Raises:
         UserError: the data or the output cannot be used.
@@ -125,7 +149,7 @@ def run(model: Loaded, plan: Plan, path: Path) -> dict[str, Any]:
         bed = bed_of(plan.datasets, plan.data_dir)
         result["bed"] = None if bed is None else bed.to_json()
         result["busy"] = None if busy is None else busy >= BUSY_CORES
-        write_whole(path, as_text(rounded(result)))
+        write(path, result, records, stamp)
         kept.unlink(missing_ok=True)
     return result
 
@@ -217,38 +241,94 @@ def _result(model: Loaded, plan: Plan, records: Sequence[Record], stamp: Stamp) 
         "data_source": stamp.data_source,
         "knob_space": {name: list(legal) for name, legal in model.space.axes.items()},
         "stamp": stamp.to_json(),
-        "samples": as_columns(records),
     }
 
 
-def as_columns(records: Sequence[Record]) -> dict[str, Any]:
-    """Return all records in columns; fields with the same value in all of them are stored once.
+def records_path(path: Path) -> Path:
+    """Return where the records of a result file are: beside it, with `.parquet` in place of `.json`."""
+    return path.with_name(f"{path.name.removesuffix('.json')}.parquet")
 
-    Returns:
-        `same`, those fields; `columns`, the names of the others, times as `timings_ms.STAGE`; and `rows`, a
-        list of their values for each record, None for a stage without a time.
+
+def write(path: Path, result: dict[str, Any], records: Sequence[Record], stamp: Stamp) -> None:
+    """Write the records and then the result file, which is never there without its own records.
+
+    Args:
+        path: the result file. One that is there is removed before its records are replaced.
+        result: its fields; `records`, the name of the other file and the number of its rows, is added.
+        records: of all requests, in the order of the rows.
+        stamp: of the records.
+
+    Raises:
+        UserError: a file cannot be written.
     """
+    rows = records_as_parquet(records, stamp)
+    result["records"] = {"file": records_path(path).name, "count": len(records)}
+    path.unlink(missing_ok=True)
+    write_whole(records_path(path), rows)
+    write_whole(path, json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n")
+
+
+def records_as_parquet(records: Sequence[Record], stamp: Stamp) -> bytes:
+    """Return a Parquet file with a row for each record, and null where a record has no value.
+
+    The time of a stage is in a column of its own, `timings_ms.prefill` and so on. Times of the clock and
+    predicted ones are decimals of four digits, as all figures are rounded to: they take two thirds of what floats
+    do. Their bytes are stored by place, since the high ones repeat.
+    """
+    import pyarrow as pa
+
     flat = []
     for record in records:
-        fields = record.to_json()
-        times = {f"timings_ms.{stage}": time_ms for stage, time_ms in fields.pop("timings_ms").items()}
-        flat.append({name: value for name, value in fields.items() if name not in _IN_DATA} | times)
-    names = list(dict.fromkeys(name for fields in flat for name in fields))
-    same = {name: flat[0].get(name) for name in names if len({fields.get(name) for fields in flat}) == 1}
-    columns = [name for name in names if name not in same]
-    return {
-        "same": same,
-        "columns": columns,
-        "rows": [[fields.get(name) for name in columns] for fields in flat],
+        row = {name: value for name, value in rounded(record.to_json()).items() if name not in _IN_DATA}
+        row |= {f"{_TIMES}{stage}": time_ms for stage, time_ms in row.pop("timings_ms").items()}
+        clocked = (name for name in row if name in _PREDICTED or name.startswith(_TIMES))
+        flat.append(row | {name: _decimal(row[name]) for name in clocked})
+    schema = _columns(list(dict.fromkeys(name for row in flat for name in row if name.startswith(_TIMES))))
+    decimal = [column.name for column in schema if pa.types.is_decimal(column.type)]
+    return as_parquet(
+        pa.Table.from_pylist(flat, schema=schema.with_metadata(labels(stamp, SCHEMA))),
+        store_decimal_as_integer=True,
+        use_dictionary=[name for name in schema.names if name not in decimal],
+        column_encoding=dict.fromkeys(decimal, "BYTE_STREAM_SPLIT"),
+    )
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read the records of a run as they were measured, but for what the data have: question, references, picture.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another kind.
+    """
+    table = read_table(path)
+    schema = (table.schema.metadata or {}).get(SCHEMA_KEY, b"").decode()
+    if schema != SCHEMA:
+        raise UserError(f"{path}: its schema is {schema or 'none'}, not {SCHEMA}: these are no records of Exp 8")
+    records = []
+    for row in table.to_pylist():
+        plain: dict[str, Any] = {n: float(v) if isinstance(v, Decimal) else v for n, v in row.items()}
+        times = {name.removeprefix(_TIMES): plain.pop(name) for name in row if name.startswith(_TIMES)}
+        timings_ms = {stage: time_ms for stage, time_ms in times.items() if time_ms is not None}
+        records.append(Record(**plain, timings_ms=timings_ms))
+    return records
+
+
+def _columns(times: Sequence[str]) -> pa.Schema:
+    """Return names and types of the columns: the fields of a record, and the times of its stages."""
+    import pyarrow as pa
+
+    decimal = pa.decimal128(18, 4)
+    types = {
+        **dict.fromkeys(("budget_ms", "score"), pa.float64()),
+        **dict.fromkeys(("feasible", "slower_existed"), pa.bool_()),
+        "num_output_tokens": pa.int32(),
+        **dict.fromkeys(_PREDICTED, decimal),
     }
+    names = [field.name for field in fields(Record) if field.name not in (*_IN_DATA, "timings_ms")]
+    return pa.schema([(name, types.get(name, pa.string())) for name in names] + [(n, decimal) for n in times])
 
 
-def as_text(result: Mapping[str, Any]) -> str:
-    """Return the file's text: everything indented except the rows of the samples, which come last, a line each."""
-    samples, others = result["samples"], {name: value for name, value in result.items() if name != "samples"}
-    rows = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in samples["rows"]]
-    text = json.dumps({**others, "samples": {**samples, "rows": []}}, indent=1, ensure_ascii=False)
-    return text.removesuffix("[]\n }\n}") + "[\n" + ",\n".join(rows) + "\n  ]\n }\n}\n"
+def _decimal(value: float | None) -> Decimal | None:
+    return None if value is None else Decimal(f"{value:.4f}")
 
 
 def _more(records: Sequence[Record]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def test_the_whole_chain(
     # Nothing is left to do; a lost result is made again, with everything that rests on it.
     monkeypatch.setattr(reproduce, "run_one", lambda step, *_: pytest.fail(step.name))
     assert main(argv) == 0
-    (out / "results/adaptive_inference/pocket_cpu.json").unlink()
+    (out / "results/adaptive_inference/pocket_cpu.parquet").unlink()
     with pytest.raises(pytest.fail.Exception, match="exp8"):
         main(argv)
 

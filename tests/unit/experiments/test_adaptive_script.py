@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from scripts import script
 from torch import nn
 
 import tiny_model
+from stamps import STAMP
 from tempovlm.control.checkpoint import save_controller
 from tempovlm.control.learned.llm_based import LLMBasedController
 from tempovlm.control.learned.networks import Knob1PredictorBudgetLanguageGlance, SupervisedController
@@ -23,6 +25,8 @@ from tempovlm.core.errors import UserError
 from tempovlm.lab import exp8_adaptive as adaptive
 from tempovlm.lab.bench import bench
 from tempovlm.lab.bench.summary import Record
+from tempovlm.lab.core_exp import store
+from tempovlm.lab.core_exp.parquet import read_schema
 from tempovlm.testbed.bed import Bed
 from timings import UNTOLD_MS, Ticks, untold_ms
 
@@ -45,21 +49,17 @@ def words(folder: Path, bed: Path, out: Path, *more: str) -> list[str]:
     return [*base, "--num_samples", "4", "--max_new_tokens", "2", "--output_path", str(out), *more]
 
 
-def samples_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples of a result file, a record each."""
-    kept = result["samples"]
-    return [kept["same"] | dict(zip(kept["columns"], row, strict=True)) for row in kept["rows"]]
+def records_of(out: Path) -> list[Record]:
+    """The records beside a result file, which says where they are and how many."""
+    told = json.loads(out.read_text())["records"]
+    records = adaptive.read_records(out.parent / told["file"])
+    assert len(records) == told["count"]
+    return records
 
 
 @pytest.fixture(autouse=True)
 def _any_machine(ticks: Ticks) -> None:
     """Whether a budget is met hangs on what was done, not on this machine."""
-
-
-def untold_of(sample: dict[str, Any]) -> float:
-    """What of its total no stage has."""
-    prefix = "timings_ms."
-    return untold_ms({name.removeprefix(prefix): v for name, v in sample.items() if name.startswith(prefix)})
 
 
 def test_a_checkpoint_answers_within_its_budgets(
@@ -88,15 +88,15 @@ def test_a_checkpoint_answers_within_its_budgets(
     assert loose["stopped"]["num"] == 0
     assert result["controller"] == str(path)
     assert result["stamp"]["data_source"] == result["data_source"] == "synthetic"
-    samples = samples_of(result)
-    assert len(samples) == 8
-    assert [*map(untold_of, samples)] == pytest.approx([UNTOLD_MS] * len(samples), abs=1e-3)
-    assert all({"knobs", "prediction", "score"} <= set(sample) for sample in samples)
-    assert {sample["dataset"] for sample in samples} == {"text_vqa", "okvqa"}
+    records = records_of(out)
+    assert len(records) == 8
+    assert [untold_ms(r.timings_ms) for r in records] == pytest.approx([UNTOLD_MS] * 8, abs=1e-3)
+    assert all(r.knobs and r.prediction and r.score is not None for r in records)
+    assert {r.dataset for r in records} == {"text_vqa", "okvqa"}
     printed = capsys.readouterr().out
     assert "on time" in printed
     assert printed.endswith(f"{out}\n")
-    assert [path.name for path in out.parent.iterdir()] == ["out.json"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.json", "out.parquet"]
 
 
 @pytest.mark.parametrize("kind", ["llm_based", "two_stage_stage1"])
@@ -116,9 +116,9 @@ def test_checkpoints_that_glance(
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     result = json.loads(out.read_text())
     assert [row["feasible_share"] for row in result["budgets"]] == pytest.approx([0.0, 1.0])
-    samples = samples_of(result)
-    assert [*map(untold_of, samples)] == pytest.approx([UNTOLD_MS] * len(samples), abs=1e-3)
-    assert all(sample["timings_ms.control"] > 0 for sample in samples)
+    records = records_of(out)
+    assert [untold_ms(r.timings_ms) for r in records] == pytest.approx([UNTOLD_MS] * 8, abs=1e-3)
+    assert all(r.timings_ms["control"] > 0 for r in records)
 
 
 def test_an_interrupted_run_answers_only_the_rest(
@@ -145,8 +145,8 @@ def test_an_interrupted_run_answers_only_the_rest(
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     assert len(asked) == 5
     assert asked[3:] == [asked[2], asked[4]]
-    samples = samples_of(json.loads(out.read_text()))
-    assert len({(s["dataset"], s["question_id"]) for s in samples}) == len(samples) == 4
+    records = records_of(out)
+    assert len({(r.dataset, r.question_id) for r in records}) == len(records) == 4
 
 
 def test_a_run_that_waited_for_another_begins_anew(
@@ -170,7 +170,7 @@ def test_a_run_that_waited_for_another_begins_anew(
         with pytest.raises(KeyboardInterrupt):
             script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
     script(SCRIPT).main(words(tiny_folder, small_bed, out, *more))
-    assert len(samples_of(json.loads(out.read_text()))) == 4
+    assert len(records_of(out)) == 4
 
 
 def test_nothing_is_kept_where_every_question_failed(
@@ -190,19 +190,117 @@ def test_nothing_is_kept_where_every_question_failed(
     assert json.loads(out.read_text())["num_failed"] == 0
 
 
-def test_columns_lose_nothing_that_the_data_do_not_have() -> None:
-    kept = {"run": "budget", "dataset": "okvqa", "image_id": "1", "budget_ms": 60.0}
-    data = {"question": "what?", "references": ("dog",), "picture": "a.jpg"}
-    done = Record(question_id="1", knobs="low/k4/b8", timings_ms={"decode": 2.0, "total": 40.5}, **kept, **data)
-    failed = Record(question_id="2", error="no picture", **kept, **data)
-    result = json.loads(adaptive.as_text({"seed": 1, "samples": adaptive.as_columns([done, failed])}))
-    assert result["seed"] == 1
-    assert result["samples"]["same"].items() >= kept.items()
-    for record, sample in zip((done, failed), samples_of(result), strict=True):
-        times = {name.partition(".")[2]: v for name, v in sample.items() if "." in name and v is not None}
-        assert times == record.timings_ms
-        others = {name: v for name, v in sample.items() if "." not in name}
-        assert others | {"timings_ms": times} | data == record.to_json()
+QUESTION = {"question": "what?", "references": ("dog",), "picture": "a.jpg"}
+RECORDS = [
+    Record(
+        **{"run": "budget", "dataset": "okvqa", "question_id": "007", "image_id": "okvqa/1", "budget_ms": 60.0},
+        **{"prediction": "un café", "score": 0.3333, "knobs": "low/k4/b8", "policy": "table"},
+        **{"feasible": True, "slower_existed": True, "num_output_tokens": 3, "finish_reason": "stop"},
+        **{"predicted_p50_ms": 38.1, "predicted_upper_ms": 1234.5678},
+        timings_ms={"queue": 0.0, "decode": 0.1, "total": 1234567.8901},
+    ),
+    Record(run="budget", dataset="okvqa", question_id="2", image_id="okvqa/1", budget_ms=0.5, error="no picture"),
+    Record(
+        **{"run": "budget", "dataset": "coco_caption", "question_id": "3", "image_id": "coco_caption/3"},
+        **{"budget_ms": None, "score": None, "feasible": False, "timings_ms": {"prefill": 2.0, "total": 40.5}},
+    ),
+]
+
+
+def with_types(record: Record) -> dict[str, tuple[type, Any]]:
+    """The values of a record with their types: 1, 1.0 and True are equal in Python."""
+    fields = record.to_json()
+    fields |= fields.pop("timings_ms")
+    return {name: (type(value), value) for name, value in fields.items()}
+
+
+def test_records_are_read_as_they_were_measured(tmp_path: Path) -> None:
+    asked = [replace(record, **QUESTION) for record in RECORDS]
+    long = replace(asked[0], predicted_p50_ms=38.10004, timings_ms={**asked[0].timings_ms, "decode": 0.10004})
+    adaptive.write(tmp_path / "a.b.json", {"seed": 1}, [long, *asked[1:]], STAMP)
+    result = json.loads((tmp_path / "a.b.json").read_text())
+    assert result == {"seed": 1, "records": {"file": "a.b.parquet", "count": 3}}
+    assert [*map(with_types, records_of(tmp_path / "a.b.json"))] == [*map(with_types, RECORDS)]
+    assert store.read_stamp(tmp_path / "a.b.parquet") == STAMP
+
+
+def test_columns_have_the_types_that_their_values_have(tmp_path: Path) -> None:
+    adaptive.write(tmp_path / "a.json", {}, [replace(RECORDS[1], error="x")], STAMP)
+    (types,) = {tuple(map(str, read_schema(path).types)) for path in tmp_path.glob("*.parquet")}
+    adaptive.write(tmp_path / "a.json", {}, RECORDS, STAMP)
+    columns = read_schema(tmp_path / "a.parquet")
+    assert tuple(map(str, columns.types))[: len(types)] == types, "of a failed request alone too"
+    assert {str(columns.field(name).type) for name in columns.names if name.startswith("timings_ms.")} == {
+        "decimal128(18, 4)"
+    }
+
+
+def test_a_summary_never_lies_beside_records_of_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out.json", adaptive.write_whole
+    adaptive.write(out, {"seed": 1}, RECORDS, STAMP)
+
+    def killed_at(suffix: str) -> Any:
+        def write_whole(path: Path, data: str | bytes) -> None:
+            if path.suffix == suffix:
+                raise KeyboardInterrupt
+            whole(path, data)
+
+        return write_whole
+
+    for suffix, kept in ((".parquet", RECORDS), (".json", RECORDS[:1])):
+        with monkeypatch.context() as patch:
+            patch.setattr(adaptive, "write_whole", killed_at(suffix))
+            with pytest.raises(KeyboardInterrupt):
+                adaptive.write(out, {"seed": 2}, RECORDS[:1], STAMP)
+        assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+        assert adaptive.read_records(tmp_path / "out.parquet") == kept
+
+
+def test_a_run_killed_between_its_files_asks_nothing_again(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out.json", adaptive.write_whole
+    given = words(tiny_folder, small_bed, out, "--controller_path", "fixed", "--latency_budget", "5000")
+
+    def killed(path: Path, data: str | bytes) -> None:
+        if path == out:
+            raise KeyboardInterrupt
+        whole(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptive, "write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            script(SCRIPT).main(given)
+    before = adaptive.read_records(tmp_path / "out.parquet")
+    assert not out.exists()
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("asked again"))
+    script(SCRIPT).main(given)
+    assert records_of(out) == before
+    assert len(before) == 4
+
+
+def test_records_of_others_are_named(tmp_path: Path) -> None:
+    def refused(named: str) -> None:
+        with pytest.raises(UserError, match=named):
+            adaptive.read_records(tmp_path / "text_vqa.parquet")
+
+    refused("no such results file")
+    store.write_rows(tmp_path, "text_vqa", [], STAMP)
+    refused(r"text_vqa\.parquet: its schema is tempovlm\.core_exp/1, not tempovlm\.adaptive_inference/3")
+    (tmp_path / "text_vqa.parquet").write_bytes(b"PAR1")
+    refused("half-written or damaged")
+
+
+def test_a_missing_package_is_told_before_the_first_question(
+    tiny_folder: Path, small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        script(SCRIPT).main(words(tiny_folder, small_bed, tmp_path / "o.json", "--controller_path", "fixed"))
+    assert caught.value.name == "pyarrow"
 
 
 def test_stopped_answers_are_reported_apart(tiny_folder: Path, small_bed: Path, tmp_path: Path) -> None:
@@ -228,6 +326,7 @@ def test_stopped_answers_are_reported_apart(tiny_folder: Path, small_bed: Path, 
         (["--on_deadline", "run"], "on_deadline"),
         (["--output_path", ""], r"--output_path \.: a folder"),
         (["--output_path", "/tmp"], "--output_path /tmp: a folder"),
+        (["--output_path", "o.parquet"], r"--output_path o\.parquet: .* a name that ends in \.json"),
         (["--output_path", "/dev/null/x/y.json"], "--output_path /dev/null/x: cannot be made"),
     ],
 )
@@ -294,8 +393,7 @@ def test_an_interrupted_run_goes_on_with_its_questions_and_asks_failed_ones_agai
 
     monkeypatch.setattr(bench, "measure", noted)
     main(given)
-    result = json.loads(out.read_text())
-    assert result["num_failed"] == 0
-    ids = [sample["question_id"] for sample in samples_of(result)]
+    assert json.loads(out.read_text())["num_failed"] == 0
+    ids = [record.question_id for record in records_of(out)]
     assert len(asked) == len(ids) - 1, "all but the one that was answered"
     assert set(asked) < set(ids)

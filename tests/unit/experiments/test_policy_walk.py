@@ -127,7 +127,7 @@ def test_every_policy_is_served_and_judged(
     script("controller/test_adaptive_inference").main(
         [*flags, "--data_dir", str(small_bed), "--output_path", str(out / "exp8.json")]
     )
-    assert len(json.loads((out / "exp8.json").read_text())["samples"]["rows"]) == 2
+    assert json.loads((out / "exp8.json").read_text())["records"] == {"file": "exp8.parquet", "count": 2}
 
     judging = ["--policies", name, "--draws", "5", "--shuffles", "0", "--ablate", "--output_dir", str(out / "e")]
     evaluate.main([*results, *model, *judging])
