@@ -246,5 +246,5 @@ def smooth_noise(size: tuple[int, int], seed: int, encoding: str) -> bytes:
     noise = rng.integers(-3, 4, (size[1], size[0], 3))
     pixels = np.clip(np.asarray(blobs, dtype=np.int64) + noise, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, encoding)
+    Image.fromarray(pixels).save(buffer, encoding, compress_level=1)  # slower levels take as long to decode
     return buffer.getvalue()

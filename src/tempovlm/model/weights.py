@@ -22,7 +22,7 @@ from tempovlm.core.errors import UserError
 from tempovlm.core.paths import read_json, scratch_folder
 from tempovlm.model.config import ModelConfig
 from tempovlm.model.family import VisionLanguageModel, class_of, family_of
-from tempovlm.model.files.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_files, open_weights
+from tempovlm.model.files.hub import SAFETENSORS_INDEX, WeightFile, checkpoint_files, indexed_file, open_weights
 from tempovlm.model.prompt import Tokenizer
 
 SHARD_BYTES = 15 << 20
@@ -132,7 +132,7 @@ def check_tensors(sources: list[WeightFile], expected: Mapping[str, tuple[int, .
     missing = [name for name in expected if name not in seen]
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        place = indexed_files(folder).get(missing[0], folder)
+        place = indexed_file(folder, missing[0])
         raise UserError(f"{place}: tensor {missing[0]}{rest} missing; download the checkpoint again")
 
 

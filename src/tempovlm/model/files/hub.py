@@ -92,7 +92,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def _listed(index: Path) -> list[Path]:
-    files = sorted(set(_places(index).values()))
+    files = [index.parent / name for name in sorted(set(_places(index).values()))]
     if not files:
         raise UserError(f"{index}: field weight_map names no files; {_AGAIN}")
     for file in files:
@@ -102,24 +102,26 @@ def _listed(index: Path) -> list[Path]:
     return files
 
 
-def _places(index: Path) -> dict[str, Path]:
-    """Return, for each tensor's name, the file that an index names."""
+def _places(index: Path) -> dict[str, str]:
+    """Return, for each tensor's name, the name of the file beside the index."""
     record = read_json(index, _AGAIN)
     places = record.get("weight_map") if isinstance(record, dict) else None
     if not isinstance(places, dict):
         raise UserError(f"{index}: damaged index, field weight_map is no table; {_AGAIN}")
+    found: set[str] = set()
     for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file or "\0" in file:
+        if not isinstance(file, str) or (file not in found and (Path(file).name != file or "\0" in file)):
             raise UserError(f"{index}: field weight_map: {name} is {file!r}, which is not a file beside it")
-    return {name: index.parent / file for name, file in places.items()}
+        found.add(file)
+    return places
 
 
-def indexed_files(folder: Path) -> dict[str, Path]:
-    """Return each tensor's file by the folder's index; empty without an index."""
+def indexed_file(folder: Path, tensor: str) -> Path:
+    """Return the file that the folder's index names for a tensor; the folder without an index or a name."""
     for index in (SAFETENSORS_INDEX, PICKLE_INDEX):
         if is_there(folder / index):
-            return _places(folder / index)
-    return {}
+            return folder / _places(folder / index).get(tensor, "")
+    return folder
 
 
 def _numbered(files: list[Path]) -> list[Path]:
