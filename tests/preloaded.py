@@ -2,8 +2,8 @@
 
 A script finds what it would find in a process of its own, but for the modules: nothing has computed in that
 process and no thread was started, so that nothing is shared that a script could change. Each saves the second or
-two of processor time that torch takes to import, and a third of a second in which the interpreter takes all modules
-down again. A calibration there times the smallest and the largest setting once and puts the others between them,
+two of processor time that torch takes to import, and the third of one in which the interpreter ends its modules.
+A calibration there times the smallest and the largest setting once and puts the others between them,
 models and settings are not warmed up, policies are timed in warm caches, and what other processes do is looked for
 during a millisecond.
 """
@@ -20,8 +20,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,24 @@ MODULES = (
 LONGEST_S = 600
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A script that runs: its process, its words, and the files of what it prints."""
+
+    pid: int
+    words: list[object]
+    files: tuple[Path, ...]
+    ask: Callable[[object], int]
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Return how it ended."""
+        code = self.ask(self.pid)
+        out, err = (path.read_text(encoding="utf-8") for path in self.files)
+        return subprocess.CompletedProcess(self.words, code, out, err)
+
+
 class Preloaded:
-    """Runs scripts one after the other.
+    """Runs scripts.
 
     Args:
         folder: for what scripts print.
@@ -59,8 +75,8 @@ class Preloaded:
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.env = dict(env)
-        self._files = folder / "out", folder / "err"
-        command = [sys.executable, __file__, *map(str, self._files)]
+        self._folder, self._started = folder, 0
+        command = [sys.executable, __file__]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.env
         )
@@ -69,22 +85,29 @@ class Preloaded:
         self, script: Path, *words: object, cwd: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a script; `env` is added to the environment."""
-        line = json.dumps([str(script), list(map(str, words)), str(cwd), dict(env or {})])
+        return self.start(script, *words, cwd=cwd, env=env).wait()
+
+    def start(self, script: Path, *words: object, cwd: Path, env: Mapping[str, str] | None = None) -> Started:
+        """Start a script, beside others that run."""
+        self._started += 1
+        files = tuple(self._folder / f"{name}{self._started}" for name in ("out", "err"))
+        pid = self._ask([list(map(str, files)), str(script), list(map(str, words)), str(cwd), dict(env or {})])
+        return Started(pid, [script, *words], files, self._ask)
+
+    def _ask(self, what: object) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.write(f"{json.dumps(what)}\n")
         self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        out, err = (path.read_text(encoding="utf-8") for path in self._files)
-        return subprocess.CompletedProcess([script, *words], code, out, err)
+        return int(self._process.stdout.readline())
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
 
 
-def serve(files: list[str]) -> None:
-    """Fork for each line of stdin; print the exit code of each fork."""
+def serve() -> None:
+    """Fork for each script in a line of stdin and print the process, or wait for one and print its exit code."""
     from tempovlm.engine.threads import start_torch
 
     start_torch()
@@ -98,11 +121,13 @@ def serve(files: list[str]) -> None:
     sys.modules["tempovlm.control.guard"].CROWD_BYTES = 1  # type: ignore[attr-defined]
     gc.freeze()  # else each fork copies and collects what was imported
     while line := sys.stdin.readline():
-        child = os.fork()
-        if not child:
-            become(files, *json.loads(line))
+        asked = json.loads(line)
+        if isinstance(asked, int):
+            answer = os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1])
+        elif not (answer := os.fork()):
+            become(*asked)
             return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)  # noqa: T201 - the answer
+        print(answer, flush=True)  # noqa: T201 - the answer
 
 
 def measure_two(calibration: Any, engine: Any, output: Any, **options: Any) -> tuple[Any, ...]:
@@ -152,4 +177,4 @@ def become(files: list[str], script: str, words: list[str], cwd: str, env: dict[
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1:])
+    serve()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from preloaded import Preloaded
 from tempovlm.api import model_folder
 from tempovlm.core.errors import UserError
 from tempovlm.model.weights import read_config
@@ -78,7 +77,7 @@ def test_tables_have_a_row_for_each_company_and_decoder(backends: ModuleType, tm
     assert decoders[2] == "| 32 × 24: prompt of 289 tokens, k8/b16 | 12.3 | 12.3 |"
 
 
-def test_wrong_input_is_told_in_a_line(repo_root: Path, tmp_path: Path) -> None:
+def test_wrong_input_is_told_in_a_line(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     other = tmp_path / "other.json"
     other.write_text("[]")
     for words, named in (
@@ -87,7 +86,6 @@ def test_wrong_input_is_told_in_a_line(repo_root: Path, tmp_path: Path) -> None:
         (("--table", str(tmp_path)), f"{tmp_path}: a folder"),
         (("--decoders", "32by24"), "--decoders: 32by24: must be the number of experts and their width"),
     ):
-        command = [sys.executable, str(repo_root / "benchmarks" / "backends.py"), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = preloaded.run(repo_root / "benchmarks" / "backends.py", *words, cwd=tmp_path)
         assert done.returncode == 2
         assert named in done.stderr.splitlines()[-1]

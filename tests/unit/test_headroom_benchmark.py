@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from preloaded import Preloaded
 from tempovlm.core.errors import UserError
 from tempovlm.core.knobs import KnobSpace
 from tempovlm.lab.judge.headroom import Scored, budgets_up_to, headroom_at
@@ -86,14 +84,8 @@ def test_kinds_are_data_sets_or_templates(headroom: ModuleType) -> None:
         headroom.kinds_of(frame.assign(template=""), one, "template")
 
 
-def test_missing_results_are_told_in_a_line(repo_root: Path, tmp_path: Path) -> None:
-    run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
-    words = [
-        sys.executable,
-        str(repo_root / "benchmarks" / "headroom.py"),
-        "--results_dir",
-        str(tmp_path / "none"),
-    ]
-    done = run(words, capture_output=True, text=True, check=False)
+def test_missing_results_are_told_in_a_line(repo_root: Path, tmp_path: Path, preloaded: Preloaded) -> None:
+    words = "--results_dir", tmp_path / "none"
+    done = preloaded.run(repo_root / "benchmarks" / "headroom.py", *words, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == f"error: {tmp_path / 'none'}: no such results directory"

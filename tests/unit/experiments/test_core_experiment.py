@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import pytest
 import torch
 from scripts import ROOT, script
 
+from preloaded import Preloaded
 from tempovlm.core.errors import UserError
 from tempovlm.data.sample import Sample
 from tempovlm.lab.core_exp import store, sweep
@@ -25,6 +24,7 @@ from tempovlm.lab.script import FlagParser, flag, options_from, required, run
 from tempovlm.testbed.bed import Bed
 
 SCRIPT = "core_exp/run_core_experiment"
+FILE = ROOT / "experiments" / f"{SCRIPT}.py"
 PLAN = SweepPlan(settings=())
 FEW = ["--tiers", "low", "--top_k", "8", "--num_blocks", "8", "16"]
 
@@ -76,18 +76,17 @@ def test_twins_are_other_pictures_of_the_same_questions(
         main(words(small_bed, tmp_path / "three", "--twins", "--split", "train"))
 
 
-def test_resumes_after_a_kill(small_bed: Path, tmp_path: Path) -> None:
+def test_resumes_after_a_kill(small_bed: Path, tmp_path: Path, preloaded: Preloaded) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "experiments" / f"{SCRIPT}.py")]
-    command += words(small_bed, out, "--batch_size", "1", "--latency_samples", "2", "--repeats", "50")
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "TEMPOVLM_THREADS": "1"})
+    given = words(small_bed, out, "--batch_size", "1", "--latency_samples", "2", "--repeats", "50")
+    process = preloaded.start(FILE, *given, cwd=tmp_path, env={"TEMPOVLM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 120
-        while not list((out / store.PARTS).glob("*/*.jsonl")) and process.poll() is None:
+        while not list((out / store.PARTS).glob("*/*.jsonl")) and not (out / "text_vqa.parquet").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
     done = {path.name for path in (out / store.PARTS).glob("*/*.jsonl")}
     assert done or (out / "text_vqa.parquet").exists()
@@ -99,18 +98,21 @@ def test_resumes_after_a_kill(small_bed: Path, tmp_path: Path) -> None:
 
 
 def test_processes_write_one_file_like_a_single_one(
-    small_bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_bed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    preloaded: Preloaded,
 ) -> None:
     main, one, two = script(SCRIPT).main, tmp_path / "one", tmp_path / "two"
     main(words(small_bed, one, "--batch_size", "1"))
     capsys.readouterr()
-    command = [sys.executable, str(ROOT / "experiments" / f"{SCRIPT}.py")]
-    command += words(small_bed, two, "--batch_size", "1")
-    places = [{**os.environ, "TEMPOVLM_THREADS": "1", "WORLD_SIZE": "2", "RANK": rank} for rank in "01"]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=place) for place in places]
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert said == [f"{two / 'text_vqa.parquet'}\n", ""]
+    given = words(small_bed, two, "--batch_size", "1")
+    places = [{"TEMPOVLM_THREADS": "1", "WORLD_SIZE": "2", "RANK": rank} for rank in "01"]
+    started = [preloaded.start(FILE, *given, cwd=tmp_path, env=place) for place in places]
+    ended = [process.wait() for process in started]
+    assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
+    assert [process.stdout for process in ended] == [f"{two / 'text_vqa.parquet'}\n", ""]
     assert store.read_rows(two / "text_vqa.parquet")[0] == store.read_rows(one / "text_vqa.parquet")[0]
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

@@ -166,7 +166,7 @@ def _read_checked(path: Path, dataset: str, space: KnobSpace | None) -> tuple[pd
         _check_stamps([stamp], path, space)
         frame = table.to_pandas()
         frame["repeats"] = [_whole(value) for value in frame["repeats"]]
-        frame["tiling"] = [None if value is None else tuple(map(int, value)) for value in frame["tiling"]]
+        frame["tiling"] = [None if value is None else tuple(map(int, value.tolist())) for value in frame["tiling"]]
         frame["step_ms"] = [None if v is None else tuple(map(tuple, v)) for v in frame["step_ms"]]
     if frame.empty:
         raise UserError(f"{path}: holds no rows")
@@ -178,7 +178,7 @@ def _whole(repeats: dict[str, Any] | None) -> dict[str, tuple[float, ...]] | Non
     """Turn arrays into tuples of numbers, and leave out names without a measurement."""
     if repeats is None:
         return None
-    return {name: tuple(map(float, laps)) for name, laps in repeats.items() if laps is not None}
+    return {name: tuple(map(float, laps.tolist())) for name, laps in repeats.items() if laps is not None}
 
 
 def _check_stamps(stamps: Iterable[dict[str, Any] | None], path: Path, space: KnobSpace | None) -> None:

@@ -31,7 +31,7 @@ _ROUGHNESS = 32
 _RECENT = 8
 _TIMED = ("JPEG", "PNG", "WEBP")
 _QUICKEST = {"compress_level": 1, "method": 0}
-"""How PNG and WEBP are encoded to be timed: stronger compression takes longer, but as long to decode."""
+"""Encodes PNG and WEBP at once to be timed; stronger compression takes as long to decode."""
 
 
 @dataclass(frozen=True, slots=True)
