@@ -29,14 +29,15 @@ LIMIT_S = 20.0
 PICTURE = np.zeros((480, 640, 3), np.uint8)
 PICTURE[100:300, 150:500] = (200, 40, 40)
 
-model = tempovlm.load("pocket", device="cpu", threads=2, progress=False, calibrate=False)
+small = {"tier": ["medium"], "num_blocks": [8]}
+model = tempovlm.load("pocket", device="cpu", threads=2, progress=False, calibrate=False, space=small)
 few = {"tier": ["low", "high"], "top_k": [4], "num_blocks": [3, 6]}
 other = tempovlm.load(sys.argv[1], device="cpu", threads=2, progress=False, warmup=False, space=few)
 asked = "what color is it?"
 
 
 def ask(_: int = 0) -> str:
-    """An answer at the high tier, which more than one thread computes."""
+    """An answer about several crops, which more than one thread computes."""
     return model.answer(PICTURE, asked).text
 
 
@@ -101,7 +102,7 @@ def stream() -> str:
 
 def load(**options: Any) -> list[Any]:
     """A model loaded, warmed up and asked in the child."""
-    fresh = tempovlm.load("pocket", device="cpu", progress=False, **options)
+    fresh = tempovlm.load("pocket", device="cpu", progress=False, space=small, **options)
     return [fresh.answer(PICTURE, asked).text, fresh.engine.threads]
 
 
