@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.recipes import (
+    ACCURACY,
     ANSWERS,
     CONTROLLER,
     ESTIMATOR,
@@ -28,6 +29,7 @@ from experiments.recipes import (
     answering,
     end_to_end,
     estimator,
+    expected_accuracy,
     first_stage,
     importance,
     judge,
@@ -79,6 +81,8 @@ def published() -> tuple[Run, ...]:
 def _of_controllers(s: Setup) -> Iterable[Run]:
     yield from (value_stage(s) if s.is_gpus else first_stage(s), second_stage(s), end_to_end(s), llm_based(s))
     yield from (adaptive(s, "", SECOND_STAGE), adaptive(s, "pocket_llm_based", LLM_BASED))
+    if not s.is_gpus:
+        yield from (expected_accuracy(s), adaptive(s, "pocket_accuracy", ACCURACY))
 
 
 def in_queue(s: Setup) -> Run:

@@ -34,6 +34,7 @@ SECOND_STAGE = "checkpoints/two_stage_controller/stage2/best_stage2_checkpoint.p
 END_TO_END = "checkpoints/controller/grpo/best_controller.pt"
 LLM_BASED = "checkpoints/controller/grpo_llm_based/best_controller.pt"
 QUEUE = "checkpoints/controller/queue/best_value.pt"
+ACCURACY = "checkpoints/controller/accuracy/best_accuracy.pt"
 IMPORTANCE = "results/importance/merged_scores.json"
 PROFILES = "results/profiling/exp3_importance_comparison"
 LEARNED_UNDER_LOAD = "results/serving/learned.json"
@@ -44,6 +45,9 @@ GRPO_RECIPE = "--scale_rewards none --group_size 16 --lr 2e-5 --beta 0.02 --entr
 WARM_START, GRPO_EPOCHS = 30, 20
 LLM_WARM_START, LLM_EPOCHS = 8, 3
 """Epochs of regression, then of GRPO; the LLM-based controller runs blocks of the model in each."""
+
+ACCURACY_WIDTH = 32
+"""Units of a layer of the networks that expect accuracies; twice as many gain nothing."""
 
 GPU_PLACE = "h200"
 """The GPU that has rows in the scoreboard; results of `tempovlm reproduce` on any GPU take its places."""
@@ -466,6 +470,16 @@ def llm_based(s: Setup) -> Run:
     return _joint(s, "exp5_llm_based", "Exp 5, LLM-based controller", LLM_BASED, flags, 1)
 
 
+def expected_accuracy(s: Setup) -> Run:
+    """Exp 5 with the architecture that expects accuracies."""
+    seeds, epochs = s.counts.seeds, s.counts.epochs or WARM_START
+    flags = (
+        f"--architecture accuracy --seeds {' '.join(map(str, seeds))} --warm_start {epochs} "
+        f"--hidden_dim {ACCURACY_WIDTH}"
+    )
+    return _joint(s, "exp5_accuracy", "Exp 5, expected accuracies", ACCURACY, flags, len(seeds))
+
+
 def adaptive(
     s: Setup, name: str, controller: str, *, model: str = "{model}", budgets_ms: tuple[int, ...] = ()
 ) -> Run:
@@ -496,7 +510,7 @@ def judge(s: Setup) -> Run:
         f"--train_results_dir {s.results('train') if s.is_published else ANSWERS['train']} "
         f"--twin_results_dir {twins} --latency_estimator_path {s.checkpoint(ESTIMATOR)} "
         f"{s.own(f'--model {{model}} --device {s.device}')} "
-        f"--policies {learned} {QUEUE if s.is_cpus else ''} "
+        f"--policies {learned} {f'{ACCURACY} {QUEUE}' if s.is_cpus else ''} "
         f"table best_static {s.published('only_tier only_top_k only_num_blocks')} random knn "
         f"linucb --budgets {' '.join(map(str, JUDGED_MS[s.place]))} --time_price {TIME_PRICE[s.place]} "
         f"{f'--under_load {LEARNED_UNDER_LOAD}' if s.is_cpus else ''} "

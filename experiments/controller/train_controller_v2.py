@@ -3,8 +3,10 @@ r"""Exp 5: train a controller of all three knobs by GRPO, end to end, on results
 With `--environment queue` the policy predicts accuracies, against which the price of lane time is set, and the
 reward of a choice is what all requests of its episode of a shared queue earn.
 
-Writes `best_controller.pt`, `report.json` and a log of every seed to `--output_dir`; resumes. The test bed that
-the results name is drawn in the cache directory if it is missing.
+With `--architecture accuracy` an ensemble of all seeds expects the accuracy of every setting, by regression alone.
+
+Writes `best_controller.pt` (`best_accuracy.pt`), `report.json` and a log of every seed to `--output_dir`; resumes.
+The test bed that the results name is drawn in the cache directory if it is missing.
 
 Examples:
     python experiments/controller/train_controller_v2.py --results_dir results/core_exp_pocket_train \
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(study.render(report) + f"{args.output_dir / study.CHECKPOINTS[study.LEARNED]}\n")
         return
     job = script.options_from(joint.JointJob, vars(args))
-    sys.stdout.write(joint.render(joint.run_job(job)) + f"{args.output_dir / joint.CHECKPOINT}\n")
+    sys.stdout.write(joint.render(joint.run_job(job)) + f"{job.checkpoint}\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "two_stage": ("knob1", "knob2knob3"),
     "llm_based": ("controller",),
     "value": ("accuracy",),
+    "seen_value": ("accuracy", "seen"),
     "nearest_neighbours": ("scorer",),
     "linucb": ("scorer",),
 }
@@ -45,6 +46,7 @@ CLASSES: dict[str, str] = {
     "Knob1PredictorBudgetLanguageGlance": _NETWORKS,
     "Knob2Knob3Predictor": _NETWORKS,
     "AccuracyNetwork": _NETWORKS,
+    "SeenAccuracyNetwork": _NETWORKS,
     "LLMBasedController": "tempovlm.control.learned.llm_based",
     "NearestNeighbours": "tempovlm.control.baselines",
     "LinUCB": "tempovlm.control.baselines",

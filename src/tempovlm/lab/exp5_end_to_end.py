@@ -1,7 +1,8 @@
 """Exp 5: all three knobs by GRPO, end to end, with the two-stage or the LLM-based architecture, over seeds.
 
-Every seed trains on the same split and is judged on the same test questions under the same budgets; the checkpoint
-is that of the seed whose validation reward is highest.
+The third architecture, expected accuracies, learns by regression alone (`exp5_accuracy.py`). By GRPO every seed
+trains on the same split and is judged on the same test questions under the same budgets; the checkpoint is that of
+the seed whose validation reward is highest.
 
 Shapes: `n` questions, `G` tokens of a glance, `D` decoder width.
 """
@@ -9,7 +10,6 @@ Shapes: `n` questions, `G` tokens of a glance, `D` decoder width.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from tempovlm.core.units import now_ms
 from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
+from tempovlm.lab import exp5_accuracy
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
 from tempovlm.lab.fit import seeded
@@ -39,8 +40,9 @@ from tempovlm.lab.grpo.environment import Environment, GrpoJob, Task, gather, li
 from tempovlm.lab.grpo.report import draw, finish, gain, judge
 from tempovlm.lab.grpo.report import render as render_report
 from tempovlm.lab.options import GrpoOptions, JointFlags
+from tempovlm.lab.statistics import spread
 
-ARCHITECTURES = ("two_stage", "llm_based")
+ARCHITECTURES = ("two_stage", "llm_based", "accuracy")
 CHECKPOINT = "best_controller.pt"
 SCHEMA = "tempovlm.joint_report/1"
 
@@ -63,11 +65,24 @@ class JointJob(JointFlags, GrpoJob):
         GrpoJob.check(self)
         if self.architecture not in ARCHITECTURES:
             raise UserError(f"--architecture {self.architecture}: choose from {', '.join(ARCHITECTURES)}")
+        if self.architecture == "accuracy":
+            self._check_regression()
         most = self.engine.runner.model.config.num_blocks
         if not 1 <= self.num_llm_blocks <= most:
             raise UserError(f"--num_llm_blocks {self.num_llm_blocks}: must be from 1 to {most}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give each seed once, and at least one")
+
+    def _check_regression(self) -> None:
+        if not self.options.regression_epochs:
+            raise UserError("--warm_start: all that --architecture accuracy learns by; give some 30 epochs")
+        if self.compare_with is not None:
+            raise UserError("--compare_with: of policies of GRPO; leave it out with --architecture accuracy")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the controller."""
+        return self.output_dir / (exp5_accuracy.CHECKPOINT if self.architecture == "accuracy" else CHECKPOINT)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,6 +100,8 @@ def run_job(job: JointJob) -> dict[str, Any]:
     Raises:
         UserError: wrong input, or the folder cannot be written or another process trains in it.
     """
+    if job.architecture == "accuracy":
+        return exp5_accuracy.run_job(job)
     env, samples = gather(job)
     with writing_to(job.output_dir) as folder:
         return _train(job, env, samples, folder)
@@ -204,18 +221,6 @@ def _over_seeds(runs: Sequence[_Run], found: Sequence[Rollout]) -> dict[str, Any
     return {"runs": rows, **{name: spread([row[name] for row in rows]) for name in names}}
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation of a sample, and the mean's 95 % interval by Student's t; None of one value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return {"mean": mean, "std": None, "interval": None}
-    from scipy.stats import t
-
-    std = float(np.std(values, ddof=1))
-    half = float(t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-    return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
-
-
 def _compared(job: JointJob, shared: Shared | None, found: Sequence[Rollout], test: Task) -> dict[str, Any] | None:
     """Every seed's gain over a checkpoint of Exp 4, question by question, and the gains' mean over seeds."""
     if job.compare_with is None or shared is None:
@@ -279,6 +284,8 @@ def _save(job: JointJob, env: Environment, best: _Run, report: Mapping[str, Any]
 
 def render(report: Mapping[str, Any]) -> str:
     """The tables of the report as text."""
+    if report["architecture"] == "accuracy":
+        return exp5_accuracy.render(report)
     lines = [f"{'seed':<8} {'best epoch':>10} {'reward':>8} {'accuracy':>9} {'latency ms':>11} {'in time':>8}"]
     for row in report["seeds"]["runs"]:
         mark = "*" if row["seed"] == report["best_seed"] else " "

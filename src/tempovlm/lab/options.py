@@ -317,9 +317,16 @@ class SecondStageFlags(GrpoFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class JointFlags(GrpoFlags):
-    """Flags of Exp 5."""
+    """Flags of Exp 5.
 
-    architecture: str = flag("two_stage", "network: two_stage or llm_based")
+    Attributes:
+        architecture: the first two score settings by GRPO. `accuracy` has an ensemble of all seeds expect each
+            setting's accuracy by regression alone, so it takes `warm_start`, `seeds` and the sizes alone.
+    """
+
+    architecture: str = flag(
+        "two_stage", "network: two_stage, llm_based, or accuracy, an ensemble that learns by regression alone"
+    )
     num_llm_blocks: int = flag(2, "blocks of the model that the LLM-based controller runs")
     compare_with: Path | None = flag(None, "checkpoint of Exp 4 to judge beside it")
 

@@ -56,6 +56,18 @@ def mean(values: Iterable[float]) -> float | None:
     return math.fsum(items) / len(items) if items else None
 
 
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation of a sample, and the mean's 95 % interval by Student's t; None of one value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return {"mean": mean, "std": None, "interval": None}
+    from scipy.stats import t
+
+    std = float(np.std(values, ddof=1))
+    half = float(t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
+
+
 def utilisation(totals_ms: Sequence[float], budgets_ms: Sequence[float], slower: Sequence[bool]) -> float | None:
     """Mean of total / budget over the requests for which a slower setting existed.
 

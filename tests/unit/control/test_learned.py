@@ -19,6 +19,7 @@ from tempovlm.control.learned.networks import (
     Knob1PredictorBudgetLanguage,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
+    SeenAccuracyNetwork,
     SupervisedController,
 )
 from tempovlm.control.learned.observation import (
@@ -210,6 +211,69 @@ def test_an_ensemble_expects_the_mean_of_its_networks_logits() -> None:
     want = torch.stack([net(features) for net in nets]).mean(dim=0)
     torch.testing.assert_close(ensemble(features), want, rtol=1e-4, atol=1e-5)
     assert float(want.std()) > 0.1
+
+
+def spoken(width: int, seen_width: int, hidden_dim: int, settings: int = 12) -> SeenAccuracyNetwork:
+    """An untrained network with logits that differ by more than rounding."""
+    net = SeenAccuracyNetwork(width, seen_width, hidden_dim, num_top_ks=settings // 6, num_block_counts=2)
+    return net.requires_grad_(False).eval()
+
+
+def test_an_ensemble_of_those_who_see_expects_the_mean_too() -> None:
+    torch.manual_seed(0)
+    language, vision, accuracy = torch.randn(40, 6), torch.randn(40, 3, 5), torch.rand(40, 12)
+    nets = [spoken(6, 5, hidden) for hidden in (4, 8)]
+    for net in nets:
+        net.fit_inputs(language, vision, accuracy)
+        for own in net.at_tiers:
+            torch.nn.init.normal_(own.trunk[-1].weight)
+    ensemble = SeenAccuracyNetwork.ensemble(nets)
+    want = torch.stack([net(language, vision) for net in nets]).mean(dim=0)
+    torch.testing.assert_close(ensemble(language, vision), want, rtol=1e-4, atol=1e-5)
+    assert float(want.std()) > 0.1
+    blind = vision.clone()
+    blind[:, 1] = 0
+    changed = (ensemble(language, blind) - want).abs().amax(dim=0) > 1e-3
+    assert changed.tolist() == [False] * 4 + [True] * 4 + [False] * 4, (
+        "a tier's picture decides about its settings"
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_shrunk_network_lies_between_its_own_logits_and_the_usual_ones(share: float) -> None:
+    torch.manual_seed(0)
+    language, vision, usual = torch.randn(8, 6), torch.randn(8, 3, 5), torch.rand(12) * 0.8 + 0.1
+    first, seen = AccuracyNetwork(6, 4, 12).eval(), spoken(6, 5, 4)
+    own, also = first(language), seen(language, vision)
+    first.shrink(share, usual)
+    seen.shrink(share, usual)
+    for got, before in ((first(language), own), (seen(language, vision), also)):
+        torch.testing.assert_close(got, share * before + (1 - share) * torch.logit(usual).expand(8, -1))
+
+
+def test_an_encoded_picture_changes_what_is_expected_at_its_tier(engine: Engine, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = AccuracyNetwork(WIDTH, 16, len(SPACE)).eval()
+    seen = SeenAccuracyNetwork(WIDTH, vision_width(WIDTH), 16, len(SPACE.tiers), **SIZES).eval()
+    seen.requires_grad_(False)
+    path, run = tmp_path / "seen.pt", engine.runner
+    save_controller(path, kind="seen_value", networks={"accuracy": first, "seen": seen}, space=SPACE)
+    policy = policy_from_checkpoint(path, SPACE, run.model, run.tokenizer)
+    assert policy.scale == "accuracy"
+    assert policy.sees_picture
+    assert not policy.sees_glance
+    foreseen = policy.settle(QUESTION, Sight("medium", None, 0, 0), 20.0)
+    np.testing.assert_allclose(foreseen, policy.look(QUESTION, 20.0))
+    row = language_feature(token_vectors(run.model), question_ids(run.tokenizer, QUESTION.text))
+    for place, tier in enumerate(SPACE.tiers):
+        shown = replace(sight(), tier=tier)
+        picture = torch.from_numpy(vision_feature(shown.vision))
+        every = torch.zeros(1, len(SPACE.tiers), len(picture))
+        every[0, place] = picture
+        want = seen(torch.from_numpy(row)[None], every).sigmoid()[0].numpy().reshape(len(SPACE.tiers), -1)[place]
+        got = policy.settle(QUESTION, shown, 20.0).reshape(len(SPACE.tiers), -1)
+        np.testing.assert_allclose(got[place], want, rtol=1e-4)
+        assert np.abs(got[place] - foreseen.reshape(got.shape)[place]).max() > 1e-3
 
 
 def test_the_llm_based_one_scores_all_knobs_at_once(engine: Engine, tmp_path: Path) -> None:

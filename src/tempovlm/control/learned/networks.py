@@ -243,9 +243,7 @@ class AccuracyNetwork(nn.Module):
     def fit_inputs(self, language: Tensor, accuracy: Tensor) -> None:
         """Standardise by features (N, L), and begin with the mean accuracies of all settings (M, K)."""
         self.language.standard.fit(language)
-        last = self.last
-        last.weight.mul_(0.1)
-        last.bias.copy_(torch.logit(accuracy.mean(dim=0), eps=1e-3))
+        _begin_with(self.last, accuracy)
 
     @torch.no_grad()
     def fit_usual(self, language: Tensor) -> None:
@@ -261,40 +259,149 @@ class AccuracyNetwork(nn.Module):
         return self.last(self.hidden(language))
 
     @classmethod
-    @torch.no_grad()
     def ensemble(cls, nets: Sequence[AccuracyNetwork]) -> AccuracyNetwork:
         """Return one network whose logits are the mean of some networks', which standardise alike.
 
-        Their hidden units stand side by side, and none sees another network's. `fit_usual` is to be called.
+        `fit_usual` is to be called.
         """
-        sizes = [net.sizes for net in nets]
-        found = cls(sizes[0]["language_width"], sum(one["hidden_dim"] for one in sizes), sizes[0]["num_settings"])
-        found.language.standard.load_state_dict(nets[0].language.standard.state_dict())
-        pairs = [
-            (found.language.linear, torch.cat([net.language.linear.weight for net in nets])),
-            (found.middle, torch.block_diag(*(net.middle.weight for net in nets))),
-            (found.last, torch.cat([net.last.weight for net in nets], dim=1) / len(nets)),
-        ]
-        for layer, weight in pairs:
-            layer.weight.copy_(weight)
-        found.language.linear.bias.copy_(torch.cat([net.language.linear.bias for net in nets]))
-        found.middle.bias.copy_(torch.cat([net.middle.bias for net in nets]))
-        found.last.bias.copy_(torch.stack([net.last.bias for net in nets]).mean(dim=0))
+        found = cls(**_together(nets))
+        _join(found, nets)
         return found.eval().requires_grad_(False)
 
-    @property
-    def middle(self) -> nn.Linear:
-        """The layer between both rows of hidden units."""
-        layer = self.trunk[1]
-        assert isinstance(layer, nn.Linear)
-        return layer
+    def shrink(self, share: float, accuracy: Tensor) -> None:
+        """Make the logits `share` of what they are, and for the rest those of mean accuracies (K,)."""
+        _shrink(self.last, share, accuracy)
 
     @property
     def last(self) -> nn.Linear:
         """The layer that makes logits of hidden units."""
-        layer = self.trunk[-1]
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return _layer(self.trunk, -1)
+
+
+class SeenAccuracyNetwork(nn.Module):
+    """From the question and its encoded picture to the expected accuracy of every setting of the picture's tier.
+
+    A tier has a network of its own: what a picture says at one it may not say at another.
+    """
+
+    def __init__(
+        self,
+        language_width: int,
+        vision_width: int,
+        hidden_dim: int = HIDDEN_DIM,
+        num_tiers: int = 3,
+        num_top_ks: int = 5,
+        num_block_counts: int = 5,
+    ) -> None:
+        super().__init__()
+        self.sizes = {
+            "language_width": language_width,
+            "vision_width": vision_width,
+            "hidden_dim": hidden_dim,
+            "num_tiers": num_tiers,
+            "num_top_ks": num_top_ks,
+            "num_block_counts": num_block_counts,
+        }
+        widths = (language_width, vision_width, hidden_dim, num_top_ks * num_block_counts)
+        self.tiers = nn.ModuleList(_AtTier(*widths) for _ in range(num_tiers))
+
+    @torch.no_grad()
+    def fit_inputs(self, language: Tensor, vision: Tensor, accuracy: Tensor) -> None:
+        """Standardise by features (N, L) and (N, T, V), and begin with the mean accuracies (M, K)."""
+        parts = zip(self.at_tiers, vision.unbind(1), accuracy.chunk(len(self.tiers), dim=1), strict=True)
+        for net, seen, own in parts:
+            net.language.standard.fit(language)
+            net.vision.standard.fit(seen)
+            _begin_with(_layer(net.trunk, -1), own)
+
+    def forward(self, language: Tensor, vision: Tensor) -> Tensor:
+        """Return logits (B, K) of the accuracies from questions (B, L) and pictures at each tier (B, T, V)."""
+        seen = zip(self.at_tiers, vision.unbind(1), strict=True)
+        return torch.cat([net(language, one) for net, one in seen], dim=1)
+
+    @classmethod
+    def ensemble(cls, nets: Sequence[SeenAccuracyNetwork]) -> SeenAccuracyNetwork:
+        """Return one network whose logits are the mean of some networks', which standardise alike."""
+        found = cls(**_together(nets))
+        for place, own in enumerate(found.at_tiers):
+            _join(own, [net.at_tiers[place] for net in nets])
+        return found.eval().requires_grad_(False)
+
+    def shrink(self, share: float, accuracy: Tensor) -> None:
+        """Make the logits `share` of what they are, and for the rest those of mean accuracies (K,)."""
+        for net, own in zip(self.at_tiers, accuracy.chunk(len(self.tiers)), strict=True):
+            _shrink(_layer(net.trunk, -1), share, own)
+
+    @property
+    def at_tiers(self) -> list[_AtTier]:
+        """The network of each tier."""
+        return [net for net in self.tiers if isinstance(net, _AtTier)]
+
+
+class _AtTier(nn.Module):
+    """From question and picture at one tier to the expected accuracies of its settings."""
+
+    def __init__(self, language_width: int, vision_width: int, hidden_dim: int, outputs: int) -> None:
+        super().__init__()
+        self.language = Feature(language_width, hidden_dim)
+        self.vision = Feature(vision_width, hidden_dim)
+        self.trunk = _trunk(hidden_dim, outputs)
+
+    def forward(self, language: Tensor, vision: Tensor) -> Tensor:
+        """Return logits (B, A) from questions (B, L) and pictures (B, V)."""
+        return self.trunk(self.language(language) + self.vision(vision))
+
+
+def _together(nets: Sequence[AccuracyNetwork] | Sequence[SeenAccuracyNetwork]) -> dict[str, int]:
+    """Return the sizes of a network that holds some of equal inputs and outputs."""
+    return nets[0].sizes | {"hidden_dim": sum(net.sizes["hidden_dim"] for net in nets)}
+
+
+@torch.no_grad()
+def _join(found: nn.Module, nets: Sequence[nn.Module]) -> None:
+    """Give a network the mean logits of some: their hidden units side by side, and none sees another network's."""
+    for name, feature in found.named_children():
+        own = [net.get_submodule(name) for net in nets]
+        if isinstance(feature, Feature):
+            looks = [one for one in own if isinstance(one, Feature)]
+            feature.standard.load_state_dict(looks[0].standard.state_dict())
+            feature.linear.weight.copy_(torch.cat([one.linear.weight for one in looks]))
+            feature.linear.bias.copy_(torch.cat([one.linear.bias for one in looks]))
+    (middle, last), trunks = _linears(found), [_linears(net) for net in nets]
+    middle.weight.copy_(torch.block_diag(*(one.weight for one, _ in trunks)))
+    middle.bias.copy_(torch.cat([one.bias for one, _ in trunks]))
+    last.weight.copy_(torch.cat([one.weight for _, one in trunks], dim=1) / len(nets))
+    last.bias.copy_(torch.stack([one.bias for _, one in trunks]).mean(dim=0))
+
+
+def _linears(net: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """The layer between both rows of a network's hidden units, and the one that makes logits."""
+    trunk = net.get_submodule("trunk")
+    return _layer(trunk, 1), _layer(trunk, -1)
+
+
+def _layer(trunk: nn.Module, place: int) -> nn.Linear:
+    assert isinstance(trunk, nn.Sequential)
+    layer = trunk[place]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+@torch.no_grad()
+def _begin_with(last: nn.Linear, accuracy: Tensor) -> None:
+    """Have a last layer say the mean accuracies (M, A) before training."""
+    last.weight.mul_(0.1)
+    last.bias.copy_(_logit(accuracy.mean(dim=0)))
+
+
+@torch.no_grad()
+def _shrink(last: nn.Linear, share: float, accuracy: Tensor) -> None:
+    last.weight.mul_(share)
+    last.bias.mul_(share).add_(_logit(accuracy), alpha=1 - share)
+
+
+def _logit(accuracy: Tensor) -> Tensor:
+    return torch.logit(accuracy, eps=1e-3)
 
 
 class TwoStageController(nn.Module):

@@ -27,6 +27,7 @@ from tempovlm.control.learned.networks import (
     Knob1Predictor,
     Knob1PredictorBudgetLanguageGlance,
     Knob2Knob3Predictor,
+    SeenAccuracyNetwork,
     SupervisedController,
 )
 from tempovlm.control.learned.observation import (
@@ -183,11 +184,8 @@ class TwoStagePolicy(Stage1Policy):
         return self.joint(self._second(left_ms, seen), self._of_compute)
 
     def _vision(self, sight: Sight) -> Row:
-        if sight.pooled is not None:
-            return sight.pooled.numpy()
-        if sight.vision is None:
-            return np.zeros(self.knob2knob3.sizes["vision_width"], np.float32)
-        return vision_feature(sight.vision)
+        seen = seen_at(sight)
+        return np.zeros(self.knob2knob3.sizes["vision_width"], np.float32) if seen is None else seen
 
     @cached_property
     def _known(self) -> Callable[[str, str], Row]:
@@ -239,6 +237,49 @@ class ValuePolicy(LearnedPolicy):
     @cached_property
     def _network(self) -> HostNetwork:
         return HostNetwork(self.net)
+
+
+@dataclass(frozen=True)
+class SeenValuePolicy(ValuePolicy):
+    """The expected accuracy of every setting from the question; at the chosen tier from the picture, too."""
+
+    seen: SeenAccuracyNetwork
+    sees_picture = True
+
+    def settle(self, question: Question, sight: Sight, left_ms: float) -> Floats:
+        """Return expected accuracies (K,), those of the picture's tier for all; from the question without one."""
+        picture, place = seen_at(sight), self.space.tiers.index(sight.tier)
+        if picture is None:
+            return self.look(question, left_ms)
+        network = self._at_tiers[place]
+        known = network.inputs["vision"](picture) + self._words(question.text, place)
+        logits = self.joint(network(left_ms, known), self._compute)
+        return np.tile(1 / (1 + np.exp(-logits.astype(np.float64))), len(self.space.tiers))
+
+    @cached_property
+    def _words(self) -> Callable[[str, int], Row]:
+        """Add a question to a tier's network; those of the last questions are kept."""
+
+        @lru_cache(maxsize=QUESTIONS * len(self.space.tiers))
+        def words(text: str, place: int) -> Row:
+            return self._at_tiers[place].inputs["language"](self.reader.language(text))
+
+        return words
+
+    @cached_property
+    def _compute(self) -> Ints:
+        return np.arange(len(self.space) // len(self.space.tiers))
+
+    @cached_property
+    def _at_tiers(self) -> list[HostNetwork]:
+        return [HostNetwork(net) for net in self.seen.at_tiers]
+
+
+def seen_at(sight: Sight) -> Row | None:
+    """Return the feature (V,) of an encoded picture; None without a picture, and where a choice is foreseen."""
+    if sight.pooled is not None:
+        return sight.pooled.numpy()
+    return None if sight.vision is None else vision_feature(sight.vision)
 
 
 @dataclass(frozen=True)
@@ -321,6 +362,9 @@ def policy_of(saved: SavedController, space: KnobSpace, reader: Reader, path: Pa
         return ScoredPolicy(_of(saved, "scorer", LinUCB, path), name)
     if saved.kind == "value":
         return ValuePolicy(space, name, _of(saved, "accuracy", AccuracyNetwork, path), reader)
+    if saved.kind == "seen_value":
+        nets = _of(saved, "accuracy", AccuracyNetwork, path), reader, _of(saved, "seen", SeenAccuracyNetwork, path)
+        return SeenValuePolicy(space, name, *nets)
     if saved.kind == "llm_based":
         return _llm_based(_of(saved, "controller", LLMBasedController, path), space, name, reader, path)
     knob1 = saved.networks["knob1"]

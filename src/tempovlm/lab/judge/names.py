@@ -30,6 +30,7 @@ _KINDS = {
     "two_stage_stage1": "first stage",
     "two_stage": "two-stage",
     "llm_based": "LLM-based",
+    "seen_value": "expected accuracies",
     "nearest_neighbours": "k nearest neighbours",
     "linucb": "LinUCB",
 }

@@ -31,22 +31,21 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
 from tempovlm.lab.drawing import can_draw
-from tempovlm.lab.exp5_end_to_end import spread
 from tempovlm.lab.grpo.algorithm import STATE
 from tempovlm.lab.grpo.environment import GrpoJob
 from tempovlm.lab.judge.inputs import Content
-from tempovlm.lab.options import FitOptions, GrpoOptions, QueueFlags
+from tempovlm.lab.options import GrpoOptions, QueueFlags
 from tempovlm.lab.queue_grpo.algorithm import Corrected, QueueTraining
 from tempovlm.lab.queue_grpo.episodes import MANY, Source, chooser_of
-from tempovlm.lab.queue_grpo.value import draw_reliability, predicted, reliability, train_values
 from tempovlm.lab.queueing.arrivals import POISSON, gaps_of
 from tempovlm.lab.queueing.choosers import KIND, TABLE, Chooser, named
 from tempovlm.lab.queueing.shares import blocks_of
 from tempovlm.lab.queueing.simulate import simulate
 from tempovlm.lab.queueing.study import budgets_of
 from tempovlm.lab.queueing.world import World, about_training, draw_traffic, read_world
-from tempovlm.lab.statistics import percentile_interval
+from tempovlm.lab.statistics import percentile_interval, spread
 from tempovlm.lab.table import Floats, Table, find_samples
+from tempovlm.lab.values import VALUE_OPTIONS, draw_reliability, predicted, reliability, train_values
 
 SCHEMA = "tempovlm.queue_report/1"
 VALUE, LEARNED, ENSEMBLE = "value", "learned", "ensemble"
@@ -54,9 +53,6 @@ CHECKPOINTS = {ENSEMBLE: "best_value.pt", LEARNED: "best_controller.pt"}
 
 _LEARNED_FROM = 0.75
 """Of the first half of the arrivals; the rest chooses GRPO's epoch."""
-
-_VALUE = FitOptions(lr=2e-3, weight_decay=0.1, batch_size=64)
-"""Options of the regression; chosen on its validation questions."""
 
 _DRAWN = 2000
 """Poisson requests that are judged at most."""
@@ -137,7 +133,7 @@ def halves_of(job: QueueJob) -> tuple[Floats, Floats]:
 def _train(job: QueueJob, given: _Material, seed: int, folder: Path) -> _Run:
     options = replace(job.options, seed=seed)
     table = given.world.train.split_by_picture(job.train_split, seed)
-    fitting = replace(_VALUE, num_epochs=options.regression_epochs, hidden_dim=job.hidden_dim, seed=seed)
+    fitting = replace(VALUE_OPTIONS, num_epochs=options.regression_epochs, hidden_dim=job.hidden_dim, seed=seed)
     net = train_values(table, given.language, fitting, folder / VALUE)
     world, own = replace(given.world, train=table), given.language[torch.as_tensor(table.rows("train"))]
     asked, chosen = (table.rows(part) for part in ("validation", "test"))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpo_results
+import numpy as np
 import pytest
 import torch
 from grpo_results import SPACE, WEIGHTS
@@ -14,11 +15,15 @@ from tempovlm.control.learned.llm_based import LLMBasedController
 from tempovlm.core.errors import UserError
 from tempovlm.data.catalog import load_samples
 from tempovlm.engine.engine import Engine
+from tempovlm.lab import exp5_accuracy
 from tempovlm.lab.core_exp.plan import Job
-from tempovlm.lab.exp5_end_to_end import CHECKPOINT, JointJob, glances, read_glances, render, run_job, spread
+from tempovlm.lab.exp5_accuracy import served_accuracy
+from tempovlm.lab.exp5_end_to_end import CHECKPOINT, JointJob, glances, read_glances, render, run_job
 from tempovlm.lab.grpo.actors import LlmActor, SharedReading
 from tempovlm.lab.grpo.algorithm import best_settings
 from tempovlm.lab.grpo.environment import Batch
+from tempovlm.lab.statistics import spread
+from tempovlm.lab.table import Table
 from tempovlm.testbed.make import make_testbed
 
 
@@ -74,6 +79,46 @@ def test_the_llm_based_one(job: JointJob) -> None:
     assert controller.num_blocks == 1
     assert saved.metrics["control_ms"] == pytest.approx(report["control_ms"])
     assert "own time" in render(report)
+
+
+def test_expected_accuracies_by_regression(job: JointJob) -> None:
+    few = replace(job, architecture="accuracy", seeds=(0, 1), options=replace(job.options, warm_start=2))
+    report = run_job(few)
+    runs = report["seeds"]["runs"]
+    assert [row["seed"] for row in runs] == [0, 1]
+    assert all(0 <= row["accuracy"] <= 1 and abs(row["over_table"]) <= 1 for row in runs)
+    assert "over the table" in render(report)
+    saved = load_controller(few.output_dir / exp5_accuracy.CHECKPOINT, SPACE, WEIGHTS)
+    assert saved.kind == "seen_value"
+    assert saved.networks["accuracy"].sizes["hidden_dim"] == 2 * few.hidden_dim, "all seeds, side by side"
+    again = run_job(replace(few, output_dir=few.output_dir / "alone", seeds=(0,)))
+    assert again["seeds"]["runs"][0]["accuracy"] == pytest.approx(runs[0]["accuracy"]), (
+        "a seed does not see the others"
+    )
+
+
+def test_the_guard_picks_by_what_the_picture_says_at_the_chosen_tier() -> None:
+    space = SPACE.subset(
+        {"tier": SPACE.tiers[:2], "top_k": SPACE.top_ks[:1], "num_blocks": SPACE.block_counts[:2]}
+    )
+    table = Table.of(space, np.array([[0.0, 1.0, 1.0, 0.0]]), np.array([[10.0, 20.0, 30.0, 40.0]]))
+    rows, budget_ms = np.array([0, 0, 0]), np.array([25.0, 50.0, 1.0])
+    first, seen = np.array([[0.1, 0.2, 0.9, 0.1]]), np.array([[0.9, 0.1, 0.2, 0.8]])
+    served = served_accuracy(table, rows, budget_ms, first, seen)
+    # 25 ms fit the first tier alone, of which the picture prefers the first setting; at 50 ms it is the second
+    # tier's last one; where nothing fits, the cheapest runs.
+    assert served.tolist() == [0.0, 0.0, 0.0]
+    assert served_accuracy(table, rows, budget_ms, first, first).tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "flag"), [({"compare_with": Path("x.pt")}, "--compare_with"), ({"seeds": ()}, "--seeds")]
+)
+def test_flags_that_expected_accuracies_do_not_take(job: JointJob, wrong: dict[str, object], flag: str) -> None:
+    with pytest.raises(UserError, match=flag):
+        run_job(replace(job, architecture="accuracy", **wrong))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--warm_start"):
+        run_job(replace(job, architecture="accuracy", options=replace(job.options, warm_start=0)))
 
 
 def test_what_is_trained_on_is_what_a_request_gives(engine: Engine, bed: Path) -> None:

@@ -19,9 +19,9 @@ from tempovlm.lab.options import FitOptions, GrpoOptions, QueueFlags
 from tempovlm.lab.queue_grpo import algorithm, study
 from tempovlm.lab.queue_grpo.algorithm import Corrected, QueueTraining, Rollout, roll_out
 from tempovlm.lab.queue_grpo.episodes import Source
-from tempovlm.lab.queue_grpo.value import draw_reliability, predicted, reliability, train_values
 from tempovlm.lab.queueing.world import World, about_training
 from tempovlm.lab.table import Table
+from tempovlm.lab.values import draw_reliability, predicted, reliability, train_values
 
 COUNT, LENGTH = 24, 6
 OPTIONS = GrpoOptions(num_epochs=3, batch_size=2, num_generations=4, lr=0.1, scale_rewards="none", seed=1)

@@ -1,6 +1,6 @@
 """Expected accuracies of all settings, learned from answers, and how well they are calibrated.
 
-Shapes: `N` questions, `K` settings, `L` width of the language feature.
+Shapes: `N` questions, `K` settings, `T` tiers, `L` and `V` widths of the language and of the vision feature.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from tempovlm.control.learned.networks import AccuracyNetwork
+from tempovlm.control.learned.networks import AccuracyNetwork, SeenAccuracyNetwork
 from tempovlm.lab.drawing import new_figure, style, to_svg
 from tempovlm.lab.fit import SCORE, fit, seeded
 from tempovlm.lab.options import FitOptions
@@ -25,27 +25,33 @@ BINS = 10
 """Equally wide ranges of the predicted accuracy."""
 
 
+VALUE_OPTIONS = FitOptions(lr=2e-3, weight_decay=0.1, batch_size=64)
+"""Options of the regression; chosen on its validation questions."""
+
+
 class AccuracyObjective:
     """Whether the answers at all settings are right, question by question."""
 
-    def __init__(self, net: AccuracyNetwork, table: Table, language: Tensor) -> None:
-        self.net, self.language = net, language
+    def __init__(self, net: nn.Module, table: Table, *features: Tensor) -> None:
+        self.net, self.features = net, features
         self.accuracy = torch.tensor(table.accuracy, dtype=torch.float32)
         self.train, self.held_out = (torch.as_tensor(table.rows(part)) for part in ("train", "validation"))
 
     def draw(self, rng: np.random.Generator) -> Sequence[Tensor]:
         """Return the questions of training, shuffled."""
-        rows = self.train[torch.from_numpy(rng.permutation(len(self.train)))]
-        return self.language[rows], self.accuracy[rows]
+        return self._of(self.train[torch.from_numpy(rng.permutation(len(self.train)))])
+
+    def _of(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return (*(feature[rows] for feature in self.features), self.accuracy[rows])
 
     def loss(self, *batch: Tensor) -> Tensor:
         """Return the mean cross-entropy, which is least where predictions are the chances."""
-        language, accuracy = batch
-        return F.binary_cross_entropy_with_logits(self.net(language), accuracy)
+        *features, accuracy = batch
+        return F.binary_cross_entropy_with_logits(self.net(*features), accuracy)
 
     def validate(self) -> Mapping[str, float]:
         """Return the cross-entropy on the validation questions."""
-        loss = self.loss(self.language[self.held_out], self.accuracy[self.held_out]).item()
+        loss = self.loss(*self._of(self.held_out)).item()
         return {"val_loss": loss, SCORE: -loss}
 
 
@@ -64,10 +70,26 @@ def train_values(table: Table, language: Tensor, options: FitOptions, folder: Pa
     net = seeded(options.seed, lambda: AccuracyNetwork(*sizes))
     objective = AccuracyObjective(net, table, language)
     net.fit_inputs(language, objective.accuracy[objective.train])
+    _fit(net, objective, table, options, folder)
+    net.fit_usual(language[torch.as_tensor(table.rows("train"))])
+    return net
+
+
+def train_seen_values(
+    table: Table, language: Tensor, vision: Tensor, options: FitOptions, folder: Path
+) -> SeenAccuracyNetwork:
+    """Fit the networks that see the picture (N, T, V) at each tier, as `train_values` does."""
+    widths = (language.shape[1], vision.shape[2], options.hidden_dim)
+    net = seeded(options.seed, lambda: SeenAccuracyNetwork(*widths, **table.space.counts))
+    objective = AccuracyObjective(net, table, language, vision)
+    net.fit_inputs(language, vision, objective.accuracy[objective.train])
+    _fit(net, objective, table, options, folder)
+    return net
+
+
+def _fit(net: nn.Module, objective: AccuracyObjective, table: Table, options: FitOptions, folder: Path) -> None:
     about = {"questions": table.question_id.tolist(), "part": table.part.tolist(), "sum": table.accuracy.sum()}
     fit(net, objective, options, folder, about)
-    net.fit_usual(language[objective.train])
-    return net
 
 
 @torch.no_grad()
