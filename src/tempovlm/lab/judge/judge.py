@@ -22,7 +22,7 @@ from tempovlm.control.select import Ints
 from tempovlm.core.knobs import KNOBS
 from tempovlm.core.progress import Advance, silent
 from tempovlm.lab import statistics
-from tempovlm.lab.judge.offline import Rule, mixed, restricted, shuffled
+from tempovlm.lab.judge.offline import Rule, free, mixed, restricted, shuffled
 from tempovlm.lab.judge.trial import Outcome, Points, Trial, clusters, estimate, without_dust
 from tempovlm.lab.table import Floats
 
@@ -40,15 +40,23 @@ def share_closed(gain: Floats, gap: Floats) -> dict[str, Any] | None:
     return estimate(gain[solid] / gap[solid])
 
 
-def judge(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    """Everything that is said about one policy."""
+def judge(trial: Trial, outcome: Outcome, unpriced: Outcome | None = None) -> dict[str, Any]:
+    """Everything that is said about one policy.
+
+    Args:
+        trial: what it is judged on.
+        outcome: what it did.
+        unpriced: what it does where time costs nothing, as it costs the rivals at the same budget nothing; None if
+            that is the same.
+    """
     latency_ms = trial.resamples.means(outcome.latency_ms)
     accuracy = trial.resamples.means(outcome.accuracy)
     matched = mixed(*trial.mixture_points, latency_ms)
     gain, gap = without_dust(accuracy - matched), mixed(*trial.reference_points, latency_ms) - matched
     against = _tested(gain)
     below = trial.reference_accuracy - accuracy
-    ahead = {name: without_dust(accuracy - rival) for name, rival in trial.rival_accuracy.items()}
+    own = accuracy if unpriced is None else trial.resamples.means(unpriced.accuracy)
+    ahead = {name: without_dust(own - rival) for name, rival in trial.rival_accuracy.items()}
     at_budget = {name: _tested(gains) for name, gains in ahead.items()}
     points = trial.frontier(outcome)
     rows = []
@@ -164,7 +172,8 @@ def judge_all(
     own_ms = {name: (control_ms or {}).get(name, 0.0) for name in rules}
     for name, rule in rules.items():
         outcomes.append(trial.run(name, rule, control_ms=own_ms[name]))
-        report["policies"][name] = {**judge(trial, outcomes[-1]), "control_ms": own_ms[name]}
+        unpriced = None if free(rule) is rule else trial.run(name, free(rule), control_ms=own_ms[name])
+        report["policies"][name] = {**judge(trial, outcomes[-1], unpriced), "control_ms": own_ms[name]}
         advance(done := done + 1, steps)
     report["subject"] = best_policy(report["policies"]) if subject is None else subject
     if ablated is None:

@@ -183,6 +183,13 @@ class PolicyRule:
         return int(best(scores, fits & (np.arange(len(fits)) // table.per_tier == tier), *rest))
 
 
+def free(rule: Rule) -> Rule:
+    """Return the rule for which time within a budget costs nothing; itself if it costs nothing already."""
+    if isinstance(rule, Scored | PolicyRule) and (rule.time_price or rule.price_per_ms):
+        return replace(rule, time_price=0.0, price_per_ms=0.0)
+    return rule
+
+
 def shuffled(rule: Rule, seed: int) -> Rule:
     """The same rule shown the content of another question, with the latencies of the right one.
 

@@ -73,6 +73,22 @@ def test_at_the_same_budget_a_reader_is_ahead_of_the_table_and_the_table_of_nobo
         assert row["at_same_budget"]["table"]["interval"] == pytest.approx([0.0, 0.0])
 
 
+def test_a_price_of_time_does_not_count_at_the_same_budget() -> None:
+    world = content_world()
+    usual = offline.table_rule(world.accuracy.mean(axis=0))
+    reader = content_rule(world)
+    assert isinstance(reader, offline.Scored)
+    priced = replace(reader, time_price=2.0)
+    assert offline.free(priced) == offline.free(reader) == reader
+    report, (of_free, of_priced) = judge.judge_all(
+        trial(world, rivals={"table": usual}), {"free": reader, "priced": priced}
+    )
+    assert of_priced.latency_ms.mean() < of_free.latency_ms.mean()
+    free, paid = (report["policies"][name] for name in ("free", "priced"))
+    assert paid["at_same_budget"]["table"]["value"] == pytest.approx(free["at_same_budget"]["table"]["value"])
+    assert paid["by_budget"][-1]["accuracy"]["value"] < free["by_budget"][-1]["accuracy"]["value"]
+
+
 def test_where_only_the_budget_matters_no_policy_beats_the_mixture() -> None:
     train, test = budget_world(1500, seed=1), budget_world(800, seed=2)
     neighbours = NearestNeighbours.fit(parity(train), train.accuracy, train.image_id.tolist())
