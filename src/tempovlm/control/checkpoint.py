@@ -100,6 +100,7 @@ def save_controller(
     stamp: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a controller atomically.
 
@@ -112,6 +113,7 @@ def save_controller(
         stamp: stamp of the measurements that it learned from.
         options: options of its training; values that are not plain are written as text.
         metrics: results of its training.
+        dtype: in which matrices are stored, to be read as float32; None stores them as they are.
 
     Raises:
         UserError: the folder cannot be written.
@@ -121,7 +123,7 @@ def save_controller(
     record = {
         "schema": SCHEMA,
         "kind": kind,
-        "networks": {name: _record(net) for name, net in networks.items()},
+        "networks": {name: _record(net, dtype) for name, net in networks.items()},
         "space": space.to_json(),
         "knob_space": space.fingerprint,
         "weights": weights_hash,
@@ -132,12 +134,14 @@ def save_controller(
     write_tensors(path, record)
 
 
-def _record(net: Part) -> dict[str, Any]:
+def _record(net: Part, dtype: torch.dtype | None) -> dict[str, Any]:
     name = type(net).__name__
     if name not in CLASSES:
         raise ValueError(f"{name} is not among the classes that a file may hold")
     sizes = getattr(net, "sizes", {})
     state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
+    if dtype is not None:
+        state = {key: value.to(dtype) if value.ndim > 1 else value for key, value in state.items()}
     return {"class": name, "sizes": dict(sizes), "state": state}
 
 

@@ -93,6 +93,7 @@ def run_job(job: JointJob) -> dict[str, Any]:
             stamp=table.stamp,
             options={"policy": "accuracy", **report["options"]},
             metrics=report["seeds"],
+            dtype=torch.float16,
         )
         write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report
