@@ -22,6 +22,7 @@ from tempovlm.control.learned.networks import (
     AccuracyNetwork,
     Knob1PredictorBudgetLanguage,
     Knob2Knob3Predictor,
+    SeenAccuracyNetwork,
     SupervisedController,
 )
 from tempovlm.core.errors import PolicyError, UserError
@@ -47,7 +48,7 @@ class Short(Cheap):
     def look(self, question, left_ms):
         return [1.0]
 """
-PREDICTING = ("nearest_neighbours", "linucb", "value")
+PREDICTING = ("nearest_neighbours", "linucb", "value", "seen_value")
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,7 @@ def parts(kind: str) -> dict[str, Any]:
         if kind == "llm_based"
         else SupervisedController(16, **sizes),
         "accuracy": AccuracyNetwork(width, 16, num_settings=len(SPACE)),
+        "seen": SeenAccuracyNetwork(width, 2 * width, 16, **sizes),
         "knob1": Knob1PredictorBudgetLanguage(width, 16),
         "knob2knob3": Knob2Knob3Predictor(2 * width, width, 16, **sizes),
         "scorer": NearestNeighbours.fit(features, accuracy, [f"p{i}" for i in range(40)])
