@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         raise tempovlm.UserError("--estimator_only: leave --accuracy_source and --latency_source as they are")
     model = tempovlm.load(args.model_path, device=args.device, policy="fixed", calibrate=False, warmup=False)
     # Imported now that `load` has set the threads, which must be done before torch is there.
-    from tempovlm.lab import exp5_end_to_end as joint
+    from tempovlm.lab.exp5 import end_to_end as joint
 
     args.device, args.engine, args.weights_hash = str(model.engine.device), model.engine, model.weights_hash
     args.seeds = args.seeds or [args.seed]

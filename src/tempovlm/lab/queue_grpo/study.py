@@ -31,6 +31,7 @@ from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
 from tempovlm.core.progress import progress_bar
 from tempovlm.lab.drawing import can_draw
+from tempovlm.lab.exp5.values import VALUE_OPTIONS, draw_reliability, predicted, reliability, train_values
 from tempovlm.lab.grpo.algorithm import STATE
 from tempovlm.lab.grpo.environment import GrpoJob
 from tempovlm.lab.judge.inputs import Content
@@ -45,7 +46,6 @@ from tempovlm.lab.queueing.study import budgets_of
 from tempovlm.lab.queueing.world import World, about_training, draw_traffic, read_world
 from tempovlm.lab.statistics import percentile_interval, spread
 from tempovlm.lab.table import Floats, Table, find_samples
-from tempovlm.lab.values import VALUE_OPTIONS, draw_reliability, predicted, reliability, train_values
 
 SCHEMA = "tempovlm.queue_report/1"
 VALUE, LEARNED, ENSEMBLE = "value", "learned", "ensemble"

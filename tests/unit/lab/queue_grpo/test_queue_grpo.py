@@ -14,6 +14,7 @@ from decision_worlds import COST_MS, SPACE, K
 from tempovlm.control.checkpoint import load_controller
 from tempovlm.control.learned.networks import AccuracyNetwork
 from tempovlm.core.errors import UserError
+from tempovlm.lab.exp5.values import draw_reliability, predicted, reliability, train_values
 from tempovlm.lab.fit import seeded
 from tempovlm.lab.options import FitOptions, GrpoOptions, QueueFlags
 from tempovlm.lab.queue_grpo import algorithm, study
@@ -21,7 +22,6 @@ from tempovlm.lab.queue_grpo.algorithm import Corrected, QueueTraining, Rollout,
 from tempovlm.lab.queue_grpo.episodes import Source
 from tempovlm.lab.queueing.world import World, about_training
 from tempovlm.lab.table import Table
-from tempovlm.lab.values import draw_reliability, predicted, reliability, train_values
 
 COUNT, LENGTH = 24, 6
 OPTIONS = GrpoOptions(num_epochs=3, batch_size=2, num_generations=4, lr=0.1, scale_rewards="none", seed=1)

@@ -25,13 +25,13 @@ from tempovlm.control.learned.networks import AccuracyNetwork, SeenAccuracyNetwo
 from tempovlm.control.select import TIE, Ints, best
 from tempovlm.core.files import writing_to
 from tempovlm.core.paths import write_whole
+from tempovlm.lab.exp5.values import VALUE_OPTIONS, train_seen_values, train_values
 from tempovlm.lab.grpo.environment import FIXED_BUDGETS
 from tempovlm.lab.statistics import spread
 from tempovlm.lab.table import Floats, Table, budget_range, draw_budgets
-from tempovlm.lab.values import VALUE_OPTIONS, train_seen_values, train_values
 
 if TYPE_CHECKING:
-    from tempovlm.lab.exp5_end_to_end import JointJob
+    from tempovlm.lab.exp5.end_to_end import JointJob
 
 CHECKPOINT = "best_accuracy.pt"
 SCHEMA = "tempovlm.accuracy_report/1"

@@ -1,6 +1,6 @@
 """Exp 5: all three knobs by GRPO, end to end, with the two-stage or the LLM-based architecture, over seeds.
 
-The third architecture, expected accuracies, learns by regression alone (`exp5_accuracy.py`). By GRPO every seed
+The third architecture, expected accuracies, learns by regression alone (`accuracy.py`). By GRPO every seed
 trains on the same split and is judged on the same test questions under the same budgets; the checkpoint is that of
 the seed whose validation reward is highest.
 
@@ -30,9 +30,9 @@ from tempovlm.core.units import now_ms
 from tempovlm.data.sample import Sample
 from tempovlm.engine.batching import encode_all
 from tempovlm.engine.engine import Engine
-from tempovlm.lab import exp5_accuracy
 from tempovlm.lab.core_exp.batched import SAMPLE_ERRORS
 from tempovlm.lab.core_exp.plan import Job
+from tempovlm.lab.exp5 import accuracy
 from tempovlm.lab.fit import seeded
 from tempovlm.lab.grpo.actors import LlmActor, Shared, SharedReading, TwoStageActor, new_second_stage, soften
 from tempovlm.lab.grpo.algorithm import GrpoTraining, Rollout, evaluate, train
@@ -82,7 +82,7 @@ class JointJob(JointFlags, GrpoJob):
     @property
     def checkpoint(self) -> Path:
         """The file of the controller."""
-        return self.output_dir / (exp5_accuracy.CHECKPOINT if self.architecture == "accuracy" else CHECKPOINT)
+        return self.output_dir / (accuracy.CHECKPOINT if self.architecture == "accuracy" else CHECKPOINT)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -101,7 +101,7 @@ def run_job(job: JointJob) -> dict[str, Any]:
         UserError: wrong input, or the folder cannot be written or another process trains in it.
     """
     if job.architecture == "accuracy":
-        return exp5_accuracy.run_job(job)
+        return accuracy.run_job(job)
     env, samples = gather(job)
     with writing_to(job.output_dir) as folder:
         return _train(job, env, samples, folder)
@@ -285,7 +285,7 @@ def _save(job: JointJob, env: Environment, best: _Run, report: Mapping[str, Any]
 def render(report: Mapping[str, Any]) -> str:
     """The tables of the report as text."""
     if report["architecture"] == "accuracy":
-        return exp5_accuracy.render(report)
+        return accuracy.render(report)
     lines = [f"{'seed':<8} {'best epoch':>10} {'reward':>8} {'accuracy':>9} {'latency ms':>11} {'in time':>8}"]
     for row in report["seeds"]["runs"]:
         mark = "*" if row["seed"] == report["best_seed"] else " "

@@ -1,0 +1,1 @@
+"""Exp 5: all three knobs at once."""
