@@ -448,7 +448,7 @@ def test_tracked_files_are_small() -> None:
     if listed.returncode != 0:
         pytest.skip("not a git checkout: nothing is tracked")
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    assert not too_large({str(path.relative_to(ROOT)): path.stat().st_size for path in paths if path.is_file()})
+    assert not too_large({str(path.relative_to(ROOT)): path.lstat().st_size for path in paths if path.is_file()})
 
 
 def test_the_size_rule_detects() -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import tiny_model
+from experiments.recipes import ACCURACY
 from tempovlm.api import TempoVLM, load, model_folder
 from tempovlm.control.checkpoint import fingerprint, save_controller
 from tempovlm.control.learned.networks import (
@@ -26,6 +27,7 @@ from tempovlm.core.knobs import KnobSpace
 from tempovlm.engine import calibration
 from tempovlm.model.weights import read_config, weights_hash
 
+ROOT = Path(__file__).resolve().parents[3]
 SPACE = tiny_model.SPACE
 WIDTH = tiny_model.CONFIG.width
 MAX_BYTES = 2_000_000
@@ -132,9 +134,12 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
 def test_what_the_package_ships_fits_its_model() -> None:
     folder = model_folder("pocket")
     path = folder / FILE
-    if not path.is_file():
-        return
     own = fingerprint(path)
     assert own.weights_hash == weights_hash(folder)
     assert own.knob_space == KnobSpace.for_model(read_config(folder).shape).fingerprint
+    assert own.device == "cpu"
     assert path.stat().st_size <= MAX_BYTES
+
+
+def test_what_the_package_ships_is_the_checkpoint_of_the_experiment() -> None:
+    assert (ROOT / ACCURACY).resolve() == model_folder("pocket").resolve() / FILE
