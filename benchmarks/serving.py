@@ -8,8 +8,8 @@ sets and their pictures.
 - `mixed`: clients that ask on and on, with budgets drawn between `--mixed_ms`; one that is refused asks again when
   the budget would have been over;
 - `load`: arrivals that wait for nobody (Poisson, and with `--trace` a file's, scaled) at shares of the closed-loop
-  rate at the native setting; each request has `--budget` times the native median. By the policy, and by a server
-  whose only setting is the native one, which sheds what it could not answer in time;
+  rate at the native setting; each request has `--budget` times the native median. By the model's own policy, by
+  the table, and by a server whose only setting is the native one, which sheds what it could not answer in time;
 - `memory`: pictures of 12 megapixels that wait, above an idle server and their bodies.
 
 Right and on time are shares of all requests; admitted are those that were not refused, however late the refusal
@@ -56,7 +56,7 @@ PARTS = ("overhead", "refusal", "mixed", "load", "memory")
 WARM, ALONE, CLOSED_S = 30, 100, 10.0
 REFUSALS, WAITING = 200, 100
 NATIVE = ("--tiers", "high", "--top_k", "8", "--num_blocks", "16")
-POLICY, SHEDS = "policy", "native_sheds"
+POLICY, TABLE, SHEDS = "policy", "table", "native_sheds"
 AT_ONCE = 0.1
 """Share of the budget within which a refusal must be told."""
 
@@ -312,9 +312,9 @@ def read_flags() -> argparse.Namespace:
     add(
         "--servers",
         nargs="+",
-        choices=(POLICY, SHEDS),
-        default=(POLICY, SHEDS),
-        help="that are under load; default: both",
+        choices=(POLICY, TABLE, SHEDS),
+        default=(POLICY, TABLE, SHEDS),
+        help="that are under load; default: all",
     )
     add(
         "--loads",
@@ -337,9 +337,10 @@ def read_flags() -> argparse.Namespace:
     flags = parser.parse_args()
     if flags.trace is not None and not flags.trace.is_file():
         parser.error(f"--trace {flags.trace}: no such file")
-    if flags.url is not None and ("memory" in flags.parts or SHEDS in flags.servers):
+    if flags.url is not None and ("memory" in flags.parts or {TABLE, SHEDS} & set(flags.servers)):
         parser.error(
-            "--url: memory and native_sheds need servers of their own; leave them out of --parts and --servers"
+            "--url: memory, table and native_sheds need servers of their own; leave them out of --parts and "
+            "--servers"
         )
     try:
         check_cores(flags.server_cores)
@@ -369,9 +370,10 @@ def measure(flags: argparse.Namespace) -> None:
 
     if set(flags.parts) - {"memory"}:
         measure_policy(asking, found, keep)
-    if "load" in flags.parts and SHEDS in flags.servers:
-        with asking.client(*NATIVE) as client:
-            load_rows(SHEDS, client, asking, found["load"][0]["native"], _adding(found, keep))
+    for server, given in ((TABLE, ("--policy", "table")), (SHEDS, NATIVE)):
+        if "load" in flags.parts and server in flags.servers:
+            with asking.client(*given) as client:
+                load_rows(server, client, asking, found["load"][0]["native"], _adding(found, keep))
     if "memory" in flags.parts:
         found["memory"] = measure_memory(flags)
     write_json(found, flags.json)
