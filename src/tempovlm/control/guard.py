@@ -50,7 +50,8 @@ ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
 """A question, the height and width of its picture, and a budget that everything fits."""
 
 QUICK_MS = 0.5
-"""A second choice that takes longer is not rehearsed: the device would be done before, and wait."""
+"""A second choice that takes longer is not rehearsed: the device would be done before, and wait. A policy whose
+first choice takes longer is not asked at the door what a request may gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +265,8 @@ class Guard:
         if self.usual is None:
             return None
         scores = self.usual.scores
-        is_quick = not self.policy.sees_picture and not self.policy.sees_glance and self.control_ms <= QUICK_MS
-        if question is not None and is_quick:
+        first_ms = self.control_ms - (self.second_ms or 0.0)
+        if question is not None and not self.policy.sees_glance and first_ms <= QUICK_MS:
             scores = self.policy.look(question, AMPLE_MS)
         own, usual = Envelope.of(scores, self._costs_ms), self.usual.envelope
         return own.stretched(self._factor), usual.stretched(self._factor)

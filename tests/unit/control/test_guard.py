@@ -238,6 +238,27 @@ def test_no_request_can_lower_the_price_of_the_time_of_others(table: Guard) -> N
         assert own.steepest < before.steepest, "what gains less is refused first"
 
 
+class Knowing(TablePolicy):
+    """Expects something of hard questions before it has seen their pictures."""
+
+    sees_picture = True
+
+    def look(self, question: Question, left_ms: float) -> Floats:
+        return super().look(question, left_ms) * (0.5 if question.text == "hard?" else 1.0)
+
+
+@pytest.mark.parametrize(("first_ms", "is_asked"), [(0.4, True), (0.6, False)])
+def test_the_door_asks_what_a_question_may_gain_where_that_is_quick(first_ms: float, is_asked: bool) -> None:
+    """However long the second choice takes."""
+    guard = Guard.around(Knowing(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE)
+    guard = replace(guard, control_ms=first_ms + 3.0, second_ms=3.0)
+    easy, hard = guard.worths(Question(text="easy?")), guard.worths(Question(text="hard?"))
+    assert easy is not None
+    assert hard is not None
+    assert easy[0].steepest == pytest.approx(easy[1].steepest)
+    assert hard[0].steepest == pytest.approx(easy[1].steepest * (0.5 if is_asked else 1.0))
+
+
 def test_a_weight_divides_the_price(table: Guard) -> None:
     even = LanePrice(Price(is_derived=False, per_ms=0.015))
     dear = LanePrice(Price(is_derived=False, per_ms=0.03))
