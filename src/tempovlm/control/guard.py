@@ -50,8 +50,10 @@ ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
 """A question, the height and width of its picture, and a budget that everything fits."""
 
 QUICK_MS = 0.5
-"""A second choice that takes longer is not rehearsed: the device would be done before, and wait. A policy whose
-first choice takes longer is not asked at the door what a request may gain."""
+"""A second choice that takes longer is not rehearsed: the device would be done before, and wait."""
+
+DOOR_MS = 1.0
+"""A policy whose first choice takes longer is not asked at the door, where all requests pass, what one may gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ class Guard:
             return None
         scores = self.usual.scores
         first_ms = self.control_ms - (self.second_ms or 0.0)
-        if question is not None and not self.policy.sees_glance and first_ms <= QUICK_MS:
+        if question is not None and not self.policy.sees_glance and first_ms <= DOOR_MS:
             scores = self.policy.look(question, AMPLE_MS)
         own, usual = Envelope.of(scores, self._costs_ms), self.usual.envelope
         return own.stretched(self._factor), usual.stretched(self._factor)

@@ -247,7 +247,7 @@ class Knowing(TablePolicy):
         return super().look(question, left_ms) * (0.5 if question.text == "hard?" else 1.0)
 
 
-@pytest.mark.parametrize(("first_ms", "is_asked"), [(0.4, True), (0.6, False)])
+@pytest.mark.parametrize(("first_ms", "is_asked"), [(0.9, True), (1.1, False)])
 def test_the_door_asks_what_a_question_may_gain_where_that_is_quick(first_ms: float, is_asked: bool) -> None:
     """However long the second choice takes."""
     guard = Guard.around(Knowing(SPACE, prior_accuracy(SPACE)), SPACE, PROFILE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from company_fakes import Arrivals, asked, company_of, needed_ms, shared_profile, slower, steep, with_rows
+from company_fakes import Arrivals, asked, company_of, needed_ms, slower, steep
 from tempovlm.control.guard import Guard
 from tempovlm.control.policies import TablePolicy, prior_accuracy
 from tempovlm.core.errors import UserError
@@ -18,16 +18,6 @@ from tempovlm.engine.company.batch import soonest_ms
 from tempovlm.engine.company.member import Member
 from tempovlm.engine.engine import Engine
 from tempovlm.latency.profile import LatencyProfile
-
-
-@pytest.fixture
-def crowded(engine: Engine) -> Engine:
-    return with_rows(engine)
-
-
-@pytest.fixture
-def profile(engine: Engine) -> LatencyProfile:
-    return shared_profile(engine)
 
 
 def by_request(pairs: list[tuple[Request, Guard]]) -> Any:

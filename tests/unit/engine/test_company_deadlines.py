@@ -17,10 +17,8 @@ from company_fakes import (
     asked,
     company_of,
     needed_ms,
-    shared_profile,
     slower,
     together,
-    with_rows,
 )
 from tempovlm.control.guard import Guard
 from tempovlm.control.joining import Forecast
@@ -37,16 +35,6 @@ from tempovlm.engine.engine import Engine
 from tempovlm.engine.transcript import Token
 from tempovlm.latency.profile import LatencyProfile, OutputLength
 from timings import stages_add_up
-
-
-@pytest.fixture
-def crowded(engine: Engine) -> Engine:
-    return with_rows(engine)
-
-
-@pytest.fixture
-def profile(engine: Engine) -> LatencyProfile:
-    return shared_profile(engine)
 
 
 def test_budgets_join_and_are_answered_as_alone(

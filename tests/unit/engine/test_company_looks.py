@@ -20,10 +20,8 @@ from company_fakes import (
     asked,
     company_of,
     needed_ms,
-    shared_profile,
     slower,
     steep,
-    with_rows,
 )
 from recorders import Again
 from tempovlm.control.checkpoint import save_controller
@@ -71,16 +69,6 @@ class Seeing(Policy):
             self.seen.append((question.text, sight.tier, pooled, sight.num_vision_tokens, sight.num_text_tokens))
             place = self.unseen if pooled is None else self.of_picture(pooled)
         return np.eye(self.count)[place]
-
-
-@pytest.fixture
-def crowded(engine: Engine) -> Engine:
-    return with_rows(engine)
-
-
-@pytest.fixture
-def profile(engine: Engine) -> LatencyProfile:
-    return shared_profile(engine)
 
 
 def low(engine: Engine) -> int:

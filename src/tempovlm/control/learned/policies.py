@@ -224,11 +224,23 @@ class ValuePolicy(LearnedPolicy):
         """(K,) expected accuracies over the training questions."""
         return self.net.usual.double().numpy()
 
-    def look(self, question: Question, left_ms: float) -> Floats:
+    def look(self, question: Question, left_ms: float) -> Floats:  # noqa: ARG002 - every budget expects the same
         """Return expected accuracies (K,)."""
-        seen = self._network.inputs["language"](self.reader.language(question.text))
-        logits = self.joint(self._network(left_ms, seen), self._every)
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+        return self._expected(question.text)
+
+    @cached_property
+    def _expected(self) -> Callable[[str], Floats]:
+        """Expect accuracies of a question; those of the last ones are kept, since the door asks before the guard."""
+
+        @lru_cache(maxsize=QUESTIONS)
+        def expected(text: str) -> Floats:
+            seen = self._network.inputs["language"](self.reader.language(text))
+            logits = self.joint(self._network(0.0, seen), self._every)
+            accuracy: Floats = 1 / (1 + np.exp(-logits.astype(np.float64)))
+            accuracy.flags.writeable = False
+            return accuracy
+
+        return expected
 
     @cached_property
     def _every(self) -> Ints:
