@@ -53,7 +53,7 @@ QUICK_MS = 0.5
 """A second choice that takes longer is not rehearsed: the device would be done before, and wait."""
 
 DOOR_MS = 1.0
-"""A policy whose first choice takes longer is not asked at the door, where all requests pass, what one may gain."""
+"""A policy whose first choice takes longer is not asked at the door, where all pass, what a request may gain."""
 
 
 @dataclass(frozen=True, slots=True)

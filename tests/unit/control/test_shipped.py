@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments.recipes import ACCURACY
 from PIL import Image
 
 import tiny_model
-from experiments.recipes import ACCURACY
 from tempovlm.api import TempoVLM, load, model_folder
 from tempovlm.control.checkpoint import fingerprint, save_controller
 from tempovlm.control.learned.networks import (

@@ -230,7 +230,7 @@ class ValuePolicy(LearnedPolicy):
 
     @cached_property
     def _expected(self) -> Callable[[str], Floats]:
-        """Expect accuracies of a question; those of the last ones are kept, since the door asks before the guard."""
+        """Expect accuracies of a question; those of the last ones are kept: the door asks, then the guard."""
 
         @lru_cache(maxsize=QUESTIONS)
         def expected(text: str) -> Floats:
