@@ -101,7 +101,7 @@ def under_load() -> Iterable[Run]:
     """Simulations of requests that share a lane, on the trace's second half and on Poisson arrivals."""
     second, every = f"{TRACE} --first_request 4409", "native native_sheds greedy slackfit table kind"
     known = f"{every} clairvoyant:table clairvoyant --price derived waiting 0 0.0005 0.001 0.002 0.004"
-    learned = f"greedy table {ACCURACY} {QUEUE} clairvoyant:{QUEUE}"
+    serving = f"greedy table {ACCURACY} {QUEUE}"
     for name, arrivals, loads, policies in (
         ("bursts", second, "0.5 1.0 1.7", known),
         ("poisson", "poisson", "0.1 1.0 1.7", known),
@@ -109,8 +109,8 @@ def under_load() -> Iterable[Run]:
             *("budgets", f"{second} --budgets_ms 80 160 320 --discipline edf fcfs slack", "1.0"),
             "native_sheds greedy table kind clairvoyant",
         ),
-        ("learned", f"{TRACE} poisson --first_request 4409", "0.1 0.5 1.0 1.7", learned),
-        ("loads", second, "0.1 0.3 0.5 0.75 1.0 1.35 1.7 2.2", f"native native_sheds greedy table {ACCURACY} {QUEUE}"),
+        ("learned", f"{TRACE} poisson --first_request 4409", "0.1 0.5 1.0 1.7", f"{serving} clairvoyant:{QUEUE}"),
+        ("loads", second, "0.1 0.3 0.5 0.75 1.0 1.35 1.7 2.2", f"native native_sheds {serving}"),
     ):
         file = f"results/serving/{name}.json"
         flags = f"--arrivals {arrivals} --loads {loads} --policies {policies} --json {file}".split()

@@ -237,7 +237,7 @@ class ValuePolicy(LearnedPolicy):
             seen = self._network.inputs["language"](self.reader.language(text))
             logits = self.joint(self._network(0.0, seen), self._every)
             accuracy: Floats = 1 / (1 + np.exp(-logits.astype(np.float64)))
-            accuracy.flags.writeable = False
+            accuracy.setflags(write=False)
             return accuracy
 
         return expected
