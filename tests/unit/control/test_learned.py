@@ -197,6 +197,9 @@ def test_expected_accuracies_have_a_price_and_know_an_ordinary_question(engine: 
     for left_ms in (3.0, 300.0):
         np.testing.assert_allclose(policy.look(QUESTION, left_ms), want, rtol=1e-4)
     np.testing.assert_allclose(policy.usual, net.usual.numpy())
+    assert policy.look(QUESTION, 3.0) is policy.look(QUESTION, 300.0), "the door asks, then the guard"
+    other = policy.look(replace(QUESTION, text="how many are there?"), 3.0)
+    assert np.abs(other - want).max() > 1e-3
 
 
 def test_an_ensemble_expects_the_mean_of_its_networks_logits() -> None:
