@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw, ImageFont
 
-POCKET_FILES = ("config.json", "tokenizer.json", "MODEL_CARD.md", "accuracy.json")
+POCKET_FILES = ("config.json", "tokenizer.json", "MODEL_CARD.md", "accuracy.json", "controller.pt")
 NOT_CORE = ("pandas", "scipy", "sklearn", "pyarrow", "tensorboard", "pytest")
 ANSWER_KEYS = {
     "answer",
