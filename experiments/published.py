@@ -73,7 +73,7 @@ def published() -> tuple[Run, ...]:
         *(timing(cpu), timing_pictures(cpu), profiling(cpu)),
         *(estimator(cpu, transfer=gpus[0].times), of_pictures(cpu, gpus[0].times)),
         *(supervised(cpu), *_of_controllers(cpu)),
-        *(in_queue(cpu), *under_load(), judge(cpu)),
+        *(in_queue(cpu), *under_load(), _judged_evenly(), judge(cpu)),
         *(run for gpu in gpus for run in _of_gpu(gpu)),
     )
 
@@ -95,6 +95,19 @@ def in_queue(s: Setup) -> Run:
         f"--output_dir {Path(QUEUE).parent}",
         with_report(QUEUE),
     )
+
+
+def _judged_evenly() -> Run:
+    """The default beside the table, at budgets spread evenly between the guard's bounds."""
+    folder = "results/evaluate/pocket_cpu_evenly"
+    flags = (
+        f"--results_dir {TEST_ANSWERS['test']} --train_results_dir {ANSWERS['train']} "
+        f"--twin_results_dir {TEST_ANSWERS['test_twin']} --latency_estimator_path {ESTIMATOR} "
+        f"--policies {ACCURACY} table best_static --budgets 45.8 65.1 84.5 103.8 123.1 --output_dir {folder}"
+    )
+    title = "the default at evenly spread budgets"
+    outputs = (f"{folder}/judge.json",)
+    return Run(name="judge_evenly", title=title, command="evaluate", flags=tuple(flags.split()), outputs=outputs)
 
 
 def under_load() -> Iterable[Run]:

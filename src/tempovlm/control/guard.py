@@ -50,8 +50,8 @@ ORDINARY, PICTURE, AMPLE_MS = "what is in the picture?", (336, 448), 1e9
 """A question, the height and width of its picture, and a budget that everything fits."""
 
 QUICK_MS, DOOR_MS = 0.5, 1.0
-"""A second choice that takes longer than the one is not rehearsed: the device would be done before, and wait. A
-first one that takes longer than the other is not made at the door, to tell what a request may gain."""
+"""A second choice that takes longer than `QUICK_MS` is not rehearsed: the device would be done before, and wait. A
+first one that takes longer than `DOOR_MS` is not made at the door, to tell what a request may gain."""
 
 
 @dataclass(frozen=True, slots=True)
